@@ -1,0 +1,156 @@
+"""Block formats of GGUF weights: their bytes, their planes on the GPU, and numpy dequantization.
+
+This is the truth that every shader is tested against. It knows bytes and numbers, not files or devices.
+
+A *plane* is an array of uint32 words whose rows of 16 bytes a GPU loads aligned and coalesced. A format
+has a plane of quants (or of the numbers themselves) and, where it has scales, a plane of scales:
+
+    format  block bytes  quants plane, words a block         scales plane
+    F32     128          32: the numbers                      none
+    F16     64           16: two numbers a word               none
+    BF16    64           16: two numbers a word               none
+    Q4_0    18           4: byte j holds values j and j+16    f16 d, two blocks a word
+    Q4_1    20           4: byte j holds values j and j+16    f16 d and f16 m, one block a word
+    Q8_0    34           8: signed bytes                      f16 d, two blocks a word
+
+Every format is treated in blocks of 32 values, so columns have to be a multiple of 32.
+Source of the layouts: the GGUF format description, and `gguf.quants`, which the tests compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vkllm.errors import UnsupportedModel
+
+BLOCK = 32
+"""Values in a block."""
+
+Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint32]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A weight format. Sizes are per block of 32 values.
+
+    quant_words: uint32 words of the quants plane; scale_words_per_pair: words of the scales plane for two
+    blocks (0: no such plane); dequantize: uint8 (n_blocks, block_bytes) -> float32 (n_blocks, 32).
+    """
+
+    name: str
+    block_bytes: int
+    quant_words: int
+    scale_words_per_pair: int
+    dequantize: Callable[[Bytes], Floats]
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether a block carries scales, so that kernels use integer arithmetic."""
+        return self.scale_words_per_pair > 0
+
+    def plane_words(self, n_blocks: int) -> tuple[int, int]:
+        """Words of the quants and the scales plane of n_blocks; the scales are padded to whole pairs."""
+        return n_blocks * self.quant_words, -(-n_blocks // 2) * self.scale_words_per_pair
+
+
+def weight_format(name: str) -> Format:
+    """The format of that GGML name; raises UnsupportedModel for one that vkllm has no kernels for."""
+    if name not in FORMATS:
+        raise UnsupportedModel(f"quantization {name} is not supported; supported are {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def dequantize(raw: Bytes, name: str, shape: tuple[int, ...]) -> Floats:
+    """Raw tensor bytes (n_bytes,) -> float32 of `shape`."""
+    fmt = weight_format(name)
+    return fmt.dequantize(raw.reshape(-1, fmt.block_bytes)).reshape(shape)
+
+
+def split_planes(raw: Bytes, name: str) -> tuple[Words, Words]:
+    """Raw tensor bytes -> (quants, scales) planes, as `shaders/split_planes.comp` makes them on the GPU."""
+    fmt = weight_format(name)
+    blocks = raw.reshape(-1, fmt.block_bytes)
+    scale_bytes = fmt.block_bytes - 4 * fmt.quant_words
+    quants = np.ascontiguousarray(blocks[:, scale_bytes:]).reshape(-1).view(np.uint32)
+    scales = np.zeros(fmt.plane_words(len(blocks))[1] * 4, np.uint8)
+    scales[: len(blocks) * scale_bytes] = blocks[:, :scale_bytes].reshape(-1)
+    return quants, scales.view(np.uint32)
+
+
+def _f16(raw: Bytes) -> Floats:
+    return np.ascontiguousarray(raw).view(np.float16).astype(np.float32)
+
+
+def _f32(raw: Bytes) -> Floats:
+    return np.ascontiguousarray(raw).view(np.float32)
+
+
+def _bf16(raw: Bytes) -> Floats:
+    return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def _nibbles(raw: Bytes) -> Floats:
+    """(n, 16) bytes -> (n, 32): the low nibbles, then the high ones."""
+    values: Floats = np.concatenate([raw & 15, raw >> 4], axis=1).astype(np.float32)
+    return values
+
+
+def _q4_0(raw: Bytes) -> Floats:
+    return _f16(raw[:, :2]) * (_nibbles(raw[:, 2:]) - 8)
+
+
+def _q4_1(raw: Bytes) -> Floats:
+    return _f16(raw[:, :2]) * _nibbles(raw[:, 4:]) + _f16(raw[:, 2:4])
+
+
+def _q8_0(raw: Bytes) -> Floats:
+    return _f16(raw[:, :2]) * np.ascontiguousarray(raw[:, 2:]).view(np.int8).astype(np.float32)
+
+
+Q16_LIMIT = 127 * 256
+"""Largest magnitude of an integer of a q16 block: its high byte then stays within -127..127."""
+
+
+def quantize_q16(x: Floats) -> tuple[Words, Floats]:
+    """Activations (..., columns) -> q16 blocks, as `shaders/lib/q16.glsl` makes them.
+
+    A block of 32 values is 32 integers of 16 bits times a scale, kept as two planes of signed bytes,
+    value = scale * (256 * high + low), so that two int8 dot products make a 16-bit one. Returns words
+    (n_blocks, 16): 8 of high bytes, then 8 of low ones; and (n_blocks, 2): scale, scale * sum of integers.
+    """
+    blocks = x.reshape(-1, BLOCK)
+    largest = np.abs(blocks).max(axis=1, keepdims=True)
+    inverse = np.divide(np.float32(Q16_LIMIT), largest, out=np.zeros_like(largest), where=largest > 0)
+    integers = np.rint(blocks * inverse).astype(np.int32)
+    high = (integers + 128) >> 8
+    planes = np.concatenate([high, integers - (high << 8)], axis=1).astype(np.int8)
+    scale = largest / np.float32(Q16_LIMIT)
+    return planes.view(np.uint32), np.concatenate([scale, scale * integers.sum(axis=1, keepdims=True)], axis=1).astype(
+        np.float32
+    )
+
+
+def dequantize_q16(words: Words, scales: Floats) -> Floats:
+    """q16 blocks -> float32 (n_blocks, 32)."""
+    planes = np.ascontiguousarray(words).view(np.int8).astype(np.float32)
+    values: Floats = scales[:, :1] * (256 * planes[:, :BLOCK] + planes[:, BLOCK:])
+    return values
+
+
+FORMATS = {
+    fmt.name: fmt
+    for fmt in (
+        Format("F32", 128, 32, 0, _f32),
+        Format("F16", 64, 16, 0, _f16),
+        Format("BF16", 64, 16, 0, _bf16),
+        Format("Q4_0", 18, 4, 1, _q4_0),
+        Format("Q4_1", 20, 4, 2, _q4_1),
+        Format("Q8_0", 34, 8, 1, _q8_0),
+    )
+}
