@@ -1,0 +1,121 @@
+"""Runs a graph in numpy float32: the oracle that kernels and programs are compared with.
+
+Slow and plain on purpose. The functions named like kernels are their mathematical definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from vkllm.model.graph import Op, decoder, head
+from vkllm.model.spec import ModelSpec
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+
+def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+    """x (T, C) / root mean square of each row * weight (C,). Zhang and Sennrich 2019, arXiv 1910.07467."""
+    y: Floats = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * weight
+    return y
+
+
+def rope_table(spec: ModelSpec, n_positions: int, factors: Floats | None = None) -> Floats:
+    """(n_positions, rope_dims / 2, 2): cosine and sine of each rotation, computed in float64.
+
+    factors (rope_dims / 2,): `rope_freqs.weight`, by which the frequencies are divided (Llama 3).
+    Su et al. 2021, arXiv 2104.09864; linear scaling: Chen et al. 2023, arXiv 2306.15595.
+    """
+    frequencies = spec.rope_theta ** (-np.arange(0, spec.rope_dims, 2, dtype=np.float64) / spec.rope_dims)
+    if factors is not None:
+        frequencies = frequencies / factors
+    angles = np.arange(n_positions, dtype=np.float64)[:, None] / spec.rope_scale * frequencies
+    table: Floats = np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+    return table
+
+
+def rotate(x: Floats, table: Floats, pairing: str) -> Floats:
+    """Rotates the first 2 * table.shape[1] dimensions of x (T, H, D) by table (T, rope_dims / 2, 2)."""
+    cos, sin = table[:, None, :, 0], table[:, None, :, 1]
+    half = table.shape[1]
+    out = x.copy()
+    first, second = (
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+        if pairing == "interleaved"
+        else (slice(0, half), slice(half, 2 * half))
+    )
+    out[..., first] = x[..., first] * cos - x[..., second] * sin
+    out[..., second] = x[..., first] * sin + x[..., second] * cos
+    return out
+
+
+def attention(q: Floats, k: Floats, v: Floats, positions: Integers) -> Floats:
+    """Causal grouped-query attention. q (T, H, D), k and v (S, KV, D), positions (T,) -> (T, H, D).
+
+    Row t sees the keys 0 to positions[t]. Ainslie et al. 2023, arXiv 2305.13245.
+    """
+    group = q.shape[1] // k.shape[1]
+    keys, values = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
+    scores = np.einsum("thd,shd->hts", q, keys) / np.float32(np.sqrt(q.shape[2]))
+    scores = np.where(np.arange(len(k)) <= positions[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    out: Floats = np.einsum("hts,shd->thd", weights, values).astype(np.float32)
+    return out
+
+
+def swiglu(gate_up: Floats) -> Floats:
+    """silu(gate) * up of (T, 2F): gate in the first F columns. Shazeer 2020, arXiv 2002.05202."""
+    gate, up = np.split(gate_up, 2, axis=-1)
+    out: Floats = (gate / (1 + np.exp(-gate.astype(np.float64))) * up).astype(np.float32)
+    return out
+
+
+class Reference:
+    """One sequence run in numpy. weight(name) returns a tensor as float32."""
+
+    def __init__(self, spec: ModelSpec, weight: Callable[[str], Floats], n_ctx: int) -> None:
+        self.spec = spec
+        self.weight = weight
+        factors = weight("rope_freqs.weight") if spec.has_rope_freqs else None
+        self._table = rope_table(spec, n_ctx, factors)
+        self._keys: list[Floats] = [np.zeros((0, spec.n_kv_heads, spec.head_dim), np.float32)] * spec.n_layers
+        self._values = list(self._keys)
+        self.n_past = 0
+
+    def run(self, token_ids: list[int]) -> Floats:
+        """Appends tokens (T,) to the sequence and returns their logits (T, V)."""
+        positions = np.arange(self.n_past, self.n_past + len(token_ids))
+        values: dict[str, Floats] = {}
+        for op in (*decoder(self.spec), *head(self.spec)):
+            values[op.output] = self._run_op(op, values, token_ids, positions)
+        self.n_past += len(token_ids)
+        return values["logits"]
+
+    def _run_op(self, op: Op, values: dict[str, Floats], token_ids: list[int], positions: Integers) -> Floats:
+        if op.kind == "embed":
+            rows: Floats = self.weight(op.weights[0])[np.array(token_ids)]
+            return rows
+        x = values[op.inputs[0]]
+        if op.kind == "rms_norm":
+            return rms_norm(x, self.weight(op.weights[0]), self.spec.norm_eps)
+        if op.kind == "matvec":
+            y: Floats = np.concatenate([x @ self.weight(name).T for name in op.weights], axis=-1)
+            return y + values[op.add] if op.add else y
+        if op.kind == "rope":
+            return self._store_and_rotate(x, op.layer, positions)
+        if op.kind == "attention":
+            q = x.reshape(len(x), self.spec.n_heads, self.spec.head_dim)
+            return attention(q, self._keys[op.layer], self._values[op.layer], positions).reshape(len(x), -1)
+        return swiglu(x)
+
+    def _store_and_rotate(self, qkv: Floats, layer: int, positions: Integers) -> Floats:
+        spec, table = self.spec, self._table[positions]
+        heads = qkv.reshape(len(qkv), -1, spec.head_dim)
+        q, k, v = np.split(heads, [spec.n_heads, spec.n_heads + spec.n_kv_heads], axis=1)
+        self._keys[layer] = np.concatenate([self._keys[layer], rotate(k, table, spec.rope_pairing)])
+        self._values[layer] = np.concatenate([self._values[layer], v])
+        return rotate(q, table, spec.rope_pairing).reshape(len(qkv), -1)
