@@ -1,0 +1,47 @@
+// argmax: the index of the largest logit, kept on the device for the next step and written to the host
+// bindings: logits next_token chosen
+// constants: local_size n_vocab
+// push: slot
+// dispatch: x = 1
+// numerics: exact; of equal logits the lowest index wins, as in numpy
+#version 450
+layout(local_size_x_id = 0) in;
+layout(constant_id = 0) const uint LOCAL_SIZE = 256;
+layout(constant_id = 1) const uint N_VOCAB = 32000;
+layout(push_constant) uniform Push { uint slot; };
+layout(std430, binding = 0) readonly buffer Logits { float logits[]; };
+layout(std430, binding = 1) writeonly buffer NextToken { uint next_token; };
+layout(std430, binding = 2) writeonly buffer Chosen { uint chosen[]; };
+
+shared float best_value[LOCAL_SIZE];
+shared uint best_index[LOCAL_SIZE];
+
+void main() {
+  uint self = gl_LocalInvocationID.x;
+  float value = -3.4e38;
+  uint index = 0;
+  for (uint i = self; i < N_VOCAB; i += LOCAL_SIZE) {
+    float logit = logits[i];
+    if (logit > value) {
+      value = logit;
+      index = i;
+    }
+  }
+  best_value[self] = value;
+  best_index[self] = index;
+  for (uint stride = LOCAL_SIZE / 2; stride > 0; stride /= 2) { // LOCAL_SIZE is a power of two
+    barrier();
+    if (self < stride) {
+      float other = best_value[self + stride];
+      uint other_index = best_index[self + stride];
+      if (other > best_value[self] || (other == best_value[self] && other_index < best_index[self])) {
+        best_value[self] = other;
+        best_index[self] = other_index;
+      }
+    }
+  }
+  if (self == 0) {
+    next_token = best_index[0];
+    chosen[slot] = best_index[0];
+  }
+}

@@ -1,0 +1,35 @@
+// begin_step: copies a step from a slot in host memory to the device, once a step instead of once a dispatch
+// bindings: slots next_token step
+// constants: local_size
+// push: slot_word
+// dispatch: x = 1
+// numerics: copies; a row whose unused word is 1 takes the token that the last step chose
+#version 450
+layout(local_size_x_id = 0) in;
+layout(push_constant) uniform Push {
+  uint slot_word; // where the slot begins
+};
+#define MAX_ROWS 256
+#define HEADER_WORDS 4
+layout(std430, binding = 0) readonly buffer Slots { uint slots[]; };
+layout(std430, binding = 1) readonly buffer NextToken { uint next_token; };
+layout(std430, binding = 2) writeonly buffer Step { uint step_words[]; };
+
+void main() {
+  uint n_rows = slots[slot_word];
+  uint n_table = slots[slot_word + 1];
+  if (gl_LocalInvocationID.x < HEADER_WORDS) {
+    step_words[gl_LocalInvocationID.x] = slots[slot_word + gl_LocalInvocationID.x];
+  }
+  for (uint row = gl_LocalInvocationID.x; row < n_rows; row += gl_WorkGroupSize.x) {
+    uint word = HEADER_WORDS + 4 * row;
+    uint from_device = slots[slot_word + word + 3];
+    step_words[word] = from_device != 0 ? next_token : slots[slot_word + word];
+    step_words[word + 1] = slots[slot_word + word + 1];
+    step_words[word + 2] = slots[slot_word + word + 2];
+  }
+  uint table = HEADER_WORDS + 4 * MAX_ROWS;
+  for (uint i = gl_LocalInvocationID.x; i < n_table; i += gl_WorkGroupSize.x) {
+    step_words[table + i] = slots[slot_word + table + i];
+  }
+}

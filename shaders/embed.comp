@@ -1,0 +1,27 @@
+// embed: x = the rows of the token embedding for the step's tokens
+// bindings: quants scales x step
+// constants: local_size columns
+// push:
+// dispatch: x = 1, y = tokens
+// formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0
+// numerics: exact dequantization
+#version 450
+#extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
+layout(local_size_x_id = 0) in;
+layout(constant_id = 1) const uint COLUMNS = 4096;
+layout(std430, binding = 0) readonly buffer Quants { uvec4 quants[]; };
+layout(std430, binding = 1) readonly buffer Scales { uint scales[]; };
+layout(std430, binding = 2) writeonly buffer X { float x[]; };
+#define STEP_BINDING 3
+#include "lib/step.glsl"
+#include "lib/weights.glsl"
+
+void main() {
+  uint row = gl_WorkGroupID.y;
+  if (row >= n_rows) return;
+  uint first_block = rows[row].x * (COLUMNS / 32);
+  for (uint c = gl_LocalInvocationID.x; c < COLUMNS; c += gl_WorkGroupSize.x) {
+    x[row * COLUMNS + c] = value(first_block + c / 32, c % 32);
+  }
+}

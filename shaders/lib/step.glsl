@@ -1,0 +1,16 @@
+// The step: what changes from one step to the next. Define STEP_BINDING before the include.
+//
+// rows[i] = (token id, position, offset of the sequence's blocks in block_table, unused).
+// Cached token p of a sequence lies in cache block block_table[offset + p / KV_BLOCK].
+// The layout is written by vkllm/gpu/step.py, and a test holds both against each other.
+#define MAX_ROWS 256
+#define KV_BLOCK 32
+
+layout(std430, binding = STEP_BINDING) readonly buffer Step {
+  uint n_rows;
+  uint n_table;
+  uint unused0;
+  uint unused1;
+  uvec4 rows[MAX_ROWS];
+  uint block_table[];
+};

@@ -1,0 +1,93 @@
+"""The registry of kernels: what each shader binds, which constants it takes, and its compiled variants.
+
+One entry a file `shaders/<name>.comp`; `shaders/build.py` checks every entry against the shader's header.
+Knows nothing of models or devices; `gpu/device.py` turns an entry into dispatches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WEIGHT_FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0")
+QUANTIZED_FORMATS = ("Q4_0", "Q4_1", "Q8_0")
+
+MAX_ROWS = 256
+"""Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
+
+KV_BLOCK = 32
+"""Tokens of a block of the key/value cache; `KV_BLOCK` in shaders/lib/step.glsl."""
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """One shader. All constants and push constants are uint32; floats travel as their bits.
+
+    bindings: buffers by binding number. constants: specialisation constants by id; the first is the local size.
+    push: push constants in order. formats: weight formats it is compiled for (none: one variant).
+    uses_dot4: whether the quantized formats use integer dot products and so have a `_soft` variant too.
+    """
+
+    name: str
+    bindings: tuple[str, ...]
+    constants: tuple[str, ...]
+    push: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    uses_dot4: bool = False
+
+    def module(self, weight_format: str | None = None, *, is_soft: bool = False) -> str:
+        """Name of the compiled module of a variant, without its extension."""
+        assert (weight_format in self.formats) if self.formats else weight_format is None
+        soft = "_soft" if is_soft and self.uses_dot4 and weight_format in QUANTIZED_FORMATS else ""
+        return self.name + (f"_{weight_format.lower()}" if weight_format else "") + soft
+
+    def modules(self) -> dict[str, tuple[str, ...]]:
+        """Every compiled module of this kernel and the preprocessor symbols that it is compiled with."""
+        variants: dict[str, tuple[str, ...]] = {}
+        for fmt in self.formats or (None,):
+            symbols = (fmt,) if fmt else ()
+            variants[self.module(fmt)] = symbols
+            variants.setdefault(self.module(fmt, is_soft=True), (*symbols, "SOFT_DOT"))
+        return variants
+
+
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        KernelSpec("argmax", ("logits", "next_token", "chosen"), ("local_size", "n_vocab"), ("slot",)),
+        KernelSpec(
+            "attention",
+            ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step"),
+            ("local_size", "n_heads", "n_kv_heads", "head_dim"),
+        ),
+        KernelSpec("begin_step", ("slots", "next_token", "step"), ("local_size",), ("slot_word",)),
+        KernelSpec("copy_words", ("source", "target"), ("local_size",), ("n_words", "target_word")),
+        KernelSpec("embed", ("quants", "scales", "x", "step"), ("local_size", "columns"), formats=WEIGHT_FORMATS),
+        KernelSpec(
+            "matvec",
+            ("quants", "scales", "x", "x_scales", "add", "y", "step"),
+            ("local_size", "columns", "rows_per_subgroup", "tokens_per_workgroup", "adds"),
+            ("n_weight_rows", "y_offset", "y_stride"),
+            WEIGHT_FORMATS,
+            uses_dot4=True,
+        ),
+        KernelSpec(
+            "rms_norm",
+            ("x", "weight", "y", "y_q16", "y_scales", "step"),
+            ("local_size", "columns", "eps"),
+            ("takes_last_row",),
+        ),
+        KernelSpec(
+            "rope",
+            ("qkv", "rope_table", "q", "k_cache", "v_cache", "step"),
+            ("local_size", "n_heads", "n_kv_heads", "head_dim", "rope_dims", "is_interleaved"),
+        ),
+        KernelSpec(
+            "split_planes",
+            ("raw", "quants", "scales"),
+            ("local_size",),
+            ("n_pairs", "first_pair"),
+            QUANTIZED_FORMATS,
+        ),
+        KernelSpec("swiglu", ("gate_up", "y", "y_q16", "y_scales", "step"), ("local_size", "columns")),
+    )
+}
