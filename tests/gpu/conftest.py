@@ -1,0 +1,20 @@
+"""The device that GPU tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from vkllm.errors import NoDevice
+from vkllm.gpu.device import Device
+
+
+@pytest.fixture(scope="session")
+def device() -> Iterator[Device]:
+    try:
+        opened = Device()
+    except NoDevice as error:
+        pytest.skip(str(error))
+    yield opened
+    opened.close()

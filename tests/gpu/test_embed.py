@@ -1,0 +1,35 @@
+"""embed against numpy: every format, exactly."""
+
+import numpy as np
+import pytest
+from kernel_case import floats, planes, poisoned, quantized, step_buffer
+
+from vkllm.formats.quants import dequantize
+from vkllm.gpu.device import Device
+from vkllm.gpu.kernels import KERNELS, WEIGHT_FORMATS
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("columns", [32, 96, 576])
+@pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
+def test_embed(device: Device, fmt: str, columns: int) -> None:
+    rng = np.random.default_rng(columns)
+    raw = quantized(rng.normal(0, 1, (50, columns)).astype(np.float32), fmt)
+    tokens = [49, 0, 7, 7]
+    x = poisoned(device, len(tokens) * columns)
+    step = step_buffer(device, range(len(tokens)), tokens)
+    device.run(
+        [
+            device.dispatch(
+                KERNELS["embed"],
+                (*planes(device, raw, fmt), x, step),
+                constants=(64, columns),
+                groups=(1, len(tokens)),
+                weight_format=fmt,
+            )
+        ]
+    )
+    wanted = dequantize(raw, fmt, (50, columns))[tokens]
+    # a fused multiply-add may round d * q + m once where numpy rounds twice
+    assert np.allclose(floats(x, wanted.shape), wanted, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,74 @@
+"""matvec against numpy: every format, ragged shapes, several tokens, with and without a sum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernel_case import filled, floats, nmse, planes, poisoned, quantized, step_buffer
+
+from vkllm.formats.quants import dequantize, quantize_q16, weight_format
+from vkllm.gpu.device import Device
+from vkllm.gpu.kernels import KERNELS, QUANTIZED_FORMATS, WEIGHT_FORMATS
+
+pytestmark = pytest.mark.gpu
+
+# Activations are rounded to 1/32512 of a block's largest value, up to six sigma: (6 / 32512)^2 / 12 = 3e-9.
+# Plain int8 activations would give 1e-4, and an error in one weight of 1000 gives 1e-3.
+BOUND = 4e-9
+
+SHAPES = [(1, 32), (7, 96), (33, 288), (64, 576), (130, 1536)]
+
+
+def run(device: Device, fmt: str, shape: tuple[int, int], n_tokens: int, seed: int, *, adds: bool, tile: int) -> float:
+    rng = np.random.default_rng(seed)
+    raw = quantized(rng.normal(0, 0.05, shape).astype(np.float32), fmt)
+    x = rng.normal(0, 1, (n_tokens, shape[1])).astype(np.float32) * rng.choice([0.01, 1, 30], (n_tokens, 1))
+    x = x.astype(np.float32)
+    before = rng.normal(0, 1, (n_tokens, shape[0])).astype(np.float32)
+    wanted = x.astype(np.float64) @ dequantize(raw, fmt, shape).T.astype(np.float64) + (before if adds else 0)
+
+    is_quantized = weight_format(fmt).is_quantized
+    x_words, x_scales = quantize_q16(x) if is_quantized else (x, x)
+    y, offset, stride = poisoned(device, n_tokens * (shape[0] + 5)), 3, shape[0] + 5
+    add = poisoned(device, n_tokens * stride)
+    assert add.words is not None
+    add.words.view(np.float32).reshape(n_tokens, stride)[:, offset : offset + shape[0]] = before
+    rows_per_group = 2 * max(64 // device.info.subgroup_size, 1)
+    dispatch = device.dispatch(
+        KERNELS["matvec"],
+        (
+            *planes(device, raw, fmt),
+            filled(device, x_words),
+            filled(device, x_scales),
+            add,
+            y,
+            step_buffer(device, range(n_tokens), [0] * n_tokens),
+        ),
+        constants=(64, shape[1], 2, tile, int(adds)),
+        groups=(-(-shape[0] // rows_per_group), -(-n_tokens // tile)),
+        push=(shape[0], offset, stride),
+        weight_format=fmt,
+    )
+    device.run([dispatch])
+    got = floats(y, (n_tokens, stride))
+    assert np.isnan(got[:, :offset]).all() and np.isnan(got[:, offset + shape[0] :]).all(), "wrote beyond its columns"
+    return nmse(got[:, offset : offset + shape[0]], wanted)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
+def test_one_token(device: Device, fmt: str, shape: tuple[int, int], seed: int) -> None:
+    assert run(device, fmt, shape, 1, seed, adds=bool(seed), tile=1) < BOUND
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5, 8, 11])
+@pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
+def test_a_tile_of_tokens(device: Device, fmt: str, n_tokens: int) -> None:
+    assert run(device, fmt, (33, 288), n_tokens, n_tokens, adds=True, tile=8) < BOUND
+
+
+@pytest.mark.parametrize("fmt", QUANTIZED_FORMATS)
+def test_without_integer_dot_products(device: Device, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "has_integer_dot", False)
+    assert run(device, fmt, (33, 288), 3, 0, adds=False, tile=8) < BOUND

@@ -1,0 +1,75 @@
+"""split_planes and copy_words against numpy, and the uploader over several chunks."""
+
+import numpy as np
+import pytest
+from kernel_case import filled, poisoned, quantized, words
+
+from vkllm.formats.quants import split_planes, weight_format
+from vkllm.gpu import weights
+from vkllm.gpu.device import Buffer, Device
+from vkllm.gpu.kernels import KERNELS, QUANTIZED_FORMATS, WEIGHT_FORMATS
+
+pytestmark = pytest.mark.gpu
+
+
+def read_back(device: Device, buffer: Buffer, n_words: int) -> np.ndarray:
+    target = poisoned(device, n_words)
+    copy = device.dispatch(KERNELS["copy_words"], (buffer, target), constants=(64,), groups=(3, 1), push=(n_words, 0))
+    device.run([copy])
+    return words(target, (n_words,))
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2, 7, 130])
+@pytest.mark.parametrize("fmt", QUANTIZED_FORMATS)
+def test_split_planes(device: Device, fmt: str, n_blocks: int) -> None:
+    raw = quantized(np.random.default_rng(n_blocks).normal(0, 1, (1, 32 * n_blocks)).astype(np.float32), fmt)
+    quant_words, scale_words = weight_format(fmt).plane_words(n_blocks + n_blocks % 2)
+    quants, scales = poisoned(device, quant_words), poisoned(device, scale_words)
+    padded = np.zeros(-(-n_blocks // 2) * 2 * weight_format(fmt).block_bytes, np.uint8)
+    padded[: len(raw)] = raw
+    split = device.dispatch(
+        KERNELS["split_planes"],
+        (filled(device, padded), quants, scales),
+        constants=(64,),
+        push=(-(-n_blocks // 2), 0),
+        weight_format=fmt,
+    )
+    device.run([split])
+    wanted_quants, wanted_scales = split_planes(raw, fmt)
+    assert np.array_equal(words(quants, (len(wanted_quants),)), wanted_quants)
+    assert np.array_equal(words(scales, (len(wanted_scales),)), wanted_scales)
+
+
+@pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
+def test_stacked_tensors_in_several_chunks(device: Device, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "STAGING_WORDS", 300)
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(0, 1, (rows, 96)).astype(np.float32) for rows in (26, 14)]
+    raws = [quantized(part, fmt) for part in parts]
+    n_copied = []
+    uploader = weights.Uploader(device, n_copied.append)
+    planes = uploader.matrix([weights.Tensor(raw, fmt, part.shape) for raw, part in zip(raws, parts, strict=True)])
+    uploader.finish()
+    quants, scales = split_planes(np.concatenate(raws), fmt)
+    assert (planes.n_rows, planes.n_columns, planes.format) == (40, 96, fmt)
+    assert np.array_equal(read_back(device, planes.quants, len(quants)), quants)
+    if weight_format(fmt).is_quantized:
+        assert np.array_equal(read_back(device, planes.scales, len(scales)), scales)
+    assert sum(n_copied) == sum(len(raw) for raw in raws) and len(n_copied) > 2
+
+
+def test_a_step_reaches_the_device_with_the_token_of_the_last_one(device: Device) -> None:
+    from vkllm.gpu.step import HEADER_WORDS, Row, StepSlots
+
+    slots = StepSlots(device, 2, 5)
+    slots.write(1, [Row(11, 40), Row(None, 41)], [3, 1, 4])
+    next_token = filled(device, np.array([77, 0, 0, 0], np.uint32))
+    begin = device.dispatch(
+        KERNELS["begin_step"], (slots.buffer, next_token, slots.on_device), constants=(64,), push=(slots.slot_words,)
+    )
+    device.run([begin])
+    got = read_back(device, slots.on_device, slots.slot_words)
+    assert list(got[:2]) == [2, 3]
+    rows = got[HEADER_WORDS : HEADER_WORDS + 8].reshape(2, 4)
+    assert [list(row[:2]) for row in rows] == [[11, 40], [77, 41]]
+    assert list(got[-5:-2]) == [3, 1, 4]

@@ -1,0 +1,317 @@
+"""A model on a device: its operations recorded once, replayed for every step.
+
+Turns the graph's operations into dispatches, one method a kind, and keeps a recording for every step width,
+kind of result and slot. What changes from token to token is in the step buffer (`gpu/step.py`), so no Python
+runs per layer and token. Knows nothing of requests or sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from vkllm.formats.gguf import TensorInfo, map_tensor
+from vkllm.formats.quants import BLOCK, dequantize, weight_format
+from vkllm.gpu.device import Buffer, Device, Dispatch, Recording
+from vkllm.gpu.kernels import KERNELS, KV_BLOCK, MAX_ROWS
+from vkllm.gpu.step import Row, StepSlots
+from vkllm.gpu.weights import Tensor, Uploader, WeightPlanes
+from vkllm.model.graph import Op, decoder, head, widths
+from vkllm.model.plan import DeviceLimits, plan
+from vkllm.model.reference import rope_table
+from vkllm.model.spec import ModelSpec
+
+Floats = npt.NDArray[np.float32]
+Result = Literal["none", "token", "logits"]
+
+WIDTHS = (1, 8, 64, MAX_ROWS)
+"""Numbers of rows that steps are recorded for; a step runs in the smallest that holds it."""
+
+TOKENS_PER_WORKGROUP = 8
+"""Tokens that share a weight block in registers, in steps of several rows."""
+
+N_SLOTS = 3
+LOCAL_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Activation:
+    """(MAX_ROWS, columns) float32, and the same as q16 blocks where a quantized matvec reads it."""
+
+    values: Buffer
+    q16: Buffer | None = None
+    scales: Buffer | None = None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A step on its way."""
+
+    ticket: int
+    slot: int
+
+
+class Program:
+    """A loaded model. tensors: the file's tensor table. on_bytes: called with bytes loaded since the last call."""
+
+    def __init__(
+        self,
+        device: Device,
+        spec: ModelSpec,
+        path: Path,
+        tensors: Mapping[str, TensorInfo],
+        n_ctx: int,
+        on_bytes: Callable[[int], None] = lambda n_bytes: None,
+    ) -> None:
+        """Raises OutOfDeviceMemory before anything is loaded, DeviceError or ModelFileError while loading."""
+        info = device.info
+        local = [heap.budget_bytes or heap.size_bytes for heap in info.heaps if heap.is_device_local]
+        limits = DeviceLimits(max(local), info.max_binding_bytes)
+        self.plan = plan(spec, tensors, limits, n_ctx, MAX_ROWS)
+        self.device = device
+        self.spec = spec
+        self.n_ctx = n_ctx
+        self.n_blocks = -(-n_ctx // KV_BLOCK)
+        self._slots = StepSlots(device, N_SLOTS, self.n_blocks)
+        self._next_token = device.buffer(1)
+        self._chosen = device.buffer(N_SLOTS, is_host=True)
+        self._host_logits = device.buffer(spec.n_vocab, is_host=True)
+        self._activations = self._allocate_activations()
+        cache_words = self.n_blocks * KV_BLOCK * spec.n_kv_heads * spec.head_dim // 2
+        self._caches = [(device.buffer(cache_words), device.buffer(cache_words)) for _ in range(spec.n_layers)]
+        self._vectors: dict[str, Buffer] = {}
+        self._matrices: dict[tuple[str, ...], list[WeightPlanes]] = {}
+        self._load(path, tensors, on_bytes)
+        self._recordings: dict[tuple[int, Result, int], Recording] = {}
+        self._dispatches: dict[int, list[Dispatch]] = {}
+        self._heads: list[Dispatch] = []
+        self._slot_tickets = [0] * N_SLOTS
+        self._turn = 0
+
+    # Loading
+
+    def _allocate_activations(self) -> dict[str, Activation]:
+        activations = {}
+        for name, columns in widths(self.spec).items():
+            n_rows = 1 if name in ("final", "logits") else MAX_ROWS
+            n_blocks = n_rows * columns // BLOCK
+            values = self.device.buffer(n_rows * columns)
+            if name in ("normed", "attended", "hidden", "final"):
+                q16, scales = self.device.buffer(16 * n_blocks), self.device.buffer(2 * n_blocks)
+                activations[name] = Activation(values, q16, scales)
+            else:
+                activations[name] = Activation(values)
+        return activations
+
+    def _load(self, path: Path, tensors: Mapping[str, TensorInfo], on_bytes: Callable[[int], None]) -> None:
+        spec, uploader = self.spec, Uploader(self.device, on_bytes)
+
+        def vector(name: str) -> Floats:
+            info = tensors[name]
+            return dequantize(map_tensor(path, info), info.format, info.shape)
+
+        for op in (*decoder(spec), *head(spec)):
+            if op.kind == "rms_norm":
+                weight = vector(op.weights[0])
+                self._vectors[op.weights[0]] = self.device.buffer(len(weight))
+                uploader.words(weight, self._vectors[op.weights[0]])
+            elif op.weights and op.weights not in self._matrices:
+                parts = [_tensor(path, tensors[name]) for name in op.weights]
+                self._matrices[op.weights] = [uploader.matrix(list(group)) for group in _stackable(parts)]
+        factors = vector("rope_freqs.weight") if spec.has_rope_freqs else None
+        table = rope_table(spec, self.n_blocks * KV_BLOCK, factors)
+        self._vectors["rope_table"] = self.device.buffer(table.size)
+        uploader.words(table, self._vectors["rope_table"])
+        uploader.finish()
+
+    # Running
+
+    def submit(self, rows: Sequence[Row], block_table: Sequence[int], result: Result) -> Submitted:
+        """Submits a step of one sequence and returns at once.
+
+        result: what to make of the last row: "token" chooses the likeliest on the GPU, "logits" brings all to
+        the host. At most N_SLOTS steps are in flight; one more waits for the oldest.
+        """
+        width = next(width for width in WIDTHS if width >= len(rows))
+        slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
+        recording = self._recording(width, result, slot)
+        self.device.wait(self._slot_tickets[slot])
+        self._slots.write(slot, rows, block_table)
+        self._slot_tickets[slot] = self.device.submit(recording)
+        return Submitted(self._slot_tickets[slot], slot)
+
+    def wait(self, submitted: Submitted) -> None:
+        """Waits for a step."""
+        self.device.wait(submitted.ticket)
+
+    def token(self, submitted: Submitted) -> int:
+        """Waits for a "token" step and returns what it chose."""
+        self.device.wait(submitted.ticket)
+        assert self._chosen.words is not None
+        return int(self._chosen.words[submitted.slot])
+
+    def logits(self, submitted: Submitted) -> Floats:
+        """Waits for a "logits" step and returns a copy of its logits (V,)."""
+        self.device.wait(submitted.ticket)
+        assert self._host_logits.words is not None
+        return self._host_logits.words[: self.spec.n_vocab].view(np.float32).copy()
+
+    # Recording
+
+    def _recording(self, width: int, result: Result, slot: int) -> Recording:
+        key = (width, result, slot)
+        if key not in self._recordings:
+            if width not in self._dispatches:
+                self._dispatches[width] = [d for op in decoder(self.spec) for d in self._make(op, width)]
+            dispatches = [self._begin_step(slot), *self._dispatches[width]]
+            if result != "none":
+                if not self._heads:
+                    self._heads = [d for op in head(self.spec) for d in self._make(op, 1, takes_last_row=True)]
+                dispatches += [*self._heads, self._argmax(slot) if result == "token" else self._read_logits()]
+            self._recordings[key] = self.device.record(dispatches)
+        return self._recordings[key]
+
+    def _make(self, op: Op, width: int, *, takes_last_row: bool = False) -> list[Dispatch]:
+        match op.kind:
+            case "embed":
+                return [self._embed(op, width)]
+            case "rms_norm":
+                return [self._rms_norm(op, width, takes_last_row)]
+            case "matvec":
+                return self._matvec(op, width)
+            case "rope":
+                return [self._rope(op, width)]
+            case "attention":
+                return [self._attention(op, width)]
+            case "swiglu":
+                return [self._swiglu(op, width)]
+
+    def _begin_step(self, slot: int) -> Dispatch:
+        return self.device.dispatch(
+            KERNELS["begin_step"],
+            (self._slots.buffer, self._next_token, self._slots.on_device),
+            constants=(LOCAL_SIZE,),
+            push=(slot * self._slots.slot_words,),
+        )
+
+    def _embed(self, op: Op, width: int) -> Dispatch:
+        (planes,) = self._matrices[op.weights]
+        return self.device.dispatch(
+            KERNELS["embed"],
+            (planes.quants, planes.scales, self._activations[op.output].values, self._slots.on_device),
+            constants=(LOCAL_SIZE, planes.n_columns),
+            groups=(1, width),
+            weight_format=planes.format,
+        )
+
+    def _rms_norm(self, op: Op, width: int, takes_last_row: bool) -> Dispatch:
+        x, y = self._activations[op.inputs[0]], self._activations[op.output]
+        assert y.q16 is not None and y.scales is not None
+        eps = int(np.float32(self.spec.norm_eps).view(np.uint32))
+        return self.device.dispatch(
+            KERNELS["rms_norm"],
+            (x.values, self._vectors[op.weights[0]], y.values, y.q16, y.scales, self._slots.on_device),
+            constants=(4 * LOCAL_SIZE, self.spec.d_model, eps),
+            groups=(1, width),
+            push=(int(takes_last_row),),
+        )
+
+    def _matvec(self, op: Op, width: int) -> list[Dispatch]:
+        """One dispatch a group of rows of the same format; the groups write different columns of y."""
+        x, y = self._activations[op.inputs[0]], self._activations[op.output]
+        add = self._activations[op.add] if op.add else y
+        n_rows_of_y = sum(planes.n_rows for planes in self._matrices[op.weights])
+        tokens = min(width, TOKENS_PER_WORKGROUP)
+        rows_per_subgroup = 2
+        rows_per_group = rows_per_subgroup * max(LOCAL_SIZE // self.device.info.subgroup_size, 1)
+        dispatches: list[Dispatch] = []
+        y_offset = 0
+        for planes in self._matrices[op.weights]:
+            is_quantized = weight_format(planes.format).is_quantized
+            x_data, x_scales = (x.q16, x.scales) if is_quantized else (x.values, x.values)
+            assert x_data is not None and x_scales is not None
+            dispatches.append(
+                self.device.dispatch(
+                    KERNELS["matvec"],
+                    (planes.quants, planes.scales, x_data, x_scales, add.values, y.values, self._slots.on_device),
+                    constants=(LOCAL_SIZE, planes.n_columns, rows_per_subgroup, tokens, int(op.add is not None)),
+                    groups=(-(-planes.n_rows // rows_per_group), -(-width // tokens)),
+                    push=(planes.n_rows, y_offset, n_rows_of_y),
+                    weight_format=planes.format,
+                    is_independent=y_offset > 0,
+                )
+            )
+            y_offset += planes.n_rows
+        return dispatches
+
+    def _rope(self, op: Op, width: int) -> Dispatch:
+        spec, (k_cache, v_cache) = self.spec, self._caches[op.layer]
+        pairs = (spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim // 2
+        qkv, q = self._activations[op.inputs[0]].values, self._activations[op.output].values
+        is_interleaved = int(spec.rope_pairing == "interleaved")
+        return self.device.dispatch(
+            KERNELS["rope"],
+            (qkv, self._vectors["rope_table"], q, k_cache, v_cache, self._slots.on_device),
+            constants=(LOCAL_SIZE, spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.rope_dims, is_interleaved),
+            groups=(-(-pairs // LOCAL_SIZE), width),
+        )
+
+    def _attention(self, op: Op, width: int) -> Dispatch:
+        spec, (k_cache, v_cache) = self.spec, self._caches[op.layer]
+        q, y = self._activations[op.inputs[0]], self._activations[op.output]
+        assert y.q16 is not None and y.scales is not None
+        return self.device.dispatch(
+            KERNELS["attention"],
+            (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self._slots.on_device),
+            constants=(max(LOCAL_SIZE, spec.head_dim // 2), spec.n_heads, spec.n_kv_heads, spec.head_dim),
+            groups=(spec.n_heads, width),
+        )
+
+    def _swiglu(self, op: Op, width: int) -> Dispatch:
+        gate_up, y = self._activations[op.inputs[0]], self._activations[op.output]
+        assert y.q16 is not None and y.scales is not None
+        return self.device.dispatch(
+            KERNELS["swiglu"],
+            (gate_up.values, y.values, y.q16, y.scales, self._slots.on_device),
+            constants=(LOCAL_SIZE, self.spec.d_ff),
+            groups=(-(-self.spec.d_ff // BLOCK // LOCAL_SIZE), width),
+        )
+
+    def _argmax(self, slot: int) -> Dispatch:
+        return self.device.dispatch(
+            KERNELS["argmax"],
+            (self._activations["logits"].values, self._next_token, self._chosen),
+            constants=(4 * LOCAL_SIZE, self.spec.n_vocab),
+            push=(slot,),
+        )
+
+    def _read_logits(self) -> Dispatch:
+        return self.device.dispatch(
+            KERNELS["copy_words"],
+            (self._activations["logits"].values, self._host_logits),
+            constants=(LOCAL_SIZE,),
+            groups=(min(1024, -(-self.spec.n_vocab // LOCAL_SIZE)), 1),
+            push=(self.spec.n_vocab, 0),
+        )
+
+
+def _tensor(path: Path, info: TensorInfo) -> Tensor:
+    return Tensor(map_tensor(path, info), info.format, (info.shape[0], info.shape[1]))
+
+
+def _stackable(parts: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Groups neighbours that can be one matrix: of one format, with whole pairs of blocks before each."""
+    groups: list[list[Tensor]] = []
+    for part in parts:
+        before = groups[-1] if groups else []
+        n_blocks = sum(other.shape[0] * other.shape[1] for other in before) // BLOCK
+        if before and before[0].format == part.format and n_blocks % 2 == 0:
+            before.append(part)
+        else:
+            groups.append([part])
+    return groups
