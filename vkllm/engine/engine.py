@@ -1,0 +1,203 @@
+"""The engine: requests wait, their prompts run in chunks, their tokens come one by one.
+
+A plain object that tests use in process and `engine/worker.py` runs in a child. One sequence at a time.
+Where the GPU itself can choose the token (greedy, nothing else asked), the next step is submitted before the
+last token is read; otherwise each step's logits come to the CPU and the sampler chooses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vkllm.engine.kvcache import KVCache
+from vkllm.engine.request import EngineConfig, Event, Failed, Finished, Request, RunStats, Token
+from vkllm.engine.sampler import Sampler, logprobs
+from vkllm.errors import ContextOverflow
+from vkllm.gpu.device import Device
+from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
+from vkllm.gpu.program import Program, Submitted
+from vkllm.gpu.step import Row
+
+IN_FLIGHT = 3
+"""Decode steps that run ahead of the token that was read last."""
+
+CHUNK_S = 0.1
+"""How long a chunk of a prompt may keep the GPU: longer submits get small GPUs reset and delay a cancel."""
+
+MIN_CHUNK = 8
+
+
+@dataclass
+class _Run:
+    """The request that is running.
+
+    in_flight: steps that choose a token, oldest first. The oldest one's input is known; the input of each
+    later one is the token that the step before it chooses on the GPU.
+    """
+
+    request: Request
+    sampler: Sampler
+    submitted_s: float
+    started_s: float
+    n_cached: int
+    n_generated: int = 0
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+    in_flight: deque[Submitted] = field(default_factory=deque)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the GPU chooses the tokens."""
+        params = self.request.params
+        return params.temperature == 0 and not params.has_penalties and params.logprobs is None
+
+    def stats(self) -> RunStats:
+        """Counts and seconds so far."""
+        has_token = self.n_generated > 0
+        return RunStats(
+            n_prompt=len(self.request.prompt_token_ids),
+            n_cached=self.n_cached,
+            n_generated=self.n_generated,
+            prompt_s=self.first_token_s - self.started_s if has_token else 0.0,
+            first_token_s=self.first_token_s - self.submitted_s if has_token else 0.0,
+            generate_s=self.last_token_s - self.first_token_s,
+        )
+
+
+class Engine:
+    """A loaded model and its requests."""
+
+    def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Loads the model; on_progress is called with bytes done and bytes in all. Raises any VkllmError."""
+        total = sum(info.n_bytes for info in config.tensors.values())
+        done = 0
+
+        def on_bytes(n_bytes: int) -> None:
+            nonlocal done
+            done += n_bytes
+            if on_progress is not None:
+                on_progress(min(done, total), total)
+
+        self._device = Device(config.device)
+        try:
+            self._program = Program(self._device, config.spec, config.path, config.tensors, config.n_ctx, on_bytes)
+        except BaseException:
+            self._device.close()
+            raise
+        self.device_name = self._device.info.name
+        self.is_cpu_device = self._device.info.type == "cpu"
+        self._n_ctx = config.n_ctx
+        self._cache = KVCache(self._program.n_blocks, KV_BLOCK)
+        self._waiting: deque[tuple[Request, float]] = deque()
+        self._run: _Run | None = None
+        self._cancelled: set[int] = set()
+        self._seconds_per_row = 0.0
+
+    def submit(self, request: Request) -> None:
+        """Queues a request. Its events come from `step`."""
+        self._waiting.append((request, time.perf_counter()))
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request at the next step, with what it has; unknown ids are ignored."""
+        is_open = any(request.id == request_id for request, _ in self._waiting)
+        if is_open or (self._run is not None and self._run.request.id == request_id):
+            self._cancelled.add(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do anything."""
+        return self._run is not None or bool(self._waiting)
+
+    def step(self) -> list[Event]:
+        """Does a little work (at most one chunk or token) and returns what came of it. Raises DeviceError."""
+        if self._run is None:
+            return self._start() if self._waiting else []
+        if self._run.request.id in self._cancelled:
+            return [self._finish(self._run, "cancelled")]
+        if not self._run.in_flight:
+            self._prefill(self._run)
+            return []
+        return self._decode(self._run)
+
+    def close(self) -> None:
+        """Releases the device. Safe to call twice."""
+        self._device.close()
+
+    def _start(self) -> list[Event]:
+        request, submitted_s = self._waiting.popleft()
+        prompt = request.prompt_token_ids
+        if not 0 < len(prompt) < self._n_ctx:
+            error = ContextOverflow(
+                f"the prompt has {len(prompt)} tokens and the context holds {self._n_ctx}; "
+                "shorten the prompt or load the model with a larger context"
+            )
+            return [Failed(request.id, error)]
+        n_cached = self._cache.reuse(prompt)
+        self._run = _Run(request, Sampler(request.params, prompt), submitted_s, time.perf_counter(), n_cached)
+        return []
+
+    def _prefill(self, run: _Run) -> None:
+        """Runs the next chunk of the prompt; the last one also asks for the first token."""
+        prompt, start = run.request.prompt_token_ids, len(self._cache.tokens)
+        chunk = prompt[start : start + self._chunk_rows()]
+        began_s = time.perf_counter()
+        if start + len(chunk) == len(prompt):
+            self._submit(run, chunk)
+        else:
+            rows = [Row(token_id, start + i) for i, token_id in enumerate(chunk)]
+            self._program.wait(self._program.submit(rows, self._cache.block_table(start + len(chunk)), "none"))
+            self._seconds_per_row = (time.perf_counter() - began_s) / len(chunk)
+        self._cache.tokens += chunk
+
+    def _chunk_rows(self) -> int:
+        """Rows of the next chunk: as many as fit into CHUNK_S at the last chunk's speed."""
+        if self._seconds_per_row == 0:
+            return MIN_CHUNK
+        return max(MIN_CHUNK, min(MAX_ROWS, int(CHUNK_S / self._seconds_per_row)))
+
+    def _submit(self, run: _Run, token_ids: Sequence[int | None]) -> None:
+        """Submits a step that continues the sequence and chooses a token."""
+        start = len(self._cache.tokens) + max(len(run.in_flight) - 1, 0)
+        rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
+        table = self._cache.block_table(start + len(rows))
+        run.in_flight.append(self._program.submit(rows, table, "token" if run.is_greedy else "logits"))
+
+    def _decode(self, run: _Run) -> list[Event]:
+        """Reads the next token."""
+        params, prompt = run.request.params, run.request.prompt_token_ids
+        limit = min(params.max_tokens or self._n_ctx, self._n_ctx - len(prompt))
+        if run.is_greedy:
+            while len(run.in_flight) < IN_FLIGHT and run.n_generated + len(run.in_flight) < limit:
+                self._submit(run, [None])
+            token_id = self._program.token(run.in_flight.popleft())
+            if run.in_flight:
+                self._cache.tokens.append(token_id)
+            token = Token(run.request.id, token_id)
+        else:
+            logits = self._program.logits(run.in_flight.popleft())
+            token_id = run.sampler.choose(logits)
+            token = Token(run.request.id, token_id)
+            if params.logprobs is not None:
+                token = Token(run.request.id, token_id, *logprobs(logits, token_id, params.logprobs))
+
+        run.last_token_s = time.perf_counter()
+        run.first_token_s = run.first_token_s or run.last_token_s
+        run.n_generated += 1
+        is_eos = token_id in run.request.stop_token_ids and not params.ignore_eos
+        if is_eos or token_id in params.stop_token_ids:
+            return [token, self._finish(run, "stop")]
+        if run.n_generated >= limit:
+            return [token, self._finish(run, "length")]
+        if not run.is_greedy:
+            self._submit(run, [token_id])
+            self._cache.tokens.append(token_id)
+        return [token]
+
+    def _finish(self, run: _Run, reason: Literal["stop", "length", "cancelled"]) -> Finished:
+        self._cancelled.discard(run.request.id)
+        self._run = None
+        return Finished(run.request.id, reason, run.stats())

@@ -1,0 +1,35 @@
+"""The key/value cache as blocks, and which tokens lie in it.
+
+One sequence at a time holds all blocks, in order. What a finished request leaves stays, so that the next one
+that begins with the same tokens (the next turn of a chat) starts where they differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class KVCache:
+    """Cache of n_blocks blocks of block_tokens tokens. `tokens`: the ids whose keys and values are stored."""
+
+    def __init__(self, n_blocks: int, block_tokens: int) -> None:
+        self.block_tokens = block_tokens
+        self.tokens: list[int] = []
+        self._blocks = list(range(n_blocks))
+
+    def reuse(self, prompt: Sequence[int]) -> int:
+        """Keeps what agrees with the beginning of a prompt, forgets the rest; returns how many tokens stay.
+
+        The last prompt token is never reused: its logits are needed.
+        """
+        n_same = 0
+        for cached, wanted in zip(self.tokens, prompt[:-1], strict=False):
+            if cached != wanted:
+                break
+            n_same += 1
+        del self.tokens[n_same:]
+        return n_same
+
+    def block_table(self, n_tokens: int) -> list[int]:
+        """Blocks that hold the first n_tokens tokens of the sequence."""
+        return self._blocks[: -(-n_tokens // self.block_tokens)]

@@ -1,0 +1,159 @@
+"""What passes between a caller and the engine: requests in, tokens out.
+
+Everything here is a small frozen dataclass that pickles, because the engine lives in a child process.
+It knows token ids only; text, stop strings and chat templates belong to `vkllm.llm`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vkllm.errors import InvalidParameter, VkllmError
+from vkllm.formats.gguf import TensorInfo
+from vkllm.model.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen. The samplers run in llama.cpp's order: penalties, top-k, top-p, min-p, temperature.
+
+    temperature: 0 is greedy; top_k: 0 keeps all; top_p: 1 keeps all; min_p: 0 keeps all.
+    repetition_penalty (1 = off), presence_penalty and frequency_penalty (0 = off) look at the last
+    `penalty_window` tokens of prompt and answer (0 = none, -1 = all).
+    max_tokens: None means as many as the context holds. seed: None draws one.
+    stop: strings that end the answer (handled in `vkllm.llm`). logprobs: how many alternatives to report.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_window: int = 64
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InvalidParameter for a value out of its range."""
+        _within("max_tokens", self.max_tokens, 1, 2**31)
+        _within("temperature", self.temperature, 0, 100)
+        _within("top_k", self.top_k, 0, 2**31)
+        _within("top_p", self.top_p, 0, 1)
+        _within("min_p", self.min_p, 0, 1)
+        _within("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        _within("presence_penalty", self.presence_penalty, -2, 2)
+        _within("frequency_penalty", self.frequency_penalty, -2, 2)
+        _within("penalty_window", self.penalty_window, -1, 2**31)
+        _within("seed", self.seed, 0, 2**64 - 1)
+        _within("logprobs", self.logprobs, 0, 1000)
+        if any(not text for text in self.stop):
+            raise InvalidParameter("stop must not contain an empty string; leave it out instead")
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the logits depend on earlier tokens beyond the model itself."""
+        return self.penalty_window != 0 and (
+            self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        )
+
+
+def _within(name: str, value: float | None, low: float, high: float) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value) or not low <= value <= high:
+        raise InvalidParameter(f"{name} must be a number between {low} and {high}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to continue. id: chosen by the caller, unique among open requests."""
+
+    id: int
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    stop_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability under the model (before any sampler)."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token. logprob and top_logprobs are set only when the request asked for logprobs."""
+
+    request_id: int
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunStats:
+    """Counts and seconds of one request.
+
+    n_cached: prompt tokens whose keys and values were still there from an earlier request.
+    prompt_s: from start to the logits of the last prompt token; first_token_s: from submission to the first
+    token; generate_s: from the first token to the last.
+    """
+
+    n_prompt: int
+    n_cached: int
+    n_generated: int
+    prompt_s: float
+    first_token_s: float
+    generate_s: float
+
+    @property
+    def prompt_per_s(self) -> float:
+        """Prompt tokens processed a second (cached ones do not count); 0 where nothing was measured."""
+        return (self.n_prompt - self.n_cached) / self.prompt_s if self.prompt_s > 0 else 0.0
+
+    @property
+    def generate_per_s(self) -> float:
+        """Generated tokens a second after the first; 0 where nothing was measured."""
+        return (self.n_generated - 1) / self.generate_s if self.generate_s > 0 and self.n_generated > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The request ended: a stop token, the length limit, or a cancel."""
+
+    request_id: int
+    reason: Literal["stop", "length", "cancelled"]
+    stats: RunStats
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request ended with an error."""
+
+    request_id: int
+    error: VkllmError
+
+
+Event = Token | Finished | Failed
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """All that an engine needs to load a model. n_ctx: tokens of context. device: index, name or None (the best)."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    spec: ModelSpec
+    n_ctx: int
+    device: str | None = None
