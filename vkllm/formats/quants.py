@@ -40,7 +40,8 @@ class Format:
     """A weight format. Sizes are per block of 32 values.
 
     quant_words: uint32 words of the quants plane; scale_words_per_pair: words of the scales plane for two
-    blocks (0: no such plane); dequantize: uint8 (n_blocks, block_bytes) -> float32 (n_blocks, 32).
+    blocks (0: no such plane); dequantize: uint8 (n_blocks, block_bytes) -> float32 (n_blocks, 32); of
+    plain numbers any bytes.
     """
 
     name: str
@@ -69,7 +70,9 @@ def weight_format(name: str) -> Format:
 def dequantize(raw: Bytes, name: str, shape: tuple[int, ...]) -> Floats:
     """Raw tensor bytes (n_bytes,) -> float32 of `shape`."""
     fmt = weight_format(name)
-    return fmt.dequantize(raw.reshape(-1, fmt.block_bytes)).reshape(shape)
+    # vectors of plain numbers need not be whole blocks
+    blocks = raw.reshape(-1, fmt.block_bytes) if fmt.is_quantized else raw
+    return fmt.dequantize(blocks).reshape(shape)
 
 
 def split_planes(raw: Bytes, name: str) -> tuple[Words, Words]:

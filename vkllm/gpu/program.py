@@ -35,6 +35,9 @@ WIDTHS = (1, 8, 64, MAX_ROWS)
 TOKENS_PER_WORKGROUP = 8
 """Tokens that share a weight block in registers, in steps of several rows."""
 
+ROWS_PER_SUBGROUP = 2
+"""Rows of a matrix that a subgroup computes together, so that they share the activations in registers."""
+
 N_SLOTS = 3
 LOCAL_SIZE = 64
 
@@ -225,13 +228,13 @@ class Program:
         """One dispatch a group of rows of the same format; the groups write different columns of y."""
         x, y = self._activations[op.inputs[0]], self._activations[op.output]
         add = self._activations[op.add] if op.add else y
-        n_rows_of_y = sum(planes.n_rows for planes in self._matrices[op.weights])
+        y_width = widths(self.spec)[op.output]
         tokens = min(width, TOKENS_PER_WORKGROUP)
-        rows_per_subgroup = 2
-        rows_per_group = rows_per_subgroup * max(LOCAL_SIZE // self.device.info.subgroup_size, 1)
+        rows_per_group = ROWS_PER_SUBGROUP * max(LOCAL_SIZE // self.device.info.subgroup_size, 1)
         dispatches: list[Dispatch] = []
         y_offset = 0
         for planes in self._matrices[op.weights]:
+            n_rows = min(planes.n_rows, y_width - y_offset)  # an embedding may have more rows than there are tokens
             is_quantized = weight_format(planes.format).is_quantized
             x_data, x_scales = (x.q16, x.scales) if is_quantized else (x.values, x.values)
             assert x_data is not None and x_scales is not None
@@ -239,14 +242,14 @@ class Program:
                 self.device.dispatch(
                     KERNELS["matvec"],
                     (planes.quants, planes.scales, x_data, x_scales, add.values, y.values, self._slots.on_device),
-                    constants=(LOCAL_SIZE, planes.n_columns, rows_per_subgroup, tokens, int(op.add is not None)),
-                    groups=(-(-planes.n_rows // rows_per_group), -(-width // tokens)),
-                    push=(planes.n_rows, y_offset, n_rows_of_y),
+                    constants=(LOCAL_SIZE, planes.n_columns, ROWS_PER_SUBGROUP, tokens, int(op.add is not None)),
+                    groups=(-(-n_rows // rows_per_group), -(-width // tokens)),
+                    push=(n_rows, y_offset, y_width),
                     weight_format=planes.format,
                     is_independent=y_offset > 0,
                 )
             )
-            y_offset += planes.n_rows
+            y_offset += n_rows
         return dispatches
 
     def _rope(self, op: Op, width: int) -> Dispatch:

@@ -21,7 +21,8 @@ class ModelSpec:
 
     rope_pairing: which dimensions rotate together: "interleaved" (2i, 2i+1) or "half" (i, i + rope_dims/2).
     rope_scale: positions are divided by it (linear scaling). output_weight: the tensor of the vocabulary
-    projection, which is the token embedding itself where the file ties them.
+    projection, which is the token embedding itself where the file ties them. n_vocab: tokens that can be chosen;
+    a caller may lower it to the tokenizer's number where the matrices have rows for padding.
     """
 
     architecture: str

@@ -1,0 +1,109 @@
+"""Sampling: each sampler's effect, the seed, and the draws' distribution."""
+
+import numpy as np
+import pytest
+
+from vkllm.engine.request import SamplingParams
+from vkllm.engine.sampler import Sampler, logprobs, uniform
+from vkllm.errors import InvalidParameter
+
+LOGITS = np.log(np.array([0.05, 0.5, 0.25, 0.15, 0.05], np.float32))
+KEEP_ALL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+def drawn(n: int = 2000, prompt: tuple[int, ...] = (), **options: float) -> list[float]:
+    """Shares of the five tokens among n first draws of n seeds."""
+    counts = np.zeros(5)
+    for seed in range(n):
+        counts[Sampler(SamplingParams(seed=seed, **options), prompt).choose(LOGITS)] += 1
+    return list(counts / n)
+
+
+def test_draws_follow_the_distribution() -> None:
+    assert np.allclose(drawn(8000, temperature=1.0, **KEEP_ALL), np.exp(LOGITS), atol=0.02)
+
+
+def test_temperature_sharpens_and_flattens() -> None:
+    assert drawn(temperature=0.1, **KEEP_ALL)[1] > 0.99
+    assert np.allclose(drawn(8000, temperature=100, **KEEP_ALL), 0.2, atol=0.03)
+
+
+def test_greedy_takes_the_largest() -> None:
+    assert Sampler(SamplingParams(temperature=0), ()).choose(LOGITS) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"top_k": 2, "top_p": 1.0, "min_p": 0.0}, {1, 2}),
+        ({"top_k": 1, "top_p": 1.0, "min_p": 0.0}, {1}),
+        ({"top_k": 0, "top_p": 0.7, "min_p": 0.0}, {1, 2}),
+        ({"top_k": 0, "top_p": 0.0, "min_p": 0.0}, {1}),
+        ({"top_k": 0, "top_p": 1.0, "min_p": 0.4}, {1, 2}),
+        ({"top_k": 0, "top_p": 1.0, "min_p": 0.0}, {0, 1, 2, 3, 4}),
+    ],
+)
+def test_truncation_keeps_just_these(options: dict[str, float], kept: set[int]) -> None:
+    shares = drawn(1500, temperature=1.0, **options)
+    assert {token for token, share in enumerate(shares) if share} == kept
+
+
+def test_penalties_lower_what_was_there() -> None:
+    plain = drawn(temperature=1.0, **KEEP_ALL)[1]
+    assert drawn(prompt=(1,), temperature=1.0, presence_penalty=2.0, **KEEP_ALL)[1] < plain - 0.2
+    assert drawn(prompt=(1,), temperature=1.0, repetition_penalty=3.0, **KEEP_ALL)[1] < plain - 0.2
+    once = drawn(prompt=(1,), temperature=1.0, frequency_penalty=0.5, **KEEP_ALL)[1]
+    assert drawn(prompt=(1, 1, 1), temperature=1.0, frequency_penalty=0.5, **KEEP_ALL)[1] < once < plain
+    outside = drawn(prompt=(1, 2, 2), temperature=1.0, presence_penalty=2.0, penalty_window=2, **KEEP_ALL)[1]
+    assert outside > plain, "token 1 is outside the window, and token 2 was lowered"
+
+
+def test_generated_tokens_count_for_the_penalties() -> None:
+    sampler = Sampler(SamplingParams(temperature=0, presence_penalty=2.0), ())
+    assert [sampler.choose(LOGITS) for _ in range(3)] == [1, 2, 3]
+
+
+def test_the_same_seed_gives_the_same_tokens() -> None:
+    rng = np.random.default_rng(0)
+    steps = rng.normal(0, 2, (50, 1000)).astype(np.float32)
+
+    def tokens(seed: int) -> list[int]:
+        sampler = Sampler(SamplingParams(seed=seed, temperature=1.5), ())
+        return [sampler.choose(logits) for logits in steps]
+
+    assert tokens(7) == tokens(7) != tokens(8)
+
+
+def test_without_a_seed_answers_differ() -> None:
+    assert len({Sampler(SamplingParams(), ()).seed for _ in range(5)}) == 5
+
+
+def test_uniform_numbers_are_even_and_independent() -> None:
+    numbers = np.array([[uniform(seed, n) for n in range(40)] for seed in range(200)])
+    assert numbers.min() >= 0 and numbers.max() < 1
+    assert np.allclose(np.histogram(numbers, 10, (0, 1))[0] / numbers.size, 0.1, atol=0.015)
+    assert abs(np.corrcoef(numbers[:, 0], numbers[:, 1])[0, 1]) < 0.2
+
+
+def test_philox_vectors() -> None:
+    # Random123's known answers for philox2x32-10: (counter, key) -> first word
+    assert int(uniform(0, 0) * 2**24) == 0xFF1DAE59 >> 8
+    assert int(uniform(0xFFFFFFFF_FFFFFFFF, 0xFFFFFFFF) * 2**24) == 0x2C3F628B >> 8
+    assert int(uniform(0x85A308D3_13198A2E, 0x243F6A88) * 2**24) == 0xDD7CE038 >> 8
+
+
+def test_logprobs() -> None:
+    chosen, top = logprobs(LOGITS + 3, 2, 3)
+    assert chosen == pytest.approx(np.log(0.25), abs=1e-6)
+    assert [(entry.token_id, round(np.exp(entry.logprob), 3)) for entry in top] == [(1, 0.5), (2, 0.25), (3, 0.15)]
+    assert logprobs(LOGITS, 0, 0)[1] == ()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": -1}, {"top_p": 1.1}, {"min_p": float("nan")}, {"max_tokens": 0}, {"seed": -1}, {"stop": ("",)},
+     {"logprobs": 10**6}, {"temperature": "hot"}, {"top_k": -1}],
+)  # fmt: skip
+def test_values_out_of_range_are_named(options: dict[str, object]) -> None:
+    with pytest.raises(InvalidParameter, match=next(iter(options))):
+        SamplingParams(**options)

@@ -1,0 +1,97 @@
+"""Whole programs against the numpy reference: mixed formats, every step width, tied embeddings, both pairings."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernel_case import nmse
+from model_specs import TINY_SPEC
+from random_model import engine_config, reference, write_random_model
+
+from vkllm.errors import OutOfDeviceMemory
+from vkllm.gpu.device import Device
+from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
+from vkllm.gpu.program import Program
+from vkllm.gpu.step import Row
+
+pytestmark = pytest.mark.gpu
+
+# Keys and values are rounded to float16 (2^-12), which these random layers amplify some times: (8 * 2^-12)^2.
+BOUND = 4e-6
+
+MODELS = {
+    "mixed": (
+        TINY_SPEC,
+        {"token_embd": "Q8_0", "attn_q": "F16", "attn_k": "Q4_0", "attn_v": "BF16", "attn_output": "Q4_1",
+         "ffn_gate": "Q4_0", "ffn_up": "Q4_0", "ffn_down": "Q8_0", "output": "F16"},
+    ),
+    "tied, half, factors": (
+        replace(TINY_SPEC, rope_pairing="half", has_rope_freqs=True, output_weight="token_embd.weight"),
+        dict.fromkeys(
+            ("token_embd", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), "Q4_1"
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def case(request: pytest.FixtureRequest, device: Device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
+    spec, formats = MODELS[request.param]
+    path = write_random_model(tmp_path_factory.mktemp("random") / "model.gguf", spec, formats)
+    config = engine_config(path, spec)
+    yield Program(device, spec, path, config.tensors, config.n_ctx), config
+
+
+def logits_of(program: Program, tokens: list[int], chunk: int) -> np.ndarray:
+    """Logits of the last token, the tokens run in chunks; the cache's blocks in an odd order."""
+    table = list(reversed(range(program.n_blocks)))
+    for start in range(0, len(tokens), chunk):
+        part = tokens[start : start + chunk]
+        rows = [Row(token, start + i) for i, token in enumerate(part)]
+        n_blocks = -(-(start + len(part)) // KV_BLOCK)
+        is_last = start + len(part) == len(tokens)
+        step = program.submit(rows, table[:n_blocks], "logits" if is_last else "none")
+    return program.logits(step)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 9, 70])
+def test_logits_equal_the_reference(case: tuple, n_tokens: int) -> None:
+    program, config = case
+    tokens = [int(t) for t in np.random.default_rng(n_tokens).integers(0, config.spec.n_vocab, n_tokens)]
+    wanted = reference(config).run(tokens)[-1]
+    assert nmse(logits_of(program, tokens, MAX_ROWS), wanted) < BOUND
+
+
+def test_chunks_of_any_length_give_the_very_same_logits(case: tuple) -> None:
+    program, config = case
+    tokens = [int(t) for t in np.random.default_rng(1).integers(0, config.spec.n_vocab, 70)]
+    whole = logits_of(program, tokens, MAX_ROWS)
+    for chunk in (1, 3, 8, 33):
+        assert np.array_equal(logits_of(program, tokens, chunk), whole), chunk
+
+
+def test_the_gpu_feeds_its_own_choice_into_the_next_step(case: tuple) -> None:
+    program, _ = case
+    table = [0]
+    first = program.submit([Row(5, 0)], table, "token")
+    second = program.submit([Row(None, 1)], table, "token")
+    third = program.submit([Row(None, 2)], table, "token")
+    tokens = [program.token(step) for step in (first, second, third)]
+    expected = [5]
+    for _ in range(3):
+        expected.append(int(np.argmax(logits_of(program, expected, 1))))
+    assert tokens == expected[1:]
+
+
+def test_a_model_too_large_is_refused_before_loading(
+    case: tuple, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, config = case
+    heaps = tuple(replace(heap, size_bytes=50_000, budget_bytes=50_000) for heap in device.info.heaps)
+    monkeypatch.setattr(device, "info", replace(device.info, heaps=heaps))
+    loaded: list[int] = []
+    with pytest.raises(OutOfDeviceMemory, match="needs"):
+        Program(device, config.spec, Path("unread"), config.tensors, config.n_ctx, loaded.append)
+    assert loaded == []

@@ -1,0 +1,37 @@
+"""The plan counts what will be allocated and refuses what cannot be held."""
+
+import numpy as np
+import pytest
+from model_specs import TINY_SPEC
+
+from vkllm.errors import OutOfDeviceMemory
+from vkllm.formats.gguf import TensorInfo
+from vkllm.model.plan import DeviceLimits, cache_bytes_per_token, plan
+from vkllm.model.spec import expected_shapes
+
+TENSORS = {
+    name: TensorInfo(name, shape, "Q4_0" if len(shape) == 2 else "F32", 0, 0)
+    for name, shape in expected_shapes(TINY_SPEC).items()
+}
+LARGE = DeviceLimits(memory_bytes=2**31, max_binding_bytes=2**27)
+
+
+def test_bytes_of_each_part() -> None:
+    made = plan(TINY_SPEC, TENSORS, LARGE, n_ctx=1024, max_rows=8)
+    n_values = sum(int(np.prod(shape)) for shape in expected_shapes(TINY_SPEC).values() if len(shape) == 2)
+    n_vector = sum(shape[0] for shape in expected_shapes(TINY_SPEC).values() if len(shape) == 1)
+    assert made.weights_bytes == pytest.approx(n_values * 18 / 32 + 4 * n_vector, rel=1e-3)
+    assert made.cache_bytes == 1024 * cache_bytes_per_token(TINY_SPEC) == 1024 * 2 * 2 * 2 * 2 * 32
+
+
+def test_a_model_that_does_not_fit_says_what_would() -> None:
+    needed = plan(TINY_SPEC, TENSORS, LARGE, n_ctx=4096, max_rows=8).total_bytes
+    with pytest.raises(OutOfDeviceMemory, match=r"a context of \d+ tokens would fit"):
+        plan(TINY_SPEC, TENSORS, DeviceLimits(needed, 2**27), n_ctx=4096, max_rows=8)
+    with pytest.raises(OutOfDeviceMemory, match="smaller model"):
+        plan(TINY_SPEC, TENSORS, DeviceLimits(100_000, 2**27), n_ctx=4096, max_rows=8)
+
+
+def test_a_tensor_above_the_largest_binding_is_named() -> None:
+    with pytest.raises(OutOfDeviceMemory, match=r"token_embd\.weight"):
+        plan(TINY_SPEC, TENSORS, DeviceLimits(2**31, 14_000), n_ctx=64, max_rows=8)

@@ -1,0 +1,68 @@
+"""The oracle itself: properties that its operations must have, and the cache against a whole run."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from model_specs import TINY_SPEC
+
+from vkllm.model.reference import Reference, attention, rms_norm, rope_table, rotate, swiglu
+from vkllm.model.spec import expected_shapes
+
+
+def random_weights(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {n: rng.normal(0, 0.2, shape).astype(np.float32) for n, shape in expected_shapes(TINY_SPEC).items()}
+
+
+def test_tokens_one_by_one_give_what_all_at_once_give() -> None:
+    weights, tokens = random_weights(), [3, 300, 7, 7, 21]
+    whole = Reference(TINY_SPEC, weights.__getitem__, 16).run(tokens)
+    stepwise = Reference(TINY_SPEC, weights.__getitem__, 16)
+    rows = [stepwise.run([token])[0] for token in tokens]
+    assert np.allclose(whole, rows, atol=1e-5) and whole.shape == (5, 301)
+
+
+def test_later_tokens_do_not_change_earlier_logits() -> None:
+    weights = random_weights()
+    one = Reference(TINY_SPEC, weights.__getitem__, 16).run([3, 300, 7])
+    other = Reference(TINY_SPEC, weights.__getitem__, 16).run([3, 300, 8])
+    assert np.allclose(one[:2], other[:2], atol=1e-6) and not np.allclose(one[2], other[2])
+
+
+@pytest.mark.parametrize("pairing", ["interleaved", "half"])
+def test_rotation_keeps_lengths_and_depends_on_distance_only(pairing: str) -> None:
+    table = rope_table(TINY_SPEC, 64)
+    rng = np.random.default_rng(0)
+    q, k = (np.repeat(rng.normal(0, 1, (1, 1, 32)).astype(np.float32), 64, axis=0) for _ in range(2))
+    turned_q, turned_k = rotate(q, table, pairing), rotate(k, table, pairing)
+    assert np.allclose(np.linalg.norm(turned_q, axis=-1), np.linalg.norm(q, axis=-1), atol=1e-4)
+    near = (turned_q[5] * turned_k[2]).sum()
+    far = (turned_q[55] * turned_k[52]).sum()
+    assert near == pytest.approx(far, abs=1e-3) and near != pytest.approx((q[5] * k[2]).sum(), abs=1e-3)
+
+
+def test_the_pairings_differ_by_a_permutation() -> None:
+    table = rope_table(TINY_SPEC, 8)
+    x = np.random.default_rng(0).normal(0, 1, (8, 2, 32)).astype(np.float32)
+    order = [*range(0, 32, 2), *range(1, 32, 2)]
+    assert np.allclose(rotate(x[..., order], table, "half"), rotate(x, table, "interleaved")[..., order], atol=1e-6)
+
+
+def test_frequency_factors_and_linear_scaling_slow_the_rotation() -> None:
+    plain = rope_table(TINY_SPEC, 9)
+    assert np.allclose(rope_table(TINY_SPEC, 9, np.full(16, 2, np.float32))[8], plain[4], atol=1e-6)
+    assert np.allclose(rope_table(replace(TINY_SPEC, rope_scale=4.0), 9)[8], plain[2], atol=1e-6)
+
+
+def test_attention_of_equal_keys_is_the_mean_of_what_is_seen() -> None:
+    v = np.random.default_rng(0).normal(0, 1, (6, 1, 32)).astype(np.float32)
+    out = attention(np.ones((2, 2, 32), np.float32), np.ones((6, 1, 32), np.float32), v, np.array([2, 5]))
+    assert np.allclose(out[0, 1], v[:3, 0].mean(axis=0), atol=1e-6)
+    assert np.allclose(out[1, 0], v[:, 0].mean(axis=0), atol=1e-6)
+
+
+def test_norm_and_gate() -> None:
+    x = np.array([[3.0, -4.0]], np.float32)
+    assert np.allclose(rms_norm(x, np.array([1, 2], np.float32), 0), x / np.sqrt(12.5) * [1, 2])
+    assert np.allclose(swiglu(np.array([[0, 100, 5, 2]], np.float32)), [[0, 200]])

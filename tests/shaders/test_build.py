@@ -1,0 +1,53 @@
+"""The shipped SPIR-V belongs to the sources, and the checks that say so can fail."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from vkllm.gpu.kernels import KERNELS, KV_BLOCK, MAX_ROWS
+from vkllm.gpu.step import HEADER_WORDS
+
+SHADERS = Path(__file__).parents[2] / "shaders"
+
+
+@pytest.fixture
+def build() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("shader_build", SHADERS / "build.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_shipped_modules_belong_to_their_sources(build: ModuleType) -> None:
+    assert build.check() == []
+
+
+def test_a_changed_source_or_module_is_found(build: ModuleType, tmp_path: Path) -> None:
+    for path in SHADERS.rglob("*.*"):
+        target = tmp_path / path.relative_to(SHADERS)
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    build.SHADERS, build.MANIFEST = tmp_path, tmp_path / "spv" / "manifest.json"
+    assert build.check() == []
+    (tmp_path / "lib" / "q16.glsl").write_text((tmp_path / "lib" / "q16.glsl").read_text() + "\n")
+    (tmp_path / "spv" / "argmax.spv").write_bytes(b"")
+    (tmp_path / "rope.comp").write_text((tmp_path / "rope.comp").read_text().replace("k_cache v_cache", "v_cache", 1))
+    problems = "\n".join(build.check())
+    assert "spv/swiglu.spv is older" in problems and "spv/argmax.spv is not what was compiled" in problems
+    assert "rope.comp: header says bindings" in problems and "matvec" not in problems
+
+
+def test_constants_agree_with_the_shaders() -> None:
+    for source in ("lib/step.glsl", "begin_step.comp"):
+        text = (SHADERS / source).read_text()
+        assert f"#define MAX_ROWS {MAX_ROWS}\n" in text
+        assert f"#define KV_BLOCK {KV_BLOCK}\n" in text or source == "begin_step.comp"
+    assert f"#define HEADER_WORDS {HEADER_WORDS}\n" in (SHADERS / "begin_step.comp").read_text()
+
+
+def test_every_kernel_has_a_test() -> None:
+    tests = "".join(path.read_text() for path in (SHADERS.parent / "tests" / "gpu").glob("test_*.py"))
+    assert [name for name in KERNELS if f'KERNELS["{name}"]' not in tests] == []
