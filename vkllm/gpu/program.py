@@ -227,7 +227,7 @@ class Program:
     def _matvec(self, op: Op, width: int) -> list[Dispatch]:
         """One dispatch a group of rows of the same format; the groups write different columns of y."""
         x, y = self._activations[op.inputs[0]], self._activations[op.output]
-        add = self._activations[op.add] if op.add else y
+        add = self._activations[op.add].values if op.add else x.values  # bound, but not read, without a sum
         y_width = widths(self.spec)[op.output]
         tokens = min(width, TOKENS_PER_WORKGROUP)
         rows_per_group = ROWS_PER_SUBGROUP * max(LOCAL_SIZE // self.device.info.subgroup_size, 1)
@@ -241,7 +241,7 @@ class Program:
             dispatches.append(
                 self.device.dispatch(
                     KERNELS["matvec"],
-                    (planes.quants, planes.scales, x_data, x_scales, add.values, y.values, self._slots.on_device),
+                    (planes.quants, planes.scales, x_data, x_scales, add, y.values, self._slots.on_device),
                     constants=(LOCAL_SIZE, planes.n_columns, ROWS_PER_SUBGROUP, tokens, int(op.add is not None)),
                     groups=(-(-n_rows // rows_per_group), -(-width // tokens)),
                     push=(n_rows, y_offset, y_width),

@@ -1,0 +1,39 @@
+"""Runs a small model through prefill, greedy decode and sampled decode: python validated_engine.py [unordered].
+
+`test_validation.py` starts it under the validation layer. "unordered" leaves out every barrier that may be left
+out, to prove that the layer would notice.
+"""
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from model_specs import TINY_SPEC
+from random_model import engine_config, write_random_model
+
+from vkllm.engine.engine import Engine
+from vkllm.engine.request import Finished, Request, SamplingParams
+from vkllm.gpu.device import Device
+
+
+def main(is_unordered: bool) -> None:
+    if is_unordered:
+        record = Device.record
+        Device.record = lambda self, dispatches: record(self, [replace(d, is_independent=True) for d in dispatches])
+    with tempfile.TemporaryDirectory() as folder:
+        formats = {"attn_q": "Q4_0", "attn_k": "Q4_1", "attn_v": "F16", "ffn_gate": "Q8_0", "ffn_up": "Q8_0"}
+        path = write_random_model(Path(folder) / "model.gguf", TINY_SPEC, formats)
+        engine = Engine(engine_config(path, TINY_SPEC))
+        for options in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 1, "logprobs": 2}):
+            engine.submit(Request(1, tuple(range(40)), SamplingParams(max_tokens=5, **options), frozenset()))
+            events = []
+            while engine.has_work:
+                events += engine.step()
+            assert isinstance(events[-1], Finished) and events[-1].stats.n_generated == 5
+        engine.close()
+    print("done")
+
+
+if __name__ == "__main__":
+    main("unordered" in sys.argv)
