@@ -20,6 +20,7 @@ from vkllm.formats.quants import BLOCK, dequantize, weight_format
 from vkllm.gpu.device import Buffer, Device, Dispatch, Recording
 from vkllm.gpu.kernels import KERNELS, KV_BLOCK, MAX_ROWS
 from vkllm.gpu.step import Row, StepSlots
+from vkllm.gpu.tuning import tuning
 from vkllm.gpu.weights import Tensor, Uploader, WeightPlanes
 from vkllm.model.graph import Op, decoder, head, widths
 from vkllm.model.plan import DeviceLimits, plan
@@ -32,14 +33,8 @@ Result = Literal["none", "token", "logits"]
 WIDTHS = (1, 8, 64, MAX_ROWS)
 """Numbers of rows that steps are recorded for; a step runs in the smallest that holds it."""
 
-TOKENS_PER_WORKGROUP = 8
-"""Tokens that share a weight block in registers, in steps of several rows."""
-
-ROWS_PER_SUBGROUP = 2
-"""Rows of a matrix that a subgroup computes together, so that they share the activations in registers."""
-
 N_SLOTS = 3
-LOCAL_SIZE = 64
+"""Steps that may be in flight."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +73,8 @@ class Program:
         self.plan = plan(spec, tensors, limits, n_ctx, MAX_ROWS)
         self.device = device
         self.spec = spec
+        self._tuning = tuning(info)
+        self._local_size = self._tuning.local_size
         self.n_ctx = n_ctx
         self.n_blocks = -(-n_ctx // KV_BLOCK)
         self._slots = StepSlots(device, N_SLOTS, self.n_blocks)
@@ -198,7 +195,7 @@ class Program:
         return self.device.dispatch(
             KERNELS["begin_step"],
             (self._slots.buffer, self._next_token, self._slots.on_device),
-            constants=(LOCAL_SIZE,),
+            constants=(self._local_size,),
             push=(slot * self._slots.slot_words,),
         )
 
@@ -207,7 +204,7 @@ class Program:
         return self.device.dispatch(
             KERNELS["embed"],
             (planes.quants, planes.scales, self._activations[op.output].values, self._slots.on_device),
-            constants=(LOCAL_SIZE, planes.n_columns),
+            constants=(self._local_size, planes.n_columns),
             groups=(1, width),
             weight_format=planes.format,
         )
@@ -219,7 +216,7 @@ class Program:
         return self.device.dispatch(
             KERNELS["rms_norm"],
             (x.values, self._vectors[op.weights[0]], y.values, y.q16, y.scales, self._slots.on_device),
-            constants=(4 * LOCAL_SIZE, self.spec.d_model, eps),
+            constants=(4 * self._local_size, self.spec.d_model, eps),
             groups=(1, width),
             push=(int(takes_last_row),),
         )
@@ -229,8 +226,8 @@ class Program:
         x, y = self._activations[op.inputs[0]], self._activations[op.output]
         add = self._activations[op.add].values if op.add else x.values  # bound, but not read, without a sum
         y_width = widths(self.spec)[op.output]
-        tokens = min(width, TOKENS_PER_WORKGROUP)
-        rows_per_group = ROWS_PER_SUBGROUP * max(LOCAL_SIZE // self.device.info.subgroup_size, 1)
+        rows, tokens = self._tuning.matvec(width)
+        rows_per_group = rows * max(self._local_size // self.device.info.subgroup_size, 1)
         dispatches: list[Dispatch] = []
         y_offset = 0
         for planes in self._matrices[op.weights]:
@@ -242,7 +239,7 @@ class Program:
                 self.device.dispatch(
                     KERNELS["matvec"],
                     (planes.quants, planes.scales, x_data, x_scales, add, y.values, self._slots.on_device),
-                    constants=(LOCAL_SIZE, planes.n_columns, ROWS_PER_SUBGROUP, tokens, int(op.add is not None)),
+                    constants=(self._local_size, planes.n_columns, rows, tokens, int(op.add is not None)),
                     groups=(-(-n_rows // rows_per_group), -(-width // tokens)),
                     push=(n_rows, y_offset, y_width),
                     weight_format=planes.format,
@@ -260,8 +257,8 @@ class Program:
         return self.device.dispatch(
             KERNELS["rope"],
             (qkv, self._vectors["rope_table"], q, k_cache, v_cache, self._slots.on_device),
-            constants=(LOCAL_SIZE, spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.rope_dims, is_interleaved),
-            groups=(-(-pairs // LOCAL_SIZE), width),
+            constants=(self._local_size, spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.rope_dims, is_interleaved),
+            groups=(-(-pairs // self._local_size), width),
         )
 
     def _attention(self, op: Op, width: int) -> Dispatch:
@@ -271,7 +268,7 @@ class Program:
         return self.device.dispatch(
             KERNELS["attention"],
             (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self._slots.on_device),
-            constants=(max(LOCAL_SIZE, spec.head_dim // 2), spec.n_heads, spec.n_kv_heads, spec.head_dim),
+            constants=(max(self._local_size, spec.head_dim // 2), spec.n_heads, spec.n_kv_heads, spec.head_dim),
             groups=(spec.n_heads, width),
         )
 
@@ -281,15 +278,15 @@ class Program:
         return self.device.dispatch(
             KERNELS["swiglu"],
             (gate_up.values, y.values, y.q16, y.scales, self._slots.on_device),
-            constants=(LOCAL_SIZE, self.spec.d_ff),
-            groups=(-(-self.spec.d_ff // BLOCK // LOCAL_SIZE), width),
+            constants=(self._local_size, self.spec.d_ff),
+            groups=(-(-self.spec.d_ff // BLOCK // self._local_size), width),
         )
 
     def _argmax(self, slot: int) -> Dispatch:
         return self.device.dispatch(
             KERNELS["argmax"],
             (self._activations["logits"].values, self._next_token, self._chosen),
-            constants=(4 * LOCAL_SIZE, self.spec.n_vocab),
+            constants=(4 * self._local_size, self.spec.n_vocab),
             push=(slot,),
         )
 
@@ -297,8 +294,8 @@ class Program:
         return self.device.dispatch(
             KERNELS["copy_words"],
             (self._activations["logits"].values, self._host_logits),
-            constants=(LOCAL_SIZE,),
-            groups=(min(1024, -(-self.spec.n_vocab // LOCAL_SIZE)), 1),
+            constants=(self._local_size,),
+            groups=(min(1024, -(-self.spec.n_vocab // self._local_size)), 1),
             push=(self.spec.n_vocab, 0),
         )
 

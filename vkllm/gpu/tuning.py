@@ -1,0 +1,39 @@
+"""Choices that depend on the device: how many invocations, rows and tokens a workgroup takes.
+
+A table by kind of device, with what was measured. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vkllm.gpu.probe import DeviceInfo
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """local_size: invocations of a workgroup, a power of two.
+
+    matvec_rows: rows of a matrix that a subgroup computes together, sharing the activations in registers;
+    tile_rows, tile_tokens: the same for steps of several tokens, and how many tokens share a weight block.
+    """
+
+    local_size: int
+    matvec_rows: int
+    tile_rows: int
+    tile_tokens: int
+
+    def matvec(self, width: int) -> tuple[int, int]:
+        """Rows a subgroup and tokens a workgroup, for steps of `width` rows."""
+        return (self.matvec_rows, 1) if width == 1 else (self.tile_rows, min(width, self.tile_tokens))
+
+
+# lavapipe keeps few values in registers: many rows at once pay (0.9 ms for SmolLM2's gate and up instead of 1.6),
+# tiles of eight tokens are four times slower than of two.
+CPU = Tuning(local_size=32, matvec_rows=4, tile_rows=8, tile_tokens=2)
+GPU = Tuning(local_size=64, matvec_rows=2, tile_rows=2, tile_tokens=8)
+
+
+def tuning(info: DeviceInfo) -> Tuning:
+    """The choices for a device."""
+    return CPU if info.type == "cpu" else GPU
