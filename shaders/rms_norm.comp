@@ -3,27 +3,30 @@
 // constants: local_size columns eps
 // push: takes_last_row
 // dispatch: x = 1, y = tokens (1 where takes_last_row: the last row of the step goes to row 0)
-// requires: subgroup arithmetic
+// requires: subgroup arithmetic and shuffle, subgroups of 8 or more
 // numerics: float32; eps is sent as the bits of a float32
 // source: Zhang and Sennrich 2019, arXiv 1910.07467
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
+#extension GL_KHR_shader_subgroup_shuffle : require
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint COLUMNS = 4096;
 layout(constant_id = 2) const uint EPS = 0x3727c5ac; // 1e-5
 layout(push_constant) uniform Push { uint takes_last_row; };
-layout(std430, binding = 0) readonly buffer X { float x[]; };
-layout(std430, binding = 1) readonly buffer Weight { float weight[]; };
-layout(std430, binding = 2) writeonly buffer Y { float y[]; };
-layout(std430, binding = 3) writeonly buffer YQ16 { uvec4 y_q16[]; };
+layout(std430, binding = 0) readonly buffer X { vec4 x[]; };
+layout(std430, binding = 1) readonly buffer Weight { vec4 weight[]; };
+layout(std430, binding = 2) writeonly buffer Y { vec4 y[]; };
+layout(std430, binding = 3) writeonly buffer YQ16 { uint y_q16[]; };
 layout(std430, binding = 4) writeonly buffer YScales { vec2 y_scales[]; };
 #define STEP_BINDING 5
 #include "lib/step.glsl"
 #include "lib/q16.glsl"
 
-shared float partial[64];
+const uint FOURS = COLUMNS / 4;
+
+shared float partial[128];
 
 float sum_of_workgroup(float v) {
   float sum = subgroupAdd(v);
@@ -37,18 +40,14 @@ float sum_of_workgroup(float v) {
 void main() {
   uint row = gl_WorkGroupID.y;
   if (row >= n_rows) return;
-  uint x_row = (takes_last_row != 0 ? n_rows - 1 : row) * COLUMNS;
+  uint self = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
+  uint x_row = (takes_last_row != 0 ? n_rows - 1 : row) * FOURS;
   float squares = 0.0;
-  for (uint c = gl_LocalInvocationID.x; c < COLUMNS; c += gl_WorkGroupSize.x) squares += x[x_row + c] * x[x_row + c];
+  for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) squares += dot(x[x_row + i], x[x_row + i]);
   float factor = inversesqrt(sum_of_workgroup(squares) / float(COLUMNS) + uintBitsToFloat(EPS));
-
-  for (uint block = gl_LocalInvocationID.x; block < COLUMNS / 32; block += gl_WorkGroupSize.x) {
-    float v[32];
-    for (uint i = 0; i < 32; i++) {
-      uint c = 32 * block + i;
-      v[i] = x[x_row + c] * factor * weight[c];
-      y[row * COLUMNS + c] = v[i];
-    }
-    store_q16(row * (COLUMNS / 32) + block, v);
+  for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) {
+    vec4 v = x[x_row + i] * factor * weight[i];
+    y[row * FOURS + i] = v;
+    store_q16(row, COLUMNS / 32, i / 8, v);
   }
 }

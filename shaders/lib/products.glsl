@@ -1,5 +1,5 @@
-// Products of a weight block with an activation block. The including file declares `uvec4 x[]` and
-// `vec2 x_scales[]`: q16 blocks (lib/q16.glsl) for quantized weights, plain float32 for the others.
+// Products of a weight block with an activation block. The including file declares `uvec4 x[]`, `vec2 x_scales[]`
+// and BLOCKS, the blocks of a row: q16 blocks (lib/q16.glsl) for quantized weights, plain float32 for the others.
 #if defined(Q4_0) || defined(Q4_1) || defined(Q8_0)
 #include "dot4.glsl"
 
@@ -9,13 +9,14 @@ struct Activations {
   vec2 scale;
 };
 
-Activations load_activations(uint block) {
+Activations load_activations(uint row, uint block) {
+  uint first = 4 * row * BLOCKS + block;
   Activations a;
-  a.high[0] = x[4 * block];
-  a.high[1] = x[4 * block + 1];
-  a.low[0] = x[4 * block + 2];
-  a.low[1] = x[4 * block + 3];
-  a.scale = x_scales[block];
+  a.high[0] = x[first];
+  a.high[1] = x[first + BLOCKS];
+  a.low[0] = x[first + 2 * BLOCKS];
+  a.low[1] = x[first + 3 * BLOCKS];
+  a.scale = x_scales[row * BLOCKS + block];
   return a;
 }
 
@@ -41,9 +42,9 @@ struct Activations {
   vec4 values[8];
 };
 
-Activations load_activations(uint block) {
+Activations load_activations(uint row, uint block) {
   Activations a;
-  [[unroll]] for (uint i = 0; i < 8; i++) a.values[i] = uintBitsToFloat(x[8 * block + i]);
+  [[unroll]] for (uint i = 0; i < 8; i++) a.values[i] = uintBitsToFloat(x[8 * (row * BLOCKS + block) + i]);
   return a;
 }
 

@@ -57,8 +57,8 @@ def test_q16_blocks_keep_15_bits(seed: int) -> None:
     x = np.random.default_rng(seed).normal(0, 10.0**seed, (7, 96)).astype(np.float32)
     x[2, 32:64] = 0
     words, scales = quantize_q16(x)
-    blocks = x.reshape(-1, 32)
-    error = np.abs(dequantize_q16(words, scales) - blocks)
+    blocks, restored = x.reshape(-1, 32), dequantize_q16(words, scales)
+    error = np.abs(restored.reshape(-1, 32) - blocks)
     assert (error <= np.abs(blocks).max(axis=1, keepdims=True) / 32512 * 0.501 + 1e-12).all()
-    assert np.allclose(scales[:, 1], dequantize_q16(words, scales).sum(axis=1), rtol=1e-5, atol=1e-3)
-    assert words[:, :8].copy().view(np.int8).min() >= -127, "the high bytes are symmetric, so none can overflow"
+    assert np.allclose(scales[..., 1], restored.reshape(7, 3, 32).sum(axis=2), rtol=1e-5, atol=1e-3)
+    assert words[:, :2].copy().view(np.int8).min() >= -127, "the high bytes are symmetric, so none can overflow"

@@ -19,7 +19,17 @@ BOUND = 4e-9
 SHAPES = [(1, 32), (7, 96), (33, 288), (64, 576), (130, 1536)]
 
 
-def run(device: Device, fmt: str, shape: tuple[int, int], n_tokens: int, seed: int, *, adds: bool, tile: int) -> float:
+def run(
+    device: Device,
+    fmt: str,
+    shape: tuple[int, int],
+    n_tokens: int,
+    seed: int,
+    *,
+    adds: bool,
+    tile: int,
+    unroll: int = 1,
+) -> float:
     rng = np.random.default_rng(seed)
     raw = quantized(rng.normal(0, 0.05, shape).astype(np.float32), fmt)
     x = rng.normal(0, 1, (n_tokens, shape[1])).astype(np.float32) * rng.choice([0.01, 1, 30], (n_tokens, 1))
@@ -44,7 +54,7 @@ def run(device: Device, fmt: str, shape: tuple[int, int], n_tokens: int, seed: i
             y,
             step_buffer(device, range(n_tokens), [0] * n_tokens),
         ),
-        constants=(64, shape[1], 2, tile, int(adds)),
+        constants=(64, shape[1], 2, tile, int(adds), unroll),
         groups=(-(-shape[0] // rows_per_group), -(-n_tokens // tile)),
         push=(shape[0], offset, stride),
         weight_format=fmt,
@@ -59,7 +69,7 @@ def run(device: Device, fmt: str, shape: tuple[int, int], n_tokens: int, seed: i
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
 def test_one_token(device: Device, fmt: str, shape: tuple[int, int], seed: int) -> None:
-    assert run(device, fmt, shape, 1, seed, adds=bool(seed), tile=1) < BOUND
+    assert run(device, fmt, shape, 1, seed, adds=bool(seed), tile=1, unroll=1 + seed) < BOUND
 
 
 @pytest.mark.parametrize("n_tokens", [1, 5, 8, 11])

@@ -47,10 +47,10 @@ def test_rms_norm(device: Device, n_rows: int, columns: int, takes_last_row: boo
     )
     wanted = rms_norm(x[-1:] if takes_last_row else x, weight, float(eps))
     assert nmse(floats(y, (n_out, columns)), wanted) < BOUND
-    scales = floats(y_scales, (n_out * columns // 32, 2))
-    blocks = words(y_q16, (n_out * columns // 32, 16))
-    assert nmse(dequantize_q16(blocks, scales).reshape(n_out, columns), wanted) < Q16_BOUND
-    assert np.allclose(scales[:, 1], dequantize_q16(blocks, scales).sum(axis=1), rtol=1e-4, atol=1e-4)
+    scales = floats(y_scales, (n_out, columns // 32, 2))
+    restored = dequantize_q16(words(y_q16, (n_out, 4, columns // 32, 4)), scales)
+    assert nmse(restored, wanted) < Q16_BOUND
+    assert np.allclose(scales[..., 1], restored.reshape(n_out, -1, 32).sum(axis=2), rtol=1e-4, atol=1e-4)
 
 
 def test_a_row_of_zeros_stays_zero(device: Device) -> None:

@@ -29,11 +29,12 @@ def test_swiglu(device: Device, n_rows: int, columns: int, seed: int) -> None:
                 KERNELS["swiglu"],
                 (filled(device, gate_up), y, y_q16, y_scales, step_buffer(device, range(n_rows), [0] * n_rows)),
                 constants=(64, columns),
-                groups=(-(-columns // 32 // 64), n_rows),
+                groups=(-(-columns // 4 // 64), n_rows),
             )
         ]
     )
     wanted = swiglu(gate_up)
     assert nmse(floats(y, (n_rows, columns)), wanted) < BOUND
-    got = dequantize_q16(words(y_q16, (n_rows * columns // 32, 16)), floats(y_scales, (n_rows * columns // 32, 2)))
-    assert nmse(got.reshape(n_rows, columns), wanted) < Q16_BOUND
+    n_blocks = columns // 32
+    got = dequantize_q16(words(y_q16, (n_rows, 4, n_blocks, 4)), floats(y_scales, (n_rows, n_blocks, 2)))
+    assert nmse(got, wanted) < Q16_BOUND

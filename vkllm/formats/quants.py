@@ -121,29 +121,30 @@ Q16_LIMIT = 127 * 256
 
 
 def quantize_q16(x: Floats) -> tuple[Words, Floats]:
-    """Activations (..., columns) -> q16 blocks, as `shaders/lib/q16.glsl` makes them.
+    """Activations (T, columns) -> q16 blocks, as `shaders/lib/q16.glsl` makes them.
 
-    A block of 32 values is 32 integers of 16 bits times a scale, kept as two planes of signed bytes,
-    value = scale * (256 * high + low), so that two int8 dot products make a 16-bit one. Returns words
-    (n_blocks, 16): 8 of high bytes, then 8 of low ones; and (n_blocks, 2): scale, scale * sum of integers.
+    A block of 32 values is 32 integers of 16 bits times a scale; value = scale * (256 * high + low) with signed
+    bytes high and low, so that two int8 dot products make a 16-bit one. Returns words (T, 4, n_blocks, 4): high
+    bytes of values 0-15, of 16-31, low bytes of 0-15, of 16-31; and (T, n_blocks, 2): scale, scale * sum of integers.
     """
-    blocks = x.reshape(-1, BLOCK)
-    largest = np.abs(blocks).max(axis=1, keepdims=True)
+    blocks = x.reshape(len(x), -1, BLOCK)
+    largest = np.abs(blocks).max(axis=2, keepdims=True)
     inverse = np.divide(np.float32(Q16_LIMIT), largest, out=np.zeros_like(largest), where=largest > 0)
     integers = np.rint(blocks * inverse).astype(np.int32)
     high = (integers + 128) >> 8
-    planes = np.concatenate([high, integers - (high << 8)], axis=1).astype(np.int8)
+    halves = np.concatenate([high, integers - (high << 8)], axis=2).astype(np.int8)
+    words = halves.reshape(*blocks.shape[:2], 4, 16).swapaxes(1, 2).copy().view(np.uint32)
     scale = largest / np.float32(Q16_LIMIT)
-    return planes.view(np.uint32), np.concatenate([scale, scale * integers.sum(axis=1, keepdims=True)], axis=1).astype(
-        np.float32
-    )
+    scales = np.concatenate([scale, scale * integers.sum(axis=2, keepdims=True)], axis=2)
+    return words, scales.astype(np.float32)
 
 
 def dequantize_q16(words: Words, scales: Floats) -> Floats:
-    """q16 blocks -> float32 (n_blocks, 32)."""
-    planes = np.ascontiguousarray(words).view(np.int8).astype(np.float32)
-    values: Floats = scales[:, :1] * (256 * planes[:, :BLOCK] + planes[:, BLOCK:])
-    return values
+    """q16 blocks, words (T, 4, n_blocks, 4) and scales (T, n_blocks, 2) -> float32 (T, columns)."""
+    halves = np.ascontiguousarray(words).view(np.int8).astype(np.float32)
+    high, low = halves[:, :2].swapaxes(1, 2), halves[:, 2:].swapaxes(1, 2)
+    values: Floats = scales[..., :1, None] * (256 * high + low)
+    return values.reshape(len(words), -1)
 
 
 FORMATS = {

@@ -14,6 +14,9 @@ QUANTIZED_FORMATS = ("Q4_0", "Q4_1", "Q8_0")
 MAX_ROWS = 256
 """Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
 
+ATTENTION_SPLIT = 64
+"""Cached tokens that a workgroup of attention takes at a time; `SPLIT` in its shaders."""
+
 KV_BLOCK = 32
 """Tokens of a block of the key/value cache; `KV_BLOCK` in shaders/lib/step.glsl."""
 
@@ -56,8 +59,15 @@ KERNELS = {
         KernelSpec("argmax", ("logits", "next_token", "chosen"), ("local_size", "n_vocab"), ("slot",)),
         KernelSpec(
             "attention",
-            ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step"),
-            ("local_size", "n_heads", "n_kv_heads", "head_dim"),
+            ("q", "k_cache", "v_cache", "partials", "y", "y_q16", "y_scales", "step"),
+            ("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes", "heads_per_workgroup", "loops"),
+            ("max_splits",),
+        ),
+        KernelSpec(
+            "attention_merge",
+            ("partials", "y", "y_q16", "y_scales", "step"),
+            ("local_size", "n_heads", "head_dim"),
+            ("max_splits",),
         ),
         KernelSpec("begin_step", ("slots", "next_token", "step"), ("local_size",), ("slot_word",)),
         KernelSpec("copy_words", ("source", "target"), ("local_size",), ("n_words", "target_word")),
@@ -65,7 +75,7 @@ KERNELS = {
         KernelSpec(
             "matvec",
             ("quants", "scales", "x", "x_scales", "add", "y", "step"),
-            ("local_size", "columns", "rows_per_subgroup", "tokens_per_workgroup", "adds"),
+            ("local_size", "columns", "rows_per_subgroup", "tokens_per_workgroup", "adds", "unroll"),
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,
             uses_dot4=True,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from vkllm.formats.gguf import TensorInfo, map_tensor
 from vkllm.formats.quants import BLOCK, dequantize, weight_format
 from vkllm.gpu.device import Buffer, Device, Dispatch, Recording
-from vkllm.gpu.kernels import KERNELS, KV_BLOCK, MAX_ROWS
+from vkllm.gpu.kernels import ATTENTION_SPLIT, KERNELS, KV_BLOCK, MAX_ROWS
 from vkllm.gpu.step import Row, StepSlots
 from vkllm.gpu.tuning import tuning
 from vkllm.gpu.weights import Tensor, Uploader, WeightPlanes
@@ -84,12 +84,13 @@ class Program:
         self._activations = self._allocate_activations()
         cache_words = self.n_blocks * KV_BLOCK * spec.n_kv_heads * spec.head_dim // 2
         self._caches = [(device.buffer(cache_words), device.buffer(cache_words)) for _ in range(spec.n_layers)]
+        self._max_splits = -(-n_ctx // ATTENTION_SPLIT)
+        self._partials = device.buffer(spec.n_heads * self._max_splits * (spec.head_dim + 2))
         self._vectors: dict[str, Buffer] = {}
         self._matrices: dict[tuple[str, ...], list[WeightPlanes]] = {}
         self._load(path, tensors, on_bytes)
-        self._recordings: dict[tuple[int, Result, int], Recording] = {}
-        self._dispatches: dict[int, list[Dispatch]] = {}
-        self._heads: list[Dispatch] = []
+        self._recordings: dict[tuple[int, Result, int, int], Recording] = {}
+        self._dispatches: dict[tuple[Op, int, int], list[Dispatch]] = {}
         self._slot_tickets = [0] * N_SLOTS
         self._turn = 0
 
@@ -139,7 +140,7 @@ class Program:
         """
         width = next(width for width in WIDTHS if width >= len(rows))
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
-        recording = self._recording(width, result, slot)
+        recording = self._recording(width, result, slot, self._n_splits(rows) if width == 1 else 0)
         self.device.wait(self._slot_tickets[slot])
         self._slots.write(slot, rows, block_table)
         self._slot_tickets[slot] = self.device.submit(recording)
@@ -163,31 +164,43 @@ class Program:
 
     # Recording
 
-    def _recording(self, width: int, result: Result, slot: int) -> Recording:
-        key = (width, result, slot)
+    def _n_splits(self, rows: Sequence[Row]) -> int:
+        """Splits of the context that attention is recorded for: a power of two, so that there are few recordings."""
+        needed = -(-(rows[-1].position + 1) // ATTENTION_SPLIT)
+        return min(max(4, 1 << (needed - 1).bit_length()), self._max_splits)
+
+    def _recording(self, width: int, result: Result, slot: int, n_splits: int) -> Recording:
+        key = (width, result, slot, n_splits)
         if key not in self._recordings:
-            if width not in self._dispatches:
-                self._dispatches[width] = [d for op in decoder(self.spec) for d in self._make(op, width)]
-            dispatches = [self._begin_step(slot), *self._dispatches[width]]
+            dispatches = [self._begin_step(slot)]
+            for op in decoder(self.spec):
+                dispatches += self._dispatches_of(op, width, n_splits)
             if result != "none":
-                if not self._heads:
-                    self._heads = [d for op in head(self.spec) for d in self._make(op, 1, takes_last_row=True)]
-                dispatches += [*self._heads, self._argmax(slot) if result == "token" else self._read_logits()]
+                for op in head(self.spec):
+                    dispatches += self._dispatches_of(op, 1, 0)
+                dispatches.append(self._argmax(slot) if result == "token" else self._read_logits())
             self._recordings[key] = self.device.record(dispatches)
         return self._recordings[key]
 
-    def _make(self, op: Op, width: int, *, takes_last_row: bool = False) -> list[Dispatch]:
+    def _dispatches_of(self, op: Op, width: int, n_splits: int) -> list[Dispatch]:
+        key = (op, width, n_splits if op.kind == "attention" else 0)
+        if key not in self._dispatches:
+            self._dispatches[key] = self._make(op, width, n_splits)
+        return self._dispatches[key]
+
+    def _make(self, op: Op, width: int, n_splits: int) -> list[Dispatch]:
+        """n_splits: of attention's context, each a workgroup; 0: a workgroup loops over all of them."""
         match op.kind:
             case "embed":
                 return [self._embed(op, width)]
             case "rms_norm":
-                return [self._rms_norm(op, width, takes_last_row)]
+                return [self._rms_norm(op, width)]
             case "matvec":
                 return self._matvec(op, width)
             case "rope":
                 return [self._rope(op, width)]
             case "attention":
-                return [self._attention(op, width)]
+                return self._attention(op, width, n_splits)
             case "swiglu":
                 return [self._swiglu(op, width)]
 
@@ -209,7 +222,7 @@ class Program:
             weight_format=planes.format,
         )
 
-    def _rms_norm(self, op: Op, width: int, takes_last_row: bool) -> Dispatch:
+    def _rms_norm(self, op: Op, width: int) -> Dispatch:
         x, y = self._activations[op.inputs[0]], self._activations[op.output]
         assert y.q16 is not None and y.scales is not None
         eps = int(np.float32(self.spec.norm_eps).view(np.uint32))
@@ -218,7 +231,7 @@ class Program:
             (x.values, self._vectors[op.weights[0]], y.values, y.q16, y.scales, self._slots.on_device),
             constants=(4 * self._local_size, self.spec.d_model, eps),
             groups=(1, width),
-            push=(int(takes_last_row),),
+            push=(int(op.output == "final"),),
         )
 
     def _matvec(self, op: Op, width: int) -> list[Dispatch]:
@@ -226,7 +239,7 @@ class Program:
         x, y = self._activations[op.inputs[0]], self._activations[op.output]
         add = self._activations[op.add].values if op.add else x.values  # bound, but not read, without a sum
         y_width = widths(self.spec)[op.output]
-        rows, tokens = self._tuning.matvec(width)
+        rows, tokens, unroll = self._tuning.matvec(width)
         rows_per_group = rows * max(self._local_size // self.device.info.subgroup_size, 1)
         dispatches: list[Dispatch] = []
         y_offset = 0
@@ -239,7 +252,7 @@ class Program:
                 self.device.dispatch(
                     KERNELS["matvec"],
                     (planes.quants, planes.scales, x_data, x_scales, add, y.values, self._slots.on_device),
-                    constants=(self._local_size, planes.n_columns, rows, tokens, int(op.add is not None)),
+                    constants=(self._local_size, planes.n_columns, rows, tokens, int(op.add is not None), unroll),
                     groups=(-(-n_rows // rows_per_group), -(-width // tokens)),
                     push=(n_rows, y_offset, y_width),
                     weight_format=planes.format,
@@ -261,16 +274,32 @@ class Program:
             groups=(-(-pairs // self._local_size), width),
         )
 
-    def _attention(self, op: Op, width: int) -> Dispatch:
+    def _attention(self, op: Op, width: int, n_splits: int) -> list[Dispatch]:
         spec, (k_cache, v_cache) = self.spec, self._caches[op.layer]
         q, y = self._activations[op.inputs[0]], self._activations[op.output]
         assert y.q16 is not None and y.scales is not None
-        return self.device.dispatch(
+        outputs = (y.values, y.q16, y.scales, self._slots.on_device)
+        eighths = 1 << (spec.head_dim // 8 - 1).bit_length()  # a lane takes eight dimensions
+        lanes = min(eighths, self.device.info.subgroup_size)
+        heads = max(n for n in (1, 2, 3, 4) if spec.n_heads // spec.n_kv_heads % n == 0)
+        shape = (self._tuning.attention_size, spec.n_heads, spec.n_kv_heads, spec.head_dim)
+        attention = self.device.dispatch(
             KERNELS["attention"],
-            (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self._slots.on_device),
-            constants=(max(self._local_size, spec.head_dim // 2), spec.n_heads, spec.n_kv_heads, spec.head_dim),
-            groups=(spec.n_heads, width),
+            (q.values, k_cache, v_cache, self._partials, *outputs),
+            constants=(*shape, lanes, heads, int(n_splits == 0)),
+            groups=(spec.n_heads // heads * max(n_splits, 1), width),
+            push=(self._max_splits,),
         )
+        if n_splits == 0:
+            return [attention]
+        merge = self.device.dispatch(
+            KERNELS["attention_merge"],
+            (self._partials, *outputs),
+            constants=(self._local_size, spec.n_heads, spec.head_dim),
+            groups=(-(-spec.n_heads * spec.head_dim // 4 // self._local_size), width),
+            push=(self._max_splits,),
+        )
+        return [attention, merge]
 
     def _swiglu(self, op: Op, width: int) -> Dispatch:
         gate_up, y = self._activations[op.inputs[0]], self._activations[op.output]
@@ -279,7 +308,7 @@ class Program:
             KERNELS["swiglu"],
             (gate_up.values, y.values, y.q16, y.scales, self._slots.on_device),
             constants=(self._local_size, self.spec.d_ff),
-            groups=(-(-self.spec.d_ff // BLOCK // self._local_size), width),
+            groups=(-(-self.spec.d_ff // 4 // self._local_size), width),
         )
 
     def _argmax(self, slot: int) -> Dispatch:

@@ -12,26 +12,31 @@ from vkllm.gpu.probe import DeviceInfo
 
 @dataclass(frozen=True)
 class Tuning:
-    """local_size: invocations of a workgroup, a power of two.
+    """local_size: invocations of a workgroup, a power of two; attention_size: of attention's.
 
     matvec_rows: rows of a matrix that a subgroup computes together, sharing the activations in registers;
     tile_rows, tile_tokens: the same for steps of several tokens, and how many tokens share a weight block.
+    unroll: weight blocks of a row whose loads are under way together.
     """
 
     local_size: int
+    attention_size: int
     matvec_rows: int
     tile_rows: int
     tile_tokens: int
+    unroll: int
 
-    def matvec(self, width: int) -> tuple[int, int]:
-        """Rows a subgroup and tokens a workgroup, for steps of `width` rows."""
-        return (self.matvec_rows, 1) if width == 1 else (self.tile_rows, min(width, self.tile_tokens))
+    def matvec(self, width: int) -> tuple[int, int, int]:
+        """Rows a subgroup, tokens a workgroup and unrolling, for steps of `width` rows."""
+        if width == 1:
+            return self.matvec_rows, 1, self.unroll
+        return self.tile_rows, min(width, self.tile_tokens), 1
 
 
 # lavapipe keeps few values in registers: many rows at once pay (0.9 ms for SmolLM2's gate and up instead of 1.6),
 # tiles of eight tokens are four times slower than of two.
-CPU = Tuning(local_size=32, matvec_rows=4, tile_rows=8, tile_tokens=2)
-GPU = Tuning(local_size=64, matvec_rows=2, tile_rows=2, tile_tokens=8)
+CPU = Tuning(local_size=32, attention_size=32, matvec_rows=4, tile_rows=8, tile_tokens=2, unroll=1)
+GPU = Tuning(local_size=64, attention_size=128, matvec_rows=2, tile_rows=2, tile_tokens=8, unroll=2)
 
 
 def tuning(info: DeviceInfo) -> Tuning:
