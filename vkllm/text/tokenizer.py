@@ -1,0 +1,203 @@
+"""Text to token ids and back, with special tokens and whole characters.
+
+Knows what a token reads as, which tokens end an answer, and how a stream of tokens becomes text. It knows nothing of
+chats, models or devices; how plain text is merged into tokens is vocabulary.py's.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from vkllm.errors import InvalidParameter, UnsupportedModel
+from vkllm.text.pretokenizers import PRE_TOKENIZERS
+from vkllm.text.vocabulary import (
+    END_TEXTS,
+    SPACE_MARK,
+    TokenType,
+    Vocabulary,
+    byte_level_bpe,
+    read_vocabulary,
+    sentencepiece_bpe,
+)
+
+if TYPE_CHECKING:
+    from vkllm.formats.gguf import Metadata
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's alphabet, character -> byte: printable Latin-1 stands for itself, the other bytes follow from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+class Tokenizer:
+    """Encodes text to token ids and decodes them.
+
+    `n_vocab`: number of tokens; `bos_id`, `eos_id`: None where the model has none; `adds_bos`, `adds_eos`: what
+    `add_special` puts around a text; `stop_ids`: the tokens that end an answer.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, is_byte_level: bool) -> None:
+        metadata = vocabulary.metadata
+        self._texts = vocabulary.texts
+        self._types = vocabulary.types
+        self._is_byte_level = is_byte_level
+        if is_byte_level:
+            pre = metadata.string("tokenizer.ggml.pre", "default")
+            if pre not in PRE_TOKENIZERS:
+                raise UnsupportedModel(
+                    f"{metadata.path}: the pre-tokenizer {pre!r} is not supported, and others would give wrong ids; "
+                    f"use a model with one of {', '.join(PRE_TOKENIZERS)}."
+                )
+            rules = PRE_TOKENIZERS[pre]
+            adds_bos = rules.adds_bos
+            self._adds_space = False
+            self._merge = byte_level_bpe(vocabulary, rules)
+        else:
+            adds_bos = True
+            self._adds_space = metadata.boolean("tokenizer.ggml.add_space_prefix", True)
+            self._merge = sentencepiece_bpe(vocabulary, adds_space=self._adds_space)
+
+        self.n_vocab = len(self._texts)
+        self.bos_id = vocabulary.token_id("bos", default=None if is_byte_level else 1)
+        self.eos_id = vocabulary.token_id("eos", default=None if is_byte_level else 2)
+        self.adds_bos = metadata.boolean("tokenizer.ggml.add_bos_token", adds_bos and self.bos_id is not None)
+        self.adds_eos = metadata.boolean("tokenizer.ggml.add_eos_token", False)
+        if (self.adds_bos and self.bos_id is None) or (self.adds_eos and self.eos_id is None):
+            raise vocabulary.error("tokenizer.ggml.add_bos_token or add_eos_token is set, but there is no such token")
+
+        control = vocabulary.of_type(TokenType.CONTROL)
+        ends = {self.eos_id, vocabulary.token_id("eot"), vocabulary.token_id("eom")}
+        ends |= {control[text] for text in END_TEXTS if text in control}
+        self.stop_ids = frozenset(token_id for token_id in ends if token_id is not None)
+
+        # Tokens that are found in a text before anything is merged.
+        user_defined = vocabulary.of_type(TokenType.USER_DEFINED)
+        self._whole_ids = user_defined | control | vocabulary.of_type(TokenType.UNKNOWN)
+        self._any_whole = _any_of(self._whole_ids)
+        self._any_user_defined = _any_of(user_defined)
+
+    @classmethod
+    def from_gguf(cls, metadata: Metadata) -> Tokenizer:
+        """Builds the tokenizer of a model from its tokenizer.ggml.* fields.
+
+        Raises ModelFileError for a damaged vocabulary, UnsupportedModel for a kind or a pre-tokenizer not known here.
+        """
+        model = metadata.string("tokenizer.ggml.model")
+        if model not in ("gpt2", "llama"):
+            raise UnsupportedModel(
+                f"{metadata.path}: the tokenizer {model!r} is not supported; use a model with 'gpt2' or 'llama'."
+            )
+        return cls(read_vocabulary(metadata), is_byte_level=model == "gpt2")
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        `add_special` puts the beginning and end tokens around it where the model wants them, never a second one.
+        `parse_special` takes control tokens written in the text, such as <|im_end|>, as those tokens; without it they
+        are plain text. Raises InvalidParameter for a text with half a surrogate pair.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidParameter(
+                f"The text has half a surrogate pair at character {error.start}; pass valid Unicode."
+            ) from None
+        ids: list[int] = []
+        whole = self._any_whole if parse_special else self._any_user_defined
+        end = 0
+        for match in whole.finditer(text):
+            if end < match.start():
+                ids += self._merge(text[end : match.start()])
+            ids.append(self._whole_ids[match.group()])
+            end = match.end()
+        if end < len(text):
+            ids += self._merge(text[end:])
+        if add_special and self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+        if add_special and self.adds_eos and self.eos_id is not None and ids[-1:] != [self.eos_id]:
+            ids.append(self.eos_id)
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True, continues: bool = False) -> str:
+        """The text of token ids; bytes that are not UTF-8 become U+FFFD. Parameters as in `detokenizer`."""
+        detokenizer = self.detokenizer(skip_special=skip_special, continues=continues)
+        return "".join([*map(detokenizer.push, ids), detokenizer.flush()])
+
+    def detokenizer(self, *, skip_special: bool = True, continues: bool = False) -> Detokenizer:
+        """Turns tokens into text one by one.
+
+        `skip_special` leaves control and unknown tokens out. SentencePiece puts a space before each text; it is taken
+        off the first token, unless the tokens continue a text that came before (`continues`), whose space is real.
+        """
+        return Detokenizer(self, skip_special=skip_special, strips_space=self._adds_space and not continues)
+
+    def token_text(self, token_id: int) -> str:
+        """What one token reads as; bytes that are no whole character read as U+FFFD."""
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes that a token stands for, perhaps a part of a character; an unused token has none.
+
+        Raises InvalidParameter for an id outside the vocabulary.
+        """
+        kind = self.token_type(token_id)
+        text = self._texts[token_id]
+        if kind == TokenType.UNUSED:
+            return b""
+        if kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED):
+            return text.encode()
+        if self._is_byte_level:
+            # A character outside the alphabet: the token was added to the vocabulary as plain text.
+            return bytes(map(_BYTE_OF.__getitem__, text)) if _BYTE_OF.keys() >= set(text) else text.encode()
+        if kind == TokenType.BYTE:
+            return bytes((int(text[3:5], 16),))
+        return text.replace(SPACE_MARK, " ").encode()
+
+    def token_type(self, token_id: int) -> TokenType:
+        """Normal, control, byte and so on; raises InvalidParameter for an id outside the vocabulary."""
+        if not 0 <= token_id < self.n_vocab:
+            raise InvalidParameter(
+                f"Token id {token_id} is not in the vocabulary; ids go from 0 to {self.n_vocab - 1}."
+            )
+        return TokenType(self._types[token_id])
+
+
+class Detokenizer:
+    """Turns a stream of tokens into text, whole characters only. Made by `Tokenizer.detokenizer`."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool, strips_space: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._strips_space = strips_space
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The characters that this token completes, perhaps none."""
+        kind = self._tokenizer.token_type(token_id)
+        if self._skip_special and kind in (TokenType.CONTROL, TokenType.UNKNOWN):
+            return ""
+        piece = self._tokenizer.token_bytes(token_id)
+        if self._strips_space and piece:
+            self._strips_space = False
+            # Only merged text has the added space; one in a user-defined token is its own.
+            if kind in (TokenType.NORMAL, TokenType.UNDEFINED, TokenType.BYTE):
+                piece = piece.removeprefix(b" ")
+        return self._decoder.decode(piece)
+
+    def flush(self) -> str:
+        """Ends the text: U+FFFD for a character whose bytes never became whole."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for any of the texts, the longest where several begin; for none it matches nothing."""
+    ordered = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) if ordered else "(?!)")
