@@ -109,6 +109,8 @@ def test_cancelling_ends_a_running_and_a_waiting_request(engine: Engine) -> None
     while not tokens(events):
         events += engine.step()
     engine.cancel(2)
+    events += engine.step()
+    assert isinstance(events[-1], Finished) and events[-1].request_id == 2, "it need not wait for its turn"
     engine.cancel(1)
     while engine.has_work:
         events += engine.step()

@@ -114,10 +114,10 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Does a little work (at most one chunk or token) and returns what came of it. Raises DeviceError."""
+        if self._cancelled:
+            return self._drop_cancelled()
         if self._run is None:
             return self._start() if self._waiting else []
-        if self._run.request.id in self._cancelled:
-            return [self._finish(self._run, "cancelled")]
         if not self._run.in_flight:
             self._prefill(self._run)
             return []
@@ -126,6 +126,19 @@ class Engine:
     def close(self) -> None:
         """Releases the device. Safe to call twice."""
         self._device.close()
+
+    def _drop_cancelled(self) -> list[Event]:
+        """Ends what was cancelled, running or waiting."""
+        events: list[Event] = []
+        if self._run is not None and self._run.request.id in self._cancelled:
+            events.append(self._finish(self._run, "cancelled"))
+        for request, _ in self._waiting:
+            if request.id in self._cancelled:
+                nothing = RunStats(len(request.prompt_token_ids), 0, 0, 0.0, 0.0, 0.0)
+                events.append(Finished(request.id, "cancelled", nothing))
+        self._waiting = deque(entry for entry in self._waiting if entry[0].id not in self._cancelled)
+        self._cancelled.clear()
+        return events
 
     def _start(self) -> list[Event]:
         request, submitted_s = self._waiting.popleft()
@@ -198,6 +211,5 @@ class Engine:
         return [token]
 
     def _finish(self, run: _Run, reason: Literal["stop", "length", "cancelled"]) -> Finished:
-        self._cancelled.discard(run.request.id)
         self._run = None
         return Finished(run.request.id, reason, run.stats())

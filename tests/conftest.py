@@ -1,0 +1,55 @@
+"""Fixtures that several folders share: a tiny model with a fake engine, and the default model."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_gguf import write_tiny_gguf
+
+from vkllm import LLM, ModelNotFound
+from vkllm.engine.process import EngineProcess
+from vkllm.resources import find_model
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound GGUF of one small layer."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture
+def fake_llm(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LLM]]:
+    """Makes LLMs whose engine is fake_engine.FakeEngine in a process of its own; all are closed at the end."""
+    monkeypatch.setattr("vkllm.llm.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine"))
+    made: list[LLM] = []
+
+    def make(**options: Any) -> LLM:
+        made.append(LLM(options.pop("model", tiny_gguf), **options))
+        return made[-1]
+
+    yield make
+    for llm in made:
+        llm.close()
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The default model's file, or the one that VKLLM_TEST_MODEL names; skips where it cannot be had."""
+    if path := os.environ.get("VKLLM_TEST_MODEL"):
+        return Path(path)
+    try:
+        return find_model("smollm2")
+    except ModelNotFound as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def smollm2(default_model: Path) -> Iterator[LLM]:
+    """The default model on the default device."""
+    with LLM(default_model) as llm:
+        yield llm

@@ -1,0 +1,75 @@
+"""Large language models on any GPU with a Vulkan driver: `from vkllm import LLM`.
+
+Importing this touches no device and reads no model; each public name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vkllm.engine.request import RunStats, SamplingParams
+    from vkllm.errors import (
+        ContextOverflow,
+        DeviceError,
+        DeviceLost,
+        DeviceTimeout,
+        InvalidParameter,
+        ModelFileError,
+        ModelNotFound,
+        NoDevice,
+        OutOfDeviceMemory,
+        RequestError,
+        UnsupportedModel,
+        VkllmError,
+    )
+    from vkllm.generation import Generation, Logprob, Piece, Stream, TopLogprob
+    from vkllm.llm import LLM
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "ContextOverflow",
+    "DeviceError",
+    "DeviceLost",
+    "DeviceTimeout",
+    "Generation",
+    "InvalidParameter",
+    "Logprob",
+    "ModelFileError",
+    "ModelNotFound",
+    "NoDevice",
+    "OutOfDeviceMemory",
+    "Piece",
+    "RequestError",
+    "RunStats",
+    "SamplingParams",
+    "Stream",
+    "TopLogprob",
+    "UnsupportedModel",
+    "VkllmError",
+    "__version__",
+]
+
+_MODULES = {
+    "LLM": "vkllm.llm",
+    "Generation": "vkllm.generation",
+    "Logprob": "vkllm.generation",
+    "Piece": "vkllm.generation",
+    "RunStats": "vkllm.engine.request",
+    "SamplingParams": "vkllm.engine.request",
+    "Stream": "vkllm.generation",
+    "TopLogprob": "vkllm.generation",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES.get(name, "vkllm.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,174 @@
+"""The command `vkllm`: its options, its errors and its exit codes.
+
+It knows the public API and the terminal. Each command imports what it needs when it runs, so that `--help` is quick.
+Exit codes: 0 done, 2 an error (one line on standard error), 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vkllm.errors import VkllmError
+from vkllm.faces.terminal import complain
+
+if TYPE_CHECKING:
+    from vkllm.gpu.probe import DeviceInfo
+
+app = typer.Typer(
+    help="Large language models on any GPU with a Vulkan driver.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Runs the command line; a VkllmError becomes one line on standard error and exit code 2."""
+    try:
+        app()
+    except VkllmError as error:
+        if os.environ.get("VKLLM_DEBUG"):
+            raise
+        complain("error", error)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        from vkllm import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Argument(help="A name from `vkllm list`, a .gguf file, or a folder with one.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to answer; without it, chat.")] = None,
+    n_predict: Annotated[int | None, typer.Option("-n", "--n-predict", help="At most so many tokens.")] = None,
+    temp: Annotated[float | None, typer.Option("--temp", help="Temperature; 0 always takes the likeliest.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Choose among the k likeliest; 0 is off.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Choose among the likeliest p; 1 is off.")] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p", help="Drop what is this less likely; 0 is off.")] = None,
+    repeat_penalty: Annotated[float | None, typer.Option("--repeat-penalty", help="Above 1 against repeats.")] = None,
+    presence_penalty: Annotated[float | None, typer.Option("--presence-penalty", help="Likewise, added once.")] = None,
+    seed: Annotated[int | None, typer.Option("-s", "--seed", help="The same seed gives the same answer.")] = None,
+    ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Tokens of prompt and answer.")] = None,
+    system: Annotated[str | None, typer.Option("-sys", "--system", help="The system message.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Index or name, see `vkllm devices`.")] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Print counts and speeds to standard error.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without a chat template.")] = False,
+) -> None:
+    """Answer a prompt, or chat.
+
+    Standard input, when it is piped, is appended to the prompt. Ctrl-C stops the answer.
+    """
+    from vkllm.faces.run import RunOptions, run_model
+
+    sampling: dict[str, Any] = {
+        "max_tokens": None if n_predict == -1 else n_predict,  # -1 is llama.cpp's word for no limit
+        "temperature": temp,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repeat_penalty,
+        "presence_penalty": presence_penalty,
+        "seed": seed,
+    }
+    sampling = {name: value for name, value in sampling.items() if value is not None}
+    try:
+        is_complete = run_model(RunOptions(model, prompt, system, ctx_size, device, stats, raw), sampling)
+    except KeyboardInterrupt:
+        is_complete = False
+    if not is_complete:
+        raise typer.Exit(130)
+
+
+@app.command()
+def devices(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the Vulkan devices; the one marked * is the default."""
+    from vkllm.gpu.probe import choose_device
+    from vkllm.gpu.probe import devices as probe
+
+    found = probe()
+    if json:
+        from dataclasses import asdict
+
+        _print_json([asdict(device) | {"features": sorted(device.features)} for device in found])
+        return
+    default = choose_device(found, None)
+    for device in found:
+        print("\n".join(_description(device, is_default=device == default)))
+
+
+@app.command("list")
+def list_models(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the models that have a short name; any other .gguf file works by its path."""
+    from vkllm.resources import catalog, local_path
+
+    entries = [(entry, local_path(entry)) for entry in catalog()]
+    if json:
+        _print_json(
+            [
+                {
+                    "name": entry.name,
+                    "description": entry.description,
+                    "licence": entry.licence,
+                    "n_bytes": entry.n_bytes,
+                    "path": None if path is None else str(path),
+                }
+                for entry, path in entries
+            ]
+        )
+        return
+    rows = [("NAME", "SIZE", "HERE", "LICENCE", "DESCRIPTION")]
+    for entry, path in entries:
+        rows.append((entry.name, _size(entry.n_bytes), "yes" if path else "no", entry.licence, entry.description))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _description(device: DeviceInfo, *, is_default: bool) -> list[str]:
+    """Lines for a person: the device, its driver, heaps, limits and features."""
+    heaps = [
+        f"{_size(heap.size_bytes, 1024)}{' on the device' if heap.is_device_local else ''}"
+        + ("" if heap.budget_bytes is None else f" (budget {_size(heap.budget_bytes, 1024)})")
+        for heap in device.heaps
+    ]
+    limits = [
+        f"binding {_size(device.max_binding_bytes, 1024)}",
+        f"allocation {_size(device.max_allocation_bytes, 1024)}",
+        f"workgroup {device.max_workgroup_invocations}",
+        f"shared memory {_size(device.max_shared_bytes, 1024)}",
+        f"subgroup {device.subgroup_size} ({device.min_subgroup_size} to {device.max_subgroup_size})",
+    ]
+    api = ".".join(map(str, device.api_version))
+    return [
+        f"{'*' if is_default else ' '} {device.index}  {device.name} ({device.type})",
+        f"     driver    {device.driver_name} {device.driver_version}, Vulkan {api}",
+        f"     heaps     {', '.join(heaps)}",
+        f"     limits    {', '.join(limits)}",
+        f"     features  {', '.join(sorted(device.features)) or 'none'}",
+    ]
+
+
+def _size(n_bytes: int, step: int = 1000) -> str:
+    """A size for people: decimal for files, binary (step 1024) for memory."""
+    units = ("B", "kB", "MB", "GB", "TB") if step == 1000 else ("B", "KiB", "MiB", "GiB", "TiB")
+    amount, unit = float(n_bytes), 0
+    while amount >= step and unit < len(units) - 1:
+        amount, unit = amount / step, unit + 1
+    return f"{amount:.1f} {units[unit]}" if unit and amount < 100 else f"{amount:.0f} {units[unit]}"
+
+
+def _print_json(value: object) -> None:
+    from json import dumps
+
+    print(dumps(value, indent=2))

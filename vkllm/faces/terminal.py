@@ -1,0 +1,71 @@
+"""What the commands print: streamed answers, errors, statistics, the progress bar.
+
+It knows standard output, standard error and whether they are a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from vkllm.errors import VkllmError
+
+if TYPE_CHECKING:
+    from vkllm import LLM, RunStats, Stream
+
+
+def complain(kind: str, message: object) -> None:
+    """Writes one line to standard error. kind: "error" or "warning"."""
+    print(f"vkllm: {kind}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+
+def show(answer: Stream) -> bool:
+    """Prints an answer as it comes; Ctrl-C cancels it and makes this False."""
+    is_complete = True
+    with answer:
+        try:
+            for piece in answer:
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            is_complete = False
+        except VkllmError:
+            print(flush=True)  # the error gets a line of its own
+            raise
+    print(flush=True)
+    return is_complete
+
+
+def print_stats(llm: LLM, stats: RunStats) -> None:
+    """Counts and speeds of an answer, on standard error."""
+    lines = {
+        "device": llm.device_name,
+        "model": f"{llm.path.name} ({llm.spec.architecture}, {llm.quantization}, context {llm.n_ctx})",
+        "prompt": f"{stats.n_prompt} tokens ({stats.n_cached} cached), {stats.prompt_per_s:.2f} tok/s",
+        "answer": f"{stats.n_generated} tokens, {stats.generate_per_s:.2f} tok/s, "
+        f"the first after {stats.first_token_s:.2f} s",
+    }
+    for name, text in lines.items():
+        print(f"{name:8}{text}", file=sys.stderr)
+
+
+@contextmanager
+def loading_bar() -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress bar on standard error while a model is fetched and loaded; nothing if that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("opening", total=None)
+
+        def on_progress(what: str, done_bytes: int, total_bytes: int) -> None:
+            if progress.tasks[0].description != what:
+                progress.reset(task, description=what)
+            progress.update(task, completed=done_bytes, total=total_bytes)
+
+        yield on_progress

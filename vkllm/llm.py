@@ -1,0 +1,252 @@
+"""A model to talk to from Python: opens the file, starts the engine, turns text into requests.
+
+It knows prompts, templates and limits; it does not know devices, kernels or how tokens are chosen.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypedDict, Unpack, overload
+
+from vkllm.engine.process import EngineProcess
+from vkllm.engine.request import EngineConfig, Request, SamplingParams
+from vkllm.errors import ContextOverflow, InvalidParameter, ModelFileError
+from vkllm.formats.gguf import ModelFile
+from vkllm.generation import Generation, Stream
+from vkllm.model.spec import model_spec
+from vkllm.resources import find_model
+from vkllm.text.chat import ChatTemplate
+from vkllm.text.tokenizer import Tokenizer
+
+DEFAULT_N_CTX = 4096
+
+Message = Mapping[str, Any]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams`, as keyword arguments; `stop` may also be one string."""
+
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_window: int
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    logprobs: int | None
+
+
+class LLM:
+    """A loaded model. Safe to use from several threads; `close()` or a `with` block releases it.
+
+    model: a name from `vkllm list`, a path to a .gguf file, or a folder with one.
+    n_ctx: tokens of prompt and answer together; the default is what the model was trained for, at most 4096.
+    device: index or part of the name of a GPU (`vkllm devices`); the default is the best one.
+    seed: for requests that name none; without it each answer is drawn anew.
+    on_progress(what, bytes done, bytes total) is called while the model is downloaded and loaded.
+
+    Raises ModelNotFound, ModelFileError, UnsupportedModel before it touches a device, then NoDevice,
+    OutOfDeviceMemory, DeviceLost.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "smollm2",
+        *,
+        n_ctx: int | None = None,
+        device: str | int | None = None,
+        seed: int | None = None,
+        on_progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        self.path = find_model(str(model), on_progress=on_progress)
+        file = ModelFile.open(self.path)
+        self.spec = model_spec(file.metadata, file.tensors)
+        self.tokenizer = Tokenizer.from_gguf(file.metadata)
+        if self.tokenizer.n_vocab > self.spec.n_vocab:
+            raise ModelFileError(
+                f"{self.path}: the vocabulary has {self.tokenizer.n_vocab} tokens, but the embedding only "
+                f"{self.spec.n_vocab} rows; the file is damaged"
+            )
+        self.quantization = _quantization(file)
+        self.n_ctx = _context(n_ctx, self.spec.n_ctx_train)
+        self._template = ChatTemplate.from_gguf(file.metadata, self.tokenizer)
+        self._defaults = SamplingParams(seed=seed)
+        self._request_ids = itertools.count(1)
+        self._engine = EngineProcess(
+            EngineConfig(
+                path=self.path,
+                tensors=file.tensors,
+                spec=replace(self.spec, n_vocab=self.tokenizer.n_vocab),  # rows beyond it are padding
+                n_ctx=self.n_ctx,
+                device=None if device is None else str(device),
+            ),
+            None if on_progress is None else lambda done, total: on_progress(f"loading {self.path.name}", done, total),
+        )
+        self._engine.start()
+
+    @property
+    def device_name(self) -> str:
+        """The device that the model runs on."""
+        return self._engine.device_name
+
+    @property
+    def is_cpu_device(self) -> bool:
+        """Whether that device is a Vulkan driver on the CPU, which is slow."""
+        return self._engine.is_cpu_device
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the file says how to chat with the model; base models do not, and `chat` guesses (ChatML)."""
+        return not self._template.is_fallback
+
+    def generate(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
+    ) -> Generation:
+        """Continues a prompt, given as text or as token ids, and returns the whole answer.
+
+        options are the fields of `SamplingParams`; they override those of `params`. max_tokens is cut to the room
+        that the prompt leaves. Raises InvalidParameter, ContextOverflow, DeviceLost.
+        """
+        with self.stream(prompt, params, **options) as stream:
+            return stream.result()
+
+    def stream(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
+    ) -> Stream:
+        """Like `generate`, but returns the pieces as they come: `for piece in llm.stream(...): print(piece, end="")`.
+
+        The stream's `result()` is the whole answer with its stats.
+        """
+        if isinstance(prompt, str):
+            prompt_token_ids = self.tokenizer.encode(prompt)
+        else:
+            prompt_token_ids = [self._checked_token(token_id) for token_id in prompt]
+        return self._submit(prompt_token_ids, params, options, continues_text=True)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Message] | None = None,
+        stream: Literal[False] = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Generation: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Message] | None = None,
+        stream: Literal[True],
+        **options: Unpack[SamplingOptions],
+    ) -> Stream: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Message] | None = None,
+        stream: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Generation | Stream:
+        """Answers a conversation: messages like {"role": "user", "content": "Hello"}, through the model's template.
+
+        tools: function descriptions in OpenAI's form, for templates that know them. With stream=True it returns a
+        `Stream`. Raises what `generate` raises, and InvalidParameter for messages that the template refuses.
+        """
+        prompt_token_ids = self._template.encode_chat(messages, tools=tools)
+        answer = self._submit(prompt_token_ids, params, options, continues_text=False)
+        if stream:
+            return answer
+        with answer:
+            return answer.result()
+
+    def close(self) -> None:
+        """Ends the engine and releases the device; open streams fail. The second call does nothing."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _submit(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams | None,
+        options: SamplingOptions,
+        *,
+        continues_text: bool,
+    ) -> Stream:
+        params = self._params(params, options)
+        n_prompt = len(prompt_token_ids)
+        if n_prompt == 0:
+            raise InvalidParameter("the prompt is empty; give at least one token of it")
+        room = self.n_ctx - n_prompt
+        if room < 1:
+            raise ContextOverflow(
+                f"the prompt has {n_prompt} tokens, but the context holds {self.n_ctx}, one of them for the answer; "
+                f"shorten the prompt or ask for a larger context (the model's limit is {self.spec.n_ctx_train})"
+            )
+        params = replace(params, max_tokens=room if params.max_tokens is None else min(params.max_tokens, room))
+        stop_token_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_token_ids |= self.tokenizer.stop_ids
+        request = Request(next(self._request_ids), tuple(prompt_token_ids), params, stop_token_ids)
+        detokenizer = self.tokenizer.detokenizer(continues=continues_text)
+        return Stream(self._engine, request, self._engine.submit(request), detokenizer, self.tokenizer.token_text)
+
+    def _params(self, params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
+        changes: dict[str, Any] = dict(options)
+        if isinstance(stop := changes.get("stop"), str):
+            changes["stop"] = (stop,)
+        for name in ("stop", "stop_token_ids"):
+            if name in changes:
+                changes[name] = tuple(changes[name] or ())
+        params = replace(params or self._defaults, **changes)
+        if params.seed is None:
+            params = replace(params, seed=self._defaults.seed)
+        for token_id in params.stop_token_ids:
+            self._checked_token(token_id)
+        return params
+
+    def _checked_token(self, token_id: int) -> int:
+        if not 0 <= token_id < self.tokenizer.n_vocab:
+            raise InvalidParameter(f"token id {token_id} is not in the vocabulary of {self.tokenizer.n_vocab} tokens")
+        return int(token_id)
+
+
+def _context(n_ctx: int | None, n_ctx_train: int) -> int:
+    if n_ctx is None:
+        return min(n_ctx_train, DEFAULT_N_CTX)
+    if not 1 < n_ctx <= n_ctx_train:
+        raise InvalidParameter(
+            f"a context of {n_ctx} tokens is not possible; the model was trained for 2 to {n_ctx_train}"
+        )
+    return n_ctx
+
+
+def _quantization(file: ModelFile) -> str:
+    """The format that holds most of the file's bytes, such as "Q4_1"."""
+    n_bytes: dict[str, int] = {}
+    for tensor in file.tensors.values():
+        n_bytes[tensor.format] = n_bytes.get(tensor.format, 0) + tensor.n_bytes
+    return max(n_bytes, key=lambda name: n_bytes[name])
