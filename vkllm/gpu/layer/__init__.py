@@ -1,0 +1,280 @@
+"""The Vulkan layer's Python side: puts the layer before Kompute, and talks to it.
+
+Knows the layer's exported functions (ctypes on the very file that the Vulkan loader loads, so both see the same state)
+and how to make the loader use it. Knows nothing of Kompute: it imports no `kp`, and has to be activated before the
+first `kp.Manager`. What the layer does is told at the top of each of its C files.
+
+A device is named by the number that `open_device` returns. ctypes lets other Python threads run during each call.
+"""
+
+import ctypes
+import os
+import threading
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout, OutOfDeviceMemory
+
+NAME: Final = "VK_LAYER_VKLLM_kompute"
+FOLDER: Final = Path(__file__).parent
+LIBRARY: Final = FOLDER / "libvkllm_layer.so"  # named for the loader by VkLayer_vkllm.json
+# Where the loader looks for explicit layers by itself; needed when VK_LAYER_PATH has to be set, which replaces them.
+SYSTEM_FOLDERS: Final = tuple(f"{root}/vulkan/explicit_layer.d" for root in ("/etc", "/usr/local/share", "/usr/share"))
+
+VK_SUCCESS: Final = 0
+VK_TIMEOUT: Final = 2
+RESULT_NAMES: Final = {
+    1: "VK_NOT_READY",
+    2: "VK_TIMEOUT",
+    -1: "VK_ERROR_OUT_OF_HOST_MEMORY",
+    -2: "VK_ERROR_OUT_OF_DEVICE_MEMORY",
+    -3: "VK_ERROR_INITIALIZATION_FAILED",
+    -4: "VK_ERROR_DEVICE_LOST",
+    -5: "VK_ERROR_MEMORY_MAP_FAILED",
+    -6: "VK_ERROR_LAYER_NOT_PRESENT",
+    -7: "VK_ERROR_EXTENSION_NOT_PRESENT",
+    -8: "VK_ERROR_FEATURE_NOT_PRESENT",
+    -9: "VK_ERROR_INCOMPATIBLE_DRIVER",
+    -10: "VK_ERROR_TOO_MANY_OBJECTS",
+    -13: "VK_ERROR_UNKNOWN",
+    -1000069000: "VK_ERROR_OUT_OF_POOL_MEMORY",
+    -1000072003: "VK_ERROR_INVALID_EXTERNAL_HANDLE",
+}
+# Kinds of fault for `inject`, in the order of Inject in layer.h.
+INJECTIONS: Final = ("allocate", "submit", "wait", "hang", "create_buffer", "create_pipeline", "create_device")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Counters of one device since it was made."""
+
+    barriers: int  # recorded before dispatches and copies
+    dispatches: int
+    copies: int
+    submits: int
+    blocked_submits: int  # had to wait for their own command buffer, or for a place among 64 in flight
+    pipelines_created: int
+    pipelines_shared: int  # were asked for and equal to one that was there
+    subgroup_sizes_ignored: int  # pipelines whose required subgroup size the device cannot give
+    cache_loaded_bytes: int  # pipeline cache read from disk when the device was made
+    cache_saved_bytes: int  # pipeline cache last written to disk
+
+
+class _LayerProperties(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char * 256),
+        ("spec_version", ctypes.c_uint32),
+        ("implementation_version", ctypes.c_uint32),
+        ("description", ctypes.c_char * 256),
+    ]
+
+
+def _is_found_by_loader() -> bool:
+    """Whether the Vulkan loader, with the environment as it is, lists the layer."""
+    try:
+        loader = ctypes.CDLL("libvulkan.so.1")
+    except OSError as error:
+        raise DeviceError("There is no Vulkan loader libvulkan.so.1; install it: `apt install libvulkan1`.") from error
+    n = ctypes.c_uint32(0)
+    loader.vkEnumerateInstanceLayerProperties(ctypes.byref(n), None)
+    found = (_LayerProperties * n.value)()
+    loader.vkEnumerateInstanceLayerProperties(ctypes.byref(n), found)
+    return any(layer.name == NAME.encode() for layer in found)
+
+
+def _prepend(variable: str, value: str, rest: tuple[str, ...] = ()) -> None:
+    present = [part for part in os.environ.get(variable, "").split(os.pathsep) if part] or list(rest)
+    os.environ[variable] = os.pathsep.join([value, *(part for part in present if part != value)])
+
+
+def _error(call: str, result: int) -> DeviceError:
+    """The typed error of a Vulkan call that failed with a VkResult."""
+    failed = f"{call}: {RESULT_NAMES.get(result, f'VkResult {result}')}"
+    if result in (-1, -2, -1000069000):
+        return OutOfDeviceMemory(f"No device memory is left ({failed}); close other programs or take a smaller model.")
+    if result == -4:
+        return DeviceLost(f"The device was lost ({failed}); start a new engine, and see the system's log for a reason.")
+    if result == VK_TIMEOUT:
+        return DeviceTimeout(f"The device did not finish in time ({failed}); it hangs, or a submit is too long.")
+    return DeviceError(f"A Vulkan call failed ({failed}); see the system's log for the driver's reason.")
+
+
+class Layer:
+    """The layer of this process. There is one: get it with `Layer.activate`."""
+
+    _active: "Layer | None" = None
+    _activation = threading.Lock()
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        u32, u64, i32 = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32
+        for name, result, arguments in (
+            ("open_device", u32, []),
+            ("take_failure", i32, [u32, ctypes.c_char_p, u32]),
+            ("features", u64, [u32, i32]),
+            ("feature_name", ctypes.c_char_p, [u32]),
+            ("statistics", u32, [u32, ctypes.POINTER(u64), u32]),
+            ("asynchronous", None, [i32]),
+            ("independent", None, []),
+            ("require_subgroup_size", None, [u32]),
+            ("ticket", u64, [u32]),
+            ("wait", i32, [u32, u64, u64]),
+            ("inject", None, [u32, u32, i32]),
+            ("set_pipeline_cache", None, [ctypes.c_char_p]),
+            ("save_pipeline_cache", i32, [u32]),
+        ):
+            function = getattr(library, f"vkllm_layer_{name}")
+            function.restype, function.argtypes = result, arguments
+        names: list[str] = []
+        while (feature := library.vkllm_layer_feature_name(len(names))) is not None:
+            names.append(feature.decode())
+        self._feature_names = tuple(names)
+
+    @classmethod
+    def activate(cls) -> "Layer":
+        """Makes every Vulkan instance of this process from now on use the layer, and returns the layer.
+
+        Sets VK_INSTANCE_LAYERS, keeping what the user has there below ours, and VK_ADD_LAYER_PATH or, for a loader that
+        does not heed that one, VK_LAYER_PATH. Raises DeviceError if the library is missing or the loader ignores it.
+        """
+        with cls._activation:
+            if cls._active is None:
+                cls._active = cls(_load())
+                _prepend("VK_ADD_LAYER_PATH", str(FOLDER))
+                # A user's VK_LAYER_PATH turns VK_ADD_LAYER_PATH off, and loaders before 1.3.207 do not know it.
+                if not _is_found_by_loader():
+                    _prepend("VK_LAYER_PATH", str(FOLDER), SYSTEM_FOLDERS)
+                if not _is_found_by_loader():
+                    raise DeviceError(_why_unused())
+                _prepend("VK_INSTANCE_LAYERS", NAME)
+            return cls._active
+
+    def open_device(self) -> int:
+        """The number of the newest Vulkan device of this process.
+
+        Raises DeviceError if the loader passed the layer by, or no device was made. A vkCreateDevice that fails never
+        gets here: Kompute goes on with a null device and the Vulkan loader aborts the process, after the layer has
+        written the reason to stderr.
+        """
+        device: int = self._library.vkllm_layer_open_device()
+        if device == 0:
+            raise DeviceError(_why_unused())
+        return device
+
+    def asynchronous(self, on: bool) -> None:
+        """Whether Kompute's `eval()` returns at once, to be waited for with `wait`; for the whole process."""
+        self._library.vkllm_layer_asynchronous(on)
+
+    def independent(self) -> None:
+        """The next dispatch that this thread records needs no barrier.
+
+        It neither reads nor overwrites what the dispatches since the last barrier of the same sequence write, nor
+        writes what they read. The first dispatch of a sequence, and the first after a copy, get a barrier all the same.
+        """
+        self._library.vkllm_layer_independent()
+
+    def require_subgroup_size(self, n: int) -> None:
+        """The subgroup size of the pipelines that this thread makes from now on; 0: the driver chooses.
+
+        A device that cannot give it ignores it; `Statistics.subgroup_sizes_ignored` counts those pipelines.
+        """
+        self._library.vkllm_layer_require_subgroup_size(n)
+
+    def ticket(self, device: int) -> int:
+        """The ticket of the device's last submit (1, 2, ...; 0: none yet)."""
+        ticket: int = self._library.vkllm_layer_ticket(device)
+        return ticket
+
+    def wait(self, device: int, ticket: int, timeout_s: float) -> None:
+        """Waits until the submit with this ticket and all before it are done; other Python threads run meanwhile.
+
+        Raises DeviceTimeout after `timeout_s`, and at once DeviceLost, OutOfDeviceMemory or DeviceError if the device
+        is lost or one of these submits failed. The submits of a wait that timed out go on; it can be repeated.
+        """
+        result: int = self._library.vkllm_layer_wait(device, ticket, int(min(max(timeout_s, 0.0) * 1e9, 2**63)))
+        if result == VK_SUCCESS:
+            return
+        if result == VK_TIMEOUT:
+            raise DeviceTimeout(f"The device did not finish within {timeout_s:g} s; it hangs, or a submit is too long.")
+        self._raise_failure(device)
+        raise _error("wait", result)
+
+    def check(self, device: int) -> None:
+        """Raises the first failure of the device since the last check, as a typed error, and forgets it."""
+        self._raise_failure(device)
+
+    def reported(self, device: int) -> frozenset[str]:
+        """Short names of the features that the device reports, of those that vkllm knows."""
+        return self._named(self._library.vkllm_layer_features(device, 0))
+
+    def features(self, device: int) -> frozenset[str]:
+        """Short names of the features that are enabled: never one that is not reported."""
+        return self._named(self._library.vkllm_layer_features(device, 1))
+
+    def statistics(self, device: int) -> Statistics:
+        """The device's counters; DeviceError if there is no such device."""
+        n = len(fields(Statistics))
+        counters = (ctypes.c_uint64 * n)()
+        n_counters = self._library.vkllm_layer_statistics(device, counters, n)
+        if n_counters == 0:
+            raise DeviceError(f"There is no Vulkan device number {device}; it was destroyed, or never made.")
+        assert n_counters == n, "Statistics differ between layer.h and Python"
+        return Statistics(*counters)
+
+    def inject(self, kind: str, n: int, result: int = 0) -> None:
+        """Test mode: the n-th next call of a kind (see INJECTIONS) fails with a VkResult; n = 0 takes that back.
+
+        A "hang" makes a wait last for its whole time limit; it needs a result that is not 0.
+        """
+        self._library.vkllm_layer_inject(INJECTIONS.index(kind), n, result)
+
+    def set_pipeline_cache(self, folder: Path | None) -> None:
+        """Keeps the pipeline caches of devices made from now on in a folder, which is made; None: keeps none.
+
+        Raises DeviceError if the folder cannot be made.
+        """
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DeviceError(f"The folder {folder} for compiled pipelines cannot be made: {error}.") from error
+        self._library.vkllm_layer_set_pipeline_cache(None if folder is None else os.fsencode(folder))
+
+    def save_pipeline_cache(self, device: int) -> bool:
+        """Writes the device's pipeline cache to disk if it grew; False if it could not be written.
+
+        Destroying the device does the same.
+        """
+        return bool(self._library.vkllm_layer_save_pipeline_cache(device))
+
+    def _named(self, mask: int) -> frozenset[str]:
+        return frozenset(name for bit, name in enumerate(self._feature_names) if mask >> bit & 1)
+
+    def _raise_failure(self, device: int) -> None:
+        call = ctypes.create_string_buffer(64)
+        result: int = self._library.vkllm_layer_take_failure(device, call, len(call))
+        if result != VK_SUCCESS:
+            raise _error(call.value.decode(), result)
+
+
+def _load() -> ctypes.CDLL:
+    if not LIBRARY.exists():
+        raise DeviceError(f"The Vulkan layer {LIBRARY} is missing; build it with `python -m vkllm.gpu.layer.build`.")
+    try:
+        return ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        raise DeviceError(
+            f"The Vulkan layer cannot be loaded ({error}); build it anew: `python -m vkllm.gpu.layer.build --force`."
+        ) from error
+
+
+def _why_unused() -> str:
+    """Why the Vulkan loader may have passed the layer by, as a sentence."""
+    if os.geteuid() != os.getuid() or os.getegid() != os.getgid():
+        reason = "it heeds no environment in a process with raised rights; run vkllm as an ordinary user"
+    elif NAME not in os.environ.get("VK_INSTANCE_LAYERS", "").split(os.pathsep):
+        reason = "VK_INSTANCE_LAYERS does not name it; activate it before the first Kompute manager"
+    else:
+        reason = "no device was made since, or an override layer is active; run with VK_LOADER_DEBUG=layer to see"
+    return f"The Vulkan loader does not use vkllm's layer {NAME}: {reason}."

@@ -1,0 +1,187 @@
+/* What the layer's files share: the tables of live instances and devices, their locks, and the functions
+ * that one file has for another. Everything that depends on the operating system is here too.
+ *
+ * The layer is written for one application, Kompute 0.9.0, and leans on what it does: it creates fences only to
+ * wait for one submit, maps only host-coherent memory, and records copies and dispatches only. */
+#ifndef VKLLM_LAYER_H
+#define VKLLM_LAYER_H
+
+#include <pthread.h>
+#include <stdint.h>
+#include <vulkan/vulkan.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define THREAD_LOCAL _Thread_local
+
+typedef pthread_mutex_t Lock;
+static inline void lock(Lock *l) { pthread_mutex_lock(l); }
+static inline void unlock(Lock *l) { pthread_mutex_unlock(l); }
+uint64_t clock_ns(void);       /* monotonic */
+void sleep_ns(uint64_t duration_ns);
+
+typedef struct { uint64_t a, b; } Hash;
+Hash hash_more(Hash hash, const void *data, size_t n_bytes);       /* FNV-1a and another multiplicative hash */
+Hash hash_of(const void *data, size_t n_bytes);
+
+/* Non-dispatchable handles are pointers or 64-bit integers, by platform; tables keep them as integers. */
+#define HANDLE(h) ((uint64_t)(h))
+
+/* The functions of the next layer (or driver) that the hooks call. */
+#define NEXT_FUNCTIONS(F)                                                                                            \
+  F(DestroyDevice) F(CreateBuffer) F(DestroyBuffer) F(GetBufferMemoryRequirements) F(AllocateMemory) F(FreeMemory)   \
+  F(BindBufferMemory) F(MapMemory) F(UnmapMemory) F(CreateDescriptorPool) F(DestroyDescriptorPool)                   \
+  F(AllocateDescriptorSets) F(UpdateDescriptorSets) F(CreateDescriptorSetLayout) F(DestroyDescriptorSetLayout)       \
+  F(CreatePipelineLayout) F(DestroyPipelineLayout) F(CreateShaderModule) F(DestroyShaderModule)                      \
+  F(CreatePipelineCache) F(DestroyPipelineCache) F(GetPipelineCacheData) F(CreateComputePipelines)                   \
+  F(DestroyPipeline) F(CreateCommandPool) F(DestroyCommandPool) F(AllocateCommandBuffers) F(FreeCommandBuffers)      \
+  F(BeginCommandBuffer) F(EndCommandBuffer) F(CmdPipelineBarrier) F(CmdDispatch) F(CmdCopyBuffer) F(QueueSubmit)     \
+  F(CreateFence) F(WaitForFences) F(ResetFences) F(DestroyFence)
+
+typedef struct {
+#define F(name) PFN_vk##name name;
+  NEXT_FUNCTIONS(F)
+#undef F
+} Next;
+
+typedef struct Instance {
+  struct Instance *older;
+  void *key;
+  VkInstance handle;
+  PFN_vkGetInstanceProcAddr gipa;
+  PFN_vkDestroyInstance destroy;
+} Instance;
+
+#define INSTANCE_FUNCTION(instance, name) ((PFN_##name)(instance)->gipa((instance)->handle, #name))
+
+/* Features, in the order of feature_names in features.c; bit n of a mask is feature n. */
+typedef enum {
+  FP16, INT8, INT16, STORAGE8, UNIFORM_STORAGE8, STORAGE16, UNIFORM_STORAGE16, INTEGER_DOT_PRODUCT, MEMORY_MODEL,
+  MEMORY_MODEL_DEVICE_SCOPE, COOPERATIVE_MATRIX, SUBGROUP_SIZE_CONTROL, COMPUTE_FULL_SUBGROUPS, MEMORY_BUDGET,
+  EXTERNAL_MEMORY_HOST, N_FEATURES
+} Feature;
+#define BIT(feature) (1ull << (feature))
+
+/* Exported as an array of 64-bit counters; Python's Statistics has the same names in the same order. */
+typedef struct {
+  uint64_t barriers, dispatches, copies, submits;
+  uint64_t blocked_submits;         /* submits that first had to wait for a command buffer or a place in the ring */
+  uint64_t pipelines_created, pipelines_shared;
+  uint64_t subgroup_sizes_ignored;  /* pipelines whose required subgroup size the device cannot give */
+  uint64_t cache_loaded_bytes;      /* pipeline cache read from disk */
+  uint64_t cache_saved_bytes;       /* pipeline cache last written to disk */
+} Statistics;
+
+typedef struct {
+  VkResult result;                  /* the first failure since it was last taken, or VK_SUCCESS */
+  const char *call;                 /* "allocate", "submit", ... (static text) */
+} Failure;
+
+/* One command buffer: what is recorded in it, and the last submit that uses it. */
+typedef struct Recording {
+  struct Recording *next;
+  VkCommandBuffer handle;
+  VkCommandPool pool;
+  int compute_ordered;              /* a dispatch with its barrier was recorded, and no copy since */
+  int has_work;                     /* there is something for the host to read */
+  uint64_t ticket;
+} Recording;
+
+/* Submits in flight: ticket t lives in place t % RING. Its fence is the layer's own and is used again. */
+#define RING 64
+typedef struct {
+  VkFence fence;
+  VkFence app_fence;                /* Kompute's fence of this submit; the driver never sees it in a submit */
+  uint64_t ticket;
+  int done, waiters;
+} Flight;
+
+typedef struct { uint64_t handle; Hash hash; uint64_t size; } Signature;      /* of a shader module or a layout */
+typedef struct { Signature *items; uint32_t n, capacity; } Signatures;
+typedef struct SharedPipeline SharedPipeline;
+
+typedef struct Device {
+  struct Device *older;
+  void *key;
+  VkDevice handle;
+  uint32_t id;
+  int users;                        /* threads between device_enter and device_leave; guarded by layer.c */
+  PFN_vkGetDeviceProcAddr gdpa;
+  Next next;
+  uint64_t reported, enabled;       /* feature masks */
+  uint32_t min_subgroup_size, max_subgroup_size;                   /* 0 if no size can be required */
+
+  Lock lock;                        /* guards all down to the pipelines; not held while the driver waits */
+  Statistics statistics;
+  Failure failure;
+  Recording *recordings;
+  Flight ring[RING];
+  uint64_t last_ticket;             /* of the last submit; 0: none */
+  uint64_t done_through;            /* every submit up to this ticket is done */
+  uint64_t failed_ticket;           /* first submit that failed since the failure was taken; 0: none */
+  VkResult failed_result;
+  int lost;                         /* the driver, or a test, said so: every later wait and submit fails */
+  int hung;                         /* a submit outlived the layer's patience: do not wait for this device again */
+
+  Lock pipelines_lock;              /* guards what follows; held while a pipeline is compiled */
+  Signatures modules, set_layouts, pipeline_layouts;
+  SharedPipeline *pipelines;
+  VkPipelineCache cache;
+  char *cache_file;                 /* NULL: the cache is not kept on disk */
+  uint64_t cache_known_bytes;       /* size of what the file holds */
+} Device;
+
+/* layer.c */
+Instance *instance_of(void *dispatchable);
+Device *device_of(void *dispatchable);
+Device *device_enter(uint32_t id);  /* by number, kept alive until device_leave; NULL: no such device */
+void device_leave(Device *d);
+/* Remembers a first failure of a device, or of none (NULL), and returns its result. */
+VkResult fail(Device *d, const char *call, VkResult result);
+
+/* features.c */
+typedef struct DeviceRequest DeviceRequest;
+DeviceRequest *features_request(Instance *instance, VkPhysicalDevice gpu, const VkDeviceCreateInfo *wanted);
+const VkDeviceCreateInfo *features_create_info(const DeviceRequest *request);
+void features_granted(const DeviceRequest *request, Device *d);
+void features_free(DeviceRequest *request);
+
+/* submits.c */
+typedef enum { INJECT_ALLOCATE, INJECT_SUBMIT, INJECT_WAIT, INJECT_HANG, INJECT_CREATE_BUFFER, INJECT_PIPELINE,
+               INJECT_DEVICE, N_INJECT } Inject;
+VkResult injected(Inject call);     /* VK_SUCCESS, or what a test put in its place for this call */
+void settle(Device *d);             /* waits for all submits: something that they may use is going away */
+void settle_through(Device *d, uint64_t ticket);
+void submits_close(Device *d);
+
+/* commands.c */
+Recording *recording_of(Device *d, VkCommandBuffer commands);      /* call with d->lock held; NULL: unknown */
+void commands_close(Device *d);
+
+/* pipelines.c */
+void pipelines_close(Device *d);
+
+/* diskcache.c */
+void cache_open(Device *d, const VkPhysicalDeviceProperties *properties);
+void cache_close(Device *d);
+
+/* Every device function that the layer stands before. Each hook has the type of the function it replaces. */
+#define HOOKS(F)                                                                                                    \
+  /* memory.c */                                                                                                    \
+  F(CreateBuffer) F(DestroyBuffer) F(GetBufferMemoryRequirements) F(AllocateMemory) F(FreeMemory)                   \
+  F(BindBufferMemory) F(MapMemory) F(UnmapMemory) F(FlushMappedMemoryRanges) F(CreateDescriptorPool)                \
+  F(DestroyDescriptorPool) F(AllocateDescriptorSets) F(UpdateDescriptorSets)                                        \
+  /* pipelines.c */                                                                                                 \
+  F(CreateDescriptorSetLayout) F(DestroyDescriptorSetLayout) F(CreatePipelineLayout) F(DestroyPipelineLayout)       \
+  F(CreateShaderModule) F(DestroyShaderModule) F(CreateComputePipelines) F(DestroyPipeline)                         \
+  /* diskcache.c */                                                                                                 \
+  F(CreatePipelineCache) F(DestroyPipelineCache)                                                                    \
+  /* commands.c */                                                                                                  \
+  F(CreateCommandPool) F(DestroyCommandPool) F(AllocateCommandBuffers) F(FreeCommandBuffers) F(BeginCommandBuffer)  \
+  F(EndCommandBuffer) F(CmdPipelineBarrier) F(CmdDispatch) F(CmdCopyBuffer)                                         \
+  /* submits.c */                                                                                                   \
+  F(QueueSubmit) F(WaitForFences) F(DestroyFence)
+
+#define F(name) __typeof__(vk##name) hook_##name;
+HOOKS(F)
+#undef F
+#endif

@@ -1,0 +1,257 @@
+/* Pipelines: equal ones are made once and shared.
+ *
+ * Kompute makes a shader module, two layouts, a pipeline cache and a pipeline for each Algorithm, and a model has
+ * hundreds that differ in their buffers only. Two pipelines are equal if SPIR-V, entry point, specialisation,
+ * required subgroup size, descriptor bindings and push constant ranges are; then one handle serves both (layouts that
+ * are defined alike are compatible) and is destroyed with its last user. SPIR-V and layouts are told apart by
+ * 128-bit hash and size.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "layer.h"
+
+/* What makes two pipelines equal. */
+typedef struct {
+  Signature module, layout;
+  Hash entry_point, specialisation;
+  uint64_t specialisation_bytes, subgroup_size, flags;
+} Key;
+
+struct SharedPipeline {
+  SharedPipeline *next;
+  Key key;
+  VkPipeline handle;
+  uint32_t users;
+};
+
+static THREAD_LOCAL uint32_t required_subgroup_size;
+
+/* The pipelines that this thread makes from now on have this subgroup size; 0: the driver chooses. Ignored, and
+ * counted in subgroup_sizes_ignored, where the device cannot do it. */
+EXPORT void vkllm_layer_require_subgroup_size(uint32_t n) { required_subgroup_size = n; }
+
+/* ---- signatures of modules and layouts ---- */
+
+static void remember(Device *d, Signatures *table, uint64_t handle, Hash hash, uint64_t size) {
+  lock(&d->pipelines_lock);
+  if (table->n == table->capacity) {
+    uint32_t capacity = table->capacity ? 2 * table->capacity : 64;
+    Signature *items = realloc(table->items, capacity * sizeof *items);
+    if (items) table->items = items, table->capacity = capacity;
+  }
+  /* Out of memory: what is not remembered is not shared. */
+  if (table->n < table->capacity) table->items[table->n++] = (Signature){handle, hash, size};
+  unlock(&d->pipelines_lock);
+}
+
+/* Newest first: Kompute makes a pipeline right after its module and layouts. Handle 0 in the result: unknown. */
+static Signature signature_of(const Signatures *table, uint64_t handle) {
+  for (uint32_t i = table->n; i--;)
+    if (table->items[i].handle == handle) return table->items[i];
+  return (Signature){0};
+}
+
+static void forget(Device *d, Signatures *table, uint64_t handle) {
+  lock(&d->pipelines_lock);
+  for (uint32_t i = table->n; i--;)
+    if (table->items[i].handle == handle) {
+      table->items[i] = table->items[--table->n];
+      break;
+    }
+  unlock(&d->pipelines_lock);
+}
+
+VKAPI_ATTR VkResult VKAPI_CALL hook_CreateDescriptorSetLayout(VkDevice device,
+                                                              const VkDescriptorSetLayoutCreateInfo *info,
+                                                              const VkAllocationCallbacks *alloc,
+                                                              VkDescriptorSetLayout *out) {
+  Device *d = device_of(device);
+  VkResult result = d->next.CreateDescriptorSetLayout(device, info, alloc, out);
+  if (result) {
+    *out = VK_NULL_HANDLE;
+    return fail(d, "create_descriptor_set_layout", result);
+  }
+  Hash h = hash_of(&info->flags, sizeof info->flags);
+  int plain = !info->pNext;
+  for (uint32_t i = 0; i < info->bindingCount; i++) {
+    const VkDescriptorSetLayoutBinding *b = &info->pBindings[i];
+    uint32_t fields[4] = {b->binding, b->descriptorType, b->descriptorCount, b->stageFlags};
+    h = hash_more(h, fields, sizeof fields);
+    plain &= !b->pImmutableSamplers;
+  }
+  if (plain) remember(d, &d->set_layouts, HANDLE(*out), h, info->bindingCount);
+  return result;
+}
+
+VKAPI_ATTR void VKAPI_CALL hook_DestroyDescriptorSetLayout(VkDevice device, VkDescriptorSetLayout layout,
+                                                           const VkAllocationCallbacks *alloc) {
+  Device *d = device_of(device);
+  forget(d, &d->set_layouts, HANDLE(layout));
+  d->next.DestroyDescriptorSetLayout(device, layout, alloc);
+}
+
+VKAPI_ATTR VkResult VKAPI_CALL hook_CreatePipelineLayout(VkDevice device, const VkPipelineLayoutCreateInfo *info,
+                                                         const VkAllocationCallbacks *alloc, VkPipelineLayout *out) {
+  Device *d = device_of(device);
+  VkResult result = VK_ERROR_INITIALIZATION_FAILED;
+  int sound = 1, known = !info->pNext;
+  Hash h = hash_of(&info->flags, sizeof info->flags);
+  lock(&d->pipelines_lock);
+  for (uint32_t i = 0; i < info->setLayoutCount; i++) {
+    Signature set = signature_of(&d->set_layouts, HANDLE(info->pSetLayouts[i]));
+    sound &= info->pSetLayouts[i] != VK_NULL_HANDLE;
+    known &= set.handle != 0;
+    h = hash_more(hash_more(h, &set.hash, sizeof set.hash), &set.size, sizeof set.size);
+  }
+  unlock(&d->pipelines_lock);
+  h = hash_more(h, info->pPushConstantRanges, info->pushConstantRangeCount * sizeof(VkPushConstantRange));
+  if (sound) result = d->next.CreatePipelineLayout(device, info, alloc, out);
+  if (result) {
+    *out = VK_NULL_HANDLE;
+    return fail(d, "create_pipeline_layout", result);
+  }
+  if (known)
+    remember(d, &d->pipeline_layouts, HANDLE(*out), h, info->setLayoutCount * 64ull + info->pushConstantRangeCount);
+  return result;
+}
+
+VKAPI_ATTR void VKAPI_CALL hook_DestroyPipelineLayout(VkDevice device, VkPipelineLayout layout,
+                                                      const VkAllocationCallbacks *alloc) {
+  Device *d = device_of(device);
+  forget(d, &d->pipeline_layouts, HANDLE(layout));
+  d->next.DestroyPipelineLayout(device, layout, alloc);
+}
+
+VKAPI_ATTR VkResult VKAPI_CALL hook_CreateShaderModule(VkDevice device, const VkShaderModuleCreateInfo *info,
+                                                       const VkAllocationCallbacks *alloc, VkShaderModule *out) {
+  Device *d = device_of(device);
+  VkResult result = d->next.CreateShaderModule(device, info, alloc, out);
+  if (result) {
+    *out = VK_NULL_HANDLE;
+    return fail(d, "create_shader_module", result);
+  }
+  if (!info->pNext && !info->flags)
+    remember(d, &d->modules, HANDLE(*out), hash_of(info->pCode, info->codeSize), info->codeSize);
+  return result;
+}
+
+VKAPI_ATTR void VKAPI_CALL hook_DestroyShaderModule(VkDevice device, VkShaderModule module,
+                                                    const VkAllocationCallbacks *alloc) {
+  Device *d = device_of(device);
+  forget(d, &d->modules, HANDLE(module));
+  d->next.DestroyShaderModule(device, module, alloc);
+}
+
+/* ---- pipelines ---- */
+
+/* Whether the pipeline can be shared, and under which key. */
+static int key_of_pipeline(Device *d, const VkComputePipelineCreateInfo *info, uint32_t subgroup_size, Key *key) {
+  const VkPipelineShaderStageCreateInfo *stage = &info->stage;
+  const VkSpecializationInfo *s = stage->pSpecializationInfo;
+  memset(key, 0, sizeof *key);
+  key->module = signature_of(&d->modules, HANDLE(stage->module));
+  key->layout = signature_of(&d->pipeline_layouts, HANDLE(info->layout));
+  if (!key->module.handle || !key->layout.handle || info->pNext || stage->pNext || info->basePipelineHandle) return 0;
+  key->module.handle = key->layout.handle = 0;       /* equal contents under another handle are equal */
+  key->entry_point = hash_of(stage->pName, strlen(stage->pName));
+  key->specialisation = hash_of(NULL, 0);
+  for (uint32_t i = 0; s && i < s->mapEntryCount; i++) {
+    const VkSpecializationMapEntry *e = &s->pMapEntries[i];
+    uint64_t id_and_size[2] = {e->constantID, e->size};
+    key->specialisation = hash_more(key->specialisation, id_and_size, sizeof id_and_size);
+    key->specialisation = hash_more(key->specialisation, (const char *)s->pData + e->offset, e->size);
+    key->specialisation_bytes += e->size;
+  }
+  key->subgroup_size = subgroup_size;
+  key->flags = (uint64_t)info->flags << 32 | stage->flags;
+  return 1;
+}
+
+/* Makes or finds one pipeline. Call with d->pipelines_lock held. */
+static VkResult pipeline(Device *d, VkPipelineCache cache, const VkComputePipelineCreateInfo *wanted,
+                         const VkAllocationCallbacks *alloc, VkPipeline *out) {
+  VkComputePipelineCreateInfo info = *wanted;
+  VkPipelineShaderStageRequiredSubgroupSizeCreateInfo size = {
+      .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO,
+      .pNext = (void *)info.stage.pNext,
+      .requiredSubgroupSize = required_subgroup_size};
+  int size_wanted = size.requiredSubgroupSize != 0;
+  int size_given = size_wanted && size.requiredSubgroupSize >= d->min_subgroup_size &&
+                   size.requiredSubgroupSize <= d->max_subgroup_size &&
+                   !(size.requiredSubgroupSize & (size.requiredSubgroupSize - 1));
+  Key key;
+  int shareable = key_of_pipeline(d, &info, size_given ? size.requiredSubgroupSize : 0, &key);
+  SharedPipeline *p = shareable ? d->pipelines : NULL;
+  while (p && memcmp(&p->key, &key, sizeof key)) p = p->next;
+  VkResult result = VK_SUCCESS;
+  if (p) {
+    p->users++;
+    *out = p->handle;
+  } else {
+    if (size_given) info.stage.pNext = &size;
+    result = injected(INJECT_PIPELINE);
+    if (!result && (!info.stage.module || !info.layout)) result = VK_ERROR_INITIALIZATION_FAILED;
+    if (!result) result = d->next.CreateComputePipelines(d->handle, cache, 1, &info, alloc, out);
+    if (result < 0) return result;
+    SharedPipeline *made = shareable ? malloc(sizeof *made) : NULL;
+    if (made) {
+      *made = (SharedPipeline){d->pipelines, key, *out, 1};
+      d->pipelines = made;
+    }
+  }
+  lock(&d->lock);
+  if (p)
+    d->statistics.pipelines_shared++;
+  else
+    d->statistics.pipelines_created++;
+  d->statistics.subgroup_sizes_ignored += size_wanted && !size_given;
+  unlock(&d->lock);
+  return result;
+}
+
+VKAPI_ATTR VkResult VKAPI_CALL hook_CreateComputePipelines(VkDevice device, VkPipelineCache cache, uint32_t n,
+                                                           const VkComputePipelineCreateInfo *infos,
+                                                           const VkAllocationCallbacks *alloc, VkPipeline *out) {
+  Device *d = device_of(device);
+  VkResult result = VK_SUCCESS;
+  for (uint32_t i = 0; i < n; i++) {
+    out[i] = VK_NULL_HANDLE;
+    lock(&d->pipelines_lock);
+    VkResult one = pipeline(d, cache, &infos[i], alloc, &out[i]);
+    unlock(&d->pipelines_lock);
+    if (one < 0) result = fail(d, "create_pipeline", one);
+  }
+  return result;
+}
+
+VKAPI_ATTR void VKAPI_CALL hook_DestroyPipeline(VkDevice device, VkPipeline handle,
+                                                const VkAllocationCallbacks *alloc) {
+  Device *d = device_of(device);
+  if (!handle) return;
+  lock(&d->pipelines_lock);
+  SharedPipeline **at = &d->pipelines;
+  while (*at && (*at)->handle != handle) at = &(*at)->next;
+  SharedPipeline *p = *at;
+  int last = !p || !--p->users;
+  if (p && last) {
+    *at = p->next;
+    free(p);
+  }
+  unlock(&d->pipelines_lock);
+  if (!last) return;
+  settle(d);
+  d->next.DestroyPipeline(device, handle, alloc);
+}
+
+void pipelines_close(Device *d) {
+  while (d->pipelines) {                             /* of algorithms that were never destroyed */
+    SharedPipeline *p = d->pipelines;
+    d->pipelines = p->next;
+    d->next.DestroyPipeline(d->handle, p->handle, NULL);
+    free(p);
+  }
+  free(d->modules.items);
+  free(d->set_layouts.items);
+  free(d->pipeline_layouts.items);
+}
