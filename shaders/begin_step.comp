@@ -9,7 +9,7 @@ layout(local_size_x_id = 0) in;
 layout(push_constant) uniform Push {
   uint slot_word; // where the slot begins
 };
-#define MAX_ROWS 256
+#define MAX_ROWS 512
 #define HEADER_WORDS 4
 layout(std430, binding = 0) readonly buffer Slots { uint slots[]; };
 layout(std430, binding = 1) readonly buffer NextToken { uint next_token; };

@@ -19,7 +19,7 @@ from vkllm.engine.sampler import Sampler, logprobs
 from vkllm.errors import ContextOverflow
 from vkllm.gpu.device import Device
 from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
-from vkllm.gpu.program import Program, Submitted
+from vkllm.gpu.program import Program, Result, Submitted
 from vkllm.gpu.step import Row
 
 IN_FLIGHT = 3
@@ -159,10 +159,11 @@ class Engine:
         chunk = prompt[start : start + self._chunk_rows()]
         began_s = time.perf_counter()
         if start + len(chunk) == len(prompt):
-            self._submit(run, chunk)
+            self._submit(run, chunk, is_prompt=True)
         else:
             rows = [Row(token_id, start + i) for i, token_id in enumerate(chunk)]
-            self._program.wait(self._program.submit(rows, self._cache.block_table(start + len(chunk)), "none"))
+            table = self._cache.block_table(start + len(chunk))
+            self._program.wait(self._program.submit(rows, table, "none", is_prompt=True))
             self._seconds_per_row = (time.perf_counter() - began_s) / len(chunk)
         self._cache.tokens += chunk
 
@@ -172,12 +173,13 @@ class Engine:
             return MIN_CHUNK
         return max(MIN_CHUNK, min(MAX_ROWS, int(CHUNK_S / self._seconds_per_row)))
 
-    def _submit(self, run: _Run, token_ids: Sequence[int | None]) -> None:
+    def _submit(self, run: _Run, token_ids: Sequence[int | None], *, is_prompt: bool = False) -> None:
         """Submits a step that continues the sequence and chooses a token."""
         start = len(self._cache.tokens) + max(len(run.in_flight) - 1, 0)
         rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
         table = self._cache.block_table(start + len(rows))
-        run.in_flight.append(self._program.submit(rows, table, "token" if run.is_greedy else "logits"))
+        result: Result = "token" if run.is_greedy else "logits"
+        run.in_flight.append(self._program.submit(rows, table, result, is_prompt=is_prompt))
 
     def _decode(self, run: _Run) -> list[Event]:
         """Reads the next token."""

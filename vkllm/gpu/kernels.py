@@ -11,7 +11,13 @@ from dataclasses import dataclass
 WEIGHT_FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0")
 QUANTIZED_FORMATS = ("Q4_0", "Q4_1", "Q8_0")
 
-MAX_ROWS = 256
+MATMUL_FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0")
+"""Formats that the cooperative-matrix product reads; others take `matvec` for steps of any width."""
+
+MATMUL_TILE_ROWS = 128
+"""Rows of a matrix that a workgroup of `matmul` takes; `TILE_ROWS` in its shader."""
+
+MAX_ROWS = 512
 """Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
 
 ATTENTION_SPLIT = 64
@@ -72,6 +78,13 @@ KERNELS = {
         KernelSpec("begin_step", ("slots", "next_token", "step"), ("local_size",), ("slot_word",)),
         KernelSpec("copy_words", ("source", "target"), ("local_size",), ("n_words", "target_word")),
         KernelSpec("embed", ("quants", "scales", "x", "step"), ("local_size", "columns"), formats=WEIGHT_FORMATS),
+        KernelSpec(
+            "matmul",
+            ("quants", "scales", "x", "add", "y", "step"),
+            ("local_size", "columns", "tile_tokens", "subgroups_along_rows", "subgroups_along_tokens", "adds"),
+            ("n_weight_rows", "y_offset", "y_stride"),
+            MATMUL_FORMATS,
+        ),
         KernelSpec(
             "matvec",
             ("quants", "scales", "x", "x_scales", "add", "y", "step"),

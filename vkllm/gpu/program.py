@@ -18,7 +18,7 @@ import numpy.typing as npt
 from vkllm.formats.gguf import TensorInfo, map_tensor
 from vkllm.formats.quants import BLOCK, dequantize, weight_format
 from vkllm.gpu.device import Buffer, Device, Dispatch, Recording
-from vkllm.gpu.kernels import ATTENTION_SPLIT, KERNELS, KV_BLOCK, MAX_ROWS
+from vkllm.gpu.kernels import ATTENTION_SPLIT, KERNELS, KV_BLOCK, MATMUL_FORMATS, MATMUL_TILE_ROWS, MAX_ROWS
 from vkllm.gpu.step import Row, StepSlots
 from vkllm.gpu.tuning import tuning
 from vkllm.gpu.weights import Tensor, Uploader, WeightPlanes
@@ -30,8 +30,11 @@ from vkllm.model.spec import ModelSpec
 Floats = npt.NDArray[np.float32]
 Result = Literal["none", "token", "logits"]
 
-WIDTHS = (1, 8, 64, MAX_ROWS)
+WIDTHS = (1, 8, 64, 256, MAX_ROWS)
 """Numbers of rows that steps are recorded for; a step runs in the smallest that holds it."""
+
+MATMUL_SIZE = 256
+"""Invocations of a workgroup of `matmul`."""
 
 N_SLOTS = 3
 """Steps that may be in flight."""
@@ -132,13 +135,19 @@ class Program:
 
     # Running
 
-    def submit(self, rows: Sequence[Row], block_table: Sequence[int], result: Result) -> Submitted:
+    def submit(
+        self, rows: Sequence[Row], block_table: Sequence[int], result: Result, *, is_prompt: bool = False
+    ) -> Submitted:
         """Submits a step of one sequence and returns at once.
+
+        is_prompt: rows of a prompt, which are computed alike however they are cut into steps.
 
         result: what to make of the last row: "token" chooses the likeliest on the GPU, "logits" brings all to
         the host. At most N_SLOTS steps are in flight; one more waits for the oldest.
         """
-        width = next(width for width in WIDTHS if width >= len(rows))
+        # a product by cooperative matrices rounds differently from a matvec, so no prompt row may take the latter
+        least = WIDTHS[1] if is_prompt and self._tuning.has_matmul else len(rows)
+        width = next(width for width in WIDTHS if width >= max(least, len(rows)))
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
         recording = self._recording(width, result, slot, self._n_splits(rows) if width == 1 else 0)
         self.device.wait(self._slot_tickets[slot])
@@ -244,6 +253,10 @@ class Program:
         dispatches: list[Dispatch] = []
         y_offset = 0
         for planes in self._matrices[op.weights]:
+            if width > 1 and self._tuning.has_matmul and _suits_matmul(planes):
+                dispatches.append(self._matmul(op, planes, width, y_offset, y_width))
+                y_offset += planes.n_rows
+                continue
             n_rows = min(planes.n_rows, y_width - y_offset)  # an embedding may have more rows than there are tokens
             is_quantized = weight_format(planes.format).is_quantized
             x_data, x_scales = (x.q16, x.scales) if is_quantized else (x.values, x.values)
@@ -261,6 +274,35 @@ class Program:
             )
             y_offset += n_rows
         return dispatches
+
+    def _matmul(self, op: Op, planes: WeightPlanes, width: int, y_offset: int, y_width: int) -> Dispatch:
+        x, y = self._activations[op.inputs[0]].values, self._activations[op.output].values
+        tile_tokens = 128 if width > 64 else 64
+        n_subgroups = MATMUL_SIZE // self.device.info.subgroup_size
+        along_rows = 4 if n_subgroups == 8 else 2
+        return self.device.dispatch(
+            KERNELS["matmul"],
+            (
+                planes.quants,
+                planes.scales,
+                x,
+                self._activations[op.add].values if op.add else x,
+                y,
+                self._slots.on_device,
+            ),
+            constants=(
+                MATMUL_SIZE,
+                planes.n_columns,
+                tile_tokens,
+                along_rows,
+                n_subgroups // along_rows,
+                int(op.add is not None),
+            ),
+            groups=(-(-planes.n_rows // MATMUL_TILE_ROWS), -(-width // tile_tokens)),
+            push=(planes.n_rows, y_offset, y_width),
+            weight_format=planes.format,
+            is_independent=y_offset > 0,
+        )
 
     def _rope(self, op: Op, width: int) -> Dispatch:
         spec, (k_cache, v_cache) = self.spec, self._caches[op.layer]
@@ -327,6 +369,10 @@ class Program:
             groups=(min(1024, -(-self.spec.n_vocab // self._local_size)), 1),
             push=(self.spec.n_vocab, 0),
         )
+
+
+def _suits_matmul(planes: WeightPlanes) -> bool:
+    return planes.format in MATMUL_FORMATS and planes.n_columns % 64 == 0 and planes.n_rows % 16 == 0
 
 
 def _tensor(path: Path, info: TensorInfo) -> Tensor:

@@ -5,7 +5,7 @@ A table by kind of device, with what was measured. Knows nothing of models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vkllm.gpu.probe import DeviceInfo
 
@@ -17,6 +17,7 @@ class Tuning:
     matvec_rows: rows of a matrix that a subgroup computes together, sharing the activations in registers;
     tile_rows, tile_tokens: the same for steps of several tokens, and how many tokens share a weight block.
     unroll: weight blocks of a row whose loads are under way together.
+    has_matmul: whether steps of several tokens multiply by cooperative matrices.
     """
 
     local_size: int
@@ -25,6 +26,7 @@ class Tuning:
     tile_rows: int
     tile_tokens: int
     unroll: int
+    has_matmul: bool = False
 
     def matvec(self, width: int) -> tuple[int, int, int]:
         """Rows a subgroup, tokens a workgroup and unrolling, for steps of `width` rows."""
@@ -39,6 +41,13 @@ CPU = Tuning(local_size=32, attention_size=32, matvec_rows=4, tile_rows=8, tile_
 GPU = Tuning(local_size=64, attention_size=128, matvec_rows=2, tile_rows=2, tile_tokens=8, unroll=2)
 
 
+# Vendors whose cooperative matrices are known to have float16 16x16x16 products with float32 sums.
+NVIDIA, AMD = 0x10DE, 0x1002
+
+
 def tuning(info: DeviceInfo) -> Tuning:
     """The choices for a device."""
-    return CPU if info.type == "cpu" else GPU
+    if info.type == "cpu":
+        return CPU
+    has_matmul = {"cooperative_matrix", "fp16"} <= info.features and info.vendor_id in (NVIDIA, AMD)
+    return replace(GPU, has_matmul=has_matmul and info.max_shared_bytes >= 40_960)

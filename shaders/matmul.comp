@@ -1,0 +1,119 @@
+// matmul: y = W x (+ add) for tiles of rows and tokens, by cooperative matrices
+// bindings: quants scales x add y step
+// constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens adds
+// push: n_weight_rows y_offset y_stride
+// dispatch: x = rows / TILE_ROWS, rounded up; y = tokens / tile_tokens, rounded up
+// formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0
+// requires: cooperative_matrix (float16 16x16x16 to float32), fp16; columns a multiple of 64, rows of 16; 256
+//   invocations; x and y hold whole tiles of tokens
+// numerics: weights and activations rounded to float16, float32 sums
+// source: own; tiles in shared memory as in ggml's mul_mm and CUTLASS
+#version 450
+#extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
+#extension GL_KHR_memory_scope_semantics : require
+#extension GL_KHR_cooperative_matrix : require
+#extension GL_KHR_shader_subgroup_basic : require
+#extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
+layout(local_size_x_id = 0) in;
+layout(constant_id = 0) const uint LOCAL_SIZE = 256;
+layout(constant_id = 1) const uint COLUMNS = 4096;
+layout(constant_id = 2) const uint TILE_TOKENS = 128;
+layout(constant_id = 3) const uint SUBGROUPS_ALONG_ROWS = 4;
+layout(constant_id = 4) const uint SUBGROUPS_ALONG_TOKENS = 2;
+layout(constant_id = 5) const uint ADDS = 0;
+layout(push_constant) uniform Push {
+  uint n_weight_rows;
+  uint y_offset; // where these rows begin in a row of y
+  uint y_stride;
+};
+layout(std430, binding = 0) readonly buffer Quants { uvec4 quants[]; };
+layout(std430, binding = 1) readonly buffer Scales { uint scales[]; };
+layout(std430, binding = 2) readonly buffer X { vec4 x[]; };
+layout(std430, binding = 3) readonly buffer Add { float add[]; };
+layout(std430, binding = 4) writeonly buffer Y { float y[]; };
+#define STEP_BINDING 5
+#include "lib/step.glsl"
+#include "lib/weights.glsl"
+#include "lib/halves.glsl"
+
+#define TILE_ROWS 128
+#define STRIDE 9 // uvec4 of a tile's row: 64 halves, and one uvec4 against bank conflicts
+const uint BLOCKS = COLUMNS / 32;
+const uint ROW_STEPS = TILE_ROWS / SUBGROUPS_ALONG_ROWS / 16;
+const uint TOKEN_STEPS = TILE_TOKENS / SUBGROUPS_ALONG_TOKENS / 16;
+const uint X_CHUNKS = TILE_TOKENS * 8 / LOCAL_SIZE; // of eight activations, an invocation's
+
+shared uvec4 w_tile[TILE_ROWS * STRIDE];
+shared uvec4 x_tile[TILE_TOKENS * STRIDE];
+
+void main() {
+  uint token0 = gl_WorkGroupID.y * TILE_TOKENS, row0 = gl_WorkGroupID.x * TILE_ROWS;
+  if (token0 >= n_rows) return;
+  uint self = gl_LocalInvocationIndex;
+  uint w_block = min(row0 + self / 2, n_weight_rows - 1) * BLOCKS + self % 2;
+  uint row_step0 = gl_SubgroupID % SUBGROUPS_ALONG_ROWS * ROW_STEPS;
+  uint token_step0 = gl_SubgroupID / SUBGROUPS_ALONG_ROWS * TOKEN_STEPS;
+
+  coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator> sums[ROW_STEPS * TOKEN_STEPS];
+  [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
+    [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
+      uint row = row0 + (row_step0 + r) * 16, token = token0 + (token_step0 + t) * 16;
+      sums[r * TOKEN_STEPS + t] = coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>(0.0);
+      if (ADDS != 0 && row < n_weight_rows) {
+        coopMatLoad(sums[r * TOKEN_STEPS + t], add, token * y_stride + y_offset + row, y_stride,
+                    gl_CooperativeMatrixLayoutColumnMajor);
+      }
+    }
+  }
+
+  Weights w = load_weights(w_block);
+  vec4 a[X_CHUNKS * 2];
+  [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
+    uint chunk = self + i * LOCAL_SIZE;
+    uint from = (token0 + chunk / 8) * (COLUMNS / 4) + chunk % 8 * 2;
+    a[2 * i] = x[from];
+    a[2 * i + 1] = x[from + 1];
+  }
+  for (uint block = 0; block < BLOCKS; block += 2) {
+    barrier(); // the last tiles have been read
+    [[unroll]] for (uint i = 0; i < 4; i++) w_tile[self / 2 * STRIDE + self % 2 * 4 + i] = eight_halves(w, i);
+    [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
+      uint chunk = self + i * LOCAL_SIZE;
+      x_tile[chunk / 8 * STRIDE + chunk % 8] = uvec4(packHalf2x16(a[2 * i].xy), packHalf2x16(a[2 * i].zw),
+                                                     packHalf2x16(a[2 * i + 1].xy), packHalf2x16(a[2 * i + 1].zw));
+    }
+    barrier();
+    if (block + 2 < BLOCKS) { // the next tiles' loads are under way while this one is multiplied
+      w = load_weights(w_block + block + 2);
+      [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
+        uint chunk = self + i * LOCAL_SIZE;
+        uint from = (token0 + chunk / 8) * (COLUMNS / 4) + (block + 2) * 8 + chunk % 8 * 2;
+        a[2 * i] = x[from];
+        a[2 * i + 1] = x[from + 1];
+      }
+    }
+    [[unroll]] for (uint k = 0; k < 4; k++) {
+      coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseA> w_part[ROW_STEPS];
+      [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
+        coopMatLoad(w_part[r], w_tile, (row_step0 + r) * 16 * STRIDE + 2 * k, STRIDE, gl_CooperativeMatrixLayoutRowMajor);
+      }
+      [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
+        coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseB> x_part;
+        coopMatLoad(x_part, x_tile, (token_step0 + t) * 16 * STRIDE + 2 * k, STRIDE, gl_CooperativeMatrixLayoutColumnMajor);
+        [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
+          sums[r * TOKEN_STEPS + t] = coopMatMulAdd(w_part[r], x_part, sums[r * TOKEN_STEPS + t]);
+        }
+      }
+    }
+  }
+  [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
+    [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
+      uint row = row0 + (row_step0 + r) * 16, token = token0 + (token_step0 + t) * 16;
+      if (row < n_weight_rows) {
+        coopMatStore(sums[r * TOKEN_STEPS + t], y, token * y_stride + y_offset + row, y_stride,
+                     gl_CooperativeMatrixLayoutColumnMajor);
+      }
+    }
+  }
+}
