@@ -214,4 +214,5 @@ class Engine:
 
     def _finish(self, run: _Run, reason: Literal["stop", "length", "cancelled"]) -> Finished:
         self._run = None
+        self._device.save_pipelines()  # a killed process would save nothing
         return Finished(run.request.id, reason, run.stats())
