@@ -23,6 +23,7 @@ layout(std430, binding = 3) writeonly buffer YScales { vec2 y_scales[]; };
 #include "lib/q16.glsl"
 
 #define SPLIT 64
+#define AT_ONCE 8 // splits whose loads are under way together
 
 void main() {
   uint row = gl_WorkGroupID.y;
@@ -34,14 +35,22 @@ void main() {
   uint d = 2 + 4 * (four % (HEAD_DIM / 4));
   float largest = -1e30, total = 0.0;
   vec4 sum = vec4(0.0);
-  for (uint split = 0; split < n_splits; split++) {
-    float part_largest = partials[from], most = max(largest, part_largest);
-    float decay = exp(largest - most), share = exp(part_largest - most);
-    vec4 part = vec4(partials[from + d], partials[from + d + 1], partials[from + d + 2], partials[from + d + 3]);
-    total = total * decay + partials[from + 1] * share;
-    sum = sum * decay + part * share;
-    largest = most;
-    from += HEAD_DIM + 2;
+  for (uint first = 0; first < n_splits; first += AT_ONCE) {
+    vec2 parts[AT_ONCE]; // maximum and sum of weights
+    vec4 sums[AT_ONCE];
+    [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
+      uint at = from + min(first + i, n_splits - 1) * (HEAD_DIM + 2);
+      parts[i] = vec2(partials[at], partials[at + 1]);
+      sums[i] = vec4(partials[at + d], partials[at + d + 1], partials[at + d + 2], partials[at + d + 3]);
+    }
+    [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
+      if (first + i >= n_splits) break;
+      float most = max(largest, parts[i].x);
+      float decay = exp(largest - most), share = exp(parts[i].x - most);
+      total = total * decay + parts[i].y * share;
+      sum = sum * decay + sums[i] * share;
+      largest = most;
+    }
   }
   vec4 v = sum / total;
   y[row * N_HEADS * (HEAD_DIM / 4) + four] = v;

@@ -3,7 +3,7 @@
 // constants: local_size columns
 // push:
 // dispatch: x = 1, y = tokens
-// formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0
+// formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
 // numerics: exact dequantization
 #version 450
 #extension GL_GOOGLE_include_directive : require

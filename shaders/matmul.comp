@@ -3,7 +3,7 @@
 // constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens adds
 // push: n_weight_rows y_offset y_stride
 // dispatch: x = rows / TILE_ROWS, rounded up; y = tokens / tile_tokens, rounded up
-// formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0
+// formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
 // requires: cooperative_matrix (float16 16x16x16 to float32), fp16; columns a multiple of 64, rows of 16; 256
 //   invocations; x and y hold whole tiles of tokens
 // numerics: weights and activations rounded to float16, float32 sums

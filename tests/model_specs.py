@@ -1,5 +1,7 @@
 """Small model specifications that several tests share."""
 
+from dataclasses import replace
+
 from vkllm.model.spec import ModelSpec
 
 TINY_SPEC = ModelSpec(
@@ -20,3 +22,6 @@ TINY_SPEC = ModelSpec(
     has_rope_freqs=False,
     output_weight="output.weight",
 )
+
+WIDE_SPEC = replace(TINY_SPEC, n_heads=8, d_model=256, d_ff=512)
+"""One whose columns are whole super-blocks."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from random_weights import quantized
 
 from vkllm.engine.request import EngineConfig
 from vkllm.formats.gguf import ModelFile
@@ -23,7 +24,8 @@ def write_random_model(path: Path, spec: ModelSpec, formats: Mapping[str, str], 
         kind = gguf.GGMLQuantizationType[formats.get(name.removesuffix(".weight").split(".")[-1], "F32")]
         # norms around 1, and matrices that keep the scale of what they multiply
         values = rng.normal(1, 0.1, shape) if len(shape) == 1 else rng.normal(0, 1.5 / np.sqrt(shape[1]), shape)
-        writer.add_tensor(name, gguf.quantize(values.astype(np.float32), kind), raw_dtype=kind)
+        raw = quantized(values.astype(np.float32), kind.name)
+        writer.add_tensor(name, raw.reshape(*shape[:-1], -1), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -17,17 +17,26 @@ uvec4 eight_halves(Weights w, uint i) {
   uvec4 even = v << 16, odd = v & 0xffff0000u;
   return pack_eight(uintBitsToFloat(uvec4(even.x, odd.x, even.y, odd.y)),
                     uintBitsToFloat(uvec4(even.z, odd.z, even.w, odd.w)));
-#elif defined(Q8_0)
-  // signed bytes as unsigned ones, 128 higher
-  uint first = w.words[i / 2][i % 2 * 2] ^ 0x80808080u, second = w.words[i / 2][i % 2 * 2 + 1] ^ 0x80808080u;
-  return pack_eight(w.scale.x * (unsigned_bytes(first) - 128.0), w.scale.x * (unsigned_bytes(second) - 128.0));
 #else
-  uvec4 nibbles = (i < 2 ? w.words[0] : w.words[0] >> 4) & 0x0f0f0f0fu;
-  vec4 first = unsigned_bytes(i % 2 == 0 ? nibbles.x : nibbles.z), second = unsigned_bytes(i % 2 == 0 ? nibbles.y : nibbles.w);
-#if defined(Q4_0)
-  return pack_eight(w.scale.x * (first - 8.0), w.scale.x * (second - 8.0));
-#else
-  return pack_eight(w.scale.x * first + w.scale.y, w.scale.x * second + w.scale.y);
+  uvec4 first, second;
+  unpack(w, first, second);
+  uvec4 bytes = i < 2 ? first : second;
+  uvec2 words = i % 2 == 0 ? bytes.xy : bytes.zw;
+  float scale = w.scale.x, shift = 0.0;
+#if defined(Q8_0) || defined(Q6_K)
+  words ^= 0x80808080u; // signed bytes as unsigned ones, 128 higher
+  shift = 128.0;
+#elif defined(Q4_0)
+  shift = 8.0;
 #endif
+#if defined(Q6_K)
+  if (i >= 2) scale = w.scale.y;
+#endif
+  vec4 a = scale * (unsigned_bytes(words.x) - shift), b = scale * (unsigned_bytes(words.y) - shift);
+#if defined(Q4_1) || defined(Q4_K) || defined(Q5_K)
+  a += w.scale.y;
+  b += w.scale.y;
+#endif
+  return pack_eight(a, b);
 #endif
 }

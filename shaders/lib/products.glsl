@@ -1,6 +1,6 @@
 // Products of a weight block with an activation block. The including file declares `uvec4 x[]`, `vec2 x_scales[]`
 // and BLOCKS, the blocks of a row: q16 blocks (lib/q16.glsl) for quantized weights, plain float32 for the others.
-#if defined(Q4_0) || defined(Q4_1) || defined(Q8_0)
+#if !defined(F32) && !defined(F16) && !defined(BF16)
 #include "dot4.glsl"
 
 struct Activations {
@@ -21,20 +21,24 @@ Activations load_activations(uint row, uint block) {
 }
 
 float product(Weights w, Activations a) {
-#if defined(Q8_0)
-  uvec4 first = w.words[0], second = w.words[1];
+  uvec4 first, second;
+  unpack(w, first, second);
+#if defined(Q6_K)
+  // a half block's sum is below 2^26 and divisible by 4, so its float is exact
+  int first_sum = (dot16(first, a.high[0]) << 8) + dot16(first, a.low[0]);
+  int second_sum = (dot16(second, a.high[1]) << 8) + dot16(second, a.low[1]);
+  return a.scale.x * (w.scale.x * float(first_sum) + w.scale.y * float(second_sum));
 #else
-  uvec4 first = w.words[0] & 0x0f0f0f0fu, second = (w.words[0] >> 4) & 0x0f0f0f0fu;
-#endif
   int high = dot16(first, a.high[0]) + dot16(second, a.high[1]);
   int low = dot16(first, a.low[0]) + dot16(second, a.low[1]);
   float sum = a.scale.x * float((high << 8) + low);
 #if defined(Q4_0)
   return w.scale.x * (sum - 8.0 * a.scale.y);
-#elif defined(Q4_1)
-  return w.scale.x * sum + w.scale.y * a.scale.y;
-#else
+#elif defined(Q8_0)
   return w.scale.x * sum;
+#else
+  return w.scale.x * sum + w.scale.y * a.scale.y;
+#endif
 #endif
 }
 #else

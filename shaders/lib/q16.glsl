@@ -2,8 +2,12 @@
 // value = scale * (256 * high + low). Two int8 dot products then make a 16-bit one.
 // A row has four parts of 4 words a block: high bytes of values 0-15, of 16-31, low bytes of 0-15, of 16-31, each
 // part for all blocks, so that neighbouring lanes load neighbouring words; and a vec2 a block (scale, scale * sum
-// of its integers). The including file declares `uint y_q16[]` and `vec2 y_scales[]`.
+// of its integers). They go to `uint y_q16[]` and `vec2 y_scales[]`, or where the including file says.
 // Plain int8 activations miss the reference log-probabilities by up to 0.2; these by 0.003 (docs/design.md).
+#ifndef Q16_WORD
+#define Q16_WORD(word) y_q16[word]
+#define Q16_SCALES(block) y_scales[block]
+#endif
 #define Q16_LIMIT 32512.0 // 127 * 256, so that the high byte of a rounded value stays in -127..127
 
 // Eight neighbouring lanes store a block together, four values each; lane = gl_SubgroupInvocationID % 8.
@@ -19,10 +23,10 @@ void store_q16(uint row, uint blocks_per_row, uint block, vec4 v) {
   [[unroll]] for (uint i = 1; i < 8; i *= 2) sum += subgroupShuffleXor(sum, i);
 
   uint word = ((4 * row + lane / 4) * blocks_per_row + block) * 4 + lane % 4;
-  y_q16[word] = high_bytes.x | high_bytes.y << 8 | high_bytes.z << 16 | high_bytes.w << 24;
-  y_q16[word + 8 * blocks_per_row] = low_bytes.x | low_bytes.y << 8 | low_bytes.z << 16 | low_bytes.w << 24;
+  Q16_WORD(word) = high_bytes.x | high_bytes.y << 8 | high_bytes.z << 16 | high_bytes.w << 24;
+  Q16_WORD(word + 8 * blocks_per_row) = low_bytes.x | low_bytes.y << 8 | low_bytes.z << 16 | low_bytes.w << 24;
   if (lane == 0) {
     float scale = largest / Q16_LIMIT;
-    y_scales[row * blocks_per_row + block] = vec2(scale, scale * float(sum));
+    Q16_SCALES(row * blocks_per_row + block) = vec2(scale, scale * float(sum));
   }
 }

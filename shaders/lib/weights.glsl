@@ -1,58 +1,11 @@
 // Weight formats: how a block of 32 values lies in its planes (vkllm/formats/quants.py).
-// One of F32 F16 BF16 Q4_0 Q4_1 Q8_0 is defined. The including file declares the planes
-// `uvec4 quants[]` and `uint scales[]`. Here are
-//   WEIGHT_WORDS            uvec4 words of a block in `quants`
+// One of F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K is defined. The including file declares the planes
+// `uvec4 quants[]` and `uint scales[]`, bindings 0 and 1. Here are
 //   float value(block, i)   one value
 //   Weights, load_weights   a block in registers, for the product with activations (lib/products.glsl)
-#if defined(F32)
-#define WEIGHT_WORDS 8
-#elif defined(F16) || defined(BF16)
-#define WEIGHT_WORDS 4
-#elif defined(Q8_0)
-#define WEIGHT_WORDS 2
+//   unpack                  of quantized formats: its values 0-15 and 16-31 as signed bytes, before the scales
+#if defined(Q4_K) || defined(Q5_K) || defined(Q6_K)
+#include "superblocks.glsl"
 #else
-#define WEIGHT_WORDS 1
+#include "blocks.glsl"
 #endif
-
-struct Weights {
-  uvec4 words[WEIGHT_WORDS];
-  vec2 scale; // d and, for Q4_1, m
-};
-
-vec2 load_scale(uint block) {
-#if defined(Q4_1)
-  return unpackHalf2x16(scales[block]);
-#elif defined(Q4_0) || defined(Q8_0)
-  return unpackHalf2x16(scales[block >> 1] >> (16 * (block & 1))).xx;
-#else
-  return vec2(1.0);
-#endif
-}
-
-Weights load_weights(uint block) {
-  Weights w;
-  [[unroll]] for (uint i = 0; i < WEIGHT_WORDS; i++) w.words[i] = quants[WEIGHT_WORDS * block + i];
-  w.scale = load_scale(block);
-  return w;
-}
-
-float value(uint block, uint i) {
-#if defined(F32)
-  return uintBitsToFloat(quants[8 * block + i / 4][i % 4]);
-#elif defined(F16)
-  return unpackHalf2x16(quants[4 * block + i / 8][(i / 2) % 4])[i % 2];
-#elif defined(BF16)
-  uint pair = quants[4 * block + i / 8][(i / 2) % 4];
-  return uintBitsToFloat(i % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
-#elif defined(Q8_0)
-  return load_scale(block).x * float(bitfieldExtract(int(quants[2 * block + i / 16][(i / 4) % 4]), int(8 * (i % 4)), 8));
-#else
-  uint nibble = (quants[block][(i / 4) % 4] >> (8 * (i % 4) + (i < 16 ? 0 : 4))) & 15;
-#if defined(Q4_0)
-  return load_scale(block).x * (float(nibble) - 8.0);
-#else
-  vec2 scale = load_scale(block);
-  return scale.x * float(nibble) + scale.y;
-#endif
-#endif
-}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 
@@ -46,12 +45,6 @@ def step_buffer(device: Device, positions: Sequence[int], tokens: Sequence[int],
     slots = StepSlots(device, 1, max(len(table), 1))
     slots.write(0, [Row(token, position) for token, position in zip(tokens, positions, strict=True)], table)
     return slots.buffer
-
-
-def quantized(values: npt.NDArray[np.float32], fmt: str) -> npt.NDArray[np.uint8]:
-    """The raw bytes of a tensor in a GGML format, by the gguf package's own quantization."""
-    kind = gguf.GGMLQuantizationType[fmt]
-    return np.ascontiguousarray(gguf.quantize(values, kind)).reshape(-1).view(np.uint8)
 
 
 def planes(device: Device, raw: npt.NDArray[np.uint8], fmt: str) -> tuple[Buffer, Buffer]:

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from kernel_case import floats, planes, poisoned, quantized, step_buffer
+from kernel_case import floats, planes, poisoned, step_buffer
+from random_weights import quantized
 
-from vkllm.formats.quants import dequantize
+from vkllm.formats.quants import dequantize, weight_format
 from vkllm.gpu.device import Device
 from vkllm.gpu.kernels import KERNELS, WEIGHT_FORMATS
 
@@ -14,6 +15,8 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("columns", [32, 96, 576])
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
 def test_embed(device: Device, fmt: str, columns: int) -> None:
+    block = weight_format(fmt).block
+    columns = -(-columns // block) * block
     rng = np.random.default_rng(columns)
     raw = quantized(rng.normal(0, 1, (50, columns)).astype(np.float32), fmt)
     tokens = [49, 0, 7, 7]

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from kernel_case import filled, floats, nmse, planes, poisoned, quantized, step_buffer
+from kernel_case import filled, floats, nmse, planes, poisoned, step_buffer
+from random_weights import quantized
 
-from vkllm.formats.quants import dequantize
+from vkllm.formats.quants import dequantize, weight_format
 from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS, MATMUL_FORMATS, MATMUL_TILE_ROWS
+from vkllm.gpu.kernels import KERNELS, MATMUL_TILE_ROWS, WEIGHT_FORMATS
 from vkllm.gpu.tuning import tuning
 
 pytestmark = pytest.mark.gpu
@@ -17,12 +18,14 @@ BOUND = 3e-7  # both factors rounded to float16: 2 * (2^-11)^2 / 3
 @pytest.mark.parametrize("tile_tokens", [64, 128])
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize(("n_rows", "columns", "n_tokens"), [(16, 64, 1), (144, 576, 70), (256, 4096, 200)])
-@pytest.mark.parametrize("fmt", MATMUL_FORMATS)
+@pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
 def test_matmul(
     device: Device, fmt: str, n_rows: int, columns: int, n_tokens: int, adds: bool, tile_tokens: int
 ) -> None:
     if not tuning(device.info).has_matmul:
         pytest.skip("the device has no cooperative matrices")
+    block = weight_format(fmt).block
+    columns = -(-columns // block) * block
     rng = np.random.default_rng(n_tokens)
     raw = quantized(rng.normal(0, 0.05, (n_rows, columns)).astype(np.float32), fmt)
     padded = -(-n_tokens // tile_tokens) * tile_tokens

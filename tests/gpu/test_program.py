@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kernel_case import nmse
-from model_specs import TINY_SPEC
+from model_specs import TINY_SPEC, WIDE_SPEC
 from random_model import engine_config, reference, write_random_model
 
 from vkllm.errors import OutOfDeviceMemory
+from vkllm.gpu import program as program_module
 from vkllm.gpu.device import Device
 from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program import Program
 from vkllm.gpu.step import Row
+from vkllm.gpu.tuning import tuning
 
 pytestmark = pytest.mark.gpu
 
@@ -27,6 +29,11 @@ MODELS = {
         {"token_embd": "Q8_0", "attn_q": "F16", "attn_k": "Q4_0", "attn_v": "BF16", "attn_output": "Q4_1",
          "ffn_gate": "Q4_0", "ffn_up": "Q4_0", "ffn_down": "Q8_0", "output": "F16"},
     ),
+    "Q4_K_M": (
+        WIDE_SPEC,
+        {"token_embd": "Q4_K", "attn_q": "Q4_K", "attn_k": "Q4_K", "attn_v": "Q6_K", "attn_output": "Q5_K",
+         "ffn_gate": "Q4_K", "ffn_up": "Q4_K", "ffn_down": "Q6_K", "output": "Q6_K"},
+    ),
     "tied, half, factors": (
         replace(TINY_SPEC, rope_pairing="half", has_rope_freqs=True, output_weight="token_embd.weight"),
         dict.fromkeys(
@@ -36,12 +43,17 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=MODELS, scope="module")
+@pytest.fixture(params=[*MODELS, "Q4_K_M, fused", "tied, half, factors, fused"], scope="module")
 def case(request: pytest.FixtureRequest, device: Device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
-    spec, formats = MODELS[request.param]
+    """A program and its configuration; "fused": with the decode kernels that CPU drivers do not take by themselves."""
+    spec, formats = MODELS[request.param.removesuffix(", fused")]
     path = write_random_model(tmp_path_factory.mktemp("random") / "model.gguf", spec, formats)
     config = engine_config(path, spec)
-    yield Program(device, spec, path, config.tensors, config.n_ctx), config
+    choices = tuning(device.info)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param.endswith("fused"):
+            patch.setattr(program_module, "tuning", lambda info: replace(choices, fused_size=64))
+        yield Program(device, spec, path, config.tensors, config.n_ctx), config
 
 
 def logits_of(program: Program, tokens: list[int], chunk: int) -> np.ndarray:
@@ -52,7 +64,7 @@ def logits_of(program: Program, tokens: list[int], chunk: int) -> np.ndarray:
         rows = [Row(token, start + i) for i, token in enumerate(part)]
         n_blocks = -(-(start + len(part)) // KV_BLOCK)
         is_last = start + len(part) == len(tokens)
-        step = program.submit(rows, table[:n_blocks], "logits" if is_last else "none")
+        step = program.submit(rows, table[:n_blocks], "logits" if is_last else "none", is_prompt=True)
     return program.logits(step)
 
 

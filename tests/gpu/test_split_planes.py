@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from kernel_case import filled, poisoned, quantized, words
+from kernel_case import filled, poisoned, words
+from random_weights import quantized
 
 from vkllm.formats.quants import split_planes, weight_format
 from vkllm.gpu import weights
@@ -22,16 +23,18 @@ def read_back(device: Device, buffer: Buffer, n_words: int) -> np.ndarray:
 @pytest.mark.parametrize("n_blocks", [1, 2, 7, 130])
 @pytest.mark.parametrize("fmt", QUANTIZED_FORMATS)
 def test_split_planes(device: Device, fmt: str, n_blocks: int) -> None:
-    raw = quantized(np.random.default_rng(n_blocks).normal(0, 1, (1, 32 * n_blocks)).astype(np.float32), fmt)
-    quant_words, scale_words = weight_format(fmt).plane_words(n_blocks + n_blocks % 2)
+    block, unit_bytes = weight_format(fmt).block, weight_format(fmt).unit_bytes
+    raw = quantized(np.random.default_rng(n_blocks).normal(0, 1, (1, block * n_blocks)).astype(np.float32), fmt)
+    quant_words, scale_words = weight_format(fmt).plane_words(block * n_blocks)
     quants, scales = poisoned(device, quant_words), poisoned(device, scale_words)
-    padded = np.zeros(-(-n_blocks // 2) * 2 * weight_format(fmt).block_bytes, np.uint8)
+    n_units = -(-len(raw) // unit_bytes)
+    padded = np.zeros(n_units * unit_bytes, np.uint8)
     padded[: len(raw)] = raw
     split = device.dispatch(
         KERNELS["split_planes"],
         (filled(device, padded), quants, scales),
         constants=(64,),
-        push=(-(-n_blocks // 2), 0),
+        push=(n_units, 0),
         weight_format=fmt,
     )
     device.run([split])
@@ -44,14 +47,15 @@ def test_split_planes(device: Device, fmt: str, n_blocks: int) -> None:
 def test_stacked_tensors_in_several_chunks(device: Device, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "STAGING_WORDS", 300)
     rng = np.random.default_rng(0)
-    parts = [rng.normal(0, 1, (rows, 96)).astype(np.float32) for rows in (26, 14)]
+    columns = 3 * weight_format(fmt).block
+    parts = [rng.normal(0, 1, (rows, columns)).astype(np.float32) for rows in (26, 14)]
     raws = [quantized(part, fmt) for part in parts]
     n_copied = []
     uploader = weights.Uploader(device, n_copied.append)
     planes = uploader.matrix([weights.Tensor(raw, fmt, part.shape) for raw, part in zip(raws, parts, strict=True)])
     uploader.finish()
     quants, scales = split_planes(np.concatenate(raws), fmt)
-    assert (planes.n_rows, planes.n_columns, planes.format) == (40, 96, fmt)
+    assert (planes.n_rows, planes.n_columns, planes.format) == (40, columns, fmt)
     assert np.array_equal(read_back(device, planes.quants, len(quants)), quants)
     if weight_format(fmt).is_quantized:
         assert np.array_equal(read_back(device, planes.scales, len(scales)), scales)

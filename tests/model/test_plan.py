@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from model_specs import TINY_SPEC
+from model_specs import TINY_SPEC, WIDE_SPEC
 
 from vkllm.errors import OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
@@ -22,6 +22,16 @@ def test_bytes_of_each_part() -> None:
     n_vector = sum(shape[0] for shape in expected_shapes(TINY_SPEC).values() if len(shape) == 1)
     assert made.weights_bytes == pytest.approx(n_values * 18 / 32 + 4 * n_vector, rel=1e-3)
     assert made.cache_bytes == 1024 * cache_bytes_per_token(TINY_SPEC) == 1024 * 2 * 2 * 2 * 2 * 32
+
+
+@pytest.mark.parametrize(("fmt", "superblock_bytes"), [("Q4_K", 144), ("Q5_K", 176), ("Q6_K", 212)])
+def test_bytes_of_superblocks(fmt: str, superblock_bytes: int) -> None:
+    shapes = expected_shapes(WIDE_SPEC)
+    tensors = {n: TensorInfo(n, shape, fmt if len(shape) == 2 else "F32", 0, 0) for n, shape in shapes.items()}
+    made = plan(WIDE_SPEC, tensors, LARGE, n_ctx=64, max_rows=8)
+    n_superblocks = sum(shape[0] * shape[1] // 256 for shape in shapes.values() if len(shape) == 2)
+    n_vector = sum(shape[0] for shape in shapes.values() if len(shape) == 1)
+    assert made.weights_bytes == n_superblocks * superblock_bytes + 4 * n_vector
 
 
 def test_a_model_that_does_not_fit_says_what_would() -> None:

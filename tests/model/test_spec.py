@@ -44,6 +44,12 @@ def test_a_format_without_kernels(file: ModelFile) -> None:
         model_spec(file.metadata, with_tensor(file, "blk.0.ffn_down.weight", format="IQ2_XS"))
 
 
+def test_columns_must_be_whole_blocks_of_the_format(file: ModelFile) -> None:
+    assert model_spec(file.metadata, with_tensor(file, "blk.0.ffn_down.weight", format="Q4_K")).d_ff == 256
+    with pytest.raises(UnsupportedModel, match=r"attn_q\.weight has 32 columns; in Q4_K .* multiple of 256"):
+        model_spec(file.metadata, with_tensor(file, "blk.0.attn_q.weight", format="Q4_K"))
+
+
 def test_a_norm_must_be_float32(file: ModelFile) -> None:
     with pytest.raises(UnsupportedModel, match=r"attn_norm\.weight is F16"):
         model_spec(file.metadata, with_tensor(file, "blk.0.attn_norm.weight", format="F16"))

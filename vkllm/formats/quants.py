@@ -12,8 +12,10 @@ has a plane of quants (or of the numbers themselves) and, where it has scales, a
     Q4_0    18           4: byte j holds values j and j+16    f16 d, two blocks a word
     Q4_1    20           4: byte j holds values j and j+16    f16 d and f16 m, one block a word
     Q8_0    34           8: signed bytes                      f16 d, two blocks a word
+    Q4_K, Q5_K, Q6_K     super-blocks of 256 values; their bytes and planes are in `superblocks.py`
 
-Every format is treated in blocks of 32 values, so columns have to be a multiple of 32.
+Shaders treat every format in blocks of 32 values. Planes are made unit by unit: a unit is the least number of
+blocks that begin at a whole word in both planes.
 Source of the layouts: the GGUF format description, and `gguf.quants`, which the tests compare with.
 """
 
@@ -26,9 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vkllm.errors import UnsupportedModel
+from vkllm.formats import superblocks
+from vkllm.formats.superblocks import SUPERBLOCK
 
 BLOCK = 32
-"""Values in a block."""
+"""Values in a block of shaders and of activations; columns are a multiple of it."""
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint32]
@@ -37,27 +41,37 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Format:
-    """A weight format. Sizes are per block of 32 values.
+    """A weight format.
 
-    quant_words: uint32 words of the quants plane; scale_words_per_pair: words of the scales plane for two
-    blocks (0: no such plane); dequantize: uint8 (n_blocks, block_bytes) -> float32 (n_blocks, 32); of
-    plain numbers any bytes.
+    block, block_bytes: values and bytes of a block in the file; columns are a multiple of `block`. unit: values of a
+    unit. quant_words, scale_words: uint32 words of a unit in each plane (0: no plane of scales). dequantize: uint8
+    (n, block_bytes) -> float32 (n, block); of plain numbers any bytes. split: uint8 (n, unit_bytes) -> planes
+    (n, quant_words) and (n, scale_words).
     """
 
     name: str
+    block: int
     block_bytes: int
+    unit: int
     quant_words: int
-    scale_words_per_pair: int
+    scale_words: int
     dequantize: Callable[[Bytes], Floats]
+    split: Callable[[Bytes], tuple[Words, Words]]
 
     @property
     def is_quantized(self) -> bool:
         """Whether a block carries scales, so that kernels use integer arithmetic."""
-        return self.scale_words_per_pair > 0
+        return self.scale_words > 0
 
-    def plane_words(self, n_blocks: int) -> tuple[int, int]:
-        """Words of the quants and the scales plane of n_blocks; the scales are padded to whole pairs."""
-        return n_blocks * self.quant_words, -(-n_blocks // 2) * self.scale_words_per_pair
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of a unit in the file."""
+        return self.unit // self.block * self.block_bytes
+
+    def plane_words(self, n_values: int) -> tuple[int, int]:
+        """Words of the quants and the scales plane of n_values, which are padded to whole units."""
+        n_units = -(-n_values // self.unit)
+        return n_units * self.quant_words, n_units * self.scale_words
 
 
 def weight_format(name: str) -> Format:
@@ -78,12 +92,10 @@ def dequantize(raw: Bytes, name: str, shape: tuple[int, ...]) -> Floats:
 def split_planes(raw: Bytes, name: str) -> tuple[Words, Words]:
     """Raw tensor bytes -> (quants, scales) planes, as `shaders/split_planes.comp` makes them on the GPU."""
     fmt = weight_format(name)
-    blocks = raw.reshape(-1, fmt.block_bytes)
-    scale_bytes = fmt.block_bytes - 4 * fmt.quant_words
-    quants = np.ascontiguousarray(blocks[:, scale_bytes:]).reshape(-1).view(np.uint32)
-    scales = np.zeros(fmt.plane_words(len(blocks))[1] * 4, np.uint8)
-    scales[: len(blocks) * scale_bytes] = blocks[:, :scale_bytes].reshape(-1)
-    return quants, scales.view(np.uint32)
+    units = np.zeros((-(-len(raw) // fmt.unit_bytes), fmt.unit_bytes), np.uint8)
+    units.reshape(-1)[: len(raw)] = raw
+    quants, scales = fmt.split(units)
+    return quants.reshape(-1), scales.reshape(-1)
 
 
 def _f16(raw: Bytes) -> Floats:
@@ -98,10 +110,25 @@ def _bf16(raw: Bytes) -> Floats:
     return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
+def _words(raw: Bytes) -> Words:
+    """(n, ...) bytes -> (n, words)."""
+    return np.ascontiguousarray(raw).reshape(len(raw), -1).view(np.uint32)
+
+
 def _nibbles(raw: Bytes) -> Floats:
     """(n, 16) bytes -> (n, 32): the low nibbles, then the high ones."""
     values: Floats = np.concatenate([raw & 15, raw >> 4], axis=1).astype(np.float32)
     return values
+
+
+def _split_blocks(scale_bytes: int, unit_blocks: int) -> Callable[[Bytes], tuple[Words, Words]]:
+    """The split of formats whose blocks begin with their scales and end with their quants."""
+
+    def split(units: Bytes) -> tuple[Words, Words]:
+        blocks = units.reshape(len(units), unit_blocks, -1)
+        return _words(blocks[:, :, scale_bytes:]), _words(blocks[:, :, :scale_bytes])
+
+    return split
 
 
 def _q4_0(raw: Bytes) -> Floats:
@@ -150,11 +177,14 @@ def dequantize_q16(words: Words, scales: Floats) -> Floats:
 FORMATS = {
     fmt.name: fmt
     for fmt in (
-        Format("F32", 128, 32, 0, _f32),
-        Format("F16", 64, 16, 0, _f16),
-        Format("BF16", 64, 16, 0, _bf16),
-        Format("Q4_0", 18, 4, 1, _q4_0),
-        Format("Q4_1", 20, 4, 2, _q4_1),
-        Format("Q8_0", 34, 8, 1, _q8_0),
+        Format("F32", 32, 128, 32, 32, 0, _f32, _split_blocks(0, 1)),
+        Format("F16", 32, 64, 32, 16, 0, _f16, _split_blocks(0, 1)),
+        Format("BF16", 32, 64, 32, 16, 0, _bf16, _split_blocks(0, 1)),
+        Format("Q4_0", 32, 18, 64, 8, 1, _q4_0, _split_blocks(2, 2)),
+        Format("Q4_1", 32, 20, 64, 8, 2, _q4_1, _split_blocks(4, 2)),
+        Format("Q8_0", 32, 34, 64, 16, 1, _q8_0, _split_blocks(2, 2)),
+        Format("Q4_K", SUPERBLOCK, 144, SUPERBLOCK, 32, 4, superblocks.q4_k, superblocks.split_q4_k),
+        Format("Q5_K", SUPERBLOCK, 176, SUPERBLOCK, 40, 4, superblocks.q5_k, superblocks.split_q5_k),
+        Format("Q6_K", SUPERBLOCK, 210, SUPERBLOCK, 48, 5, superblocks.q6_k, superblocks.split_q6_k),
     )
 }

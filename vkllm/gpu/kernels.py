@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WEIGHT_FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0")
-QUANTIZED_FORMATS = ("Q4_0", "Q4_1", "Q8_0")
-
-MATMUL_FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0")
-"""Formats that the cooperative-matrix product reads; others take `matvec` for steps of any width."""
+QUANTIZED_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+WEIGHT_FORMATS = ("F32", "F16", "BF16", *QUANTIZED_FORMATS)
 
 MATMUL_TILE_ROWS = 128
 """Rows of a matrix that a workgroup of `matmul` takes; `TILE_ROWS` in its shader."""
@@ -83,7 +80,7 @@ KERNELS = {
             ("quants", "scales", "x", "add", "y", "step"),
             ("local_size", "columns", "tile_tokens", "subgroups_along_rows", "subgroups_along_tokens", "adds"),
             ("n_weight_rows", "y_offset", "y_stride"),
-            MATMUL_FORMATS,
+            WEIGHT_FORMATS,
         ),
         KernelSpec(
             "matvec",
@@ -91,6 +88,14 @@ KERNELS = {
             ("local_size", "columns", "rows_per_subgroup", "tokens_per_workgroup", "adds", "unroll"),
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,
+            uses_dot4=True,
+        ),
+        KernelSpec(
+            "matvec_fused",
+            ("quants", "scales", "source", "norm_weight", "add", "y", "step"),
+            ("local_size", "columns", "rows_per_subgroup", "unroll", "takes_swiglu", "adds", "eps"),
+            ("n_weight_rows", "y_offset"),
+            QUANTIZED_FORMATS,
             uses_dot4=True,
         ),
         KernelSpec(
@@ -108,7 +113,7 @@ KERNELS = {
             "split_planes",
             ("raw", "quants", "scales"),
             ("local_size",),
-            ("n_pairs", "first_pair"),
+            ("n_units", "first_unit"),
             QUANTIZED_FORMATS,
         ),
         KernelSpec("swiglu", ("gate_up", "y", "y_q16", "y_scales", "step"), ("local_size", "columns")),

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from vkllm.formats.gguf import TensorInfo, map_tensor
 from vkllm.formats.quants import BLOCK, dequantize, weight_format
 from vkllm.gpu.device import Buffer, Device, Dispatch, Recording
-from vkllm.gpu.kernels import ATTENTION_SPLIT, KERNELS, KV_BLOCK, MATMUL_FORMATS, MATMUL_TILE_ROWS, MAX_ROWS
+from vkllm.gpu.kernels import ATTENTION_SPLIT, KERNELS, KV_BLOCK, MATMUL_TILE_ROWS, MAX_ROWS
 from vkllm.gpu.step import Row, StepSlots
 from vkllm.gpu.tuning import tuning
 from vkllm.gpu.weights import Tensor, Uploader, WeightPlanes
@@ -78,6 +78,7 @@ class Program:
         self.spec = spec
         self._tuning = tuning(info)
         self._local_size = self._tuning.local_size
+        self._max_shared_bytes = info.max_shared_bytes
         self.n_ctx = n_ctx
         self.n_blocks = -(-n_ctx // KV_BLOCK)
         self._slots = StepSlots(device, N_SLOTS, self.n_blocks)
@@ -145,8 +146,8 @@ class Program:
         result: what to make of the last row: "token" chooses the likeliest on the GPU, "logits" brings all to
         the host. At most N_SLOTS steps are in flight; one more waits for the oldest.
         """
-        # a product by cooperative matrices rounds differently from a matvec, so no prompt row may take the latter
-        least = WIDTHS[1] if is_prompt and self._tuning.has_matmul else len(rows)
+        # decode's own kernels may round differently, so no prompt row may take them
+        least = WIDTHS[1] if is_prompt and self._tuning.has_decode_kernels else len(rows)
         width = next(width for width in WIDTHS if width >= max(least, len(rows)))
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
         recording = self._recording(width, result, slot, self._n_splits(rows) if width == 1 else 0)
@@ -182,8 +183,13 @@ class Program:
         key = (width, result, slot, n_splits)
         if key not in self._recordings:
             dispatches = [self._begin_step(slot)]
-            for op in decoder(self.spec):
-                dispatches += self._dispatches_of(op, width, n_splits)
+            ops = list(decoder(self.spec))
+            while ops:
+                op = ops.pop(0)
+                if width == 1 and ops and self._can_fuse(op, ops[0]):
+                    dispatches += self._fused_dispatches_of(op, ops.pop(0))
+                else:
+                    dispatches += self._dispatches_of(op, width, n_splits)
             if result != "none":
                 for op in head(self.spec):
                     dispatches += self._dispatches_of(op, 1, 0)
@@ -195,6 +201,20 @@ class Program:
         key = (op, width, n_splits if op.kind == "attention" else 0)
         if key not in self._dispatches:
             self._dispatches[key] = self._make(op, width, n_splits)
+        return self._dispatches[key]
+
+    def _can_fuse(self, first: Op, second: Op) -> bool:
+        """Whether decode computes a norm or an activation inside the matvec that alone reads it."""
+        if self._tuning.fused_size == 0 or first.kind not in ("rms_norm", "swiglu") or second.kind != "matvec":
+            return False
+        shared_bytes = widths(self.spec)[first.output] * 9 // 4 + 256  # q16 blocks and a few sums
+        planes = self._matrices[second.weights]
+        return all(weight_format(p.format).is_quantized for p in planes) and shared_bytes <= self._max_shared_bytes
+
+    def _fused_dispatches_of(self, first: Op, second: Op) -> list[Dispatch]:
+        key = (second, 1, 0)
+        if key not in self._dispatches:
+            self._dispatches[key] = self._matvec_fused(first, second)
         return self._dispatches[key]
 
     def _make(self, op: Op, width: int, n_splits: int) -> list[Dispatch]:
@@ -304,6 +324,32 @@ class Program:
             is_independent=y_offset > 0,
         )
 
+    def _matvec_fused(self, first: Op, second: Op) -> list[Dispatch]:
+        """Like `_matvec` for one token, with the norm or activation before it inside."""
+        source, y = self._activations[first.inputs[0]].values, self._activations[second.output].values
+        norm_weight = self._vectors[first.weights[0]] if first.kind == "rms_norm" else source
+        add = self._activations[second.add].values if second.add else source
+        size, rows = self._tuning.fused_size, self._tuning.matvec_rows
+        rows_per_group = rows * max(size // self.device.info.subgroup_size, 1)
+        eps = int(np.float32(self.spec.norm_eps).view(np.uint32))
+        dispatches: list[Dispatch] = []
+        y_offset = 0
+        for planes in self._matrices[second.weights]:
+            shape = (size, planes.n_columns, rows, self._tuning.unroll)
+            dispatches.append(
+                self.device.dispatch(
+                    KERNELS["matvec_fused"],
+                    (planes.quants, planes.scales, source, norm_weight, add, y, self._slots.on_device),
+                    constants=(*shape, int(first.kind == "swiglu"), int(second.add is not None), eps),
+                    groups=(-(-planes.n_rows // rows_per_group), 1),
+                    push=(planes.n_rows, y_offset),
+                    weight_format=planes.format,
+                    is_independent=y_offset > 0,
+                )
+            )
+            y_offset += planes.n_rows
+        return dispatches
+
     def _rope(self, op: Op, width: int) -> Dispatch:
         spec, (k_cache, v_cache) = self.spec, self._caches[op.layer]
         pairs = (spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim // 2
@@ -372,7 +418,7 @@ class Program:
 
 
 def _suits_matmul(planes: WeightPlanes) -> bool:
-    return planes.format in MATMUL_FORMATS and planes.n_columns % 64 == 0 and planes.n_rows % 16 == 0
+    return planes.n_columns % 64 == 0 and planes.n_rows % 16 == 0
 
 
 def _tensor(path: Path, info: TensorInfo) -> Tensor:
@@ -380,12 +426,12 @@ def _tensor(path: Path, info: TensorInfo) -> Tensor:
 
 
 def _stackable(parts: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Groups neighbours that can be one matrix: of one format, with whole pairs of blocks before each."""
+    """Groups neighbours that can be one matrix: of one format, with whole units of it before each."""
     groups: list[list[Tensor]] = []
     for part in parts:
         before = groups[-1] if groups else []
-        n_blocks = sum(other.shape[0] * other.shape[1] for other in before) // BLOCK
-        if before and before[0].format == part.format and n_blocks % 2 == 0:
+        n_values = sum(other.shape[0] * other.shape[1] for other in before)
+        if before and before[0].format == part.format and n_values % weight_format(part.format).unit == 0:
             before.append(part)
         else:
             groups.append([part])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vkllm.formats.quants import BLOCK, Format, weight_format
+from vkllm.formats.quants import Format, weight_format
 from vkllm.gpu.device import Buffer, Device, Dispatch
 from vkllm.gpu.kernels import KERNELS
 
@@ -57,14 +57,14 @@ class Uploader:
         n_columns = tensors[0].shape[1]
         assert all(t.format == fmt.name and t.shape[1] == n_columns for t in tensors)
         n_rows = sum(t.shape[0] for t in tensors)
-        quant_words, scale_words = fmt.plane_words(n_rows * n_columns // BLOCK)
-        pair_quants = 2 * fmt.quant_words
-        quants = self._device.buffer(-(-quant_words // pair_quants) * pair_quants)
+        quant_words, scale_words = fmt.plane_words(n_rows * n_columns)
+        quants = self._device.buffer(quant_words)
         scales = self._device.buffer(scale_words) if fmt.is_quantized else quants
-        first_block = 0
+        first_value = 0
         for tensor in tensors:
-            self._split(tensor.raw, fmt, quants, scales, first_block)
-            first_block += tensor.shape[0] * n_columns // BLOCK
+            assert first_value % fmt.unit == 0
+            self._split(tensor.raw, fmt, quants, scales, first_value // fmt.unit)
+            first_value += tensor.shape[0] * n_columns
         return WeightPlanes(quants, scales, fmt.name, n_rows, n_columns)
 
     def words(self, words: npt.NDArray[np.generic], target: Buffer) -> None:
@@ -80,23 +80,21 @@ class Uploader:
         self._staging.clear()
         self._in_flight.clear()
 
-    def _split(self, raw: npt.NDArray[np.uint8], fmt: Format, quants: Buffer, scales: Buffer, first_block: int) -> None:
-        pair_bytes = 2 * fmt.block_bytes
-        assert first_block % 2 == 0
-        for start, n_bytes, staging in self._chunks(raw, pair_bytes):
-            first_pair = first_block // 2 + start // pair_bytes
+    def _split(self, raw: npt.NDArray[np.uint8], fmt: Format, quants: Buffer, scales: Buffer, first_unit: int) -> None:
+        for start, n_bytes, staging in self._chunks(raw, fmt.unit_bytes):
+            chunk_unit = first_unit + start // fmt.unit_bytes
             if not fmt.is_quantized:
-                self._run(staging, self._copy(staging, quants, n_bytes // 4, first_pair * pair_bytes // 4))
+                self._run(staging, self._copy(staging, quants, n_bytes // 4, chunk_unit * fmt.quant_words))
                 continue
-            n_pairs = -(-n_bytes // pair_bytes)
+            n_units = -(-n_bytes // fmt.unit_bytes)
             self._run(
                 staging,
                 self._device.dispatch(
                     KERNELS["split_planes"],
                     (self._staging[staging], quants, scales),
                     constants=(LOCAL_SIZE,),
-                    groups=(min(GROUPS, -(-n_pairs // LOCAL_SIZE)), 1),
-                    push=(n_pairs, first_pair),
+                    groups=(min(GROUPS, -(-n_units // LOCAL_SIZE)), 1),
+                    push=(n_units, chunk_unit),
                     weight_format=fmt.name,
                 ),
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from vkllm.errors import OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
-from vkllm.formats.quants import BLOCK, weight_format
+from vkllm.formats.quants import weight_format
 from vkllm.model.graph import widths
 from vkllm.model.spec import ModelSpec, expected_shapes
 
@@ -54,7 +54,7 @@ def plan(
     for name, shape in expected_shapes(spec).items():
         fmt = weight_format(tensors[name].format)
         n_values = shape[0] * (shape[1] if len(shape) == 2 else 1)
-        quants, scales = fmt.plane_words(-(-n_values // BLOCK))
+        quants, scales = fmt.plane_words(n_values)
         weights_bytes += 4 * (quants + scales)
         if 4 * quants > limits.max_binding_bytes:
             raise OutOfDeviceMemory(

@@ -12,7 +12,7 @@ from typing import Literal
 
 from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.gguf import Metadata, TensorInfo
-from vkllm.formats.quants import BLOCK, FORMATS
+from vkllm.formats.quants import BLOCK, FORMATS, weight_format
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,11 @@ def _check_tensors(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, Te
                 f"{metadata.path}: tensor {name} is {tensor.format}, which is not supported here; "
                 f"supported: {', '.join(allowed)}"
             )
-        if len(shape) == 2 and shape[1] % BLOCK:
+        block = weight_format(tensor.format).block
+        if len(shape) == 2 and shape[1] % block:
             raise UnsupportedModel(
-                f"{metadata.path}: tensor {name} has {shape[1]} columns; they must be a multiple of {BLOCK}"
+                f"{metadata.path}: tensor {name} has {shape[1]} columns; in {tensor.format} they must be a multiple "
+                f"of {block}"
             )
     biases = [name for name in tensors if name.endswith(".bias")]
     if biases:
