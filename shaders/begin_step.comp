@@ -10,7 +10,7 @@ layout(push_constant) uniform Push {
   uint slot_word; // where the slot begins
 };
 #define MAX_ROWS 512
-#define HEADER_WORDS 4
+#define HEADER_WORDS 8
 layout(std430, binding = 0) readonly buffer Slots { uint slots[]; };
 layout(std430, binding = 1) readonly buffer NextToken { uint next_token; };
 layout(std430, binding = 2) writeonly buffer Step { uint step_words[]; };

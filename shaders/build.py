@@ -2,6 +2,7 @@
 
     python shaders/build.py            compiles what changed (needs glslc 2024 or newer: GLSLC=/path/to/glslc)
     python shaders/build.py --check    compares headers, sources and SPIR-V with the manifest; needs no compiler
+    python shaders/build.py --amd-report    writes docs/amd.md: what RADV makes of every module (needs RADV, no GPU)
 
 The compiled modules are committed, so that neither users nor CI need a compiler. `spv/manifest.json` holds
 for each module a hash of all its sources and a hash of the SPIR-V.
@@ -115,7 +116,11 @@ def build() -> None:
 
 
 if __name__ == "__main__":
-    if "--check" not in sys.argv:
+    if "--amd-report" in sys.argv:
+        import amd_report
+
+        amd_report.write()
+    elif "--check" not in sys.argv:
         build()
     problems = check()
     print("\n".join(problems) or f"{sum(len(k.modules()) for k in KERNELS.values())} modules belong to their sources")

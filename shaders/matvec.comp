@@ -5,7 +5,8 @@
 // dispatch: x = rows / (subgroups of a workgroup * rows_per_subgroup), y = tokens / tokens_per_workgroup
 // formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
 // requires: subgroup arithmetic; integer dot product for quantized weights, or the _soft variant
-// numerics: quantized: integer products of 16-bit activations, exact within a block; float32 sums over blocks
+// numerics: quantized: integer products of 16-bit activations, exact within a block (_soft: float32, exact up to 4
+//   bits a weight and for Q6_K); float32 sums over blocks
 // source: own; the way of ggml's mul_mat_vec: a subgroup a row, lanes along the columns, one subgroupAdd
 #version 450
 #extension GL_GOOGLE_include_directive : require

@@ -1,5 +1,5 @@
 // matvec_fused: y = W f(source) (+ add) for one token, where f is rms_norm or swiglu: decode's way to save dispatches
-// bindings: quants scales source norm_weight add y step
+// bindings: quants scales source norm_weight add y
 // constants: local_size columns rows_per_subgroup unroll takes_swiglu adds eps
 // push: n_weight_rows y_offset
 // dispatch: x = rows / (subgroups of a workgroup * rows_per_subgroup)
@@ -33,7 +33,6 @@ layout(std430, binding = 2) readonly buffer Source { vec4 source[]; };
 layout(std430, binding = 3) readonly buffer NormWeight { vec4 norm_weight[]; };
 layout(std430, binding = 4) readonly buffer Add { float add[]; };
 layout(std430, binding = 5) writeonly buffer Y { float y[]; };
-#define STEP_BINDING 6
 const uint BLOCKS = COLUMNS / 32;
 const uint FOURS = COLUMNS / 4;
 shared uvec4 x[BLOCKS * 4];
@@ -41,7 +40,6 @@ shared vec2 x_scales[BLOCKS];
 shared float partial[64];
 #define Q16_WORD(word) x[(word) / 4][(word) % 4]
 #define Q16_SCALES(block) x_scales[block]
-#include "lib/step.glsl"
 #include "lib/q16.glsl"
 #include "lib/weights.glsl"
 #include "lib/products.glsl"
@@ -57,8 +55,20 @@ float norm_factor(uint self) {
   return inversesqrt(sum / float(COLUMNS) + uintBitsToFloat(EPS));
 }
 
+Weights w[ROWS * UNROLL];
+
+void load_blocks(uint row0, uint block) {
+  [[unroll]] for (uint u = 0; u < UNROLL; u++) {
+    [[unroll]] for (uint r = 0; r < ROWS; r++) {
+      uint b = min(block + u * gl_SubgroupSize, BLOCKS - 1);
+      w[u * ROWS + r] = load_weights(min(row0 + r, n_weight_rows - 1) * BLOCKS + b);
+    }
+  }
+}
+
 void main() {
-  if (n_rows == 0) return;
+  uint row0 = (gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID) * ROWS;
+  load_blocks(row0, gl_SubgroupInvocationID); // on their way while the activations are computed
   uint self = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
   float factor = TAKES_SWIGLU != 0 ? 0.0 : norm_factor(self);
   for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) {
@@ -69,18 +79,11 @@ void main() {
   }
   barrier();
 
-  uint row0 = (gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID) * ROWS;
   if (row0 >= n_weight_rows) return;
   float sums[ROWS];
   [[unroll]] for (uint r = 0; r < ROWS; r++) sums[r] = 0.0;
   for (uint block = gl_SubgroupInvocationID; block < BLOCKS; block += UNROLL * gl_SubgroupSize) {
-    Weights w[ROWS * UNROLL];
-    [[unroll]] for (uint u = 0; u < UNROLL; u++) {
-      [[unroll]] for (uint r = 0; r < ROWS; r++) {
-        uint b = min(block + u * gl_SubgroupSize, BLOCKS - 1);
-        w[u * ROWS + r] = load_weights(min(row0 + r, n_weight_rows - 1) * BLOCKS + b);
-      }
-    }
+    if (block != gl_SubgroupInvocationID) load_blocks(row0, block);
     [[unroll]] for (uint u = 0; u < UNROLL; u++) {
       uint b = block + u * gl_SubgroupSize;
       if (b >= BLOCKS) break;

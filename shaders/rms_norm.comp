@@ -1,8 +1,8 @@
 // rms_norm: y = x / root mean square(x) * weight, as float32 and as q16 blocks
 // bindings: x weight y y_q16 y_scales step
 // constants: local_size columns eps
-// push: takes_last_row
-// dispatch: x = 1, y = tokens (1 where takes_last_row: the last row of the step goes to row 0)
+// push: first_row
+// dispatch: x = 1, y = tokens (x's row first_row + i goes to y's row i; LAST_ROW: only the last row of the step, to row 0)
 // requires: subgroup arithmetic and shuffle, subgroups of 8 or more
 // numerics: float32; eps is sent as the bits of a float32
 // source: Zhang and Sennrich 2019, arXiv 1910.07467
@@ -14,7 +14,7 @@
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint COLUMNS = 4096;
 layout(constant_id = 2) const uint EPS = 0x3727c5ac; // 1e-5
-layout(push_constant) uniform Push { uint takes_last_row; };
+layout(push_constant) uniform Push { uint first_row; };
 layout(std430, binding = 0) readonly buffer X { vec4 x[]; };
 layout(std430, binding = 1) readonly buffer Weight { vec4 weight[]; };
 layout(std430, binding = 2) writeonly buffer Y { vec4 y[]; };
@@ -25,6 +25,7 @@ layout(std430, binding = 4) writeonly buffer YScales { vec2 y_scales[]; };
 #include "lib/q16.glsl"
 
 const uint FOURS = COLUMNS / 4;
+const uint LAST_ROW = 0xffffffff; // vkllm/gpu/kernels.py has it too
 
 shared float partial[128];
 
@@ -41,7 +42,7 @@ void main() {
   uint row = gl_WorkGroupID.y;
   if (row >= n_rows) return;
   uint self = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
-  uint x_row = (takes_last_row != 0 ? n_rows - 1 : row) * FOURS;
+  uint x_row = (first_row == LAST_ROW ? n_rows - 1 : first_row + row) * FOURS;
   float squares = 0.0;
   for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) squares += dot(x[x_row + i], x[x_row + i]);
   float factor = inversesqrt(sum_of_workgroup(squares) / float(COLUMNS) + uintBitsToFloat(EPS));

@@ -5,14 +5,27 @@ Its behaviour is chosen by the config's device name and by the prompt, both of w
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 
-from vkllm.engine.request import EngineConfig, Event, Failed, Finished, Request, RunStats, Token, TokenLogprob
-from vkllm.errors import ContextOverflow, DeviceLost, NoDevice
+from vkllm.engine.request import (
+    DeviceReport,
+    EngineConfig,
+    Event,
+    Failed,
+    Finished,
+    Request,
+    RunStats,
+    Scores,
+    Token,
+    TokenLogprob,
+)
+from vkllm.errors import ContextOverflow, DeviceLost, NoDevice, OutOfDeviceMemory
+from vkllm.gpu.probe import DeviceInfo
 
 STEP_S = 0.002
 DIE = 1  # a prompt that starts with this id makes the engine kill its own process after three tokens
@@ -24,8 +37,33 @@ SEED = 6  # ... with this one: every token is the request's seed, or 0 without o
 HANG = 7  # ... with this one: the first step never ends, and a polite signal does not end it
 
 
+READ_BYTES_PER_S = 4e6
+DEVICE = DeviceInfo(
+    index=0,
+    name="fake device",
+    type="other",
+    vendor_id=0,
+    device_id=0,
+    driver_name="fake driver",
+    driver_version="1.2",
+    api_version=(1, 3, 0),
+    heaps=(),
+    max_binding_bytes=2**27,
+    max_allocation_bytes=2**27,
+    max_workgroup_invocations=256,
+    max_shared_bytes=2**15,
+    subgroup_size=8,
+    min_subgroup_size=8,
+    max_subgroup_size=8,
+    features=frozenset({"fp16", "int8"}),
+)
+
+
 class FakeEngine:
-    """Answers a prompt with the prompt's own ids from the second on, over and over."""
+    """Answers a prompt with the prompt's own ids from the second on, over and over; scores token n with -n / 100.
+
+    Like the real one it keeps the last prompt and says how much of it the next one repeats.
+    """
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None) -> None:
         print("driver noise", file=sys.stderr, flush=True)
@@ -46,6 +84,8 @@ class FakeEngine:
         self._requests: list[Request] = []
         self._n_generated = 0
         self._cancelled: set[int] = set()
+        self._cached: tuple[int, ...] = ()
+        self._has_memory = config.device != "full"
         self._close_s = 0.5 if config.device == "slow close" else 0.0
         self._is_slow = config.device == "slow steps"
 
@@ -70,6 +110,9 @@ class FakeEngine:
             time.sleep(60)
         if request.id in self._cancelled:
             return [self._finish("cancelled")]
+        if request.score_from is not None:
+            scored = request.prompt_token_ids[request.score_from :]
+            return [Scores(request.id, tuple(-token_id / 100 for token_id in scored)), self._finish("length")]
         if self._n_generated == 3:
             if kind == DIE:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -90,11 +133,19 @@ class FakeEngine:
             events.append(self._finish("length"))
         return events
 
+    def measure_device(self) -> DeviceReport:
+        if not self._has_memory:
+            raise OutOfDeviceMemory("no room to measure")
+        return DeviceReport(DEVICE, READ_BYTES_PER_S)
+
     def close(self) -> None:
         time.sleep(self._close_s)
 
     def _finish(self, reason: str) -> Finished:
         request = self._requests.pop(0)
         n_generated, self._n_generated = self._n_generated, 0
-        stats = RunStats(len(request.prompt_token_ids), 0, n_generated, 0.1, 0.1, 0.5)
+        prompt = request.prompt_token_ids
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self._cached, prompt[:-1], strict=False))
+        stats = RunStats(len(prompt), len(list(same)), n_generated, 0.1, 0.1, 0.5)
+        self._cached = prompt
         return Finished(request.id, reason, stats)  # type: ignore[arg-type]

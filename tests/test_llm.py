@@ -23,6 +23,7 @@ from vkllm import (
     InvalidParameter,
     ModelFileError,
     ModelNotFound,
+    OutOfDeviceMemory,
     SamplingParams,
     UnsupportedModel,
 )
@@ -297,3 +298,49 @@ def test_close_ends_the_process_and_refuses_requests(fake_llm: MakeLLM) -> None:
         os.kill(pid, 0)
     with pytest.raises(DeviceLost, match="closed"):
         llm.generate("a")
+
+
+def test_scores_are_a_list_of_one_number_a_token_after_the_first(fake_llm: MakeLLM) -> None:
+    llm = fake_llm()
+    assert llm.score([100, 97, 98]) == [-0.97, -0.98]
+    assert llm.score([100, 97, 98], first=2) == [-0.98]
+    assert len(llm.score([100] * N_CTX)) == N_CTX - 1
+    for first in (0, 3, -1):
+        with pytest.raises(InvalidParameter, match=f"token {first} of 3"):
+            llm.score([100, 97, 98], first=first)
+    with pytest.raises(InvalidParameter, match="vocabulary"):
+        llm.score([100, N_VOCAB])
+    with pytest.raises(ContextOverflow, match=f"{N_CTX + 1} tokens"):
+        llm.score([100] * (N_CTX + 1))
+
+
+def test_benchmark_generate_makes_exactly_so_many_tokens_whatever_they_are(fake_llm: MakeLLM) -> None:
+    llm = fake_llm()
+    for prompt in ("Xa<|im_end|>", [ord("X"), ord("a"), IM_END]):
+        stats = llm.benchmark_generate(prompt, 7)
+        assert (stats.n_prompt, stats.n_generated, stats.generate_per_s) == (3, 7, 12.0)
+    with pytest.raises(ContextOverflow, match=f"3 prompt tokens and {N_CTX} more"):
+        llm.benchmark_generate("Xab", N_CTX)
+
+
+def test_stats_are_sums_over_all_requests_even_those_of_a_lost_engine(fake_llm: MakeLLM) -> None:
+    llm = fake_llm()
+    assert (llm.stats().n_requests, llm.stats().last) == (0, None)
+    llm.generate("Xab", max_tokens=5)
+    llm.generate("Xab", max_tokens=4)
+    with pytest.raises(DeviceLost):
+        llm.generate(chr(fake.FAIL) + "ab", max_tokens=9)
+    llm.score([100, 97, 98, 99])
+    stats = llm.stats()
+    assert (stats.n_requests, stats.n_prompt, stats.n_cached, stats.n_generated) == (3, 10, 2, 9)
+    assert (stats.prompt_s, stats.generate_s) == pytest.approx((0.3, 1.5))
+    assert stats.last is not None and stats.last.n_prompt == 4
+
+
+def test_measure_device_reports_what_the_engine_measured_or_why_it_cannot(fake_llm: MakeLLM) -> None:
+    report = fake_llm().measure_device()
+    assert (report.info, report.read_bytes_per_s) == (fake.DEVICE, fake.READ_BYTES_PER_S)
+    full = fake_llm(device="full")
+    with pytest.raises(OutOfDeviceMemory, match="no room"):
+        full.measure_device()
+    assert full.generate("Xab", max_tokens=2).text == "ab", "the engine goes on"

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vkllm.engine.request import RunStats, SamplingParams
+    from vkllm.engine.request import DeviceReport, EngineStats, RunStats, SamplingParams
     from vkllm.errors import (
         ContextOverflow,
         DeviceError,
@@ -34,7 +34,9 @@ __all__ = [
     "ContextOverflow",
     "DeviceError",
     "DeviceLost",
+    "DeviceReport",
     "DeviceTimeout",
+    "EngineStats",
     "Generation",
     "InvalidParameter",
     "Logprob",
@@ -54,6 +56,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "DeviceReport": "vkllm.engine.request",
+    "EngineStats": "vkllm.engine.request",
     "LLM": "vkllm.llm",
     "Generation": "vkllm.generation",
     "Logprob": "vkllm.generation",

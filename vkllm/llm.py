@@ -6,14 +6,28 @@ It knows prompts, templates and limits; it does not know devices, kernels or how
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack, overload
 
 from vkllm.engine.process import EngineProcess
-from vkllm.engine.request import EngineConfig, Request, SamplingParams
+from vkllm.engine.request import (
+    DeviceAnswer,
+    DeviceQuery,
+    DeviceReport,
+    EngineConfig,
+    EngineStats,
+    Event,
+    Failed,
+    Finished,
+    Request,
+    RunStats,
+    SamplingParams,
+    Scores,
+)
 from vkllm.errors import ContextOverflow, InvalidParameter, ModelFileError
 from vkllm.formats.gguf import ModelFile
 from vkllm.generation import Generation, Stream
@@ -77,6 +91,7 @@ class LLM:
                 f"{self.path}: the vocabulary has {self.tokenizer.n_vocab} tokens, but the embedding only "
                 f"{self.spec.n_vocab} rows; the file is damaged"
             )
+        self.tensors = file.tensors
         self.quantization = _quantization(file)
         self.n_ctx = _context(n_ctx, self.spec.n_ctx_train)
         self._template = ChatTemplate.from_gguf(file.metadata, self.tokenizer)
@@ -103,6 +118,16 @@ class LLM:
     def is_cpu_device(self) -> bool:
         """Whether that device is a Vulkan driver on the CPU, which is slow."""
         return self._engine.is_cpu_device
+
+    @property
+    def n_params(self) -> int:
+        """Numbers in all tensors of the file."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors in the file."""
+        return sum(tensor.n_bytes for tensor in self.tensors.values())
 
     @property
     def has_chat_template(self) -> bool:
@@ -176,6 +201,58 @@ class LLM:
         with answer:
             return answer.result()
 
+    def score(self, token_ids: Sequence[int], *, first: int = 1) -> list[float]:
+        """How likely the model finds a text: the natural logarithm of each token's probability after those before it.
+
+        The list begins with token_ids[first]. Token 0 has none, because nothing comes before it, so first is at least
+        1. A text may be as long as the context. Raises InvalidParameter, ContextOverflow, DeviceLost.
+        """
+        if not 1 <= first < len(token_ids):
+            raise InvalidParameter(
+                f"token {first} of {len(token_ids)} cannot be scored; take one of the text that has tokens before it"
+            )
+        if len(token_ids) > self.n_ctx:
+            raise ContextOverflow(
+                f"the text has {len(token_ids)} tokens and the context holds {self.n_ctx}; "
+                "score it in parts or load the model with a larger context"
+            )
+        prompt = tuple(self._checked_token(token_id) for token_id in token_ids)
+        request = Request(next(self._request_ids), prompt, SamplingParams(), frozenset(), score_from=first)
+        logprobs: list[float] = []
+        for event in self._events(request):
+            if isinstance(event, Scores):
+                logprobs += event.logprobs
+        return logprobs
+
+    def benchmark_generate(self, prompt: str | Sequence[int], generate_length: int) -> RunStats:
+        """Runs a prompt and generates exactly so many tokens, greedily; returns how fast both were.
+
+        Times are the engine's: neither tokenizing nor the way of tokens to here counts. Prompt tokens that were
+        cached do not count as run. Raises InvalidParameter, ContextOverflow, DeviceLost.
+        """
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if len(token_ids) + generate_length > self.n_ctx:
+            raise ContextOverflow(
+                f"{len(token_ids)} prompt tokens and {generate_length} more do not fit into the context of "
+                f"{self.n_ctx}; load the model with a larger one"
+            )
+        answer = self.generate(token_ids, max_tokens=generate_length, temperature=0, ignore_eos=True)
+        return answer.stats
+
+    def stats(self) -> EngineStats:
+        """Counts and seconds of all requests that ended since the model was loaded, and those of the last one."""
+        return self._engine.stats
+
+    def measure_device(self) -> DeviceReport:
+        """The device with its driver and limits, and how fast it reads memory, which takes a second to measure.
+
+        Raises OutOfDeviceMemory if there is no room for the measurement, DeviceLost.
+        """
+        for event in self._events(DeviceQuery(next(self._request_ids))):
+            if isinstance(event, DeviceAnswer):
+                return event.report
+        raise AssertionError("the engine did not answer")
+
     def close(self) -> None:
         """Ends the engine and releases the device; open streams fail. The second call does nothing."""
         self._engine.close()
@@ -213,6 +290,21 @@ class LLM:
         request = Request(next(self._request_ids), tuple(prompt_token_ids), params, stop_token_ids)
         detokenizer = self.tokenizer.detokenizer(continues=continues_text)
         return Stream(self._engine, request, self._engine.submit(request), detokenizer, self.tokenizer.token_text)
+
+    def _events(self, request: Request | DeviceQuery) -> Iterator[Event]:
+        """Events of a request that makes no text, to its end. Raises what ends it early."""
+        events = self._engine.submit(request)
+        try:
+            while True:
+                event = events.get()
+                if isinstance(event, Failed):
+                    raise event.error
+                yield event
+                if isinstance(event, Finished | DeviceAnswer):
+                    return
+        except KeyboardInterrupt:
+            self._engine.cancel(request.id)
+            raise
 
     def _params(self, params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
         changes: dict[str, Any] = dict(options)

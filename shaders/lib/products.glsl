@@ -25,13 +25,11 @@ float product(Weights w, Activations a) {
   unpack(w, first, second);
 #if defined(Q6_K)
   // a half block's sum is below 2^26 and divisible by 4, so its float is exact
-  int first_sum = (dot16(first, a.high[0]) << 8) + dot16(first, a.low[0]);
-  int second_sum = (dot16(second, a.high[1]) << 8) + dot16(second, a.low[1]);
-  return a.scale.x * (w.scale.x * float(first_sum) + w.scale.y * float(second_sum));
+  float first_sum = half_sum(first, a.high[0], a.low[0]);
+  float second_sum = half_sum(second, a.high[1], a.low[1]);
+  return a.scale.x * (w.scale.x * first_sum + w.scale.y * second_sum);
 #else
-  int high = dot16(first, a.high[0]) + dot16(second, a.high[1]);
-  int low = dot16(first, a.low[0]) + dot16(second, a.low[1]);
-  float sum = a.scale.x * float((high << 8) + low);
+  float sum = a.scale.x * block_sum(first, second, a.high[0], a.high[1], a.low[0], a.low[1]);
 #if defined(Q4_0)
   return w.scale.x * (sum - 8.0 * a.scale.y);
 #elif defined(Q8_0)

@@ -11,16 +11,17 @@
 #define Q16_LIMIT 32512.0 // 127 * 256, so that the high byte of a rounded value stays in -127..127
 
 // Eight neighbouring lanes store a block together, four values each; lane = gl_SubgroupInvocationID % 8.
+// Mesa unrolls loops whose counter grows by addition only; a shuffle by a constant is one instruction on AMD, not 17.
 void store_q16(uint row, uint blocks_per_row, uint block, vec4 v) {
   uint lane = gl_SubgroupInvocationID % 8;
   vec4 sizes = abs(v);
   float largest = max(max(sizes.x, sizes.y), max(sizes.z, sizes.w));
-  [[unroll]] for (uint i = 1; i < 8; i *= 2) largest = max(largest, subgroupShuffleXor(largest, i));
+  [[unroll]] for (uint i = 0; i < 3; i++) largest = max(largest, subgroupShuffleXor(largest, 1u << i));
   ivec4 q = ivec4(roundEven(v * (largest > 0.0 ? Q16_LIMIT / largest : 0.0)));
   ivec4 high = (q + 128) >> 8;
   uvec4 high_bytes = uvec4(high) & 0xffu, low_bytes = uvec4(q - (high << 8)) & 0xffu;
   int sum = q.x + q.y + q.z + q.w;
-  [[unroll]] for (uint i = 1; i < 8; i *= 2) sum += subgroupShuffleXor(sum, i);
+  [[unroll]] for (uint i = 0; i < 3; i++) sum += subgroupShuffleXor(sum, 1u << i);
 
   uint word = ((4 * row + lane / 4) * blocks_per_row + block) * 4 + lane % 4;
   Q16_WORD(word) = high_bytes.x | high_bytes.y << 8 | high_bytes.z << 16 | high_bytes.w << 24;

@@ -9,8 +9,12 @@
 layout(std430, binding = STEP_BINDING) readonly buffer Step {
   uint n_rows;
   uint n_table;
-  uint unused0;
-  uint unused1;
+  uint draw_top_k; // what `sample` needs: Draw in vkllm/gpu/step.py
+  uint draw_top_p;
+  uint draw_min_p;
+  float draw_slope;
+  uint draw_number;
+  uint unused;
   uvec4 rows[MAX_ROWS];
   uint block_table[];
 };

@@ -9,7 +9,8 @@ from random_model import engine_config, reference, write_random_model
 
 from vkllm.engine import engine as engine_module
 from vkllm.engine.engine import Engine
-from vkllm.engine.request import Event, Failed, Finished, Request, SamplingParams, Token
+from vkllm.engine.request import Event, Failed, Finished, Request, SamplingParams, Scores, Token
+from vkllm.engine.sampler import Sampler
 from vkllm.errors import ContextOverflow, NoDevice
 
 pytestmark = pytest.mark.gpu
@@ -60,10 +61,49 @@ def test_the_same_seed_gives_the_same_tokens_whatever_ran_before(
     options = {"temperature": 1.0, "seed": 5, "max_tokens": 20}
     first = tokens(run(engine, **options))
     run(engine, PROMPT[::-1], temperature=0, max_tokens=3)
-    monkeypatch.setattr(engine_module, "MIN_CHUNK", 3)
-    monkeypatch.setattr(engine_module, "CHUNK_S", 0.0)
+    monkeypatch.setattr(Engine, "_chunk_rows", lambda self: 3)
     assert tokens(run(engine, **options)) == first
     assert tokens(run(engine, **options | {"seed": 6})) != first
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 1.5, "top_k": 64, "top_p": 1.0, "min_p": 0.0}, {"top_p": 0.5, "min_p": 0.2}, {"top_k": 1}],
+)
+def test_the_gpu_draws_what_the_cpu_draws(engine: Engine, options: dict[str, float]) -> None:
+    answers = set()
+    for seed in range(6):
+        drawn = tokens(run(engine, seed=seed, max_tokens=40, **options))
+        assert len(drawn) == 40 and drawn == tokens(run(engine, seed=seed, max_tokens=40, logprobs=0, **options))
+        answers.add(tuple(drawn))
+    assert (len(answers) == 1) == (options.get("top_k") == 1), "the seed decides"
+
+
+def test_the_same_text_however_many_steps_are_in_flight(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, most = set(), []
+    submit = Engine._submit
+
+    def counting(self: Engine, a_run: engine_module._Run, *rest: object, **options: bool) -> None:
+        submit(self, a_run, *rest, **options)
+        most[-1] = max(most[-1], len(a_run.in_flight))
+
+    monkeypatch.setattr(Engine, "_submit", counting)
+    for in_flight in (2, 3):
+        monkeypatch.setattr(engine_module, "IN_FLIGHT", in_flight)
+        most.append(0)
+        answers.add(tuple(tokens(run(engine, seed=3, temperature=1.2, max_tokens=30))))
+    assert len(answers) == 1 and most == [2, 3]
+
+
+@pytest.mark.parametrize("options", [{"top_k": 0}, {"top_k": 65}, {"presence_penalty": 0.5}, {"logprobs": 1}])
+def test_what_the_gpu_cannot_draw_the_cpu_does(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, options: dict[str, float]
+) -> None:
+    n_chosen: list[int] = []
+    choose = Sampler.choose
+    monkeypatch.setattr(Sampler, "choose", lambda self, logits: n_chosen.append(1) or choose(self, logits))
+    assert len(tokens(run(engine, seed=1, max_tokens=5, **options))) == 5 == len(n_chosen)
+    assert len(tokens(run(engine, seed=1, max_tokens=5, top_k=64))) == 5 == len(n_chosen)
 
 
 def test_a_prompt_that_continues_the_last_one_is_not_run_again(engine: Engine) -> None:
@@ -79,15 +119,16 @@ def test_a_prompt_that_continues_the_last_one_is_not_run_again(engine: Engine) -
     assert tokens(run(engine, longer, temperature=0, max_tokens=8)) == fresh, "without the cache it is the same"
 
 
-@pytest.mark.parametrize("greedy_on_gpu", [True, False])
-def test_a_stop_token_is_the_last_one(engine: Engine, greedy_on_gpu: bool) -> None:
-    logprobs = None if greedy_on_gpu else 0
-    plain = tokens(run(engine, temperature=0, max_tokens=10, logprobs=logprobs))
+@pytest.mark.parametrize("logprobs", [None, 0])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_stop_token_is_the_last_one(engine: Engine, temperature: float, logprobs: int | None) -> None:
+    options = {"temperature": temperature, "seed": 9, "max_tokens": 10, "logprobs": logprobs}
+    plain = tokens(run(engine, **options))
     stop = plain[4]
-    events = run(engine, stop=frozenset({stop}), temperature=0, max_tokens=10, logprobs=logprobs)
+    events = run(engine, stop=frozenset({stop}), **options)
     assert tokens(events) == plain[: plain.index(stop) + 1]
     assert isinstance(events[-1], Finished) and events[-1].reason == "stop"
-    ignored = run(engine, stop=frozenset({stop}), temperature=0, max_tokens=10, ignore_eos=True, logprobs=logprobs)
+    ignored = run(engine, stop=frozenset({stop}), ignore_eos=True, **options)
     assert tokens(ignored) == plain and ignored[-1].reason == "length"
 
 
@@ -126,3 +167,66 @@ def test_logprobs_are_those_of_the_reference(engine: Engine) -> None:
     token = events[0]
     assert isinstance(token, Token) and token.logprob == pytest.approx(wanted[token.token_id], abs=2e-3)
     assert [t.token_id for t in token.top_logprobs] == list(np.argsort(-wanted)[:4])
+
+
+def test_chunks_grow_while_they_stay_short(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chunk(**seconds: float) -> int:
+        monkeypatch.setattr(engine, "_chunk_s", {int(width[1:]): s for width, s in seconds.items()})
+        return engine._chunk_rows()
+
+    assert chunk() == 8
+    assert chunk(w8=0.018) == 64, "a wider step is tried where even eight times as long would do"
+    assert chunk(w8=0.09) == 8
+    assert chunk(w8=0.018, w64=0.02) == 256
+    assert chunk(w8=0.018, w64=0.02, w256=0.03) == 512
+    assert chunk(w8=0.018, w64=0.02, w256=0.03, w512=0.11) == 256, "too long a step is not tried again"
+
+
+def scores(engine: Engine, prompt: tuple[int, ...], score_from: int) -> list[float]:
+    engine.submit(Request(1, prompt, SamplingParams(), frozenset(), score_from))
+    events: list[Event] = []
+    while engine.has_work:
+        events += engine.step()
+    assert isinstance(events[-1], Finished) and events[-1].reason == "length"
+    return [logprob for event in events if isinstance(event, Scores) for logprob in event.logprobs]
+
+
+def test_scores_are_those_of_the_reference_from_any_token_on_and_in_any_chunks(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = PROMPT * 6
+    logits = reference(engine_config(engine.path, TINY_SPEC)).run(list(text[:-1])).astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    wanted = (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))[np.arange(119), text[1:]]
+    run(engine, PROMPT[::-1], temperature=0, max_tokens=1)
+    whole = scores(engine, text, 1)
+    # logits as exact as test_program.py asks for: 2e-3 of their spread of about 1.5, here the worst of 119
+    assert np.abs(np.array(whole) - wanted).max() < 1e-2
+    # a part that is still cached is run again where its tokens are to be scored
+    assert scores(engine, text, 1) == whole
+    assert scores(engine, text, 61) == whole[60:]
+    assert scores(engine, text, 119) == whole[-1:]
+    monkeypatch.setattr(Engine, "_chunk_rows", lambda self: 13)
+    run(engine, PROMPT[::-1], temperature=0, max_tokens=1)
+    assert scores(engine, text, 30) == whole[29:]
+
+
+def test_a_text_as_long_as_the_context_can_be_scored(engine: Engine) -> None:
+    text = (PROMPT * 13)[:256]
+    assert len(scores(engine, text, 200)) == 56
+    engine.submit(Request(1, (*text, 1), SamplingParams(), frozenset(), 200))
+    engine_events = engine.step()
+    assert isinstance(engine_events[-1], Failed) and isinstance(engine_events[-1].error, ContextOverflow)
+
+
+def test_the_device_is_reported_between_the_steps_of_a_request(engine: Engine) -> None:
+    undisturbed = tokens(run(engine, temperature=0, max_tokens=6))
+    engine.submit(Request(1, PROMPT, SamplingParams(temperature=0, max_tokens=6), frozenset()))
+    events: list[Event] = []
+    while not tokens(events):
+        events += engine.step()
+    report = engine.measure_device()
+    while engine.has_work:
+        events += engine.step()
+    assert report.info.name == engine.device_name and report.read_bytes_per_s > 1e6
+    assert tokens(events) == undisturbed

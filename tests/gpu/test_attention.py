@@ -29,10 +29,11 @@ def scattered(device: Device, stored: np.ndarray, table: list[int]) -> Buffer:
     ("n_heads", "n_kv_heads", "head_dim", "heads"),
     [(9, 3, 64, 3), (4, 4, 32, 1), (8, 1, 128, 4), (2, 1, 96, 2), (2, 2, 256, 1)],
 )
-@pytest.mark.parametrize("positions", [[0], [63], [64], [200], [0, 1, 2], [150, 151, 152, 153]], ids=str)
+@pytest.mark.parametrize("positions", [[0], [63], [64], [200], [0, 1, 2], [150, 151, 152, 153, 154]], ids=str)
 def test_attention(
     device: Device, n_heads: int, n_kv_heads: int, head_dim: int, heads: int, positions: list[int], loops: bool
 ) -> None:
+    tokens = 2 if loops else 1
     rng = np.random.default_rng(positions[-1])
     n_rows, n_keys = len(positions), positions[-1] + 1
     q = rng.normal(0, 2, (n_rows, n_heads, head_dim)).astype(np.float32)
@@ -47,8 +48,8 @@ def test_attention(
         device.dispatch(
             KERNELS["attention"],
             (filled(device, q), scattered(device, k, table), scattered(device, v, table), partials, *outputs, step),
-            constants=(64, n_heads, n_kv_heads, head_dim, lanes, heads, int(loops)),
-            groups=(n_heads // heads * (1 if loops else max_splits), n_rows),
+            constants=(64, n_heads, n_kv_heads, head_dim, lanes, heads, tokens, 2 + 2 * tokens, int(loops)),
+            groups=(n_heads // heads * (1 if loops else max_splits), -(-n_rows // tokens)),
             push=(max_splits,),
         )
     ]

@@ -85,7 +85,13 @@ def test_a_tile_of_tokens(device: Device, fmt: str, n_tokens: int) -> None:
     assert run(device, fmt, (33, 288), n_tokens, n_tokens, adds=True, tile=8) < BOUND
 
 
+@pytest.mark.parametrize("n_tokens", [1, 3])
 @pytest.mark.parametrize("fmt", QUANTIZED_FORMATS)
-def test_without_integer_dot_products(device: Device, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "has_integer_dot", False)
-    assert run(device, fmt, (33, 288), 3, 0, adds=False, tile=8) < BOUND
+@pytest.mark.parametrize("has_integer_dot", [True, False], ids=["dot4", "soft"])
+def test_with_and_without_integer_dot_products(
+    device: Device, has_integer_dot: bool, fmt: str, n_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if has_integer_dot and "integer_dot_product" not in device.info.features:
+        pytest.skip("the device has no integer dot products")
+    monkeypatch.setattr(device, "has_integer_dot", has_integer_dot)
+    assert run(device, fmt, (33, 1536), n_tokens, 0, adds=False, tile=min(n_tokens, 8)) < BOUND

@@ -63,17 +63,17 @@ def test_stacked_tensors_in_several_chunks(device: Device, fmt: str, monkeypatch
 
 
 def test_a_step_reaches_the_device_with_the_token_of_the_last_one(device: Device) -> None:
-    from vkllm.gpu.step import HEADER_WORDS, Row, StepSlots
+    from vkllm.gpu.step import HEADER_WORDS, Draw, Row, StepSlots
 
     slots = StepSlots(device, 2, 5)
-    slots.write(1, [Row(11, 40), Row(None, 41)], [3, 1, 4])
+    slots.write(1, [Row(11, 40), Row(None, 41)], [3, 1, 4], Draw(5, 6, 7, 1.0, 9))
     next_token = filled(device, np.array([77, 0, 0, 0], np.uint32))
     begin = device.dispatch(
         KERNELS["begin_step"], (slots.buffer, next_token, slots.on_device), constants=(64,), push=(slots.slot_words,)
     )
     device.run([begin])
     got = read_back(device, slots.on_device, slots.slot_words)
-    assert list(got[:2]) == [2, 3]
+    assert list(got[:7]) == [2, 3, 5, 6, 7, 0x3F800000, 9]
     rows = got[HEADER_WORDS : HEADER_WORDS + 8].reshape(2, 4)
     assert [list(row[:2]) for row in rows] == [[11, 40], [77, 41]]
     assert list(got[-5:-2]) == [3, 1, 4]

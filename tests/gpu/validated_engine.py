@@ -1,4 +1,4 @@
-"""Runs a small model through prefill, greedy decode and sampled decode: python validated_engine.py [unordered].
+"""Runs a small model through prefill, decode, scores and the bandwidth: python validated_engine.py [unordered].
 
 `test_validation.py` starts it under the validation layer. "unordered" leaves out every barrier that may be left
 out, to prove that the layer would notice.
@@ -13,7 +13,7 @@ from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
 
 from vkllm.engine.engine import Engine
-from vkllm.engine.request import Finished, Request, SamplingParams
+from vkllm.engine.request import Finished, Request, SamplingParams, Scores
 from vkllm.gpu.device import Device
 
 
@@ -25,12 +25,17 @@ def main(is_unordered: bool) -> None:
         formats = {"attn_q": "Q4_0", "attn_k": "Q4_1", "attn_v": "F16", "ffn_gate": "Q8_0", "ffn_up": "Q8_0"}
         path = write_random_model(Path(folder) / "model.gguf", TINY_SPEC, formats)
         engine = Engine(engine_config(path, TINY_SPEC))
-        for options in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 1, "logprobs": 2}):
+        for options in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 1}, {"temperature": 1.0, "logprobs": 2}):
             engine.submit(Request(1, tuple(range(40)), SamplingParams(max_tokens=5, **options), frozenset()))
             events = []
             while engine.has_work:
                 events += engine.step()
             assert isinstance(events[-1], Finished) and events[-1].stats.n_generated == 5
+        engine.submit(Request(2, tuple(range(50)), SamplingParams(), frozenset(), score_from=20))
+        while engine.has_work:
+            events += engine.step()
+        assert sum(len(event.logprobs) for event in events if isinstance(event, Scores)) == 30
+        assert engine.measure_device().read_bytes_per_s > 0
         engine.close()
     print("done")
 

@@ -1,12 +1,14 @@
 """The plan counts what will be allocated and refuses what cannot be held."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from model_specs import TINY_SPEC, WIDE_SPEC
 
 from vkllm.errors import OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
-from vkllm.model.plan import DeviceLimits, cache_bytes_per_token, plan
+from vkllm.model.plan import DeviceLimits, cache_bytes_per_token, decode_bytes, plan
 from vkllm.model.spec import expected_shapes
 
 TENSORS = {
@@ -45,3 +47,13 @@ def test_a_model_that_does_not_fit_says_what_would() -> None:
 def test_a_tensor_above_the_largest_binding_is_named() -> None:
     with pytest.raises(OutOfDeviceMemory, match=r"token_embd\.weight"):
         plan(TINY_SPEC, TENSORS, DeviceLimits(2**31, 14_000), n_ctx=64, max_rows=8)
+
+
+def test_a_decode_step_reads_each_weight_once_and_the_cache() -> None:
+    all_weights = plan(TINY_SPEC, TENSORS, LARGE, n_ctx=64, max_rows=8).weights_bytes
+    embedding = TINY_SPEC.n_vocab * TINY_SPEC.d_model * 18 // 32
+    untied = decode_bytes(TINY_SPEC, TENSORS, 0)
+    assert untied == pytest.approx(all_weights - embedding, rel=1e-3)
+    assert decode_bytes(TINY_SPEC, TENSORS, 100) - untied == 100 * cache_bytes_per_token(TINY_SPEC)
+    tied = replace(TINY_SPEC, output_weight="token_embd.weight")
+    assert decode_bytes(tied, TENSORS, 0) == untied, "the embedding is the vocabulary projection then"

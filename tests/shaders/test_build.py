@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from vkllm.gpu.kernels import ATTENTION_SPLIT, KERNELS, KV_BLOCK, MAX_ROWS
+from vkllm.gpu.kernels import ATTENTION_SPLIT, KERNELS, KV_BLOCK, MAX_ROWS, TOP_K, TOP_LOGITS
 from vkllm.gpu.step import HEADER_WORDS
 
 SHADERS = Path(__file__).parents[2] / "shaders"
@@ -48,6 +48,8 @@ def test_constants_agree_with_the_shaders() -> None:
     for source in ("attention.comp", "attention_merge.comp"):
         assert f"#define SPLIT {ATTENTION_SPLIT}\n" in (SHADERS / source).read_text()
     assert f"#define HEADER_WORDS {HEADER_WORDS}\n" in (SHADERS / "begin_step.comp").read_text()
+    largest = (SHADERS / "lib" / "largest.glsl").read_text()
+    assert f"#define TOP_K {TOP_K}\n#define TOP_LOGITS {TOP_LOGITS}\n" in largest
 
 
 def test_every_kernel_has_a_test() -> None:

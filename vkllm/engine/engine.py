@@ -1,25 +1,40 @@
 """The engine: requests wait, their prompts run in chunks, their tokens come one by one.
 
 A plain object that tests use in process and `engine/worker.py` runs in a child. One sequence at a time.
-Where the GPU itself can choose the token (greedy, nothing else asked), the next step is submitted before the
-last token is read; otherwise each step's logits come to the CPU and the sampler chooses.
+Where the GPU itself can choose the token (no penalties, no log-probabilities, top-k within what it keeps), the next
+step is submitted before the last token is read; otherwise each step's logits come to the CPU and the sampler chooses.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
 from vkllm.engine.kvcache import KVCache
-from vkllm.engine.request import EngineConfig, Event, Failed, Finished, Request, RunStats, Token
+from vkllm.engine.request import (
+    DeviceReport,
+    EngineConfig,
+    Event,
+    Failed,
+    Finished,
+    Request,
+    RunStats,
+    SamplingParams,
+    Scores,
+    Token,
+)
 from vkllm.engine.sampler import Sampler, logprobs
 from vkllm.errors import ContextOverflow
+from vkllm.gpu.bandwidth import read_bandwidth
 from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
-from vkllm.gpu.program import Program, Result, Submitted
+from vkllm.gpu.kernels import KV_BLOCK
+from vkllm.gpu.program import WIDTHS, Program, Result, Submitted
+from vkllm.gpu.scoring import Scorer
 from vkllm.gpu.step import Row
 
 IN_FLIGHT = 3
@@ -27,8 +42,6 @@ IN_FLIGHT = 3
 
 CHUNK_S = 0.1
 """How long a chunk of a prompt may keep the GPU: longer submits get small GPUs reset and delay a cancel."""
-
-MIN_CHUNK = 8
 
 
 @dataclass
@@ -50,14 +63,16 @@ class _Run:
     in_flight: deque[Submitted] = field(default_factory=deque)
 
     @property
-    def is_greedy(self) -> bool:
-        """Whether the GPU chooses the tokens."""
+    def result(self) -> Result:
+        """What its steps make: a token, where the GPU can choose it."""
         params = self.request.params
-        return params.temperature == 0 and not params.has_penalties and params.logprobs is None
+        if params.logprobs is not None or not self.sampler.suits_gpu:
+            return "logits"
+        return "token" if params.temperature == 0 else "sampled"
 
     def stats(self) -> RunStats:
         """Counts and seconds so far."""
-        has_token = self.n_generated > 0
+        has_token = self.first_token_s > 0
         return RunStats(
             n_prompt=len(self.request.prompt_token_ids),
             n_cached=self.n_cached,
@@ -83,19 +98,29 @@ class Engine:
                 on_progress(min(done, total), total)
 
         self._device = Device(config.device)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._device.close)
             self._program = Program(self._device, config.spec, config.path, config.tensors, config.n_ctx, on_bytes)
-        except BaseException:
-            self._device.close()
-            raise
-        self.device_name = self._device.info.name
-        self.is_cpu_device = self._device.info.type == "cpu"
-        self._n_ctx = config.n_ctx
-        self._cache = KVCache(self._program.n_blocks, KV_BLOCK)
-        self._waiting: deque[tuple[Request, float]] = deque()
-        self._run: _Run | None = None
-        self._cancelled: set[int] = set()
-        self._seconds_per_row = 0.0
+            self.device_name = self._device.info.name
+            self.is_cpu_device = self._device.info.type == "cpu"
+            self._scorer: Scorer | None = None
+            self._n_ctx = config.n_ctx
+            self._cache = KVCache(self._program.n_blocks, KV_BLOCK)
+            self._waiting: deque[tuple[Request, float]] = deque()
+            self._run: _Run | None = None
+            self._cancelled: set[int] = set()
+            self._chunk_s: dict[int, float] = {}  # seconds that the last chunk of so many rows took
+            self._warm_up()
+            undo.pop_all()
+
+    def _warm_up(self) -> None:
+        """Compiles and records what every request needs, so that the first one does not wait for it."""
+        draw = Sampler(SamplingParams(), ()).next_draw()
+        rows = [Row(0, i) for i in range(min(WIDTHS[1], self._n_ctx - 1))]
+        table = self._cache.block_table(len(rows) + 1)
+        self._program.wait(self._program.submit(rows, table, "sampled", is_prompt=True, draw=draw))
+        self._program.wait(self._program.submit([Row(None, len(rows))], table, "token"))
+        self._device.save_pipelines()
 
     def submit(self, request: Request) -> None:
         """Queues a request. Its events come from `step`."""
@@ -118,10 +143,16 @@ class Engine:
             return self._drop_cancelled()
         if self._run is None:
             return self._start() if self._waiting else []
+        if self._run.request.score_from is not None:
+            return self._score(self._run, self._run.request.score_from)
         if not self._run.in_flight:
             self._prefill(self._run)
             return []
         return self._decode(self._run)
+
+    def measure_device(self) -> DeviceReport:
+        """Times how fast the device reads memory, a second at most. Raises DeviceError."""
+        return DeviceReport(self._device.info, read_bandwidth(self._device, self._program.free_bytes))
 
     def close(self) -> None:
         """Releases the device. Safe to call twice."""
@@ -143,13 +174,15 @@ class Engine:
     def _start(self) -> list[Event]:
         request, submitted_s = self._waiting.popleft()
         prompt = request.prompt_token_ids
-        if not 0 < len(prompt) < self._n_ctx:
+        # the last token of a text that is only scored is not run
+        if not 0 < len(prompt) < self._n_ctx + (request.score_from is not None):
             error = ContextOverflow(
                 f"the prompt has {len(prompt)} tokens and the context holds {self._n_ctx}; "
                 "shorten the prompt or load the model with a larger context"
             )
             return [Failed(request.id, error)]
-        n_cached = self._cache.reuse(prompt)
+        # the rows before the tokens to score must run
+        n_cached = self._cache.reuse(prompt if request.score_from is None else prompt[: request.score_from])
         self._run = _Run(request, Sampler(request.params, prompt), submitted_s, time.perf_counter(), n_cached)
         return []
 
@@ -157,35 +190,60 @@ class Engine:
         """Runs the next chunk of the prompt; the last one also asks for the first token."""
         prompt, start = run.request.prompt_token_ids, len(self._cache.tokens)
         chunk = prompt[start : start + self._chunk_rows()]
-        began_s = time.perf_counter()
         if start + len(chunk) == len(prompt):
             self._submit(run, chunk, is_prompt=True)
         else:
-            rows = [Row(token_id, start + i) for i, token_id in enumerate(chunk)]
-            table = self._cache.block_table(start + len(chunk))
-            self._program.wait(self._program.submit(rows, table, "none", is_prompt=True))
-            self._seconds_per_row = (time.perf_counter() - began_s) / len(chunk)
+            self._run_chunk(chunk, start)
         self._cache.tokens += chunk
 
+    def _run_chunk(self, token_ids: Sequence[int], start: int) -> None:
+        """Runs tokens of a prompt that choose none, and waits for them."""
+        rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
+        table = self._cache.block_table(start + len(rows))
+        step = self._program.submit(rows, table, "none", is_prompt=True)
+        self._program.wait(step)
+        self._chunk_s[len(rows)] = time.perf_counter() - step.submitted_s
+
+    def _score(self, run: _Run, score_from: int) -> list[Event]:
+        """Runs the next chunk of a text and reports how likely its tokens are."""
+        prompt, start = run.request.prompt_token_ids, len(self._cache.tokens)
+        end = min(start + self._chunk_rows(), len(prompt) - 1)
+        self._run_chunk(prompt[start:end], start)
+        self._cache.tokens += prompt[start:end]
+        events: list[Event] = []
+        if targets := prompt[max(start + 1, score_from) : end + 1]:
+            self._scorer = self._scorer or Scorer(self._program)
+            logprobs = self._scorer.score(end - start - len(targets), targets)
+            events.append(Scores(run.request.id, tuple(logprobs)))
+        run.last_token_s = run.first_token_s = time.perf_counter()
+        return [*events, self._finish(run, "length")] if end == len(prompt) - 1 else events
+
     def _chunk_rows(self) -> int:
-        """Rows of the next chunk: as many as fit into CHUNK_S at the last chunk's speed."""
-        if self._seconds_per_row == 0:
-            return MIN_CHUNK
-        return max(MIN_CHUNK, min(MAX_ROWS, int(CHUNK_S / self._seconds_per_row)))
+        """Rows of the next chunk: the widest step that is known, or may be expected, to take CHUNK_S at most.
+
+        Wider steps take less time a row, so one of twice CHUNK_S by a linear guess is tried.
+        """
+        best = WIDTHS[1]
+        for width in WIDTHS[2:]:
+            expected = self._chunk_s[best] * width / best / 2 if best in self._chunk_s else math.inf
+            if self._chunk_s.get(width, expected) > CHUNK_S:
+                break
+            best = width
+        return best
 
     def _submit(self, run: _Run, token_ids: Sequence[int | None], *, is_prompt: bool = False) -> None:
         """Submits a step that continues the sequence and chooses a token."""
         start = len(self._cache.tokens) + max(len(run.in_flight) - 1, 0)
         rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
         table = self._cache.block_table(start + len(rows))
-        result: Result = "token" if run.is_greedy else "logits"
-        run.in_flight.append(self._program.submit(rows, table, result, is_prompt=is_prompt))
+        draw = run.sampler.next_draw() if run.result == "sampled" else None
+        run.in_flight.append(self._program.submit(rows, table, run.result, is_prompt=is_prompt, draw=draw))
 
     def _decode(self, run: _Run) -> list[Event]:
         """Reads the next token."""
         params, prompt = run.request.params, run.request.prompt_token_ids
         limit = min(params.max_tokens or self._n_ctx, self._n_ctx - len(prompt))
-        if run.is_greedy:
+        if run.result != "logits":
             while len(run.in_flight) < IN_FLIGHT and run.n_generated + len(run.in_flight) < limit:
                 self._submit(run, [None])
             token_id = self._program.token(run.in_flight.popleft())
@@ -207,7 +265,7 @@ class Engine:
             return [token, self._finish(run, "stop")]
         if run.n_generated >= limit:
             return [token, self._finish(run, "length")]
-        if not run.is_greedy:
+        if run.result == "logits":
             self._submit(run, [token_id])
             self._cache.tokens.append(token_id)
         return [token]

@@ -1,7 +1,7 @@
 """What passes through the pipe between a caller's process and its engine, besides requests and their events.
 
-To the engine: an `EngineConfig` first, then `Request`, `Cancel` and, last, `Stop`. From it: `Progress` until
-`Ready`, then lists of events; `EngineFailed` at any time, as its last word. All of them pickle.
+To the engine: an `EngineConfig` first, then `Request`, `DeviceQuery`, `Cancel` and, last, `Stop`. From it: `Progress`
+until `Ready`, then lists of events; `EngineFailed` at any time, as its last word. All of them pickle.
 """
 
 from __future__ import annotations

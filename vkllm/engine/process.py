@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vkllm.engine.messages import Cancel, EngineFailed, Progress, Ready, Stop
-from vkllm.engine.request import EngineConfig, Event, Failed, Finished, Request
+from vkllm.engine.request import DeviceAnswer, DeviceQuery, EngineConfig, EngineStats, Event, Failed, Finished, Request
 from vkllm.errors import DeviceLost, VkllmError
 
 ENGINE = "vkllm.engine.engine:Engine"
@@ -44,6 +44,7 @@ class EngineProcess:
         self._config = config
         self._on_progress = on_progress
         self._factory = factory
+        self._tally = _Tally()
         self._start_lock = threading.Lock()
         self._child: _Child | None = None
         self._stop_child: Callable[[], object] = lambda: None
@@ -71,8 +72,13 @@ class EngineProcess:
         """The process's id, or None before the first start."""
         return self._child.pid if self._child else None
 
-    def submit(self, request: Request) -> SimpleQueue[Event]:
-        """The queue that gets the request's events; the last one is `Finished` or `Failed`.
+    @property
+    def stats(self) -> EngineStats:
+        """Sums over the requests that ended until now, in all processes."""
+        return self._tally.stats
+
+    def submit(self, request: Request | DeviceQuery) -> SimpleQueue[Event]:
+        """The queue that gets the request's events; the last one is `Finished`, `DeviceAnswer` or `Failed`.
 
         Starts a new process if the last one died, and raises what `start` raises.
         """
@@ -104,7 +110,7 @@ class EngineProcess:
             if not self._is_closed and (self._child is None or not self._child.is_alive):
                 if self._child is not None:
                     self._child.join()  # its device memory must be free before the next one plans
-                child = _Child(self._config, self._factory)
+                child = _Child(self._config, self._factory, self._tally)
                 self._child = child
                 # Scripts that forget close() still end the process, when this object goes or Python exits.
                 self._stop_child = weakref.finalize(self, child.stop)
@@ -117,10 +123,23 @@ class EngineProcess:
             return self._child
 
 
+class _Tally:
+    """Counts what requests did. It is read and replaced whole, so that only writers need the lock."""
+
+    def __init__(self) -> None:
+        self.stats = EngineStats()
+        self._lock = threading.Lock()
+
+    def add(self, finished: Finished) -> None:
+        with self._lock:
+            self.stats = self.stats.plus(finished.stats)
+
+
 class _Child:
     """One life of the process. Three daemon threads serve it: events in, messages out, printed output."""
 
-    def __init__(self, config: EngineConfig, factory: str) -> None:
+    def __init__(self, config: EngineConfig, factory: str, tally: _Tally) -> None:
+        self._tally = tally
         self.device_name = ""
         self.is_cpu_device = False
         # A queue whose put() never blocks and may be called anywhere, so that a garbage-collected stream can cancel.
@@ -183,14 +202,15 @@ class _Child:
             raise
         self._threads[2].start()
 
-    def submit(self, request: Request) -> SimpleQueue[Event] | None:
+    def submit(self, request: Request | DeviceQuery) -> SimpleQueue[Event] | None:
         """The request's events, or None if the process has died."""
         events: SimpleQueue[Event] = SimpleQueue()
         with self._lock:
             if self._error is not None:
                 return None
             self._queues[request.id] = events
-            self._requests[request.id] = request
+            if isinstance(request, Request):
+                self._requests[request.id] = request
         self.outbox.put(request)
         return events
 
@@ -251,7 +271,9 @@ class _Child:
             events.put(Failed(request_id, error))
 
     def _deliver(self, event: Event) -> None:
-        is_last = isinstance(event, Finished | Failed)
+        is_last = isinstance(event, Finished | Failed | DeviceAnswer)
+        if isinstance(event, Finished):
+            self._tally.add(event)
         with self._lock:
             events = self._queues.get(event.request_id)
             if is_last:

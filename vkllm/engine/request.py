@@ -13,6 +13,7 @@ from typing import Literal
 
 from vkllm.errors import InvalidParameter, VkllmError
 from vkllm.formats.gguf import TensorInfo
+from vkllm.gpu.probe import DeviceInfo
 from vkllm.model.spec import ModelSpec
 
 
@@ -75,12 +76,24 @@ def _within(name: str, value: float | None, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to continue. id: chosen by the caller, unique among open requests."""
+    """One prompt to continue. id: chosen by the caller, unique among open requests.
+
+    score_from: generate nothing, but report (as `Scores`) the log-probability of each prompt token from this one on;
+    at least 1, because nothing comes before token 0.
+    """
 
     id: int
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     stop_token_ids: frozenset[int]
+    score_from: int | None = None
+
+
+@dataclass(frozen=True)
+class DeviceQuery:
+    """Asks what the device is and how fast it reads memory; the answer is `DeviceAnswer`. id: as a request's."""
+
+    id: int
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,31 @@ class RunStats:
 
 
 @dataclass(frozen=True)
+class EngineStats:
+    """Sums over all requests that ended since the model was loaded, as in `RunStats`; last: those of the last one."""
+
+    n_requests: int = 0
+    n_prompt: int = 0
+    n_cached: int = 0
+    n_generated: int = 0
+    prompt_s: float = 0.0
+    generate_s: float = 0.0
+    last: RunStats | None = None
+
+    def plus(self, stats: RunStats) -> EngineStats:
+        """The sums with one more request."""
+        return EngineStats(
+            n_requests=self.n_requests + 1,
+            n_prompt=self.n_prompt + stats.n_prompt,
+            n_cached=self.n_cached + stats.n_cached,
+            n_generated=self.n_generated + stats.n_generated,
+            prompt_s=self.prompt_s + stats.prompt_s,
+            generate_s=self.generate_s + stats.generate_s,
+            last=stats,
+        )
+
+
+@dataclass(frozen=True)
 class Finished:
     """The request ended: a stop token, the length limit, or a cancel."""
 
@@ -145,7 +183,31 @@ class Failed:
     error: VkllmError
 
 
-Event = Token | Finished | Failed
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities of the prompt tokens that follow those of the request's last `Scores`."""
+
+    request_id: int
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """The device that an engine runs on. read_bytes_per_s: measured, over memory much larger than a GPU's cache."""
+
+    info: DeviceInfo
+    read_bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class DeviceAnswer:
+    """What a `DeviceQuery` asked for."""
+
+    request_id: int
+    report: DeviceReport
+
+
+Event = Token | Scores | DeviceAnswer | Finished | Failed
 
 
 @dataclass(frozen=True)

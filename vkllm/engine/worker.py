@@ -1,7 +1,7 @@
 """The engine's process: `python -m vkllm.engine.worker FACTORY HANDLE`, started by `vkllm.engine.process`.
 
 It loads one engine, sleeps while there is nothing to do, and passes requests in and events out. It knows the
-pipe and the engine's five calls, nothing about models, devices or text.
+pipe and the engine's six calls, nothing about models, devices or text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from vkllm.engine.messages import Cancel, EngineFailed, Progress, Ready, Stop, open_connection
-from vkllm.engine.request import EngineConfig, Event, Failed, Request
+from vkllm.engine.request import DeviceAnswer, DeviceQuery, DeviceReport, EngineConfig, Event, Failed, Request
 from vkllm.errors import DeviceLost, DeviceTimeout, VkllmError
 
 
@@ -35,6 +35,9 @@ class Engine(Protocol):
 
     def step(self) -> list[Event]:
         """Works for a moment and returns what happened."""
+
+    def measure_device(self) -> DeviceReport:
+        """Looks at the device and times it."""
 
     def close(self) -> None:
         """Gives everything back to the device."""
@@ -116,6 +119,8 @@ def _serve(parent: _Parent, engine: Engine) -> None:
                         engine.submit(request)
                     except VkllmError as error:
                         parent.send([Failed(request.id, error)])
+                case DeviceQuery(request_id):
+                    parent.send([_device_answer(engine, request_id)])
                 case Cancel(request_id):
                     engine.cancel(request_id)
                 case Stop():
@@ -128,6 +133,15 @@ def _serve(parent: _Parent, engine: Engine) -> None:
             parent.send(events)
         if lost:  # fails all open requests at once
             raise lost[0]
+
+
+def _device_answer(engine: Engine, request_id: int) -> Event:
+    try:
+        return DeviceAnswer(request_id, engine.measure_device())
+    except _LOST:
+        raise
+    except VkllmError as error:
+        return Failed(request_id, error)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vkllm.errors import VkllmError
+from vkllm.errors import InvalidParameter, VkllmError
 from vkllm.faces.terminal import complain
 
 if TYPE_CHECKING:
@@ -88,6 +91,77 @@ def run(
         is_complete = False
     if not is_complete:
         raise typer.Exit(130)
+
+
+@app.command()
+def bench(
+    model: Annotated[list[str] | None, typer.Option("-m", "--model", help="Names or paths of models.")] = None,
+    n_prompt: Annotated[list[str] | None, typer.Option("-p", "--n-prompt", help="Tokens of a prompt [512].")] = None,
+    n_gen: Annotated[list[str] | None, typer.Option("-n", "--n-gen", help="Tokens to generate [128].")] = None,
+    pairs: Annotated[list[str] | None, typer.Option("-pg", metavar="PP,TG", help="Both, in one test.")] = None,
+    n_depth: Annotated[list[str] | None, typer.Option("-d", "--n-depth", help="Tokens before those [0].")] = None,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Times to repeat each test.")] = 5,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="md|csv|json|jsonl", help="What to print.")] = "md",
+    type_k: Annotated[list[str] | None, typer.Option("-ctk", "--cache-type-k", help="Only f16 today.")] = None,
+    type_v: Annotated[list[str] | None, typer.Option("-ctv", "--cache-type-v", help="Only f16 today.")] = None,
+    device: Annotated[list[str] | None, typer.Option("-dev", "--device", help="Indices or names of devices.")] = None,
+    no_warmup: Annotated[bool, typer.Option("--no-warmup", help="Do not run each test once before it counts.")] = False,
+) -> None:
+    """Measure speeds, with the options and the output of llama-bench.
+
+    Options that take several values take a list with commas, or are given several times.
+    """
+    from vkllm.faces.bench import BenchOptions, cases, measure, numbers
+    from vkllm.faces.bench_output import FORMATS, markdown
+
+    def values(given: list[str] | None, default: str) -> list[str]:
+        return ",".join(given or [default]).split(",")
+
+    if output != "md" and output not in FORMATS:
+        raise InvalidParameter(f"-o takes {', '.join(('md', *FORMATS))}, not {output!r}")
+    for option, types in (("-ctk", values(type_k, "f16")), ("-ctv", values(type_v, "f16"))):
+        for unknown in set(types) - {"f16"}:
+            raise InvalidParameter(f"{option} {unknown}: the cache can only be f16 today")
+    tests = cases(
+        numbers(n_prompt or ["512"], "-p"),
+        numbers(n_gen or ["128"], "-n"),
+        pairs or [],
+        numbers(n_depth or ["0"], "-d"),
+    )
+    wanted = list(values(device, "")) if device else [None]
+    results = measure(BenchOptions(values(model, "smollm2"), wanted, tests, repetitions, not no_warmup))
+    lines = markdown(results, shows_devices=bool(device)) if output == "md" else FORMATS[output](results)
+    with _interruptible():
+        for line in lines:
+            print(line, flush=True)
+
+
+@app.command()
+def perplexity(
+    file: Annotated[Path, typer.Option("-f", "--file", help="The text.")],
+    model: Annotated[str, typer.Option("-m", "--model", help="A name or path, as for `vkllm run`.")] = "smollm2",
+    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", help="Tokens of a chunk.")] = 512,
+    n_chunks: Annotated[int, typer.Option("--chunks", help="At most so many chunks; -1 is all.")] = -1,
+    device: Annotated[str | None, typer.Option("-dev", "--device", help="Index or name, see `vkllm devices`.")] = None,
+) -> None:
+    """Measure how well a model predicts a text, as llama.cpp does: the second half of each chunk counts."""
+    from vkllm.faces.perplexity import measure_perplexity
+
+    with _interruptible():
+        limit = n_chunks if n_chunks > 0 else None
+        measure_perplexity(model, file, n_ctx=ctx_size, n_chunks=limit, device=device)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends a command without a traceback, and a terminal that cannot show a character does not end it."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(flush=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()

@@ -78,7 +78,8 @@ class Device:
         self.layer_id = self._layer.open_device()
         self.check()
         self._layer.asynchronous(True)
-        self.has_integer_dot = "integer_dot_product" in self._layer.features(self.layer_id)
+        enabled = self._layer.features(self.layer_id)
+        self.has_integer_dot = "integer_dot_product" in enabled and "fast_integer_dot" in self.info.features
 
     def buffer(self, n_words: int, *, is_host: bool = False) -> Buffer:
         """Allocates n_words (at least one); host buffers are mapped, zeroed and visible to both sides.

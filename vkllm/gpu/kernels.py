@@ -17,6 +17,15 @@ MATMUL_TILE_ROWS = 128
 MAX_ROWS = 512
 """Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
 
+LAST_ROW = 0xFFFFFFFF
+"""The `first_row` of `rms_norm` that stands for the last row of the step."""
+
+TOP_K = 64
+"""Most candidates that a token is drawn from on the GPU; `TOP_K` in shaders/lib/largest.glsl."""
+
+TOP_LOGITS = 2048
+"""Logits that a workgroup of `top_logits` takes; `TOP_LOGITS` in shaders/lib/largest.glsl."""
+
 ATTENTION_SPLIT = 64
 """Cached tokens that a workgroup of attention takes at a time; `SPLIT` in its shaders."""
 
@@ -63,7 +72,17 @@ KERNELS = {
         KernelSpec(
             "attention",
             ("q", "k_cache", "v_cache", "partials", "y", "y_q16", "y_scales", "step"),
-            ("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes", "heads_per_workgroup", "loops"),
+            (
+                "local_size",
+                "n_heads",
+                "n_kv_heads",
+                "head_dim",
+                "lanes",
+                "heads_per_workgroup",
+                "tokens_per_workgroup",
+                "keys_at_once",
+                "loops",
+            ),
             ("max_splits",),
         ),
         KernelSpec(
@@ -92,23 +111,25 @@ KERNELS = {
         ),
         KernelSpec(
             "matvec_fused",
-            ("quants", "scales", "source", "norm_weight", "add", "y", "step"),
+            ("quants", "scales", "source", "norm_weight", "add", "y"),
             ("local_size", "columns", "rows_per_subgroup", "unroll", "takes_swiglu", "adds", "eps"),
             ("n_weight_rows", "y_offset"),
             QUANTIZED_FORMATS,
             uses_dot4=True,
         ),
+        KernelSpec("read_bandwidth", ("source", "sums"), ("local_size",), ("n_fours",)),
         KernelSpec(
             "rms_norm",
             ("x", "weight", "y", "y_q16", "y_scales", "step"),
             ("local_size", "columns", "eps"),
-            ("takes_last_row",),
+            ("first_row",),
         ),
         KernelSpec(
             "rope",
             ("qkv", "rope_table", "q", "k_cache", "v_cache", "step"),
             ("local_size", "n_heads", "n_kv_heads", "head_dim", "rope_dims", "is_interleaved"),
         ),
+        KernelSpec("sample", ("largest", "next_token", "chosen", "step"), ("local_size", "n_vocab"), ("slot",)),
         KernelSpec(
             "split_planes",
             ("raw", "quants", "scales"),
@@ -116,6 +137,8 @@ KERNELS = {
             ("n_units", "first_unit"),
             QUANTIZED_FORMATS,
         ),
+        KernelSpec("score", ("logits", "targets", "logprobs"), ("local_size", "n_vocab"), ("first_row",)),
         KernelSpec("swiglu", ("gate_up", "y", "y_q16", "y_scales", "step"), ("local_size", "columns")),
+        KernelSpec("top_logits", ("logits", "largest"), ("local_size", "n_vocab")),
     )
 }

@@ -48,6 +48,7 @@ _PROPERTY_STRUCTURES: Final[tuple[Structure, ...]] = (
     ("VkPhysicalDeviceMaintenance3Properties", (1, 1), ""),
     ("VkPhysicalDeviceDriverProperties", (1, 2), "VK_KHR_driver_properties"),
     ("VkPhysicalDeviceSubgroupSizeControlProperties", (1, 3), "VK_EXT_subgroup_size_control"),
+    ("VkPhysicalDeviceShaderIntegerDotProductProperties", (1, 3), "VK_KHR_shader_integer_dot_product"),
 )
 _MEMORY_STRUCTURES: Final[tuple[Structure, ...]] = (
     ("VkPhysicalDeviceMemoryBudgetPropertiesEXT", _NEVER_CORE, "VK_EXT_memory_budget"),
@@ -170,12 +171,15 @@ def _device(vk: Any, index: int, gpu: Any) -> DeviceInfo:
     sizes = properties.get("VkPhysicalDeviceSubgroupSizeControlProperties")
     maintenance = properties.get("VkPhysicalDeviceMaintenance3Properties")
     driver = properties.get("VkPhysicalDeviceDriverProperties")
+    dot = properties.get("VkPhysicalDeviceShaderIntegerDotProductProperties")
     features = {
         name
         for name, (structure, flag) in _FEATURE_FLAGS.items()
         if structure in flags and getattr(flags[structure], flag)
     }
     features |= {name for name, extension in _FEATURE_EXTENSIONS.items() if extension in extensions}
+    if dot and dot.integerDotProduct4x8BitPackedSignedAccelerated:
+        features.add("fast_integer_dot")  # others write it out in slow 32-bit multiplications
     return DeviceInfo(
         index=index,
         name=plain.deviceName,

@@ -7,6 +7,7 @@ runs per layer and token. Knows nothing of requests or sampling.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,17 @@ import numpy.typing as npt
 from vkllm.formats.gguf import TensorInfo, map_tensor
 from vkllm.formats.quants import BLOCK, dequantize, weight_format
 from vkllm.gpu.device import Buffer, Device, Dispatch, Recording
-from vkllm.gpu.kernels import ATTENTION_SPLIT, KERNELS, KV_BLOCK, MATMUL_TILE_ROWS, MAX_ROWS
-from vkllm.gpu.step import Row, StepSlots
+from vkllm.gpu.kernels import (
+    ATTENTION_SPLIT,
+    KERNELS,
+    KV_BLOCK,
+    LAST_ROW,
+    MATMUL_TILE_ROWS,
+    MAX_ROWS,
+    TOP_K,
+    TOP_LOGITS,
+)
+from vkllm.gpu.step import Draw, Row, StepSlots
 from vkllm.gpu.tuning import tuning
 from vkllm.gpu.weights import Tensor, Uploader, WeightPlanes
 from vkllm.model.graph import Op, decoder, head, widths
@@ -28,13 +38,16 @@ from vkllm.model.reference import rope_table
 from vkllm.model.spec import ModelSpec
 
 Floats = npt.NDArray[np.float32]
-Result = Literal["none", "token", "logits"]
+Result = Literal["none", "token", "sampled", "logits"]
 
 WIDTHS = (1, 8, 64, 256, MAX_ROWS)
 """Numbers of rows that steps are recorded for; a step runs in the smallest that holds it."""
 
 MATMUL_SIZE = 256
 """Invocations of a workgroup of `matmul`."""
+
+HEAD_ROWS = 8
+"""Rows whose logits there is room for at once."""
 
 N_SLOTS = 3
 """Steps that may be in flight."""
@@ -51,10 +64,11 @@ class Activation:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A step on its way."""
+    """A step on its way. submitted_s: when, by time.perf_counter, after it was recorded."""
 
     ticket: int
     slot: int
+    submitted_s: float
 
 
 class Program:
@@ -73,7 +87,8 @@ class Program:
         info = device.info
         local = [heap.budget_bytes or heap.size_bytes for heap in info.heaps if heap.is_device_local]
         limits = DeviceLimits(max(local), info.max_binding_bytes)
-        self.plan = plan(spec, tensors, limits, n_ctx, MAX_ROWS)
+        self.plan = plan(spec, tensors, limits, n_ctx, MAX_ROWS, HEAD_ROWS)
+        self.free_bytes = limits.memory_bytes - self.plan.total_bytes
         self.device = device
         self.spec = spec
         self._tuning = tuning(info)
@@ -84,6 +99,8 @@ class Program:
         self._slots = StepSlots(device, N_SLOTS, self.n_blocks)
         self._next_token = device.buffer(1)
         self._chosen = device.buffer(N_SLOTS, is_host=True)
+        self._n_lists = -(-spec.n_vocab // TOP_LOGITS)
+        self._largest = device.buffer(2 * TOP_K * self._n_lists)
         self._host_logits = device.buffer(spec.n_vocab, is_host=True)
         self._activations = self._allocate_activations()
         cache_words = self.n_blocks * KV_BLOCK * spec.n_kv_heads * spec.head_dim // 2
@@ -103,7 +120,7 @@ class Program:
     def _allocate_activations(self) -> dict[str, Activation]:
         activations = {}
         for name, columns in widths(self.spec).items():
-            n_rows = 1 if name in ("final", "logits") else MAX_ROWS
+            n_rows = HEAD_ROWS if name in ("final", "logits") else MAX_ROWS
             n_blocks = n_rows * columns // BLOCK
             values = self.device.buffer(n_rows * columns)
             if name in ("normed", "attended", "hidden", "final"):
@@ -137,31 +154,39 @@ class Program:
     # Running
 
     def submit(
-        self, rows: Sequence[Row], block_table: Sequence[int], result: Result, *, is_prompt: bool = False
+        self,
+        rows: Sequence[Row],
+        block_table: Sequence[int],
+        result: Result,
+        *,
+        is_prompt: bool = False,
+        draw: Draw | None = None,
     ) -> Submitted:
         """Submits a step of one sequence and returns at once.
 
         is_prompt: rows of a prompt, which are computed alike however they are cut into steps.
 
-        result: what to make of the last row: "token" chooses the likeliest on the GPU, "logits" brings all to
-        the host. At most N_SLOTS steps are in flight; one more waits for the oldest.
+        result: what to make of the last row: "token" chooses the likeliest on the GPU, "sampled" draws one there
+        as `draw` says, "logits" brings all to the host. At most N_SLOTS steps are in flight; one more waits for the
+        oldest.
         """
+        assert (draw is not None and 0 < draw.top_k <= TOP_K) if result == "sampled" else draw is None
         # decode's own kernels may round differently, so no prompt row may take them
         least = WIDTHS[1] if is_prompt and self._tuning.has_decode_kernels else len(rows)
         width = next(width for width in WIDTHS if width >= max(least, len(rows)))
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
         recording = self._recording(width, result, slot, self._n_splits(rows) if width == 1 else 0)
         self.device.wait(self._slot_tickets[slot])
-        self._slots.write(slot, rows, block_table)
+        self._slots.write(slot, rows, block_table, draw)
         self._slot_tickets[slot] = self.device.submit(recording)
-        return Submitted(self._slot_tickets[slot], slot)
+        return Submitted(self._slot_tickets[slot], slot, time.perf_counter())
 
     def wait(self, submitted: Submitted) -> None:
         """Waits for a step."""
         self.device.wait(submitted.ticket)
 
     def token(self, submitted: Submitted) -> int:
-        """Waits for a "token" step and returns what it chose."""
+        """Waits for a "token" or "sampled" step and returns what it chose."""
         self.device.wait(submitted.ticket)
         assert self._chosen.words is not None
         return int(self._chosen.words[submitted.slot])
@@ -172,12 +197,19 @@ class Program:
         assert self._host_logits.words is not None
         return self._host_logits.words[: self.spec.n_vocab].view(np.float32).copy()
 
+    def head_of(self, first_row: int) -> tuple[list[Dispatch], Buffer]:
+        """Dispatches that make the logits of HEAD_ROWS rows of the last step, from first_row on; (HEAD_ROWS, V)."""
+        norm, *projection = (d for op in head(self.spec) for d in self._dispatches_of(op, HEAD_ROWS, 0))
+        return [norm.with_push(first_row), *projection], self._activations["logits"].values
+
     # Recording
 
     def _n_splits(self, rows: Sequence[Row]) -> int:
         """Splits of the context that attention is recorded for: a power of two, so that there are few recordings."""
         needed = -(-(rows[-1].position + 1) // ATTENTION_SPLIT)
-        return min(max(4, 1 << (needed - 1).bit_length()), self._max_splits)
+        if needed <= self._tuning.loop_splits:
+            return 0  # so few that one workgroup after another is quicker than a merge
+        return min(1 << (needed - 1).bit_length(), self._max_splits)
 
     def _recording(self, width: int, result: Result, slot: int, n_splits: int) -> Recording:
         key = (width, result, slot, n_splits)
@@ -193,7 +225,7 @@ class Program:
             if result != "none":
                 for op in head(self.spec):
                     dispatches += self._dispatches_of(op, 1, 0)
-                dispatches.append(self._argmax(slot) if result == "token" else self._read_logits())
+                dispatches += self._result(result, slot)
             self._recordings[key] = self.device.record(dispatches)
         return self._recordings[key]
 
@@ -260,7 +292,7 @@ class Program:
             (x.values, self._vectors[op.weights[0]], y.values, y.q16, y.scales, self._slots.on_device),
             constants=(4 * self._local_size, self.spec.d_model, eps),
             groups=(1, width),
-            push=(int(op.output == "final"),),
+            push=(LAST_ROW if op.output == "final" else 0,),
         )
 
     def _matvec(self, op: Op, width: int) -> list[Dispatch]:
@@ -270,10 +302,12 @@ class Program:
         y_width = widths(self.spec)[op.output]
         rows, tokens, unroll = self._tuning.matvec(width)
         rows_per_group = rows * max(self._local_size // self.device.info.subgroup_size, 1)
+        # logits have too few rows for a tile of matmul, and are worth the exact product
+        is_tiled = width > 1 and self._tuning.has_matmul and op.output != "logits"
         dispatches: list[Dispatch] = []
         y_offset = 0
         for planes in self._matrices[op.weights]:
-            if width > 1 and self._tuning.has_matmul and _suits_matmul(planes):
+            if is_tiled and _suits_matmul(planes):
                 dispatches.append(self._matmul(op, planes, width, y_offset, y_width))
                 y_offset += planes.n_rows
                 continue
@@ -281,11 +315,12 @@ class Program:
             is_quantized = weight_format(planes.format).is_quantized
             x_data, x_scales = (x.q16, x.scales) if is_quantized else (x.values, x.values)
             assert x_data is not None and x_scales is not None
+            shape = (self._local_size, planes.n_columns, rows, tokens)  # a block of plain numbers is loads enough
             dispatches.append(
                 self.device.dispatch(
                     KERNELS["matvec"],
                     (planes.quants, planes.scales, x_data, x_scales, add, y.values, self._slots.on_device),
-                    constants=(self._local_size, planes.n_columns, rows, tokens, int(op.add is not None), unroll),
+                    constants=(*shape, int(op.add is not None), unroll if is_quantized else 1),
                     groups=(-(-n_rows // rows_per_group), -(-width // tokens)),
                     push=(n_rows, y_offset, y_width),
                     weight_format=planes.format,
@@ -339,7 +374,7 @@ class Program:
             dispatches.append(
                 self.device.dispatch(
                     KERNELS["matvec_fused"],
-                    (planes.quants, planes.scales, source, norm_weight, add, y, self._slots.on_device),
+                    (planes.quants, planes.scales, source, norm_weight, add, y),
                     constants=(*shape, int(first.kind == "swiglu"), int(second.add is not None), eps),
                     groups=(-(-planes.n_rows // rows_per_group), 1),
                     push=(planes.n_rows, y_offset),
@@ -370,12 +405,13 @@ class Program:
         eighths = 1 << (spec.head_dim // 8 - 1).bit_length()  # a lane takes eight dimensions
         lanes = min(eighths, self.device.info.subgroup_size)
         heads = max(n for n in (1, 2, 3, 4) if spec.n_heads // spec.n_kv_heads % n == 0)
+        tokens = 1 if width == 1 else max(self._tuning.attention_queries // heads, 1)
         shape = (self._tuning.attention_size, spec.n_heads, spec.n_kv_heads, spec.head_dim)
         attention = self.device.dispatch(
             KERNELS["attention"],
             (q.values, k_cache, v_cache, self._partials, *outputs),
-            constants=(*shape, lanes, heads, int(n_splits == 0)),
-            groups=(spec.n_heads // heads * max(n_splits, 1), width),
+            constants=(*shape, lanes, heads, tokens, self._tuning.keys_at_once, int(n_splits == 0)),
+            groups=(spec.n_heads // heads * max(n_splits, 1), -(-width // tokens)),
             push=(self._max_splits,),
         )
         if n_splits == 0:
@@ -398,6 +434,31 @@ class Program:
             constants=(self._local_size, self.spec.d_ff),
             groups=(-(-self.spec.d_ff // 4 // self._local_size), width),
         )
+
+    def _result(self, result: Literal["token", "sampled", "logits"], slot: int) -> list[Dispatch]:
+        match result:
+            case "token":
+                return [self._argmax(slot)]
+            case "sampled":
+                return self._sample(slot)
+            case "logits":
+                return [self._read_logits()]
+
+    def _sample(self, slot: int) -> list[Dispatch]:
+        constants = (4 * self._local_size, self.spec.n_vocab)
+        top_logits = self.device.dispatch(
+            KERNELS["top_logits"],
+            (self._activations["logits"].values, self._largest),
+            constants=constants,
+            groups=(self._n_lists, 1),
+        )
+        sample = self.device.dispatch(
+            KERNELS["sample"],
+            (self._largest, self._next_token, self._chosen, self._slots.on_device),
+            constants=constants,
+            push=(slot,),
+        )
+        return [top_logits, sample]
 
     def _argmax(self, slot: int) -> Dispatch:
         return self.device.dispatch(

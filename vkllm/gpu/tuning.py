@@ -14,6 +14,9 @@ from vkllm.gpu.probe import DeviceInfo
 class Tuning:
     """local_size: invocations of a workgroup, a power of two; attention_size: of attention's.
 
+    attention_queries: heads and tokens that a workgroup of attention takes together in prefill (a few more heads, where
+    so many share a key head); keys_at_once: keys whose loads a few lanes have under way together;
+    loop_splits: pieces of the context up to which decode does without a merge of workgroups' results.
     matvec_rows: rows of a matrix that a subgroup computes together, sharing the activations in registers;
     tile_rows, tile_tokens: the same for steps of several tokens, and how many tokens share a weight block.
     unroll: weight blocks of a row whose loads are under way together.
@@ -23,6 +26,9 @@ class Tuning:
 
     local_size: int
     attention_size: int
+    attention_queries: int
+    keys_at_once: int
+    loop_splits: int
     matvec_rows: int
     tile_rows: int
     tile_tokens: int
@@ -44,19 +50,47 @@ class Tuning:
 
 # lavapipe keeps few values in registers: many rows at once pay (0.9 ms for SmolLM2's gate and up instead of 1.6),
 # tiles of eight tokens are four times slower than of two.
-CPU = Tuning(local_size=32, attention_size=32, matvec_rows=4, tile_rows=8, tile_tokens=2, unroll=1)
-GPU = Tuning(local_size=64, attention_size=128, matvec_rows=2, tile_rows=2, tile_tokens=8, unroll=2, fused_size=256)
+CPU = Tuning(
+    local_size=32,
+    attention_size=32,
+    attention_queries=1,
+    keys_at_once=4,
+    loop_splits=64,
+    matvec_rows=4,
+    tile_rows=8,
+    tile_tokens=2,
+    unroll=1,
+)
+GPU = Tuning(
+    local_size=64,
+    attention_size=128,
+    attention_queries=4,
+    keys_at_once=4,
+    loop_splits=2,
+    matvec_rows=2,
+    tile_rows=2,
+    tile_tokens=8,
+    unroll=2,
+    fused_size=256,
+)
 
 
-# Vendors whose cooperative matrices are known to have float16 16x16x16 products with float32 sums.
 NVIDIA, AMD = 0x10DE, 0x1002
+# H100, 7B Q4_0 decode: 354 tok/s with fused workgroups of 512, 290 with 256, 305 without fusing; eight keys at once
+# bring 0.5 %.
+# AMD, counted in machine code (docs/amd.md): with fused workgroups of 256 a Steam Deck would compute longer than it
+# reads, since each quantizes the activations again; 1024 and four keys at once would spill registers.
+VENDORS = {
+    NVIDIA: replace(GPU, fused_size=512, keys_at_once=8),
+    AMD: replace(GPU, fused_size=512, keys_at_once=2),
+}
 
 
 def tuning(info: DeviceInfo) -> Tuning:
     """The choices for a device."""
     if info.type == "cpu":
         return CPU
-    has_matmul = {"cooperative_matrix", "fp16"} <= info.features and info.vendor_id in (NVIDIA, AMD)
-    # H100, 7B Q4_0 decode: 354 tok/s with workgroups of 512, 290 with 256, 305 without fusing
-    fused_size = 512 if info.vendor_id == NVIDIA else GPU.fused_size
-    return replace(GPU, fused_size=fused_size, has_matmul=has_matmul and info.max_shared_bytes >= 40_960)
+    # these two are known to multiply float16 16x16x16 with float32 sums
+    has_matrices = {"cooperative_matrix", "fp16"} <= info.features and info.vendor_id in (NVIDIA, AMD)
+    has_matmul = has_matrices and info.max_shared_bytes >= 40_960
+    return replace(VENDORS.get(info.vendor_id, GPU), has_matmul=has_matmul)

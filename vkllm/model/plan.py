@@ -5,6 +5,7 @@ Today there is one tier, the device's own memory, and the plan says whether all 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,15 +47,31 @@ def cache_bytes_per_token(spec: ModelSpec) -> int:
     return 2 * 2 * spec.n_layers * spec.n_kv_heads * spec.head_dim
 
 
+def decode_bytes(spec: ModelSpec, tensors: Mapping[str, TensorInfo], n_past: float) -> float:
+    """Bytes that a device reads for a step of one token: each weight once, keys and values of n_past tokens."""
+    read = set(expected_shapes(spec)) - ({"token_embd.weight"} - {spec.output_weight})  # of embeddings, a row
+    return 4 * sum(sum(_plane_words(tensors[name])) for name in read) + n_past * cache_bytes_per_token(spec)
+
+
+def _plane_words(tensor: TensorInfo) -> tuple[int, int]:
+    return weight_format(tensor.format).plane_words(math.prod(tensor.shape))
+
+
 def plan(
-    spec: ModelSpec, tensors: Mapping[str, TensorInfo], limits: DeviceLimits, n_ctx: int, max_rows: int
+    spec: ModelSpec,
+    tensors: Mapping[str, TensorInfo],
+    limits: DeviceLimits,
+    n_ctx: int,
+    max_rows: int,
+    head_rows: int = 1,
 ) -> MemoryPlan:
-    """Plans a model. Raises OutOfDeviceMemory, with what would fit, if it cannot be held."""
+    """Plans a model. head_rows: rows whose logits the device holds at once.
+
+    Raises OutOfDeviceMemory, with what would fit, if it cannot be held.
+    """
     weights_bytes = 0
-    for name, shape in expected_shapes(spec).items():
-        fmt = weight_format(tensors[name].format)
-        n_values = shape[0] * (shape[1] if len(shape) == 2 else 1)
-        quants, scales = fmt.plane_words(n_values)
+    for name in expected_shapes(spec):
+        quants, scales = _plane_words(tensors[name])
         weights_bytes += 4 * (quants + scales)
         if 4 * quants > limits.max_binding_bytes:
             raise OutOfDeviceMemory(
@@ -66,7 +83,7 @@ def plan(
         weights_bytes=weights_bytes,
         cache_bytes=n_ctx * cache_bytes_per_token(spec),
         arena_bytes=sum(8 * max_rows * width for name, width in widths(spec).items() if name != "logits")
-        + 8 * spec.n_vocab
+        + 4 * (head_rows + 1) * spec.n_vocab  # and one row on the host
         + 4 * n_ctx * spec.rope_dims,
     )
     available = int(limits.memory_bytes * MARGIN)

@@ -1,0 +1,368 @@
+"""Compiles the shipped SPIR-V with Mesa's own compiler for AMD GPUs, without any AMD GPU.
+
+With RADV_FORCE_FAMILY, RADV makes a device of that family which compiles for the true instruction set and runs nothing.
+A child process for each family asks that device what it can do, has a `Program` of a 7B model note the dispatches that
+it would record there (so kernels, variants and constants are those that users get), and compiles them. Knows no
+report: `amd_report.py` makes it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHADERS = Path(__file__).parent
+sys.path.insert(0, str(SHADERS.parent))
+
+from vkllm.formats.gguf import TensorInfo  # noqa: E402
+from vkllm.formats.quants import weight_format  # noqa: E402
+from vkllm.gpu.device import Buffer, Device, Dispatch, Recording  # noqa: E402
+from vkllm.gpu.kernels import KERNELS, WEIGHT_FORMATS, KernelSpec  # noqa: E402
+from vkllm.gpu.probe import DeviceInfo, Heap, devices  # noqa: E402
+from vkllm.gpu.program import WIDTHS, Program, Result  # noqa: E402
+from vkllm.gpu.step import Draw, Row  # noqa: E402
+from vkllm.gpu.tuning import tuning  # noqa: E402
+from vkllm.model.spec import ModelSpec, expected_shapes  # noqa: E402
+
+FAMILIES = {
+    "vangogh": "Steam Deck",
+    "rembrandt": "Radeon 680M",
+    "navi21": "RX 6800, 6900",
+    "gfx1100": "RX 7900",
+    "renoir": "Ryzen 4000 and 5000 with graphics",
+    "vega10": "RX Vega 56, 64",
+}
+
+RDNA = ("vangogh", "rembrandt", "navi21", "gfx1100")
+"""Families of RDNA 2 and 3, which have integer dot products; for the others, GCN, the driver writes them out."""
+
+MODEL = ModelSpec(
+    architecture="llama",
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=32,
+    head_dim=128,
+    d_model=4096,
+    d_ff=11008,
+    n_vocab=32000,
+    n_ctx_train=4096,
+    norm_eps=1e-5,
+    rope_theta=10000.0,
+    rope_dims=128,
+    rope_scale=1.0,
+    rope_pairing="interleaved",
+    has_rope_freqs=False,
+    output_weight="output.weight",
+)
+"""Llama 2 7B."""
+
+GROUPED_MODEL = replace(MODEL, n_layers=1, n_kv_heads=8, d_ff=14336)
+"""A layer of Llama 3 8B, where four query heads share a key head: attention's other shape."""
+
+
+FAST_DOT = frozenset({"integer_dot_product", "fast_integer_dot"})
+"""What a device reports whose programs take the modules with integer dot products, not the `_soft` ones."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A module with specialisation constants and, where it comes from a step, its workgroups and push constants."""
+
+    kernel: str
+    module: str
+    constants: tuple[int, ...]
+    groups: tuple[int, int] = (1, 1)
+    push: tuple[int, ...] = ()
+
+    def constant(self, name: str) -> int:
+        """The value of a constant that was given."""
+        return self.constants[KERNELS[self.kernel].constants.index(name)]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the driver made of a module. statistics: as RADV names them; assembly: without encodings."""
+
+    use: Use
+    statistics: dict[str, int]
+    assembly: str
+
+    @property
+    def n_dot4(self) -> int:
+        """Integer dot product instructions."""
+        return self.assembly.count("\tv_dot4")
+
+
+@dataclass(frozen=True)
+class FamilyResult:
+    """A family's modules. decode: the dispatches of a step of one token of the Q4_0 model, in order.
+
+    left_out: reason by module that this driver cannot compile.
+    """
+
+    family: str
+    driver: str
+    subgroup_size: int
+    compiled: tuple[Compiled, ...]
+    decode: tuple[Use, ...]
+    left_out: dict[str, str]
+
+
+def icd() -> Path | None:
+    """RADV's manifest for the Vulkan loader, or None where it is not installed."""
+    folders = (Path(root) / "vulkan" / "icd.d" for root in ("/etc", "/usr/local/share", "/usr/share"))
+    return next((path for folder in folders for path in sorted(folder.glob("radeon_icd*64.json"))), None)
+
+
+def compile_family(family: str) -> FamilyResult:
+    """Compiles every module for a family in a child process. Raises RuntimeError if the driver fails."""
+    manifest = icd()
+    assert manifest is not None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VK_")}
+    environment |= {"RADV_FORCE_FAMILY": family, "RADV_DEBUG": "nocache", "VK_LOADER_LAYERS_DISABLE": "~implicit~"}
+    environment |= {"VK_ICD_FILENAMES": str(manifest), "VK_DRIVER_FILES": str(manifest)}
+    child = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    if child.returncode:
+        raise RuntimeError(f"RADV fails for {family} ({child.returncode}):\n{child.stderr[-2000:]}")
+    made = json.loads(child.stdout)
+    compiled = tuple(Compiled(_use(c["use"]), c["statistics"], c["assembly"]) for c in made["compiled"])
+    decode = tuple(_use(use) for use in made["decode"])
+    return FamilyResult(family, made["driver"], made["subgroup_size"], compiled, decode, made["left_out"])
+
+
+def violations(result: FamilyResult) -> list[str]:
+    """What no shipped module may do on AMD: spill registers, or miss the integer dot products that it is made for."""
+    found = []
+    for made in result.compiled:
+        name = f"{result.family}: {made.use.module}{made.use.constants}"
+        for statistic in ("Spilled VGPRs", "Spilled SGPRs", "Scratch size"):
+            if made.statistics[statistic]:
+                found.append(f"{name}: {statistic} {made.statistics[statistic]}")
+        if (made.n_dot4 > 0) != (result.family in RDNA and made.use.module in dot4_modules()):
+            found.append(f"{name}: {made.n_dot4} integer dot products")
+    return found
+
+
+def dot4_modules() -> set[str]:
+    """The modules that use integer dot products."""
+    return {
+        module
+        for kernel in KERNELS.values()
+        if kernel.uses_dot4
+        for module, symbols in kernel.modules().items()
+        if weight_format(symbols[0]).is_quantized and "SOFT_DOT" not in symbols
+    }
+
+
+# What a Program does on such a device
+
+
+class PaperDevice(Device):
+    """Takes what a Program asks of a device, and notes it; nothing is allocated on a GPU or run."""
+
+    def __init__(self, info: DeviceInfo) -> None:
+        # Mesa's null device has no memory
+        self.info = replace(info, heaps=(Heap(1 << 40, None, True),))
+        self.has_integer_dot = info.features >= FAST_DOT
+        self.steps: list[tuple[Use, ...]] = []
+
+    def buffer(self, n_words: int, *, is_host: bool = False) -> Buffer:
+        return Buffer(None, n_words, np.zeros(n_words, np.uint32) if is_host else None)
+
+    def dispatch(
+        self,
+        kernel: KernelSpec,
+        buffers: Sequence[Buffer],
+        *,
+        constants: Sequence[int],
+        groups: tuple[int, int] = (1, 1),
+        push: Sequence[int] = (),
+        weight_format: str | None = None,
+        is_independent: bool = False,
+    ) -> Dispatch:
+        module = kernel.module(weight_format, is_soft=not self.has_integer_dot)
+        use = Use(kernel.name, module, tuple(map(int, constants)), groups, tuple(map(int, push)))
+        return Dispatch(use, np.array(push, np.uint32), is_independent)
+
+    def record(self, dispatches: Iterable[Dispatch]) -> Recording:
+        return Recording(tuple(dispatch.algorithm for dispatch in dispatches))
+
+    def submit(self, recording: Recording) -> int:
+        self.steps.append(recording.sequence)
+        return 0
+
+    def wait(self, ticket: int) -> None:
+        pass
+
+
+def decode_step(info: DeviceInfo, spec: ModelSpec, weight_format: str) -> tuple[Use, ...]:
+    """The dispatches of a step of one token that chooses the next one on the GPU."""
+    return _steps(info, spec, weight_format, widths=(1,))[-1]
+
+
+def _steps(info: DeviceInfo, spec: ModelSpec, fmt: str, widths: Iterable[int] = WIDTHS) -> list[tuple[Use, ...]]:
+    """What is submitted to load a model whose matrices have one format, and to run a step of every width."""
+    device = PaperDevice(info)
+    with tempfile.NamedTemporaryFile() as file:  # zeros; of a matrix only the first unit is there to be loaded
+        tensors = {}
+        for name, shape in expected_shapes(spec).items():
+            n_bytes = weight_format(fmt).unit_bytes if len(shape) == 2 else 4 * shape[0]
+            tensors[name] = TensorInfo(name, shape, fmt if len(shape) == 2 else "F32", 0, n_bytes)
+        file.truncate(max(info.n_bytes for info in tensors.values()))
+        program = Program(device, spec, Path(file.name), tensors, spec.n_ctx_train)
+    results: tuple[Result, ...] = ("logits", "sampled", "token")
+    for width, result in itertools.product(widths, results):
+        draw = Draw(1, 0, 0, 0.0, 0) if result == "sampled" else None
+        program.submit([Row(0, position) for position in range(width)], [0], result, draw=draw)
+    return device.steps
+
+
+def _uses(info: DeviceInfo) -> list[Use]:
+    """Every different module and set of constants, by name; modules that no step has with their shaders' constants."""
+    layer = replace(MODEL, n_layers=1)
+    dot, no_dot = replace(info, features=info.features | FAST_DOT), replace(info, features=info.features - FAST_DOT)
+    cases = [(info, GROUPED_MODEL, "Q4_0")]
+    cases += [(variant, layer, fmt) for fmt in WEIGHT_FORMATS for variant in (dot, no_dot)]
+    found = {(use.module, use.constants): use for case in cases for step in _steps(*case) for use in step}
+    stepless = [
+        Use(kernel.name, module, (tuning(info).local_size,))
+        for kernel in KERNELS.values()
+        for module in kernel.modules()
+        if module not in {module for module, _ in found} and kernel.name != "matmul"
+    ]
+    return sorted([*found.values(), *stepless], key=lambda use: (use.module, use.constants))
+
+
+# The child process
+
+
+def _use(fields: dict[str, Any]) -> Use:
+    return Use(
+        fields["kernel"], fields["module"], tuple(fields["constants"]), tuple(fields["groups"]), tuple(fields["push"])
+    )
+
+
+def _child() -> None:
+    """Writes a FamilyResult as JSON."""
+    import vulkan as vk
+
+    # Mesa 22.3 crashes when a null device of an APU is asked about its memory; it has none anyway
+    vk.vkGetPhysicalDeviceMemoryProperties2 = lambda gpu, properties: None
+    (info,) = devices()
+    uses = _uses(info)
+    compiler = _Compiler(vk)
+    missing = sorted({m for kernel in KERNELS.values() for m in kernel.modules()} - {use.module for use in uses})
+    reason = f"{info.driver_version} has no VK_KHR_cooperative_matrix for this family"
+    json.dump(
+        {
+            "driver": info.driver_version,
+            "subgroup_size": info.subgroup_size,
+            "compiled": [asdict(compiler.compile(use)) for use in uses],
+            "decode": [asdict(use) for use in decode_step(info, MODEL, "Q4_0")],
+            "left_out": {module: reason for module in missing},
+        },
+        sys.stdout,
+    )
+
+
+class _Compiler:
+    """A device that keeps statistics and assembly of its pipelines (VK_KHR_pipeline_executable_properties)."""
+
+    def __init__(self, vk: Any) -> None:
+        self._vk = vk
+        application = vk.VkApplicationInfo(apiVersion=vk.VK_MAKE_VERSION(1, 3, 0))
+        self._instance = vk.vkCreateInstance(vk.VkInstanceCreateInfo(pApplicationInfo=application), None)
+        (gpu,) = vk.vkEnumeratePhysicalDevices(self._instance)
+        extensions = {extension.extensionName for extension in vk.vkEnumerateDeviceExtensionProperties(gpu, None)}
+        wanted = ["VK_KHR_pipeline_executable_properties"]
+        wanted += ["VK_KHR_cooperative_matrix"] * ("VK_KHR_cooperative_matrix" in extensions)
+        queue = vk.VkDeviceQueueCreateInfo(queueFamilyIndex=0, queueCount=1, pQueuePriorities=[1.0])
+        features = vk.VkPhysicalDevicePipelineExecutablePropertiesFeaturesKHR(pipelineExecutableInfo=1)
+        self._device = vk.vkCreateDevice(
+            gpu,
+            vk.VkDeviceCreateInfo(
+                pNext=features,
+                queueCreateInfoCount=1,
+                pQueueCreateInfos=[queue],
+                enabledExtensionCount=len(wanted),
+                ppEnabledExtensionNames=wanted,
+            ),
+            None,
+        )
+
+    def compile(self, use: Use) -> Compiled:
+        """Compiles a module; its pipeline is kept, which is harmless in a process that ends soon."""
+        vk = self._vk
+        info = vk.VkPipelineExecutableInfoKHR(pipeline=self._pipeline(use), executableIndex=0)
+        ask = vk.vkGetDeviceProcAddr(self._device, "vkGetPipelineExecutableStatisticsKHR")
+        statistics = {entry.name: int(entry.value.u64) for entry in ask(self._device, info)}
+        return Compiled(use, statistics, re.sub(r" *;.*", "", self._assembly(info)))
+
+    def _pipeline(self, use: Use) -> Any:
+        vk, device = self._vk, self._device
+        code = (SHADERS / "spv" / f"{use.module}.spv").read_bytes()
+        shader = vk.vkCreateShaderModule(device, vk.VkShaderModuleCreateInfo(codeSize=len(code), pCode=code), None)
+        bindings = [
+            vk.VkDescriptorSetLayoutBinding(
+                binding=binding,
+                descriptorType=vk.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
+                descriptorCount=1,
+                stageFlags=vk.VK_SHADER_STAGE_COMPUTE_BIT,
+            )
+            for binding in range(len(KERNELS[use.kernel].bindings))
+        ]
+        set_layout = vk.vkCreateDescriptorSetLayout(
+            device, vk.VkDescriptorSetLayoutCreateInfo(bindingCount=len(bindings), pBindings=bindings), None
+        )
+        push = vk.VkPushConstantRange(stageFlags=vk.VK_SHADER_STAGE_COMPUTE_BIT, offset=0, size=128)
+        layout = vk.vkCreatePipelineLayout(
+            device,
+            vk.VkPipelineLayoutCreateInfo(
+                setLayoutCount=1, pSetLayouts=[set_layout], pushConstantRangeCount=1, pPushConstantRanges=[push]
+            ),
+            None,
+        )
+        values = np.array(use.constants, np.uint32)
+        entries = [vk.VkSpecializationMapEntry(constantID=i, offset=4 * i, size=4) for i in range(len(values))]
+        constants = vk.VkSpecializationInfo(
+            mapEntryCount=len(entries), pMapEntries=entries, dataSize=values.nbytes, pData=vk.ffi.from_buffer(values)
+        )
+        stage = vk.VkPipelineShaderStageCreateInfo(
+            stage=vk.VK_SHADER_STAGE_COMPUTE_BIT, module=shader, pName="main", pSpecializationInfo=constants
+        )
+        keeps_all = (
+            vk.VK_PIPELINE_CREATE_CAPTURE_STATISTICS_BIT_KHR
+            | vk.VK_PIPELINE_CREATE_CAPTURE_INTERNAL_REPRESENTATIONS_BIT_KHR
+        )
+        create = vk.VkComputePipelineCreateInfo(flags=keeps_all, stage=stage, layout=layout, basePipelineIndex=-1)
+        return vk.vkCreateComputePipelines(device, None, 1, [create], None)[0]
+
+    def _assembly(self, info: Any) -> str:
+        # the package's own wrapper of this function cannot return the text
+        vk, name = self._vk, "vkGetPipelineExecutableInternalRepresentationsKHR"
+        ask = vk.ffi.cast(f"PFN_{name}", vk.lib.vkGetDeviceProcAddr(self._device, name.encode()))
+        n_texts, info = vk.ffi.new("uint32_t*"), vk.ffi.addressof(info)
+        ask(self._device, info, n_texts, vk.ffi.NULL)
+        texts = vk.ffi.new("VkPipelineExecutableInternalRepresentationKHR[]", n_texts[0])
+        ask(self._device, info, n_texts, texts)
+        data = [vk.ffi.new("char[]", text.dataSize) for text in texts]
+        for text, characters in zip(texts, data, strict=True):
+            text.pData = characters
+        ask(self._device, info, n_texts, texts)
+        (assembly,) = (text.pData for text in texts if vk.ffi.string(text.name) == b"Assembly")
+        return str(vk.ffi.string(vk.ffi.cast("char*", assembly)).decode())
+
+
+if __name__ == "__main__":
+    _child()
