@@ -103,7 +103,9 @@ void attend(uint table, uint kv_head, uint first) {
           products += query[(h * PIECES + p) * 2 + 1] * second_half(k[i * PIECES + p]);
         }
         float score = products.x + products.y + products.z + products.w;
-        [[unroll]] for (uint m = 1; m < LANES; m *= 2) score += subgroupShuffleXor(score, m);
+        [[unroll]] for (uint m = 0; m < 5; m++) { // counted by addition, which is what Mesa unrolls
+          if ((1u << m) < LANES) score += subgroupShuffleXor(score, 1u << m);
+        }
         scores[i] = base + i * TEAMS < query_end ? score : -1e30;
         new_largest = max(new_largest, scores[i]);
       }

@@ -12,7 +12,8 @@ import numpy as np
 
 from vkllm.gpu.device import Recording
 from vkllm.gpu.kernels import KERNELS, MAX_ROWS
-from vkllm.gpu.program import HEAD_ROWS, Program
+from vkllm.gpu.model_buffers import HEAD_ROWS
+from vkllm.gpu.program import Program
 
 LOCAL_SIZE = 256
 

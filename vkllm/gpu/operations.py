@@ -1,0 +1,240 @@
+"""Operations as dispatches: one method a kind, each with its kernel, its constants and its workgroups.
+
+Knows the kernels' contracts (`gpu/kernels.py`), the model's buffers and the device's tuning. What is recorded in which
+order is `gpu/program.py`'s.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vkllm.formats.quants import weight_format
+from vkllm.gpu.device import Buffer, Device, Dispatch
+from vkllm.gpu.kernels import KERNELS, LAST_ROW, MATMUL_TILE_ROWS
+from vkllm.gpu.model_buffers import ModelBuffers
+from vkllm.gpu.tuning import Tuning
+from vkllm.gpu.weights import WeightPlanes
+from vkllm.model.graph import Op, widths
+from vkllm.model.spec import ModelSpec
+
+MATMUL_SIZE = 256
+"""Invocations of a workgroup of `matmul`."""
+
+
+class Operations:
+    """Makes and keeps dispatches. step: the step buffer on the device, which every kernel reads."""
+
+    def __init__(self, device: Device, spec: ModelSpec, buffers: ModelBuffers, step: Buffer, tuning: Tuning) -> None:
+        self._device = device
+        self._spec = spec
+        self._buffers = buffers
+        self._step = step
+        self._tuning = tuning
+        self._local_size = tuning.local_size
+        self._made: dict[tuple[Op, int, int], list[Dispatch]] = {}
+
+    def can_fuse(self, first: Op, second: Op) -> bool:
+        """Whether decode computes a norm or an activation inside the matvec that alone reads it."""
+        if self._tuning.fused_size == 0 or first.kind not in ("rms_norm", "swiglu") or second.kind != "matvec":
+            return False
+        shared_bytes = widths(self._spec)[first.output] * 9 // 4 + 256  # q16 blocks and a few sums
+        fits = shared_bytes <= self._device.info.max_shared_bytes
+        return fits and all(weight_format(p.format).is_quantized for p in self._buffers.matrices[second.weights])
+
+    def fused(self, first: Op, second: Op) -> list[Dispatch]:
+        """Dispatches of a matvec for one token, with the norm or activation before it inside."""
+        key = (second, 1, 0)
+        if key not in self._made:
+            self._made[key] = self._matvec_fused(first, second)
+        return self._made[key]
+
+    def of(self, op: Op, width: int, n_splits: int = 0) -> list[Dispatch]:
+        """Dispatches of an operation for steps of `width` rows, made once.
+
+        n_splits: pieces of attention's context, each a workgroup; 0: a workgroup loops over all of them.
+        """
+        key = (op, width, n_splits if op.kind == "attention" else 0)
+        if key not in self._made:
+            self._made[key] = self._make(op, width, n_splits)
+        return self._made[key]
+
+    def _make(self, op: Op, width: int, n_splits: int) -> list[Dispatch]:
+        match op.kind:
+            case "embed":
+                return [self._embed(op, width)]
+            case "rms_norm":
+                return [self._rms_norm(op, width)]
+            case "matvec":
+                return self._matvec(op, width)
+            case "rope":
+                return [self._rope(op, width)]
+            case "attention":
+                return self._attention(op, width, n_splits)
+            case "swiglu":
+                return [self._swiglu(op, width)]
+
+    def _embed(self, op: Op, width: int) -> Dispatch:
+        (planes,) = self._buffers.matrices[op.weights]
+        return self._device.dispatch(
+            KERNELS["embed"],
+            (planes.quants, planes.scales, self._buffers.activations[op.output].values, self._step),
+            constants=(self._local_size, planes.n_columns),
+            groups=(1, width),
+            weight_format=planes.format,
+        )
+
+    def _rms_norm(self, op: Op, width: int) -> Dispatch:
+        x, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
+        assert y.q16 is not None and y.scales is not None
+        eps = int(np.float32(self._spec.norm_eps).view(np.uint32))
+        return self._device.dispatch(
+            KERNELS["rms_norm"],
+            (x.values, self._buffers.vectors[op.weights[0]], y.values, y.q16, y.scales, self._step),
+            constants=(4 * self._local_size, self._spec.d_model, eps),
+            groups=(1, width),
+            push=(LAST_ROW if op.output == "final" else 0,),
+        )
+
+    def _matvec(self, op: Op, width: int) -> list[Dispatch]:
+        """One dispatch a group of rows of the same format; the groups write different columns of y."""
+        x, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
+        add = self._buffers.activations[op.add].values if op.add else x.values  # bound, but not read, without a sum
+        y_width = widths(self._spec)[op.output]
+        rows, tokens, unroll = self._tuning.matvec(width)
+        rows_per_group = rows * max(self._local_size // self._device.info.subgroup_size, 1)
+        # logits have too few rows for a tile of matmul, and are worth the exact product
+        is_tiled = width > 1 and self._tuning.has_matmul and op.output != "logits"
+        dispatches: list[Dispatch] = []
+        y_offset = 0
+        for planes in self._buffers.matrices[op.weights]:
+            if is_tiled and _suits_matmul(planes):
+                dispatches.append(self._matmul(op, planes, width, y_offset, y_width))
+                y_offset += planes.n_rows
+                continue
+            n_rows = min(planes.n_rows, y_width - y_offset)  # an embedding may have more rows than there are tokens
+            is_quantized = weight_format(planes.format).is_quantized
+            x_data, x_scales = (x.q16, x.scales) if is_quantized else (x.values, x.values)
+            assert x_data is not None and x_scales is not None
+            shape = (self._local_size, planes.n_columns, rows, tokens)  # a block of plain numbers is loads enough
+            dispatches.append(
+                self._device.dispatch(
+                    KERNELS["matvec"],
+                    (planes.quants, planes.scales, x_data, x_scales, add, y.values, self._step),
+                    constants=(*shape, int(op.add is not None), unroll if is_quantized else 1),
+                    groups=(-(-n_rows // rows_per_group), -(-width // tokens)),
+                    push=(n_rows, y_offset, y_width),
+                    weight_format=planes.format,
+                    is_independent=y_offset > 0,
+                )
+            )
+            y_offset += n_rows
+        return dispatches
+
+    def _matmul(self, op: Op, planes: WeightPlanes, width: int, y_offset: int, y_width: int) -> Dispatch:
+        x, y = self._buffers.activations[op.inputs[0]].values, self._buffers.activations[op.output].values
+        tile_tokens = 128 if width > 64 else 64
+        n_subgroups = MATMUL_SIZE // self._device.info.subgroup_size
+        along_rows = 4 if n_subgroups == 8 else 2
+        return self._device.dispatch(
+            KERNELS["matmul"],
+            (
+                planes.quants,
+                planes.scales,
+                x,
+                self._buffers.activations[op.add].values if op.add else x,
+                y,
+                self._step,
+            ),
+            constants=(
+                MATMUL_SIZE,
+                planes.n_columns,
+                tile_tokens,
+                along_rows,
+                n_subgroups // along_rows,
+                int(op.add is not None),
+            ),
+            groups=(-(-planes.n_rows // MATMUL_TILE_ROWS), -(-width // tile_tokens)),
+            push=(planes.n_rows, y_offset, y_width),
+            weight_format=planes.format,
+            is_independent=y_offset > 0,
+        )
+
+    def _matvec_fused(self, first: Op, second: Op) -> list[Dispatch]:
+        """Like `_matvec` for one token, with the norm or activation before it inside."""
+        source, y = self._buffers.activations[first.inputs[0]].values, self._buffers.activations[second.output].values
+        norm_weight = self._buffers.vectors[first.weights[0]] if first.kind == "rms_norm" else source
+        add = self._buffers.activations[second.add].values if second.add else source
+        size, rows = self._tuning.fused_size, self._tuning.matvec_rows
+        rows_per_group = rows * max(size // self._device.info.subgroup_size, 1)
+        eps = int(np.float32(self._spec.norm_eps).view(np.uint32))
+        dispatches: list[Dispatch] = []
+        y_offset = 0
+        for planes in self._buffers.matrices[second.weights]:
+            shape = (size, planes.n_columns, rows, self._tuning.unroll)
+            dispatches.append(
+                self._device.dispatch(
+                    KERNELS["matvec_fused"],
+                    (planes.quants, planes.scales, source, norm_weight, add, y),
+                    constants=(*shape, int(first.kind == "swiglu"), int(second.add is not None), eps),
+                    groups=(-(-planes.n_rows // rows_per_group), 1),
+                    push=(planes.n_rows, y_offset),
+                    weight_format=planes.format,
+                    is_independent=y_offset > 0,
+                )
+            )
+            y_offset += planes.n_rows
+        return dispatches
+
+    def _rope(self, op: Op, width: int) -> Dispatch:
+        spec, (k_cache, v_cache) = self._spec, self._buffers.caches[op.layer]
+        pairs = (spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim // 2
+        qkv, q = self._buffers.activations[op.inputs[0]].values, self._buffers.activations[op.output].values
+        is_interleaved = int(spec.rope_pairing == "interleaved")
+        return self._device.dispatch(
+            KERNELS["rope"],
+            (qkv, self._buffers.vectors["rope_table"], q, k_cache, v_cache, self._step),
+            constants=(self._local_size, spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.rope_dims, is_interleaved),
+            groups=(-(-pairs // self._local_size), width),
+        )
+
+    def _attention(self, op: Op, width: int, n_splits: int) -> list[Dispatch]:
+        spec, (k_cache, v_cache) = self._spec, self._buffers.caches[op.layer]
+        q, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
+        assert y.q16 is not None and y.scales is not None
+        outputs = (y.values, y.q16, y.scales, self._step)
+        eighths = 1 << (spec.head_dim // 8 - 1).bit_length()  # a lane takes eight dimensions
+        lanes = min(eighths, self._device.info.subgroup_size)
+        heads = max(n for n in (1, 2, 3, 4) if spec.n_heads // spec.n_kv_heads % n == 0)
+        tokens = 1 if width == 1 else max(self._tuning.attention_queries // heads, 1)
+        shape = (self._tuning.attention_size, spec.n_heads, spec.n_kv_heads, spec.head_dim)
+        attention = self._device.dispatch(
+            KERNELS["attention"],
+            (q.values, k_cache, v_cache, self._buffers.partials, *outputs),
+            constants=(*shape, lanes, heads, tokens, self._tuning.keys_at_once, int(n_splits == 0)),
+            groups=(spec.n_heads // heads * max(n_splits, 1), -(-width // tokens)),
+            push=(self._buffers.max_splits,),
+        )
+        if n_splits == 0:
+            return [attention]
+        merge = self._device.dispatch(
+            KERNELS["attention_merge"],
+            (self._buffers.partials, *outputs),
+            constants=(self._local_size, spec.n_heads, spec.head_dim),
+            groups=(-(-spec.n_heads * spec.head_dim // 4 // self._local_size), width),
+            push=(self._buffers.max_splits,),
+        )
+        return [attention, merge]
+
+    def _swiglu(self, op: Op, width: int) -> Dispatch:
+        gate_up, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
+        assert y.q16 is not None and y.scales is not None
+        return self._device.dispatch(
+            KERNELS["swiglu"],
+            (gate_up.values, y.values, y.q16, y.scales, self._step),
+            constants=(self._local_size, self._spec.d_ff),
+            groups=(-(-self._spec.d_ff // 4 // self._local_size), width),
+        )
+
+
+def _suits_matmul(planes: WeightPlanes) -> bool:
+    return planes.n_columns % 64 == 0 and planes.n_rows % 16 == 0
