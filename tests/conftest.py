@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from tiny_gguf import write_tiny_gguf
 
 from vkllm import LLM, ModelNotFound
 from vkllm.engine.process import EngineProcess
 from vkllm.resources import find_model
+
+# A test run in CI tells about the change under test: it draws the same examples each time. Other runs explore.
+settings.register_profile("repeatable", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
