@@ -114,12 +114,14 @@ class Engine:
             undo.pop_all()
 
     def _warm_up(self) -> None:
-        """Compiles and records what every request needs, so that the first one does not wait for it."""
+        """Compiles and records what every request needs, and finds how wide a chunk may be, before the first one."""
         draw = Sampler(SamplingParams(), ()).next_draw()
         rows = [Row(0, i) for i in range(min(WIDTHS[1], self._n_ctx - 1))]
         table = self._cache.block_table(len(rows) + 1)
         self._program.wait(self._program.submit(rows, table, "sampled", is_prompt=True, draw=draw))
         self._program.wait(self._program.submit([Row(None, len(rows))], table, "token"))
+        while (width := self._chunk_rows()) not in self._chunk_s and width <= self._n_ctx:
+            self._run_chunk([0] * width, 0)
         self._device.save_pipelines()
 
     def submit(self, request: Request) -> None:
