@@ -120,13 +120,13 @@ class Device:
         if max(groups) > MAX_GROUPS:
             raise DeviceError(f"{kernel.name} would need {groups} workgroups; {MAX_GROUPS} is the limit")
         module = kernel.module(weight_format, is_soft=not self.has_integer_dot)
-        push_words = np.array(push, np.uint32)
+        push_words = np.array(push or (0,), np.uint32)  # Kompute takes no empty array
         algorithm = self._manager.algorithm(
             [buffer.tensor for buffer in buffers],
             shader(module),
             (*groups, 1),
             np.array(constants, np.uint32),
-            push_words if push else np.zeros(1, np.uint32),
+            push_words,
         )
         self.check()
         return Dispatch(algorithm, push_words, is_independent)
@@ -137,8 +137,7 @@ class Device:
         for dispatch in dispatches:
             if dispatch.is_independent:
                 self._layer.independent()
-            push = dispatch.push if len(dispatch.push) else np.zeros(1, np.uint32)
-            sequence.record(self._kp.OpAlgoDispatch(dispatch.algorithm, push))
+            sequence.record(self._kp.OpAlgoDispatch(dispatch.algorithm, dispatch.push))
         self.check()
         return Recording(sequence)
 

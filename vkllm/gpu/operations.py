@@ -22,7 +22,7 @@ MATMUL_SIZE = 256
 
 
 class Operations:
-    """Makes and keeps dispatches. step: the step buffer on the device, which every kernel reads."""
+    """Makes and keeps dispatches. step: the step buffer on the device, which nearly every kernel reads."""
 
     def __init__(self, device: Device, spec: ModelSpec, buffers: ModelBuffers, step: Buffer, tuning: Tuning) -> None:
         self._device = device

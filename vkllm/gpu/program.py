@@ -68,7 +68,6 @@ class Program:
         self.spec = spec
         self._tuning = tuning(info)
         self._local_size = self._tuning.local_size
-        self.n_ctx = n_ctx
         self._slots = StepSlots(device, N_SLOTS, -(-n_ctx // KV_BLOCK))
         self._next_token = device.buffer(1)
         self._chosen = device.buffer(N_SLOTS, is_host=True)
@@ -95,7 +94,6 @@ class Program:
         """Submits a step of one sequence and returns at once.
 
         is_prompt: rows of a prompt, which are computed alike however they are cut into steps.
-
         result: what to make of the last row: "token" chooses the likeliest on the GPU, "sampled" draws one there
         as `draw` says, "logits" brings all to the host. At most N_SLOTS steps are in flight; one more waits for the
         oldest.
