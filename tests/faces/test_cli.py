@@ -352,3 +352,10 @@ def test_devices_shows_heaps_limits_and_features(command: Command) -> None:
         assert device["name"] in text
         assert device["heaps"][0]["size_bytes"] > 0
         assert set(device["features"]) <= set(text.replace(",", "").split())
+
+
+@pytest.mark.parametrize("options", [("--temp", "9999"), ("-c", "2")])
+def test_on_a_cpu_driver_an_error_is_one_line_alone(command: Command, tiny: str, options: tuple[str, str]) -> None:
+    done = command.run([*FAKE, "run", tiny, "hello", "--device", "cpu", *options])
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("vkllm: error: ") and done.stderr.count("\n") == 1

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from vkllm import LLM, InvalidParameter
+from vkllm import LLM, InvalidParameter, SamplingParams
 from vkllm.faces.terminal import complain, loading_bar, print_stats, show
 
 
@@ -34,15 +34,15 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character must not end the answer
             stream.reconfigure(errors="replace")
+    SamplingParams(**sampling)  # a value out of its range is told before anything is loaded
     prompt = _whole_prompt(options.prompt)
     with loading_bar() as on_progress:
         llm = LLM(options.model, n_ctx=options.n_ctx, device=options.device, on_progress=on_progress)
     with llm:
-        if llm.is_cpu_device:
-            complain("warning", f"{llm.device_name} is a Vulkan driver on the CPU, which is slow")
         if prompt is None:
             from vkllm.faces.chat import chat
 
+            _warn_of_cpu(llm)
             chat(llm, sampling, system=options.system, wants_stats=options.wants_stats)
             return True
         if options.is_raw or not llm.has_chat_template:
@@ -50,10 +50,16 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
         else:
             system = [{"role": "system", "content": options.system}] if options.system else []
             answer = llm.chat([*system, {"role": "user", "content": prompt}], stream=True, **sampling)
+        _warn_of_cpu(llm)  # after the request was taken: an error is one line alone
         is_complete = show(answer)
         if options.wants_stats:
             print_stats(llm, answer.result().stats)
         return is_complete
+
+
+def _warn_of_cpu(llm: LLM) -> None:
+    if llm.is_cpu_device:
+        complain("warning", f"{llm.device_name} is a Vulkan driver on the CPU, which is slow")
 
 
 def _whole_prompt(prompt: str | None) -> str | None:
