@@ -1,11 +1,12 @@
 // begin_step: copies a step from a slot in host memory to the device, once a step instead of once a dispatch
-// bindings: slots next_token step
-// constants: local_size
+// bindings: slots next_token step chain
+// constants: local_size chain_words
 // push: slot_word
 // dispatch: x = 1
-// numerics: copies; a row whose unused word is 1 takes the token that the last step chose
+// numerics: copies, and clears the chain; a row whose unused word is 1 takes the token that the last step chose
 #version 450
 layout(local_size_x_id = 0) in;
+layout(constant_id = 1) const uint CHAIN_WORDS = 8;
 layout(push_constant) uniform Push {
   uint slot_word; // where the slot begins
 };
@@ -14,8 +15,10 @@ layout(push_constant) uniform Push {
 layout(std430, binding = 0) readonly buffer Slots { uint slots[]; };
 layout(std430, binding = 1) readonly buffer NextToken { uint next_token; };
 layout(std430, binding = 2) writeonly buffer Step { uint step_words[]; };
+layout(std430, binding = 3) writeonly buffer Chain { uvec4 ended[]; }; // lib/chain.glsl
 
 void main() {
+  for (uint i = gl_LocalInvocationID.x; i < CHAIN_WORDS / 4; i += gl_WorkGroupSize.x) ended[i] = uvec4(0);
   uint n_rows = slots[slot_word];
   uint n_table = slots[slot_word + 1];
   if (gl_LocalInvocationID.x < HEADER_WORDS) {

@@ -58,15 +58,8 @@ def header_errors(kernel: KernelSpec) -> list[str]:
             errors.append(f"{kernel.name}.comp: header says {field} {stated}, kernels.py {getattr(kernel, field)}")
     declared = [name for name in ("numerics", "dispatch") if f"// {name}:" not in text]
     errors += [f"{kernel.name}.comp: the header lacks '// {name}:'" for name in declared]
-    n_bindings = len(
-        set(
-            re.findall(
-                r"binding = (\d+|STEP_BINDING)",
-                "".join(p.read_text() for p in sources(SHADERS / f"{kernel.name}.comp")),
-            )
-        )
-        - {"STEP_BINDING"}
-    ) + ("STEP_BINDING" in text)
+    text_of_all = "".join(p.read_text() for p in sources(SHADERS / f"{kernel.name}.comp"))
+    n_bindings = len(set(re.findall(r"(?:binding = |_BINDING )(\d+)", text_of_all)))
     if n_bindings != len(kernel.bindings):
         errors.append(f"{kernel.name}.comp: declares {n_bindings} bindings, kernels.py {len(kernel.bindings)}")
     return errors

@@ -77,7 +77,7 @@ void main() {
   }
   for (uint block = 0; block < BLOCKS; block += 2) {
     barrier(); // the last tiles have been read
-    [[unroll]] for (uint i = 0; i < 4; i++) w_tile[self / 2 * STRIDE + self % 2 * 4 + i] = eight_halves(w, i);
+    [[unroll]] for (uint i = 0; i < 4; i++) w_tile[self / 2 * STRIDE + self % 2 * 4 + i] = eight_halves(w, w_block + block, i);
     [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
       uint chunk = self + i * LOCAL_SIZE;
       x_tile[chunk / 8 * STRIDE + chunk % 8] = uvec4(packHalf2x16(a[2 * i].xy), packHalf2x16(a[2 * i].zw),

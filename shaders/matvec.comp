@@ -1,6 +1,6 @@
-// matvec: y = W x (+ add) for a tile of tokens, the whole of a decode step's arithmetic and most of a prefill's
+// matvec: y = W x (+ add) for a tile of tokens, what matvec_fused and matmul do not do
 // bindings: quants scales x x_scales add y step
-// constants: local_size columns rows_per_subgroup tokens_per_workgroup adds unroll
+// constants: local_size columns rows_per_subgroup tokens_per_workgroup adds
 // push: n_weight_rows y_offset y_stride
 // dispatch: x = rows / (subgroups of a workgroup * rows_per_subgroup), y = tokens / tokens_per_workgroup
 // formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
@@ -20,7 +20,6 @@ layout(constant_id = 1) const uint COLUMNS = 4096;
 layout(constant_id = 2) const uint ROWS = 2;
 layout(constant_id = 3) const uint TOKENS = 1;
 layout(constant_id = 4) const uint ADDS = 0;
-layout(constant_id = 5) const uint UNROLL = 2; // blocks of a row whose loads are under way together
 layout(push_constant) uniform Push {
   uint n_weight_rows;
   uint y_offset; // where these rows begin in a row of y
@@ -46,27 +45,14 @@ void main() {
 
   float sums[ROWS * TOKENS];
   [[unroll]] for (uint i = 0; i < ROWS * TOKENS; i++) sums[i] = 0.0;
-  uint block = gl_SubgroupInvocationID;
-  for (; block + (UNROLL - 1) * gl_SubgroupSize < BLOCKS; block += UNROLL * gl_SubgroupSize) {
-    Weights w[ROWS * UNROLL];
-    [[unroll]] for (uint u = 0; u < UNROLL; u++) {
-      [[unroll]] for (uint r = 0; r < ROWS; r++) {
-        uint row = min(row0 + r, n_weight_rows - 1);
-        w[u * ROWS + r] = load_weights(row * BLOCKS + block + u * gl_SubgroupSize);
-      }
-    }
-    [[unroll]] for (uint u = 0; u < UNROLL; u++) {
-      [[unroll]] for (uint t = 0; t < TOKENS; t++) {
-        Activations a = load_activations(min(token0 + t, n_rows - 1), block + u * gl_SubgroupSize);
-        [[unroll]] for (uint r = 0; r < ROWS; r++) sums[r * TOKENS + t] += product(w[u * ROWS + r], a);
-      }
-    }
-  }
-  for (; block < BLOCKS; block += gl_SubgroupSize) {
+  for (uint block = gl_SubgroupInvocationID; block < BLOCKS; block += gl_SubgroupSize) {
+    Weights w[ROWS];
+    [[unroll]] for (uint r = 0; r < ROWS; r++) w[r] = load_weights(min(row0 + r, n_weight_rows - 1) * BLOCKS + block);
     [[unroll]] for (uint t = 0; t < TOKENS; t++) {
       Activations a = load_activations(min(token0 + t, n_rows - 1), block);
       [[unroll]] for (uint r = 0; r < ROWS; r++) {
-        sums[r * TOKENS + t] += product(load_weights(min(row0 + r, n_weight_rows - 1) * BLOCKS + block), a);
+        uint row = min(row0 + r, n_weight_rows - 1);
+        sums[r * TOKENS + t] += product(w[r], row * BLOCKS + block, a);
       }
     }
   }

@@ -1,13 +1,16 @@
-// matvec_fused: y = W f(source) (+ add) for one token, where f is rms_norm or swiglu: decode's way to save dispatches
-// bindings: quants scales source norm_weight add y
-// constants: local_size columns rows_per_subgroup unroll takes_swiglu adds eps
-// push: n_weight_rows y_offset
-// dispatch: x = rows / (subgroups of a workgroup * rows_per_subgroup)
+// matvec_fused: y = W f(source) (+ add) for one token, f being rms_norm or nothing; or the swiglu of two such products
+// bindings: quants scales source norm_weight add y chain
+// constants: local_size columns first_column n_columns rows_per_subgroup unroll norms gates adds eps chained steps_touched
+// push: n_y_rows y_offset link n_awaited
+// dispatch: x = as many workgroups as run at once, or fewer: each takes rows until none are left
 // formats: Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
-// requires: subgroup arithmetic and shuffle, subgroups of 8 or more; 2.25 bytes of shared memory a column; integer dot
-//   product, or the _soft variant
-// numerics: those of rms_norm, swiglu and matvec; every workgroup quantizes the activations for itself
+// requires: subgroup arithmetic and shuffle, subgroups of 8 or more; 2.25 bytes of shared memory a column that it reads;
+//   integer dot product, or the _soft variant
+// numerics: those of rms_norm, matvec and swiglu; every workgroup quantizes the activations for itself
 // source: own
+//
+// gates = 1: W's rows are n_y_rows of the gate, then n_y_rows of up, and y = silu(gate) * up.
+// n_columns < columns: the product with some columns of W only; add, which may be y, brings that of the others.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
@@ -17,83 +20,156 @@
 #extension GL_EXT_integer_dot_product : enable
 #endif
 layout(local_size_x_id = 0) in;
+layout(constant_id = 0) const uint LOCAL_SIZE = 256;
 layout(constant_id = 1) const uint COLUMNS = 4096;
-layout(constant_id = 2) const uint ROWS = 2;
-layout(constant_id = 3) const uint UNROLL = 2; // blocks of a row whose loads are under way together
-layout(constant_id = 4) const uint TAKES_SWIGLU = 0;
-layout(constant_id = 5) const uint ADDS = 0;
-layout(constant_id = 6) const uint EPS = 0x3727c5ac; // 1e-5
+layout(constant_id = 2) const uint FIRST_COLUMN = 0;
+layout(constant_id = 3) const uint N_COLUMNS = 4096;
+layout(constant_id = 4) const uint ROWS = 1; // of y
+layout(constant_id = 5) const uint UNROLL = 2; // blocks of a row whose loads are under way together
+layout(constant_id = 6) const uint NORMS = 0;
+layout(constant_id = 7) const uint GATES = 0;
+layout(constant_id = 8) const uint ADDS = 0;
+layout(constant_id = 9) const uint EPS = 0x3727c5ac; // 1e-5
+layout(constant_id = 10) const uint CHAINED = 0;
+layout(constant_id = 11) const uint STEPS_TOUCHED = 0; // of the loop, whose weights are fetched into the cache meanwhile
 layout(push_constant) uniform Push {
-  uint n_weight_rows;
+  uint n_y_rows;
   uint y_offset;
+  uint link;
+  uint n_awaited;
 };
 layout(std430, binding = 0) readonly buffer Quants { uvec4 quants[]; };
 layout(std430, binding = 1) readonly buffer Scales { uint scales[]; };
-layout(std430, binding = 2) readonly buffer Source { vec4 source[]; };
+layout(std430, binding = 2) coherent readonly buffer Source { vec4 source[]; };
 layout(std430, binding = 3) readonly buffer NormWeight { vec4 norm_weight[]; };
-layout(std430, binding = 4) readonly buffer Add { float add[]; };
-layout(std430, binding = 5) writeonly buffer Y { float y[]; };
-const uint BLOCKS = COLUMNS / 32;
-const uint FOURS = COLUMNS / 4;
+layout(std430, binding = 4) coherent readonly buffer Add { float add[]; };
+layout(std430, binding = 5) coherent writeonly buffer Y { float y[]; };
+#define CHAIN_BINDING 6
+const uint ROW_BLOCKS = COLUMNS / 32; // of the matrix
+const uint BLOCKS = N_COLUMNS / 32;   // that are read
+const uint FOURS = N_COLUMNS / 4;
+const uint OWN = (FOURS + LOCAL_SIZE - 1) / LOCAL_SIZE; // fours that an invocation quantizes
+const uint KEPT = OWN < 8 ? OWN : 8;                    // of them, those that stay in registers
+const uint WEIGHT_ROWS = ROWS * (1 + GATES);            // a subgroup's at a time
 shared uvec4 x[BLOCKS * 4];
 shared vec2 x_scales[BLOCKS];
-shared float partial[64];
+shared float partial[128];
 #define Q16_WORD(word) x[(word) / 4][(word) % 4]
 #define Q16_SCALES(block) x_scales[block]
+#include "lib/chain.glsl"
 #include "lib/q16.glsl"
 #include "lib/weights.glsl"
 #include "lib/products.glsl"
 
-float norm_factor(uint self) {
+uint self;
+vec4 kept[KEPT];
+
+vec4 four_of_source(uint i) { return source[FIRST_COLUMN / 4 + i]; }
+
+void quantize(uint i, vec4 v) { store_q16(0, BLOCKS, i / 8, NORMS != 0 ? v * norm_weight[i] : v); }
+
+// the activations, as q16 blocks in x and x_scales; those of a norm still to be multiplied by norm_factor
+void load_source() {
+  [[unroll]] for (uint k = 0; k < KEPT; k++) kept[k] = four_of_source(min(self + k * LOCAL_SIZE, FOURS - 1));
   float squares = 0.0;
-  for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) squares += dot(source[i], source[i]);
-  float sum = subgroupAdd(squares);
-  if (gl_SubgroupInvocationID == 0) partial[gl_SubgroupID] = sum;
+  [[unroll]] for (uint k = 0; k < KEPT; k++) {
+    uint i = self + k * LOCAL_SIZE;
+    if (i < FOURS) {
+      squares += dot(kept[k], kept[k]);
+      quantize(i, kept[k]);
+    }
+  }
+  for (uint i = self + KEPT * LOCAL_SIZE; i < FOURS; i += LOCAL_SIZE) {
+    vec4 v = four_of_source(i);
+    squares += dot(v, v);
+    quantize(i, v);
+  }
+  if (NORMS != 0) {
+    float sum = subgroupAdd(squares);
+    if (gl_SubgroupInvocationID == 0) partial[gl_SubgroupID] = sum;
+  }
   barrier();
-  sum = 0.0;
+}
+
+float norm_factor() {
+  if (NORMS == 0) return 1.0;
+  float sum = 0.0;
   for (uint i = 0; i < gl_NumSubgroups; i++) sum += partial[i];
   return inversesqrt(sum / float(COLUMNS) + uintBitsToFloat(EPS));
 }
 
-Weights w[ROWS * UNROLL];
+// index of a block of W: of the r-th weight row of y's rows from row0 on
+uint block_index(uint row0, uint r, uint block) {
+  uint row = min(row0 + r % ROWS, n_y_rows - 1) + (r < ROWS ? 0 : n_y_rows);
+  return row * ROW_BLOCKS + FIRST_COLUMN / 32 + min(block, BLOCKS - 1);
+}
+
+Weights w[WEIGHT_ROWS * UNROLL];
 
 void load_blocks(uint row0, uint block) {
   [[unroll]] for (uint u = 0; u < UNROLL; u++) {
-    [[unroll]] for (uint r = 0; r < ROWS; r++) {
-      uint b = min(block + u * gl_SubgroupSize, BLOCKS - 1);
-      w[u * ROWS + r] = load_weights(min(row0 + r, n_weight_rows - 1) * BLOCKS + b);
+    [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
+      w[u * WEIGHT_ROWS + r] = load_weights(block_index(row0, r, block + u * gl_SubgroupSize));
     }
   }
 }
 
-void main() {
-  uint row0 = (gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID) * ROWS;
-  load_blocks(row0, gl_SubgroupInvocationID); // on their way while the activations are computed
-  uint self = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
-  float factor = TAKES_SWIGLU != 0 ? 0.0 : norm_factor(self);
-  for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) {
-    vec4 v = source[i];
-    if (TAKES_SWIGLU != 0) v = v / (1.0 + exp(-v)) * source[FOURS + i];
-    else v *= factor * norm_weight[i];
-    store_q16(0, BLOCKS, i / 8, v);
-  }
-  barrier();
-
-  if (row0 >= n_weight_rows) return;
-  float sums[ROWS];
-  [[unroll]] for (uint r = 0; r < ROWS; r++) sums[r] = 0.0;
-  for (uint block = gl_SubgroupInvocationID; block < BLOCKS; block += UNROLL * gl_SubgroupSize) {
-    if (block != gl_SubgroupInvocationID) load_blocks(row0, block);
+// Begins to fetch what the next steps of the loop will load, and returns something that depends on all of it, so that
+// it is not left out.
+uint touch_blocks(uint row0, uint block, uint stride) {
+  uint touched = 0;
+  [[unroll]] for (uint s = 0; s < STEPS_TOUCHED; s++) {
+    block += UNROLL * gl_SubgroupSize;
+    if (block >= BLOCKS) {
+      block = gl_SubgroupInvocationID;
+      row0 += stride;
+    }
+    if (row0 >= n_y_rows) break;
     [[unroll]] for (uint u = 0; u < UNROLL; u++) {
-      uint b = block + u * gl_SubgroupSize;
-      if (b >= BLOCKS) break;
-      Activations a = load_activations(0, b);
-      [[unroll]] for (uint r = 0; r < ROWS; r++) sums[r] += product(w[u * ROWS + r], a);
+      [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
+        touched |= first_words(load_weights(block_index(row0, r, block + u * gl_SubgroupSize)));
+      }
     }
   }
-  [[unroll]] for (uint r = 0; r < ROWS; r++) {
-    float sum = subgroupAdd(sums[r]);
-    uint index = y_offset + row0 + r;
-    if (gl_SubgroupInvocationID == 0 && row0 + r < n_weight_rows) y[index] = ADDS != 0 ? sum + add[index] : sum;
+  return touched;
+}
+
+void main() {
+  self = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
+  uint row0 = (gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID) * ROWS;
+  uint stride = gl_NumWorkGroups.x * gl_NumSubgroups * ROWS;
+  uint lane = gl_SubgroupInvocationID;
+  load_blocks(row0, lane); // on their way while the activations come
+  if (STEPS_TOUCHED != 0 && touch_blocks(row0, lane, stride) == 1) partial[127] = 0.0; // so that it is not left out
+  await_link();
+  load_source();
+  float factor = norm_factor();
+  for (; row0 < n_y_rows; row0 += stride) {
+    float sums[WEIGHT_ROWS];
+    [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) sums[r] = 0.0;
+    for (uint block = lane; block < BLOCKS; block += UNROLL * gl_SubgroupSize) {
+      Weights now[WEIGHT_ROWS * UNROLL];
+      [[unroll]] for (uint i = 0; i < WEIGHT_ROWS * UNROLL; i++) now[i] = w[i];
+      uint next = block + UNROLL * gl_SubgroupSize;
+      if (next < BLOCKS) load_blocks(row0, next);
+      else if (row0 + stride < n_y_rows) load_blocks(row0 + stride, lane);
+      [[unroll]] for (uint u = 0; u < UNROLL; u++) {
+        uint b = block + u * gl_SubgroupSize;
+        if (b >= BLOCKS) break;
+        Activations a = load_activations(0, b);
+        [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
+          sums[r] += product(now[u * WEIGHT_ROWS + r], block_index(row0, r, b), a);
+        }
+      }
+    }
+    [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) sums[r] = factor * subgroupAdd(sums[r]);
+    [[unroll]] for (uint r = 0; r < ROWS; r++) {
+      if (lane != 0 || row0 + r >= n_y_rows) continue;
+      float v = sums[r];
+      if (GATES != 0) v = v / (1.0 + exp(-v)) * sums[r + WEIGHT_ROWS - ROWS];
+      uint index = y_offset + row0 + r;
+      y[index] = ADDS != 0 ? v + add[index] : v;
+    }
   }
+  end_link();
 }

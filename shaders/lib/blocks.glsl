@@ -11,24 +11,32 @@
 
 struct Weights {
   uvec4 words[WEIGHT_WORDS]; // of the plane of quants
-  vec2 scale; // d and, for Q4_1, m
+  uint scale; // the word that holds d and, for Q4_1, m
 };
-
-vec2 load_scale(uint block) {
-#if defined(Q4_1)
-  return unpackHalf2x16(scales[block]);
-#elif defined(Q4_0) || defined(Q8_0)
-  return unpackHalf2x16(scales[block >> 1] >> (16 * (block & 1))).xx;
-#else
-  return vec2(1.0);
-#endif
-}
 
 Weights load_weights(uint block) {
   Weights w;
   [[unroll]] for (uint i = 0; i < WEIGHT_WORDS; i++) w.words[i] = quants[WEIGHT_WORDS * block + i];
-  w.scale = load_scale(block);
+#if defined(Q4_1)
+  w.scale = scales[block];
+#elif defined(Q4_0) || defined(Q8_0)
+  w.scale = scales[block >> 1]; // two blocks' halves
+#endif
   return w;
+}
+
+// a word of each cache line
+uint first_words(Weights w) { return w.words[0].x | w.scale; }
+
+// d and, for Q4_1, m
+vec2 scales_of(Weights w, uint block) {
+#if defined(Q4_1)
+  return unpackHalf2x16(w.scale);
+#elif defined(Q4_0) || defined(Q8_0)
+  return unpackHalf2x16(w.scale >> (16 * (block & 1))).xx;
+#else
+  return vec2(1.0);
+#endif
 }
 
 #if defined(Q4_0) || defined(Q4_1) || defined(Q8_0)
@@ -51,15 +59,18 @@ float value(uint block, uint i) {
 #elif defined(BF16)
   uint pair = quants[4 * block + i / 8][(i / 2) % 4];
   return uintBitsToFloat(i % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
-#elif defined(Q8_0)
-  return load_scale(block).x * float(bitfieldExtract(int(quants[2 * block + i / 16][(i / 4) % 4]), int(8 * (i % 4)), 8));
 #else
-  uint nibble = (quants[block][(i / 4) % 4] >> (8 * (i % 4) + (i < 16 ? 0 : 4))) & 15;
+  Weights w = load_weights(block);
+  vec2 scale = scales_of(w, block);
+#if defined(Q8_0)
+  return scale.x * float(bitfieldExtract(int(w.words[i / 16][(i / 4) % 4]), int(8 * (i % 4)), 8));
+#else
+  uint nibble = (w.words[0][(i / 4) % 4] >> (8 * (i % 4) + (i < 16 ? 0 : 4))) & 15;
 #if defined(Q4_0)
-  return load_scale(block).x * (float(nibble) - 8.0);
+  return scale.x * (float(nibble) - 8.0);
 #else
-  vec2 scale = load_scale(block);
   return scale.x * float(nibble) + scale.y;
+#endif
 #endif
 #endif
 }

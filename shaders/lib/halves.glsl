@@ -7,7 +7,7 @@ vec4 unsigned_bytes(uint word) {
   return vec4(word & 0xffu, (word >> 8) & 0xffu, (word >> 16) & 0xffu, word >> 24);
 }
 
-uvec4 eight_halves(Weights w, uint i) {
+uvec4 eight_halves(Weights w, uint block, uint i) {
 #if defined(F32)
   return pack_eight(uintBitsToFloat(w.words[2 * i]), uintBitsToFloat(w.words[2 * i + 1]));
 #elif defined(F16)
@@ -22,7 +22,8 @@ uvec4 eight_halves(Weights w, uint i) {
   unpack(w, first, second);
   uvec4 bytes = i < 2 ? first : second;
   uvec2 words = i % 2 == 0 ? bytes.xy : bytes.zw;
-  float scale = w.scale.x, shift = 0.0;
+  vec2 pair = scales_of(w, block);
+  float scale = pair.x, shift = 0.0;
 #if defined(Q8_0) || defined(Q6_K)
   words ^= 0x80808080u; // signed bytes as unsigned ones, 128 higher
   shift = 128.0;
@@ -30,12 +31,12 @@ uvec4 eight_halves(Weights w, uint i) {
   shift = 8.0;
 #endif
 #if defined(Q6_K)
-  if (i >= 2) scale = w.scale.y;
+  if (i >= 2) scale = pair.y;
 #endif
   vec4 a = scale * (unsigned_bytes(words.x) - shift), b = scale * (unsigned_bytes(words.y) - shift);
 #if defined(Q4_1) || defined(Q4_K) || defined(Q5_K)
-  a += w.scale.y;
-  b += w.scale.y;
+  a += pair.y;
+  b += pair.y;
 #endif
   return pack_eight(a, b);
 #endif

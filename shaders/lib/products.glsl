@@ -1,4 +1,4 @@
-// Products of a weight block with an activation block. The including file declares `uvec4 x[]`, `vec2 x_scales[]`
+// Products of weight block `block` with an activation block. The including file declares `uvec4 x[]`, `vec2 x_scales[]`
 // and BLOCKS, the blocks of a row: q16 blocks (lib/q16.glsl) for quantized weights, plain float32 for the others.
 #if !defined(F32) && !defined(F16) && !defined(BF16)
 #include "dot4.glsl"
@@ -20,22 +20,23 @@ Activations load_activations(uint row, uint block) {
   return a;
 }
 
-float product(Weights w, Activations a) {
+float product(Weights w, uint block, Activations a) {
   uvec4 first, second;
   unpack(w, first, second);
+  vec2 scale = scales_of(w, block);
 #if defined(Q6_K)
   // a half block's sum is below 2^26 and divisible by 4, so its float is exact
   float first_sum = half_sum(first, a.high[0], a.low[0]);
   float second_sum = half_sum(second, a.high[1], a.low[1]);
-  return a.scale.x * (w.scale.x * first_sum + w.scale.y * second_sum);
+  return a.scale.x * (scale.x * first_sum + scale.y * second_sum);
 #else
   float sum = a.scale.x * block_sum(first, second, a.high[0], a.high[1], a.low[0], a.low[1]);
 #if defined(Q4_0)
-  return w.scale.x * (sum - 8.0 * a.scale.y);
+  return scale.x * (sum - 8.0 * a.scale.y);
 #elif defined(Q8_0)
-  return w.scale.x * sum;
+  return scale.x * sum;
 #else
-  return w.scale.x * sum + w.scale.y * a.scale.y;
+  return scale.x * sum + scale.y * a.scale.y;
 #endif
 #endif
 }
@@ -63,7 +64,7 @@ vec4 weight_values(Weights w, uint i) {
 #endif
 }
 
-float product(Weights w, Activations a) {
+float product(Weights w, uint block, Activations a) {
   float sum = 0.0;
   [[unroll]] for (uint i = 0; i < 8; i++) sum += dot(weight_values(w, i), a.values[i]);
   return sum;

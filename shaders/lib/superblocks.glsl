@@ -20,23 +20,12 @@ struct Weights {
 #elif defined(Q6_K)
   uvec2 high;
 #endif
-  vec2 scale; // of the bytes; and what is added to all of them, or in Q6_K the second half's scale
-};
-
-vec2 load_scale(uint block) {
 #if defined(Q6_K)
-  uint first = block / 8 * 5;
-  int pair = int(scales[first + block % 8 / 2] >> (block % 2 * 16));
-  return uintBitsToFloat(scales[first + 4]) * vec2(bitfieldExtract(pair, 0, 8), bitfieldExtract(pair, 8, 8));
+  uvec2 scale; // the word that holds the block's two integers, d
 #else
-  uvec4 words = scale_words[block / 8];
-  int shift = int(block % 8 * 4);
-  uvec2 low = bitfieldExtract(words.yz, shift, 4);
-  uvec2 high = uvec2(bitfieldExtract(words.w, shift, 2), bitfieldExtract(words.w, shift + 2, 2));
-  vec2 integers = vec2(low | high << 4);
-  return unpackHalf2x16(words.x) * vec2(integers.x, -integers.y);
+  uvec4 scale; // the super-block's d and m, and all its integers
 #endif
-}
+};
 
 Weights load_weights(uint block) {
   Weights w;
@@ -47,8 +36,35 @@ Weights load_weights(uint block) {
 #elif defined(Q6_K)
   w.high = high_bits[first / 2 + 16 + block % 8];
 #endif
-  w.scale = load_scale(block);
+#if defined(Q6_K)
+  w.scale = uvec2(scales[block / 8 * 5 + block % 8 / 2], scales[block / 8 * 5 + 4]);
+#else
+  w.scale = scale_words[block / 8];
+#endif
   return w;
+}
+
+// a word of each cache line
+uint first_words(Weights w) {
+#if defined(Q4_K)
+  return w.nibbles.x | w.scale.x;
+#else
+  return w.nibbles.x | w.high.x | w.scale.x;
+#endif
+}
+
+// the scale of the bytes, and what is added to all of them, or in Q6_K the second half's scale
+vec2 scales_of(Weights w, uint block) {
+#if defined(Q6_K)
+  int pair = int(w.scale.x >> (block % 2 * 16));
+  return uintBitsToFloat(w.scale.y) * vec2(bitfieldExtract(pair, 0, 8), bitfieldExtract(pair, 8, 8));
+#else
+  int shift = int(block % 8 * 4);
+  uvec2 low = bitfieldExtract(w.scale.yz, shift, 4);
+  uvec2 high = uvec2(bitfieldExtract(w.scale.w, shift, 2), bitfieldExtract(w.scale.w, shift + 2, 2));
+  vec2 integers = vec2(low | high << 4);
+  return unpackHalf2x16(w.scale.x) * vec2(integers.x, -integers.y);
+#endif
 }
 
 // Q6_K's bytes are 4 (q - 32): the high bits in the plane are those of q - 32, so they bring its sign.
@@ -70,11 +86,12 @@ float value(uint block, uint i) {
   Weights w = load_weights(block);
   uvec4 first, second;
   unpack(w, first, second);
+  vec2 scale = scales_of(w, block);
   uint word = (i < 16 ? first : second)[i / 4 % 4];
   float integer = float(bitfieldExtract(int(word), int(i % 4 * 8), 8));
 #if defined(Q6_K)
-  return (i < 16 ? w.scale.x : w.scale.y) * integer;
+  return (i < 16 ? scale.x : scale.y) * integer;
 #else
-  return w.scale.x * integer + w.scale.y;
+  return scale.x * integer + scale.y;
 #endif
 }

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from vkllm.formats.quants import split_planes
 from vkllm.gpu.device import Buffer, Device
+from vkllm.gpu.kernels import KV_BLOCK
 from vkllm.gpu.step import Row, StepSlots
 
 
@@ -51,6 +52,61 @@ def planes(device: Device, raw: npt.NDArray[np.uint8], fmt: str) -> tuple[Buffer
     quants, scales = split_planes(raw, fmt)
     first = filled(device, quants)
     return first, filled(device, scales) if len(scales) else first
+
+
+def cached(x: npt.NDArray[np.float32], fmt: str) -> npt.NDArray[np.float32]:
+    """What the key/value cache keeps of x (..., head_dim): float16, or q8_0 with a float32 scale per 32 values."""
+    if fmt == "f16":
+        return x.astype(np.float16).astype(np.float32)
+    blocks = x.reshape(*x.shape[:-1], x.shape[-1] // 32, 32)
+    scales = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
+    integers = np.round(blocks / np.where(scales > 0, scales, 1))
+    return (integers * scales).astype(np.float32).reshape(x.shape)
+
+
+def cache_words(fmt: str, n_blocks: int, n_kv_heads: int, head_dim: int) -> int:
+    """Words of a cache of n_blocks blocks (shaders/lib/kvcache.glsl)."""
+    per_row = head_dim // 2 if fmt == "f16" else head_dim // 4 + head_dim // 32
+    return n_blocks * n_kv_heads * KV_BLOCK * per_row
+
+
+def write_cache(words: npt.NDArray[np.uint32], x: npt.NDArray[np.float32], table: Sequence[int], fmt: str) -> None:
+    """Puts x (S, KV, D), tokens 0 to S - 1, into the words of a cache, their blocks where the table says."""
+    n_keys, n_kv_heads, head_dim = x.shape
+    if fmt == "f16":
+        units = words.view(np.float16).reshape(-1, n_kv_heads, KV_BLOCK, head_dim)
+        for position in range(n_keys):
+            units[table[position // KV_BLOCK], :, position % KV_BLOCK] = x[position]
+        return
+    n_bytes, n_scales = KV_BLOCK * head_dim // 4, KV_BLOCK * head_dim // 32
+    units = words.reshape(-1, n_kv_heads, n_bytes + n_scales)
+    blocks = x.reshape(n_keys, n_kv_heads, head_dim // 32, 32)
+    scales = np.abs(blocks).max(axis=-1) / np.float32(127)
+    integers = np.round(blocks / np.where(scales > 0, scales, 1)[..., None]).astype(np.int8).reshape(x.shape)
+    for position in range(n_keys):
+        for head in range(n_kv_heads):
+            unit, row = units[table[position // KV_BLOCK], head], position % KV_BLOCK
+            unit[:n_bytes].reshape(KV_BLOCK, -1)[row] = integers[position, head].view(np.uint32)
+            unit[n_bytes:].view(np.float32).reshape(KV_BLOCK, -1)[row] = scales[position, head]
+
+
+def read_cache(
+    words: npt.NDArray[np.uint32], positions: Sequence[int], table: Sequence[int], fmt: str, shape: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Rows (T, KV, D) of a cache, for shape (KV, D)."""
+    n_kv_heads, head_dim = shape
+    n_bytes = KV_BLOCK * head_dim // 4
+    rows = []
+    for position in positions:
+        block, row = table[position // KV_BLOCK], position % KV_BLOCK
+        if fmt == "f16":
+            rows.append(words.view(np.float16).reshape(-1, n_kv_heads, KV_BLOCK, head_dim)[block, :, row])
+            continue
+        unit = words.reshape(-1, n_kv_heads, n_bytes + KV_BLOCK * head_dim // 32)[block]
+        integers = np.ascontiguousarray(unit[:, :n_bytes]).view(np.int8).reshape(n_kv_heads, KV_BLOCK, -1)[:, row]
+        scales = np.ascontiguousarray(unit[:, n_bytes:]).view(np.float32).reshape(n_kv_heads, KV_BLOCK, -1)[:, row]
+        rows.append(integers * np.repeat(scales, 32, axis=-1))
+    return np.stack(rows).astype(np.float32)
 
 
 def nmse(got: npt.NDArray[np.float32], wanted: npt.NDArray[np.floating]) -> float:

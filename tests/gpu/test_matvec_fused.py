@@ -1,13 +1,13 @@
-"""matvec_fused against numpy: a norm or an activation inside the product, every quantized format."""
+"""matvec_fused against numpy: with a norm, a gate, a sum and some columns only, every quantized format."""
 
 import numpy as np
 import pytest
-from kernel_case import filled, floats, nmse, planes, poisoned
+from kernel_case import filled, floats, nmse, planes, poisoned, words
 from random_weights import quantized
 
 from vkllm.formats.quants import dequantize
 from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS, QUANTIZED_FORMATS
+from vkllm.gpu.kernels import KERNELS, LINK_WORDS, QUANTIZED_FORMATS
 from vkllm.model.reference import rms_norm, swiglu
 
 pytestmark = pytest.mark.gpu
@@ -16,44 +16,64 @@ BOUND = 4e-9  # activations are rounded to 1/32512 of a block's largest value, u
 
 
 @pytest.mark.parametrize("has_integer_dot", [True, False], ids=["dot4", "soft"])
-@pytest.mark.parametrize("takes_swiglu", [False, True], ids=["rms_norm", "swiglu"])
-@pytest.mark.parametrize(("n_rows", "columns", "unroll"), [(5, 256, 1), (37, 768, 2), (130, 1536, 4)])
+@pytest.mark.parametrize(
+    ("n_rows", "columns", "rows", "unroll", "groups", "kind"),
+    [
+        (5, 256, 2, 1, 1, "norm"),
+        (37, 768, 2, 2, 3, "norm"),
+        (37, 768, 1, 2, 2, "gate"),
+        (130, 1536, 2, 4, 5, "gate"),
+        (130, 1536, 2, 1, 4, "sum"),
+        (40, 1536, 4, 2, 2, "columns"),
+    ],
+)
 @pytest.mark.parametrize("fmt", QUANTIZED_FORMATS)
 def test_matvec_fused(
     device: Device,
     fmt: str,
     n_rows: int,
     columns: int,
+    rows: int,
     unroll: int,
-    takes_swiglu: bool,
+    groups: int,
+    kind: str,
     has_integer_dot: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if has_integer_dot and "integer_dot_product" not in device.info.features:
         pytest.skip("the device has no integer dot products")
     monkeypatch.setattr(device, "has_integer_dot", has_integer_dot)
+    norms, gates, adds = kind in ("norm", "gate"), kind == "gate", kind in ("sum", "columns")
+    first, last = (512, 1280) if kind == "columns" else (0, columns)
     rng = np.random.default_rng(columns)
-    raw = quantized(rng.normal(0, 0.05, (n_rows, columns)).astype(np.float32), fmt)
-    source = rng.normal(0, 3, (1, 2 * columns if takes_swiglu else columns)).astype(np.float32)
+    n_weight_rows = 2 * n_rows if gates else n_rows
+    raw = quantized(rng.normal(0, 0.05, (n_weight_rows, columns)).astype(np.float32), fmt)
+    source = rng.normal(0, 3, (1, columns)).astype(np.float32)
     norm_weight, eps = rng.normal(1, 0.3, columns).astype(np.float32), np.float32(1e-5)
     before = rng.normal(0, 1, n_rows + 7).astype(np.float32)
-    y = poisoned(device, n_rows + 7)
-    rows_per_group = 2 * max(64 // device.info.subgroup_size, 1)
-    buffers = (filled(device, source), filled(device, norm_weight), filled(device, before), y)
+    y, chain = poisoned(device, n_rows + 7), filled(device, np.array([2, *[0] * 2 * LINK_WORDS], np.uint32))
     device.run(
         [
             device.dispatch(
                 KERNELS["matvec_fused"],
-                (*planes(device, raw, fmt), *buffers),
-                constants=(64, columns, 2, unroll, int(takes_swiglu), int(takes_swiglu), int(eps.view(np.uint32))),
-                groups=(-(-n_rows // rows_per_group), 1),
-                push=(n_rows, 3),
+                (
+                    *planes(device, raw, fmt),
+                    *(filled(device, source), filled(device, norm_weight), filled(device, before), y, chain),
+                ),
+                constants=(
+                    *(64, columns, first, last - first, rows, unroll),
+                    *(int(norms), int(gates), int(adds), int(eps.view(np.uint32)), 1, unroll),
+                ),
+                groups=(groups, 1),
+                push=(n_rows, 3, 1, 2),
                 weight_format=fmt,
             )
         ]
     )
-    x = swiglu(source) if takes_swiglu else rms_norm(source, norm_weight, float(eps))
-    wanted = dequantize(raw, fmt, (n_rows, columns)).astype(np.float64) @ x[0].astype(np.float64)
+    x = (rms_norm(source, norm_weight, float(eps)) if norms else source)[0, first:last].astype(np.float64)
+    product = dequantize(raw, fmt, (n_weight_rows, columns))[:, first:last].astype(np.float64) @ x
+    wanted = swiglu(product[None])[0] if gates else product
     got = floats(y, (n_rows + 7,))
     assert np.isnan(got[:3]).all() and np.isnan(got[3 + n_rows :]).all(), "wrote beyond its rows"
-    assert nmse(got[3 : 3 + n_rows], wanted + (before[3 : 3 + n_rows] if takes_swiglu else 0)) < BOUND
+    assert nmse(got[3 : 3 + n_rows], wanted + (before[3 : 3 + n_rows] if adds else 0)) < BOUND * (4 if gates else 1)
+    assert words(chain, (LINK_WORDS + 1,))[LINK_WORDS] == groups, "workgroups that told their end"

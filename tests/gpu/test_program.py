@@ -12,6 +12,7 @@ from random_model import engine_config, reference, write_random_model
 
 from vkllm.errors import OutOfDeviceMemory
 from vkllm.gpu import program as program_module
+from vkllm.gpu.decode import Decode
 from vkllm.gpu.device import Device
 from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program import Program
@@ -43,16 +44,24 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=[*MODELS, "Q4_K_M, fused", "tied, half, factors, fused"], scope="module")
+CHOICES = {
+    "": {},
+    ", chained": {"is_chained": True, "groups": 3, "steps_touched": 1},
+    ", many rows": {"size": 64, "rows": 2, "unroll": 2, "groups": 0},
+}
+
+
+@pytest.fixture(params=[m + c for m in MODELS for c in CHOICES], scope="module")
 def case(request: pytest.FixtureRequest, device: Device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
-    """A program and its configuration; "fused": with the decode kernels that CPU drivers do not take by themselves."""
-    spec, formats = MODELS[request.param.removesuffix(", fused")]
+    """A program and its configuration, with choices for decoding that other devices have."""
+    name = next(name for name in MODELS if request.param.startswith(name))
+    spec, formats = MODELS[name]
     path = write_random_model(tmp_path_factory.mktemp("random") / "model.gguf", spec, formats)
     config = engine_config(path, spec)
     choices = tuning(device.info)
+    choices = replace(choices, decode=replace(choices.decode, **CHOICES[request.param.removeprefix(name)]))
     with pytest.MonkeyPatch.context() as patch:
-        if request.param.endswith("fused"):
-            patch.setattr(program_module, "tuning", lambda info: replace(choices, fused_size=64))
+        patch.setattr(program_module, "tuning", lambda info: choices)
         yield Program(device, spec, path, config.tensors, config.n_ctx), config
 
 
@@ -107,3 +116,33 @@ def test_a_model_too_large_is_refused_before_loading(
     with pytest.raises(OutOfDeviceMemory, match="needs"):
         Program(device, config.spec, Path("unread"), config.tensors, config.n_ctx, loaded.append)
     assert loaded == []
+
+
+def decoded_logits(program: Program, tokens: list[int]) -> np.ndarray:
+    """Logits of the last token, the tokens run one by one."""
+    table = list(reversed(range(program.n_blocks)))
+    for position, token in enumerate(tokens):
+        is_last = position + 1 == len(tokens)
+        step = program.submit(
+            [Row(token, position)], table[: position // KV_BLOCK + 1], "logits" if is_last else "none"
+        )
+    return program.logits(step)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 33, 70])
+def test_decoding_equals_the_reference(case: tuple, n_tokens: int) -> None:
+    program, config = case
+    tokens = [int(t) for t in np.random.default_rng(n_tokens).integers(0, config.spec.n_vocab, n_tokens)]
+    assert nmse(decoded_logits(program, tokens), reference(config).run(tokens)[-1]) < BOUND
+
+
+def test_matrices_too_wide_for_shared_memory_are_read_in_parts(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decode, "_most_columns", lambda self: 256)
+    spec, formats = MODELS["Q4_K_M"]
+    path = write_random_model(tmp_path / "model.gguf", spec, formats)
+    config = engine_config(path, spec)
+    assert max(spec.d_ff, spec.d_model) > 256
+    program = Program(device, spec, path, config.tensors, config.n_ctx)
+    assert nmse(decoded_logits(program, [1, 2, 3]), reference(config).run([1, 2, 3])[-1]) < BOUND

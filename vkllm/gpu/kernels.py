@@ -26,8 +26,11 @@ TOP_K = 64
 TOP_LOGITS = 2048
 """Logits that a workgroup of `top_logits` takes; `TOP_LOGITS` in shaders/lib/largest.glsl."""
 
-ATTENTION_SPLIT = 64
-"""Cached tokens that a workgroup of attention takes at a time; `SPLIT` in its shaders."""
+ATTENTION_PIECE = 64
+"""Cached tokens that are worth a workgroup of `attention_fused`; `PIECE` in its shader."""
+
+LINK_WORDS = 8
+"""Words of a link of a chain; `LINK_WORDS` in shaders/lib/chain.glsl."""
 
 KV_BLOCK = 32
 """Tokens of a block of the key/value cache; `KV_BLOCK` in shaders/lib/step.glsl."""
@@ -71,27 +74,27 @@ KERNELS = {
         KernelSpec("argmax", ("logits", "next_token", "chosen"), ("local_size", "n_vocab"), ("slot",)),
         KernelSpec(
             "attention",
-            ("q", "k_cache", "v_cache", "partials", "y", "y_q16", "y_scales", "step"),
+            ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step"),
             (
-                "local_size",
-                "n_heads",
-                "n_kv_heads",
-                "head_dim",
-                "lanes",
-                "heads_per_workgroup",
-                "tokens_per_workgroup",
-                "keys_at_once",
-                "loops",
+                *("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes"),
+                *("heads_per_workgroup", "tokens_per_workgroup", "keys_at_once", "k_q8_0", "v_q8_0"),
             ),
-            ("max_splits",),
         ),
         KernelSpec(
-            "attention_merge",
-            ("partials", "y", "y_q16", "y_scales", "step"),
-            ("local_size", "n_heads", "head_dim"),
-            ("max_splits",),
+            "attention_fused",
+            (
+                *("qkv", "rope_table", "k_cache", "v_cache", "partials"),
+                *("y", "y_q16", "y_scales", "step", "chain"),
+            ),
+            (
+                *("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes", "heads_per_workgroup"),
+                *("rope_dims", "is_interleaved", "keys_at_once", "k_q8_0", "v_q8_0", "chained"),
+            ),
+            ("n_parts", "arrivals", "link", "n_awaited"),
         ),
-        KernelSpec("begin_step", ("slots", "next_token", "step"), ("local_size",), ("slot_word",)),
+        KernelSpec(
+            "begin_step", ("slots", "next_token", "step", "chain"), ("local_size", "chain_words"), ("slot_word",)
+        ),
         KernelSpec("copy_words", ("source", "target"), ("local_size",), ("n_words", "target_word")),
         KernelSpec("embed", ("quants", "scales", "x", "step"), ("local_size", "columns"), formats=WEIGHT_FORMATS),
         KernelSpec(
@@ -104,16 +107,19 @@ KERNELS = {
         KernelSpec(
             "matvec",
             ("quants", "scales", "x", "x_scales", "add", "y", "step"),
-            ("local_size", "columns", "rows_per_subgroup", "tokens_per_workgroup", "adds", "unroll"),
+            ("local_size", "columns", "rows_per_subgroup", "tokens_per_workgroup", "adds"),
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,
             uses_dot4=True,
         ),
         KernelSpec(
             "matvec_fused",
-            ("quants", "scales", "source", "norm_weight", "add", "y"),
-            ("local_size", "columns", "rows_per_subgroup", "unroll", "takes_swiglu", "adds", "eps"),
-            ("n_weight_rows", "y_offset"),
+            ("quants", "scales", "source", "norm_weight", "add", "y", "chain"),
+            (
+                *("local_size", "columns", "first_column", "n_columns", "rows_per_subgroup", "unroll"),
+                *("norms", "gates", "adds", "eps", "chained", "steps_touched"),
+            ),
+            ("n_y_rows", "y_offset", "link", "n_awaited"),
             QUANTIZED_FORMATS,
             uses_dot4=True,
         ),
@@ -127,7 +133,10 @@ KERNELS = {
         KernelSpec(
             "rope",
             ("qkv", "rope_table", "q", "k_cache", "v_cache", "step"),
-            ("local_size", "n_heads", "n_kv_heads", "head_dim", "rope_dims", "is_interleaved"),
+            (
+                *("local_size", "n_heads", "n_kv_heads", "head_dim"),
+                *("rope_dims", "is_interleaved", "k_q8_0", "v_q8_0"),
+            ),
         ),
         KernelSpec("sample", ("largest", "next_token", "chosen", "step"), ("local_size", "n_vocab"), ("slot",)),
         KernelSpec(

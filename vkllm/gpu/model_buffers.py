@@ -16,7 +16,7 @@ import numpy.typing as npt
 from vkllm.formats.gguf import TensorInfo, map_tensor
 from vkllm.formats.quants import BLOCK, dequantize, weight_format
 from vkllm.gpu.device import Buffer, Device
-from vkllm.gpu.kernels import ATTENTION_SPLIT, KV_BLOCK, MAX_ROWS
+from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.weights import Tensor, Uploader, WeightPlanes
 from vkllm.model.graph import decoder, head, widths
 from vkllm.model.reference import rope_table
@@ -42,7 +42,6 @@ class ModelBuffers:
 
     activations: by name in the graph. vectors: norms and the rope table. matrices: planes by the names of the tensors
     that stand above each other, several where their formats differ. caches: keys and values of each layer.
-    partials: what attention leaves of max_splits pieces of the context.
     """
 
     def __init__(
@@ -61,8 +60,7 @@ class ModelBuffers:
         self.activations = self._allocate_activations()
         cache_words = self.n_blocks * KV_BLOCK * spec.n_kv_heads * spec.head_dim // 2
         self.caches = [(device.buffer(cache_words), device.buffer(cache_words)) for _ in range(spec.n_layers)]
-        self.max_splits = -(-n_ctx // ATTENTION_SPLIT)
-        self.partials = device.buffer(spec.n_heads * self.max_splits * (spec.head_dim + 2))
+        self.k_format = self.v_format = "f16"
         self.vectors: dict[str, Buffer] = {}
         self.matrices: dict[tuple[str, ...], list[WeightPlanes]] = {}
         self._load(path, tensors, on_bytes)

@@ -31,34 +31,16 @@ class Operations:
         self._step = step
         self._tuning = tuning
         self._local_size = tuning.local_size
-        self._made: dict[tuple[Op, int, int], list[Dispatch]] = {}
+        self._made: dict[tuple[Op, int], list[Dispatch]] = {}
 
-    def can_fuse(self, first: Op, second: Op) -> bool:
-        """Whether decode computes a norm or an activation inside the matvec that alone reads it."""
-        if self._tuning.fused_size == 0 or first.kind not in ("rms_norm", "swiglu") or second.kind != "matvec":
-            return False
-        shared_bytes = widths(self._spec)[first.output] * 9 // 4 + 256  # q16 blocks and a few sums
-        fits = shared_bytes <= self._device.info.max_shared_bytes
-        return fits and all(weight_format(p.format).is_quantized for p in self._buffers.matrices[second.weights])
-
-    def fused(self, first: Op, second: Op) -> list[Dispatch]:
-        """Dispatches of a matvec for one token, with the norm or activation before it inside."""
-        key = (second, 1, 0)
+    def of(self, op: Op, width: int) -> list[Dispatch]:
+        """Dispatches of an operation for steps of `width` rows, made once."""
+        key = (op, width)
         if key not in self._made:
-            self._made[key] = self._matvec_fused(first, second)
+            self._made[key] = self._make(op, width)
         return self._made[key]
 
-    def of(self, op: Op, width: int, n_splits: int = 0) -> list[Dispatch]:
-        """Dispatches of an operation for steps of `width` rows, made once.
-
-        n_splits: pieces of attention's context, each a workgroup; 0: a workgroup loops over all of them.
-        """
-        key = (op, width, n_splits if op.kind == "attention" else 0)
-        if key not in self._made:
-            self._made[key] = self._make(op, width, n_splits)
-        return self._made[key]
-
-    def _make(self, op: Op, width: int, n_splits: int) -> list[Dispatch]:
+    def _make(self, op: Op, width: int) -> list[Dispatch]:
         match op.kind:
             case "embed":
                 return [self._embed(op, width)]
@@ -69,7 +51,7 @@ class Operations:
             case "rope":
                 return [self._rope(op, width)]
             case "attention":
-                return self._attention(op, width, n_splits)
+                return [self._attention(op, width)]
             case "swiglu":
                 return [self._swiglu(op, width)]
 
@@ -100,7 +82,7 @@ class Operations:
         x, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
         add = self._buffers.activations[op.add].values if op.add else x.values  # bound, but not read, without a sum
         y_width = widths(self._spec)[op.output]
-        rows, tokens, unroll = self._tuning.matvec(width)
+        rows, tokens = self._tuning.tile_rows, min(width, self._tuning.tile_tokens)
         rows_per_group = rows * max(self._local_size // self._device.info.subgroup_size, 1)
         # logits have too few rows for a tile of matmul, and are worth the exact product
         is_tiled = width > 1 and self._tuning.has_matmul and op.output != "logits"
@@ -115,12 +97,11 @@ class Operations:
             is_quantized = weight_format(planes.format).is_quantized
             x_data, x_scales = (x.q16, x.scales) if is_quantized else (x.values, x.values)
             assert x_data is not None and x_scales is not None
-            shape = (self._local_size, planes.n_columns, rows, tokens)  # a block of plain numbers is loads enough
             dispatches.append(
                 self._device.dispatch(
                     KERNELS["matvec"],
                     (planes.quants, planes.scales, x_data, x_scales, add, y.values, self._step),
-                    constants=(*shape, int(op.add is not None), unroll if is_quantized else 1),
+                    constants=(self._local_size, planes.n_columns, rows, tokens, int(op.add is not None)),
                     groups=(-(-n_rows // rows_per_group), -(-width // tokens)),
                     push=(n_rows, y_offset, y_width),
                     weight_format=planes.format,
@@ -159,71 +140,36 @@ class Operations:
             is_independent=y_offset > 0,
         )
 
-    def _matvec_fused(self, first: Op, second: Op) -> list[Dispatch]:
-        """Like `_matvec` for one token, with the norm or activation before it inside."""
-        source, y = self._buffers.activations[first.inputs[0]].values, self._buffers.activations[second.output].values
-        norm_weight = self._buffers.vectors[first.weights[0]] if first.kind == "rms_norm" else source
-        add = self._buffers.activations[second.add].values if second.add else source
-        size, rows = self._tuning.fused_size, self._tuning.matvec_rows
-        rows_per_group = rows * max(size // self._device.info.subgroup_size, 1)
-        eps = int(np.float32(self._spec.norm_eps).view(np.uint32))
-        dispatches: list[Dispatch] = []
-        y_offset = 0
-        for planes in self._buffers.matrices[second.weights]:
-            shape = (size, planes.n_columns, rows, self._tuning.unroll)
-            dispatches.append(
-                self._device.dispatch(
-                    KERNELS["matvec_fused"],
-                    (planes.quants, planes.scales, source, norm_weight, add, y),
-                    constants=(*shape, int(first.kind == "swiglu"), int(second.add is not None), eps),
-                    groups=(-(-planes.n_rows // rows_per_group), 1),
-                    push=(planes.n_rows, y_offset),
-                    weight_format=planes.format,
-                    is_independent=y_offset > 0,
-                )
-            )
-            y_offset += planes.n_rows
-        return dispatches
-
     def _rope(self, op: Op, width: int) -> Dispatch:
         spec, (k_cache, v_cache) = self._spec, self._buffers.caches[op.layer]
-        pairs = (spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim // 2
+        n_fours = (spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim // 4
         qkv, q = self._buffers.activations[op.inputs[0]].values, self._buffers.activations[op.output].values
-        is_interleaved = int(spec.rope_pairing == "interleaved")
         return self._device.dispatch(
             KERNELS["rope"],
             (qkv, self._buffers.vectors["rope_table"], q, k_cache, v_cache, self._step),
-            constants=(self._local_size, spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.rope_dims, is_interleaved),
-            groups=(-(-pairs // self._local_size), width),
+            constants=(
+                *(self._local_size, spec.n_heads, spec.n_kv_heads, spec.head_dim),
+                *(spec.rope_dims, int(spec.rope_pairing == "interleaved"), *cache_constants(self._buffers)),
+            ),
+            groups=(-(-n_fours // self._local_size), width),
         )
 
-    def _attention(self, op: Op, width: int, n_splits: int) -> list[Dispatch]:
+    def _attention(self, op: Op, width: int) -> Dispatch:
         spec, (k_cache, v_cache) = self._spec, self._buffers.caches[op.layer]
         q, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
         assert y.q16 is not None and y.scales is not None
-        outputs = (y.values, y.q16, y.scales, self._step)
-        eighths = 1 << (spec.head_dim // 8 - 1).bit_length()  # a lane takes eight dimensions
-        lanes = min(eighths, self._device.info.subgroup_size)
-        heads = max(n for n in (1, 2, 3, 4) if spec.n_heads // spec.n_kv_heads % n == 0)
-        tokens = 1 if width == 1 else max(self._tuning.attention_queries // heads, 1)
-        shape = (self._tuning.attention_size, spec.n_heads, spec.n_kv_heads, spec.head_dim)
-        attention = self._device.dispatch(
+        heads = heads_together(spec)
+        tokens = max(self._tuning.attention_queries // heads, 1)
+        return self._device.dispatch(
             KERNELS["attention"],
-            (q.values, k_cache, v_cache, self._buffers.partials, *outputs),
-            constants=(*shape, lanes, heads, tokens, self._tuning.keys_at_once, int(n_splits == 0)),
-            groups=(spec.n_heads // heads * max(n_splits, 1), -(-width // tokens)),
-            push=(self._buffers.max_splits,),
+            (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self._step),
+            constants=(
+                *(self._tuning.attention_size, spec.n_heads, spec.n_kv_heads, spec.head_dim),
+                *(lanes_of_key(spec, self._device), heads, tokens, self._tuning.keys_at_once),
+                *cache_constants(self._buffers),
+            ),
+            groups=(spec.n_heads // heads, -(-width // tokens)),
         )
-        if n_splits == 0:
-            return [attention]
-        merge = self._device.dispatch(
-            KERNELS["attention_merge"],
-            (self._buffers.partials, *outputs),
-            constants=(self._local_size, spec.n_heads, spec.head_dim),
-            groups=(-(-spec.n_heads * spec.head_dim // 4 // self._local_size), width),
-            push=(self._buffers.max_splits,),
-        )
-        return [attention, merge]
 
     def _swiglu(self, op: Op, width: int) -> Dispatch:
         gate_up, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
@@ -238,3 +184,19 @@ class Operations:
 
 def _suits_matmul(planes: WeightPlanes) -> bool:
     return planes.n_columns % 64 == 0 and planes.n_rows % 16 == 0
+
+
+def lanes_of_key(spec: ModelSpec, device: Device) -> int:
+    """Neighbouring lanes that attention takes one key with, eight dimensions each."""
+    eighths: int = 1 << (spec.head_dim // 8 - 1).bit_length()
+    return min(eighths, device.info.subgroup_size)
+
+
+def heads_together(spec: ModelSpec) -> int:
+    """Heads of a workgroup of attention, which share the keys that it loads."""
+    return max(n for n in (1, 2, 3, 4) if spec.n_heads // spec.n_kv_heads % n == 0)
+
+
+def cache_constants(buffers: ModelBuffers) -> tuple[int, int]:
+    """Whether keys and values are cached as q8_0."""
+    return int(buffers.k_format == "q8_0"), int(buffers.v_format == "q8_0")

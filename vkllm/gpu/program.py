@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vkllm.formats.gguf import TensorInfo
+from vkllm.gpu.decode import Decode
 from vkllm.gpu.device import Buffer, Device, Dispatch, Recording
-from vkllm.gpu.kernels import ATTENTION_SPLIT, KERNELS, KV_BLOCK, MAX_ROWS, TOP_K, TOP_LOGITS
+from vkllm.gpu.kernels import KERNELS, KV_BLOCK, MAX_ROWS, TOP_K, TOP_LOGITS
 from vkllm.gpu.model_buffers import HEAD_ROWS, ModelBuffers
 from vkllm.gpu.operations import Operations
 from vkllm.gpu.step import Draw, Row, StepSlots
@@ -78,7 +79,8 @@ class Program:
         self.n_blocks = self._buffers.n_blocks
         self._logits = self._buffers.activations["logits"].values
         self._operations = Operations(device, spec, self._buffers, self._slots.on_device, self._tuning)
-        self._recordings: dict[tuple[int, Result, int, int], Recording] = {}
+        self._decode = Decode(device, spec, self._buffers, self._slots.on_device, self._tuning.decode, self._operations)
+        self._recordings: dict[tuple[int, Result, int], Recording] = {}
         self._slot_tickets = [0] * N_SLOTS
         self._turn = 0
 
@@ -99,11 +101,11 @@ class Program:
         oldest.
         """
         assert (draw is not None and 0 < draw.top_k <= TOP_K) if result == "sampled" else draw is None
-        # decode's own kernels may round differently, so no prompt row may take them
-        least = WIDTHS[1] if is_prompt and self._tuning.has_decode_kernels else len(rows)
+        # decode's own kernels may round differently, so no prompt row takes them
+        least = WIDTHS[1] if is_prompt else len(rows)
         width = next(width for width in WIDTHS if width >= max(least, len(rows)))
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
-        recording = self._recording(width, result, slot, self._n_splits(rows) if width == 1 else 0)
+        recording = self._recording(width, result, slot)
         self.device.wait(self._slot_tickets[slot])
         self._slots.write(slot, rows, block_table, draw)
         self._slot_tickets[slot] = self.device.submit(recording)
@@ -130,27 +132,18 @@ class Program:
         norm, *projection = (d for op in head(self.spec) for d in self._operations.of(op, HEAD_ROWS))
         return [norm.with_push(first_row), *projection], self._logits
 
-    def _n_splits(self, rows: Sequence[Row]) -> int:
-        """Splits of the context that attention is recorded for: a power of two, so that there are few recordings."""
-        needed = -(-(rows[-1].position + 1) // ATTENTION_SPLIT)
-        if needed <= self._tuning.loop_splits:
-            return 0  # so few that one workgroup after another is quicker than a merge
-        return min(1 << (needed - 1).bit_length(), self._buffers.max_splits)
-
-    def _recording(self, width: int, result: Result, slot: int, n_splits: int) -> Recording:
-        key = (width, result, slot, n_splits)
+    def _recording(self, width: int, result: Result, slot: int) -> Recording:
+        key = (width, result, slot)
         if key not in self._recordings:
             dispatches = [self._begin_step(slot)]
-            ops = list(decoder(self.spec))
-            while ops:
-                op = ops.pop(0)
-                if width == 1 and ops and self._operations.can_fuse(op, ops[0]):
-                    dispatches += self._operations.fused(op, ops.pop(0))
-                else:
-                    dispatches += self._operations.of(op, width, n_splits)
+            if width == 1:
+                ops = decoder(self.spec) if result == "none" else (*decoder(self.spec), *head(self.spec))
+                dispatches += self._decode.dispatches(ops)
+            else:
+                dispatches += [d for op in decoder(self.spec) for d in self._operations.of(op, width)]
+                if result != "none":
+                    dispatches += [d for op in head(self.spec) for d in self._operations.of(op, 1)]
             if result != "none":
-                for op in head(self.spec):
-                    dispatches += self._operations.of(op, 1)
                 dispatches += self._result(result, slot)
             self._recordings[key] = self.device.record(dispatches)
         return self._recordings[key]
@@ -158,8 +151,8 @@ class Program:
     def _begin_step(self, slot: int) -> Dispatch:
         return self.device.dispatch(
             KERNELS["begin_step"],
-            (self._slots.buffer, self._next_token, self._slots.on_device),
-            constants=(self._local_size,),
+            (self._slots.buffer, self._next_token, self._slots.on_device, self._decode.chain),
+            constants=(4 * self._local_size, self._decode.chain.n_words),
             push=(slot * self._slots.slot_words,),
         )
 

@@ -11,41 +11,47 @@ from vkllm.gpu.probe import DeviceInfo
 
 
 @dataclass(frozen=True)
+class DecodeTuning:
+    """Choices for steps of one token (matvec_fused and attention_fused).
+
+    size: invocations of a workgroup of matvec_fused. rows: rows of a matrix that a subgroup computes together, sharing
+    the activations in registers. unroll: blocks of a row whose loads are under way together. groups: most workgroups,
+    each of which quantizes the activations and then takes rows until none are left; 0: no limit. steps_touched: steps
+    of that loop whose weights are fetched into the cache while a workgroup waits.
+    attention_size: invocations of a workgroup of attention. attention_groups: workgroups that it is cut into, if the
+    context is long enough. keys_at_once: keys whose loads a few lanes have under way together.
+    is_chained: whether dispatches wait for each other in the shader (shaders/lib/chain.glsl).
+    """
+
+    size: int
+    rows: int
+    unroll: int
+    groups: int
+    attention_size: int
+    attention_groups: int
+    keys_at_once: int
+    steps_touched: int = 0
+    is_chained: bool = False
+
+
+@dataclass(frozen=True)
 class Tuning:
     """local_size: invocations of a workgroup, a power of two; attention_size: of attention's.
 
-    attention_queries: heads and tokens that a workgroup of attention takes together in prefill (a few more heads, where
-    so many share a key head); keys_at_once: keys whose loads a few lanes have under way together;
-    loop_splits: pieces of the context up to which decode does without a merge of workgroups' results.
-    matvec_rows: rows of a matrix that a subgroup computes together, sharing the activations in registers;
-    tile_rows, tile_tokens: the same for steps of several tokens, and how many tokens share a weight block.
-    unroll: weight blocks of a row whose loads are under way together.
-    fused_size: invocations of a workgroup of matvec_fused; 0: decode has separate norms and activations.
-    has_matmul: whether steps of several tokens multiply by cooperative matrices.
+    attention_queries: heads and tokens that a workgroup of attention takes together (a few more heads, where so many
+    share a key head). keys_at_once: keys whose loads a few lanes have under way together.
+    tile_rows, tile_tokens: rows of a matrix that a subgroup computes together, sharing the activations in registers,
+    and tokens that share a weight block. has_matmul: whether steps of several tokens multiply by cooperative matrices.
     """
 
     local_size: int
     attention_size: int
     attention_queries: int
     keys_at_once: int
-    loop_splits: int
-    matvec_rows: int
     tile_rows: int
     tile_tokens: int
-    unroll: int
-    fused_size: int = 0
+    decode: DecodeTuning
     has_matmul: bool = False
-
-    @property
-    def has_decode_kernels(self) -> bool:
-        """Whether steps of one row take other kernels than wider ones."""
-        return self.has_matmul or self.fused_size > 0
-
-    def matvec(self, width: int) -> tuple[int, int, int]:
-        """Rows a subgroup, tokens a workgroup and unrolling, for steps of `width` rows."""
-        if width == 1:
-            return self.matvec_rows, 1, self.unroll
-        return self.tile_rows, min(width, self.tile_tokens), 1
 
 
 # lavapipe keeps few values in registers: many rows at once pay (0.9 ms for SmolLM2's gate and up instead of 1.6),
@@ -55,34 +61,31 @@ CPU = Tuning(
     attention_size=32,
     attention_queries=1,
     keys_at_once=4,
-    loop_splits=64,
-    matvec_rows=4,
     tile_rows=8,
     tile_tokens=2,
-    unroll=1,
+    decode=DecodeTuning(size=32, rows=4, unroll=1, groups=8, attention_size=32, attention_groups=8, keys_at_once=4),
 )
 GPU = Tuning(
     local_size=64,
     attention_size=128,
     attention_queries=4,
     keys_at_once=4,
-    loop_splits=2,
-    matvec_rows=2,
     tile_rows=2,
     tile_tokens=8,
-    unroll=2,
-    fused_size=256,
+    decode=DecodeTuning(
+        size=256, rows=2, unroll=2, groups=512, attention_size=128, attention_groups=256, keys_at_once=4
+    ),
 )
 
 
 NVIDIA, AMD = 0x10DE, 0x1002
-# H100, 7B Q4_0 decode: 354 tok/s with fused workgroups of 512, 290 with 256, 305 without fusing; eight keys at once
-# bring 0.5 %.
-# AMD, counted in machine code (docs/amd.md): with fused workgroups of 256 a Steam Deck would compute longer than it
-# reads, since each quantizes the activations again; 1024 and four keys at once would spill registers.
 VENDORS = {
-    NVIDIA: replace(GPU, fused_size=512, keys_at_once=8),
-    AMD: replace(GPU, fused_size=512, keys_at_once=2),
+    NVIDIA: replace(
+        GPU,
+        keys_at_once=8,
+        decode=replace(GPU.decode, size=512, groups=132, attention_size=256, steps_touched=1, is_chained=True),
+    ),
+    AMD: replace(GPU, keys_at_once=2, decode=replace(GPU.decode, size=512, keys_at_once=2)),
 }
 
 

@@ -1,0 +1,111 @@
+// Attention of a workgroup: QUERIES queries that share a key head, over a range of cached tokens, by an online softmax.
+// LANES neighbouring lanes, a team, take one key together, eight dimensions each; the workgroup's teams take the keys in
+// turn and keep a maximum, a sum of weights and weighted values each, which `merged_teams` puts together.
+// The including file has LOCAL_SIZE, N_KV_HEADS, HEAD_DIM, LANES, HEADS, TOKENS, AT_ONCE, K_Q8_0, V_Q8_0.
+// Milakov and Gimelshein 2018, arXiv 1805.02867.
+const uint PIECES = (EIGHTS + LANES - 1) / LANES; // eights of a row that a lane takes
+const uint TEAMS = LOCAL_SIZE / LANES;
+const uint QUERIES = TOKENS * HEADS; // query t * HEADS + h: token t, head h
+const uint OUTPUTS = QUERIES * HEAD_DIM;
+
+shared float team_largest[TEAMS * QUERIES];
+shared float team_total[TEAMS * QUERIES];
+shared float team_sum[TEAMS * OUTPUTS];
+
+uint lane, team;
+uint n_keys[TOKENS];
+vec4 query[QUERIES * PIECES * 2];
+float largest[QUERIES], total[QUERIES];
+vec4 sum[QUERIES * PIECES * 2];
+
+// what the team takes next: keys and values of AT_ONCE cached tokens
+uvec4 k[AT_ONCE * PIECES], v[AT_ONCE * PIECES];
+
+void load_cached(uint table, uint kv_head, uint base, uint end) {
+  [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
+    uint position = min(base + i * TEAMS, end - 1);
+    uint unit = block_table[table + position / KV_BLOCK] * N_KV_HEADS + kv_head;
+    [[unroll]] for (uint p = 0; p < PIECES; p++) {
+      uint eight = min(lane + p * LANES, EIGHTS - 1);
+      k[i * PIECES + p] = load_key(unit, position % KV_BLOCK, eight);
+      v[i * PIECES + p] = load_value(unit, position % KV_BLOCK, eight);
+    }
+  }
+}
+
+// Tokens `first` to `end` (not in it) of the sequence whose blocks begin at block_table[table]; load_cached must have
+// loaded those from first + team on.
+void attend(uint table, uint kv_head, uint first, uint end) {
+  [[unroll]] for (uint h = 0; h < QUERIES; h++) {
+    largest[h] = -1e30;
+    total[h] = 0.0;
+    [[unroll]] for (uint p = 0; p < PIECES * 2; p++) sum[h * PIECES * 2 + p] = vec4(0.0);
+  }
+  for (uint base = first + team; base < end; base += AT_ONCE * TEAMS) {
+    if (base != first + team) load_cached(table, kv_head, base, end);
+    replace_newest(base, end);
+    [[unroll]] for (uint h = 0; h < QUERIES; h++) {
+      uint query_end = min(n_keys[h / HEADS], end);
+      float scores[AT_ONCE];
+      float new_largest = largest[h];
+      [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
+        float score = 0.0;
+        [[unroll]] for (uint p = 0; p < PIECES; p++) {
+          uvec4 eight = k[i * PIECES + p];
+          vec4 products = query[(h * PIECES + p) * 2] * first_half(eight, K_Q8_0);
+          products += query[(h * PIECES + p) * 2 + 1] * second_half(eight, K_Q8_0);
+          score += scale_of(eight, K_Q8_0) * (products.x + products.y + products.z + products.w);
+        }
+        [[unroll]] for (uint m = 0; m < 5; m++) { // counted by addition, which is what Mesa unrolls
+          if ((1u << m) < LANES) score += subgroupShuffleXor(score, 1u << m);
+        }
+        scores[i] = base + i * TEAMS < query_end ? score : -1e30;
+        new_largest = max(new_largest, scores[i]);
+      }
+      float decay = exp(largest[h] - new_largest);
+      largest[h] = new_largest;
+      total[h] *= decay;
+      [[unroll]] for (uint p = 0; p < PIECES * 2; p++) sum[h * PIECES * 2 + p] *= decay;
+      [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
+        float weight = base + i * TEAMS < query_end ? exp(scores[i] - new_largest) : 0.0;
+        total[h] += weight;
+        [[unroll]] for (uint p = 0; p < PIECES; p++) {
+          uvec4 eight = v[i * PIECES + p];
+          float factor = weight * scale_of(eight, V_Q8_0);
+          sum[(h * PIECES + p) * 2] += factor * first_half(eight, V_Q8_0);
+          sum[(h * PIECES + p) * 2 + 1] += factor * second_half(eight, V_Q8_0);
+        }
+      }
+    }
+  }
+  [[unroll]] for (uint h = 0; h < QUERIES; h++) {
+    if (lane == 0) {
+      team_largest[team * QUERIES + h] = largest[h];
+      team_total[team * QUERIES + h] = total[h];
+    }
+    [[unroll]] for (uint p = 0; p < PIECES; p++) {
+      uint eight = lane + p * LANES;
+      if (eight >= EIGHTS) continue;
+      uint to = team * OUTPUTS + h * HEAD_DIM + 8 * eight;
+      [[unroll]] for (uint j = 0; j < 4; j++) {
+        team_sum[to + j] = sum[(h * PIECES + p) * 2][j];
+        team_sum[to + 4 + j] = sum[(h * PIECES + p) * 2 + 1][j];
+      }
+    }
+  }
+  barrier();
+}
+
+// the workgroup's maximum, sum of weights and weighted value of output d = query * HEAD_DIM + dimension
+vec3 merged_teams(uint d) {
+  uint h = d / HEAD_DIM;
+  float most = team_largest[h];
+  for (uint t = 1; t < TEAMS; t++) most = max(most, team_largest[t * QUERIES + h]);
+  vec3 merged = vec3(most, 0.0, 0.0);
+  for (uint t = 0; t < TEAMS; t++) {
+    float share = exp(team_largest[t * QUERIES + h] - most);
+    merged.y += share * team_total[t * QUERIES + h];
+    merged.z += share * team_sum[t * OUTPUTS + d];
+  }
+  return merged;
+}
