@@ -19,7 +19,7 @@ test: ## linters, types and all tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	@$(BIN)/python -c 'from vkllm.resources import find_model; print("default model:", find_model("smollm2"))'
+	@$(BIN)/python -c 'from vkllm.store import find_model; print("default model:", find_model("smollm2"))'
 	$(BIN)/pytest
 
 setup: ## system packages, .venv, Kompute, the Vulkan layer, vkllm

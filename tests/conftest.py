@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import hub, server  # noqa: F401  (fixtures)
 from hypothesis import settings
 from tiny_gguf import write_tiny_gguf
 
 from vkllm import LLM, ModelNotFound
 from vkllm.engine.process import EngineProcess
-from vkllm.resources import find_model
+from vkllm.store import find_model
 
 # A test run in CI tells about the change under test: it draws the same examples each time. Other runs explore.
 settings.register_profile("repeatable", derandomize=True)

@@ -18,14 +18,17 @@ _DEVICE = _FILES | {"model", "gpu"}
 ALLOWED = {
     "errors": set(),
     "resources": {"errors"},
+    "downloads": {"errors", "resources"},
+    "store": _FILES | {"downloads"},
     "formats": {"errors"},
     "text": {"errors", "formats"},
     "model": {"errors", "formats"},
     "gpu": _FILES | {"model"},
     "engine": _DEVICE,
     "generation": _DEVICE | {"engine", "text"},
-    "llm": _DEVICE | {"engine", "text", "generation"},
-    "faces": _DEVICE | {"engine", "text", "generation", "llm"},
+    "llm": _DEVICE | {"engine", "text", "generation", "store"},
+    "planning": _DEVICE | {"store"},
+    "faces": _DEVICE | {"engine", "text", "generation", "llm", "store"},
 }
 
 # Libraries that only one file or folder knows.
@@ -35,7 +38,7 @@ HOMES = {
     "gguf": "formats/",
     "tokenizers": "text/",
     "jinja2": "text/",
-    "huggingface_hub": "resources.py",
+    "huggingface_hub": "downloads/",
     "typer": "faces/",
     "rich": "faces/",
     "textual": "faces/tui/",

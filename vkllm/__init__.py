@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     )
     from vkllm.generation import Generation, Logprob, Piece, Stream, TopLogprob
     from vkllm.llm import LLM
+    from vkllm.model.plan import MemoryPlan
+    from vkllm.planning import ModelPlan, plan_model
 
 __version__ = "0.1.0"
 
@@ -40,8 +42,10 @@ __all__ = [
     "Generation",
     "InvalidParameter",
     "Logprob",
+    "MemoryPlan",
     "ModelFileError",
     "ModelNotFound",
+    "ModelPlan",
     "NoDevice",
     "OutOfDeviceMemory",
     "Piece",
@@ -53,6 +57,7 @@ __all__ = [
     "UnsupportedModel",
     "VkllmError",
     "__version__",
+    "plan_model",
 ]
 
 _MODULES = {
@@ -61,11 +66,14 @@ _MODULES = {
     "LLM": "vkllm.llm",
     "Generation": "vkllm.generation",
     "Logprob": "vkllm.generation",
+    "MemoryPlan": "vkllm.model.plan",
+    "ModelPlan": "vkllm.planning",
     "Piece": "vkllm.generation",
     "RunStats": "vkllm.engine.request",
     "SamplingParams": "vkllm.engine.request",
     "Stream": "vkllm.generation",
     "TopLogprob": "vkllm.generation",
+    "plan_model": "vkllm.planning",
 }
 
 

@@ -32,7 +32,7 @@ from vkllm.errors import ContextOverflow, InvalidParameter, ModelFileError
 from vkllm.formats.gguf import ModelFile
 from vkllm.generation import Generation, Stream
 from vkllm.model.spec import model_spec
-from vkllm.resources import find_model
+from vkllm.store import find_model
 from vkllm.text.chat import ChatTemplate
 from vkllm.text.tokenizer import Tokenizer
 

@@ -329,15 +329,6 @@ def test_ctrl_c_in_a_terminal_ends_a_single_answer_with_130(command: Command, ti
 # --- The other commands ----------------------------------------------------------------------------------------------
 
 
-def test_list_shows_the_catalogue_and_what_is_here(command: Command) -> None:
-    table = command.run([*REAL, "list"]).stdout.splitlines()
-    assert table[0].split() == ["NAME", "SIZE", "HERE", "LICENCE", "DESCRIPTION"]
-    entries = json.loads(command.run([*REAL, "list", "--json"]).stdout)
-    assert [entry["name"] for entry in entries] == [line.split()[0] for line in table[1:]]
-    assert {"smollm2"} <= {entry["name"] for entry in entries}
-    assert set(entries[0]) == {"name", "description", "licence", "n_bytes", "path"}
-
-
 def test_version(command: Command) -> None:
     assert command.run([*REAL, "--version"]).stdout == f"{__version__}\n"
 

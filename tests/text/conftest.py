@@ -8,7 +8,8 @@ import pytest
 from tiny_vocabularies import MakeMetadata, tiny_bpe, tiny_spm, write_gguf
 
 from vkllm.formats.gguf import Metadata, ModelFile
-from vkllm.resources import catalog, local_path
+from vkllm.resources import catalog
+from vkllm.store import local_path
 from vkllm.text.tokenizer import Tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vkllm import LLM, InvalidParameter, SamplingParams
+from vkllm.faces.models import ensure_here
 from vkllm.faces.terminal import complain, loading_bar, print_stats, show
 
 
@@ -36,6 +37,7 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
             stream.reconfigure(errors="replace")
     SamplingParams(**sampling)  # a value out of its range is told before anything is loaded
     prompt = _whole_prompt(options.prompt)
+    ensure_here(options.model)
     with loading_bar() as on_progress:
         llm = LLM(options.model, n_ctx=options.n_ctx, device=options.device, on_progress=on_progress)
     with llm:

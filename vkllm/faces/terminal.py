@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import typer
+
 from vkllm.errors import VkllmError
 
 if TYPE_CHECKING:
@@ -69,3 +71,31 @@ def loading_bar() -> Iterator[Callable[[str, int, int], None] | None]:
             progress.update(task, completed=done_bytes, total=total_bytes)
 
         yield on_progress
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends a command without a traceback, and a terminal that cannot show a character does not end it."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(flush=True)
+        raise typer.Exit(130) from None
+
+
+def size(n_bytes: int, step: int = 1000) -> str:
+    """A size for people: decimal for files, binary (step 1024) for memory."""
+    units = ("B", "kB", "MB", "GB", "TB") if step == 1000 else ("B", "KiB", "MiB", "GiB", "TiB")
+    amount, unit = float(n_bytes), 0
+    while amount >= step and unit < len(units) - 1:
+        amount, unit = amount / step, unit + 1
+    return f"{amount:.1f} {units[unit]}" if unit and amount < 100 else f"{amount:.0f} {units[unit]}"
+
+
+def print_json(value: object) -> None:
+    """Prints a value as JSON for people and programs."""
+    from json import dumps
+
+    print(dumps(value, indent=2))

@@ -1,0 +1,320 @@
+"""Writes docs/machines.md: which models run on which machines, where their parts lie, and how fast that would be.
+
+Machines are described as their drivers report them; nothing is measured or allocated here.
+`python scripts/machines.py` writes the page; tests/model/test_machines.py compares it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from vkllm.errors import OutOfDeviceMemory
+from vkllm.formats.gguf import TensorInfo
+from vkllm.gpu.kernels import MAX_ROWS
+from vkllm.gpu.model_buffers import HEAD_ROWS
+from vkllm.model.limits import (
+    CPU_CORE_BYTES_PER_S,
+    LAYER_S,
+    NOMINAL_SHARE,
+    PCIE_BYTES_PER_S,
+    DeviceKind,
+    DeviceLimits,
+    HeapLimits,
+    Speeds,
+    limits_of_heaps,
+)
+from vkllm.model.plan import MemoryPlan, PlanOptions, plan
+from vkllm.model.spec import ModelSpec, expected_shapes
+
+PAGE = Path(__file__).parents[1] / "docs" / "machines.md"
+GIB = 2**30
+N_CTX = 4096
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device as its driver reports it. host_bytes: system memory that is free. source: of its heaps and speeds."""
+
+    name: str
+    kind: DeviceKind
+    heaps: tuple[HeapLimits, ...]
+    max_binding_bytes: int
+    max_allocation_bytes: int
+    host_bytes: int
+    speeds: Speeds
+    source: str
+
+    @property
+    def limits(self) -> DeviceLimits:
+        return limits_of_heaps(
+            self.kind,
+            self.heaps,
+            max_binding_bytes=self.max_binding_bytes,
+            max_allocation_bytes=self.max_allocation_bytes,
+            host_bytes=self.host_bytes,
+            speeds=self.speeds,
+        )
+
+
+def _local(gib: float, budget_gib: float | None = None) -> HeapLimits:
+    return HeapLimits(int(gib * GIB), None if budget_gib is None else int(budget_gib * GIB), True)
+
+
+def _system(gib: float) -> HeapLimits:
+    return HeapLimits(int(gib * GIB), None, False)
+
+
+def _radeon_apu(name: str, system_gib: float, carve_out_gib: float, gb_per_s: float, source: str) -> Machine:
+    """An APU under RADV: half of the system's memory and the carve-out, split into a third and two thirds."""
+    total = system_gib / 2 + carve_out_gib
+    return Machine(
+        name=name,
+        kind="unified",
+        heaps=(_system(total / 3), _local(total * 2 / 3)),
+        max_binding_bytes=2**32 - 1,
+        max_allocation_bytes=2**32 - 4,
+        host_bytes=int((system_gib - 3) * GIB),
+        speeds=nominal(gb_per_s),
+        source=source,
+    )
+
+
+def nominal(gb_per_s: float, host_bytes_per_s: float = PCIE_BYTES_PER_S) -> Speeds:
+    """Speeds of a device whose nominal bandwidth is known."""
+    return Speeds(local_bytes_per_s=gb_per_s * 1e9 * NOMINAL_SHARE, host_bytes_per_s=host_bytes_per_s)
+
+
+MACHINES = (
+    _radeon_apu("Steam Deck 16 GB, 1 GiB carve-out", 14.5, 1, 88, "88 GB/s nominal; stock limit of half the memory"),
+    _radeon_apu("Steam Deck 16 GB, 4 GiB carve-out", 11.5, 4, 88, "88 GB/s nominal; stock limit of half the memory"),
+    _radeon_apu("Radeon 780M, 32 GB, 1 GiB carve-out", 30.5, 1, 89.6, "89.6 GB/s nominal (DDR5-5600); the same limit"),
+    Machine(
+        name="RX 7900 XTX 24 GB, 64 GB host",
+        kind="discrete",
+        heaps=(_local(23.98, 23.5), _system(31.2)),
+        max_binding_bytes=2**32 - 1,
+        max_allocation_bytes=2**32 - 4,
+        host_bytes=56 * GIB,
+        speeds=nominal(960),
+        source="960 GB/s nominal; RADV, resizable BAR",
+    ),
+    Machine(
+        name="RTX 3060 12 GB without resizable BAR, 32 GB host",
+        kind="discrete",
+        heaps=(_local(12, 11.6), _system(23.4), _local(0.24)),
+        max_binding_bytes=2**32 - 1,
+        max_allocation_bytes=0xFFE00000,
+        host_bytes=26 * GIB,
+        speeds=nominal(360),
+        source="360 GB/s nominal; NVIDIA's driver, 246 MiB visible",
+    ),
+    Machine(
+        name="RX 6800 XT 16 GB with AMDVLK, 32 GB host",
+        kind="discrete",
+        heaps=(_local(15.98), _system(15.6)),
+        max_binding_bytes=2**31,
+        max_allocation_bytes=2**31,
+        host_bytes=26 * GIB,
+        speeds=nominal(512),
+        source="512 GB/s nominal; buffers and allocations of at most 2 GiB",
+    ),
+    Machine(
+        name="H100 80 GB",
+        kind="discrete",
+        heaps=(_local(79.6, 79.0), _system(94)),
+        max_binding_bytes=2**32 - 1,
+        max_allocation_bytes=0xFFE00000,
+        host_bytes=120 * GIB,
+        speeds=Speeds(local_bytes_per_s=2686e9, host_bytes_per_s=43e9, is_measured=True),
+        source="2,686 GB/s and 43 GB/s, both measured",
+    ),
+    Machine(
+        name="lavapipe, 2 cores",
+        kind="cpu",
+        heaps=(_local(2),),
+        max_binding_bytes=2**27,
+        max_allocation_bytes=2**31,
+        host_bytes=20 * GIB,
+        speeds=Speeds(local_bytes_per_s=2 * CPU_CORE_BYTES_PER_S),
+        source="one heap of 2 GiB, bindings of 128 MiB; bound by arithmetic",
+    ),
+)
+
+
+def llama(n_layers: int, d_model: int, d_ff: int, n_heads: int, n_kv_heads: int, n_ctx_train: int) -> ModelSpec:
+    """A published Llama shape with 32,000 tokens."""
+    return ModelSpec(
+        architecture="llama",
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=d_model // n_heads,
+        d_model=d_model,
+        d_ff=d_ff,
+        n_vocab=32000,
+        n_ctx_train=n_ctx_train,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_dims=d_model // n_heads,
+        rope_scale=1.0,
+        rope_pairing="interleaved",
+        has_rope_freqs=False,
+        output_weight="output.weight",
+    )
+
+
+MODELS = {
+    "Llama-2 7B": llama(32, 4096, 11008, 32, 32, 4096),
+    "Llama-2 13B": llama(40, 5120, 13824, 40, 40, 4096),
+    "CodeLlama 34B": llama(48, 8192, 22016, 64, 8, 16384),
+    "Llama-2 70B": llama(80, 8192, 28672, 64, 8, 4096),
+}
+
+PUBLISHED = (
+    ("RX 7900 XTX", 960, 182.6),
+    ("RX 7900 XT", 800, 123.2),
+    ("RX 7800 XT", 624, 118.3),
+    ("RX 6900 XT", 512, 108.0),
+    ("RX 6800 XT", 512, 100.3),
+    ("RX 6700 XT", 384, 83.9),
+    ("RX 7600", 288, 58.0),
+    ("Ryzen AI Max+ 395", 256, 53.6),
+)
+"""llama.cpp's Vulkan backend on RADV, tg128 of Llama-2 7B Q4_0 (its discussion 10879): name, GB/s, tok/s."""
+
+
+def tensors(spec: ModelSpec, matrix_format: str = "Q4_0") -> dict[str, TensorInfo]:
+    """The tensor table of a file in which all matrices have one format."""
+    return {
+        name: TensorInfo(name, shape, matrix_format if len(shape) == 2 else "F32", 0, 0)
+        for name, shape in expected_shapes(spec).items()
+    }
+
+
+def planned(machine: Machine, spec: ModelSpec, n_ctx: int = N_CTX) -> MemoryPlan | OutOfDeviceMemory:
+    """The plan of a model in Q4_0, or why there is none. n_ctx 0: the longest context that costs no speed."""
+    try:
+        return plan(spec, tensors(spec), machine.limits, n_ctx, MAX_ROWS, HEAD_ROWS, PlanOptions())
+    except OutOfDeviceMemory as error:
+        return error
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([*_introduction(), *_overview(), *_details(), *_assumptions()])
+
+
+def _introduction() -> list[str]:
+    return [
+        "# Which machine runs what",
+        "",
+        "The plan of `vkllm/model/plan.py` for well-known machines, models in Q4_0, a context of 4,096 tokens in f16.",
+        "Speeds are **expected, not measured**: tok/s at half the context, by the assumptions at the end. `vkllm plan",
+        "MODEL` says the same for the machine at hand. Written by `python scripts/machines.py`; do not edit.",
+        "",
+    ]
+
+
+def _overview() -> list[str]:
+    lines = ["| machine | " + " | ".join(MODELS) + " |", "| --- |" + " ---: |" * len(MODELS)]
+    for machine in MACHINES:
+        cells = []
+        for spec in MODELS.values():
+            made, longest = planned(machine, spec), planned(machine, spec, 0)
+            if isinstance(made, MemoryPlan):
+                cells.append(f"{_speed(made)}{_where(made)}")
+            elif isinstance(longest, MemoryPlan):
+                cells.append(f"context {longest.n_ctx:,}: {_speed(longest)}{_where(longest)}")
+            else:
+                cells.append("no")
+        lines.append(f"| {machine.name} | " + " | ".join(cells) + " |")
+    return [*lines, "", "Shares in system memory are read over PCIe; what an APU reads is all equally near.", ""]
+
+
+def _where(made: MemoryPlan) -> str:
+    """The share of the weights that lies behind a bus."""
+    host = sum(tier.weights_bytes for tier in made.tiers if tier.tier == "host")
+    return f", {100 * host / made.weights_bytes:.0f} % in system memory" if host else ""
+
+
+def _speed(made: MemoryPlan) -> str:
+    return f"{made.tokens_per_s:.1f} tok/s"
+
+
+def _details() -> list[str]:
+    lines = ["## Where the parts lie", ""]
+    for machine in MACHINES:
+        lines += [f"### {machine.name}", "", machine.source[0].upper() + machine.source[1:] + ".", ""]
+        refused = []
+        rows = []
+        for name, spec in MODELS.items():
+            made = planned(machine, spec)
+            if isinstance(made, OutOfDeviceMemory):
+                refused.append(f"- {name}: {made}.")
+                made = planned(machine, spec, 0)
+            if isinstance(made, MemoryPlan):
+                rows += _rows(name, made)
+        if rows:
+            lines += [
+                "| model | context | tok/s, empty | half full | memory | weights | cache | working memory | free |"
+            ]
+            lines += ["| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |", *rows, ""]
+        lines += [*refused, ""] if refused else []
+    return lines
+
+
+def _rows(name: str, made: MemoryPlan) -> list[str]:
+    rows = []
+    for tier in made.tiers:
+        sizes = (tier.weights_bytes, tier.cache_bytes, tier.arena_bytes, tier.free_bytes)
+        speeds = (f"{1 / made.token_s(0):.1f}", f"{made.tokens_per_s:.1f}")
+        first = (name, f"{made.n_ctx:,}", *speeds) if tier is made.tiers[0] else ("",) * 4
+        rows.append(f"| {' | '.join((*first, tier.tier))} | " + " | ".join(f"{n / GIB:.2f}" for n in sizes) + " |")
+    return rows
+
+
+def _assumptions() -> list[str]:
+    lines = [
+        "Sizes are GiB; free is what a plan may still take, besides its margin.",
+        "",
+        "## Assumptions",
+        "",
+        "A token takes the time to read all weights (of the embedding table, a row) and the keys and values of half",
+        "the context, each at the speed of the memory where it lies, and",
+        f"{1e6 * LAYER_S:.0f} us a layer in which dispatches start and drain, which is what the speeds measured on an",
+        "H100 leave (docs/performance.md).",
+        "",
+        f"- A GPU reads its own memory at {100 * NOMINAL_SHARE:.0f} % of the nominal bandwidth, where none was",
+        f"  measured, and system memory over PCIe 4 x16 at {PCIE_BYTES_PER_S / 1e9:.0f} GB/s (H100: 43 GB/s,",
+        "  measured).",
+        "- What a Steam Deck's shaders compute hides behind reading (docs/amd.md). MLC published 13.2 tok/s for a 7B",
+        "  model there, below what is expected here.",
+        "- A plan leaves a 20th part of each heap's budget, at most 1 GiB. A card without resizable BAR has one more",
+        "  heap of 256 MiB, the CPU's window on its memory, which stays free.",
+        "- Linux lets an AMD GPU use half of the system's memory, besides its carve-out. The kernel parameter",
+        "  `ttm.pages_limit` (in pages of 4 KiB) raises that, so that a 32 GB APU has room for CodeLlama 34B.",
+        "",
+        "On Radeons these assumptions give, to a tenth and but for one, what llama.cpp's Vulkan backend reached (RADV,",
+        "Llama-2 7B Q4_0, tg128; its discussion 10879). That is a target for vkllm, which was not yet run on any:",
+        "",
+        "| GPU | GB/s | published tok/s | expected tok/s |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, gb_per_s, published in PUBLISHED:
+        lines.append(f"| {name} | {gb_per_s} | {published:.1f} | {expected_7b(gb_per_s):.1f} |")
+    return [*lines, ""]
+
+
+def expected_7b(gb_per_s: float) -> float:
+    """Expected tok/s of Llama-2 7B Q4_0 at the mean depth of tg128, on a card with room."""
+    spec = MODELS["Llama-2 7B"]
+    limits = DeviceLimits(80 * GIB, 2**32 - 1, speeds=nominal(gb_per_s))
+    return 1 / plan(spec, tensors(spec), limits, N_CTX, MAX_ROWS, HEAD_ROWS).token_s(64)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit("usage: python scripts/machines.py")
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,266 @@
+"""pull, list, show and rm: what they print, what they ask, and that `run` offers to fetch what is not here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gguf import GGUFWriter
+from hub_server import HubServer
+from terminal import FAKE, REAL, Command, terminal
+from tiny_gguf import write_tiny_gguf
+
+from vkllm import store
+from vkllm.errors import InvalidParameter, ModelNotFound
+from vkllm.faces import models
+from vkllm.resources import CatalogEntry, HubSource
+
+REPO = "someone/tiny-GGUF"
+ENTRY = CatalogEntry("tiny", "A tiny model", "MIT", 10_000, 150_000, 2_000_000, None, HubSource(REPO, "tiny.F32.gguf"))
+
+
+@pytest.fixture(autouse=True)
+def tiny(hub: HubServer, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub with a model that runs and one that does not, and a catalogue of the first."""
+    monkeypatch.setattr(store, "catalog", lambda: [ENTRY])
+    monkeypatch.setattr("vkllm.resources.catalog", lambda: [ENTRY])
+    hub.hub[REPO] = {"tiny.F32.gguf": tiny_gguf.read_bytes()}
+    other = write_tiny_gguf(tmp_path / "other.gguf", architecture="mamba", template=None)
+    hub.hub["someone/other"] = {"other.gguf": other.read_bytes()}
+
+
+Answers = Callable[[str], list[str]]
+
+
+@pytest.fixture
+def person(monkeypatch: pytest.MonkeyPatch) -> Answers:
+    """Somebody at a terminal who gives one answer to all questions; the list fills with the questions."""
+
+    def answer(text: str) -> list[str]:
+        questions: list[str] = []
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or text)
+        return questions
+
+    return answer
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
+
+
+# --- pull ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tiny", f"hf.co/{REPO}", f"hf:{REPO}/tiny.F32.gguf"])
+def test_pull_prints_the_path_alone(name: str, hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    models.pull(name)
+    out, err = capsys.readouterr()
+    assert Path(out.strip()).read_bytes() == hub.hub[REPO]["tiny.F32.gguf"]
+    assert err == ""
+    hub.seen.clear()
+    models.pull(name)
+    assert capsys.readouterr().out == out
+    assert hub.lines("GET /cdn/") == []
+
+
+def test_pull_of_a_model_that_cannot_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    models.pull("hf.co/someone/other")
+    err = capsys.readouterr().err
+    assert err.startswith("vkllm: warning: it is here, but vkllm cannot run it: ") and "mamba" in err
+    assert err.count("\n") == 1
+
+
+def test_a_failed_pull_is_one_line_and_exits_2(hub: HubServer, tmp_path: Path) -> None:
+    command = Command(tmp_path, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), VKLLM_CACHE=str(tmp_path / "c"))
+    done = command.run([*REAL, "pull", "hf.co/someone/none"])
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("vkllm: error: hf.co/someone/none could not be fetched: ")
+
+
+# --- list ------------------------------------------------------------------------------------------------------------
+
+
+def test_list_shows_what_is_here_and_with_all_what_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    models.list_models()
+    assert capsys.readouterr().out == "There are no models here yet.\n"
+    models.list_models(show_all=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split() == ["NAME", "SIZE", "MEMORY", "LICENCE", "DESCRIPTION"]
+    assert lines[-1].split() == ["tiny", "150", "kB", "2.0", "MB", "MIT", "A", "tiny", "model"]
+    store.find_model("tiny")
+    models.pull("hf.co/someone/other")
+    capsys.readouterr()
+    models.list_models(show_all=True)
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split() == ["NAME", "SIZE", "FORMAT", "USED", "WHERE"]
+    n_bytes = store.installed()[0].n_bytes
+    assert first.split()[:6] == ["tiny", f"{n_bytes / 1000:.0f}", "kB", "F32", "just", "now"]
+    assert first.endswith("tiny.F32.gguf")
+    assert second.split()[0] == "hf:someone/other/other.gguf"
+    assert second.split()[3:5] == ["F32", "never"]  # The name does not say it, the file does.
+
+
+def test_list_as_json_has_the_same_keys_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    store.pull("hf.co/someone/other")
+    models.list_models(show_all=True, json=True)
+    other, tiny = json.loads(capsys.readouterr().out)
+    assert set(other) == set(tiny)
+    assert (other["name"], other["format"], other["last_used"]) == ("hf:someone/other/other.gguf", "F32", None)
+    assert Path(other["path"]).stat().st_size == other["n_bytes"]
+    assert (tiny["name"], tiny["path"], tiny["memory_bytes"], tiny["licence"]) == ("tiny", None, 2_000_000, "MIT")
+
+
+def test_a_damaged_model_does_not_hide_the_others(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.hub["someone/broken"] = {"broken.gguf": b"GGUF and no more"}
+    for name in ("hf.co/someone/broken", "tiny"):
+        store.pull(name)
+    models.list_models()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "damaged" in lines[2]
+
+
+# --- show ------------------------------------------------------------------------------------------------------------
+
+
+def test_show_tells_what_a_model_is(capsys: pytest.CaptureFixture[str]) -> None:
+    store.pull("tiny")
+    models.show("tiny")
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["architecture"] == "llama" and lines["title"] == "Tiny" and lines["licence"] == "MIT"
+    assert lines["formats"].startswith("11 F32 (")
+    assert lines["context"] == "256 tokens" and lines["layers"] == "1" and lines["width"] == "32"
+    assert lines["chat"] == "template yes" and lines["runs"] == "yes"
+    assert lines["parameters"] == "0.0 million"
+
+
+def test_show_as_json_and_of_a_path(tiny_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models.show(str(tiny_gguf), json=True)
+    fields = json.loads(capsys.readouterr().out)
+    assert fields["paths"] == [str(tiny_gguf)] and fields["n_bytes"] == tiny_gguf.stat().st_size
+    assert fields["formats"]["F32"]["n_tensors"] == 11
+    assert fields["has_chat_template"] is True and fields["licence"] is None and fields["problem"] is None
+
+
+def test_show_says_why_a_model_does_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    store.pull("hf.co/someone/other")
+    models.show("hf.co/someone/other")
+    out = capsys.readouterr().out
+    assert "runs          no: " in out and "'mamba' is not supported" in out
+    assert "chat template no" in out
+
+
+def test_show_prefers_the_files_own_licence_and_counts_all_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "split"
+    folder.mkdir()
+    for number in (0, 1):
+        writer = GGUFWriter(folder / f"m-0000{number + 1}-of-00002.gguf", "llama")
+        writer.add_license("apache-2.0")
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 2)
+        writer.add_int32("split.tensors.count", 0)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+    models.show(str(folder), json=True)
+    fields = json.loads(capsys.readouterr().out)
+    assert fields["licence"] == "apache-2.0"
+    assert len(fields["paths"]) == 2
+    assert fields["n_bytes"] == sum(path.stat().st_size for path in folder.glob("*.gguf"))
+
+
+def test_show_of_a_catalogue_model_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    models.show("tiny")
+    assert "here          no; `vkllm pull tiny` fetches it" in capsys.readouterr().out
+    with pytest.raises(ModelNotFound, match=r"`vkllm pull hf\.co/a/b` fetches it"):
+        models.show("hf.co/a/b")
+
+
+# --- rm --------------------------------------------------------------------------------------------------------------
+
+
+def test_rm_asks_and_deletes_on_yes_alone(person: Answers, capsys: pytest.CaptureFixture[str]) -> None:
+    path = store.pull("tiny")
+    for answer in ("", "n", "what?"):
+        questions = person(answer)
+        models.remove(["tiny"])
+        assert path.exists() and len(questions) == 1 and questions[0].startswith("Delete tiny (")
+    person("y")
+    models.remove(["tiny"])
+    assert not path.exists()
+    assert capsys.readouterr().out.startswith("tiny is deleted; ")
+    with pytest.raises(ModelNotFound, match="tiny is not on this machine"):
+        models.remove(["tiny"])
+
+
+def test_rm_without_a_terminal_wants_y(nobody: None) -> None:
+    path = store.pull("tiny")
+    with pytest.raises(InvalidParameter, match="-y means yes"):
+        models.remove(["tiny"])
+    assert path.exists()
+    models.remove(["tiny"], yes=True)
+    assert not path.exists()
+
+
+def test_rm_never_deletes_what_vkllm_did_not_fetch(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    path = write_tiny_gguf(folder / "mine.gguf")
+    with pytest.raises(InvalidParameter, match="was not fetched by vkllm"):
+        models.remove([str(path)], yes=True)
+    with pytest.raises(InvalidParameter, match="was not fetched by vkllm"):
+        models.remove([str(folder)], yes=True)
+    assert path.exists()
+
+
+def test_rm_looks_at_all_names_before_it_deletes_one() -> None:
+    path = store.pull("tiny")
+    with pytest.raises(ModelNotFound):
+        models.remove(["tiny", "hf.co/a/b"], yes=True)
+    assert path.exists()
+
+
+# --- The offer of run and chat ---------------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_not_here_is_fetched_on_yes(person: Answers) -> None:
+    questions = person("")
+    models.ensure_here("tiny")
+    assert questions == ["tiny (150 kB) is not on this machine. Fetch it? [Y/n] "]
+    assert store.local_model("tiny") is not None
+    models.ensure_here("tiny")
+    assert len(questions) == 1
+
+
+def test_without_a_yes_or_a_terminal_the_error_says_the_command(
+    person: Answers, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person("n")
+    with pytest.raises(ModelNotFound, match=r"tiny is not on this machine; `vkllm pull tiny` fetches it \(150 kB\)"):
+        models.ensure_here("tiny")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
+    with pytest.raises(ModelNotFound, match=r"`vkllm pull hf\.co/a/b` fetches it"):
+        models.ensure_here("hf.co/a/b")
+    assert hub.lines() == []
+
+
+def test_run_offers_in_a_terminal_and_answers_after_it(hub: HubServer, tmp_path: Path) -> None:
+    command = Command(tmp_path, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), VKLLM_CACHE=str(tmp_path / "c"))
+    name = f"hf.co/{REPO}"
+    done = command.run([*FAKE, "run", name, "Hi"])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"vkllm: error: {name} is not on this machine; `vkllm pull {name}` fetches it.\n"
+    with terminal(command, [*FAKE, "run", name, "Hi"]) as screen:
+        screen.expect(r"Fetch it\? \[Y/n\] ")
+        screen.type("y\n")
+        screen.expect("user\nHi\n")
+        screen.expect_exit()
+        assert screen.exit_code == 0
+    assert command.leftovers() == []

@@ -1,0 +1,119 @@
+"""What a plan may take of a real device, and the measured speeds that are kept."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vkllm.gpu import limits as module
+from vkllm.gpu.limits import HOST_RESERVE_BYTES, available_host_bytes, device_limits, measured_speeds
+from vkllm.gpu.probe import DeviceInfo, devices
+from vkllm.model.limits import Speeds, Tier
+
+GIB = 2**30
+
+
+@pytest.fixture
+def info() -> DeviceInfo:
+    return devices()[0]
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[DeviceInfo]:
+    """A device that says it is a card, with a cache folder of its own."""
+    from dataclasses import replace
+
+    monkeypatch.setenv("VKLLM_CACHE", str(tmp_path / "cache"))
+    yield replace(devices()[0], type="discrete", name="A card", heaps=())
+
+
+def measuring(monkeypatch: pytest.MonkeyPatch, answer: float | None) -> list[int]:
+    asked: list[int] = []
+
+    def measure(index: int) -> float | None:
+        asked.append(index)
+        return answer
+
+    monkeypatch.setattr(module, "_measure_in_child", measure)
+    return asked
+
+
+@pytest.mark.gpu
+def test_limits_are_those_of_the_device(info: DeviceInfo) -> None:
+    made = device_limits(info)
+    local = max(heap.size_bytes for heap in info.heaps if heap.is_device_local)
+    assert 0 < made.memory_bytes <= local
+    assert made.max_buffer_bytes == min(info.max_binding_bytes, info.max_allocation_bytes)
+    assert (made.kind == "cpu") == (info.type == "cpu")
+
+
+def test_some_system_memory_is_always_kept() -> None:
+    total = next(
+        1024 * int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line
+    )
+    assert 0 <= available_host_bytes() <= total - HOST_RESERVE_BYTES
+
+
+@pytest.mark.gpu
+def test_a_speed_is_measured_once_and_kept(card: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = measuring(monkeypatch, 5e11)
+    for _ in range(2):
+        speeds = measured_speeds(card)
+        assert speeds.local_bytes_per_s == 5e11 and speeds.is_measured
+    assert asked == [card.index]
+    assert device_limits(card, speeds).bytes_per_s(Tier.LOCAL) == 5e11
+
+
+@pytest.mark.gpu
+def test_another_driver_is_measured_anew(card: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    asked = measuring(monkeypatch, 5e11)
+    measured_speeds(card)
+    measured_speeds(replace(card, driver_version="2"))
+    assert len(asked) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kept", ["", "no JSON", "[]", '{"A card": "fast"}'])
+def test_a_damaged_record_is_ignored(card: DeviceInfo, monkeypatch: pytest.MonkeyPatch, kept: str) -> None:
+    path = module.cache_dir() / "bandwidth.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(kept)
+    measuring(monkeypatch, 5e11)
+    assert measured_speeds(card).local_bytes_per_s == 5e11
+    assert list(json.loads(path.read_text()).values()) == [5e11]
+
+
+@pytest.mark.gpu
+def test_where_measuring_fails_a_speed_is_assumed(card: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    measuring(monkeypatch, None)
+    assert measured_speeds(card) == Speeds()
+    assert not (module.cache_dir() / "bandwidth.json").exists()
+
+
+@pytest.mark.gpu
+def test_a_driver_on_the_cpu_is_not_measured(info: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    if info.type != "cpu":
+        pytest.skip("needs a driver on the CPU")
+    asked = measuring(monkeypatch, 5e11)
+    assert not measured_speeds(info).is_measured and asked == []
+
+
+@pytest.mark.gpu
+def test_the_measurement_in_a_process_of_its_own_is_a_number(info: DeviceInfo) -> None:
+    bytes_per_s = module._measure_in_child(info.index)
+    assert bytes_per_s is not None and 1e8 < bytes_per_s < 1e14
+
+
+def test_a_crash_while_measuring_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        return real([sys.executable, "-c", "import os; os.abort()"], **options)
+
+    real = subprocess.run
+    monkeypatch.setattr(module.subprocess, "run", crash)
+    assert module._measure_in_child(0) is None

@@ -1,0 +1,212 @@
+"""A local server that speaks the hub's protocol, serves plain files and pip's links, and fails where it is told to.
+
+The fixtures `server` and `hub` come to all tests by tests/conftest.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
+
+from vkllm.downloads import files
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+STALL_S = 12.0
+
+
+@dataclass
+class Faults:
+    """What goes wrong. cut_after: bytes of a body, then the connection ends, so many times (n_cuts; -1: always)."""
+
+    cut_after: int | None = None
+    n_cuts: int = -1
+    status: int | None = None
+    """Of every answer with a file."""
+    announced_sha256: str | None = None
+    """Instead of the right one."""
+    ignores_ranges: bool = False
+    has_etags: bool = True
+    is_gated: bool = False
+    is_no_hub: bool = False
+    """Answers without the hub's headers."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request: "GET /path", where its range begins, and its Authorization header."""
+
+    line: str
+    start: int
+    authorization: str | None
+
+
+class HubServer(http.server.ThreadingHTTPServer):
+    """Serves what is in `hub` (repository -> file -> content) and in `files` (path -> content)."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hub: dict[str, dict[str, bytes]] = {}
+        self.files: dict[str, bytes] = {}
+        self.faults = Faults()
+        self.seen: list[Seen] = []
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def lines(self, prefix: str = "") -> list[str]:
+        return [seen.line for seen in self.seen if seen.line.startswith(prefix)]
+
+    def add_wheel(self, wheel: Path) -> None:
+        """Makes a wheel findable by pip under /links/."""
+        self.files["/links/"] = f'<a href="/{wheel.name}">a wheel</a>'.encode()
+        self.files[f"/{wheel.name}"] = wheel.read_bytes()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: HubServer
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
+        self.server.seen.append(Seen(f"{self.command} {self.path}", start, self.headers.get("Authorization")))
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith("/api/models/"):
+            return self._list(path.removeprefix("/api/models/"))
+        if "/resolve/main/" in path:
+            repo, _, name = path[1:].partition("/resolve/main/")
+            return self._resolve(repo, name)
+        if path.startswith("/cdn/"):
+            contents = {hashlib.sha256(c).hexdigest(): c for files in self.server.hub.values() for c in files.values()}
+            return self._send(contents[path.removeprefix("/cdn/")], {})
+        if path in self.server.files:
+            content = self.server.files[path]
+            headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()[:8]}"'} if self.server.faults.has_etags else {}
+            return self._send(content, headers)
+        self._refuse(404)
+
+    def _list(self, repo: str) -> None:
+        if not self._is_open(repo):
+            return
+        files = self.server.hub[repo]
+        siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+        body = json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings, "tags": []}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _resolve(self, repo: str, name: str) -> None:
+        if not self._is_open(repo):
+            return
+        content = self.server.hub[repo].get(name)
+        if content is None:
+            return self._refuse(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+        faults = self.server.faults
+        if faults.is_no_hub:
+            return self._send(content, {})
+        sha256 = hashlib.sha256(content).hexdigest()
+        # As the hub does with large files: another host has the bytes, the hub says how many there are of what.
+        self.send_response(302)
+        self.send_header("Location", f"http://localhost:{self.server.server_port}/cdn/{sha256}")
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Linked-Size", str(len(content)))
+        self.send_header("X-Linked-ETag", f'"{faults.announced_sha256 or sha256}"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _is_open(self, repo: str) -> bool:
+        if self.server.faults.is_gated:
+            self._refuse(403, {"X-Error-Code": "GatedRepo"})
+        elif repo not in self.server.hub:
+            self._refuse(401, {"X-Error-Code": "RepoNotFound"})
+        return not self.server.faults.is_gated and repo in self.server.hub
+
+    def _send(self, content: bytes, headers: dict[str, str]) -> None:
+        faults = self.server.faults
+        if faults.status is not None:
+            return self._refuse(faults.status)
+        wanted = self.headers.get("Range")
+        start = 0 if wanted is None or faults.ignores_ranges else int(wanted.removeprefix("bytes=").split("-")[0])
+        if start >= len(content) > 0:
+            return self._refuse(416)
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        is_page = self.path.endswith("/")
+        if is_page:
+            self.send_header("Content-Type", "text/html")
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if not is_page:
+            self.server.may_go_on.wait(STALL_S)
+        rest = content[start:]
+        if faults.cut_after is not None and faults.n_cuts != 0 and len(rest) > faults.cut_after:
+            faults.n_cuts -= 1
+            rest = rest[: faults.cut_after]
+            self.close_connection = True
+        self.wfile.write(rest)
+
+    def _refuse(self, status: int, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    server = HubServer()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.may_go_on.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def hub(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """The server as this process's hub, with empty caches for it and for vkllm.
+
+    huggingface_hub reads its environment when it is imported, so its constants are set instead.
+    """
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("VKLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "RETRY_WAIT_S", 0.0)
+    return server

