@@ -1,11 +1,16 @@
-"""A chat in the terminal, line by line. It knows the conversation so far and a few commands."""
+"""A chat in the terminal: on the whole screen (vkllm.faces.tui) where there is one, else line by line, here.
+
+The plain chat knows the conversation so far and a few commands.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from typing import Any
 
-from vkllm import LLM, DeviceLost, DeviceTimeout, RequestError
+from vkllm import LLM, DeviceLost, DeviceTimeout, RequestError, SamplingParams
 from vkllm.faces.terminal import complain, print_stats, show
 
 _HELP = """\
@@ -14,6 +19,35 @@ _HELP = """\
 /bye     leave (so does Ctrl-D)
 \"\"\"      begin and end a message of several lines
 Ctrl-C   stop the answer"""
+
+
+def has_screen() -> bool:
+    """Whether a person sits at a terminal that can be drawn on."""
+    is_terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+    return is_terminal and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def start_chat(
+    model: str | None = None,
+    *,
+    sampling: dict[str, Any],
+    system: str | None = None,
+    n_ctx: int | None = None,
+    device: str | None = None,
+    is_plain: bool = False,
+) -> bool:
+    """Chats until the user leaves; False if Ctrl-C cut an answer to piped input. Without a model, the last one or
+    the user's choice on a screen, the default model elsewhere. sampling: fields of SamplingParams by name.
+    """
+    SamplingParams(**sampling)  # a value out of its range is told before the screen is taken
+    if has_screen() and not is_plain:
+        from vkllm.faces.tui.app import ChatOptions, run_chat
+
+        run_chat(ChatOptions(model, system, n_ctx, device, sampling))
+        return True
+    from vkllm.faces.run import RunOptions, run_model
+
+    return run_model(RunOptions(model or "smollm2", None, system, n_ctx, device, False, False), sampling)
 
 
 def chat(llm: LLM, sampling: dict[str, Any], *, system: str | None, wants_stats: bool) -> None:

@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vkllm.errors import InvalidParameter, VkllmError
-from vkllm.faces.terminal import complain
+from vkllm.faces import models
+from vkllm.faces.terminal import complain, interruptible, print_json, size
 
 if TYPE_CHECKING:
     from vkllm.gpu.probe import DeviceInfo
 
 app = typer.Typer(
-    help="Large language models on any GPU with a Vulkan driver.",
-    no_args_is_help=True,
+    help="Large language models on any GPU with a Vulkan driver. Without a command: chat.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+models.add_commands(app)
 
 
 def main() -> None:
@@ -42,12 +41,47 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     if version:
         from vkllm import __version__
 
         print(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        from vkllm.faces.chat import has_screen, start_chat
+
+        if not has_screen():
+            print(context.get_help())
+            raise typer.Exit(2)
+        start_chat(sampling={})
+
+
+@app.command()
+def chat(
+    model: Annotated[str | None, typer.Argument(help="As for `vkllm run`; without it, the last one.")] = None,
+    temp: Annotated[float | None, typer.Option("--temp", help="Temperature; 0 always takes the likeliest.")] = None,
+    seed: Annotated[int | None, typer.Option("-s", "--seed", help="The same seed gives the same answer.")] = None,
+    ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Tokens of prompt and answer.")] = None,
+    system: Annotated[str | None, typer.Option("-sys", "--system", help="The system message.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Index or name, see `vkllm devices`.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Line by line instead of on the whole screen.")] = False,
+) -> None:
+    """Chat on the whole terminal; chats are kept. F1 there shows the keys.
+
+    Everything else can be set there too: model, sampling, system message, theme.
+    """
+    from vkllm.faces.chat import start_chat
+
+    sampling = {name: value for name, value in {"temperature": temp, "seed": seed}.items() if value is not None}
+    with interruptible():
+        if model is not None:
+            models.ensure_here(model)
+        is_complete = start_chat(model, sampling=sampling, system=system, n_ctx=ctx_size, device=device, is_plain=plain)
+    if not is_complete:
+        raise typer.Exit(130)
 
 
 @app.command()
@@ -131,7 +165,7 @@ def bench(
     wanted = list(values(device, "")) if device else [None]
     results = measure(BenchOptions(values(model, "smollm2"), wanted, tests, repetitions, not no_warmup))
     lines = markdown(results, shows_devices=bool(device)) if output == "md" else FORMATS[output](results)
-    with _interruptible():
+    with interruptible():
         for line in lines:
             print(line, flush=True)
 
@@ -147,21 +181,35 @@ def perplexity(
     """Measure how well a model predicts a text, as llama.cpp does: the second half of each chunk counts."""
     from vkllm.faces.perplexity import measure_perplexity
 
-    with _interruptible():
+    with interruptible():
         limit = n_chunks if n_chunks > 0 else None
         measure_perplexity(model, file, n_ctx=ctx_size, n_chunks=limit, device=device)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends a command without a traceback, and a terminal that cannot show a character does not end it."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(flush=True)
-        raise typer.Exit(130) from None
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="A name or path, as for `vkllm run`.")],
+    ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Tokens; 0: the longest that fits.")] = None,
+    vram_limit: Annotated[str | None, typer.Option(help="Most of the GPU's own memory, such as 16GiB.")] = None,
+    ram_limit: Annotated[str | None, typer.Option(help="Most of the system's memory, such as 500MiB.")] = None,
+    device: Annotated[str | None, typer.Option("-dev", "--device", help="Index or name, see `vkllm devices`.")] = None,
+    gpu_layers: Annotated[
+        str | None, typer.Option("-ngl", "--n-gpu-layers", help="Layers in the GPU's own memory, or all.")
+    ] = None,
+    type_k: Annotated[str, typer.Option("-ctk", "--cache-type-k", help="Of cached keys: f16 or q8_0.")] = "f16",
+    type_v: Annotated[str, typer.Option("-ctv", "--cache-type-v", help="Of cached values: f16 or q8_0.")] = "f16",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show where a model's parts would lie, what stays free, and the speed to expect, without loading it.
+
+    Sizes end in K, M, G or T, also as GiB or GB; a G is 2^30 bytes, as in llama.cpp's tools. Where the GPU has no
+    memory of its own, -ngl changes nothing, and each limit is one for all memory.
+    """
+    from vkllm.faces.plan import PlanChoices, print_plan
+
+    choices = PlanChoices(model, ctx_size, device, gpu_layers, vram_limit, ram_limit, type_k, type_v)
+    with interruptible():
+        print_plan(choices, as_json=json)
 
 
 @app.command()
@@ -174,53 +222,25 @@ def devices(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     if json:
         from dataclasses import asdict
 
-        _print_json([asdict(device) | {"features": sorted(device.features)} for device in found])
+        print_json([asdict(device) | {"features": sorted(device.features)} for device in found])
         return
     default = choose_device(found, None)
     for device in found:
         print("\n".join(_description(device, is_default=device == default)))
 
 
-@app.command("list")
-def list_models(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the models that have a short name; any other .gguf file works by its path."""
-    from vkllm.resources import catalog, local_path
-
-    entries = [(entry, local_path(entry)) for entry in catalog()]
-    if json:
-        _print_json(
-            [
-                {
-                    "name": entry.name,
-                    "description": entry.description,
-                    "licence": entry.licence,
-                    "n_bytes": entry.n_bytes,
-                    "path": None if path is None else str(path),
-                }
-                for entry, path in entries
-            ]
-        )
-        return
-    rows = [("NAME", "SIZE", "HERE", "LICENCE", "DESCRIPTION")]
-    for entry, path in entries:
-        rows.append((entry.name, _size(entry.n_bytes), "yes" if path else "no", entry.licence, entry.description))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
 def _description(device: DeviceInfo, *, is_default: bool) -> list[str]:
     """Lines for a person: the device, its driver, heaps, limits and features."""
     heaps = [
-        f"{_size(heap.size_bytes, 1024)}{' on the device' if heap.is_device_local else ''}"
-        + ("" if heap.budget_bytes is None else f" (budget {_size(heap.budget_bytes, 1024)})")
+        f"{size(heap.size_bytes, 1024)}{' on the device' if heap.is_device_local else ''}"
+        + ("" if heap.budget_bytes is None else f" (budget {size(heap.budget_bytes, 1024)})")
         for heap in device.heaps
     ]
     limits = [
-        f"binding {_size(device.max_binding_bytes, 1024)}",
-        f"allocation {_size(device.max_allocation_bytes, 1024)}",
+        f"binding {size(device.max_binding_bytes, 1024)}",
+        f"allocation {size(device.max_allocation_bytes, 1024)}",
         f"workgroup {device.max_workgroup_invocations}",
-        f"shared memory {_size(device.max_shared_bytes, 1024)}",
+        f"shared memory {size(device.max_shared_bytes, 1024)}",
         f"subgroup {device.subgroup_size} ({device.min_subgroup_size} to {device.max_subgroup_size})",
     ]
     api = ".".join(map(str, device.api_version))
@@ -231,18 +251,3 @@ def _description(device: DeviceInfo, *, is_default: bool) -> list[str]:
         f"     limits    {', '.join(limits)}",
         f"     features  {', '.join(sorted(device.features)) or 'none'}",
     ]
-
-
-def _size(n_bytes: int, step: int = 1000) -> str:
-    """A size for people: decimal for files, binary (step 1024) for memory."""
-    units = ("B", "kB", "MB", "GB", "TB") if step == 1000 else ("B", "KiB", "MiB", "GiB", "TiB")
-    amount, unit = float(n_bytes), 0
-    while amount >= step and unit < len(units) - 1:
-        amount, unit = amount / step, unit + 1
-    return f"{amount:.1f} {units[unit]}" if unit and amount < 100 else f"{amount:.0f} {units[unit]}"
-
-
-def _print_json(value: object) -> None:
-    from json import dumps
-
-    print(dumps(value, indent=2))

@@ -1,0 +1,130 @@
+"""A chat in memory that tests press keys in, with a model that is none."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_llm import FakeLLM
+from textual.pilot import Pilot
+
+from vkllm.faces.tui.app import ChatApp, ChatOptions
+from vkllm.faces.tui.chat_screen import ChatScreen
+from vkllm.faces.tui.chat_store import ChatStore
+from vkllm.faces.tui.message_view import MessageView, Notice
+
+PATIENCE_S = 10.0
+
+
+class Scene:
+    """A running chat: keys go in, text comes out."""
+
+    def __init__(self, app: ChatApp, pilot: Pilot[None], store: ChatStore) -> None:
+        self.app = app
+        self.pilot = pilot
+        self.store = store
+
+    @property
+    def chat(self) -> ChatScreen:
+        """The chat's screen, whatever lies on top of it."""
+        return next(screen for screen in self.app.screen_stack if isinstance(screen, ChatScreen))
+
+    @property
+    def llm(self) -> FakeLLM:
+        """The model that was opened last."""
+        return FakeLLM.opened[-1]
+
+    @property
+    def views(self) -> list[MessageView]:
+        return self.chat.conversation.views
+
+    @property
+    def texts(self) -> list[str]:
+        """The messages that are shown, without reasoning."""
+        return [view.text for view in self.views]
+
+    @property
+    def notice(self) -> Notice | None:
+        return next(iter(self.chat.query(Notice)), None)
+
+    @property
+    def shown(self) -> str:
+        """All text on the terminal."""
+        return "\n".join(strip.text for strip in self.app.screen._compositor.render_strips())
+
+    @property
+    def told(self) -> list[str]:
+        """The notifications so far."""
+        return [notification.message for notification in self.app._notifications]
+
+    async def until(self, holds: Callable[[], Any]) -> None:
+        """Waits until something holds."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not holds():
+            assert time.monotonic() < deadline, self.shown
+            await self.pilot.pause(0.01)
+        await self.pilot.pause()
+
+    async def press(self, *keys: str) -> None:
+        await self.pilot.press(*keys)
+        await self.pilot.pause()
+
+    async def seconds_for(self, key: str) -> float:
+        """Presses a key in the prompt; how long it takes until its character is there."""
+        start, n_before = time.perf_counter(), len(self.chat.prompt.text)
+        self.app.simulate_key(key)
+        while len(self.chat.prompt.text) == n_before:
+            await asyncio.sleep(0.001)
+        return time.perf_counter() - start
+
+    async def type(self, text: str) -> None:
+        await self.press(*["space" if key == " " else key for key in text])
+
+    async def ask(self, text: str, *, waits: bool = True) -> None:
+        """Sends a question and waits for the whole answer, or only until it is being written."""
+        self.chat.prompt.set_text(text)
+        self.chat.prompt.focus()
+        n_messages = len(self.chat.messages)
+        await self.press("enter")
+        await self.until(lambda: len(self.chat.messages) > n_messages)
+        if waits:
+            await self.until(lambda: not self.chat.is_answering and len(self.chat.messages) % 2 == 0)
+
+    async def press_button(self, label: str) -> None:
+        """Presses the button of the error that begins so, without a mouse."""
+        assert self.notice is not None
+        button = next(button for button in self.notice.query("Button") if str(button.label).startswith(label))
+        button.focus()
+        await self.press("enter")
+
+
+OpenChat = Callable[..., AbstractAsyncContextManager[Scene]]
+
+
+@pytest.fixture
+def open_chat(tmp_path: Path) -> Iterator[OpenChat]:
+    """Opens the chat on one store a test. model: of FakeLLM; size: of the terminal."""
+    FakeLLM.opened.clear()
+
+    @asynccontextmanager
+    async def open_one(
+        model: str | None = "tiny", size: tuple[int, int] = (80, 24), **options: Any
+    ) -> AsyncIterator[Scene]:
+        store = ChatStore(tmp_path / "chats.db")
+        app = ChatApp(ChatOptions(model=model, **options), store, FakeLLM)
+        app.animation_level = "none"
+        async with app.run_test(size=size) as pilot:
+            scene = Scene(app, pilot, store)
+            await pilot.pause()
+            if model is not None and model not in ("missing", "huge", "slow", "hanging"):
+                await scene.until(lambda: scene.chat.session.llm is not None)
+            yield scene
+        app.session.close()
+        store.close()
+
+    yield open_one

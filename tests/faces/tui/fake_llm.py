@@ -1,0 +1,122 @@
+"""A model without a file, an engine or a device, of the public API's shape: it says what its script tells it to.
+
+The question chooses the answer (`ANSWERS`); the model's name chooses how opening it goes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+from vkllm import (
+    ContextOverflow,
+    DeviceLost,
+    Generation,
+    ModelNotFound,
+    OutOfDeviceMemory,
+    Piece,
+    RunStats,
+    VkllmError,
+)
+
+CODE = "Here is one:\n\n```python\ndef double(x):\n    return 2 * x\n```\n\nAnd another:\n\n```sh\nls -l\n```\n"
+THOUGHT = "<think>\nLet me see. Two and two.\n</think>\n\nIt is **four**."
+ANSWERS = {"code": CODE, "think": THOUGHT, "endless": "word " * 20_000, "word " * 4000: "word " * 20_000}
+LOST = DeviceLost("the fake device was lost while answering; try again")
+
+
+class FakeStream(Iterator[Piece]):
+    """Says words until it is closed; from word `gate_at` on it waits for the `gate`."""
+
+    def __init__(self, words: list[str], n_prompt: int, llm: FakeLLM) -> None:
+        self._words = iter(words)
+        self._said: list[str] = []
+        self._n_prompt = n_prompt
+        self._llm = llm
+        self._is_closed = threading.Event()
+        self._reason = "stop"
+
+    def __next__(self) -> Piece:
+        while len(self._said) >= self._llm.gate_at and not self._llm.gate.wait(0.005):
+            if self._is_closed.is_set():
+                raise StopIteration
+        if self._is_closed.wait(self._llm.step_s):
+            raise StopIteration
+        if self._llm.fails_after is not None and len(self._said) >= self._llm.fails_after:
+            raise self._llm.error
+        if self._n_prompt + len(self._said) >= self._llm.n_ctx:
+            self._reason = "length"
+            raise StopIteration
+        word = next(self._words)
+        self._said.append(word)
+        return Piece(word, [1])
+
+    def close(self) -> None:
+        self._is_closed.set()
+
+    def result(self) -> Generation:
+        n_said = len(self._said)
+        reason: Any = "cancelled" if self._is_closed.is_set() else self._reason
+        stats = RunStats(self._n_prompt, 0, n_said, 0.5, 0.5, (n_said - 1) / 8 if n_said > 1 else 0.0)
+        return Generation("".join(self._said), [1] * n_said, [1] * self._n_prompt, None, reason, stats)
+
+
+class FakeLLM:
+    """Has what the chat uses of `LLM`. opened: all of them, for tests to look at."""
+
+    opened: ClassVar[list[FakeLLM]] = []
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        n_ctx: int | None = None,
+        device: str | None = None,
+        on_progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        assert on_progress is not None
+        match model:
+            case "missing":
+                raise ModelNotFound("There is no model 'missing'")
+            case "huge" if n_ctx is None or n_ctx > 2048:
+                raise OutOfDeviceMemory("huge needs 9 GB and 4 GB are free; take a shorter context")
+            case "slow":
+                for done in range(0, 10_000_000_000, 10_000_000):
+                    on_progress("loading slow.gguf", done, 10_000_000_000)
+                    time.sleep(0.01)
+            case "hanging":
+                time.sleep(3600)
+        on_progress(f"loading {model}", 50_000_000, 100_000_000)
+        self.path = Path(f"/models/{Path(model).stem}.gguf")
+        self.n_ctx = n_ctx or 2048
+        self.spec = SimpleNamespace(n_ctx_train=8192)
+        self.n_bytes = 98_000_000
+        self.device_name = "fake device"
+        self.is_cpu_device = False
+        self.tokenizer = SimpleNamespace(encode=lambda text: text.split())
+        self.gate = threading.Event()
+        self.gate.set()
+        self.gate_at = 0
+        self.step_s = 0.0
+        self.fails_after: int | None = None
+        self.error: VkllmError = LOST
+        self.is_closed = False
+        self.asked: list[tuple[list[dict[str, str]], dict[str, Any]]] = []
+        FakeLLM.opened.append(self)
+
+    def chat(self, messages: Sequence[dict[str, str]], *, stream: bool, **sampling: Any) -> FakeStream:
+        assert stream
+        self.asked.append((list(messages), sampling))
+        n_prompt = sum(len(message["content"].split()) for message in messages)
+        if n_prompt >= self.n_ctx:
+            raise ContextOverflow(f"the prompt has {n_prompt} tokens, but the context holds {self.n_ctx}")
+        question = messages[-1]["content"]
+        text = ANSWERS.get(question, f"You said: {question} (answer {len(self.asked)})")
+        return FakeStream([word for word in text.replace(" ", " \0").split("\0") if word], n_prompt, self)
+
+    def close(self) -> None:
+        self.is_closed = True

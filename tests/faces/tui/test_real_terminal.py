@@ -1,0 +1,147 @@
+"""The chat in a real terminal: tmux holds the screen and presses the keys."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent.parent
+PATIENCE_S = 30.0
+# The command with tests/fake_engine.py in the place of the engine, its steps slow enough to be stopped.
+FAKE = (
+    "import functools, vkllm.llm, vkllm.engine.process as process\n"
+    "vkllm.llm.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
+    "from vkllm.faces.cli import main; main()"
+)
+
+
+class Tmux:
+    """One terminal of 80 by 24 on a server of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._socket = str(folder / "tmux")
+        self._folder = folder
+
+    def run(self, *arguments: str) -> str:
+        command = ["tmux", "-S", self._socket, "-f", "/dev/null", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def start(self, command: list[str]) -> None:
+        """Runs a command; when it has ended, its exit code is on the screen."""
+        variables = {"VKLLM_DATA": str(self._folder), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "VKLLM_TMUX": "1"}
+        line = shlex.join(["env", *(f"{name}={value}" for name, value in variables.items()), *command])
+        self.run("new-session", "-d", "-x", "80", "-y", "24", "-s", "chat", f"{line}; echo exit code $?; exec cat")
+
+    def end(self) -> None:
+        subprocess.run(["tmux", "-S", self._socket, "kill-server"], capture_output=True)
+
+    def press(self, *keys: str) -> None:
+        self.run("send-keys", "-t", "chat", *keys)
+
+    def type(self, text: str) -> None:
+        self.run("send-keys", "-t", "chat", "-l", text)
+
+    @property
+    def screen(self) -> str:
+        return self.run("capture-pane", "-p", "-t", "chat")
+
+    def until(self, holds: Callable[[str], bool]) -> str:
+        deadline = time.monotonic() + PATIENCE_S
+        while not holds(screen := self.screen):
+            assert time.monotonic() < deadline, screen
+            time.sleep(0.05)
+        return screen
+
+    def quit(self) -> str:
+        """Presses Ctrl+Q and waits for the end; what is on the screen then."""
+        self.press("C-q")
+        start = time.monotonic()
+        screen = self.until(lambda screen: "exit code" in screen)
+        assert time.monotonic() - start < 5
+        return screen
+
+
+@pytest.fixture
+def tmux(tmp_path: Path) -> Iterator[Tmux]:
+    if shutil.which("tmux") is None:
+        pytest.skip("tmux is not installed; it is the terminal of this test (apt-get install tmux)")
+    terminal = Tmux(tmp_path)
+    yield terminal
+    terminal.end()
+
+
+def engines() -> set[str]:
+    """Ids of the engines' processes that tests in this file have started and that still run."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"VKLLM_TMUX=1" in (path / "environ").read_bytes() and b"worker" in (path / "cmdline").read_bytes():
+                found.add(path.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_person_types_stops_repeats_quits_and_finds_the_chat_again(tmux: Tmux, tiny_gguf: Path) -> None:
+    command = [sys.executable, "-c", FAKE, "chat", str(tiny_gguf), "--device", "slow steps"]
+    tmux.start(command)
+    tmux.until(lambda screen: "ready" in screen)
+    tmux.type("a question")
+    tmux.press("C-j")
+    tmux.type("that goes on")
+    tmux.press("Enter")
+    tmux.until(lambda screen: "Answer" in screen and screen.count("a question") > 1)
+    tmux.press("Escape")
+    tmux.until(lambda screen: "stopped" in screen)
+    tmux.press("C-r")
+    tmux.until(lambda screen: "2/2" in screen and screen.count("a question") > 2)
+    assert engines()
+    assert "Traceback" not in tmux.quit()
+    assert engines() == set()
+    tmux.end()
+    tmux.start(command)
+    tmux.until(lambda screen: "ready" in screen)
+    tmux.press("F2")
+    tmux.until(lambda screen: "Chats" in screen and "a question" in screen)
+    tmux.press("Enter")
+    tmux.until(lambda screen: "2/2" in screen and "stopped" in screen and "that goes on" in screen)
+    tmux.quit()
+
+
+@pytest.mark.parametrize("keys", [["C-q"], ["C-c", "C-c"]])
+def test_quitting_while_a_model_is_loaded_leaves_nothing(tmux: Tmux, tiny_gguf: Path, keys: list[str]) -> None:
+    tmux.start([sys.executable, "-c", FAKE, "chat", str(tiny_gguf), "--device", "slow start"])
+    tmux.until(lambda screen: "loading" in screen and bool(engines()))
+    start = time.monotonic()
+    for key in keys:
+        tmux.press(key)
+    screen = tmux.until(lambda screen: "exit code" in screen)
+    assert time.monotonic() - start < 5
+    assert "exit code 0" in screen and "Traceback" not in screen
+    assert engines() == set()
+
+
+@pytest.mark.gpu
+@pytest.mark.weights
+def test_the_default_model_answers_on_the_screen(tmux: Tmux, default_model: Path) -> None:
+    tmux.start([sys.executable, "-m", "vkllm", "chat", str(default_model), "--temp", "0"])
+    tmux.until(lambda screen: "ready" in screen)
+    tmux.type("What is the capital of France?")
+    tmux.press("Enter")
+    tmux.until(lambda screen: "Paris" in screen)
+    assert "exit code 0" in tmux.quit()
+
+
+def test_plain_is_line_by_line(tmux: Tmux, tiny_gguf: Path) -> None:
+    tmux.start([sys.executable, "-c", FAKE, "chat", str(tiny_gguf), "--plain"])
+    tmux.until(lambda screen: ">>>" in screen)
+    tmux.type("/bye")
+    tmux.press("Enter")
+    tmux.until(lambda screen: "exit code 0" in screen)

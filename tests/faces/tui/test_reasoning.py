@@ -1,0 +1,69 @@
+"""Answers taken apart, and chats as Markdown."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vkllm.faces.tui.chat_store import ChatMessage
+from vkllm.faces.tui.reasoning import as_markdown, code_blocks, file_name, split_reasoning
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("plain", ("", "plain", False)),
+        ("<think>a b</think>\n\nc", ("a b", "c", False)),
+        ("\n<think>\na", ("a", "", True)),
+        ("<th", ("", "", True)),
+        ("reasons\n</think>\nanswer", ("reasons", "answer", False)),
+        ("The tag `</think>` ends it.", ("", "The tag `</think>` ends it.", False)),
+        ("Not first: <think>x</think>", ("", "Not first: <think>x</think>", False)),
+        ("<thinking> is a word", ("", "<thinking> is a word", False)),
+        ("", ("", "", False)),
+    ],
+)
+def test_reasoning_is_taken_out(content: str, expected: tuple[str, str, bool]) -> None:
+    assert split_reasoning(content) == expected
+
+
+@given(st.text("ab \n"), st.text("ab \n"))
+def test_an_answer_that_grows_only_ever_adds_to_its_text(reasoning: str, text: str) -> None:
+    content = f"<think>{reasoning}</think>{text}"
+    shown = [split_reasoning(content[:n]).text for n in range(len(content) + 1)]
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(shown))
+
+
+@pytest.mark.parametrize(
+    ("markdown", "blocks"),
+    [
+        ("none", []),
+        ("```py\na\n\nb\n```\ntext\n~~~\nc\n~~~", ["a\n\nb", "c"]),
+        ("```\nopen", ["open"]),
+        ("````md\n```\nx\n```\n````", ["```\nx\n```"]),
+        ("`not` a ```block```", []),
+    ],
+)
+def test_code_blocks_are_found(markdown: str, blocks: list[str]) -> None:
+    assert code_blocks(markdown) == blocks
+
+
+def test_a_chat_as_markdown() -> None:
+    messages = [
+        ChatMessage(1, 1, None, "user", "Two and two?", "done", ""),
+        ChatMessage(2, 1, 1, "assistant", "<think>Hm</think>Four.", "done", "8.0 tok/s"),
+    ]
+    assert as_markdown("Sums", "Be short", messages) == (
+        "# Sums\n\n## System\n\nBe short\n\n## You\n\nTwo and two?\n\n## Answer (8.0 tok/s)\n\n"
+        "<details><summary>Reasoning</summary>\n\nHm\n\n</details>\n\nFour.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("title", "name"), [("What/is: it?", "what-is-it.md"), ("../..", "chat.md"), ("Straße", "strasse.md")]
+)
+def test_file_names(title: str, name: str) -> None:
+    assert file_name(title) == name

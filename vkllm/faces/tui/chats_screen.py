@@ -1,0 +1,147 @@
+"""The list of chats: search, open, rename, delete, export. It changes the store; the chat screen looks afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from rich.cells import cell_len, set_cell_size
+from textual import work
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Footer, Input, OptionList
+from textual.widgets.option_list import Option
+
+from vkllm.errors import VkllmError
+from vkllm.faces.tui.chat_store import Chat, ChatStore
+from vkllm.faces.tui.dialogs import AskText, Confirm
+from vkllm.faces.tui.reasoning import as_markdown, file_name
+
+
+class ChatsScreen(ModalScreen[int | None]):
+    """Chats with a line to search in; the result is the id of the one to open."""
+
+    BINDINGS = [  # noqa: RUF012, as Textual declares it
+        Binding("enter", "open", "Open", priority=True),
+        Binding("ctrl+r", "rename", "Rename", priority=True),
+        Binding("ctrl+e", "export", "Export", priority=True),
+        Binding("ctrl+d", "delete", "Delete", priority=True),
+        Binding("escape,f2", "dismiss(None)", "Back"),
+        Binding("up", "move(-1)", show=False, priority=True),
+        Binding("down", "move(1)", show=False, priority=True),
+    ]
+
+    def __init__(self, store: ChatStore, current_id: int | None) -> None:
+        super().__init__()
+        self._store = store
+        self._current_id = current_id
+        self._chats: list[Chat] = []
+
+    def compose(self) -> ComposeResult:
+        """The search line above the list."""
+        with Vertical(classes="dialog large") as box:
+            box.border_title = "Chats"
+            yield Input(placeholder="Search titles and messages", compact=True)
+            yield OptionList(markup=False)
+            yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        """Shows all chats, the one that is open chosen."""
+        self._list("")
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Searches at each key."""
+        self._list(event.value)
+
+    def on_option_list_option_selected(self) -> None:
+        """A click opens."""
+        self.action_open()
+
+    def action_open(self) -> None:
+        """Closes with the chosen chat."""
+        if chat := self._chosen():
+            self.dismiss(chat.id)
+
+    def action_move(self, step: int) -> None:
+        """Moves the choice while the search line keeps the keys."""
+        choices = self.query_one(OptionList)
+        if step > 0:
+            choices.action_cursor_down()
+        else:
+            choices.action_cursor_up()
+
+    @work
+    async def action_rename(self) -> None:
+        """Asks for another title."""
+        if chat := self._chosen():
+            title = await self.app.push_screen_wait(AskText("Rename chat", chat.title))
+            if title is not None:
+                self._change(lambda: self._store.rename_chat(chat.id, title))
+
+    @work
+    async def action_delete(self) -> None:
+        """Deletes, after a question."""
+        if chat := self._chosen():
+            chat_id = chat.id
+            if await self.app.push_screen_wait(Confirm(f"Delete “{chat.title}” for good?")):
+                self._change(lambda: self._store.delete_chat(chat_id))
+
+    @work
+    async def action_export(self) -> None:
+        """Writes the chat to a file."""
+        if chat := self._chosen():
+            path = await self.app.push_screen_wait(AskText("Export as Markdown to", file_name(chat.title)))
+            if path is not None:
+                self._change(lambda: self.notify(f"Written to {export_chat(self._store, chat, Path(path))}"))
+
+    def _change(self, change: Callable[[], None]) -> None:
+        try:
+            change()
+        except VkllmError as error:
+            self.notify(str(error), severity="error", markup=False)
+        self._list(self.query_one(Input).value)
+
+    def _chosen(self) -> Chat | None:
+        index = self.query_one(OptionList).highlighted
+        return None if index is None or index >= len(self._chats) else self._chats[index]
+
+    def _list(self, search: str) -> None:
+        chosen = self._chosen()
+        choices = self.query_one(OptionList)
+        try:
+            self._chats = self._store.chats(search)
+        except VkllmError as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        width = max(20, min(self.app.size.width - 30, 90))
+        choices.clear_options()
+        choices.add_options(Option(Content(f"{_padded(chat.title, width)}  {_when(chat)}")) for chat in self._chats)
+        wanted = self._current_id if chosen is None else chosen.id
+        ids = [chat.id for chat in self._chats]
+        choices.highlighted = ids.index(wanted) if wanted in ids else 0 if ids else None
+
+
+def export_chat(store: ChatStore, chat: Chat, path: Path) -> Path:
+    """Writes the path of a chat that is shown to a new Markdown file; raises VkllmError if it cannot."""
+    path = path.expanduser().absolute()
+    text = as_markdown(chat.title, chat.system, store.messages(chat.id))
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise VkllmError(f"{path}: there is such a file already; choose another name") from None
+    except OSError as error:
+        raise VkllmError(f"{path}: the chat cannot be written ({error.strerror}); choose another place") from None
+    return path
+
+
+def _padded(text: str, width: int) -> str:
+    return set_cell_size(text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…", width)
+
+
+def _when(chat: Chat) -> str:
+    return datetime.fromtimestamp(chat.changed_s).strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,51 @@
+"""Which ways on there are from an error. Every error that reaches the user is a card with at least one."""
+
+from __future__ import annotations
+
+from vkllm import ContextOverflow, InvalidParameter, OutOfDeviceMemory, VkllmError
+from vkllm.faces.tui.message_view import Notice, WayOn
+from vkllm.faces.tui.session import MIN_N_CTX, Session
+
+_RETRY = WayOn("Try again (^R)", "regenerate")
+_MODEL = WayOn("Other model (F3)", "models")
+_NEW = WayOn("New chat (^N)", "new_chat")
+_PARAMETERS = WayOn("Parameters (F4)", "parameters")
+
+
+def notice_for(error: VkllmError, session: Session) -> Notice:
+    """The card for an error of the engine, or of opening a model."""
+    match error:
+        case ContextOverflow():
+            ways = [*_larger_context(session), _NEW, _RETRY]
+        case OutOfDeviceMemory():
+            ways = [*_shorter_context(session), _MODEL, _RETRY]
+        case InvalidParameter():
+            ways = [_PARAMETERS, _RETRY, _MODEL]
+        case _:
+            ways = [_RETRY, _MODEL]
+    return Notice(_sentence(str(error)), ways)
+
+
+def context_is_full(session: Session) -> Notice:
+    """The card for an answer that ended because there was no room for more."""
+    return Notice(
+        f"The context of {session.llm.n_ctx if session.llm else 0} tokens is full, so the answer ends here.",
+        [*_larger_context(session), _NEW],
+    )
+
+
+def _larger_context(session: Session) -> list[WayOn]:
+    if session.llm is None or session.llm.n_ctx >= session.llm.spec.n_ctx_train:
+        return []
+    n_ctx = min(2 * session.llm.n_ctx, session.llm.spec.n_ctx_train)
+    return [WayOn(f"Load with {n_ctx} tokens", f"load_with_context({n_ctx})")]
+
+
+def _shorter_context(session: Session) -> list[WayOn]:
+    n_ctx = (session.llm.n_ctx if session.llm else session.n_ctx or 4096) // 2
+    return [WayOn(f"Load with {n_ctx} tokens", f"load_with_context({n_ctx})")] if n_ctx >= MIN_N_CTX else []
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split())
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

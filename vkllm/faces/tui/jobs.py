@@ -1,0 +1,158 @@
+"""Work that takes long, in threads: a model is loaded, a question is answered.
+
+A job knows the public API and nothing of widgets. The screen looks at it a few times a second, so however fast pieces
+come, it is drawn no more often than that, and no thread ever waits for the screen. The threads are daemons: what hangs
+in one does not keep the program from ending.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from vkllm import LLM, Generation, Stream, VkllmError
+from vkllm.llm import Message
+
+OpenModel = Callable[..., LLM]
+"""Opens a model as `LLM` does: (model, n_ctx=, device=, on_progress=)."""
+
+
+class Progress(NamedTuple):
+    """What is being done, and bytes of it; n_total is 0 as long as it is not known."""
+
+    what: str
+    n_done: int
+    n_total: int
+
+
+class _Abandoned(BaseException):
+    """Ends a load from within its progress callback. No Exception: downloads turn those into errors of their own."""
+
+
+class LoadJob:
+    """Closes the model that was open, then fetches and loads another one.
+
+    `llm` is the model once `is_over`, or None with `error` if it failed, or without if it was cancelled.
+    """
+
+    def __init__(
+        self, open_model: OpenModel, model: str, *, n_ctx: int | None, device: str | None, previous: LLM | None
+    ) -> None:
+        self.model = model
+        self.progress = Progress(f"opening {model}", 0, 0)
+        self.llm: LLM | None = None
+        self.error: VkllmError | None = None
+        self.is_over = False
+        self._is_cancelled = False
+        self._open_model = open_model
+        self._n_ctx = n_ctx
+        self._device = device
+        self._previous = previous
+        self._thread = threading.Thread(target=self._run, name="vkllm-load", daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Gives the load up at its next progress; the model, should it be there already, is closed."""
+        self._is_cancelled = True
+
+    def join(self, timeout_s: float) -> None:
+        """Waits for the thread's end, but no longer than so many seconds."""
+        self._thread.join(timeout_s)
+
+    def _on_progress(self, what: str, n_done: int, n_total: int) -> None:
+        if self._is_cancelled and not self.is_over:
+            raise _Abandoned
+        self.progress = Progress(what, n_done, n_total)
+
+    def _run(self) -> None:
+        try:
+            if self._previous is not None:
+                self._previous.close()
+            llm = self._open_model(self.model, n_ctx=self._n_ctx, device=self._device, on_progress=self._on_progress)
+            if self._is_cancelled:
+                llm.close()
+            else:
+                self.llm = llm
+        except _Abandoned:
+            pass
+        except Exception as error:  # a screen that waits for ever would hide the mistake
+            self.error = _as_vkllm_error(error)
+        finally:
+            self.is_over = True
+
+
+class AnswerJob:
+    """Answers a conversation. messages and sampling: as for `LLM.chat`.
+
+    `take()` is what came since the last call. Once `is_over`: `generation`, or `error`, or neither if it was stopped
+    before it began. n_prompt is an estimate until then.
+    """
+
+    def __init__(self, llm: LLM, messages: Sequence[Message], sampling: dict[str, Any]) -> None:
+        self.n_prompt = 0
+        self.n_generated = 0
+        self.first_s: float | None = None
+        self.generation: Generation | None = None
+        self.error: VkllmError | None = None
+        self.is_over = False
+        self._llm = llm
+        self._messages = messages
+        self._sampling = sampling
+        self._lock = threading.Lock()  # guards the next three
+        self._pieces: list[str] = []
+        self._stream: Stream | None = None
+        self._is_stopped = False
+        threading.Thread(target=self._run, name="vkllm-answer", daemon=True).start()
+
+    def take(self) -> str:
+        """The text that came since the last call."""
+        with self._lock:
+            pieces, self._pieces = self._pieces, []
+        return "".join(pieces)
+
+    def stop(self) -> None:
+        """Cancels the request; returns at once."""
+        with self._lock:
+            self._is_stopped = True
+            if self._stream is not None:
+                self._stream.close()
+
+    @property
+    def generate_per_s(self) -> float:
+        """Tokens a second since the first one, as seen from here."""
+        seconds = 0.0 if self.first_s is None else time.monotonic() - self.first_s
+        return (self.n_generated - 1) / seconds if seconds > 0 and self.n_generated > 1 else 0.0
+
+    def _run(self) -> None:
+        try:
+            tokenizer = self._llm.tokenizer
+            self.n_prompt = sum(len(tokenizer.encode(message["content"])) for message in self._messages)
+            if not self._is_stopped:
+                self._answer()
+        except Exception as error:  # a screen that waits for ever would hide the mistake
+            self.error = _as_vkllm_error(error)
+        finally:
+            self.is_over = True
+
+    def _answer(self) -> None:
+        with contextlib.closing(self._llm.chat(self._messages, stream=True, **self._sampling)) as stream:
+            with self._lock:
+                self._stream = stream
+                if self._is_stopped:
+                    stream.close()
+            for piece in stream:
+                with self._lock:
+                    self._pieces.append(piece)
+                self.n_generated += len(piece.token_ids)
+                if self.first_s is None:
+                    self.first_s = time.monotonic()
+            self.generation = stream.result()
+
+
+def _as_vkllm_error(error: Exception) -> VkllmError:
+    if isinstance(error, VkllmError):
+        return error
+    return VkllmError(f"vkllm made a mistake ({type(error).__name__}: {error}); please report it")

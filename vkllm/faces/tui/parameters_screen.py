@@ -1,0 +1,103 @@
+"""The panel of a chat's parameters: how tokens are chosen, the system prompt, the length of the context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Grid, Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Footer, Input, Label, Static, TextArea
+
+from vkllm import InvalidParameter, SamplingParams
+
+_DEFAULTS = SamplingParams()
+
+
+class _Field(NamedTuple):
+    """name: of a field of SamplingParams, or n_ctx. type: what its text is made into."""
+
+    name: str
+    label: str
+    type: type[int] | type[float]
+    default: str
+
+
+_FIELDS = (
+    _Field("temperature", "Temperature", float, f"{_DEFAULTS.temperature}"),
+    _Field("top_k", "Top k", int, f"{_DEFAULTS.top_k}"),
+    _Field("top_p", "Top p", float, f"{_DEFAULTS.top_p}"),
+    _Field("min_p", "Min p", float, f"{_DEFAULTS.min_p}"),
+    _Field("repetition_penalty", "Repeat penalty", float, f"{_DEFAULTS.repetition_penalty}"),
+    _Field("max_tokens", "Longest answer", int, "no limit"),
+    _Field("seed", "Seed", int, "drawn anew"),
+    _Field("n_ctx", "Context", int, "the model's"),
+)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the panel changes. sampling: fields of SamplingParams by name, those that are not the default's.
+
+    n_ctx: tokens of context, None for the model's own choice; the model is loaded anew for another one.
+    """
+
+    system: str
+    sampling: dict[str, Any]
+    n_ctx: int | None
+
+
+class ParametersScreen(ModalScreen[Parameters | None]):
+    """The panel. An empty line means the default; the result is None if the user leaves."""
+
+    BINDINGS = [  # noqa: RUF012, as Textual declares it
+        Binding("ctrl+s", "accept", "Accept", priority=True),
+        Binding("escape,f4", "dismiss(None)", "Cancel"),
+    ]
+
+    def __init__(self, parameters: Parameters) -> None:
+        super().__init__()
+        self._parameters = parameters
+
+    def compose(self) -> ComposeResult:
+        """A line for each number, and the system prompt."""
+        values = self._parameters.sampling | {"n_ctx": self._parameters.n_ctx}
+        with Vertical(classes="dialog large") as box:
+            box.border_title = "Parameters of this chat"
+            with Grid(id="fields"):
+                for field in _FIELDS:
+                    yield Label(field.label)
+                    value = values.get(field.name)
+                    text = "" if value is None else str(value)
+                    yield Input(text, placeholder=field.default, id=field.name, compact=True)
+            yield Label("System prompt")
+            yield TextArea(self._parameters.system, id="system", compact=True, highlight_cursor_line=False)
+            yield Static("", id="problem", markup=False)
+            yield Footer(show_command_palette=False)
+
+    def on_input_submitted(self) -> None:
+        """Enter in a line accepts."""
+        self.action_accept()
+
+    def action_accept(self) -> None:
+        """Closes with the values, or says which one is wrong."""
+        try:
+            values = {field.name: value for field in _FIELDS if (value := self._value(field)) is not None}
+            n_ctx = values.pop("n_ctx", None)
+            if n_ctx is not None and n_ctx < 2:
+                raise InvalidParameter("Context must be at least 2 tokens")
+            SamplingParams(**values)
+        except InvalidParameter as error:
+            self.query_one("#problem", Static).update(str(error))
+            return
+        self.dismiss(Parameters(self.query_one("#system", TextArea).text.strip(), values, n_ctx))
+
+    def _value(self, field: _Field) -> Any:
+        text = self.query_one(f"#{field.name}", Input).value.strip()
+        try:
+            return field.type(text) if text else None
+        except ValueError:
+            self.query_one(f"#{field.name}", Input).focus()
+            raise InvalidParameter(f"{field.label} must be a number, not {text!r}") from None
