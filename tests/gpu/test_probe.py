@@ -81,6 +81,18 @@ def test_looking_often_leaves_nothing_open(found: list[DeviceInfo]) -> None:
 
 
 @pytest.mark.gpu
+def test_a_second_look_makes_no_second_instance(found: list[DeviceInfo], monkeypatch: pytest.MonkeyPatch) -> None:
+    import vulkan
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("asked for again")
+
+    for function in ("vkCreateInstance", "vkEnumeratePhysicalDevices", "vkGetPhysicalDeviceProperties2"):
+        monkeypatch.setattr(vulkan, function, refuse)
+    assert [device.name for device in devices()] == [device.name for device in found]
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("variable", ["VK_ICD_FILENAMES", "VK_DRIVER_FILES"])
 def test_no_driver_is_no_device(variable: str) -> None:
     code = "from vkllm.gpu.probe import devices\ntry: devices()\nexcept Exception as e: print(type(e).__name__, e)"

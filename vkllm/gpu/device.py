@@ -6,7 +6,8 @@ kernel binds, `gpu/program.py` what is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy.typing as npt
 from vkllm.errors import DeviceError, OutOfDeviceMemory
 from vkllm.gpu.kernels import KernelSpec
 from vkllm.gpu.layer import Layer
-from vkllm.gpu.probe import DeviceInfo, choose_device, devices
+from vkllm.gpu.layer.memory import HeapUse, Placement, Tier
+from vkllm.gpu.layer.results import OUT_OF_MEMORY, described, error_of
+from vkllm.gpu.probe import DeviceInfo, MemoryLimits, check_device, choose_device, devices
 from vkllm.resources import cache_dir, shader
 
 Words = npt.NDArray[np.uint32]
@@ -26,12 +29,28 @@ MAX_GROUPS = 65535
 
 
 class Buffer:
-    """Device memory of whole uint32 words. `words` is the mapped memory of a host buffer, None otherwise."""
+    """Memory of whole uint32 words. words: as the CPU sees it; None if it is "local". placement: where it lies."""
 
-    def __init__(self, tensor: Any, n_words: int, words: Words | None) -> None:
+    def __init__(self, tensor: Any, n_words: int, placement: Placement) -> None:
         self.tensor = tensor
         self.n_words = n_words
-        self.words = words
+        self.placement = placement
+        self.words: Words | None = None
+        if placement.address:
+            self.words = np.asarray(_Mapped(tensor, n_words, placement.address))
+
+
+class _Mapped:
+    """Mapped memory for numpy, whose arrays keep it and thereby the tensor."""
+
+    def __init__(self, tensor: Any, n_words: int, address: int) -> None:
+        self._tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": np.dtype(np.uint32).str,
+            "shape": (n_words,),
+            "data": (address, False),
+        }
 
 
 @dataclass(frozen=True)
@@ -59,48 +78,75 @@ class Recording:
 
 
 class Device:
-    """An open device. wanted: index or part of the name; None takes the best one."""
+    """An open device. wanted: index or part of the name; None takes the best one.
 
-    def __init__(self, wanted: str | None = None, timeout_s: float = 120.0) -> None:
+    limits: memory that it is taken to have; None takes the environment's VKLLM_VRAM_LIMIT and VKLLM_RAM_LIMIT.
+    """
+
+    def __init__(self, wanted: str | None = None, timeout_s: float = 120.0, limits: MemoryLimits | None = None) -> None:
         """Raises NoDevice, or DeviceError if the layer or the driver fails. timeout_s: limit of every wait."""
+        limits = MemoryLimits.from_environment() if limits is None else limits
         self._layer = Layer.activate()
-        self.info: DeviceInfo = choose_device(devices(), wanted)
+        self.info: DeviceInfo = choose_device(devices(limits), wanted)
         self.timeout_s = timeout_s
         self.layer_id = -1
         self._layer.set_pipeline_cache(cache_dir() / "pipelines")
+        self._manager: Any = None
+        check_device(self.info.index)
         import kp  # the layer must be in place before Kompute loads Vulkan
 
         self._kp = kp
-        try:
+        with self._kompute("open the device"):
             self._manager = kp.Manager(self.info.index)
-        except RuntimeError as error:
-            raise DeviceError(f"{self.info.name}: Kompute cannot open the device: {error}") from error
         self.layer_id = self._layer.open_device()
-        self.check()
+        self._layer.limit_memory(self.layer_id, limits.vram_bytes, limits.ram_bytes)
         self._layer.asynchronous(True)
         enabled = self._layer.features(self.layer_id)
         self.has_integer_dot = "integer_dot_product" in enabled and "fast_integer_dot" in self.info.features
 
-    def buffer(self, n_words: int, *, is_host: bool = False) -> Buffer:
-        """Allocates n_words (at least one); host buffers are mapped, zeroed and visible to both sides.
+    def buffer(self, n_words: int, *, tier: Tier = "local", is_host: bool = False) -> Buffer:
+        """Allocates n_words (at least one) in a tier, with whatever is in the memory; only "local" is not mapped.
 
-        Raises OutOfDeviceMemory.
+        is_host: a "readback" buffer of zeros, for what is small. Raises OutOfDeviceMemory or DeviceError.
         """
+        tier = "readback" if is_host else tier
         n_words = max(n_words, 4)
-        if 4 * n_words > self.info.max_binding_bytes:
+        largest = min(self.info.max_binding_bytes, self.info.max_allocation_bytes)
+        if 4 * n_words > largest:
             raise OutOfDeviceMemory(
                 f"{self.info.name}: a buffer of {4 * n_words:,} bytes is larger than the device can bind "
-                f"({self.info.max_binding_bytes:,} bytes); use a smaller model or a shorter context"
+                f"({largest:,} bytes); use a smaller model or a shorter context"
             )
-        types = self._kp.TensorTypes
-        data = np.zeros(n_words, np.uint32) if is_host else np.empty(n_words, np.uint32)
+        self._layer.place_next(tier)
         try:
-            tensor = self._manager.tensor_t(data, types.host if is_host else types.storage)
-        except RuntimeError as error:
-            self.check()
-            raise OutOfDeviceMemory(f"{self.info.name}: no memory for {4 * n_words:,} bytes: {error}") from error
+            # Of a storage tensor Kompute takes the size and reads nothing, so these pages are never touched.
+            size_only = np.empty(n_words, np.uint32)
+            tensor = self._manager.tensor_t(size_only, self._kp.TensorTypes.storage)
+        except (RuntimeError, MemoryError) as error:
+            raise self._no_memory(tier, 4 * n_words, str(error)) from error
+        buffer = Buffer(tensor, n_words, self._layer.placement())
         self.check()
-        return Buffer(tensor, n_words, tensor.data() if is_host else None)
+        if is_host and buffer.words is not None:
+            buffer.words[:] = 0
+        return buffer
+
+    def memory(self) -> tuple[HeapUse, ...]:
+        """The device's heaps now, in the order of `info.heaps`: sizes, budgets, what is used."""
+        return self._layer.heaps(self.layer_id)
+
+    def _no_memory(self, tier: Tier, n_bytes: int, said: str) -> DeviceError:
+        """Why a buffer could not be made, with what there is. said: Kompute's word for it."""
+        call, result = self._layer.take_failure(self.layer_id) or (said, OUT_OF_MEMORY[1])
+        if result not in OUT_OF_MEMORY:
+            return error_of(call, result)
+        heaps = ", ".join(
+            f"heap {i}{' (device-local)' if heap.is_device_local else ''} {heap.room_bytes:,} of {heap.size_bytes:,}"
+            for i, heap in enumerate(self.memory())
+        )
+        return OutOfDeviceMemory(
+            f"{self.info.name}: no {tier} memory for a buffer of {n_bytes:,} bytes ({described(call, result)}); "
+            f"bytes left: {heaps}; use a smaller model or a shorter context, or close other programs"
+        )
 
     def dispatch(
         self,
@@ -121,29 +167,34 @@ class Device:
             raise DeviceError(f"{kernel.name} would need {groups} workgroups; {MAX_GROUPS} is the limit")
         module = kernel.module(weight_format, is_soft=not self.has_integer_dot)
         push_words = np.array(push or (0,), np.uint32)  # Kompute takes no empty array
-        algorithm = self._manager.algorithm(
-            [buffer.tensor for buffer in buffers],
-            shader(module),
-            (*groups, 1),
-            np.array(constants, np.uint32),
-            push_words,
-        )
-        self.check()
+        with self._kompute(f"make {kernel.name}"):
+            algorithm = self._manager.algorithm(
+                [buffer.tensor for buffer in buffers],
+                shader(module),
+                (*groups, 1),
+                np.array(constants, np.uint32),
+                push_words,
+            )
         return Dispatch(algorithm, push_words, is_independent)
 
     def record(self, dispatches: Iterable[Dispatch]) -> Recording:
         """Records dispatches in order; each sees what those before it wrote, unless it is independent."""
-        sequence = self._manager.sequence()
-        for dispatch in dispatches:
-            if dispatch.is_independent:
-                self._layer.independent()
-            sequence.record(self._kp.OpAlgoDispatch(dispatch.algorithm, dispatch.push))
-        self.check()
+        with self._kompute("make a command buffer"):
+            sequence = self._manager.sequence()
+        with self._kompute("record"):
+            for dispatch in dispatches:
+                if dispatch.is_independent:
+                    self._layer.independent()
+                sequence.record(self._kp.OpAlgoDispatch(dispatch.algorithm, dispatch.push))
         return Recording(sequence)
 
     def submit(self, recording: Recording) -> int:
         """Submits and returns at once, with the ticket to wait for. Submits run in order."""
-        recording.sequence.eval()
+        try:
+            recording.sequence.eval()
+        except RuntimeError as error:
+            self.check()
+            raise DeviceError(f"{self.info.name}: Kompute cannot submit: {error}") from error
         return self._layer.ticket(self.layer_id)
 
     def wait(self, ticket: int) -> None:
@@ -163,6 +214,16 @@ class Device:
         """Raises what the layer has kept of calls whose results Kompute ignores."""
         if self.layer_id >= 0:
             self._layer.check(self.layer_id)
+
+    @contextmanager
+    def _kompute(self, doing: str) -> Iterator[None]:
+        """Around calls of Kompute: what fails in them, heeded by Kompute or not, is raised as vkllm's errors."""
+        try:
+            yield
+        except RuntimeError as error:
+            self.check()
+            raise DeviceError(f"{self.info.name}: Kompute cannot {doing}: {error}") from error
+        self.check()
 
     def save_pipelines(self) -> None:
         """Writes the pipeline cache to disk, if it grew."""

@@ -1,18 +1,23 @@
 """What Vulkan devices there are, and what each can do: heaps, budgets, limits, features.
 
-Knows the `vulkan` package (the only file that imports it), whose errors become NoDevice or DeviceError here. Makes an
-instance of its own for each look and releases it; allocates nothing on any device, and knows nothing of Kompute
-but that it numbers devices in the same order. What a device reports here is what it could do; what is enabled on an
-open device is `Layer.features`.
+Knows the `vulkan` package (the only file that imports it), whose errors become NoDevice or DeviceError here. Allocates
+nothing on any device, and knows nothing of Kompute but that it numbers devices in the same order. What a device reports
+here is what it could do; what is enabled on an open device is `Layer.features`.
+
+The first look makes a Vulkan instance that the process keeps: later looks only read the budgets again, and drivers stay
+loaded. Without it each instance would load and unload them, which NVIDIA's bears about fifteen times.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from vkllm.errors import DeviceError, NoDevice
+from vkllm.errors import DeviceError, InvalidParameter, NoDevice, OutOfDeviceMemory
 
 ADVICE: Final = "install your GPU's driver (`apt install mesa-vulkan-drivers`, or the vendor's own)"
 DeviceType = Literal["discrete", "integrated", "virtual", "cpu", "other"]
@@ -88,11 +93,81 @@ class DeviceInfo:
     features: frozenset[str]
 
 
-def devices() -> list[DeviceInfo]:
-    """All Vulkan devices, in the order in which Kompute numbers them.
+@dataclass(frozen=True)
+class MemoryLimits:
+    """What devices are taken to have: vram_bytes of each device-local heap, ram_bytes of each other; None: all."""
 
-    Raises NoDevice if there is no Vulkan loader, driver or device, DeviceError if a driver fails.
+    vram_bytes: int | None = None
+    ram_bytes: int | None = None
+
+    @classmethod
+    def from_environment(cls) -> MemoryLimits:
+        """VKLLM_VRAM_LIMIT and VKLLM_RAM_LIMIT, such as 16GiB. Raises InvalidParameter."""
+        return cls(_limit_of("VKLLM_VRAM_LIMIT"), _limit_of("VKLLM_RAM_LIMIT"))
+
+    def applied(self, heap: Heap) -> Heap:
+        """The heap, no larger than its limit."""
+        limit = self.vram_bytes if heap.is_device_local else self.ram_bytes
+        if limit is None:
+            return heap
+        budget_bytes = None if heap.budget_bytes is None else min(heap.budget_bytes, limit)
+        return replace(heap, size_bytes=min(heap.size_bytes, limit), budget_bytes=budget_bytes)
+
+
+_UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def _limit_of(variable: str) -> int | None:
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.casefold())
+    if not found:
+        raise InvalidParameter(f"{variable} is {text!r}; give a number of bytes, such as 16GiB or 500MB")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+_known_lock: Final = threading.Lock()
+_known: list[tuple[_Gpu, DeviceInfo]] = []
+
+
+def devices(limits: MemoryLimits | None = None) -> list[DeviceInfo]:
+    """All Vulkan devices, in the order in which Kompute numbers them, with their budgets of this moment.
+
+    limits: memory that they are taken to have; None takes the environment's. Raises NoDevice if there is no Vulkan
+    loader, driver or device, DeviceError if a driver fails, InvalidParameter if the environment's limits are malformed.
     """
+    limits = MemoryLimits.from_environment() if limits is None else limits
+    return [replace(info, heaps=tuple(limits.applied(heap) for heap in gpu.heaps())) for gpu, info in _found()]
+
+
+def check_device(index: int) -> None:
+    """Opens a device and closes it again.
+
+    Raises OutOfDeviceMemory or DeviceError if the driver refuses; Kompute would take the process down with it.
+    """
+    gpu, info = _found()[index]
+    try:
+        gpu.open_and_close()
+    except (gpu.vk.VkErrorOutOfDeviceMemory, gpu.vk.VkErrorOutOfHostMemory) as error:
+        raise OutOfDeviceMemory(
+            f"{info.name} has no memory left for another program ({type(error).__name__}); close one"
+        ) from error
+    except gpu.vk.VkError as error:
+        raise DeviceError(
+            f"{info.name} cannot be opened ({type(error).__name__}); see the system's log for the driver's reason"
+        ) from error
+
+
+def _found() -> list[tuple[_Gpu, DeviceInfo]]:
+    with _known_lock:
+        if not _known:
+            _known.extend(_look())
+        return _known
+
+
+def _look() -> list[tuple[_Gpu, DeviceInfo]]:
+    """The devices of a new instance, which is kept if there are any."""
     try:
         import vulkan as vk
     except (ImportError, OSError) as error:
@@ -106,14 +181,17 @@ def devices() -> list[DeviceInfo]:
         raise DeviceError(
             f"Vulkan cannot start ({type(error).__name__}); `vulkaninfo --summary` may say why."
         ) from error
+    found: list[tuple[_Gpu, DeviceInfo]] = []
     try:
-        found = [_device(vk, index, gpu) for index, gpu in enumerate(vk.vkEnumeratePhysicalDevices(instance))]
+        gpus = [_Gpu(vk, handle) for handle in vk.vkEnumeratePhysicalDevices(instance)]
+        found = [(gpu, gpu.info(index)) for index, gpu in enumerate(gpus)]
     except vk.VkErrorInitializationFailed:
-        found = []  # what some loaders say for no device
+        pass  # what some loaders say for no device
     except vk.VkError as error:
         raise DeviceError(f"A driver failed ({type(error).__name__}); `vulkaninfo --summary` may say why.") from error
     finally:
-        vk.vkDestroyInstance(instance, None)
+        if not found:
+            vk.vkDestroyInstance(instance, None)
     if not found:
         raise NoDevice(f"There is no Vulkan device; {ADVICE}.")
     return found
@@ -143,75 +221,97 @@ def _version_number(major: int, minor: int) -> int:
     return major << 22 | minor << 12
 
 
-def _device(vk: Any, index: int, gpu: Any) -> DeviceInfo:
-    plain = vk.vkGetPhysicalDeviceProperties(gpu)
-    version = (plain.apiVersion >> 22 & 0x7F, plain.apiVersion >> 12 & 0x3FF, plain.apiVersion & 0xFFF)
-    extensions = frozenset(extension.extensionName for extension in vk.vkEnumerateDeviceExtensionProperties(gpu, None))
+class _Gpu:
+    """A physical device of the instance that is kept."""
 
-    def ask(base: str, function: Callable[[Any, Any], Any], structures: Iterable[Structure]) -> dict[str, Any]:
+    def __init__(self, vk: Any, handle: Any) -> None:
+        self.vk = vk
+        self._handle = handle
+        self._plain = vk.vkGetPhysicalDeviceProperties(handle)
+        version = self._plain.apiVersion
+        self._version = (version >> 22 & 0x7F, version >> 12 & 0x3FF, version & 0xFFF)
+        listed = vk.vkEnumerateDeviceExtensionProperties(handle, None)
+        self._extensions = frozenset(extension.extensionName for extension in listed)
+
+    def heaps(self) -> tuple[Heap, ...]:
+        """Its heaps, with the budgets of this moment."""
+        vk = self.vk
+        memory = self._ask(
+            "VkPhysicalDeviceMemoryProperties2", vk.vkGetPhysicalDeviceMemoryProperties2, _MEMORY_STRUCTURES
+        )
+        heaps = memory["VkPhysicalDeviceMemoryProperties2"].memoryProperties
+        budgets = memory.get("VkPhysicalDeviceMemoryBudgetPropertiesEXT")
+        return tuple(
+            Heap(
+                size_bytes=heaps.memoryHeaps[i].size,
+                budget_bytes=budgets.heapBudget[i] if budgets else None,
+                is_device_local=bool(heaps.memoryHeaps[i].flags & vk.VK_MEMORY_HEAP_DEVICE_LOCAL_BIT),
+            )
+            for i in range(heaps.memoryHeapCount)
+        )
+
+    def open_and_close(self) -> None:
+        """Makes a device with the queue that Kompute takes, and destroys it. Raises the vulkan package's errors."""
+        vk = self.vk
+        families = vk.vkGetPhysicalDeviceQueueFamilyProperties(self._handle)
+        family = next((i for i, f in enumerate(families) if f.queueFlags & vk.VK_QUEUE_COMPUTE_BIT), 0)
+        queue = vk.VkDeviceQueueCreateInfo(queueFamilyIndex=family, queueCount=1, pQueuePriorities=[1.0])
+        device = vk.vkCreateDevice(self._handle, vk.VkDeviceCreateInfo(pQueueCreateInfos=[queue]), None)
+        vk.vkDestroyDevice(device, None)
+
+    def info(self, index: int) -> DeviceInfo:
+        """All that is known of it."""
+        vk, plain, version, extensions = self.vk, self._plain, self._version, self._extensions
+        properties = self._ask("VkPhysicalDeviceProperties2", vk.vkGetPhysicalDeviceProperties2, _PROPERTY_STRUCTURES)
+        flags = self._ask("VkPhysicalDeviceFeatures2", vk.vkGetPhysicalDeviceFeatures2, _FEATURE_STRUCTURES)
+        limits = plain.limits
+        subgroup = properties["VkPhysicalDeviceSubgroupProperties"].subgroupSize if version >= (1, 1) else 0
+        sizes = properties.get("VkPhysicalDeviceSubgroupSizeControlProperties")
+        maintenance = properties.get("VkPhysicalDeviceMaintenance3Properties")
+        driver = properties.get("VkPhysicalDeviceDriverProperties")
+        dot = properties.get("VkPhysicalDeviceShaderIntegerDotProductProperties")
+        features = {
+            name
+            for name, (structure, flag) in _FEATURE_FLAGS.items()
+            if structure in flags and getattr(flags[structure], flag)
+        }
+        features |= {name for name, extension in _FEATURE_EXTENSIONS.items() if extension in extensions}
+        if dot and dot.integerDotProduct4x8BitPackedSignedAccelerated:
+            features.add("fast_integer_dot")  # others write it out in slow 32-bit multiplications
+        return DeviceInfo(
+            index=index,
+            name=plain.deviceName,
+            type=TYPES.get(plain.deviceType, "other"),
+            vendor_id=plain.vendorID,
+            device_id=plain.deviceID,
+            driver_name=_text(vk, driver.driverName) if driver else "unknown",
+            driver_version=(driver and _text(vk, driver.driverInfo)) or f"{plain.driverVersion:#x}",
+            api_version=version,
+            heaps=self.heaps(),
+            max_binding_bytes=limits.maxStorageBufferRange,
+            max_allocation_bytes=maintenance.maxMemoryAllocationSize if maintenance else limits.maxStorageBufferRange,
+            max_workgroup_invocations=limits.maxComputeWorkGroupInvocations,
+            max_shared_bytes=limits.maxComputeSharedMemorySize,
+            subgroup_size=subgroup,
+            min_subgroup_size=sizes.minSubgroupSize if sizes else subgroup,
+            max_subgroup_size=sizes.maxSubgroupSize if sizes else subgroup,
+            features=frozenset(features),
+        )
+
+    def _ask(self, base: str, function: Callable[[Any, Any], Any], structures: Iterable[Structure]) -> dict[str, Any]:
         """Has a function fill a base structure and those chained to it that the device knows; returns them by name."""
+        vk = self.vk
         chain = {base: vk.ffi.new(f"{base}*")}
         for name, core_since, extension in structures:
-            if version[:2] >= core_since or extension in extensions:
+            if self._version[:2] >= core_since or extension in self._extensions:
                 chain[name] = vk.ffi.new(f"{name}*")
         following: Any = vk.ffi.NULL
         for name, structure in reversed(chain.items()):
             structure.sType = _structure_type(vk, name)
             structure.pNext = following
             following = structure
-        function(gpu, chain[base])
+        function(self._handle, chain[base])
         return chain
-
-    properties = ask("VkPhysicalDeviceProperties2", vk.vkGetPhysicalDeviceProperties2, _PROPERTY_STRUCTURES)
-    flags = ask("VkPhysicalDeviceFeatures2", vk.vkGetPhysicalDeviceFeatures2, _FEATURE_STRUCTURES)
-    memory = ask("VkPhysicalDeviceMemoryProperties2", vk.vkGetPhysicalDeviceMemoryProperties2, _MEMORY_STRUCTURES)
-
-    limits = plain.limits
-    subgroup = properties["VkPhysicalDeviceSubgroupProperties"].subgroupSize if version >= (1, 1) else 0
-    sizes = properties.get("VkPhysicalDeviceSubgroupSizeControlProperties")
-    maintenance = properties.get("VkPhysicalDeviceMaintenance3Properties")
-    driver = properties.get("VkPhysicalDeviceDriverProperties")
-    dot = properties.get("VkPhysicalDeviceShaderIntegerDotProductProperties")
-    features = {
-        name
-        for name, (structure, flag) in _FEATURE_FLAGS.items()
-        if structure in flags and getattr(flags[structure], flag)
-    }
-    features |= {name for name, extension in _FEATURE_EXTENSIONS.items() if extension in extensions}
-    if dot and dot.integerDotProduct4x8BitPackedSignedAccelerated:
-        features.add("fast_integer_dot")  # others write it out in slow 32-bit multiplications
-    return DeviceInfo(
-        index=index,
-        name=plain.deviceName,
-        type=TYPES.get(plain.deviceType, "other"),
-        vendor_id=plain.vendorID,
-        device_id=plain.deviceID,
-        driver_name=_text(vk, driver.driverName) if driver else "unknown",
-        driver_version=(driver and _text(vk, driver.driverInfo)) or f"{plain.driverVersion:#x}",
-        api_version=version,
-        heaps=_heaps(vk, memory),
-        max_binding_bytes=limits.maxStorageBufferRange,
-        max_allocation_bytes=maintenance.maxMemoryAllocationSize if maintenance else limits.maxStorageBufferRange,
-        max_workgroup_invocations=limits.maxComputeWorkGroupInvocations,
-        max_shared_bytes=limits.maxComputeSharedMemorySize,
-        subgroup_size=subgroup,
-        min_subgroup_size=sizes.minSubgroupSize if sizes else subgroup,
-        max_subgroup_size=sizes.maxSubgroupSize if sizes else subgroup,
-        features=frozenset(features),
-    )
-
-
-def _heaps(vk: Any, memory: dict[str, Any]) -> tuple[Heap, ...]:
-    heaps = memory["VkPhysicalDeviceMemoryProperties2"].memoryProperties
-    budgets = memory.get("VkPhysicalDeviceMemoryBudgetPropertiesEXT")
-    return tuple(
-        Heap(
-            size_bytes=heaps.memoryHeaps[i].size,
-            budget_bytes=budgets.heapBudget[i] if budgets else None,
-            is_device_local=bool(heaps.memoryHeaps[i].flags & vk.VK_MEMORY_HEAP_DEVICE_LOCAL_BIT),
-        )
-        for i in range(heaps.memoryHeapCount)
-    )
 
 
 def _structure_type(vk: Any, name: str) -> int:

@@ -18,7 +18,9 @@ import numpy as np
 from bare_kompute import SHADERS, Gpu, chain_result, chain_step
 
 from vkllm.errors import DeviceError, DeviceLost, OutOfDeviceMemory
+from vkllm.gpu.device import Device
 from vkllm.gpu.layer import Layer
+from vkllm.gpu.layer.memory import TIERS
 
 
 def chain_with_copies(layer: Layer) -> bool:
@@ -71,6 +73,7 @@ def everything(layer: Layer) -> dict[str, Any]:
     layer.wait(gpu.device, layer.ticket(gpu.device), 60)
     right &= bool(np.array_equal(halves.data().view(np.float16), 2 * np.arange(64, dtype=np.float16)))
     _destroy_what_is_in_flight(gpu)
+    right &= _memory_of_all_tiers(gpu)
     features = {"enabled": sorted(layer.features(gpu.device)), "reported": sorted(layer.reported(gpu.device))}
     layer.inject("allocate", 1, -2)
     try:
@@ -80,6 +83,23 @@ def everything(layer: Layer) -> dict[str, Any]:
         right &= _raised(layer, gpu.device) is OutOfDeviceMemory
     gpu.close()
     return {"right": right, **features}
+
+
+def _memory_of_all_tiers(gpu: Gpu) -> bool:
+    """Buffers of every tier and of many sizes, in and out of blocks; a block that is refused."""
+    kept = []
+    for number in range(60):
+        gpu.layer.place_next(TIERS[number % len(TIERS)])
+        kept.append(gpu.tensor(np.zeros(1 + 4999 * number, np.uint32), "storage"))
+        if number % 3 == 2:
+            kept.pop(number // 3).destroy()
+    gpu.layer.inject("allocate_block", 1, -2)
+    kept.append(gpu.tensor(np.zeros(4 << 20, np.uint32)))  # more than is free in a block
+    was_refused = gpu.layer.injection_pending("allocate_block") == 0
+    sequence, tensors, _algorithms = gpu.chain(np.arange(64, dtype=np.uint32), 2)
+    gpu.run(sequence)
+    right = bool(np.array_equal(tensors[0].data(), chain_result(np.arange(64, dtype=np.uint32), 2)))
+    return was_refused and right
 
 
 def _destroy_what_is_in_flight(gpu: Gpu) -> None:
@@ -136,6 +156,24 @@ def amd_subgroup_sizes(layer: Layer) -> dict[str, Any]:
     return {"compiled": compiled, "made": statistics.pipelines_created, "ignored": statistics.subgroup_sizes_ignored}
 
 
+def forgetful(layer: Layer) -> dict[str, Any]:
+    """A device that is destroyed before its buffer and its memory."""
+    import vulkan as vk
+
+    instance = vk.vkCreateInstance(vk.VkInstanceCreateInfo(), None)
+    queue = vk.VkDeviceQueueCreateInfo(queueFamilyIndex=0, queueCount=1, pQueuePriorities=[1.0])
+    info = vk.VkDeviceCreateInfo(pQueueCreateInfos=[queue])
+    device = vk.vkCreateDevice(vk.vkEnumeratePhysicalDevices(instance)[0], info, None)
+    wanted = vk.VkBufferCreateInfo(size=4096, usage=vk.VK_BUFFER_USAGE_STORAGE_BUFFER_BIT)
+    buffer = vk.vkCreateBuffer(device, wanted, None)
+    required = vk.vkGetBufferMemoryRequirements(device, buffer)
+    asked = vk.VkMemoryAllocateInfo(allocationSize=required.size, memoryTypeIndex=0)
+    vk.vkBindBufferMemory(device, buffer, vk.vkAllocateMemory(device, asked, None), 0)
+    vk.vkDestroyDevice(device, None)
+    vk.vkDestroyInstance(instance, None)
+    return {"abandoned": layer.abandoned()}
+
+
 def unordered(layer: Layer) -> dict[str, Any]:
     """A dispatch that needs the one before it, called independent: a hazard."""
     gpu = Gpu(layer)
@@ -170,6 +208,21 @@ def no_device(layer: Layer) -> dict[str, Any]:
     return {}
 
 
+def refused(layer: Layer) -> dict[str, Any]:
+    """vkCreateDevice fails before Kompute gets there; the next device works."""
+    raised = []
+    for result in (-3, -2):
+        layer.inject("create_device", 1, result)
+        try:
+            Device("0")
+        except DeviceError as error:
+            raised.append([type(error).__name__, str(error)])
+    device = Device("0")
+    n_words = device.buffer(64).n_words
+    device.close()
+    return {"raised": raised, "n_words": n_words}
+
+
 def lost(layer: Layer) -> dict[str, Any]:
     """Without asynchronous mode, eval() of a submit that failed comes back instead of waiting for ever."""
     layer.asynchronous(False)
@@ -194,6 +247,18 @@ if __name__ == "__main__":
     active = Layer.activate()
     active.asynchronous(True)
     scenarios = {
-        f.__name__: f for f in (everything, half, amd_subgroup_sizes, unordered, passed_by, opened, no_device, lost)
+        f.__name__: f
+        for f in (
+            everything,
+            half,
+            amd_subgroup_sizes,
+            unordered,
+            passed_by,
+            opened,
+            no_device,
+            refused,
+            forgetful,
+            lost,
+        )
     }
     print("\n" + json.dumps(scenarios[sys.argv[1]](active)))

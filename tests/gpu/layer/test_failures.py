@@ -45,6 +45,18 @@ def test_the_nth_allocation_fails_and_the_first_failure_is_the_one_told(gpu: Gpu
         gpu.layer.check(gpu.device)
 
 
+def test_a_mapping_that_fails_late_leaves_nothing_of_its_buffer(gpu: Gpu) -> None:
+    kept = gpu.tensor(np.zeros(64, np.uint32))
+    objects, heaps = gpu.layer.statistics(gpu.device).objects, gpu.layer.heaps(gpu.device)
+    gpu.layer.inject("map", 2, -5)  # the layer maps the memory, then Kompute asks
+    with pytest.raises(RuntimeError):
+        gpu.tensor(np.zeros(64, np.uint32))
+    with pytest.raises(DeviceError, match="map: VK_ERROR_MEMORY_MAP_FAILED"):
+        gpu.layer.check(gpu.device)
+    assert (gpu.layer.statistics(gpu.device).objects, gpu.layer.heaps(gpu.device)) == (objects, heaps)
+    assert kept.size() == 64
+
+
 def test_a_failed_pipeline_is_a_device_error(gpu: Gpu) -> None:
     tensors = [gpu.tensor(np.zeros(64, np.uint32)) for _ in range(2)]
     gpu.layer.inject("create_pipeline", 1, INITIALIZATION_FAILED)
@@ -95,7 +107,14 @@ def test_a_failed_submit_does_not_hang_an_eval_that_waits(layer: Layer, tmp_path
     assert seen["is_device_lost"]
 
 
-def test_a_device_that_cannot_be_made_ends_the_process_with_the_reason(layer: Layer, tmp_path: Path) -> None:
+def test_a_device_that_cannot_be_made_is_a_typed_error_and_the_next_one_works(layer: Layer, tmp_path: Path) -> None:
+    seen, _ = run_scenario("refused", tmp_path)
+    assert [name for name, _ in seen["raised"]] == ["DeviceError", "OutOfDeviceMemory"]
+    assert "cannot be opened (VkErrorInitializationFailed)" in seen["raised"][0][1]
+    assert seen["n_words"] == 64
+
+
+def test_a_device_that_bare_kompute_cannot_make_ends_the_process_with_the_reason(layer: Layer, tmp_path: Path) -> None:
     done = start_scenario("no_device", tmp_path)
     assert done.returncode != 0
     assert "vkCreateDevice failed with VkResult -3" in done.stdout

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bare_kompute import Gpu, chain_result, run_scenario
+from bare_kompute import Gpu, chain_result, run_scenario, under_validation
 
 from vkllm.errors import DeviceError
 from vkllm.gpu import layer as layer_module
@@ -38,6 +38,14 @@ def test_devices_come_and_go_without_mixing(layer: Layer) -> None:
     older.run(sequence)
     np.testing.assert_array_equal(tensors[0].data(), chain_result(start, 4))
     older.close()
+
+
+def test_what_a_device_still_has_when_it_is_destroyed_is_counted_and_destroyed(
+    has_validation: None, tmp_path: Path
+) -> None:
+    seen, messages = under_validation("forgetful", tmp_path)
+    assert seen["abandoned"] == 2
+    assert messages == ""  # the validation layer tells of objects that outlive their device
 
 
 def test_users_layers_and_layer_path_are_kept(layer: Layer, tmp_path: Path) -> None:

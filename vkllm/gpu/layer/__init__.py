@@ -14,35 +14,39 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
-from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout, OutOfDeviceMemory
+from vkllm.errors import DeviceError, DeviceTimeout
+from vkllm.gpu.layer.loader import SYSTEM_FOLDERS, is_found, prepend
+from vkllm.gpu.layer.memory import TIERS, HeapUse, Placement, Tier
+from vkllm.gpu.layer.results import VK_SUCCESS, VK_TIMEOUT, error_of
 
 NAME: Final = "VK_LAYER_VKLLM_kompute"
 FOLDER: Final = Path(__file__).parent
 LIBRARY: Final = FOLDER / "libvkllm_layer.so"  # named for the loader by VkLayer_vkllm.json
-# Where the loader looks for explicit layers by itself; needed when VK_LAYER_PATH has to be set, which replaces them.
-SYSTEM_FOLDERS: Final = tuple(f"{root}/vulkan/explicit_layer.d" for root in ("/etc", "/usr/local/share", "/usr/share"))
 
-VK_SUCCESS: Final = 0
-VK_TIMEOUT: Final = 2
-RESULT_NAMES: Final = {
-    1: "VK_NOT_READY",
-    2: "VK_TIMEOUT",
-    -1: "VK_ERROR_OUT_OF_HOST_MEMORY",
-    -2: "VK_ERROR_OUT_OF_DEVICE_MEMORY",
-    -3: "VK_ERROR_INITIALIZATION_FAILED",
-    -4: "VK_ERROR_DEVICE_LOST",
-    -5: "VK_ERROR_MEMORY_MAP_FAILED",
-    -6: "VK_ERROR_LAYER_NOT_PRESENT",
-    -7: "VK_ERROR_EXTENSION_NOT_PRESENT",
-    -8: "VK_ERROR_FEATURE_NOT_PRESENT",
-    -9: "VK_ERROR_INCOMPATIBLE_DRIVER",
-    -10: "VK_ERROR_TOO_MANY_OBJECTS",
-    -13: "VK_ERROR_UNKNOWN",
-    -1000069000: "VK_ERROR_OUT_OF_POOL_MEMORY",
-    -1000072003: "VK_ERROR_INVALID_EXTERNAL_HANDLE",
-}
 # Kinds of fault for `inject`, in the order of Inject in layer.h.
-INJECTIONS: Final = ("allocate", "submit", "wait", "hang", "create_buffer", "create_pipeline", "create_device")
+INJECTIONS: Final = (
+    "allocate",  # a buffer's memory
+    "submit",
+    "wait",
+    "hang",
+    "create_buffer",
+    "create_pipeline",
+    "create_device",
+    "allocate_block",  # a vkAllocateMemory that holds many buffers
+    "bind",
+    "map",
+    "create_descriptor_pool",
+    "allocate_descriptor_sets",
+    "create_descriptor_set_layout",
+    "create_pipeline_layout",
+    "create_shader_module",
+    "create_command_pool",
+    "allocate_command_buffers",
+    "begin",
+    "end",
+    "create_fence",
+)
+NO_LIMIT: Final = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -59,45 +63,8 @@ class Statistics:
     subgroup_sizes_ignored: int  # pipelines whose required subgroup size the device cannot give
     cache_loaded_bytes: int  # pipeline cache read from disk when the device was made
     cache_saved_bytes: int  # pipeline cache last written to disk
-
-
-class _LayerProperties(ctypes.Structure):
-    _fields_ = [
-        ("name", ctypes.c_char * 256),
-        ("spec_version", ctypes.c_uint32),
-        ("implementation_version", ctypes.c_uint32),
-        ("description", ctypes.c_char * 256),
-    ]
-
-
-def _is_found_by_loader() -> bool:
-    """Whether the Vulkan loader, with the environment as it is, lists the layer."""
-    try:
-        loader = ctypes.CDLL("libvulkan.so.1")
-    except OSError as error:
-        raise DeviceError("There is no Vulkan loader libvulkan.so.1; install it: `apt install libvulkan1`.") from error
-    n = ctypes.c_uint32(0)
-    loader.vkEnumerateInstanceLayerProperties(ctypes.byref(n), None)
-    found = (_LayerProperties * n.value)()
-    loader.vkEnumerateInstanceLayerProperties(ctypes.byref(n), found)
-    return any(layer.name == NAME.encode() for layer in found)
-
-
-def _prepend(variable: str, value: str, rest: tuple[str, ...] = ()) -> None:
-    present = [part for part in os.environ.get(variable, "").split(os.pathsep) if part] or list(rest)
-    os.environ[variable] = os.pathsep.join([value, *(part for part in present if part != value)])
-
-
-def _error(call: str, result: int) -> DeviceError:
-    """The typed error of a Vulkan call that failed with a VkResult."""
-    failed = f"{call}: {RESULT_NAMES.get(result, f'VkResult {result}')}"
-    if result in (-1, -2, -1000069000):
-        return OutOfDeviceMemory(f"No device memory is left ({failed}); close other programs or take a smaller model.")
-    if result == -4:
-        return DeviceLost(f"The device was lost ({failed}); start a new engine, and see the system's log for a reason.")
-    if result == VK_TIMEOUT:
-        return DeviceTimeout(f"The device did not finish in time ({failed}); it hangs, or a submit is too long.")
-    return DeviceError(f"A Vulkan call failed ({failed}); see the system's log for the driver's reason.")
+    objects: int  # Vulkan objects that Kompute made and has not destroyed
+    allocations: int  # blocks of device memory; each holds many buffers
 
 
 class Layer:
@@ -120,7 +87,13 @@ class Layer:
             ("require_subgroup_size", None, [u32]),
             ("ticket", u64, [u32]),
             ("wait", i32, [u32, u64, u64]),
+            ("place_next", None, [u32]),
+            ("placement", None, [ctypes.POINTER(u64)]),
+            ("heaps", u32, [u32, ctypes.POINTER(u64), u32]),
+            ("limit_memory", None, [u32, u64, u64]),
+            ("abandoned", u64, []),
             ("inject", None, [u32, u32, i32]),
+            ("injection_pending", u32, [u32]),
             ("set_pipeline_cache", None, [ctypes.c_char_p]),
             ("save_pipeline_cache", i32, [u32]),
         ):
@@ -141,13 +114,13 @@ class Layer:
         with cls._activation:
             if cls._active is None:
                 cls._active = cls(_load())
-                _prepend("VK_ADD_LAYER_PATH", str(FOLDER))
+                prepend("VK_ADD_LAYER_PATH", str(FOLDER))
                 # A user's VK_LAYER_PATH turns VK_ADD_LAYER_PATH off, and loaders before 1.3.207 do not know it.
-                if not _is_found_by_loader():
-                    _prepend("VK_LAYER_PATH", str(FOLDER), SYSTEM_FOLDERS)
-                if not _is_found_by_loader():
+                if not is_found(NAME):
+                    prepend("VK_LAYER_PATH", str(FOLDER), SYSTEM_FOLDERS)
+                if not is_found(NAME):
                     raise DeviceError(_why_unused())
-                _prepend("VK_INSTANCE_LAYERS", NAME)
+                prepend("VK_INSTANCE_LAYERS", NAME)
             return cls._active
 
     def open_device(self) -> int:
@@ -155,7 +128,7 @@ class Layer:
 
         Raises DeviceError if the loader passed the layer by, or no device was made. A vkCreateDevice that fails never
         gets here: Kompute goes on with a null device and the Vulkan loader aborts the process, after the layer has
-        written the reason to stderr.
+        written the reason to stderr. `probe.check_device` finds that out before.
         """
         device: int = self._library.vkllm_layer_open_device()
         if device == 0:
@@ -198,11 +171,18 @@ class Layer:
         if result == VK_TIMEOUT:
             raise DeviceTimeout(f"The device did not finish within {timeout_s:g} s; it hangs, or a submit is too long.")
         self._raise_failure(device)
-        raise _error("wait", result)
+        raise error_of("wait", result)
 
     def check(self, device: int) -> None:
         """Raises the first failure of the device since the last check, as a typed error, and forgets it."""
         self._raise_failure(device)
+
+    def take_failure(self, device: int) -> tuple[str, int] | None:
+        """The first failure of the device since the last check, which it forgets: the call and its VkResult. Device 0
+        stands for failures to make an instance or a device."""
+        call = ctypes.create_string_buffer(64)
+        result: int = self._library.vkllm_layer_take_failure(device, call, len(call))
+        return None if result == VK_SUCCESS else (call.value.decode(), result)
 
     def reported(self, device: int) -> frozenset[str]:
         """Short names of the features that the device reports, of those that vkllm knows."""
@@ -218,9 +198,39 @@ class Layer:
         counters = (ctypes.c_uint64 * n)()
         n_counters = self._library.vkllm_layer_statistics(device, counters, n)
         if n_counters == 0:
-            raise DeviceError(f"There is no Vulkan device number {device}; it was destroyed, or never made.")
+            raise DeviceError(_no_such_device(device))
         assert n_counters == n, "Statistics differ between layer.h and Python"
         return Statistics(*counters)
+
+    def place_next(self, tier: Tier) -> None:
+        """The tier of the next buffer that this thread makes; one that nothing is said of is "local", or "readback" if
+        Kompute asks for host memory."""
+        self._library.vkllm_layer_place_next(TIERS.index(tier))
+
+    def placement(self) -> Placement:
+        """Where the last buffer that this thread made lies."""
+        numbers = (ctypes.c_uint64 * 5)()
+        self._library.vkllm_layer_placement(numbers)
+        return Placement(*numbers)
+
+    def heaps(self, device: int) -> tuple[HeapUse, ...]:
+        """The device's heaps as they are now; DeviceError if there is no such device."""
+        n = len(fields(HeapUse))
+        numbers = (ctypes.c_uint64 * (16 * n))()  # VK_MAX_MEMORY_HEAPS
+        n_heaps = self._library.vkllm_layer_heaps(device, numbers, len(numbers))
+        if n_heaps == 0:
+            raise DeviceError(_no_such_device(device))
+        return tuple(HeapUse.of(*numbers[n * i : n * (i + 1)]) for i in range(n_heaps))
+
+    def limit_memory(self, device: int, vram_bytes: int | None, ram_bytes: int | None) -> None:
+        """Takes each device-local heap of a device to have at most vram_bytes, and each other ram_bytes; None: all."""
+        limits = (NO_LIMIT if limit is None else limit for limit in (vram_bytes, ram_bytes))
+        self._library.vkllm_layer_limit_memory(device, *limits)
+
+    def abandoned(self) -> int:
+        """Vulkan objects that Kompute had not destroyed before their devices, in this process."""
+        n: int = self._library.vkllm_layer_abandoned()
+        return n
 
     def inject(self, kind: str, n: int, result: int = 0) -> None:
         """Test mode: the n-th next call of a kind (see INJECTIONS) fails with a VkResult; n = 0 takes that back.
@@ -228,6 +238,11 @@ class Layer:
         A "hang" makes a wait last for its whole time limit; it needs a result that is not 0.
         """
         self._library.vkllm_layer_inject(INJECTIONS.index(kind), n, result)
+
+    def injection_pending(self, kind: str) -> int:
+        """Calls of a kind that are still to come before the planned one has failed; 0: it has, or none is planned."""
+        n: int = self._library.vkllm_layer_injection_pending(INJECTIONS.index(kind))
+        return n
 
     def set_pipeline_cache(self, folder: Path | None) -> None:
         """Keeps the pipeline caches of devices made from now on in a folder, which is made; None: keeps none.
@@ -252,10 +267,13 @@ class Layer:
         return frozenset(name for bit, name in enumerate(self._feature_names) if mask >> bit & 1)
 
     def _raise_failure(self, device: int) -> None:
-        call = ctypes.create_string_buffer(64)
-        result: int = self._library.vkllm_layer_take_failure(device, call, len(call))
-        if result != VK_SUCCESS:
-            raise _error(call.value.decode(), result)
+        failure = self.take_failure(device)
+        if failure is not None:
+            raise error_of(*failure)
+
+
+def _no_such_device(device: int) -> str:
+    return f"There is no Vulkan device number {device}; it was destroyed, or never made."
 
 
 def _load() -> ctypes.CDLL:

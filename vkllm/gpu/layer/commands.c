@@ -48,8 +48,9 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreateCommandPool(VkDevice device, const VkC
   Device *d = device_of(device);
   VkCommandPoolCreateInfo resettable = *info;        /* Kompute records command buffers again without this right */
   resettable.flags |= VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT;
-  VkResult result = d->next.CreateCommandPool(device, &resettable, alloc, out);
-  if (!result) return result;
+  VkResult result = injected(INJECT_COMMAND_POOL);
+  if (!result) result = d->next.CreateCommandPool(device, &resettable, alloc, out);
+  if (!result) return object_made(d);
   *out = VK_NULL_HANDLE;
   return fail(d, "create_command_pool", result);
 }
@@ -63,13 +64,14 @@ VKAPI_ATTR void VKAPI_CALL hook_DestroyCommandPool(VkDevice device, VkCommandPoo
   forget(d, pool, VK_NULL_HANDLE);
   unlock(&d->lock);
   d->next.DestroyCommandPool(device, pool, alloc);
+  object_gone(d);
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL hook_AllocateCommandBuffers(VkDevice device, const VkCommandBufferAllocateInfo *info,
                                                            VkCommandBuffer *out) {
   Device *d = device_of(device);
-  VkResult result =
-      info->commandPool ? d->next.AllocateCommandBuffers(device, info, out) : VK_ERROR_INITIALIZATION_FAILED;
+  VkResult result = info->commandPool ? injected(INJECT_COMMAND_BUFFER) : VK_ERROR_INITIALIZATION_FAILED;
+  if (!result) result = d->next.AllocateCommandBuffers(device, info, out);
   if (result) return fail(d, "allocate_command_buffers", result);
   for (uint32_t i = 0; i < info->commandBufferCount; i++) {
     Recording *r = calloc(1, sizeof *r);
@@ -85,6 +87,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_AllocateCommandBuffers(VkDevice device, cons
 VKAPI_ATTR void VKAPI_CALL hook_FreeCommandBuffers(VkDevice device, VkCommandPool pool, uint32_t n,
                                                    const VkCommandBuffer *commands) {
   Device *d = device_of(device);
+  if (!pool) return;
   settle(d);
   lock(&d->lock);
   for (uint32_t i = 0; i < n; i++)
@@ -104,7 +107,8 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_BeginCommandBuffer(VkCommandBuffer commands,
   }
   unlock(&d->lock);
   settle_through(d, ticket);                         /* its last submit may still run */
-  VkResult result = d->next.BeginCommandBuffer(commands, info);
+  VkResult result = injected(INJECT_BEGIN);
+  if (!result) result = d->next.BeginCommandBuffer(commands, info);
   return result ? fail(d, "begin", result) : result;
 }
 
@@ -122,7 +126,8 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_EndCommandBuffer(VkCommandBuffer commands) {
   int needed = r && r->has_work;
   unlock(&d->lock);
   if (needed) order(d, commands, VK_PIPELINE_STAGE_HOST_BIT, VK_ACCESS_HOST_READ_BIT);
-  VkResult result = d->next.EndCommandBuffer(commands);
+  VkResult result = injected(INJECT_END);
+  if (!result) result = d->next.EndCommandBuffer(commands);
   return result ? fail(d, "end", result) : result;
 }
 

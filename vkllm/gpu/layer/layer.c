@@ -2,15 +2,13 @@
  *
  * A layer stands between an application and the driver. The loader calls vkNegotiateLoaderLayerInterfaceVersion,
  * gets the two functions that look up names, and from then on every call of Kompute that HOOKS names goes through
- * the hook of that name in memory.c, pipelines.c, commands.c or submits.c; all others go straight on.
+ * the hook of that name in memory.c, descriptors.c, pipelines.c, commands.c or submits.c; all others go straight on.
  *
  * What is exported to Python (ctypes) starts with vkllm_layer_ and uses plain C types. A device is named by its
  * number: 1 for the first that this process made, then 2, ...; numbers are never used again. */
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <vulkan/vk_layer.h>
 
 #include "layer.h"
@@ -20,29 +18,7 @@ static Instance *instances;
 static Device *devices;                              /* newest first */
 static uint32_t n_devices_made;
 static Failure no_device_failure;                    /* of vkCreateInstance and vkCreateDevice */
-
-uint64_t clock_ns(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-void sleep_ns(uint64_t duration_ns) {
-  struct timespec rest = {(time_t)(duration_ns / 1000000000u), (long)(duration_ns % 1000000000u)};
-  while (nanosleep(&rest, &rest) && errno == EINTR) {}
-}
-
-Hash hash_more(Hash hash, const void *data, size_t n_bytes) {
-  const unsigned char *bytes = data;
-  for (size_t i = 0; i < n_bytes; i++) {
-    hash.a = (hash.a ^ bytes[i]) * 0x100000001b3ull;
-    hash.b = (hash.b + bytes[i] + 1) * 0x9e3779b97f4a7c15ull;
-  }
-  return hash;
-}
-Hash hash_of(const void *data, size_t n_bytes) {
-  return hash_more((Hash){0xcbf29ce484222325ull, 0x6c62272e07bb0142ull}, data, n_bytes);
-}
+static uint64_t n_abandoned;                         /* objects that Kompute had not destroyed with their device */
 
 /* Every dispatchable handle starts with a pointer to the loader's table, which all handles of an instance
  * (or of a device) share. */
@@ -89,6 +65,31 @@ VkResult fail(Device *d, const char *call, VkResult result) {
   if (d && result == VK_ERROR_DEVICE_LOST) d->lost = 1;
   unlock(guard);
   return result;
+}
+
+VkResult object_made(Device *d) {
+  __atomic_fetch_add(&d->statistics.objects, 1, __ATOMIC_RELAXED);
+  return VK_SUCCESS;
+}
+
+void object_gone(Device *d) { __atomic_fetch_sub(&d->statistics.objects, 1, __ATOMIC_RELAXED); }
+
+uint64_t allocated_of_gpu(const Device *d, uint32_t heap) {
+  uint64_t sum = 0;
+  lock(&tables);
+  for (Device *other = devices; other; other = other->older)
+    if (!memcmp(other->gpu_uuid, d->gpu_uuid, VK_UUID_SIZE))
+      sum += __atomic_load_n(&other->allocated[heap], __ATOMIC_RELAXED);
+  unlock(&tables);
+  return sum;
+}
+
+/* Objects of this process that were still there when their device was destroyed. */
+EXPORT uint64_t vkllm_layer_abandoned(void) {
+  lock(&tables);
+  uint64_t n = n_abandoned;
+  unlock(&tables);
+  return n;
 }
 
 /* The number of the newest live device, or 0: the loader did not use this layer, or there is no device. */
@@ -229,6 +230,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL create_device(VkPhysicalDevice gpu, const 
   d->handle = *out;
   pthread_mutex_init(&d->lock, NULL);
   pthread_mutex_init(&d->pipelines_lock, NULL);
+  pthread_mutex_init(&d->memory_lock, NULL);
 #define F(name) d->next.name = (PFN_vk##name)gdpa(*out, "vk" #name);
   NEXT_FUNCTIONS(F)
 #undef F
@@ -237,6 +239,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL create_device(VkPhysicalDevice gpu, const 
   features_free(request);
   VkPhysicalDeviceProperties properties;
   INSTANCE_FUNCTION(instance, vkGetPhysicalDeviceProperties)(gpu, &properties);
+  heaps_open(d, instance, gpu, &properties);
   cache_open(d, &properties);
   lock(&tables);
   d->id = ++n_devices_made;
@@ -253,6 +256,7 @@ static VKAPI_ATTR void VKAPI_CALL destroy_device(VkDevice device, const VkAlloca
   Device **at = &devices;
   while (*at != d) at = &(*at)->older;
   *at = d->older;                                    /* from here no thread can enter it */
+  n_abandoned += d->statistics.objects;
   while (d->users) {                                 /* but some may still be inside a wait */
     unlock(&tables);
     sleep_ns(100000);
@@ -264,9 +268,11 @@ static VKAPI_ATTR void VKAPI_CALL destroy_device(VkDevice device, const VkAlloca
   pipelines_close(d);
   cache_close(d);
   commands_close(d);
+  blocks_close(d);
   d->next.DestroyDevice(device, alloc);
   pthread_mutex_destroy(&d->lock);
   pthread_mutex_destroy(&d->pipelines_lock);
+  pthread_mutex_destroy(&d->memory_lock);
   free(d);
 }
 

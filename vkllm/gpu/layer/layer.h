@@ -69,6 +69,8 @@ typedef struct {
   uint64_t subgroup_sizes_ignored;  /* pipelines whose required subgroup size the device cannot give */
   uint64_t cache_loaded_bytes;      /* pipeline cache read from disk */
   uint64_t cache_saved_bytes;       /* pipeline cache last written to disk */
+  uint64_t objects;                 /* that Kompute made and has not destroyed */
+  uint64_t allocations;             /* of device memory, each with many buffers */
 } Statistics;
 
 typedef struct {
@@ -99,6 +101,19 @@ typedef struct { uint64_t handle; Hash hash; uint64_t size; } Signature;      /*
 typedef struct { Signature *items; uint32_t n, capacity; } Signatures;
 typedef struct SharedPipeline SharedPipeline;
 
+/* Tiers of memory, in the order of TIERS in Python; see tiers.c. */
+typedef enum { LOCAL, SHARED, HOST, READBACK, N_TIERS } Tier;
+
+/* A stretch of a block of memory, free or one buffer's; see blocks.c. */
+typedef struct Block Block;
+typedef struct Span {
+  struct Span *before, *after;      /* neighbours in the block */
+  Block *block;
+  uint64_t offset, n_bytes;
+  VkBuffer buffer;
+  int is_free;
+} Span;
+
 typedef struct Device {
   struct Device *older;
   void *key;
@@ -107,6 +122,8 @@ typedef struct Device {
   int users;                        /* threads between device_enter and device_leave; guarded by layer.c */
   PFN_vkGetDeviceProcAddr gdpa;
   Next next;
+  VkPhysicalDevice gpu;
+  uint8_t gpu_uuid[VK_UUID_SIZE];
   uint64_t reported, enabled;       /* feature masks */
   uint32_t min_subgroup_size, max_subgroup_size;                   /* 0 if no size can be required */
 
@@ -128,6 +145,14 @@ typedef struct Device {
   VkPipelineCache cache;
   char *cache_file;                 /* NULL: the cache is not kept on disk */
   uint64_t cache_known_bytes;       /* size of what the file holds */
+
+  VkPhysicalDeviceMemoryProperties memory;
+  PFN_vkGetPhysicalDeviceMemoryProperties2 memory_properties2;
+  uint64_t max_allocation_bytes;
+  uint64_t vram_limit, ram_limit;   /* __atomic: most that a heap is taken to have */
+  uint64_t allocated[VK_MAX_MEMORY_HEAPS], used[VK_MAX_MEMORY_HEAPS];      /* __atomic: bytes of blocks, of buffers */
+  Lock memory_lock;                 /* guards the blocks; held while the driver allocates */
+  Block *blocks;
 } Device;
 
 /* layer.c */
@@ -137,6 +162,11 @@ Device *device_enter(uint32_t id);  /* by number, kept alive until device_leave;
 void device_leave(Device *d);
 /* Remembers a first failure of a device, or of none (NULL), and returns its result. */
 VkResult fail(Device *d, const char *call, VkResult result);
+/* Counts an object that Kompute has made (returns VK_SUCCESS) or destroyed. */
+VkResult object_made(Device *d);
+void object_gone(Device *d);
+/* Bytes that this process has allocated in a heap of a device's GPU, whichever device it opened for it. */
+uint64_t allocated_of_gpu(const Device *d, uint32_t heap);
 
 /* features.c */
 typedef struct DeviceRequest DeviceRequest;
@@ -145,10 +175,41 @@ const VkDeviceCreateInfo *features_create_info(const DeviceRequest *request);
 void features_granted(const DeviceRequest *request, Device *d);
 void features_free(DeviceRequest *request);
 
-/* submits.c */
-typedef enum { INJECT_ALLOCATE, INJECT_SUBMIT, INJECT_WAIT, INJECT_HANG, INJECT_CREATE_BUFFER, INJECT_PIPELINE,
-               INJECT_DEVICE, N_INJECT } Inject;
+/* faults.c */
+typedef enum {
+  INJECT_ALLOCATE, INJECT_SUBMIT, INJECT_WAIT, INJECT_HANG, INJECT_CREATE_BUFFER, INJECT_PIPELINE, INJECT_DEVICE,
+  INJECT_BLOCK, INJECT_BIND, INJECT_MAP, INJECT_DESCRIPTOR_POOL, INJECT_DESCRIPTOR_SETS, INJECT_SET_LAYOUT,
+  INJECT_PIPELINE_LAYOUT, INJECT_MODULE, INJECT_COMMAND_POOL, INJECT_COMMAND_BUFFER, INJECT_BEGIN, INJECT_END,
+  INJECT_FENCE, N_INJECT
+} Inject;
 VkResult injected(Inject call);     /* VK_SUCCESS, or what a test put in its place for this call */
+
+/* tiers.c */
+int32_t vkllm_layer_choose_type(const VkPhysicalDeviceMemoryProperties *memory, const uint64_t *room, uint32_t tier,
+                                uint32_t type_bits, uint64_t n_bytes);
+Tier tier_of_type(const Device *d, uint32_t type);
+void heap_rooms(Device *d, uint64_t room[VK_MAX_MEMORY_HEAPS]);
+void heaps_open(Device *d, Instance *instance, VkPhysicalDevice gpu, const VkPhysicalDeviceProperties *properties);
+
+/* blocks.c */
+VkResult span_allocate(Device *d, Tier tier, const VkMemoryRequirements *required, Span **out);
+VkResult span_bind(Device *d, Span *s, VkBuffer buffer);
+VkResult span_map(Device *d, Span *s, void **out);
+uint32_t span_type(const Span *s);
+void span_free(Device *d, Span *s);
+void blocks_close(Device *d);
+
+/* descriptors.c: what this thread's Algorithm has made before its pipeline. */
+typedef struct {
+  VkDescriptorPool pool;
+  VkDescriptorSetLayout set_layout;
+  VkShaderModule module;
+  VkPipelineLayout layout;
+} Unfinished;
+Unfinished *unfinished_algorithm(void);
+void unfinished_destroy(VkDevice device);
+
+/* submits.c */
 void settle(Device *d);             /* waits for all submits: something that they may use is going away */
 void settle_through(Device *d, uint64_t ticket);
 void submits_close(Device *d);
@@ -168,8 +229,9 @@ void cache_close(Device *d);
 #define HOOKS(F)                                                                                                    \
   /* memory.c */                                                                                                    \
   F(CreateBuffer) F(DestroyBuffer) F(GetBufferMemoryRequirements) F(AllocateMemory) F(FreeMemory)                   \
-  F(BindBufferMemory) F(MapMemory) F(UnmapMemory) F(FlushMappedMemoryRanges) F(CreateDescriptorPool)                \
-  F(DestroyDescriptorPool) F(AllocateDescriptorSets) F(UpdateDescriptorSets)                                        \
+  F(BindBufferMemory) F(MapMemory) F(UnmapMemory) F(FlushMappedMemoryRanges)                                        \
+  /* descriptors.c */                                                                                               \
+  F(CreateDescriptorPool) F(DestroyDescriptorPool) F(AllocateDescriptorSets) F(UpdateDescriptorSets)                \
   /* pipelines.c */                                                                                                 \
   F(CreateDescriptorSetLayout) F(DestroyDescriptorSetLayout) F(CreatePipelineLayout) F(DestroyPipelineLayout)       \
   F(CreateShaderModule) F(DestroyShaderModule) F(CreateComputePipelines) F(DestroyPipeline)                         \
@@ -179,7 +241,7 @@ void cache_close(Device *d);
   F(CreateCommandPool) F(DestroyCommandPool) F(AllocateCommandBuffers) F(FreeCommandBuffers) F(BeginCommandBuffer)  \
   F(EndCommandBuffer) F(CmdPipelineBarrier) F(CmdDispatch) F(CmdCopyBuffer)                                         \
   /* submits.c */                                                                                                   \
-  F(QueueSubmit) F(WaitForFences) F(DestroyFence)
+  F(QueueSubmit) F(CreateFence) F(WaitForFences) F(DestroyFence)
 
 #define F(name) __typeof__(vk##name) hook_##name;
 HOOKS(F)

@@ -1,16 +1,40 @@
-/* Buffers, memory and descriptors: failures are remembered, and what they leave behind is kept from the driver.
+/* Buffers and their memory: each buffer gets a span of a block, of the tier that Python asked for.
  *
- * Kompute ignores the results of vkCreateBuffer, vkAllocateMemory and the descriptor functions and goes on with
- * null handles. Its wrapper does throw when vkBindBufferMemory or vkMapMemory fail, or when a buffer fits no memory
- * type, so these fail here for null handles: Python gets an exception, and the failure says why. */
+ * Kompute makes a buffer, asks what memory it requires, allocates that, binds it at offset 0, maps it if the host is to
+ * see it, and frees it after the buffer. The VkDeviceMemory that it gets is the layer's own: a Span. The driver never
+ * sees one, so only the functions below may take it.
+ *
+ * Kompute ignores the results of vkCreateBuffer and vkAllocateMemory and goes on with null handles. Its wrapper does
+ * throw when vkBindBufferMemory or vkMapMemory fail, or when a buffer fits no memory type, so these fail here for null
+ * handles: Python gets an exception, the failure says why, and what Kompute forgets then is freed here. */
 #include "layer.h"
+
+/* What this thread's next buffer is to be, and what the last one that got memory became. */
+static THREAD_LOCAL uint32_t next_tier = N_TIERS;
+static THREAD_LOCAL uint32_t tier = N_TIERS;
+static THREAD_LOCAL VkMemoryRequirements required;
+static THREAD_LOCAL uint64_t placement[5];
+
+static VkDeviceMemory memory_of(Span *span) { return (VkDeviceMemory)(uintptr_t)span; }
+static Span *span_of(VkDeviceMemory memory) { return (Span *)(uintptr_t)memory; }
+
+/* The tier of the next buffer that this thread makes (a Tier; N_TIERS: as Kompute's choice of memory type says). */
+EXPORT void vkllm_layer_place_next(uint32_t wanted) { next_tier = wanted < N_TIERS ? wanted : N_TIERS; }
+
+/* Where this thread's last buffer went: memory type, its heap, its property flags, bytes taken, and the address at
+ * which the CPU sees it (0: it does not; a LOCAL buffer never is mapped). */
+EXPORT void vkllm_layer_placement(uint64_t out[5]) {
+  for (int i = 0; i < 5; i++) out[i] = placement[i];
+}
 
 VKAPI_ATTR VkResult VKAPI_CALL hook_CreateBuffer(VkDevice device, const VkBufferCreateInfo *info,
                                                  const VkAllocationCallbacks *alloc, VkBuffer *out) {
   Device *d = device_of(device);
+  tier = next_tier;
+  next_tier = N_TIERS;
   VkResult result = injected(INJECT_CREATE_BUFFER);
   if (!result) result = d->next.CreateBuffer(device, info, alloc, out);
-  if (!result) return result;
+  if (!result) return object_made(d);
   *out = VK_NULL_HANDLE;
   return fail(d, "create_buffer", result);
 }
@@ -20,6 +44,7 @@ VKAPI_ATTR void VKAPI_CALL hook_DestroyBuffer(VkDevice device, VkBuffer buffer, 
   if (!buffer) return;
   settle(d);
   d->next.DestroyBuffer(device, buffer, alloc);
+  object_gone(d);
 }
 
 VKAPI_ATTR void VKAPI_CALL hook_GetBufferMemoryRequirements(VkDevice device, VkBuffer buffer,
@@ -28,88 +53,82 @@ VKAPI_ATTR void VKAPI_CALL hook_GetBufferMemoryRequirements(VkDevice device, VkB
     device_of(device)->next.GetBufferMemoryRequirements(device, buffer, out);
   else
     *out = (VkMemoryRequirements){0, 1, 0};       /* no memory type will do */
+  required = *out;
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL hook_AllocateMemory(VkDevice device, const VkMemoryAllocateInfo *info,
                                                    const VkAllocationCallbacks *alloc, VkDeviceMemory *out) {
+  (void)alloc;
   Device *d = device_of(device);
-  VkResult result = injected(INJECT_ALLOCATE);
-  if (!result) result = d->next.AllocateMemory(device, info, alloc, out);
-  if (!result) return result;
+  VkMemoryRequirements needed = required;
+  if (needed.size != info->allocationSize)           /* it asked for something else before */
+    needed = (VkMemoryRequirements){info->allocationSize, 1, 1u << info->memoryTypeIndex};
+  Tier wanted = tier < N_TIERS ? (Tier)tier : tier_of_type(d, info->memoryTypeIndex);
+  tier = N_TIERS;
+  Span *span = NULL;
+  void *address = NULL;
   *out = VK_NULL_HANDLE;
-  return fail(d, "allocate", result);
+  VkResult result = injected(INJECT_ALLOCATE);
+  if (!result) result = span_allocate(d, wanted, &needed, &span);
+  if (result) return fail(d, "allocate", result);
+  if (wanted != LOCAL) result = span_map(d, span, &address);
+  if (result) {
+    span_free(d, span);
+    return fail(d, "map", result);
+  }
+  VkMemoryType type = d->memory.memoryTypes[span_type(span)];
+  placement[0] = span_type(span);
+  placement[1] = type.heapIndex;
+  placement[2] = type.propertyFlags;
+  placement[3] = span->n_bytes;
+  placement[4] = (uintptr_t)address;
+  *out = memory_of(span);
+  return object_made(d);
 }
 
 VKAPI_ATTR void VKAPI_CALL hook_FreeMemory(VkDevice device, VkDeviceMemory memory, const VkAllocationCallbacks *alloc) {
+  (void)alloc;
   Device *d = device_of(device);
   if (!memory) return;
   settle(d);
-  d->next.FreeMemory(device, memory, alloc);
+  span_free(d, span_of(memory));
+  object_gone(d);
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL hook_BindBufferMemory(VkDevice device, VkBuffer buffer, VkDeviceMemory memory,
                                                      VkDeviceSize offset) {
   Device *d = device_of(device);
-  if (buffer && memory) {
-    VkResult result = d->next.BindBufferMemory(device, buffer, memory, offset);
-    return result ? fail(d, "bind", result) : result;
-  }
-  /* Kompute throws now and forgets the buffer. */
-  if (buffer) d->next.DestroyBuffer(device, buffer, NULL);
-  return fail(d, "bind", VK_ERROR_OUT_OF_DEVICE_MEMORY);
+  int sound = buffer && memory && !offset;
+  VkResult result = sound ? injected(INJECT_BIND) : VK_ERROR_OUT_OF_DEVICE_MEMORY;
+  if (!result) result = span_bind(d, span_of(memory), buffer);
+  if (!result) return result;
+  hook_DestroyBuffer(device, buffer, NULL);          /* Kompute throws now and forgets both */
+  hook_FreeMemory(device, memory, NULL);
+  return fail(d, "bind", result);
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL hook_MapMemory(VkDevice device, VkDeviceMemory memory, VkDeviceSize offset,
                                               VkDeviceSize size, VkMemoryMapFlags flags, void **out) {
+  (void)size, (void)flags;
   Device *d = device_of(device);
-  VkResult result = memory ? d->next.MapMemory(device, memory, offset, size, flags, out) : VK_ERROR_MEMORY_MAP_FAILED;
-  return result ? fail(d, "map", result) : result;
+  VkResult result = memory ? span_map(d, span_of(memory), out) : VK_ERROR_MEMORY_MAP_FAILED;
+  if (!result) {
+    *out = (char *)*out + offset;
+    return result;
+  }
+  if (memory) {                                      /* again Kompute throws and forgets */
+    hook_DestroyBuffer(device, span_of(memory)->buffer, NULL);
+    hook_FreeMemory(device, memory, NULL);
+  }
+  return fail(d, "map", result);
 }
 
-VKAPI_ATTR void VKAPI_CALL hook_UnmapMemory(VkDevice device, VkDeviceMemory memory) {
-  if (memory) device_of(device)->next.UnmapMemory(device, memory);
-}
+/* Blocks stay mapped. */
+VKAPI_ATTR void VKAPI_CALL hook_UnmapMemory(VkDevice device, VkDeviceMemory memory) { (void)device, (void)memory; }
 
-/* Kompute maps only host-coherent memory, which needs no flush, and its range is not a multiple of
- * nonCoherentAtomSize, which would be invalid use: nothing is left to do. */
+/* Kompute maps only host-coherent memory, which needs no flush: nothing is left to do. */
 VKAPI_ATTR VkResult VKAPI_CALL hook_FlushMappedMemoryRanges(VkDevice device, uint32_t n,
                                                             const VkMappedMemoryRange *ranges) {
   (void)device, (void)n, (void)ranges;
   return VK_SUCCESS;
-}
-
-VKAPI_ATTR VkResult VKAPI_CALL hook_CreateDescriptorPool(VkDevice device, const VkDescriptorPoolCreateInfo *info,
-                                                         const VkAllocationCallbacks *alloc, VkDescriptorPool *out) {
-  Device *d = device_of(device);
-  VkResult result = d->next.CreateDescriptorPool(device, info, alloc, out);
-  if (!result) return result;
-  *out = VK_NULL_HANDLE;
-  return fail(d, "create_descriptor_pool", result);
-}
-
-VKAPI_ATTR void VKAPI_CALL hook_DestroyDescriptorPool(VkDevice device, VkDescriptorPool pool,
-                                                      const VkAllocationCallbacks *alloc) {
-  Device *d = device_of(device);
-  if (!pool) return;
-  settle(d);
-  d->next.DestroyDescriptorPool(device, pool, alloc);
-}
-
-VKAPI_ATTR VkResult VKAPI_CALL hook_AllocateDescriptorSets(VkDevice device, const VkDescriptorSetAllocateInfo *info,
-                                                           VkDescriptorSet *out) {
-  Device *d = device_of(device);
-  VkResult result = VK_ERROR_OUT_OF_POOL_MEMORY;
-  int sound = info->descriptorPool != VK_NULL_HANDLE;
-  for (uint32_t i = 0; i < info->descriptorSetCount; i++) sound &= info->pSetLayouts[i] != VK_NULL_HANDLE;
-  if (sound) result = d->next.AllocateDescriptorSets(device, info, out);
-  if (!result) return result;
-  for (uint32_t i = 0; i < info->descriptorSetCount; i++) out[i] = VK_NULL_HANDLE;
-  return fail(d, "allocate_descriptor_sets", result);
-}
-
-VKAPI_ATTR void VKAPI_CALL hook_UpdateDescriptorSets(VkDevice device, uint32_t n, const VkWriteDescriptorSet *writes,
-                                                     uint32_t n_copies, const VkCopyDescriptorSet *copies) {
-  for (uint32_t i = 0; i < n; i++)                   /* the failure that left a null set is already kept */
-    if (!writes[i].dstSet || (writes[i].pBufferInfo && !writes[i].pBufferInfo->buffer)) return;
-  device_of(device)->next.UpdateDescriptorSets(device, n, writes, n_copies, copies);
 }

@@ -67,7 +67,8 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreateDescriptorSetLayout(VkDevice device,
                                                               const VkAllocationCallbacks *alloc,
                                                               VkDescriptorSetLayout *out) {
   Device *d = device_of(device);
-  VkResult result = d->next.CreateDescriptorSetLayout(device, info, alloc, out);
+  VkResult result = injected(INJECT_SET_LAYOUT);
+  if (!result) result = d->next.CreateDescriptorSetLayout(device, info, alloc, out);
   if (result) {
     *out = VK_NULL_HANDLE;
     return fail(d, "create_descriptor_set_layout", result);
@@ -81,14 +82,17 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreateDescriptorSetLayout(VkDevice device,
     plain &= !b->pImmutableSamplers;
   }
   if (plain) remember(d, &d->set_layouts, HANDLE(*out), h, info->bindingCount);
-  return result;
+  unfinished_algorithm()->set_layout = *out;
+  return object_made(d);
 }
 
 VKAPI_ATTR void VKAPI_CALL hook_DestroyDescriptorSetLayout(VkDevice device, VkDescriptorSetLayout layout,
                                                            const VkAllocationCallbacks *alloc) {
   Device *d = device_of(device);
+  if (!layout) return;
   forget(d, &d->set_layouts, HANDLE(layout));
   d->next.DestroyDescriptorSetLayout(device, layout, alloc);
+  object_gone(d);
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL hook_CreatePipelineLayout(VkDevice device, const VkPipelineLayoutCreateInfo *info,
@@ -106,41 +110,49 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreatePipelineLayout(VkDevice device, const 
   }
   unlock(&d->pipelines_lock);
   h = hash_more(h, info->pPushConstantRanges, info->pushConstantRangeCount * sizeof(VkPushConstantRange));
-  if (sound) result = d->next.CreatePipelineLayout(device, info, alloc, out);
+  if (sound) result = injected(INJECT_PIPELINE_LAYOUT);
+  if (sound && !result) result = d->next.CreatePipelineLayout(device, info, alloc, out);
   if (result) {
     *out = VK_NULL_HANDLE;
     return fail(d, "create_pipeline_layout", result);
   }
   if (known)
     remember(d, &d->pipeline_layouts, HANDLE(*out), h, info->setLayoutCount * 64ull + info->pushConstantRangeCount);
-  return result;
+  unfinished_algorithm()->layout = *out;
+  return object_made(d);
 }
 
 VKAPI_ATTR void VKAPI_CALL hook_DestroyPipelineLayout(VkDevice device, VkPipelineLayout layout,
                                                       const VkAllocationCallbacks *alloc) {
   Device *d = device_of(device);
+  if (!layout) return;
   forget(d, &d->pipeline_layouts, HANDLE(layout));
   d->next.DestroyPipelineLayout(device, layout, alloc);
+  object_gone(d);
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL hook_CreateShaderModule(VkDevice device, const VkShaderModuleCreateInfo *info,
                                                        const VkAllocationCallbacks *alloc, VkShaderModule *out) {
   Device *d = device_of(device);
-  VkResult result = d->next.CreateShaderModule(device, info, alloc, out);
+  VkResult result = injected(INJECT_MODULE);
+  if (!result) result = d->next.CreateShaderModule(device, info, alloc, out);
   if (result) {
     *out = VK_NULL_HANDLE;
     return fail(d, "create_shader_module", result);
   }
   if (!info->pNext && !info->flags)
     remember(d, &d->modules, HANDLE(*out), hash_of(info->pCode, info->codeSize), info->codeSize);
-  return result;
+  unfinished_algorithm()->module = *out;
+  return object_made(d);
 }
 
 VKAPI_ATTR void VKAPI_CALL hook_DestroyShaderModule(VkDevice device, VkShaderModule module,
                                                     const VkAllocationCallbacks *alloc) {
   Device *d = device_of(device);
+  if (!module) return;
   forget(d, &d->modules, HANDLE(module));
   d->next.DestroyShaderModule(device, module, alloc);
+  object_gone(d);
 }
 
 /* ---- pipelines ---- */
@@ -221,7 +233,10 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreateComputePipelines(VkDevice device, VkPi
     VkResult one = pipeline(d, cache, &infos[i], alloc, &out[i]);
     unlock(&d->pipelines_lock);
     if (one < 0) result = fail(d, "create_pipeline", one);
+    else object_made(d);
   }
+  if (result) unfinished_destroy(device);
+  *unfinished_algorithm() = (Unfinished){0};
   return result;
 }
 
@@ -229,6 +244,7 @@ VKAPI_ATTR void VKAPI_CALL hook_DestroyPipeline(VkDevice device, VkPipeline hand
                                                 const VkAllocationCallbacks *alloc) {
   Device *d = device_of(device);
   if (!handle) return;
+  object_gone(d);
   lock(&d->pipelines_lock);
   SharedPipeline **at = &d->pipelines;
   while (*at && (*at)->handle != handle) at = &(*at)->next;

@@ -1,4 +1,4 @@
-/* Submits and waits: tickets, the asynchronous mode, and faults put in by tests.
+/* Submits and waits: tickets and the asynchronous mode.
  *
  * Each submit gets a ticket (1, 2, ... for each device) and a fence of the layer's own; Kompute's fence, made and
  * destroyed for each eval(), only names the submit when Kompute waits for it. In asynchronous mode that wait
@@ -16,30 +16,6 @@ static int asynchronous;                             /* __atomic: set by Python,
 
 /* 1: eval() returns at once, wait with vkllm_layer_wait; 0 (at the start): eval() waits, for this whole process. */
 EXPORT void vkllm_layer_asynchronous(int32_t on) { __atomic_store_n(&asynchronous, on != 0, __ATOMIC_RELAXED); }
-
-static Lock faults = PTHREAD_MUTEX_INITIALIZER;
-static struct {
-  uint32_t countdown;
-  VkResult result;
-} planned[N_INJECT];
-
-/* Test mode: the n-th next call (1: the next one) of this kind, on any device, fails with `result` without reaching
- * the driver; n = 0 takes a plan back. Kinds are those of Inject; a hang makes a wait last for its whole time limit. */
-EXPORT void vkllm_layer_inject(uint32_t kind, uint32_t n, int32_t result) {
-  if (kind >= N_INJECT) return;
-  lock(&faults);
-  planned[kind].countdown = n;
-  planned[kind].result = result;
-  unlock(&faults);
-}
-
-VkResult injected(Inject kind) {
-  VkResult result = VK_SUCCESS;
-  lock(&faults);
-  if (planned[kind].countdown && !--planned[kind].countdown) result = planned[kind].result;
-  unlock(&faults);
-  return result;
-}
 
 static uint64_t later(uint64_t duration_ns) {
   uint64_t now = clock_ns();
@@ -128,10 +104,11 @@ EXPORT int32_t vkllm_layer_wait(uint32_t device, uint64_t ticket, uint64_t timeo
   return result;
 }
 
-/* A place in the ring for the next ticket, with an unsignalled fence. Call with d->lock held. */
+/* A place in the ring for the next ticket, with an unsignalled fence. Call with d->lock held. If it fails, `out` is the
+ * place without a fence, or NULL if none is free. */
 static VkResult next_place(Device *d, Flight **out) {
   Flight *place = &d->ring[(d->last_ticket + 1) % RING];
-  *out = place;
+  *out = NULL;
   if (d->last_ticket - d->done_through >= RING) {
     d->statistics.blocked_submits++;
     VkResult result = wait_patiently(d, d->last_ticket + 1 - RING);
@@ -142,9 +119,11 @@ static VkResult next_place(Device *d, Flight **out) {
     sleep_ns(10000);
     lock(&d->lock);
   }
+  *out = place;
   if (place->fence) return d->next.ResetFences(d->handle, 1, &place->fence);
   VkFenceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
-  return d->next.CreateFence(d->handle, &info, NULL, &place->fence);
+  VkResult result = injected(INJECT_FENCE);
+  return result ? result : d->next.CreateFence(d->handle, &info, NULL, &place->fence);
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL hook_QueueSubmit(VkQueue queue, uint32_t n, const VkSubmitInfo *submits, VkFence fence) {
@@ -169,7 +148,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_QueueSubmit(VkQueue queue, uint32_t n, const
   if (!result) result = placed;
   if (!result && d->lost) result = VK_ERROR_DEVICE_LOST;
   if (!result) result = d->next.QueueSubmit(queue, n, submits, place->fence);
-  if (!placed) {
+  if (place) {
     d->last_ticket++;
     place->ticket = d->last_ticket;
     place->app_fence = fence;
@@ -205,6 +184,14 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_WaitForFences(VkDevice device, uint32_t n, c
   return ticket ? wait_for(d, ticket, timeout_ns) : VK_SUCCESS;
 }
 
+VKAPI_ATTR VkResult VKAPI_CALL hook_CreateFence(VkDevice device, const VkFenceCreateInfo *info,
+                                                const VkAllocationCallbacks *alloc, VkFence *out) {
+  Device *d = device_of(device);
+  VkResult result = injected(INJECT_FENCE);
+  if (!result) result = d->next.CreateFence(device, info, alloc, out);
+  return result ? fail(d, "create_fence", result) : object_made(d);
+}
+
 VKAPI_ATTR void VKAPI_CALL hook_DestroyFence(VkDevice device, VkFence fence, const VkAllocationCallbacks *alloc) {
   Device *d = device_of(device);
   if (!fence) return;
@@ -213,6 +200,7 @@ VKAPI_ATTR void VKAPI_CALL hook_DestroyFence(VkDevice device, VkFence fence, con
     if (d->ring[p].app_fence == fence) d->ring[p].app_fence = VK_NULL_HANDLE;
   unlock(&d->lock);
   d->next.DestroyFence(device, fence, alloc);
+  object_gone(d);
 }
 
 void submits_close(Device *d) {

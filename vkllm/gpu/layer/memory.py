@@ -1,0 +1,65 @@
+"""What Python and the layer say to each other of memory: tiers, where a buffer lies, what heaps hold.
+
+Pure data, in the order of the layer's numbers; which types make a tier is told in tiers.c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Tier = Literal["local", "shared", "host", "readback"]
+"""Kind of memory: "local", the GPU's own; "shared", the GPU's own that the CPU sees (unified memory, resizable BAR);
+"host", the host's, written by the CPU and read in place by the GPU; "readback", the host's, written by the GPU and
+quick to read for the CPU."""
+
+TIERS: Final[tuple[Tier, ...]] = ("local", "shared", "host", "readback")
+_DEVICE_LOCAL, _HOST_CACHED = 1, 8
+_UNKNOWN: Final = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a buffer lies. flags: VkMemoryPropertyFlags of its type. address: where the CPU sees it; 0: nowhere."""
+
+    memory_type: int
+    heap: int
+    flags: int
+    n_bytes: int
+    address: int
+
+    @property
+    def is_device_local(self) -> bool:
+        """Whether it is the GPU's own memory."""
+        return bool(self.flags & _DEVICE_LOCAL)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the CPU's caches help its reads."""
+        return bool(self.flags & _HOST_CACHED)
+
+
+@dataclass(frozen=True)
+class HeapUse:
+    """A heap at one moment, in bytes. size and budget are no more than the limit that was set.
+
+    budget_bytes: what this process can hold of it, its own use included, and driver_usage_bytes: that use as the driver
+    counts it; both are None where the driver tells no budget. allocated_bytes: blocks that this process holds on this
+    GPU. used_bytes: buffers of this device. room_bytes: what a new block can take.
+    """
+
+    is_device_local: bool
+    size_bytes: int
+    budget_bytes: int | None
+    driver_usage_bytes: int | None
+    allocated_bytes: int
+    used_bytes: int
+    room_bytes: int
+
+    @classmethod
+    def of(cls, *numbers: int) -> HeapUse:
+        """From the layer's numbers, in the order of the fields."""
+        is_local, size, budget, driver_usage, *rest = numbers
+        if budget == _UNKNOWN:
+            return cls(bool(is_local), size, None, None, *rest)
+        return cls(bool(is_local), size, budget, driver_usage, *rest)
