@@ -1,8 +1,8 @@
 // embed: x = the rows of the token embedding for the step's tokens
 // bindings: quants scales x step
 // constants: local_size columns
-// push:
-// dispatch: x = 1, y = tokens
+// push: first_row n_table_rows
+// dispatch: x = 1, y = tokens; of a table in parts, one dispatch a part, which has n_table_rows rows from first_row on
 // formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
 // numerics: exact dequantization
 #version 450
@@ -10,6 +10,10 @@
 #extension GL_EXT_control_flow_attributes : require
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint COLUMNS = 4096;
+layout(push_constant) uniform Push {
+  uint first_row;
+  uint n_table_rows;
+};
 layout(std430, binding = 0) readonly buffer Quants { uvec4 quants[]; };
 layout(std430, binding = 1) readonly buffer Scales { uint scales[]; };
 layout(std430, binding = 2) writeonly buffer X { float x[]; };
@@ -20,7 +24,9 @@ layout(std430, binding = 2) writeonly buffer X { float x[]; };
 void main() {
   uint row = gl_WorkGroupID.y;
   if (row >= n_rows) return;
-  uint first_block = rows[row].x * (COLUMNS / 32);
+  uint token = rows[row].x - first_row; // wraps around for those before
+  if (token >= n_table_rows) return;
+  uint first_block = token * (COLUMNS / 32);
   for (uint c = gl_LocalInvocationID.x; c < COLUMNS; c += gl_WorkGroupSize.x) {
     x[row * COLUMNS + c] = value(first_block + c / 32, c % 32);
   }

@@ -26,6 +26,8 @@ from vkllm.engine.request import (
 )
 from vkllm.errors import ContextOverflow, DeviceLost, NoDevice, OutOfDeviceMemory
 from vkllm.gpu.probe import DeviceInfo
+from vkllm.model.limits import Tier
+from vkllm.model.plan import MemoryPlan, TierPlan
 
 STEP_S = 0.002
 DIE = 1  # a prompt that starts with this id makes the engine kill its own process after three tokens
@@ -81,6 +83,9 @@ class FakeEngine:
             on_progress(done, 100)
         self.device_name = "fake device"
         self.is_cpu_device = config.device == "cpu"
+        tier = TierPlan(Tier.LOCAL, 2**30, 0, 0, 0, 0, 1e9)
+        self.plan = MemoryPlan(config.n_ctx or 256, {}, (), Tier.LOCAL, (tier,), 0.0)
+        self.moved_bytes = 0
         self._requests: list[Request] = []
         self._n_generated = 0
         self._cancelled: set[int] = set()

@@ -180,7 +180,7 @@ def test_bad_requests_are_typed_errors(fake_llm: MakeLLM, prompt: Any, options: 
         fake_llm().generate(prompt, **options)
 
 
-@pytest.mark.parametrize("n_ctx", [0, 1, -5, N_CTX + 1])
+@pytest.mark.parametrize("n_ctx", [1, -5, N_CTX + 1])
 def test_a_context_that_the_model_does_not_have_is_refused(fake_llm: MakeLLM, n_ctx: int) -> None:
     with pytest.raises(InvalidParameter, match=str(n_ctx)):
         fake_llm(n_ctx=n_ctx)

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
 from vkllm.engine.process import EngineProcess
 from vkllm.engine.request import (
+    Answer,
     DeviceAnswer,
     DeviceQuery,
     DeviceReport,
@@ -23,18 +24,30 @@ from vkllm.engine.request import (
     Event,
     Failed,
     Finished,
+    KernelAnswer,
+    KernelQuery,
+    Query,
     Request,
     RunStats,
     SamplingParams,
     Scores,
+    TuningAnswer,
+    TuningQuery,
+    TuningTrial,
 )
 from vkllm.errors import ContextOverflow, InvalidParameter, ModelFileError
 from vkllm.formats.gguf import ModelFile
 from vkllm.generation import Generation, Stream
+from vkllm.model.plan import MemoryPlan, PlanOptions
 from vkllm.model.spec import model_spec
 from vkllm.store import find_model
 from vkllm.text.chat import ChatTemplate
 from vkllm.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from vkllm.gpu.step_times import StepTimes
+    from vkllm.gpu.tuner import TuningReport
+    from vkllm.gpu.tuning_search import Trial
 
 DEFAULT_N_CTX = 4096
 
@@ -64,8 +77,12 @@ class LLM:
     """A loaded model. Safe to use from several threads; `close()` or a `with` block releases it.
 
     model: a name from `vkllm list`, a path to a .gguf file, or a folder with one.
-    n_ctx: tokens of prompt and answer together; the default is what the model was trained for, at most 4096.
+    n_ctx: tokens of prompt and answer together; 0 takes the longest that costs no speed; the default is what the model
+    was trained for, at most 4096.
     device: index or part of the name of a GPU (`vkllm devices`); the default is the best one.
+    type_k, type_v: how keys and values are cached, "f16" or "q8_0", which takes a little over half the memory.
+    n_gpu_layers: layers, counted from the last, whose weights may lie in a card's own memory; None or -1 is all.
+    vram_limit, ram_limit: bytes that may be taken of a card's own and of system memory (`plan_model`).
     seed: for requests that name none; without it each answer is drawn anew.
     on_progress(what, bytes done, bytes total) is called while the model is downloaded and loaded.
 
@@ -79,6 +96,11 @@ class LLM:
         *,
         n_ctx: int | None = None,
         device: str | int | None = None,
+        type_k: str = "f16",
+        type_v: str = "f16",
+        n_gpu_layers: int | None = None,
+        vram_limit: int | None = None,
+        ram_limit: int | None = None,
         seed: int | None = None,
         on_progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
@@ -93,7 +115,6 @@ class LLM:
             )
         self.tensors = file.tensors
         self.quantization = _quantization(file)
-        self.n_ctx = _context(n_ctx, self.spec.n_ctx_train)
         self._template = ChatTemplate.from_gguf(file.metadata, self.tokenizer)
         self._defaults = SamplingParams(seed=seed)
         self._request_ids = itertools.count(1)
@@ -102,22 +123,36 @@ class LLM:
                 path=self.path,
                 tensors=file.tensors,
                 spec=replace(self.spec, n_vocab=self.tokenizer.n_vocab),  # rows beyond it are padding
-                n_ctx=self.n_ctx,
+                n_ctx=_context(n_ctx, self.spec.n_ctx_train),
                 device=None if device is None else str(device),
+                options=PlanOptions(
+                    type_k, type_v, None if n_gpu_layers == -1 else n_gpu_layers, vram_limit, ram_limit
+                ),
             ),
             None if on_progress is None else lambda done, total: on_progress(f"loading {self.path.name}", done, total),
         )
         self._engine.start()
+        self.n_ctx = self._engine.ready.plan.n_ctx
 
     @property
     def device_name(self) -> str:
         """The device that the model runs on."""
-        return self._engine.device_name
+        return self._engine.ready.device_name
 
     @property
     def is_cpu_device(self) -> bool:
         """Whether that device is a Vulkan driver on the CPU, which is slow."""
-        return self._engine.is_cpu_device
+        return self._engine.ready.is_cpu_device
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """Where the parts of the model lie."""
+        return self._engine.ready.plan
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that lie in slower memory than planned, because the driver refused them."""
+        return self._engine.ready.moved_bytes
 
     @property
     def n_params(self) -> int:
@@ -253,6 +288,32 @@ class LLM:
                 return event.report
         raise AssertionError("the engine did not answer")
 
+    def measure_kernels(self, n_rows: int = 1, n_depth: int = 0) -> StepTimes:
+        """How long each kernel takes of a step of n_rows, up to 512, with n_depth tokens cached; 1 is decoding.
+
+        It takes seconds, and no other request may run meanwhile. Raises InvalidParameter, ContextOverflow,
+        OutOfDeviceMemory, DeviceLost.
+        """
+        for event in self._events(KernelQuery(next(self._request_ids), n_rows, n_depth)):
+            if isinstance(event, KernelAnswer):
+                return event.times
+        raise AssertionError("the engine did not answer")
+
+    def tune(self, budget_s: float = 30.0, on_trial: Callable[[Trial], None] | None = None) -> TuningReport:
+        """Finds by trying how this device runs models like this one fastest, uses that, and keeps it for later loads.
+
+        budget_s: how long it may take, roughly. on_trial is called after each trial. Raises InvalidParameter if
+        requests are open or come meanwhile, DeviceError.
+        """
+        if not 1 <= budget_s <= 3600:
+            raise InvalidParameter(f"a budget of {budget_s} seconds is not possible; give 1 to 3600")
+        for event in self._events(TuningQuery(next(self._request_ids), budget_s)):
+            if isinstance(event, TuningAnswer):
+                return event.report
+            if isinstance(event, TuningTrial) and on_trial is not None:
+                on_trial(event.trial)
+        raise AssertionError("the engine did not answer")
+
     def close(self) -> None:
         """Ends the engine and releases the device; open streams fail. The second call does nothing."""
         self._engine.close()
@@ -291,7 +352,7 @@ class LLM:
         detokenizer = self.tokenizer.detokenizer(continues=continues_text)
         return Stream(self._engine, request, self._engine.submit(request), detokenizer, self.tokenizer.token_text)
 
-    def _events(self, request: Request | DeviceQuery) -> Iterator[Event]:
+    def _events(self, request: Request | Query) -> Iterator[Event]:
         """Events of a request that makes no text, to its end. Raises what ends it early."""
         events = self._engine.submit(request)
         try:
@@ -300,7 +361,7 @@ class LLM:
                 if isinstance(event, Failed):
                     raise event.error
                 yield event
-                if isinstance(event, Finished | DeviceAnswer):
+                if isinstance(event, Finished | Answer):
                     return
         except KeyboardInterrupt:
             self._engine.cancel(request.id)
@@ -329,9 +390,10 @@ class LLM:
 def _context(n_ctx: int | None, n_ctx_train: int) -> int:
     if n_ctx is None:
         return min(n_ctx_train, DEFAULT_N_CTX)
-    if not 1 < n_ctx <= n_ctx_train:
+    if n_ctx and not 1 < n_ctx <= n_ctx_train:
         raise InvalidParameter(
-            f"a context of {n_ctx} tokens is not possible; the model was trained for 2 to {n_ctx_train}"
+            f"a context of {n_ctx} tokens is not possible; the model was trained for 2 to {n_ctx_train}, "
+            "and 0 takes the longest that fits"
         )
     return n_ctx
 

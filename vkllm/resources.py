@@ -85,14 +85,24 @@ def catalog() -> list[CatalogEntry]:
 
 def shader(name: str) -> bytes:
     """The SPIR-V of one of vkllm's shaders."""
+    return _compiled(f"{name}.spv")
+
+
+def shader_manifest() -> bytes:
+    """The list of the shaders with their hashes, which changes with any of them."""
+    return _compiled("manifest.json")
+
+
+def _compiled(name: str) -> bytes:
     folder = _SHIPPED / "spv"
     if not folder.is_dir():
         folder = _CHECKOUT / "shaders" / "spv"
     try:
-        return (folder / f"{name}.spv").read_bytes()
+        return (folder / name).read_bytes()
     except OSError as error:
         raise VkllmError(
-            f"{folder}: the shader {name!r} cannot be read ({error.strerror}); install vkllm again."
+            f"{folder}: the shader {name.removesuffix('.spv')!r} cannot be read ({error.strerror}); "
+            "install vkllm again."
         ) from None
 
 

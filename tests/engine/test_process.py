@@ -88,7 +88,7 @@ def test_loading_reports_progress_and_the_device(make_engine: MakeEngine) -> Non
     engine = make_engine("cpu", on_progress=lambda done, total: seen.append((done, total, threading.get_ident())))
     engine.start()
     assert seen == [(done, 100, threading.get_ident()) for done in (0, 50, 100)]
-    assert (engine.device_name, engine.is_cpu_device) == ("fake device", True)
+    assert (engine.ready.device_name, engine.ready.is_cpu_device) == ("fake device", True)
 
 
 def test_a_typed_error_in_loading_reaches_the_caller_and_ends_the_process(make_engine: MakeEngine) -> None:

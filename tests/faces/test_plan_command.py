@@ -11,7 +11,8 @@ import pytest
 from terminal import REAL, Command
 
 from vkllm import InvalidParameter, plan_model
-from vkllm.faces.plan import fields, layers, lines, size, weights_by_tier
+from vkllm.faces.loading import layers, size
+from vkllm.faces.plan import fields, lines, weights_by_tier
 from vkllm.gpu.probe import DeviceInfo, Heap, devices
 
 

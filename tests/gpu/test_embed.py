@@ -12,9 +12,10 @@ from vkllm.gpu.kernels import KERNELS, WEIGHT_FORMATS
 pytestmark = pytest.mark.gpu
 
 
+@pytest.mark.parametrize("parts", [[(0, 50)], [(0, 8), (8, 16), (16, 50)]], ids=["whole", "parts"])
 @pytest.mark.parametrize("columns", [32, 96, 576])
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
-def test_embed(device: Device, fmt: str, columns: int) -> None:
+def test_embed(device: Device, fmt: str, columns: int, parts: list[tuple[int, int]]) -> None:
     block = weight_format(fmt).block
     columns = -(-columns // block) * block
     rng = np.random.default_rng(columns)
@@ -22,16 +23,17 @@ def test_embed(device: Device, fmt: str, columns: int) -> None:
     tokens = [49, 0, 7, 7]
     x = poisoned(device, len(tokens) * columns)
     step = step_buffer(device, range(len(tokens)), tokens)
+    row_bytes = len(raw.reshape(-1)) // 50
     device.run(
-        [
-            device.dispatch(
-                KERNELS["embed"],
-                (*planes(device, raw, fmt), x, step),
-                constants=(64, columns),
-                groups=(1, len(tokens)),
-                weight_format=fmt,
-            )
-        ]
+        device.dispatch(
+            KERNELS["embed"],
+            (*planes(device, raw.reshape(-1)[first * row_bytes : last * row_bytes], fmt), x, step),
+            constants=(64, columns),
+            groups=(1, len(tokens)),
+            push=(first, last - first),
+            weight_format=fmt,
+        )
+        for first, last in parts
     )
     wanted = dequantize(raw, fmt, (50, columns))[tokens]
     # a fused multiply-add may round d * q + m once where numpy rounds twice

@@ -15,9 +15,12 @@ from vkllm.gpu import program as program_module
 from vkllm.gpu.decode import Decode
 from vkllm.gpu.device import Device
 from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
+from vkllm.gpu.probe import Heap
 from vkllm.gpu.program import Program
 from vkllm.gpu.step import Row
 from vkllm.gpu.tuning import tuning
+from vkllm.model.limits import Tier
+from vkllm.model.plan import PlanOptions
 
 pytestmark = pytest.mark.gpu
 
@@ -146,3 +149,43 @@ def test_matrices_too_wide_for_shared_memory_are_read_in_parts(
     assert max(spec.d_ff, spec.d_model) > 256
     program = Program(device, spec, path, config.tensors, config.n_ctx)
     assert nmse(decoded_logits(program, [1, 2, 3]), reference(config).run([1, 2, 3])[-1]) < BOUND
+
+
+@pytest.mark.parametrize(("type_k", "type_v"), [("q8_0", "q8_0"), ("f16", "q8_0")])
+def test_a_q8_0_cache_gives_nearly_the_same_logits(device: Device, tmp_path: Path, type_k: str, type_v: str) -> None:
+    spec, formats = MODELS["Q4_K_M"]
+    path = write_random_model(tmp_path / "model.gguf", spec, formats)
+    config = engine_config(path, spec)
+    plain = Program(device, spec, path, config.tensors, config.n_ctx)
+    options = PlanOptions(type_k=type_k, type_v=type_v)
+    quantized = Program(device, spec, path, config.tensors, config.n_ctx, options=options)
+    tokens = [int(t) for t in np.random.default_rng(3).integers(0, spec.n_vocab, 70)]
+    wanted = logits_of(plain, tokens, MAX_ROWS)
+    for got in (logits_of(quantized, tokens, MAX_ROWS), decoded_logits(quantized, tokens)):
+        # a byte keeps 1/127 of a block's largest value: errors of 0.5 % of a value, amplified some times
+        assert 0 < nmse(got, wanted) < 2e-3
+    assert np.array_equal(logits_of(quantized, tokens, 3), logits_of(quantized, tokens, MAX_ROWS))
+    assert quantized.plan.cache_bytes < plain.plan.cache_bytes
+
+
+@pytest.mark.parametrize("limit_kib", [None, 700, 620], ids=["local", "some in system memory", "most in system memory"])
+def test_a_spilled_model_gives_the_very_same_logits(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_kib: int | None
+) -> None:
+    spec, formats = MODELS["Q4_K_M"]
+    spec = replace(spec, n_vocab=1280)
+    path = write_random_model(tmp_path / "model.gguf", spec, formats)
+    config = engine_config(path, spec)
+    whole = Program(device, spec, path, config.tensors, config.n_ctx)
+    heaps = (Heap(2**30, None, True), Heap(2**30, None, False))
+    monkeypatch.setattr(device, "info", replace(device.info, type="discrete", heaps=heaps))
+    limit = None if limit_kib is None else whole.plan.arena_bytes + whole.plan.cache_bytes + limit_kib * 1024
+    monkeypatch.setattr(program_module, "tuning", lambda info: replace(whole.tuning))
+    spilled = Program(device, spec, path, config.tensors, config.n_ctx, options=PlanOptions(vram_limit=limit))
+    tiers = {rows.tier for parts in spilled.plan.matrices.values() for rows in parts}
+    assert tiers == ({Tier.LOCAL} if limit is None else {Tier.LOCAL, Tier.HOST})
+    if limit is not None:
+        assert any(len(parts) > 1 for parts in spilled.plan.matrices.values()), "no matrix is cut"
+    tokens = [int(t) for t in np.random.default_rng(3).integers(0, spec.n_vocab, 20)]
+    assert np.array_equal(logits_of(spilled, tokens, MAX_ROWS), logits_of(whole, tokens, MAX_ROWS))
+    assert np.array_equal(decoded_logits(spilled, tokens), decoded_logits(whole, tokens))

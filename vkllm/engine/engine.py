@@ -29,13 +29,18 @@ from vkllm.engine.request import (
     Token,
 )
 from vkllm.engine.sampler import Sampler, logprobs
-from vkllm.errors import ContextOverflow
+from vkllm.errors import ContextOverflow, InvalidParameter
+from vkllm.gpu.arithmetic import product_rate
 from vkllm.gpu.bandwidth import read_bandwidth
 from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KV_BLOCK
+from vkllm.gpu.kernel_times import step_times
+from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program import WIDTHS, Program, Result, Submitted
 from vkllm.gpu.scoring import Scorer
 from vkllm.gpu.step import Row
+from vkllm.gpu.step_times import StepTimes
+from vkllm.gpu.tuner import TuningReport, tune
+from vkllm.gpu.tuning_search import Trial
 
 IN_FLIGHT = 3
 """Decode steps that run ahead of the token that was read last."""
@@ -100,11 +105,16 @@ class Engine:
         self._device = Device(config.device)
         with ExitStack() as undo:
             undo.callback(self._device.close)
-            self._program = Program(self._device, config.spec, config.path, config.tensors, config.n_ctx, on_bytes)
+            self._program = Program(
+                self._device, config.spec, config.path, config.tensors, config.n_ctx, on_bytes, config.options
+            )
+            self.plan = self._program.plan
+            self.moved_bytes = self._program.moved_bytes
             self.device_name = self._device.info.name
             self.is_cpu_device = self._device.info.type == "cpu"
             self._scorer: Scorer | None = None
-            self._n_ctx = config.n_ctx
+            self._product_rate: float | None = None
+            self._n_ctx = self.plan.n_ctx
             self._cache = KVCache(self._program.n_blocks, KV_BLOCK)
             self._waiting: deque[tuple[Request, float]] = deque()
             self._run: _Run | None = None
@@ -154,7 +164,50 @@ class Engine:
 
     def measure_device(self) -> DeviceReport:
         """Times how fast the device reads memory, a second at most. Raises DeviceError."""
-        return DeviceReport(self._device.info, read_bandwidth(self._device, self._program.free_bytes))
+        return DeviceReport(self._device.info, read_bandwidth(self._device, self.plan.tiers[0].free_bytes))
+
+    def tune(
+        self, budget_s: float, on_trial: Callable[[Trial], None], is_interrupted: Callable[[], bool]
+    ) -> TuningReport:
+        """Finds the best choices for the device, uses and keeps them. budget_s: how long it may take, roughly.
+
+        Raises InvalidParameter while a request is open and when is_interrupted; DeviceError.
+        """
+        if self.has_work:
+            raise InvalidParameter("the model is answering a request; tune when it is idle")
+        self._cache = KVCache(self._program.n_blocks, KV_BLOCK)  # its content is overwritten
+        self._scorer = self._product_rate = None
+        try:
+            report = tune(self._program, budget_s, on_trial=on_trial, is_interrupted=is_interrupted)
+        finally:
+            self._chunk_s.clear()
+        self._warm_up()
+        return report
+
+    def measure_kernels(self, n_rows: int, n_depth: int) -> StepTimes:
+        """Times the kernels of a step of n_rows with n_depth tokens cached, which takes seconds.
+
+        Raises InvalidParameter, ContextOverflow, DeviceError.
+        """
+        if self.has_work:
+            raise InvalidParameter("the model is answering a request; time kernels when it is idle")
+        if not (0 < n_rows <= MAX_ROWS and n_depth >= 0):
+            raise InvalidParameter(f"there is no step of {n_rows} rows at depth {n_depth}; take 1 to {MAX_ROWS} rows")
+        if n_depth + n_rows > self._n_ctx:
+            raise ContextOverflow(
+                f"a step of {n_rows} rows at depth {n_depth} is longer than the context of {self._n_ctx} tokens; "
+                "load the model with a larger one"
+            )
+        program = self._program
+        token_ids = [i % program.spec.n_vocab for i in range(n_depth)]
+        self._cache.reuse([*token_ids, 0])
+        while (start := len(self._cache.tokens)) < n_depth:
+            chunk = token_ids[start : start + self._chunk_rows()]
+            self._run_chunk(chunk, start)
+            self._cache.tokens += chunk
+        if self._product_rate is None:
+            self._product_rate = product_rate(self._device, program.operations, by_matrices=program.tuning.has_matmul)
+        return step_times(program, n_rows, n_depth, self._cache.block_table(n_depth + n_rows), self._product_rate)
 
     def close(self) -> None:
         """Releases the device. Safe to call twice."""

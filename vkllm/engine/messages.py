@@ -1,6 +1,6 @@
 """What passes through the pipe between a caller's process and its engine, besides requests and their events.
 
-To the engine: an `EngineConfig` first, then `Request`, `DeviceQuery`, `Cancel` and, last, `Stop`. From it: `Progress`
+To the engine: an `EngineConfig` first, then `Request`, a `Query`, `Cancel` and, last, `Stop`. From it: `Progress`
 until `Ready`, then lists of events; `EngineFailed` at any time, as its last word. All of them pickle.
 """
 
@@ -12,6 +12,7 @@ from multiprocessing import connection
 from typing import TYPE_CHECKING
 
 from vkllm.errors import VkllmError
+from vkllm.model.plan import MemoryPlan
 
 if TYPE_CHECKING:
     if sys.platform == "win32":
@@ -42,10 +43,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is loaded."""
+    """The model is loaded. moved_bytes: what the driver refused in the memory that the plan had meant for it."""
 
     device_name: str
     is_cpu_device: bool
+    plan: MemoryPlan
+    moved_bytes: int
 
 
 @dataclass(frozen=True)

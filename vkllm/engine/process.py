@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vkllm.engine.messages import Cancel, EngineFailed, Progress, Ready, Stop
-from vkllm.engine.request import DeviceAnswer, DeviceQuery, EngineConfig, EngineStats, Event, Failed, Finished, Request
+from vkllm.engine.request import Answer, EngineConfig, EngineStats, Event, Failed, Finished, Query, Request
 from vkllm.errors import DeviceLost, VkllmError
 
 ENGINE = "vkllm.engine.engine:Engine"
@@ -58,14 +58,10 @@ class EngineProcess:
         self._running_child()
 
     @property
-    def device_name(self) -> str:
-        """The device that the engine runs on; empty before the first start."""
-        return self._child.device_name if self._child else ""
-
-    @property
-    def is_cpu_device(self) -> bool:
-        """Whether that device is a Vulkan driver on the CPU."""
-        return self._child is not None and self._child.is_cpu_device
+    def ready(self) -> Ready:
+        """What the last start told: the device, the memory plan. The process must have been started."""
+        assert self._child is not None and self._child.ready is not None
+        return self._child.ready
 
     @property
     def pid(self) -> int | None:
@@ -77,8 +73,8 @@ class EngineProcess:
         """Sums over the requests that ended until now, in all processes."""
         return self._tally.stats
 
-    def submit(self, request: Request | DeviceQuery) -> SimpleQueue[Event]:
-        """The queue that gets the request's events; the last one is `Finished`, `DeviceAnswer` or `Failed`.
+    def submit(self, request: Request | Query) -> SimpleQueue[Event]:
+        """The queue that gets the request's events; the last one is `Finished`, an `Answer` or `Failed`.
 
         Starts a new process if the last one died, and raises what `start` raises.
         """
@@ -140,8 +136,7 @@ class _Child:
 
     def __init__(self, config: EngineConfig, factory: str, tally: _Tally) -> None:
         self._tally = tally
-        self.device_name = ""
-        self.is_cpu_device = False
+        self.ready: Ready | None = None
         # A queue whose put() never blocks and may be called anywhere, so that a garbage-collected stream can cancel.
         self.outbox: SimpleQueue[object] = SimpleQueue()
         self._owner_pid = os.getpid()
@@ -185,8 +180,8 @@ class _Child:
                     case Progress(done_bytes, total_bytes):
                         if on_progress is not None:
                             on_progress(done_bytes, total_bytes)
-                    case Ready(device_name, is_cpu_device):
-                        self.device_name, self.is_cpu_device = device_name, is_cpu_device
+                    case Ready() as ready:
+                        self.ready = ready
                         break
                     case EngineFailed(error):
                         raise error
@@ -202,7 +197,7 @@ class _Child:
             raise
         self._threads[2].start()
 
-    def submit(self, request: Request | DeviceQuery) -> SimpleQueue[Event] | None:
+    def submit(self, request: Request | Query) -> SimpleQueue[Event] | None:
         """The request's events, or None if the process has died."""
         events: SimpleQueue[Event] = SimpleQueue()
         with self._lock:
@@ -219,7 +214,7 @@ class _Child:
         if os.getpid() == self._owner_pid:
             self._is_stopping = True
             # While it loads it reads no messages and holds nothing worth giving back in order.
-            self.join(_STOP_S if self.device_name else 0)
+            self.join(_STOP_S if self.ready else 0)
 
     def join(self, patience_s: float = _STOP_S) -> None:
         """Waits until a process that is ending has ended, forces it if need be, and joins its threads."""
@@ -271,7 +266,7 @@ class _Child:
             events.put(Failed(request_id, error))
 
     def _deliver(self, event: Event) -> None:
-        is_last = isinstance(event, Finished | Failed | DeviceAnswer)
+        is_last = isinstance(event, Finished | Failed | Answer)
         if isinstance(event, Finished):
             self._tally.add(event)
         with self._lock:
@@ -306,10 +301,10 @@ class _Child:
         self._threads[0].join(0.2)
         with self._lock:
             n_prompt_tokens = [len(request.prompt_token_ids) for request in self._requests.values()]
-        if self.device_name:
+        if self.ready:
             prompts = ", ".join(str(n) for n in n_prompt_tokens)
             answering = f"answering {len(n_prompt_tokens)} request(s) (prompt tokens: {prompts})"
-            self._work = f"{answering if n_prompt_tokens else 'idle'} on {self.device_name}"
+            self._work = f"{answering if n_prompt_tokens else 'idle'} on {self.ready.device_name}"
         message = f"the engine's process {_ending(self._process.returncode)} while {self._work}"
         last_words = self._output.decode(errors="replace").strip()
         if last_words:

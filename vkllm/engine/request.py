@@ -7,14 +7,20 @@ It knows token ids only; text, stop strings and chat templates belong to `vkllm.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vkllm.errors import InvalidParameter, VkllmError
 from vkllm.formats.gguf import TensorInfo
 from vkllm.gpu.probe import DeviceInfo
+from vkllm.model.plan import PlanOptions
 from vkllm.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from vkllm.gpu.step_times import StepTimes
+    from vkllm.gpu.tuner import TuningReport
+    from vkllm.gpu.tuning_search import Trial
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,26 @@ class DeviceQuery:
     """Asks what the device is and how fast it reads memory; the answer is `DeviceAnswer`. id: as a request's."""
 
     id: int
+
+
+@dataclass(frozen=True)
+class TuningQuery:
+    """Asks for the best choices for the device, within about budget_s; `TuningTrial`s come, then `TuningAnswer`."""
+
+    id: int
+    budget_s: float
+
+
+@dataclass(frozen=True)
+class KernelQuery:
+    """Asks how long the kernels of a step of n_rows take with n_depth tokens cached; the answer is `KernelAnswer`."""
+
+    id: int
+    n_rows: int
+    n_depth: int
+
+
+Query = DeviceQuery | TuningQuery | KernelQuery
 
 
 @dataclass(frozen=True)
@@ -207,15 +233,45 @@ class DeviceAnswer:
     report: DeviceReport
 
 
-Event = Token | Scores | DeviceAnswer | Finished | Failed
+@dataclass(frozen=True)
+class TuningTrial:
+    """A choice that was tried for a `TuningQuery`."""
+
+    request_id: int
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class TuningAnswer:
+    """What a `TuningQuery` asked for."""
+
+    request_id: int
+    report: TuningReport
+
+
+@dataclass(frozen=True)
+class KernelAnswer:
+    """What a `KernelQuery` asked for."""
+
+    request_id: int
+    times: StepTimes
+
+
+Answer = DeviceAnswer | TuningAnswer | KernelAnswer
+Event = Token | Scores | TuningTrial | Answer | Finished | Failed
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """All that an engine needs to load a model. n_ctx: tokens of context. device: index, name or None (the best)."""
+    """All that an engine needs to load a model.
+
+    n_ctx: tokens of context, or 0 for the longest that costs no speed. device: index, name or None (the best).
+    options: what the user asks of the memory plan.
+    """
 
     path: Path
     tensors: dict[str, TensorInfo]
     spec: ModelSpec
     n_ctx: int
     device: str | None = None
+    options: PlanOptions = field(default_factory=PlanOptions)

@@ -1,7 +1,7 @@
 """The engine's process: `python -m vkllm.engine.worker FACTORY HANDLE`, started by `vkllm.engine.process`.
 
 It loads one engine, sleeps while there is nothing to do, and passes requests in and events out. It knows the
-pipe and the engine's six calls, nothing about models, devices or text.
+pipe and the engine's eight calls, nothing about models, devices or text.
 """
 
 from __future__ import annotations
@@ -10,11 +10,31 @@ import importlib
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vkllm.engine.messages import Cancel, EngineFailed, Progress, Ready, Stop, open_connection
-from vkllm.engine.request import DeviceAnswer, DeviceQuery, DeviceReport, EngineConfig, Event, Failed, Request
+from vkllm.engine.request import (
+    DeviceAnswer,
+    DeviceQuery,
+    DeviceReport,
+    EngineConfig,
+    Event,
+    Failed,
+    KernelAnswer,
+    KernelQuery,
+    Query,
+    Request,
+    TuningAnswer,
+    TuningQuery,
+    TuningTrial,
+)
 from vkllm.errors import DeviceLost, DeviceTimeout, VkllmError
+from vkllm.model.plan import MemoryPlan
+
+if TYPE_CHECKING:
+    from vkllm.gpu.step_times import StepTimes
+    from vkllm.gpu.tuner import TuningReport
+    from vkllm.gpu.tuning_search import Trial
 
 
 class Engine(Protocol):
@@ -22,6 +42,8 @@ class Engine(Protocol):
 
     device_name: str
     is_cpu_device: bool
+    plan: MemoryPlan
+    moved_bytes: int
 
     @property
     def has_work(self) -> bool:
@@ -38,6 +60,14 @@ class Engine(Protocol):
 
     def measure_device(self) -> DeviceReport:
         """Looks at the device and times it."""
+
+    def tune(
+        self, budget_s: float, on_trial: Callable[[Trial], None], is_interrupted: Callable[[], bool]
+    ) -> TuningReport:
+        """Finds the best choices for the device, and keeps them."""
+
+    def measure_kernels(self, n_rows: int, n_depth: int) -> StepTimes:
+        """Times the kernels of a step."""
 
     def close(self) -> None:
         """Gives everything back to the device."""
@@ -101,7 +131,7 @@ def _load_and_serve(parent: _Parent, factory: str) -> None:
         parent.send(EngineFailed(error))
         return
     try:
-        parent.send(Ready(engine.device_name, engine.is_cpu_device))
+        parent.send(Ready(engine.device_name, engine.is_cpu_device, engine.plan, engine.moved_bytes))
         _serve(parent, engine)
     except VkllmError as error:
         parent.send(EngineFailed(error))
@@ -119,8 +149,8 @@ def _serve(parent: _Parent, engine: Engine) -> None:
                         engine.submit(request)
                     except VkllmError as error:
                         parent.send([Failed(request.id, error)])
-                case DeviceQuery(request_id):
-                    parent.send([_device_answer(engine, request_id)])
+                case DeviceQuery() | TuningQuery() | KernelQuery() as query:
+                    parent.send([_answer(parent, engine, query)])
                 case Cancel(request_id):
                     engine.cancel(request_id)
                 case Stop():
@@ -135,13 +165,23 @@ def _serve(parent: _Parent, engine: Engine) -> None:
             raise lost[0]
 
 
-def _device_answer(engine: Engine, request_id: int) -> Event:
+def _answer(parent: _Parent, engine: Engine, query: Query) -> Event:
     try:
-        return DeviceAnswer(request_id, engine.measure_device())
+        match query:
+            case DeviceQuery(request_id):
+                return DeviceAnswer(request_id, engine.measure_device())
+            case TuningQuery(request_id, budget_s):
+                # whatever comes meanwhile is worth more
+                report = engine.tune(
+                    budget_s, lambda trial: parent.send([TuningTrial(request_id, trial)]), parent.has_message
+                )
+                return TuningAnswer(request_id, report)
+            case KernelQuery(request_id, n_rows, n_depth):
+                return KernelAnswer(request_id, engine.measure_kernels(n_rows, n_depth))
     except _LOST:
         raise
     except VkllmError as error:
-        return Failed(request_id, error)
+        return Failed(query.id, error)
 
 
 if __name__ == "__main__":

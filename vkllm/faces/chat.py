@@ -31,23 +31,25 @@ def start_chat(
     model: str | None = None,
     *,
     sampling: dict[str, Any],
+    loading: dict[str, Any] | None = None,
     system: str | None = None,
-    n_ctx: int | None = None,
-    device: str | None = None,
     is_plain: bool = False,
 ) -> bool:
-    """Chats until the user leaves; False if Ctrl-C cut an answer to piped input. Without a model, the last one or
-    the user's choice on a screen, the default model elsewhere. sampling: fields of SamplingParams by name.
+    """Chats until the user leaves; False if Ctrl-C cut an answer to piped input.
+
+    Without a model, the last one or the user's choice on a screen, the default model elsewhere. sampling: fields of
+    SamplingParams by name. loading: arguments of LLM (vkllm.faces.loading).
     """
+    loading = dict(loading or {})
     SamplingParams(**sampling)  # a value out of its range is told before the screen is taken
     if has_screen() and not is_plain:
         from vkllm.faces.tui.app import ChatOptions, run_chat
 
-        run_chat(ChatOptions(model, system, n_ctx, device, sampling))
+        run_chat(ChatOptions(model, system, loading.pop("n_ctx", None), loading.pop("device", None), sampling), loading)
         return True
     from vkllm.faces.run import RunOptions, run_model
 
-    return run_model(RunOptions(model or "smollm2", None, system, n_ctx, device, False, False), sampling)
+    return run_model(RunOptions(model or "smollm2", None, system, loading, False, False), sampling)
 
 
 def chat(llm: LLM, sampling: dict[str, Any], *, system: str | None, wants_stats: bool) -> None:

@@ -20,6 +20,19 @@ from vkllm.faces.terminal import complain, interruptible, print_json, size
 if TYPE_CHECKING:
     from vkllm.gpu.probe import DeviceInfo
 
+# Options that several commands share: how a model is loaded.
+CtxSize = Annotated[
+    int | None, typer.Option("-c", "--ctx-size", help="Tokens of prompt and answer; 0: the most that costs no speed.")
+]
+DeviceName = Annotated[str | None, typer.Option("-dev", "--device", help="Index or name, see `vkllm devices`.")]
+TypeK = Annotated[str, typer.Option("-ctk", "--cache-type-k", help="Of cached keys: f16 or q8_0.")]
+TypeV = Annotated[str, typer.Option("-ctv", "--cache-type-v", help="Of cached values: f16 or q8_0.")]
+GpuLayers = Annotated[
+    str | None, typer.Option("-ngl", "--n-gpu-layers", help="Layers in the GPU's own memory, or all.")
+]
+VramLimit = Annotated[str | None, typer.Option(help="Most of the GPU's own memory, such as 16GiB.")]
+RamLimit = Annotated[str | None, typer.Option(help="Most of the system's memory, such as 500MiB.")]
+
 app = typer.Typer(
     help="Large language models on any GPU with a Vulkan driver. Without a command: chat.",
     add_completion=False,
@@ -64,9 +77,14 @@ def chat(
     model: Annotated[str | None, typer.Argument(help="As for `vkllm run`; without it, the last one.")] = None,
     temp: Annotated[float | None, typer.Option("--temp", help="Temperature; 0 always takes the likeliest.")] = None,
     seed: Annotated[int | None, typer.Option("-s", "--seed", help="The same seed gives the same answer.")] = None,
-    ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Tokens of prompt and answer.")] = None,
     system: Annotated[str | None, typer.Option("-sys", "--system", help="The system message.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="Index or name, see `vkllm devices`.")] = None,
+    ctx_size: CtxSize = None,
+    device: DeviceName = None,
+    cache_type_k: TypeK = "f16",
+    cache_type_v: TypeV = "f16",
+    gpu_layers: GpuLayers = None,
+    vram_limit: VramLimit = None,
+    ram_limit: RamLimit = None,
     plain: Annotated[bool, typer.Option("--plain", help="Line by line instead of on the whole screen.")] = False,
 ) -> None:
     """Chat on the whole terminal; chats are kept. F1 there shows the keys.
@@ -74,12 +92,19 @@ def chat(
     Everything else can be set there too: model, sampling, system message, theme.
     """
     from vkllm.faces.chat import start_chat
+    from vkllm.faces.loading import loading
 
     sampling = {name: value for name, value in {"temperature": temp, "seed": seed}.items() if value is not None}
     with interruptible():
         if model is not None:
             models.ensure_here(model)
-        is_complete = start_chat(model, sampling=sampling, system=system, n_ctx=ctx_size, device=device, is_plain=plain)
+        is_complete = start_chat(
+            model,
+            sampling=sampling,
+            loading=loading(ctx_size, device, cache_type_k, cache_type_v, gpu_layers, vram_limit, ram_limit),
+            system=system,
+            is_plain=plain,
+        )
     if not is_complete:
         raise typer.Exit(130)
 
@@ -96,9 +121,14 @@ def run(
     repeat_penalty: Annotated[float | None, typer.Option("--repeat-penalty", help="Above 1 against repeats.")] = None,
     presence_penalty: Annotated[float | None, typer.Option("--presence-penalty", help="Likewise, added once.")] = None,
     seed: Annotated[int | None, typer.Option("-s", "--seed", help="The same seed gives the same answer.")] = None,
-    ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Tokens of prompt and answer.")] = None,
     system: Annotated[str | None, typer.Option("-sys", "--system", help="The system message.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="Index or name, see `vkllm devices`.")] = None,
+    ctx_size: CtxSize = None,
+    device: DeviceName = None,
+    cache_type_k: TypeK = "f16",
+    cache_type_v: TypeV = "f16",
+    gpu_layers: GpuLayers = None,
+    vram_limit: VramLimit = None,
+    ram_limit: RamLimit = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print counts and speeds to standard error.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without a chat template.")] = False,
 ) -> None:
@@ -106,6 +136,7 @@ def run(
 
     Standard input, when it is piped, is appended to the prompt. Ctrl-C stops the answer.
     """
+    from vkllm.faces.loading import loading
     from vkllm.faces.run import RunOptions, run_model
 
     sampling: dict[str, Any] = {
@@ -120,7 +151,8 @@ def run(
     }
     sampling = {name: value for name, value in sampling.items() if value is not None}
     try:
-        is_complete = run_model(RunOptions(model, prompt, system, ctx_size, device, stats, raw), sampling)
+        how = loading(ctx_size, device, cache_type_k, cache_type_v, gpu_layers, vram_limit, ram_limit)
+        is_complete = run_model(RunOptions(model, prompt, system, how, stats, raw), sampling)
     except KeyboardInterrupt:
         is_complete = False
     if not is_complete:
@@ -187,17 +219,42 @@ def perplexity(
 
 
 @app.command()
+def tune(
+    model: Annotated[str, typer.Argument(help="A name or path, as for `vkllm run`.")] = "smollm2",
+    device: DeviceName = None,
+    budget: Annotated[float, typer.Option("--budget", help="Seconds that it may take, roughly.")] = 30.0,
+    show: Annotated[bool, typer.Option("--show", help="Show what was found before, and whether it is used.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Forget what was found before.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find by trying how this device runs a model fastest, and keep that for all models of its kind.
+
+    A kind is a weight format and a shape of attention heads. Until then, and after a change of the driver, a table by
+    vendor decides. VKLLM_TUNING=off ignores what was found.
+    """
+    from vkllm.faces.tune import remove_kept, show_kept, tune_model
+
+    if show and reset:
+        raise InvalidParameter("--show and --reset are two things to do; give one of them")
+    with interruptible():
+        if reset:
+            remove_kept()
+        elif show:
+            show_kept(as_json=json)
+        else:
+            tune_model(model, device=device, budget_s=budget, as_json=json)
+
+
+@app.command()
 def plan(
     model: Annotated[str, typer.Argument(help="A name or path, as for `vkllm run`.")],
-    ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Tokens; 0: the longest that fits.")] = None,
-    vram_limit: Annotated[str | None, typer.Option(help="Most of the GPU's own memory, such as 16GiB.")] = None,
-    ram_limit: Annotated[str | None, typer.Option(help="Most of the system's memory, such as 500MiB.")] = None,
-    device: Annotated[str | None, typer.Option("-dev", "--device", help="Index or name, see `vkllm devices`.")] = None,
-    gpu_layers: Annotated[
-        str | None, typer.Option("-ngl", "--n-gpu-layers", help="Layers in the GPU's own memory, or all.")
-    ] = None,
-    type_k: Annotated[str, typer.Option("-ctk", "--cache-type-k", help="Of cached keys: f16 or q8_0.")] = "f16",
-    type_v: Annotated[str, typer.Option("-ctv", "--cache-type-v", help="Of cached values: f16 or q8_0.")] = "f16",
+    ctx_size: CtxSize = None,
+    device: DeviceName = None,
+    cache_type_k: TypeK = "f16",
+    cache_type_v: TypeV = "f16",
+    gpu_layers: GpuLayers = None,
+    vram_limit: VramLimit = None,
+    ram_limit: RamLimit = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show where a model's parts would lie, what stays free, and the speed to expect, without loading it.
@@ -205,11 +262,15 @@ def plan(
     Sizes end in K, M, G or T, also as GiB or GB; a G is 2^30 bytes, as in llama.cpp's tools. Where the GPU has no
     memory of its own, -ngl changes nothing, and each limit is one for all memory.
     """
-    from vkllm.faces.plan import PlanChoices, print_plan
+    from vkllm.faces.loading import loading
+    from vkllm.faces.plan import print_plan
 
-    choices = PlanChoices(model, ctx_size, device, gpu_layers, vram_limit, ram_limit, type_k, type_v)
     with interruptible():
-        print_plan(choices, as_json=json)
+        print_plan(
+            model,
+            loading(ctx_size, device, cache_type_k, cache_type_v, gpu_layers, vram_limit, ram_limit),
+            as_json=json,
+        )
 
 
 @app.command()

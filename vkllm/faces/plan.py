@@ -1,68 +1,23 @@
 """`vkllm plan`: where a model's parts would lie, what stays free, and the speed to expect.
 
-It knows sizes as people write them and how to print a plan; `vkllm.plan_model` makes it.
+It knows how to print a plan; `vkllm.plan_model` makes it.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from vkllm import InvalidParameter, ModelPlan, plan_model
+from vkllm import ModelPlan, plan_model
 from vkllm.model.limits import memory_size
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-
-@dataclass(frozen=True)
-class PlanChoices:
-    """The options of the command, as they were typed; None where they were not."""
-
-    model: str
-    n_ctx: int | None
-    device: str | None
-    n_gpu_layers: str | None
-    vram_limit: str | None
-    ram_limit: str | None
-    type_k: str
-    type_v: str
-
-
-def print_plan(choices: PlanChoices, *, as_json: bool) -> None:
-    """Plans and prints. Raises any VkllmError."""
-    made = plan_model(
-        choices.model,
-        n_ctx=choices.n_ctx,
-        device=choices.device,
-        type_k=choices.type_k,
-        type_v=choices.type_v,
-        n_gpu_layers=layers(choices.n_gpu_layers),
-        vram_limit=size(choices.vram_limit, "--vram-limit"),
-        ram_limit=size(choices.ram_limit, "--ram-limit"),
-    )
+def print_plan(model: str, loading: dict[str, Any], *, as_json: bool) -> None:
+    """Plans and prints. loading: as `vkllm.faces.loading` makes them. Raises any VkllmError."""
+    made = plan_model(model, **loading)
     print(json.dumps(fields(made), indent=2) if as_json else "\n".join(lines(made)))
-
-
-def size(text: str | None, option: str) -> int | None:
-    """Bytes of a size such as 16GiB, 16GB, 16G, 1.5g or 500MiB; a G is always 2^30 bytes, as in llama.cpp's tools."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", text.strip().upper())
-    if match is None:
-        raise InvalidParameter(f"{option} takes a size such as 16GiB or 500MiB, not {text!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def layers(text: str | None) -> int | None:
-    """The number of -ngl; "all", "auto" and -1 are all layers."""
-    if text is None or text.strip().lower() in ("all", "auto", "-1"):
-        return None
-    if not text.strip().isdecimal():
-        raise InvalidParameter(f"-ngl takes a number of layers or all, not {text!r}")
-    return int(text)
 
 
 def lines(made: ModelPlan) -> list[str]:

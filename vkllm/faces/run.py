@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from vkllm import LLM, InvalidParameter, SamplingParams
+from vkllm.faces.loading import tell_of_memory
 from vkllm.faces.models import ensure_here
 from vkllm.faces.terminal import complain, loading_bar, print_stats, show
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What was asked for on the command line, besides sampling."""
+    """What was asked for on the command line, besides sampling. loading: arguments of LLM (vkllm.faces.loading)."""
 
     model: str
     prompt: str | None
     system: str | None
-    n_ctx: int | None
-    device: str | None
+    loading: dict[str, Any]
     wants_stats: bool
     is_raw: bool
 
@@ -39,12 +39,12 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
     prompt = _whole_prompt(options.prompt)
     ensure_here(options.model)
     with loading_bar() as on_progress:
-        llm = LLM(options.model, n_ctx=options.n_ctx, device=options.device, on_progress=on_progress)
+        llm = LLM(options.model, **options.loading, on_progress=on_progress)
     with llm:
         if prompt is None:
             from vkllm.faces.chat import chat
 
-            _warn_of_cpu(llm)
+            _tell_of_device(llm)
             chat(llm, sampling, system=options.system, wants_stats=options.wants_stats)
             return True
         if options.is_raw or not llm.has_chat_template:
@@ -52,14 +52,15 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
         else:
             system = [{"role": "system", "content": options.system}] if options.system else []
             answer = llm.chat([*system, {"role": "user", "content": prompt}], stream=True, **sampling)
-        _warn_of_cpu(llm)  # after the request was taken: an error is one line alone
+        _tell_of_device(llm)  # after the request was taken: an error is one line alone
         is_complete = show(answer)
         if options.wants_stats:
             print_stats(llm, answer.result().stats)
         return is_complete
 
 
-def _warn_of_cpu(llm: LLM) -> None:
+def _tell_of_device(llm: LLM) -> None:
+    tell_of_memory(llm)
     if llm.is_cpu_device:
         complain("warning", f"{llm.device_name} is a Vulkan driver on the CPU, which is slow")
 

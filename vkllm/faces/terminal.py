@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def complain(kind: str, message: object) -> None:
-    """Writes one line to standard error. kind: "error" or "warning"."""
+    """Writes one line to standard error. kind: "error", "warning" or "note"."""
     print(f"vkllm: {kind}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 

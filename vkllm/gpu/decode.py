@@ -66,7 +66,8 @@ class Decode:
         self._made: dict[tuple[Op, ...], list[Link]] = {}
         self.chain = device.buffer(-(-_arrivals(spec, spec.n_layers) // 4) * 4)
         n_pieces = -(-buffers.n_blocks * KV_BLOCK // ATTENTION_PIECE)
-        self._n_parts = min(n_pieces, max(tuning.attention_groups * heads_together(spec) // spec.n_heads, 1))
+        self._heads = heads_together(spec.n_heads // spec.n_kv_heads)
+        self._n_parts = min(n_pieces, max(tuning.attention_groups * self._heads // spec.n_heads, 1))
         self._partials = device.buffer(spec.n_heads * self._n_parts * (spec.head_dim + 2))
 
     def dispatches(self, ops: Sequence[Op]) -> list[Dispatch]:
@@ -166,8 +167,8 @@ class Decode:
         k_cache, v_cache = self._buffers.caches[rope.layer]
         qkv, y = self._buffers.activations[rope.inputs[0]].values, self._buffers.activations[attention.output]
         assert y.q16 is not None and y.scales is not None
-        heads = heads_together(spec)
-        n_groups = spec.n_heads // heads * self._n_parts
+        n_groups = spec.n_heads // self._heads * self._n_parts
+        lanes = lanes_of_key(spec.head_dim, self._device.info.subgroup_size)
         dispatch = self._device.dispatch(
             KERNELS["attention_fused"],
             (
@@ -176,7 +177,7 @@ class Decode:
             ),
             constants=(
                 *(tuning.attention_size, spec.n_heads, spec.n_kv_heads, spec.head_dim),
-                *(lanes_of_key(spec, self._device), heads, spec.rope_dims, int(spec.rope_pairing == "interleaved")),
+                *(lanes, self._heads, spec.rope_dims, int(spec.rope_pairing == "interleaved")),
                 *(tuning.keys_at_once, *cache_constants(self._buffers), int(tuning.is_chained)),
             ),
             groups=(n_groups, 1),

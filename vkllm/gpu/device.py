@@ -60,9 +60,19 @@ class Dispatch:
     is_independent: it neither reads nor overwrites what the dispatches since the last ordered one write.
     """
 
+    kernel: KernelSpec
+    weight_format: str | None
+    constants: tuple[int, ...]
+    groups: tuple[int, int]
     algorithm: Any
     push: Words
     is_independent: bool = False
+
+    @property
+    def values(self) -> dict[str, int]:
+        """Constants and push constants by their names in the registry."""
+        names = (*self.kernel.constants, *self.kernel.push)
+        return dict(zip(names, (*self.constants, *self.push.tolist()), strict=False))
 
     def with_push(self, *push: int) -> Dispatch:
         """The same dispatch with other push constants."""
@@ -175,7 +185,7 @@ class Device:
                 np.array(constants, np.uint32),
                 push_words,
             )
-        return Dispatch(algorithm, push_words, is_independent)
+        return Dispatch(kernel, weight_format, tuple(constants), groups, algorithm, push_words, is_independent)
 
     def record(self, dispatches: Iterable[Dispatch]) -> Recording:
         """Records dispatches in order; each sees what those before it wrote, unless it is independent."""

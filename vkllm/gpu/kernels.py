@@ -96,7 +96,13 @@ KERNELS = {
             "begin_step", ("slots", "next_token", "step", "chain"), ("local_size", "chain_words"), ("slot_word",)
         ),
         KernelSpec("copy_words", ("source", "target"), ("local_size",), ("n_words", "target_word")),
-        KernelSpec("embed", ("quants", "scales", "x", "step"), ("local_size", "columns"), formats=WEIGHT_FORMATS),
+        KernelSpec(
+            "embed",
+            ("quants", "scales", "x", "step"),
+            ("local_size", "columns"),
+            ("first_row", "n_table_rows"),
+            WEIGHT_FORMATS,
+        ),
         KernelSpec(
             "matmul",
             ("quants", "scales", "x", "add", "y", "step"),

@@ -11,7 +11,7 @@ import numpy as np
 from vkllm.formats.quants import weight_format
 from vkllm.gpu.device import Buffer, Device, Dispatch
 from vkllm.gpu.kernels import KERNELS, LAST_ROW, MATMUL_TILE_ROWS
-from vkllm.gpu.model_buffers import ModelBuffers
+from vkllm.gpu.model_buffers import Activation, ModelBuffers
 from vkllm.gpu.tuning import Tuning
 from vkllm.gpu.weights import WeightPlanes
 from vkllm.model.graph import Op, widths
@@ -28,7 +28,7 @@ class Operations:
         self._device = device
         self._spec = spec
         self._buffers = buffers
-        self._step = step
+        self.step = step
         self._tuning = tuning
         self._local_size = tuning.local_size
         self._made: dict[tuple[Op, int], list[Dispatch]] = {}
@@ -43,7 +43,7 @@ class Operations:
     def _make(self, op: Op, width: int) -> list[Dispatch]:
         match op.kind:
             case "embed":
-                return [self._embed(op, width)]
+                return self._embed(op, width)
             case "rms_norm":
                 return [self._rms_norm(op, width)]
             case "matvec":
@@ -55,15 +55,24 @@ class Operations:
             case "swiglu":
                 return [self._swiglu(op, width)]
 
-    def _embed(self, op: Op, width: int) -> Dispatch:
-        (planes,) = self._buffers.matrices[op.weights]
-        return self._device.dispatch(
-            KERNELS["embed"],
-            (planes.quants, planes.scales, self._buffers.activations[op.output].values, self._step),
-            constants=(self._local_size, planes.n_columns),
-            groups=(1, width),
-            weight_format=planes.format,
-        )
+    def _embed(self, op: Op, width: int) -> list[Dispatch]:
+        """One dispatch a part of the table; each writes the rows of its own tokens."""
+        dispatches: list[Dispatch] = []
+        first_row = 0
+        for planes in self._buffers.matrices[op.weights]:
+            dispatches.append(
+                self._device.dispatch(
+                    KERNELS["embed"],
+                    (planes.quants, planes.scales, self._buffers.activations[op.output].values, self.step),
+                    constants=(self._local_size, planes.n_columns),
+                    groups=(1, width),
+                    push=(first_row, planes.n_rows),
+                    weight_format=planes.format,
+                    is_independent=first_row > 0,
+                )
+            )
+            first_row += planes.n_rows
+        return dispatches
 
     def _rms_norm(self, op: Op, width: int) -> Dispatch:
         x, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
@@ -71,7 +80,7 @@ class Operations:
         eps = int(np.float32(self._spec.norm_eps).view(np.uint32))
         return self._device.dispatch(
             KERNELS["rms_norm"],
-            (x.values, self._buffers.vectors[op.weights[0]], y.values, y.q16, y.scales, self._step),
+            (x.values, self._buffers.vectors[op.weights[0]], y.values, y.q16, y.scales, self.step),
             constants=(4 * self._local_size, self._spec.d_model, eps),
             groups=(1, width),
             push=(LAST_ROW if op.output == "final" else 0,),
@@ -79,60 +88,69 @@ class Operations:
 
     def _matvec(self, op: Op, width: int) -> list[Dispatch]:
         """One dispatch a group of rows of the same format; the groups write different columns of y."""
-        x, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
-        add = self._buffers.activations[op.add].values if op.add else x.values  # bound, but not read, without a sum
+        x, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output].values
+        add = self._buffers.activations[op.add].values if op.add else None
         y_width = widths(self._spec)[op.output]
-        rows, tokens = self._tuning.tile_rows, min(width, self._tuning.tile_tokens)
-        rows_per_group = rows * max(self._local_size // self._device.info.subgroup_size, 1)
         # logits have too few rows for a tile of matmul, and are worth the exact product
         is_tiled = width > 1 and self._tuning.has_matmul and op.output != "logits"
         dispatches: list[Dispatch] = []
         y_offset = 0
         for planes in self._buffers.matrices[op.weights]:
             if is_tiled and _suits_matmul(planes):
-                dispatches.append(self._matmul(op, planes, width, y_offset, y_width))
-                y_offset += planes.n_rows
-                continue
-            n_rows = min(planes.n_rows, y_width - y_offset)  # an embedding may have more rows than there are tokens
-            is_quantized = weight_format(planes.format).is_quantized
-            x_data, x_scales = (x.q16, x.scales) if is_quantized else (x.values, x.values)
-            assert x_data is not None and x_scales is not None
-            dispatches.append(
-                self._device.dispatch(
-                    KERNELS["matvec"],
-                    (planes.quants, planes.scales, x_data, x_scales, add, y.values, self._step),
-                    constants=(self._local_size, planes.n_columns, rows, tokens, int(op.add is not None)),
-                    groups=(-(-n_rows // rows_per_group), -(-width // tokens)),
-                    push=(n_rows, y_offset, y_width),
-                    weight_format=planes.format,
-                    is_independent=y_offset > 0,
-                )
-            )
-            y_offset += n_rows
+                dispatches.append(self.matmul(planes, x.values, y, width, y_width, y_offset, add))
+            else:
+                dispatches.append(self.matvec(planes, x, y, width, y_width, y_offset, add))
+            y_offset += planes.n_rows
         return dispatches
 
-    def _matmul(self, op: Op, planes: WeightPlanes, width: int, y_offset: int, y_width: int) -> Dispatch:
-        x, y = self._buffers.activations[op.inputs[0]].values, self._buffers.activations[op.output].values
+    def matvec(
+        self,
+        planes: WeightPlanes,
+        x: Activation,
+        y: Buffer,
+        width: int,
+        y_width: int,
+        y_offset: int = 0,
+        add: Buffer | None = None,
+    ) -> Dispatch:
+        """The product of a matrix, into the columns of y (width, y_width) from y_offset on."""
+        rows, tokens = self._tuning.tile_rows, min(width, self._tuning.tile_tokens)
+        rows_per_group = rows * max(self._local_size // self._device.info.subgroup_size, 1)
+        n_rows = min(planes.n_rows, y_width - y_offset)  # an embedding may have more rows than there are tokens
+        is_quantized = weight_format(planes.format).is_quantized
+        x_data, x_scales = (x.q16, x.scales) if is_quantized else (x.values, x.values)
+        assert x_data is not None and x_scales is not None
+        added = add or x.values  # bound, but not read, without a sum
+        return self._device.dispatch(
+            KERNELS["matvec"],
+            (planes.quants, planes.scales, x_data, x_scales, added, y, self.step),
+            constants=(self._local_size, planes.n_columns, rows, tokens, int(add is not None)),
+            groups=(-(-n_rows // rows_per_group), -(-width // tokens)),
+            push=(n_rows, y_offset, y_width),
+            weight_format=planes.format,
+            is_independent=y_offset > 0,
+        )
+
+    def matmul(
+        self,
+        planes: WeightPlanes,
+        x: Buffer,
+        y: Buffer,
+        width: int,
+        y_width: int,
+        y_offset: int = 0,
+        add: Buffer | None = None,
+    ) -> Dispatch:
+        """The same by cooperative matrices."""
         tile_tokens = 128 if width > 64 else 64
         n_subgroups = MATMUL_SIZE // self._device.info.subgroup_size
         along_rows = 4 if n_subgroups == 8 else 2
         return self._device.dispatch(
             KERNELS["matmul"],
-            (
-                planes.quants,
-                planes.scales,
-                x,
-                self._buffers.activations[op.add].values if op.add else x,
-                y,
-                self._step,
-            ),
+            (planes.quants, planes.scales, x, add or x, y, self.step),
             constants=(
-                MATMUL_SIZE,
-                planes.n_columns,
-                tile_tokens,
-                along_rows,
-                n_subgroups // along_rows,
-                int(op.add is not None),
+                *(MATMUL_SIZE, planes.n_columns, tile_tokens, along_rows, n_subgroups // along_rows),
+                int(add is not None),
             ),
             groups=(-(-planes.n_rows // MATMUL_TILE_ROWS), -(-width // tile_tokens)),
             push=(planes.n_rows, y_offset, y_width),
@@ -146,7 +164,7 @@ class Operations:
         qkv, q = self._buffers.activations[op.inputs[0]].values, self._buffers.activations[op.output].values
         return self._device.dispatch(
             KERNELS["rope"],
-            (qkv, self._buffers.vectors["rope_table"], q, k_cache, v_cache, self._step),
+            (qkv, self._buffers.vectors["rope_table"], q, k_cache, v_cache, self.step),
             constants=(
                 *(self._local_size, spec.n_heads, spec.n_kv_heads, spec.head_dim),
                 *(spec.rope_dims, int(spec.rope_pairing == "interleaved"), *cache_constants(self._buffers)),
@@ -158,14 +176,15 @@ class Operations:
         spec, (k_cache, v_cache) = self._spec, self._buffers.caches[op.layer]
         q, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
         assert y.q16 is not None and y.scales is not None
-        heads = heads_together(spec)
+        heads = heads_together(spec.n_heads // spec.n_kv_heads)
+        lanes = lanes_of_key(spec.head_dim, self._device.info.subgroup_size)
         tokens = max(self._tuning.attention_queries // heads, 1)
         return self._device.dispatch(
             KERNELS["attention"],
-            (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self._step),
+            (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self.step),
             constants=(
                 *(self._tuning.attention_size, spec.n_heads, spec.n_kv_heads, spec.head_dim),
-                *(lanes_of_key(spec, self._device), heads, tokens, self._tuning.keys_at_once),
+                *(lanes, heads, tokens, self._tuning.keys_at_once),
                 *cache_constants(self._buffers),
             ),
             groups=(spec.n_heads // heads, -(-width // tokens)),
@@ -176,7 +195,7 @@ class Operations:
         assert y.q16 is not None and y.scales is not None
         return self._device.dispatch(
             KERNELS["swiglu"],
-            (gate_up.values, y.values, y.q16, y.scales, self._step),
+            (gate_up.values, y.values, y.q16, y.scales, self.step),
             constants=(self._local_size, self._spec.d_ff),
             groups=(-(-self._spec.d_ff // 4 // self._local_size), width),
         )
@@ -186,17 +205,17 @@ def _suits_matmul(planes: WeightPlanes) -> bool:
     return planes.n_columns % 64 == 0 and planes.n_rows % 16 == 0
 
 
-def lanes_of_key(spec: ModelSpec, device: Device) -> int:
+def lanes_of_key(head_dim: int, subgroup_size: int) -> int:
     """Neighbouring lanes that attention takes one key with, eight dimensions each."""
-    eighths: int = 1 << (spec.head_dim // 8 - 1).bit_length()
-    return min(eighths, device.info.subgroup_size)
+    eighths: int = 1 << (head_dim // 8 - 1).bit_length()
+    return min(eighths, subgroup_size)
 
 
-def heads_together(spec: ModelSpec) -> int:
-    """Heads of a workgroup of attention, which share the keys that it loads."""
-    return max(n for n in (1, 2, 3, 4) if spec.n_heads // spec.n_kv_heads % n == 0)
+def heads_together(n_sharing: int) -> int:
+    """Heads of a workgroup of attention, which share the keys that it loads. n_sharing: heads that share a key head."""
+    return max(n for n in (1, 2, 3, 4) if n_sharing % n == 0)
 
 
 def cache_constants(buffers: ModelBuffers) -> tuple[int, int]:
     """Whether keys and values are cached as q8_0."""
-    return int(buffers.k_format == "q8_0"), int(buffers.v_format == "q8_0")
+    return int(buffers.type_k == "q8_0"), int(buffers.type_v == "q8_0")

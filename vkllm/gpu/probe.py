@@ -54,6 +54,8 @@ _PROPERTY_STRUCTURES: Final[tuple[Structure, ...]] = (
     ("VkPhysicalDeviceDriverProperties", (1, 2), "VK_KHR_driver_properties"),
     ("VkPhysicalDeviceSubgroupSizeControlProperties", (1, 3), "VK_EXT_subgroup_size_control"),
     ("VkPhysicalDeviceShaderIntegerDotProductProperties", (1, 3), "VK_KHR_shader_integer_dot_product"),
+    ("VkPhysicalDeviceShaderSMBuiltinsPropertiesNV", _NEVER_CORE, "VK_NV_shader_sm_builtins"),
+    ("VkPhysicalDeviceShaderCorePropertiesAMD", _NEVER_CORE, "VK_AMD_shader_core_properties"),
 )
 _MEMORY_STRUCTURES: Final[tuple[Structure, ...]] = (
     ("VkPhysicalDeviceMemoryBudgetPropertiesEXT", _NEVER_CORE, "VK_EXT_memory_budget"),
@@ -72,7 +74,10 @@ class Heap:
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """One Vulkan device. index: its place in Kompute's order. max_binding_bytes: largest storage buffer binding."""
+    """One Vulkan device. index: its place in Kompute's order. max_binding_bytes: largest storage buffer binding.
+
+    n_cores: compute units of an AMD GPU, streaming multiprocessors of NVIDIA's; None where the driver does not tell.
+    """
 
     index: int
     name: str
@@ -91,6 +96,7 @@ class DeviceInfo:
     min_subgroup_size: int
     max_subgroup_size: int
     features: frozenset[str]
+    n_cores: int | None = None
 
 
 @dataclass(frozen=True)
@@ -296,6 +302,7 @@ class _Gpu:
             min_subgroup_size=sizes.minSubgroupSize if sizes else subgroup,
             max_subgroup_size=sizes.maxSubgroupSize if sizes else subgroup,
             features=frozenset(features),
+            n_cores=_n_cores(properties),
         )
 
     def _ask(self, base: str, function: Callable[[Any, Any], Any], structures: Iterable[Structure]) -> dict[str, Any]:
@@ -312,6 +319,14 @@ class _Gpu:
             following = structure
         function(self._handle, chain[base])
         return chain
+
+
+def _n_cores(properties: dict[str, Any]) -> int | None:
+    if nvidia := properties.get("VkPhysicalDeviceShaderSMBuiltinsPropertiesNV"):
+        return int(nvidia.shaderSMCount) or None
+    if amd := properties.get("VkPhysicalDeviceShaderCorePropertiesAMD"):
+        return int(amd.shaderEngineCount * amd.shaderArraysPerEngineCount * amd.computeUnitsPerShaderArray) or None
+    return None
 
 
 def _structure_type(vk: Any, name: str) -> int:

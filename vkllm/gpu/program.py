@@ -20,12 +20,15 @@ from vkllm.formats.gguf import TensorInfo
 from vkllm.gpu.decode import Decode
 from vkllm.gpu.device import Buffer, Device, Dispatch, Recording
 from vkllm.gpu.kernels import KERNELS, KV_BLOCK, MAX_ROWS, TOP_K, TOP_LOGITS
+from vkllm.gpu.limits import device_limits
 from vkllm.gpu.model_buffers import HEAD_ROWS, ModelBuffers
 from vkllm.gpu.operations import Operations
 from vkllm.gpu.step import Draw, Row, StepSlots
-from vkllm.gpu.tuning import tuning
+from vkllm.gpu.tuning import Tuning, tuning
+from vkllm.gpu.tuning_cache import kept_choice
+from vkllm.gpu.tuning_space import model_kind
 from vkllm.model.graph import decoder, head
-from vkllm.model.plan import DeviceLimits, plan
+from vkllm.model.plan import PlanOptions, plan
 from vkllm.model.spec import ModelSpec
 
 Floats = npt.NDArray[np.float32]
@@ -36,6 +39,13 @@ WIDTHS = (1, 8, 64, 256, MAX_ROWS)
 
 N_SLOTS = 3
 """Steps that may be in flight."""
+
+
+def step_width(n_rows: int, *, is_prompt: bool) -> int:
+    """The width of WIDTHS in which a step of n_rows runs."""
+    # decode's own kernels may round differently, so no prompt row takes them
+    least = max(n_rows, WIDTHS[1]) if is_prompt else n_rows
+    return next(width for width in WIDTHS if width >= least)
 
 
 @dataclass(frozen=True)
@@ -58,31 +68,42 @@ class Program:
         tensors: Mapping[str, TensorInfo],
         n_ctx: int,
         on_bytes: Callable[[int], None] = lambda n_bytes: None,
+        options: PlanOptions | None = None,
     ) -> None:
-        """Raises OutOfDeviceMemory before anything is loaded, DeviceError or ModelFileError while loading."""
-        info = device.info
-        local = [heap.budget_bytes or heap.size_bytes for heap in info.heaps if heap.is_device_local]
-        limits = DeviceLimits(max(local), info.max_binding_bytes)
-        self.plan = plan(spec, tensors, limits, n_ctx, MAX_ROWS, HEAD_ROWS)
-        self.free_bytes = limits.memory_bytes - self.plan.total_bytes
+        """n_ctx: tokens of context, or 0 for the longest that costs no speed; `plan.n_ctx` says which.
+
+        Raises OutOfDeviceMemory before anything is loaded, DeviceError or ModelFileError while loading.
+        """
+        info, options = device.info, options or PlanOptions()
+        self.plan = plan(spec, tensors, device_limits(info), n_ctx, MAX_ROWS, HEAD_ROWS, options)
         self.device = device
         self.spec = spec
-        self._tuning = tuning(info)
-        self._local_size = self._tuning.local_size
-        self._slots = StepSlots(device, N_SLOTS, -(-n_ctx // KV_BLOCK))
+        self.kind = model_kind(spec, tensors)
+        self._slots = StepSlots(device, N_SLOTS, -(-self.plan.n_ctx // KV_BLOCK))
         self._next_token = device.buffer(1)
         self._chosen = device.buffer(N_SLOTS, is_host=True)
         self._n_lists = -(-spec.n_vocab // TOP_LOGITS)
         self._largest = device.buffer(2 * TOP_K * self._n_lists)
         self._host_logits = device.buffer(spec.n_vocab, is_host=True)
-        self._buffers = ModelBuffers(device, spec, path, tensors, n_ctx, on_bytes)
+        self._buffers = ModelBuffers(device, spec, path, tensors, self.plan, options, on_bytes)
+        self.moved_bytes = self._buffers.moved_bytes
         self.n_blocks = self._buffers.n_blocks
         self._logits = self._buffers.activations["logits"].values
-        self._operations = Operations(device, spec, self._buffers, self._slots.on_device, self._tuning)
-        self._decode = Decode(device, spec, self._buffers, self._slots.on_device, self._tuning.decode, self._operations)
         self._recordings: dict[tuple[int, Result, int], Recording] = {}
         self._slot_tickets = [0] * N_SLOTS
         self._turn = 0
+        self.use(kept_choice(info, self.kind) or tuning(info))
+
+    def use(self, choices: Tuning) -> None:
+        """Makes later steps with these choices for the device; waits for those in flight. Raises DeviceError."""
+        for ticket in self._slot_tickets:
+            self.device.wait(ticket)
+        self._recordings.clear()
+        self.tuning = choices
+        self._local_size = choices.local_size
+        step = self._slots.on_device
+        self.operations = Operations(self.device, self.spec, self._buffers, step, choices)
+        self._decode = Decode(self.device, self.spec, self._buffers, step, choices.decode, self.operations)
 
     def submit(
         self,
@@ -101,9 +122,7 @@ class Program:
         oldest.
         """
         assert (draw is not None and 0 < draw.top_k <= TOP_K) if result == "sampled" else draw is None
-        # decode's own kernels may round differently, so no prompt row takes them
-        least = WIDTHS[1] if is_prompt else len(rows)
-        width = next(width for width in WIDTHS if width >= max(least, len(rows)))
+        width = step_width(len(rows), is_prompt=is_prompt)
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
         recording = self._recording(width, result, slot)
         self.device.wait(self._slot_tickets[slot])
@@ -129,23 +148,25 @@ class Program:
 
     def head_of(self, first_row: int) -> tuple[list[Dispatch], Buffer]:
         """Dispatches that make the logits of HEAD_ROWS rows of the last step, from first_row on; (HEAD_ROWS, V)."""
-        norm, *projection = (d for op in head(self.spec) for d in self._operations.of(op, HEAD_ROWS))
+        norm, *projection = (d for op in head(self.spec) for d in self.operations.of(op, HEAD_ROWS))
         return [norm.with_push(first_row), *projection], self._logits
+
+    def dispatches(self, width: int, result: Result, slot: int = 0) -> list[Dispatch]:
+        """All dispatches of a step, in order. width: one of WIDTHS."""
+        dispatches = [self._begin_step(slot)]
+        if width == 1:
+            ops = decoder(self.spec) if result == "none" else (*decoder(self.spec), *head(self.spec))
+            dispatches += self._decode.dispatches(ops)
+        else:
+            dispatches += [d for op in decoder(self.spec) for d in self.operations.of(op, width)]
+            if result != "none":
+                dispatches += [d for op in head(self.spec) for d in self.operations.of(op, 1)]
+        return dispatches if result == "none" else dispatches + self._result(result, slot)
 
     def _recording(self, width: int, result: Result, slot: int) -> Recording:
         key = (width, result, slot)
         if key not in self._recordings:
-            dispatches = [self._begin_step(slot)]
-            if width == 1:
-                ops = decoder(self.spec) if result == "none" else (*decoder(self.spec), *head(self.spec))
-                dispatches += self._decode.dispatches(ops)
-            else:
-                dispatches += [d for op in decoder(self.spec) for d in self._operations.of(op, width)]
-                if result != "none":
-                    dispatches += [d for op in head(self.spec) for d in self._operations.of(op, 1)]
-            if result != "none":
-                dispatches += self._result(result, slot)
-            self._recordings[key] = self.device.record(dispatches)
+            self._recordings[key] = self.device.record(self.dispatches(width, result, slot))
         return self._recordings[key]
 
     def _begin_step(self, slot: int) -> Dispatch:

@@ -89,11 +89,18 @@ VENDORS = {
 }
 
 
+GROUPS_PER_CORE = {NVIDIA: 1, AMD: 2}
+"""Workgroups of matvec_fused that run on a core at once. More than run at once quantize the activations in vain."""
+
+
 def tuning(info: DeviceInfo) -> Tuning:
-    """The choices for a device."""
+    """The table's choices for a device; `gpu/tuning_cache.py` may know better ones."""
     if info.type == "cpu":
         return CPU
+    choices = VENDORS.get(info.vendor_id, GPU)
+    if info.n_cores and (per_core := GROUPS_PER_CORE.get(info.vendor_id)):
+        choices = replace(choices, decode=replace(choices.decode, groups=per_core * info.n_cores))
     # these two are known to multiply float16 16x16x16 with float32 sums
     has_matrices = {"cooperative_matrix", "fp16"} <= info.features and info.vendor_id in (NVIDIA, AMD)
     has_matmul = has_matrices and info.max_shared_bytes >= 40_960
-    return replace(VENDORS.get(info.vendor_id, GPU), has_matmul=has_matmul)
+    return replace(choices, has_matmul=has_matmul)

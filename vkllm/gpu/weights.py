@@ -39,6 +39,13 @@ class Tensor:
     format: str
     shape: tuple[int, int]
 
+    def rows(self, first: int, n: int) -> Tensor:
+        """Some of its rows, as a view. They must begin and end at a block of the format."""
+        fmt, columns = weight_format(self.format), self.shape[1]
+        assert first * columns % fmt.block == 0 and n * columns % fmt.block == 0
+        row_bytes = fmt.block_bytes * columns // fmt.block
+        return Tensor(self.raw[first * row_bytes : (first + n) * row_bytes], self.format, (n, columns))
+
 
 class Uploader:
     """Fills buffers. on_bytes is called with the bytes copied since the last call."""
@@ -51,15 +58,15 @@ class Uploader:
         self._tickets = [0, 0]
         self._turn = 0
 
-    def matrix(self, tensors: Sequence[Tensor]) -> WeightPlanes:
-        """Uploads tensors of one format and width as one matrix, one above the other."""
+    def matrix(self, tensors: Sequence[Tensor], allocate: Callable[[int], Buffer]) -> WeightPlanes:
+        """Uploads tensors of one format and width as one matrix, one above the other, into buffers of so many words."""
         fmt = weight_format(tensors[0].format)
         n_columns = tensors[0].shape[1]
         assert all(t.format == fmt.name and t.shape[1] == n_columns for t in tensors)
         n_rows = sum(t.shape[0] for t in tensors)
         quant_words, scale_words = fmt.plane_words(n_rows * n_columns)
-        quants = self._device.buffer(quant_words)
-        scales = self._device.buffer(scale_words) if fmt.is_quantized else quants
+        quants = allocate(quant_words)
+        scales = allocate(scale_words) if fmt.is_quantized else quants
         first_value = 0
         for tensor in tensors:
             assert first_value % fmt.unit == 0

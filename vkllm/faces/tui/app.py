@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from textual.app import App, SystemCommand
@@ -110,10 +111,13 @@ class ChatApp(App[None]):
             self._store.set_setting("theme", name)
 
 
-def run_chat(options: ChatOptions) -> None:
-    """Runs the chat until the user leaves, then ends the engine. Raises VkllmError if chats cannot be kept."""
+def run_chat(options: ChatOptions, loading: Mapping[str, Any]) -> None:
+    """Runs the chat until the user leaves, then ends the engine. loading: more arguments of LLM.
+
+    Raises VkllmError if chats cannot be kept.
+    """
     store = ChatStore(chats_path())
-    app = ChatApp(options, store)
+    app = ChatApp(options, store, partial(LLM, **loading))
     try:
         app.run()
     finally:
