@@ -12,7 +12,7 @@ import pytest
 from gguf_files import TENSORS, TOKENS, Patch, tensor_bytes, write
 
 from vkllm.errors import ModelFileError
-from vkllm.formats.gguf import ModelFile, map_tensor
+from vkllm.formats.gguf import ModelFile, read_tensor
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -47,8 +47,8 @@ def test_tensor_bytes_are_the_written_ones(tmp_path: Path, alignment: int) -> No
         assert (info.name, info.shape, info.format, info.n_bytes) == (name, shape, format, expected.size)
         assert info.offset % alignment == 0
         assert np.array_equal(model.raw(name), expected)
-        # The engine's process gets the entry by pickle and maps the tensor itself.
-        assert np.array_equal(map_tensor(model.path, pickle.loads(pickle.dumps(info))), expected)
+        # The engine's process gets the entry by pickle and reads the tensor itself.
+        assert np.array_equal(read_tensor(model.path, pickle.loads(pickle.dumps(info))), expected)
 
 
 def test_tensor_views_are_not_copies_and_cannot_be_written(sound: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from gguf_files import LIMIT_BYTES, Patch, limits, write
 
 from vkllm.errors import ModelFileError, ModelNotFound, UnsupportedModel
-from vkllm.formats.gguf import ModelFile, map_tensor
+from vkllm.formats.gguf import ModelFile, read_tensor
 
 
 def test_a_missing_file_is_model_not_found(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_file_that_shrank_after_opening_is_a_typed_error(patch: Patch) -> None
     info = patch.open().tensors["blk.0.ffn_gate_exps.weight"]
     patch.path.write_bytes(patch.data[:-32])
     with pytest.raises(ModelFileError, match=r"'blk\.0\.ffn_gate_exps\.weight' can no longer be read"):
-        map_tensor(patch.path, info)
+        read_tensor(patch.path, info)
     patch.path.unlink()
     with pytest.raises(ModelFileError, match="can no longer be read"):
-        map_tensor(patch.path, info)
+        read_tensor(patch.path, info)

@@ -12,7 +12,7 @@ import numpy as np
 from gguf_files import LIMIT_BYTES, TimeLimit, limits
 
 from vkllm.errors import ModelFileError, VkllmError
-from vkllm.formats.gguf import ModelFile, TensorInfo, map_tensor
+from vkllm.formats.gguf import ModelFile, TensorInfo, read_tensor
 
 N_MUTATIONS = 200
 LIMIT_S = 2.0
@@ -48,7 +48,7 @@ def read_everything(path: Path) -> bool:
         assert isinstance(info, TensorInfo)
         raw = model.raw(name)
         assert raw.size == info.n_bytes > 0
-        assert np.array_equal(raw, map_tensor(path, info))
+        assert np.array_equal(raw, read_tensor(path, info))
     return True
 
 

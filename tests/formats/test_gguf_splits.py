@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vkllm.errors import ModelFileError
-from vkllm.formats.gguf import ModelFile, map_tensor
+from vkllm.formats.gguf import ModelFile, read_tensor
 from vkllm.formats.splits import part_names, stem
 
 NAMES = ["a.weight", "b.weight", "c.weight", "d.weight", "e.weight"]
@@ -61,7 +61,7 @@ def test_any_part_opens_the_whole_model(parts: list[Path], given: int) -> None:
             assert info.path == part
             assert np.array_equal(model.raw(name).view(np.float32), values(name).reshape(-1))
             # The engine's process has the entry from a pickle, and the path of any part.
-            mapped = map_tensor(parts[given], pickle.loads(pickle.dumps(info)))
+            mapped = read_tensor(parts[given], pickle.loads(pickle.dumps(info)))
             assert np.array_equal(mapped, model.raw(name))
 
 

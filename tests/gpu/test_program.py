@@ -1,5 +1,6 @@
 """Whole programs against the numpy reference: mixed formats, every step width, tied embeddings, both pairings."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from kernel_case import nmse
 from model_specs import TINY_SPEC, WIDE_SPEC
 from random_model import engine_config, reference, write_random_model
 
-from vkllm.errors import OutOfDeviceMemory
+from vkllm.errors import ModelFileError, OutOfDeviceMemory
 from vkllm.gpu import program as program_module
 from vkllm.gpu.decode import Decode
 from vkllm.gpu.device import Device
@@ -189,3 +190,13 @@ def test_a_spilled_model_gives_the_very_same_logits(
     tokens = [int(t) for t in np.random.default_rng(3).integers(0, spec.n_vocab, 20)]
     assert np.array_equal(logits_of(spilled, tokens, MAX_ROWS), logits_of(whole, tokens, MAX_ROWS))
     assert np.array_equal(decoded_logits(spilled, tokens), decoded_logits(whole, tokens))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_file_that_is_cut_while_it_is_loaded_ends_in_a_sentence(device: Device, tmp_path: Path, share: float) -> None:
+    spec, formats = MODELS["Q4_K_M"]
+    path = write_random_model(tmp_path / "model.gguf", spec, formats)
+    config = engine_config(path, spec)
+    os.truncate(path, int(share * path.stat().st_size))
+    with pytest.raises(ModelFileError, match="can no longer be read"):
+        Program(device, spec, path, config.tensors, config.n_ctx)

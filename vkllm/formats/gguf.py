@@ -8,6 +8,7 @@ Knows the types of metadata and how the parts of a split model belong together. 
 from __future__ import annotations
 
 import enum
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from vkllm.errors import ModelFileError, ModelNotFound
 from vkllm.formats.gguf_header import Malformed, Reader, TensorInfo, check_header, tensor_table
 from vkllm.formats.splits import part_names
 
-__all__ = ["Metadata", "ModelFile", "TensorInfo", "map_tensor"]
+__all__ = ["Metadata", "ModelFile", "TensorInfo", "read_range", "read_tensor", "unreadable"]
 
 _INTEGERS = frozenset(
     {
@@ -189,18 +190,44 @@ class ModelFile:
         return self._data[info.path or self.path][info.offset : info.offset + info.n_bytes]
 
 
-def map_tensor(path: Path, info: TensorInfo) -> npt.NDArray[np.uint8]:
-    """The bytes of one tensor of a model that was opened before: uint8 memory map [n_bytes], read-only.
+def read_tensor(path: Path, info: TensorInfo) -> npt.NDArray[np.uint8]:
+    """The bytes of one tensor of a model that was opened before: uint8 [n_bytes].
 
-    path: the model's; of a split model, the tensor's entry says in which part it lies.
+    path: the model's; of a split model, the tensor's entry says in which part it lies. Raises ModelFileError.
     """
     path = info.path or path
     try:
-        return np.memmap(path, np.uint8, mode="r", offset=info.offset, shape=(info.n_bytes,))
-    except (OSError, ValueError) as error:
-        raise ModelFileError(
-            f"{path}: tensor {info.name!r} can no longer be read ({error}); was the file moved or changed?"
-        ) from error
+        file = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise unreadable(path, info.name, error.strerror) from error
+    try:
+        raw = np.empty(info.n_bytes, np.uint8)
+        read_range(path, info.name, file, info.offset, raw)
+        return raw
+    finally:
+        os.close(file)
+
+
+def read_range(path: Path, name: str, file: int, offset: int, target: npt.NDArray[np.uint8]) -> None:
+    """Fills target with the bytes of an open file from offset on, for the tensor `name`.
+
+    A read can fail in an orderly way where a memory map would end the process: the file may be cut while it is loaded.
+    Raises ModelFileError.
+    """
+    done = 0
+    while done < len(target):
+        try:
+            n_bytes = os.preadv(file, [target[done:].data], offset + done)
+        except OSError as error:
+            raise unreadable(path, name, error.strerror) from error
+        if n_bytes == 0:
+            raise unreadable(path, name, "the file ends before it")
+        done += n_bytes
+
+
+def unreadable(path: Path, name: str, reason: str | None) -> ModelFileError:
+    """The error for a tensor of a model that could be opened before."""
+    return ModelFileError(f"{path}: tensor {name!r} can no longer be read ({reason}); was the file moved or changed?")
 
 
 def _read(path: Path) -> _Part:

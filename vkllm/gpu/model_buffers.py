@@ -7,6 +7,7 @@ computed with them (`gpu/operations.py`) or when (`gpu/program.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vkllm.errors import OutOfDeviceMemory
-from vkllm.formats.gguf import TensorInfo, map_tensor
+from vkllm.formats.gguf import TensorInfo, read_tensor
 from vkllm.formats.quants import BLOCK, dequantize
 from vkllm.gpu.device import Buffer, Device
 from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
@@ -110,27 +111,28 @@ class ModelBuffers:
         return activations
 
     def _load(self, path: Path, tensors: Mapping[str, TensorInfo], on_bytes: Callable[[int], None]) -> None:
-        spec, uploader = self.spec, Uploader(self.device, on_bytes)
+        spec = self.spec
 
         def vector(name: str) -> Floats:
             info = tensors[name]
-            return dequantize(map_tensor(path, info), info.format, info.shape)
+            return dequantize(read_tensor(path, info), info.format, info.shape)
 
-        for op in (*decoder(spec), *head(spec)):
-            if op.kind == "rms_norm":
-                weight = vector(op.weights[0])
-                self.vectors[op.weights[0]] = self._allocate(len(weight), self._plan.arena_tier)
-                uploader.words(weight, self.vectors[op.weights[0]])
-            elif op.weights and op.weights not in self.matrices:
-                self.matrices[op.weights] = [
-                    uploader.matrix(_tensors(path, tensors, rows), partial(self._allocate, tier=rows.tier))
-                    for rows in self._plan.matrices[op.weights]
-                ]
-        factors = vector("rope_freqs.weight") if spec.has_rope_freqs else None
-        table = rope_table(spec, self.n_blocks * KV_BLOCK, factors)
-        self.vectors["rope_table"] = self._allocate(table.size, self._plan.arena_tier)
-        uploader.words(table, self.vectors["rope_table"])
-        uploader.finish()
+        with closing(Uploader(self.device, on_bytes)) as uploader:
+            for op in (*decoder(spec), *head(spec)):
+                if op.kind == "rms_norm":
+                    weight = vector(op.weights[0])
+                    self.vectors[op.weights[0]] = self._allocate(len(weight), self._plan.arena_tier)
+                    uploader.words(weight, self.vectors[op.weights[0]])
+                elif op.weights and op.weights not in self.matrices:
+                    self.matrices[op.weights] = [
+                        uploader.matrix(_tensors(path, tensors, rows), partial(self._allocate, tier=rows.tier))
+                        for rows in self._plan.matrices[op.weights]
+                    ]
+            factors = vector("rope_freqs.weight") if spec.has_rope_freqs else None
+            table = rope_table(spec, self.n_blocks * KV_BLOCK, factors)
+            self.vectors["rope_table"] = self._allocate(table.size, self._plan.arena_tier)
+            uploader.words(table, self.vectors["rope_table"])
+            uploader.finish()
 
 
 def _tensors(path: Path, tensors: Mapping[str, TensorInfo], part: MatrixRows) -> list[Tensor]:
@@ -141,7 +143,7 @@ def _tensors(path: Path, tensors: Mapping[str, TensorInfo], part: MatrixRows) ->
         info = tensors[name]
         first, last = max(part.first_row, start), min(part.first_row + part.n_rows, start + info.shape[0])
         if first < last:
-            whole = Tensor(map_tensor(path, info), info.format, (info.shape[0], info.shape[1]))
+            whole = Tensor(name, info.path or path, info.offset, info.format, (info.shape[0], info.shape[1]))
             found.append(whole.rows(first - start, last - first))
         start += info.shape[0]
     return found

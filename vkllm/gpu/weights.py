@@ -1,23 +1,30 @@
 """Weights on the GPU: raw GGUF bytes go through host-visible staging and are split into planes there.
 
-Two staging buffers alternate: while the GPU splits one chunk, the CPU copies the next from the file.
+A few staging buffers take turns: threads read the next chunks of the file into some while the GPU splits others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from vkllm.formats.gguf import read_range, unreadable
 from vkllm.formats.quants import Format, weight_format
 from vkllm.gpu.device import Buffer, Device, Dispatch
 from vkllm.gpu.kernels import KERNELS
 
-STAGING_WORDS = 4 * 1024 * 1024
+STAGING_WORDS = 8 * 1024 * 1024
+N_STAGING = 3
 LOCAL_SIZE = 64
 GROUPS = 1024
+
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -33,33 +40,57 @@ class WeightPlanes:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor to upload: its raw bytes, format and shape (rows, columns)."""
+    """A tensor to upload, or rows of one: where its bytes begin in a file, its format and shape (rows, columns)."""
 
-    raw: npt.NDArray[np.uint8]
+    name: str
+    path: Path
+    offset: int
     format: str
     shape: tuple[int, int]
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in the file."""
+        fmt = weight_format(self.format)
+        return self.shape[0] * self.shape[1] // fmt.block * fmt.block_bytes
+
     def rows(self, first: int, n: int) -> Tensor:
-        """Some of its rows, as a view. They must begin and end at a block of the format."""
+        """Some of its rows. They must begin and end at a block of the format."""
         fmt, columns = weight_format(self.format), self.shape[1]
         assert first * columns % fmt.block == 0 and n * columns % fmt.block == 0
         row_bytes = fmt.block_bytes * columns // fmt.block
-        return Tensor(self.raw[first * row_bytes : (first + n) * row_bytes], self.format, (n, columns))
+        return Tensor(self.name, self.path, self.offset + first * row_bytes, self.format, (n, columns))
+
+
+class _Staging:
+    """A staging buffer: `reading` fills it, then the dispatch that `use` makes reads it, submitted as `ticket`."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        assert buffer.words is not None
+        self.buffer = buffer
+        self.bytes: Bytes = buffer.words.view(np.uint8)
+        self.reading: Future[None] | None = None
+        self.use: Callable[[Buffer], Dispatch] | None = None
+        self.ticket = 0
+        self.in_flight: object = None  # what must live until the ticket is done
 
 
 class Uploader:
-    """Fills buffers. on_bytes is called with the bytes copied since the last call."""
+    """Fills buffers, in one thread. on_bytes is called with the bytes asked for since the last call."""
 
     def __init__(self, device: Device, on_bytes: Callable[[int], None] = lambda n_bytes: None) -> None:
         self._device = device
         self._on_bytes = on_bytes
-        self._staging = [device.buffer(STAGING_WORDS, is_host=True) for _ in range(2)]
-        self._in_flight: list[list[object]] = [[], []]
-        self._tickets = [0, 0]
+        self._staging = [_Staging(device.buffer(STAGING_WORDS, tier="host")) for _ in range(N_STAGING)]
         self._turn = 0
+        self._pool = ThreadPoolExecutor(N_STAGING, "vkllm-read")
+        self._files: dict[Path, int] = {}
 
     def matrix(self, tensors: Sequence[Tensor], allocate: Callable[[int], Buffer]) -> WeightPlanes:
-        """Uploads tensors of one format and width as one matrix, one above the other, into buffers of so many words."""
+        """Uploads tensors of one format and width as one matrix, one above the other, into buffers of so many words.
+
+        Raises ModelFileError, also for what was asked before.
+        """
         fmt = weight_format(tensors[0].format)
         n_columns = tensors[0].shape[1]
         assert all(t.format == fmt.name and t.shape[1] == n_columns for t in tensors)
@@ -70,66 +101,98 @@ class Uploader:
         first_value = 0
         for tensor in tensors:
             assert first_value % fmt.unit == 0
-            self._split(tensor.raw, fmt, quants, scales, first_value // fmt.unit)
+            self._split(tensor, fmt, quants, scales, first_value // fmt.unit)
             first_value += tensor.shape[0] * n_columns
         return WeightPlanes(quants, scales, fmt.name, n_rows, n_columns)
 
     def words(self, words: npt.NDArray[np.generic], target: Buffer) -> None:
         """Copies an array of 4-byte numbers to the beginning of a buffer."""
         raw = np.ascontiguousarray(words).reshape(-1).view(np.uint8)
-        for start, n_bytes, staging in self._chunks(raw, 4):
-            self._run(staging, self._copy(staging, target, n_bytes // 4, start // 4))
+        for start in range(0, len(raw), 4 * STAGING_WORDS):
+            part = raw[start : start + 4 * STAGING_WORDS]
+
+            def fill(staging: Bytes, part: Bytes = part) -> None:
+                staging[: len(part)] = part
+
+            def use(staging: Buffer, start: int = start, n_bytes: int = len(part)) -> Dispatch:
+                return self._copy(staging, target, n_bytes // 4, start // 4)
+
+            self._stage(len(part), fill, use)
 
     def finish(self) -> None:
-        """Waits until all is on the device and frees the staging buffers."""
-        for ticket in self._tickets:
-            self._device.wait(ticket)
-        self._staging.clear()
-        self._in_flight.clear()
+        """Waits until all is on the device and frees what loading took. Raises ModelFileError."""
+        for i in range(N_STAGING):
+            self._flush(self._staging[(self._turn + i) % N_STAGING])
+        for staging in self._staging:
+            self._device.wait(staging.ticket)
+        self.close()
 
-    def _split(self, raw: npt.NDArray[np.uint8], fmt: Format, quants: Buffer, scales: Buffer, first_unit: int) -> None:
-        for start, n_bytes, staging in self._chunks(raw, fmt.unit_bytes):
-            chunk_unit = first_unit + start // fmt.unit_bytes
-            if not fmt.is_quantized:
-                self._run(staging, self._copy(staging, quants, n_bytes // 4, chunk_unit * fmt.quant_words))
-                continue
-            n_units = -(-n_bytes // fmt.unit_bytes)
-            self._run(
-                staging,
-                self._device.dispatch(
+    def close(self) -> None:
+        """Frees what loading took, also after an error. Safe to call twice."""
+        self._pool.shutdown(cancel_futures=True)
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+        self._staging.clear()
+
+    def _split(self, tensor: Tensor, fmt: Format, quants: Buffer, scales: Buffer, first_unit: int) -> None:
+        chunk_bytes = STAGING_WORDS * 4 // fmt.unit_bytes * fmt.unit_bytes
+        for start in range(0, tensor.n_bytes, chunk_bytes):
+            n_bytes = min(chunk_bytes, tensor.n_bytes - start)
+            file, offset = self._file(tensor), tensor.offset + start
+
+            def fill(staging: Bytes, file: int = file, offset: int = offset, n_bytes: int = n_bytes) -> None:
+                read_range(tensor.path, tensor.name, file, offset, staging[:n_bytes])
+
+            def use(
+                staging: Buffer, unit: int = first_unit + start // fmt.unit_bytes, n_bytes: int = n_bytes
+            ) -> Dispatch:
+                if not fmt.is_quantized:
+                    return self._copy(staging, quants, n_bytes // 4, unit * fmt.quant_words)
+                n_units = -(-n_bytes // fmt.unit_bytes)
+                return self._device.dispatch(
                     KERNELS["split_planes"],
-                    (self._staging[staging], quants, scales),
+                    (staging, quants, scales),
                     constants=(LOCAL_SIZE,),
                     groups=(min(GROUPS, -(-n_units // LOCAL_SIZE)), 1),
-                    push=(n_units, chunk_unit),
+                    push=(n_units, unit),
                     weight_format=fmt.name,
-                ),
-            )
+                )
 
-    def _chunks(self, raw: npt.NDArray[np.uint8], unit_bytes: int) -> Iterator[tuple[int, int, int]]:
-        """Copies raw into staging, chunk by chunk of whole units; yields (start, bytes, staging index)."""
-        chunk_bytes = STAGING_WORDS * 4 // unit_bytes * unit_bytes
-        for start in range(0, len(raw), chunk_bytes):
-            staging, self._turn = self._turn, 1 - self._turn
-            self._device.wait(self._tickets[staging])
-            part = raw[start : start + chunk_bytes]
-            words = self._staging[staging].words
-            assert words is not None
-            words.view(np.uint8)[: len(part)] = part
-            self._on_bytes(len(part))
-            yield start, len(part), staging
+            self._stage(n_bytes, fill, use)
 
-    def _copy(self, staging: int, target: Buffer, n_words: int, target_word: int) -> Dispatch:
+    def _stage(self, n_bytes: int, fill: Callable[[Bytes], None], use: Callable[[Buffer], Dispatch]) -> None:
+        """Has the next staging buffer filled in the background, for a dispatch that follows when it is full."""
+        staging, self._turn = self._staging[self._turn], (self._turn + 1) % N_STAGING
+        self._flush(staging)
+        self._device.wait(staging.ticket)
+        staging.reading, staging.use = self._pool.submit(fill, staging.bytes), use
+        self._on_bytes(n_bytes)
+
+    def _flush(self, staging: _Staging) -> None:
+        """Submits what reads a staging buffer, once it is full. Chunks write different parts, so need no order."""
+        if staging.reading is None or staging.use is None:
+            return
+        staging.reading.result()
+        dispatch = staging.use(staging.buffer)
+        recording = self._device.record([dispatch])
+        staging.ticket = self._device.submit(recording)
+        staging.in_flight = (recording, dispatch)
+        staging.reading = staging.use = None
+
+    def _file(self, tensor: Tensor) -> int:
+        if tensor.path not in self._files:
+            try:
+                self._files[tensor.path] = os.open(tensor.path, os.O_RDONLY)
+            except OSError as error:
+                raise unreadable(tensor.path, tensor.name, error.strerror) from error
+        return self._files[tensor.path]
+
+    def _copy(self, staging: Buffer, target: Buffer, n_words: int, target_word: int) -> Dispatch:
         return self._device.dispatch(
             KERNELS["copy_words"],
-            (self._staging[staging], target),
+            (staging, target),
             constants=(LOCAL_SIZE,),
             groups=(min(GROUPS, -(-n_words // LOCAL_SIZE)), 1),
             push=(n_words, target_word),
         )
-
-    def _run(self, staging: int, dispatch: Dispatch) -> None:
-        # chunks of one tensor write different parts, so no order is needed between them
-        recording = self._device.record([dispatch])
-        self._tickets[staging] = self._device.submit(recording)
-        self._in_flight[staging] = [recording, dispatch]
