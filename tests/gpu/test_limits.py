@@ -31,10 +31,10 @@ def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[DeviceInfo
     yield replace(devices()[0], type="discrete", name="A card", heaps=())
 
 
-def measuring(monkeypatch: pytest.MonkeyPatch, answer: float | None) -> list[int]:
+def measuring(monkeypatch: pytest.MonkeyPatch, answer: tuple[float, float] | None) -> list[int]:
     asked: list[int] = []
 
-    def measure(index: int) -> float | None:
+    def measure(index: int) -> tuple[float, float] | None:
         asked.append(index)
         return answer
 
@@ -60,10 +60,10 @@ def test_some_system_memory_is_always_kept() -> None:
 
 @pytest.mark.gpu
 def test_a_speed_is_measured_once_and_kept(card: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = measuring(monkeypatch, 5e11)
+    asked = measuring(monkeypatch, (5e11, 2e10))
     for _ in range(2):
         speeds = measured_speeds(card)
-        assert speeds.local_bytes_per_s == 5e11 and speeds.is_measured
+        assert (speeds.local_bytes_per_s, speeds.host_bytes_per_s, speeds.is_measured) == (5e11, 2e10, True)
     assert asked == [card.index]
     assert device_limits(card, speeds).bytes_per_s(Tier.LOCAL) == 5e11
 
@@ -72,21 +72,21 @@ def test_a_speed_is_measured_once_and_kept(card: DeviceInfo, monkeypatch: pytest
 def test_another_driver_is_measured_anew(card: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    asked = measuring(monkeypatch, 5e11)
+    asked = measuring(monkeypatch, (5e11, 2e10))
     measured_speeds(card)
     measured_speeds(replace(card, driver_version="2"))
     assert len(asked) == 2
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kept", ["", "no JSON", "[]", '{"A card": "fast"}'])
+@pytest.mark.parametrize("kept", ["", "no JSON", "[]", '{"A card": "fast"}', '{"A card": [1]}'])
 def test_a_damaged_record_is_ignored(card: DeviceInfo, monkeypatch: pytest.MonkeyPatch, kept: str) -> None:
     path = module.cache_dir() / "bandwidth.json"
     path.parent.mkdir(parents=True)
     path.write_text(kept)
-    measuring(monkeypatch, 5e11)
+    measuring(monkeypatch, (5e11, 2e10))
     assert measured_speeds(card).local_bytes_per_s == 5e11
-    assert list(json.loads(path.read_text()).values()) == [5e11]
+    assert list(json.loads(path.read_text()).values()) == [[5e11, 2e10]]
 
 
 @pytest.mark.gpu
@@ -100,14 +100,14 @@ def test_where_measuring_fails_a_speed_is_assumed(card: DeviceInfo, monkeypatch:
 def test_a_driver_on_the_cpu_is_not_measured(info: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     if info.type != "cpu":
         pytest.skip("needs a driver on the CPU")
-    asked = measuring(monkeypatch, 5e11)
+    asked = measuring(monkeypatch, (5e11, 2e10))
     assert not measured_speeds(info).is_measured and asked == []
 
 
 @pytest.mark.gpu
-def test_the_measurement_in_a_process_of_its_own_is_a_number(info: DeviceInfo) -> None:
-    bytes_per_s = module._measure_in_child(info.index)
-    assert bytes_per_s is not None and 1e8 < bytes_per_s < 1e14
+def test_the_measurement_in_a_process_of_its_own_is_two_numbers(info: DeviceInfo) -> None:
+    measured = module._measure_in_child(info.index)
+    assert measured is not None and all(1e8 < bytes_per_s < 1e14 for bytes_per_s in measured)
 
 
 def test_a_crash_while_measuring_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def lines(made: ModelPlan) -> list[str]:
         "",
         *holdings,
         f"expected  {1 / plan.token_s(0):.1f} tok/s, {plan.tokens_per_s:.1f} with half of the context in use",
-        f"reading   {reads} ({basis}{', host assumed' if speeds.is_measured and len(plan.tiers) > 1 else ''})",
+        f"reading   {reads} ({basis})",
     ]
 
 

@@ -1,4 +1,4 @@
-"""How fast a device reads its own memory, measured in a fraction of a second.
+"""How fast a device reads a memory, measured in a fraction of a second.
 
 Decoding reads all weights for each token, so this is its ceiling. Knows nothing of models.
 """
@@ -9,8 +9,10 @@ import time
 
 from vkllm.gpu.device import Buffer, Device, Dispatch
 from vkllm.gpu.kernels import KERNELS
+from vkllm.gpu.layer.memory import Tier
 
 LARGEST_BYTES = 2**30
+LARGEST_HOST_BYTES = 2**28
 SMALLEST_BYTES = 2**24
 CPU_BYTES = 2**26
 
@@ -24,13 +26,13 @@ LOCAL_SIZE = 256
 N_GROUPS = 4096
 
 
-def read_bandwidth(device: Device, free_bytes: int) -> float:
-    """Bytes a second that the device reads. free_bytes: memory that nobody uses; at most a quarter is taken, for
-    the moment. Raises DeviceError."""
-    most = CPU_BYTES if device.info.type == "cpu" else LARGEST_BYTES
+def read_bandwidth(device: Device, free_bytes: int, tier: Tier = "local") -> float:
+    """Bytes a second that the device reads. free_bytes: memory of the tier that nobody uses; at most a quarter is
+    taken, for the moment. Raises DeviceError."""
+    most = CPU_BYTES if device.info.type == "cpu" else LARGEST_BYTES if tier == "local" else LARGEST_HOST_BYTES
     n_bytes = max(min(most, free_bytes // 4, device.info.max_binding_bytes), SMALLEST_BYTES)
     n_words = n_bytes // 64 * 16
-    source, sums = device.buffer(n_words), device.buffer(LOCAL_SIZE * N_GROUPS)
+    source, sums = device.buffer(n_words, tier=tier), device.buffer(LOCAL_SIZE * N_GROUPS)
     device.run(_filling(device, source, sums))
     reading = device.dispatch(
         KERNELS["read_bandwidth"],

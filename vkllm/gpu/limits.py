@@ -1,6 +1,6 @@
 """What a plan may take of a real device: DeviceInfo and the system's memory -> DeviceLimits.
 
-`python -m vkllm.gpu.limits INDEX` measures how fast a device reads its memory and prints bytes a second;
+`python -m vkllm.gpu.limits INDEX` measures how fast a device reads its own and system memory, in bytes a second;
 `measured_speeds` has it run in a process of its own, once a device and driver, because a driver may crash. Knows no
 model.
 """
@@ -64,26 +64,31 @@ def measured_speeds(info: DeviceInfo) -> Speeds:
     key = f"{info.name} ({info.device_id:#x}), {info.driver_name} {info.driver_version}"
     known = _known(path)
     if key not in known:
-        bytes_per_s = _measure_in_child(info.index)
-        if bytes_per_s is None:
+        measured = _measure_in_child(info.index)
+        if measured is None:
             return speeds
-        known[key] = bytes_per_s
+        known[key] = measured
         _keep(path, known)
-    return Speeds(local_bytes_per_s=known[key], is_measured=True)
+    local, host = known[key]
+    return Speeds(local_bytes_per_s=local, host_bytes_per_s=host, is_measured=True)
 
 
-def _known(path: Path) -> dict[str, float]:
-    """What was measured before; nothing if the file is missing or damaged."""
+def _known(path: Path) -> dict[str, tuple[float, float]]:
+    """What was measured before, of own and system memory; nothing if the file is missing or damaged."""
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     if not isinstance(known, dict):
         return {}
-    return {key: float(value) for key, value in known.items() if isinstance(value, int | float) and value > 0}
+    return {key: (float(value[0]), float(value[1])) for key, value in known.items() if _are_speeds(value)}
 
 
-def _keep(path: Path, known: dict[str, float]) -> None:
+def _are_speeds(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(n, int | float) and n > 0 for n in value)
+
+
+def _keep(path: Path, known: dict[str, tuple[float, float]]) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,23 +98,26 @@ def _keep(path: Path, known: dict[str, float]) -> None:
         part.unlink(missing_ok=True)  # it is measured again the next time
 
 
-def _measure_in_child(index: int) -> float | None:
+def _measure_in_child(index: int) -> tuple[float, float] | None:
     command = [sys.executable, "-m", "vkllm.gpu.limits", str(index)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=MEASURE_TIMEOUT_S, check=True)
-        return float(done.stdout.split()[-1])
+        local, host = done.stdout.split()[-2:]
+        return float(local), float(host)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the bytes a second that the device of an index reads. Raises DeviceError."""
+    """Prints how many bytes a second the device of an index reads of its own and of system memory."""
     from vkllm.gpu.bandwidth import read_bandwidth
     from vkllm.gpu.device import Device
 
     device = Device(arguments[0])
     try:
-        print(read_bandwidth(device, device_limits(device.info).memory_bytes))
+        limits = device_limits(device.info)
+        local = read_bandwidth(device, limits.memory_bytes)
+        print(local, read_bandwidth(device, limits.spill_bytes, "host") if limits.spill_bytes else local)
     finally:
         device.close()
 

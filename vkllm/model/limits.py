@@ -64,7 +64,7 @@ class HeapLimits:
 class Speeds:
     """How fast the GPU reads its own memory and system memory, and what a layer takes besides.
 
-    is_measured: whether local_bytes_per_s was measured on this device.
+    is_measured: whether the two were measured on this device.
     """
 
     local_bytes_per_s: float = ASSUMED_DISCRETE_BYTES_PER_S
