@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         VkllmError,
     )
     from vkllm.generation import Generation, Logprob, Piece, Stream, TopLogprob
+    from vkllm.gpu.step_times import KernelTime, KernelWork, StepTimes
+    from vkllm.gpu.tuner import TuningReport
     from vkllm.llm import LLM
     from vkllm.model.plan import MemoryPlan
     from vkllm.planning import ModelPlan, plan_model
@@ -41,6 +43,8 @@ __all__ = [
     "EngineStats",
     "Generation",
     "InvalidParameter",
+    "KernelTime",
+    "KernelWork",
     "Logprob",
     "MemoryPlan",
     "ModelFileError",
@@ -52,8 +56,10 @@ __all__ = [
     "RequestError",
     "RunStats",
     "SamplingParams",
+    "StepTimes",
     "Stream",
     "TopLogprob",
+    "TuningReport",
     "UnsupportedModel",
     "VkllmError",
     "__version__",
@@ -63,6 +69,8 @@ __all__ = [
 _MODULES = {
     "DeviceReport": "vkllm.engine.request",
     "EngineStats": "vkllm.engine.request",
+    "KernelTime": "vkllm.gpu.step_times",
+    "KernelWork": "vkllm.gpu.step_times",
     "LLM": "vkllm.llm",
     "Generation": "vkllm.generation",
     "Logprob": "vkllm.generation",
@@ -71,8 +79,10 @@ _MODULES = {
     "Piece": "vkllm.generation",
     "RunStats": "vkllm.engine.request",
     "SamplingParams": "vkllm.engine.request",
+    "StepTimes": "vkllm.gpu.step_times",
     "Stream": "vkllm.generation",
     "TopLogprob": "vkllm.generation",
+    "TuningReport": "vkllm.gpu.tuner",
     "plan_model": "vkllm.planning",
 }
 

@@ -13,7 +13,7 @@ import pytest
 from terminal import FAKE, REAL, Command
 
 from vkllm import LLM, InvalidParameter, RunStats
-from vkllm.faces.bench import BenchOptions, Case, cases, measure, numbers
+from vkllm.faces.bench import BenchOptions, Case, Setup, cases, layer_counts, measure, numbers, setups
 
 # llama-bench's fields in its order, and ours.
 KEYS = [
@@ -102,11 +102,30 @@ def test_every_model_runs_on_every_device_which_has_a_column_then(command: Comma
     assert [row[6] for row in cells] == ["0", "cpu"] * 2
 
 
+def test_cache_types_have_a_column_where_one_is_not_the_default(command: Command, tiny_gguf: Path) -> None:
+    arguments = ("-p", "0", "-n", "8", "-d", "100", "-r", "1")
+    out = run_bench(command, tiny_gguf, *arguments, "-ctk", "f16,q8_0", "-ctv", "q8_0")
+    title, _, *rows = [[cell.strip() for cell in row.split("|")] for row in out.splitlines() if row.startswith("|")]
+    assert title[5:9] == ["ngl", "type_k", "type_v", "test"]
+    assert [row[5:9] for row in rows] == [["2", type_k, "q8_0", "tg8 @ d100"] for type_k in ("f16", "q8_0")]
+    out = run_bench(command, tiny_gguf, *arguments, "-ctk", "f16,q8_0", "-ctv", "q8_0", "-o", "json")
+    # 32 values of each token and layer: 64 bytes as f16, 36 as q8_0; of 100.5 + 4 tokens on average
+    for result, type_k, n_bytes in zip(json.loads(out), ("f16", "q8_0"), (64 + 36, 36 + 36), strict=True):
+        assert (result["type_k"], result["type_v"]) == (type_k, "q8_0")
+        assert result["gb_per_s"] == pytest.approx(result["avg_ts"] * (WEIGHT_BYTES + n_bytes * 104.5) / 1e9)
+
+
+def test_layers_on_the_gpu_are_a_list_too(command: Command, tiny_gguf: Path) -> None:
+    out = run_bench(command, tiny_gguf, "-p", "4", "-n", "0", "-r", "1", "-ngl", "0-1,99", "-o", "json")
+    assert [result["n_gpu_layers"] for result in json.loads(out)] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("-ctk q8_0", "-ctk q8_0: the cache can only be f16"),
-        ("-ctv f16,q4_0", "-ctv q4_0: the cache can only be f16"),
+        ("-ctk q5_0", "-ctk takes f16 or q8_0, not 'q5_0'"),
+        ("-ctv f16,q4_0", "-ctv takes f16 or q8_0, not 'q4_0'"),
+        ("-ngl some", "-ngl takes numbers such as 512, 128,256 or 64-512*2, not 'some'"),
         ("-o xml", "-o takes md, csv, json, jsonl, not 'xml'"),
         ("-p many", "-p takes numbers such as 512, 128,256 or 64-512*2, not 'many'"),
         ("-pg 512", "-pg takes two numbers such as 512,128, not '512'"),
@@ -152,6 +171,15 @@ def test_a_range_that_does_not_end_is_refused() -> None:
             numbers([text], "-p")
 
 
+def test_setups_come_in_llama_benchs_order() -> None:
+    assert layer_counts(["0-8+8", "all,3"]) == [0, 8, None, 3]
+    made = setups(["a", "b"], [None], ["0", "1"], ["f16", "q8_0"], ["f16"])
+    assert made == [
+        Setup(model, device, type_k) for model in ("a", "b") for device in ("0", "1") for type_k in ("f16", "q8_0")
+    ]
+    assert [setup.n_gpu_layers for setup in setups(["a"], [4, None], [None], ["f16"], ["f16"])] == [4, None]
+
+
 def test_tests_come_in_llama_benchs_order_without_empty_ones() -> None:
     assert cases([512, 0], [128], ["64,16"], [0, 4096]) == [
         Case(512, 0, 0),
@@ -177,7 +205,7 @@ def test_runs_share_the_cached_depth_and_nothing_behind_it(
 
     monkeypatch.setattr(LLM, "benchmark_generate", recorded)
     tests = [Case(16, 0, 0), Case(0, 8, 24), Case(16, 8, 24)]
-    results = list(measure(BenchOptions([str(tiny_gguf)], [None], tests, 3, warms_up)))
+    results = list(measure(BenchOptions([Setup(str(tiny_gguf))], tests, 3, warms_up)))
     assert [len(result.fields["samples_ns"]) for result in results] == [3] * 3
     # one run more fills the cache to the first depth
     assert len(runs) == 3 * n_runs + 1

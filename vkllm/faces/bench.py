@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from vkllm import LLM, DeviceReport, InvalidParameter, __version__
 from vkllm.faces.terminal import loading_bar
 from vkllm.gpu.kernels import MAX_ROWS
+from vkllm.model.needs import CACHE_TYPES
 from vkllm.model.plan import decode_bytes
 
 
@@ -37,11 +38,34 @@ class Case:
 
 
 @dataclass(frozen=True)
-class BenchOptions:
-    """What was asked for. devices: None is the best one; cases in the order in which they run."""
+class Setup:
+    """One way to load a model. device: None is the best one. n_gpu_layers: None is all."""
 
-    models: Sequence[str]
-    devices: Sequence[str | None]
+    model: str
+    device: str | None = None
+    type_k: str = "f16"
+    type_v: str = "f16"
+    n_gpu_layers: int | None = None
+
+    def load(self, n_ctx: int | None) -> LLM:
+        """The model, with a progress bar. Raises any VkllmError."""
+        with loading_bar() as on_progress:
+            return LLM(
+                self.model,
+                n_ctx=n_ctx,
+                device=self.device,
+                type_k=self.type_k,
+                type_v=self.type_v,
+                n_gpu_layers=self.n_gpu_layers,
+                on_progress=on_progress,
+            )
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What was asked for, in the order in which it runs."""
+
+    setups: Sequence[Setup]
     cases: Sequence[Case]
     n_repetitions: int
     warms_up: bool
@@ -52,6 +76,31 @@ class Measured(NamedTuple):
 
     fields: dict[str, Any]
     device: str
+
+
+def setups(
+    models: Sequence[str],
+    n_gpu_layers: Sequence[int | None],
+    devices: Sequence[str | None],
+    types_k: Sequence[str],
+    types_v: Sequence[str],
+) -> list[Setup]:
+    """All combinations in llama-bench's order. Raises InvalidParameter for an unknown type."""
+    for option, types in (("-ctk", types_k), ("-ctv", types_v)):
+        for unknown in set(types) - CACHE_TYPES.keys():
+            raise InvalidParameter(f"{option} takes {' or '.join(CACHE_TYPES)}, not {unknown!r}")
+    return [
+        Setup(model, device, type_k, type_v, layers)
+        for model, layers, device, type_k, type_v in itertools.product(models, n_gpu_layers, devices, types_k, types_v)
+    ]
+
+
+def layer_counts(texts: Sequence[str]) -> list[int | None]:
+    """Values of -ngl: lists of numbers, and all."""
+    counts: list[int | None] = []
+    for text in ",".join(texts).split(","):
+        counts += [None] if text.strip() in ("all", "auto", "-1") else numbers([text], "-ngl")
+    return counts
 
 
 def numbers(texts: Sequence[str], option: str) -> list[int]:
@@ -89,12 +138,9 @@ def cases(n_prompt: Sequence[int], n_gen: Sequence[int], pairs: Sequence[str], n
 
 
 def measure(options: BenchOptions) -> Iterator[Measured]:
-    """Runs all tests, one model and device after the other. Raises any VkllmError."""
-    for model, device in itertools.product(options.models, options.devices):
-        with loading_bar() as on_progress:
-            n_ctx = max(case.n_ctx for case in options.cases)
-            llm = LLM(model, n_ctx=n_ctx, device=device, on_progress=on_progress)
-        with llm:
+    """Runs all tests, one setup after the other. Raises any VkllmError."""
+    for setup in options.setups:
+        with setup.load(max(case.n_ctx for case in options.cases)) as llm:
             report = llm.measure_device()
             runs = _Runs(llm)
             for case in options.cases:
@@ -102,8 +148,8 @@ def measure(options: BenchOptions) -> Iterator[Measured]:
                 if options.warms_up:
                     runs.time_ns(case)
                 samples_ns = [runs.time_ns(case) for _ in range(options.n_repetitions)]
-                fields = _fields(llm, report, device, case, test_time, samples_ns)
-                yield Measured(fields, _device_line(report))
+                fields = _fields(llm, report, setup, case, test_time, samples_ns)
+                yield Measured(fields, device_line(report))
 
 
 class _Runs:
@@ -133,14 +179,15 @@ class _Runs:
 
 
 def _fields(
-    llm: LLM, report: DeviceReport, device: str | None, case: Case, test_time: str, samples_ns: Sequence[int]
+    llm: LLM, report: DeviceReport, setup: Setup, case: Case, test_time: str, samples_ns: Sequence[int]
 ) -> dict[str, Any]:
     """llama-bench's JSON fields in its order, then ours; what does not apply here has its default value there."""
     samples_ts = [1e9 * (case.n_prompt + case.n_gen) / sample for sample in samples_ns]
     avg_ts = statistics.fmean(samples_ts)
     bytes_per_s = None
     if not case.n_prompt:
-        bytes_per_s = avg_ts * decode_bytes(llm.spec, llm.tensors, case.n_depth + (case.n_gen + 1) / 2)
+        n_past = case.n_depth + (case.n_gen + 1) / 2
+        bytes_per_s = avg_ts * decode_bytes(llm.spec, llm.tensors, n_past, setup.type_k, setup.type_v)
     return {
         "build_commit": f"vkllm-{__version__}",
         "build_number": 0,
@@ -148,7 +195,7 @@ def _fields(
         "gpu_info": report.info.name,
         "backends": "Vulkan",
         "model_filename": str(llm.path),
-        "model_type": f"{llm.spec.architecture} {_size_label(llm.n_params)} {llm.quantization}",
+        "model_type": model_type(llm),
         "model_size": llm.n_bytes,
         "model_n_params": llm.n_params,
         "n_batch": MAX_ROWS,
@@ -157,15 +204,15 @@ def _fields(
         "cpu_mask": "0x0",
         "cpu_strict": False,
         "poll": 0,
-        "type_k": "f16",
-        "type_v": "f16",
-        "n_gpu_layers": llm.spec.n_layers + 1,  # and the vocabulary projection, as llama.cpp counts
+        "type_k": setup.type_k,
+        "type_v": setup.type_v,
+        "n_gpu_layers": n_gpu_layers(llm, setup),
         "n_cpu_moe": 0,
         "split_mode": "none",
         "main_gpu": report.info.index,
         "no_kv_offload": False,
         "flash_attn": 1,
-        "devices": device or "auto",
+        "devices": setup.device or "auto",
         "tensor_split": "0.00",
         "tensor_buft_overrides": "none",
         "load_mode": "mmap",
@@ -188,8 +235,24 @@ def _fields(
         "samples_ts": samples_ts,
         "gb_per_s": None if bytes_per_s is None else bytes_per_s / 1e9,
         "bandwidth_share": None if bytes_per_s is None else bytes_per_s / report.read_bytes_per_s,
-        "driver": f"{report.info.driver_name} {report.info.driver_version}",
+        "driver": driver(report),
     }
+
+
+def model_type(llm: LLM) -> str:
+    """Such as "llama 135M Q4_1"."""
+    return f"{llm.spec.architecture} {_size_label(llm.n_params)} {llm.quantization}"
+
+
+def n_gpu_layers(llm: LLM, setup: Setup) -> int:
+    """Layers that may lie in the GPU's own memory, and the vocabulary projection, as llama.cpp counts."""
+    most = llm.spec.n_layers + 1
+    return most if setup.n_gpu_layers is None else min(setup.n_gpu_layers, most)
+
+
+def driver(report: DeviceReport) -> str:
+    """Its name and version."""
+    return f"{report.info.driver_name} {report.info.driver_version}"
 
 
 def _deviation(samples: Sequence[float]) -> float:
@@ -202,11 +265,12 @@ def _size_label(n_params: int) -> str:
     return f"{amount:.1f}{unit}" if amount < 10 else f"{amount:.0f}{unit}"
 
 
-def _device_line(report: DeviceReport) -> str:
+def device_line(report: DeviceReport) -> str:
+    """A line for people: device, driver, features, how fast it reads memory."""
     info = report.info
     api = ".".join(map(str, info.api_version))
     return (
-        f"{info.name} | {info.driver_name} {info.driver_version} | Vulkan {api} | subgroup {info.subgroup_size} "
+        f"{info.name} | {driver(report)} | Vulkan {api} | subgroup {info.subgroup_size} "
         f"| {', '.join(sorted(info.features))} | reads {report.read_bytes_per_s / 1e9:.1f} GB/s"
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from vkllm.faces.bench import Measured
@@ -21,6 +21,8 @@ _COLUMNS = {
     "params": (10, True),
     "backend": (10, False),
     "ngl": (3, True),
+    "type_k": (10, False),
+    "type_v": (10, False),
     "dev": (12, False),
     "test": (15, True),
     "t/s": (20, True),
@@ -29,9 +31,13 @@ _COLUMNS = {
 }
 
 
-def markdown(results: Iterable[Measured], *, shows_devices: bool) -> Iterator[str]:
-    """A table, then a line for each device. shows_devices: whether devices were asked for, and have a column."""
-    titles = [title for title in _COLUMNS if title != "dev" or shows_devices]
+_OPTIONAL = {"type_k", "type_v", "dev"}
+"""Columns of parameters that have one only where they are not the default, as llama-bench has it."""
+
+
+def markdown(results: Iterable[Measured], shown: Collection[str] = ()) -> Iterator[str]:
+    """A table, then a line for each device. shown: those of the optional columns "type_k", "type_v" and "dev"."""
+    titles = [title for title in _COLUMNS if title not in _OPTIONAL or title in shown]
     yield _row(titles, titles)
     yield "|" + "|".join(f" {'-' * (_COLUMNS[title][0] - 1)}{':-'[not _COLUMNS[title][1]]} " for title in titles) + "|"
     devices: dict[str, None] = {}
@@ -70,6 +76,8 @@ def _cell(title: str, fields: dict[str, Any]) -> str:
             return str(fields["backends"])
         case "ngl":
             return str(fields["n_gpu_layers"])
+        case "type_k" | "type_v":
+            return str(fields[title])
         case "dev":
             return str(fields["devices"])
         case "test":

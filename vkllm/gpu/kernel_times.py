@@ -34,13 +34,11 @@ def step_times(
 
     submits = [submit] * N_SLOTS
     whole_s = interval_s(program.device, submits, MEASURE_S)
-    if (
-        whole_s < MEASURE_S / 2
-    ):  # if not, there is time for no more, and what the first ones had to record counts little
+    if whole_s < MEASURE_S / 2:  # what the first ones had to record counts, and there is time for more
         whole_s = interval_s(program.device, submits, MEASURE_S)
         whole_s = interval_s(program.device, submits, whole_s)
 
-    work_of = partial(_work, n_rows=n_rows, n_depth=n_depth)
+    work_of = partial(kernel_work, n_rows=n_rows, n_depth=n_depth)
     groups: dict[KernelWork, list[Dispatch]] = {}
     for dispatch in program.dispatches(width, "token"):
         groups.setdefault(work_of(dispatch), []).append(dispatch)
@@ -71,7 +69,8 @@ def _alone(dispatch: Dispatch) -> Dispatch:
     return replace(dispatch.with_push(*push) if push else dispatch, is_independent=False)
 
 
-def _work(dispatch: Dispatch, n_rows: int, n_depth: int) -> KernelWork:
+def kernel_work(dispatch: Dispatch, n_rows: int, n_depth: int) -> KernelWork:
+    """What a dispatch does in a step of n_rows with n_depth tokens cached."""
     kernel, values = dispatch.kernel.name, dispatch.values
     match kernel:
         case "matvec" | "matmul" | "matvec_fused":
