@@ -18,7 +18,7 @@ from vkllm.gpu.device import Device
 from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.probe import Heap
 from vkllm.gpu.program import Program
-from vkllm.gpu.step import Row
+from vkllm.gpu.step import KEEP_ALL, Draw, Row
 from vkllm.gpu.tuning import tuning
 from vkllm.model.limits import Tier
 from vkllm.model.plan import PlanOptions
@@ -200,3 +200,22 @@ def test_a_file_that_is_cut_while_it_is_loaded_ends_in_a_sentence(device: Device
     os.truncate(path, int(share * path.stat().st_size))
     with pytest.raises(ModelFileError, match="can no longer be read"):
         Program(device, spec, path, config.tensors, config.n_ctx)
+
+
+def test_a_vocabulary_of_262144_tokens_is_read_in_parts_where_bindings_are_small(device: Device, tmp_path: Path) -> None:
+    spec = replace(WIDE_SPEC, n_vocab=262_144, n_layers=1, output_weight="token_embd.weight")
+    path = write_random_model(tmp_path / "model.gguf", spec, {"token_embd": "F16"})
+    config = engine_config(path, spec, 64)
+    info = replace(device.info, max_binding_bytes=min(device.info.max_binding_bytes, 100 * 2**20))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "info", info)
+        program = Program(device, spec, path, config.tensors, config.n_ctx)
+    assert len(program.plan.matrices[("token_embd.weight",)]) == 2, "134 MB in bindings of 100 MiB"
+    tokens = [0, 262_143, 131_072, 261_000]
+    wanted = reference(config).run(tokens)[-1]
+    assert nmse(logits_of(program, tokens, MAX_ROWS), wanted) < BOUND
+    step = program.submit([Row(tokens[-1], 3)], list(reversed(range(program.n_blocks)))[:1], "token")
+    assert program.token(step) == int(np.argmax(wanted))
+    draw = Draw(top_k=1, top_p=KEEP_ALL, min_p=0, slope=1.0, number=7)
+    step = program.submit([Row(tokens[-1], 3)], list(reversed(range(program.n_blocks)))[:1], "sampled", draw=draw)
+    assert program.token(step) == int(np.argmax(wanted))
