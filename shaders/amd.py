@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -29,19 +30,29 @@ from vkllm.formats.gguf import TensorInfo  # noqa: E402
 from vkllm.formats.quants import weight_format  # noqa: E402
 from vkllm.gpu.device import Buffer, Device, Dispatch, Recording  # noqa: E402
 from vkllm.gpu.kernels import KERNELS, WEIGHT_FORMATS, KernelSpec  # noqa: E402
+from vkllm.gpu.layer.memory import Placement, Tier  # noqa: E402
 from vkllm.gpu.probe import DeviceInfo, Heap, devices  # noqa: E402
 from vkllm.gpu.program import WIDTHS, Program, Result  # noqa: E402
 from vkllm.gpu.step import Draw, Row  # noqa: E402
 from vkllm.gpu.tuning import tuning  # noqa: E402
 from vkllm.model.spec import ModelSpec, expected_shapes  # noqa: E402
 
+
+@dataclass(frozen=True)
+class Family:
+    """GPUs that share an instruction set. n_cores: compute units of the largest of them, which no null device tells."""
+
+    cards: str
+    n_cores: int
+
+
 FAMILIES = {
-    "vangogh": "Steam Deck",
-    "rembrandt": "Radeon 680M",
-    "navi21": "RX 6800, 6900",
-    "gfx1100": "RX 7900",
-    "renoir": "Ryzen 4000 and 5000 with graphics",
-    "vega10": "RX Vega 56, 64",
+    "vangogh": Family("Steam Deck", 8),
+    "rembrandt": Family("Radeon 680M", 12),
+    "navi21": Family("RX 6800, 6900", 80),
+    "gfx1100": Family("RX 7900", 96),
+    "renoir": Family("Ryzen 4000 and 5000 with graphics", 8),
+    "vega10": Family("RX Vega 56, 64", 64),
 }
 
 RDNA = ("vangogh", "rembrandt", "navi21", "gfx1100")
@@ -132,6 +143,7 @@ def compile_family(family: str) -> FamilyResult:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VK_")}
     environment |= {"RADV_FORCE_FAMILY": family, "RADV_DEBUG": "nocache", "VK_LOADER_LAYERS_DISABLE": "~implicit~"}
     environment |= {"VK_ICD_FILENAMES": str(manifest), "VK_DRIVER_FILES": str(manifest)}
+    environment |= {"VKLLM_TUNING": "off"}  # the report is of what everybody gets
     child = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
     if child.returncode:
         raise RuntimeError(f"RADV fails for {family} ({child.returncode}):\n{child.stderr[-2000:]}")
@@ -177,8 +189,11 @@ class PaperDevice(Device):
         self.has_integer_dot = info.features >= FAST_DOT
         self.steps: list[tuple[Use, ...]] = []
 
-    def buffer(self, n_words: int, *, is_host: bool = False) -> Buffer:
-        return Buffer(None, n_words, np.zeros(n_words, np.uint32) if is_host else None)
+    def buffer(self, n_words: int, *, tier: Tier = "local", is_host: bool = False) -> Buffer:
+        buffer = Buffer(None, n_words, Placement(0, 0, 0, 4 * n_words, 0))
+        if is_host or tier != "local":
+            buffer.words = np.zeros(n_words, np.uint32)
+        return buffer
 
     def dispatch(
         self,
@@ -193,7 +208,8 @@ class PaperDevice(Device):
     ) -> Dispatch:
         module = kernel.module(weight_format, is_soft=not self.has_integer_dot)
         use = Use(kernel.name, module, tuple(map(int, constants)), groups, tuple(map(int, push)))
-        return Dispatch(use, np.array(push, np.uint32), is_independent)
+        pushed = np.array(push, np.uint32)
+        return Dispatch(kernel, weight_format, tuple(constants), groups, use, pushed, is_independent)
 
     def record(self, dispatches: Iterable[Dispatch]) -> Recording:
         return Recording(tuple(dispatch.algorithm for dispatch in dispatches))
@@ -214,7 +230,8 @@ def decode_step(info: DeviceInfo, spec: ModelSpec, weight_format: str) -> tuple[
 def _steps(info: DeviceInfo, spec: ModelSpec, fmt: str, widths: Iterable[int] = WIDTHS) -> list[tuple[Use, ...]]:
     """What is submitted to load a model whose matrices have one format, and to run a step of every width."""
     device = PaperDevice(info)
-    with tempfile.NamedTemporaryFile() as file:  # zeros; of a matrix only the first unit is there to be loaded
+    # the file has zeros enough for a vector; matrices are not read, since what they hold changes no dispatch
+    with tempfile.NamedTemporaryFile() as file, patch("vkllm.gpu.weights.read_range"):
         tensors = {}
         for name, shape in expected_shapes(spec).items():
             n_bytes = weight_format(fmt).unit_bytes if len(shape) == 2 else 4 * shape[0]
@@ -260,6 +277,7 @@ def _child() -> None:
     # Mesa 22.3 crashes when a null device of an APU is asked about its memory; it has none anyway
     vk.vkGetPhysicalDeviceMemoryProperties2 = lambda gpu, properties: None
     (info,) = devices()
+    info = replace(info, n_cores=FAMILIES[os.environ["RADV_FORCE_FAMILY"]].n_cores)
     uses = _uses(info)
     compiler = _Compiler(vk)
     missing = sorted({m for kernel in KERNELS.values() for m in kernel.modules()} - {use.module for use in uses})

@@ -16,14 +16,14 @@ from vkllm.formats.quants import BLOCK, weight_format
 
 PAGE = SHADERS.parent / "docs" / "amd.md"
 
-MATVECS = ("matvec", "matvec_fused")
-"""The kernels that read the weights; the others of a step do less than a hundredth of the arithmetic."""
+MATVEC = "matvec_fused"
+"""The kernel that reads the weights; the others of a step do less than a hundredth of the arithmetic."""
 
 DOTS_OF_BLOCK = BLOCK // 4 * 2
 """Integer dot products of a weight block with a q16 activation block."""
 
-SLOW = re.compile(r"\tv_(exp|log|rcp|rsq|sqrt|sin|cos|mul_lo|mul_hi)_")
-"""Instructions at a quarter of the rate."""
+SLOW = re.compile(r"\tv_(exp|log|rcp|rsq|sqrt|sin|cos|mul_lo|mul_hi)_|\tv_\w+_[biu]64 ")
+"""Instructions at a quarter of the rate, or perhaps at half."""
 
 INTRODUCTION = """# The shaders on AMD GPUs
 
@@ -36,13 +36,14 @@ for a 7B model. No module may spill registers, and on RDNA those with integer do
 
 Llama 2 7B in Q4_0, one token; {gpu}.
 
-Arithmetic is each vector instruction of a matvec, as often as the loops around it run, times the subgroups of the
-dispatch and the cycles that it keeps a SIMD busy: two for a subgroup of 64, eight for the few at a quarter of the
-rate. Scalar and memory instructions go to other units; other kernels are not counted, nor is any waiting: it is what
-the step takes at least.
+Arithmetic is each vector instruction of a matvec, as often as its subgroup comes to it, and the cycles that it keeps a
+SIMD busy: two for a subgroup of 64, eight for the few at a quarter of the rate. A subgroup quantizes the activations
+with its workgroup once, and the subgroups together take all rows; a row's blocks are a loop or, where the compiler has
+unrolled it, straight code. Scalar and memory instructions go to other units; other kernels are not counted, nor is any
+waiting: it is what the step takes at least.
 
-| kernel | rows | columns | dispatches | SIMD cycles a block of 32 weights | arithmetic, ms | memory, ms |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+| rows | columns | workgroups | dispatches | cycles a block | of them, for activations | arithmetic, ms | memory, ms |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 """
 
 COLUMNS = """Of each module the specialisation with the most registers. Waves: subgroups that a SIMD holds at once.
@@ -51,6 +52,10 @@ Throughput: ACO's estimate of the cycles a subgroup costs a SIMD, with every loo
 | module | VGPRs | SGPRs | LDS, bytes | spilled | waves | code, bytes | v_dot4 | throughput |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 """
+
+
+Loop = tuple[int, int]
+"""First and last line in machine code."""
 
 
 @dataclass(frozen=True)
@@ -68,46 +73,62 @@ STEAM_DECK = Gpu("8 CUs of 2 SIMDs at 1.6 GHz, 88 GB/s", 16, 1.6e9, 88e9)
 
 @dataclass(frozen=True)
 class MatvecTime:
-    """One dispatch of a decode step. cycles: of all SIMDs together."""
+    """One dispatch of a decode step. rows: of the weights. cycles: of all SIMDs together.
 
-    kernel: str
+    prologue_cycles: of them, those before the first row.
+    """
+
     rows: int
     columns: int
+    groups: int
     cycles: int
+    prologue_cycles: int
     arithmetic_s: float
     memory_s: float
 
 
+def subgroups_at_once(result: FamilyResult, made: Compiled) -> int:
+    """Subgroups that a SIMD holds at once."""
+    # RADV counts a subgroup of 64 as two where SIMDs have 32 lanes
+    return made.statistics["Subgroups per SIMD"] // (result.subgroup_size // 32 if result.family in RDNA else 1)
+
+
 def decode_times(result: FamilyResult, gpu: Gpu) -> list[MatvecTime]:
-    """Every matvec of a step of one token of the Q4_0 model."""
-    compiled = {(made.use.module, made.use.constants): made for made in result.compiled}
+    """Every matvec of a step of one token of the Q4_0 model. Raises ValueError as `row_loop` does."""
+    compiled = {(made.use.module, made.use.constants): made.assembly for made in result.compiled}
     fmt = weight_format("Q4_0")
     times = []
     for use in result.decode:
-        if use.kernel in MATVECS:
-            rows, columns = use.push[0], use.constant("columns")
-            subgroups = use.groups[0] * use.constant("local_size") // result.subgroup_size
-            cycles = subgroups * subgroup_cycles(compiled[use.module, use.constants], result.subgroup_size)
+        if use.kernel == MATVEC:
+            rows, columns = use.push[0] * (1 + use.constant("gates")), use.constant("n_columns")
+            prologue, portion = subgroup_cycles(use, compiled[use.module, use.constants], result.subgroup_size)
+            prologue *= use.groups[0] * use.constant("local_size") // result.subgroup_size
+            # each portion of rows is some subgroup's, however many workgroups there are
+            cycles = prologue + -(-use.push[0] // use.constant("rows_per_subgroup")) * portion
             memory_s = rows * columns // fmt.block * fmt.block_bytes / gpu.bytes_per_s
-            times.append(MatvecTime(use.kernel, rows, columns, cycles, cycles / gpu.simds / gpu.hertz, memory_s))
+            arithmetic_s = cycles / gpu.simds / gpu.hertz
+            times.append(MatvecTime(rows, columns, use.groups[0], cycles, prologue, arithmetic_s, memory_s))
     return times
 
 
-def subgroup_cycles(made: Compiled, subgroup_size: int) -> int:
-    """Cycles that one subgroup of a matvec keeps its SIMD busy with vector arithmetic."""
-    lines = made.assembly.splitlines()
-    runs = loop_runs(made.use, lines, subgroup_size)
-    cycles = 0
+def subgroup_cycles(use: Use, assembly: str, subgroup_size: int) -> tuple[int, int]:
+    """Cycles that a subgroup of a matvec keeps its SIMD busy with vector arithmetic: once, and for a portion of rows.
+
+    Raises ValueError as `row_loop` does.
+    """
+    lines = assembly.splitlines()
+    (first_of_rows, last_of_rows), runs = row_loop(use, lines, subgroup_size)
+    cycles = [0, 0]
     for number, line in enumerate(lines):
         if line.startswith("\tv_"):
             times = 4 if SLOW.match(line) else 1
             for (first, last), n in runs.items():
                 times *= n if first <= number <= last else 1
-            cycles += times * subgroup_size // 32
-    return cycles
+            cycles[first_of_rows <= number <= last_of_rows] += times * subgroup_size // 32
+    return cycles[0], cycles[1]
 
 
-def loops(lines: list[str]) -> list[tuple[int, int]]:
+def loops(lines: list[str]) -> list[Loop]:
     """First and last line of every loop in machine code: from a label to the last jump back to it."""
     labels: dict[str, int] = {}
     last_jump: dict[int, int] = {}
@@ -119,31 +140,33 @@ def loops(lines: list[str]) -> list[tuple[int, int]]:
     return sorted(last_jump.items())
 
 
-def loop_runs(use: Use, lines: list[str], subgroup_size: int) -> dict[tuple[int, int], int]:
-    """How often each loop of a matvec runs, each time that the loop around it does.
+def row_loop(use: Use, lines: list[str], subgroup_size: int) -> tuple[Loop, dict[Loop, int]]:
+    """The loop over the rows of a matvec, and how often every other loop runs each time that the one around it does.
 
-    Taken from what a loop does: one with integer dot products goes over the blocks of a row, a lane a block; one inside
-    another combines eight lanes; every other one goes over the activations, four an invocation.
+    The loop over the rows has all integer dot products. One inside it goes over the blocks of a row, a lane a block or
+    several; without it the row is straight code. What comes before goes over the activations, at most four an
+    invocation at a time. Raises ValueError for code that is not so, or has not the dot products that a row needs.
     """
     found = loops(lines)
-    dots = {(first, last): sum("\tv_dot4" in line for line in lines[first:last]) for first, last in found}
-    blocks, columns = use.constant("columns") // BLOCK, use.constant("columns")
-    next_block = list(range(subgroup_size))  # of each lane
-    runs = {}
-    for loop in found:
-        if any(outer[0] < loop[0] and loop[1] <= outer[1] for outer in found):
-            runs[loop] = 3
-        elif not dots[loop]:
-            runs[loop] = -(-columns // 4 // use.constant("local_size"))
-        else:
-            at_once = dots[loop] // (DOTS_OF_BLOCK * use.constant("rows_per_subgroup"))
-            step = at_once * subgroup_size
-            is_last = not any(dots[other] for other in found if other[0] > loop[1])
-            needed = 0 if is_last else step - subgroup_size  # only the last loop begins what is not all there
-            lane_runs = [max(0, -(-(blocks - block - needed) // step)) for block in next_block]
-            next_block = [block + step * n for block, n in zip(next_block, lane_runs, strict=True)]
-            runs[loop] = max(lane_runs)
-    return runs
+    dots = {loop: sum("\tv_dot4" in line for line in lines[loop[0] : loop[1]]) for loop in found}
+    n_dots = sum("\tv_dot4" in line for line in lines)
+    rows = next((loop for loop in found if dots[loop] == n_dots > 0), None)
+    if rows is None:
+        raise ValueError(f"{use.module}: no loop has all integer dot products")
+    fours_of_invocation = -(-use.constant("n_columns") // 4 // use.constant("local_size"))
+    runs = {loop: fours_of_invocation for loop in found if loop[1] < rows[0]}
+    inner = [loop for loop in found if loop != rows and loop not in runs]
+    if len(inner) > 1 or any(not dots[loop] or loop[1] > rows[1] for loop in inner):
+        raise ValueError(f"{use.module}: the loop over the rows has other loops than one over the blocks")
+    dots_of_lane = DOTS_OF_BLOCK * use.constant("rows_per_subgroup") * (1 + use.constant("gates"))
+    needed = -(-use.constant("n_columns") // BLOCK // subgroup_size)  # blocks of a lane
+    for loop in inner:
+        runs[loop] = -(-needed * dots_of_lane // dots[loop])
+    n_done = sum(dots[loop] * runs[loop] for loop in inner) if inner else n_dots
+    if n_done < needed * dots_of_lane or (inner and n_dots != dots[inner[0]]):
+        wanted = needed * dots_of_lane
+        raise ValueError(f"{use.module}: {n_done} integer dot products for a portion of rows, not {wanted}")
+    return rows, runs
 
 
 def page(results: Iterable[FamilyResult]) -> str:
@@ -152,7 +175,7 @@ def page(results: Iterable[FamilyResult]) -> str:
     assert first.family == "vangogh"
     parts = [INTRODUCTION.format(driver=first.driver, gpu=STEAM_DECK.name), _decode_table(first)]
     for result in (first, *others):
-        parts += [f"\n## {result.family}: {FAMILIES[result.family]}\n\n", COLUMNS, _family_table(result)]
+        parts += [f"\n## {result.family}: {FAMILIES[result.family].cards}\n\n", COLUMNS, _family_table(result)]
         for reason in sorted(set(result.left_out.values())):
             modules = ", ".join(module for module in result.left_out if result.left_out[module] == reason)
             parts.append(f"\nNot compiled, because {reason}:\n{modules}\n")
@@ -168,13 +191,13 @@ def _decode_table(result: FamilyResult) -> str:
     times = decode_times(result, STEAM_DECK)
     lines = []
     for one, n in Counter(times).items():
-        cycles = one.cycles * BLOCK / (one.rows * one.columns)
+        cycles, prologue_cycles = (n * BLOCK / (one.rows * one.columns) for n in (one.cycles, one.prologue_cycles))
         lines.append(
-            f"| {one.kernel} | {one.rows} | {one.columns} | {n} | {cycles:.2f} | {1e3 * n * one.arithmetic_s:.2f} "
-            f"| {1e3 * n * one.memory_s:.2f} |\n"
+            f"| {one.rows} | {one.columns} | {one.groups} | {n} | {cycles:.2f} | {prologue_cycles:.2f} "
+            f"| {1e3 * n * one.arithmetic_s:.2f} | {1e3 * n * one.memory_s:.2f} |\n"
         )
     arithmetic_s, memory_s = sum(one.arithmetic_s for one in times), sum(one.memory_s for one in times)
-    lines.append(f"| **all** | | | {len(times)} | | **{1e3 * arithmetic_s:.1f}** | **{1e3 * memory_s:.1f}** |\n")
+    lines.append(f"| **all** | | | {len(times)} | | | **{1e3 * arithmetic_s:.1f}** | **{1e3 * memory_s:.1f}** |\n")
     return "".join(lines)
 
 
@@ -187,9 +210,7 @@ def _family_table(result: FamilyResult) -> str:
     lines = []
     for module, made in worst.items():
         s = made.statistics
-        # RADV counts a subgroup of 64 as two where SIMDs have 32 lanes
-        waves = s["Subgroups per SIMD"] // (result.subgroup_size // 32 if result.family in RDNA else 1)
-        spilled = s["Spilled VGPRs"] + s["Spilled SGPRs"]
+        waves, spilled = subgroups_at_once(result, made), s["Spilled VGPRs"] + s["Spilled SGPRs"]
         lines.append(
             f"| {module} | {s['VGPRs']} | {s['SGPRs']} | {s['LDS size']} | {spilled} | {waves} | {s['Code size']} "
             f"| {made.n_dot4} | {s['Inverse Throughput']} |\n"

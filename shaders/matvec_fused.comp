@@ -4,8 +4,9 @@
 // push: n_y_rows y_offset link n_awaited
 // dispatch: x = as many workgroups as run at once, or fewer: each takes rows until none are left
 // formats: Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
-// requires: subgroup arithmetic and shuffle, subgroups of 8 or more; 2.25 bytes of shared memory a column that it reads;
-//   integer dot product, or the _soft variant
+// requires: subgroup arithmetic and shuffle, subgroups of 8 or more and of no fewer lanes than rows_per_subgroup;
+//   first_column a multiple of 256; 2.25 bytes of shared memory a column that it reads; integer dot product, or the
+//   _soft variant
 // numerics: those of rms_norm, matvec and swiglu; every workgroup quantizes the activations for itself
 // source: own
 //
@@ -74,12 +75,12 @@ void load_source() {
   float squares = 0.0;
   [[unroll]] for (uint k = 0; k < KEPT; k++) {
     uint i = self + k * LOCAL_SIZE;
-    if (i < FOURS) {
+    if ((k + 1) * LOCAL_SIZE <= FOURS || i < FOURS) {
       squares += dot(kept[k], kept[k]);
       quantize(i, kept[k]);
     }
   }
-  for (uint i = self + KEPT * LOCAL_SIZE; i < FOURS; i += LOCAL_SIZE) {
+  for (uint i = self + KEPT * LOCAL_SIZE; KEPT < OWN && i < FOURS; i += LOCAL_SIZE) {
     vec4 v = four_of_source(i);
     squares += dot(v, v);
     quantize(i, v);
@@ -94,40 +95,42 @@ void load_source() {
 float norm_factor() {
   if (NORMS == 0) return 1.0;
   float sum = 0.0;
-  for (uint i = 0; i < gl_NumSubgroups; i++) sum += partial[i];
+  for (uint i = 0; i < LOCAL_SIZE / gl_SubgroupSize; i++) sum += partial[i];
   return inversesqrt(sum / float(COLUMNS) + uintBitsToFloat(EPS));
 }
 
-// index of a block of W: of the r-th weight row of y's rows from row0 on
+// index of a block of W: of the r-th weight row of y's rows from row0 on; one and the same for all lanes beyond the end
 uint block_index(uint row0, uint r, uint block) {
   uint row = min(row0 + r % ROWS, n_y_rows - 1) + (r < ROWS ? 0 : n_y_rows);
-  return row * ROW_BLOCKS + FIRST_COLUMN / 32 + min(block, BLOCKS - 1);
+  return row * ROW_BLOCKS + FIRST_COLUMN / 32 + min(block, row0 < n_y_rows ? BLOCKS - 1 : 0);
 }
 
+#define STEP (UNROLL * gl_SubgroupSize) // blocks of a row that a subgroup takes together
+
+// What comes next of a subgroup's weights, UNROLL blocks a lane and row. Each is loaded as soon as the one before it has
+// been multiplied. With a second copy Mesa would wait for the loads to move them, in a third more registers.
 Weights w[WEIGHT_ROWS * UNROLL];
 
-void load_blocks(uint row0, uint block) {
-  [[unroll]] for (uint u = 0; u < UNROLL; u++) {
-    [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
-      w[u * WEIGHT_ROWS + r] = load_weights(block_index(row0, r, block + u * gl_SubgroupSize));
-    }
-  }
+void load_blocks(uint row0, uint base, uint u) {
+  uint block = base + u * gl_SubgroupSize + gl_SubgroupInvocationID;
+  [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) w[u * WEIGHT_ROWS + r] = load_weights(block_index(row0, r, block));
 }
 
 // Begins to fetch what the next steps of the loop will load, and returns something that depends on all of it, so that
 // it is not left out.
-uint touch_blocks(uint row0, uint block, uint stride) {
-  uint touched = 0;
+uint touch_blocks(uint row0, uint stride) {
+  uint touched = 0, base = 0;
   [[unroll]] for (uint s = 0; s < STEPS_TOUCHED; s++) {
-    block += UNROLL * gl_SubgroupSize;
-    if (block >= BLOCKS) {
-      block = gl_SubgroupInvocationID;
+    base += STEP;
+    if (base >= BLOCKS) {
+      base = 0;
       row0 += stride;
     }
     if (row0 >= n_y_rows) break;
     [[unroll]] for (uint u = 0; u < UNROLL; u++) {
+      uint block = base + u * gl_SubgroupSize + gl_SubgroupInvocationID;
       [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
-        touched |= first_words(load_weights(block_index(row0, r, block + u * gl_SubgroupSize)));
+        touched |= first_words(load_weights(block_index(row0, r, block)));
       }
     }
   }
@@ -139,37 +142,40 @@ void main() {
   uint row0 = (gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID) * ROWS;
   uint stride = gl_NumWorkGroups.x * gl_NumSubgroups * ROWS;
   uint lane = gl_SubgroupInvocationID;
-  load_blocks(row0, lane); // on their way while the activations come
-  if (STEPS_TOUCHED != 0 && touch_blocks(row0, lane, stride) == 1) partial[127] = 0.0; // so that it is not left out
+  [[unroll]] for (uint u = 0; u < UNROLL; u++) load_blocks(row0, 0, u); // on their way while the activations come
+  if (STEPS_TOUCHED != 0 && touch_blocks(row0, stride) == 1) partial[127] = 0.0; // so that it is not left out
   await_link();
   load_source();
   float factor = norm_factor();
   for (; row0 < n_y_rows; row0 += stride) {
+    uint index = y_offset + min(row0 + min(lane, ROWS - 1), n_y_rows - 1);
+    float added = ADDS != 0 ? add[index] : 0.0;
     float sums[WEIGHT_ROWS];
     [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) sums[r] = 0.0;
-    for (uint block = lane; block < BLOCKS; block += UNROLL * gl_SubgroupSize) {
-      Weights now[WEIGHT_ROWS * UNROLL];
-      [[unroll]] for (uint i = 0; i < WEIGHT_ROWS * UNROLL; i++) now[i] = w[i];
-      uint next = block + UNROLL * gl_SubgroupSize;
-      if (next < BLOCKS) load_blocks(row0, next);
-      else if (row0 + stride < n_y_rows) load_blocks(row0 + stride, lane);
+    for (uint base = 0; base < BLOCKS; base += STEP) {
+      bool ends_row = base + STEP >= BLOCKS;
+      uint next_row = ends_row ? row0 + stride : row0, next = ends_row ? 0 : base + STEP;
       [[unroll]] for (uint u = 0; u < UNROLL; u++) {
-        uint b = block + u * gl_SubgroupSize;
-        if (b >= BLOCKS) break;
-        Activations a = load_activations(0, b);
-        [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
-          sums[r] += product(now[u * WEIGHT_ROWS + r], block_index(row0, r, b), a);
+        uint b = base + u * gl_SubgroupSize + lane;
+        if (base + (u + 1) * gl_SubgroupSize <= BLOCKS || b < BLOCKS) {
+          Activations a = load_activations(0, b);
+          [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
+            uint place = ROW_BLOCKS % 2 == 0 ? lane : block_index(row0, r, b); // the same among those that share scales
+            sums[r] += product(w[u * WEIGHT_ROWS + r], place, a);
+          }
         }
+        load_blocks(next_row, next, u);
       }
     }
     [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) sums[r] = factor * subgroupAdd(sums[r]);
-    [[unroll]] for (uint r = 0; r < ROWS; r++) {
-      if (lane != 0 || row0 + r >= n_y_rows) continue;
-      float v = sums[r];
-      if (GATES != 0) v = v / (1.0 + exp(-v)) * sums[r + WEIGHT_ROWS - ROWS];
-      uint index = y_offset + row0 + r;
-      y[index] = ADDS != 0 ? v + add[index] : v;
+    // lane r has the r-th row of y
+    float v = sums[0], up = sums[WEIGHT_ROWS - ROWS];
+    [[unroll]] for (uint r = 1; r < ROWS; r++) {
+      v = lane == r ? sums[r] : v;
+      up = lane == r ? sums[r + WEIGHT_ROWS - ROWS] : up;
     }
+    if (GATES != 0) v = v / (1.0 + exp(-v)) * up;
+    if (lane < ROWS && row0 + lane < n_y_rows) y[index] = ADDS != 0 ? v + added : v;
   }
   end_link();
 }

@@ -17,6 +17,9 @@ from vkllm import LLM, ModelNotFound
 from vkllm.engine.process import EngineProcess
 from vkllm.store import find_model
 
+# Tests of what a device runs by default must not depend on what a developer has tuned.
+os.environ["VKLLM_TUNING"] = "off"
+
 # A test run in CI tells about the change under test: it draws the same examples each time. Other runs explore.
 settings.register_profile("repeatable", derandomize=True)
 if os.environ.get("CI"):

@@ -29,8 +29,12 @@ struct Weights {
 
 Weights load_weights(uint block) {
   Weights w;
+#if defined(Q4_K)
+  w.nibbles = quants[block];
+#else
   uint first = block / 8 * SUPERBLOCK_WORDS;
   w.nibbles = quants[first / 4 + block % 8];
+#endif
 #if defined(Q5_K)
   w.high = high_bits[first + 32 + block % 8];
 #elif defined(Q6_K)

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vkllm.errors import NoDevice
-from vkllm.gpu.probe import DeviceInfo, Heap, choose_device, devices
+from vkllm.gpu.probe import DeviceInfo, Heap, _n_cores, choose_device, devices
 
 CARD = DeviceInfo(
     index=1,
@@ -35,6 +36,13 @@ CARD = DeviceInfo(
 LLVMPIPE = replace(CARD, index=0, name="llvmpipe (LLVM 15)", type="cpu")
 APU = replace(CARD, index=2, name="AMD Custom GPU 0405", type="integrated")
 SECOND_CARD = replace(CARD, index=3, name="NVIDIA GeForce RTX 4090")
+
+
+def amd_cores(engines: int, arrays: int, units: int) -> SimpleNamespace:
+    """As VK_AMD_shader_core_properties tells."""
+    return SimpleNamespace(
+        shaderEngineCount=engines, shaderArraysPerEngineCount=arrays, computeUnitsPerShaderArray=units
+    )
 
 
 @pytest.fixture
@@ -107,6 +115,19 @@ def test_no_driver_is_no_device(variable: str) -> None:
     )
     assert done.stdout.startswith("NoDevice ")
     assert "install your GPU's driver" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("properties", "expected"),
+    [
+        ({}, None),
+        ({"VkPhysicalDeviceShaderSMBuiltinsPropertiesNV": SimpleNamespace(shaderSMCount=132)}, 132),
+        ({"VkPhysicalDeviceShaderCorePropertiesAMD": amd_cores(4, 2, 10)}, 80),
+        ({"VkPhysicalDeviceShaderCorePropertiesAMD": amd_cores(0, 0, 0)}, None),
+    ],
+)
+def test_cores_are_counted_where_the_driver_tells(properties: dict[str, SimpleNamespace], expected: int | None) -> None:
+    assert _n_cores(properties) == expected
 
 
 def test_the_most_able_type_is_the_default_and_the_first_of_equals_wins() -> None:

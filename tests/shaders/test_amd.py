@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vkllm.gpu.kernels import KERNELS
+from vkllm.gpu.kernels import KERNELS, QUANTIZED_FORMATS
+from vkllm.gpu.tuning import AMD, GROUPS_PER_CORE
 
 SHADERS = Path(__file__).parents[2] / "shaders"
 sys.path.insert(0, str(SHADERS))
@@ -32,8 +33,27 @@ def test_no_module_spills_and_dot_products_are_instructions(family: str) -> None
 @needs_radv
 @pytest.mark.parametrize("family", amd.FAMILIES)
 def test_a_program_takes_the_soft_modules_where_dot_products_are_no_instructions(family: str) -> None:
-    matvecs = [use.module for use in compiled_for(family).decode if use.kernel in amd_report.MATVECS]
+    matvecs = [use.module for use in compiled_for(family).decode if use.kernel == amd_report.MATVEC]
     assert matvecs and all(module.endswith("_soft") == (family not in amd.RDNA) for module in matvecs)
+
+
+@needs_radv
+@pytest.mark.parametrize("family", amd.FAMILIES)
+def test_a_core_has_room_for_the_workgroups_of_matvec_that_the_table_gives_it(family: str) -> None:
+    result = compiled_for(family)
+    simds = 2 if family in amd.RDNA else 4
+    matvecs = [
+        made
+        for made in result.compiled
+        if made.use.kernel == amd_report.MATVEC and made.use.module.endswith("_soft") == (family not in amd.RDNA)
+        # with 14336 columns, all unrolled, an RX 7900 has registers for three on two cores
+        if made.use.constant("n_columns") <= amd.MODEL.d_ff
+    ]
+    modules = {made.use.module.removesuffix("_soft") for made in matvecs}
+    assert modules == {f"matvec_fused_{fmt.lower()}" for fmt in QUANTIZED_FORMATS}
+    for made in matvecs:
+        subgroups = GROUPS_PER_CORE[AMD] * made.use.constant("local_size") // result.subgroup_size
+        assert subgroups <= simds * amd_report.subgroups_at_once(result, made), made.use
 
 
 @needs_radv
@@ -53,6 +73,8 @@ def test_a_steam_deck_computes_a_decode_step_faster_than_it_reads_the_weights() 
     # 16 dot products a block, two cycles for 64 lanes, cannot be beaten
     least = sum(one.rows * one.columns for one in times) / 32 / 64 * 16 * 2 / 16 / 1.6e9
     assert sum(one.arithmetic_s for one in times) > least
+    # no workgroup quantizes the activations that does not run from the beginning
+    assert {one.groups for one in times} == {GROUPS_PER_CORE[AMD] * 8}
 
 
 @needs_radv
@@ -65,48 +87,84 @@ def test_the_page_names_what_is_shipped() -> None:
         assert [line.split()[1] for line in table.splitlines() if line.startswith("| ")][2:] == sorted(set(shipped))
 
 
-MACHINE_CODE = """BB0:
+DOT = "\tv_dot4_i32_i8 v1, v2, v3, 0\n"
+MACHINE_CODE = f"""BB0:
 \tv_mov_b32_e32 v1, 0
 BB1:
 \tv_rcp_f32_e32 v1, v2
-BB2:
+\ts_cbranch_scc0 BB1
 \tv_add_f32_e32 v1, v1, v2
-\ts_cbranch_scc0 BB2
-\ts_cbranch_scc1 BB4
-\ts_branch BB1
-BB4:
-\tv_dot4_i32_i8 v1, v2, v3, 0
-\tv_dot4c_i32_i8_e32 v1, v2, v3
-\ts_branch BB4
+BB2:
+\tv_mov_b32_e32 v1, 0
+\ts_cbranch_scc1 BB5
+BB3:
+{DOT * 32}\ts_cbranch_scc0 BB3
+\tv_lshrrev_b64 v[4:5], 0, v[6:7]
+\ts_branch BB2
 BB5:
 \ts_endpgm
 """
 
-# matvec_fused with workgroups of 64, 4096 columns, a row a subgroup
-USE = amd.Use("matvec_fused", "matvec_fused_q4_0", (64, 4096, 1, 2, 0, 0, 0))
+
+def use(n_columns: int = 4096, rows: int = 2, gates: int = 0) -> amd.Use:
+    """matvec_fused with 3 workgroups of 64 for 100 rows of y."""
+    constants = (64, n_columns, 0, n_columns, rows, 1, 0, gates, 0, 0, 0, 0)
+    return amd.Use("matvec_fused", "matvec_fused_q4_0", constants, (3, 1), (100, 0, 0, 0))
+
+
+USE = use()
 CLEAN = dict.fromkeys(("Spilled VGPRs", "Spilled SGPRs", "Scratch size"), 0)
 
 
 def test_loops_are_found_and_counted() -> None:
-    dot = "\tv_dot4_i32_i8 v1, v2, v3, 0\n"
-    code = MACHINE_CODE.replace(dot, dot * 31)  # two blocks at once
-    lines = code.splitlines()
-    outer, inner, dots = amd_report.loops(lines)
-    assert (lines[outer[0]], lines[inner[0]], lines[dots[0]]) == ("BB1:", "BB2:", "BB4:")
-    # 1024 fours of activations for 64 lanes; eight lanes in three steps; 128 blocks, two for each of 64 lanes
-    assert amd_report.loop_runs(USE, lines, 64) == {outer: 16, inner: 3, dots: 1}
-    # two cycles each: a move, 16 slow reciprocals, 16 * 3 sums, 32 dot products
-    cycles = amd_report.subgroup_cycles(amd.Compiled(USE, CLEAN, code), 64)
-    assert cycles == 2 * (1 + 16 * 4 + 16 * 3 + 32)
+    lines = MACHINE_CODE.splitlines()
+    activations, rows, blocks = amd_report.loops(lines)
+    assert [lines[loop[0]] for loop in (activations, rows, blocks)] == ["BB1:", "BB2:", "BB3:"]
+    # 1024 fours of activations for 64 lanes; 128 blocks of a row, two for each of 64 lanes
+    assert amd_report.row_loop(USE, lines, 64) == (rows, {activations: 16, blocks: 2})
+    # the last of 344 blocks is the sixth of its lane; two lines of the code's are four of the matrix's with gates
+    assert amd_report.row_loop(use(11008), lines, 64)[1][blocks] == 6
+    assert amd_report.row_loop(use(rows=1, gates=1), lines, 64)[1][blocks] == 2
+    assert amd_report.row_loop(use(rows=4), lines, 64)[1][blocks] == 4
 
 
-def test_a_row_of_ragged_length_takes_a_last_run() -> None:
-    dot = "\tv_dot4_i32_i8 v1, v2, v3, 0\n"
-    whole = f"BB0:\n{dot * 32}\ts_branch BB0\n"
-    rest = f"BB1:\n{dot * 16}\ts_branch BB1\n"
-    use = replace(USE, constants=(64, 11008, 1, 2, 0, 0, 0))
-    # 344 blocks: lanes below 24 take three times two, the others twice two and one
-    assert list(amd_report.loop_runs(use, (whole + rest).splitlines(), 64).values()) == [3, 1]
+def test_the_prologue_is_a_subgroups_and_the_rest_a_portion_of_rows() -> None:
+    # two cycles an instruction, eight a slow one: 16 reciprocals; twice 32 dot products
+    prologue, portion = 2 * (1 + 16 * 4 + 1), 2 * (1 + 2 * 32 + 4)
+    assert amd_report.subgroup_cycles(USE, MACHINE_CODE, 64) == (prologue, portion)
+    made = amd.Compiled(USE, CLEAN, MACHINE_CODE)
+    (time,) = amd_report.decode_times(amd.FamilyResult("vangogh", "Mesa", 64, (made,), (USE,), {}), DECK)
+    assert (time.cycles, time.prologue_cycles) == (3 * prologue + 50 * portion, 3 * prologue)
+    assert (time.rows, time.arithmetic_s) == (100, time.cycles / 16e9)
+    assert time.memory_s == 100 * 128 * 18 / 1e9
+
+
+DECK = amd_report.Gpu("a GPU of round numbers", 16, 1e9, 1e9)
+
+
+def test_a_row_may_be_straight_code() -> None:
+    lines = MACHINE_CODE.replace("\ts_cbranch_scc0 BB3\n", DOT * 32).splitlines()
+    _, rows = amd_report.loops(lines)
+    assert amd_report.row_loop(USE, lines, 64)[0] == rows
+    with pytest.raises(ValueError, match="64 integer dot products for a portion of rows, not 192"):
+        amd_report.row_loop(use(11008), lines, 64)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (DOT, ""),
+        ("\ts_branch BB2\n", ""),  # the dot products' only loop is that over the blocks, which takes no other rows
+        ("BB3:\n", f"{DOT}BB3:\n"),
+        ("BB3:\n", "BB3:\nBB4:\n\ts_cbranch_scc0 BB4\n"),
+        ("BB5:\n", "BB5:\n\ts_cbranch_scc0 BB5\n"),
+    ],
+    ids=["no dot products", "no loop over rows", "dot products outside the blocks", "a loop inside", "a loop behind"],
+)
+def test_code_that_is_not_understood_is_refused(old: str, new: str) -> None:
+    assert old in MACHINE_CODE
+    with pytest.raises(ValueError, match="matvec_fused_q4_0"):
+        amd_report.row_loop(USE, MACHINE_CODE.replace(old, new).splitlines(), 64)
 
 
 def test_spills_and_missing_dot_products_are_told() -> None:

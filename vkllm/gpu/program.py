@@ -8,6 +8,7 @@ runs per layer and token. Knows nothing of requests or sampling.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,8 @@ class Program:
         self.n_blocks = self._buffers.n_blocks
         self._logits = self._buffers.activations["logits"].values
         self._recordings: dict[tuple[int, Result, int], Recording] = {}
+        # what the last two choices recorded: choices that are tried in turn share the pipelines
+        self._earlier: deque[dict[tuple[int, Result, int], Recording]] = deque(maxlen=2)
         self._slot_tickets = [0] * N_SLOTS
         self._turn = 0
         self.use(kept_choice(info, self.kind) or tuning(info))
@@ -98,6 +101,7 @@ class Program:
         """Makes later steps with these choices for the device; waits for those in flight. Raises DeviceError."""
         for ticket in self._slot_tickets:
             self.device.wait(ticket)
+        self._earlier.append(dict(self._recordings))
         self._recordings.clear()
         self.tuning = choices
         self._local_size = choices.local_size

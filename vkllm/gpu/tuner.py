@@ -32,13 +32,16 @@ SPARE = 2 * KV_BLOCK
 WIDE_S = 1.0
 """Most that a wide step may take to be tried; where all take longer, the narrowest is."""
 
+MOST_SLOWDOWN = 4
+"""Times that a choice's narrow step may take the table's to be tried in a wide one: too long submits reset GPUs."""
+
 STEPS_S = 0.06
 """How long the steps of one measurement take, roughly."""
 
-FEWEST_STEPS, MOST_STEPS = 2, SPARE - N_SLOTS - 1
+FEWEST_STEPS, MOST_STEPS = 2, SPARE - 1
 
 REPEATS = 2
-"""Times that each measurement is made; the faster one counts."""
+"""Times that a measurement is made, unless steps are slow; the fastest counts."""
 
 MOST_ERROR = 1e-3
 """Of the squared logits, how much may differ from the table's: a thousand times what other orders of rounding do, a
@@ -109,8 +112,10 @@ def tune(
     if is_interrupted():
         program.use(used)
         raise InvalidParameter("the tuning was interrupted by another request, and kept nothing; repeat it when idle")
-    before = timer.speeds(table)
-    choice, after = _proven(table, before, choice, before if choice == table else timer.speeds(choice))
+    # in turn, since the clock wanders
+    measured = [timer.speeds(choices) for choices in (table, choice, table, choice)]
+    before, after = measured[0].best(measured[2]), measured[1].best(measured[3])
+    choice, after = _proven(table, before, choice, after)
     program.use(choice)
     key = tuning_key(info, kind)
     try:
@@ -145,13 +150,15 @@ class _Timer:
         self._n_ctx = program.n_blocks * KV_BLOCK
         self._depths = [0]
         self._widths: list[int] = []
-        self._n_steps = FEWEST_STEPS
+        self._narrow_s = 0.0
+        self._n_steps, self._n_repeats = FEWEST_STEPS, REPEATS
         self._expected: dict[tuple[str, int], Logits] = {}
         self._seen: set[tuple[str, Tuning]] = set()
+        self._taken: Tuning | None = None
 
     def prepare(self, table: Tuning, is_over: Callable[[], bool]) -> None:
         """Fills the cache, and learns the table's logits and how long steps take."""
-        self._program.use(table)
+        self._take(table)
         self._widths = self._affordable_widths()
         deepest = (min(self._n_ctx - SPARE, DEEP)) // KV_BLOCK * KV_BLOCK
         depth, width = 0, max(self._widths)
@@ -163,7 +170,10 @@ class _Timer:
             self._depths.append(depth)
         self._expected = {("decode", n): self._decode_logits(n) for n in self._depths}
         self._expected |= {("prefill", n): self._prefill_logits(n) for n in self._widths}
-        self._n_steps = min(max(round(STEPS_S / self._step_s(0)), FEWEST_STEPS), MOST_STEPS)
+        n_steps = round(STEPS_S / self._steps_s(0))
+        self._narrow_s = self._rows_s(self._widths[0])
+        self._n_steps = min(max(n_steps, FEWEST_STEPS), MOST_STEPS)
+        self._n_repeats = REPEATS if n_steps >= FEWEST_STEPS else 1
 
     def decode_s(self, choices: Tuning) -> float:
         """Seconds of a step of one token. Raises DeviceError."""
@@ -174,6 +184,8 @@ class _Timer:
     def prefill_s(self, choices: Tuning) -> float:
         """Seconds of a step, for a token of it. Raises DeviceError."""
         self._take(choices)
+        if (narrow_s := self._rows_s(self._widths[0])) > MOST_SLOWDOWN * self._narrow_s:
+            raise DeviceError(f"{1000 * narrow_s:.0f} ms for {self._widths[0]} rows, too slow to be tried with more")
         self._check("prefill", choices, {n: self._prefill_logits for n in self._widths})
         return fmean(self._rows_s(width) / width for width in self._widths)
 
@@ -186,11 +198,17 @@ class _Timer:
         )
 
     def _take(self, choices: Tuning) -> None:
-        if choices != self._program.tuning:
-            self._program.use(choices)
+        """Has the program use the choices, with the recordings of timed steps made."""
+        if choices == self._taken:
+            return
+        self._program.use(choices)
+        table = self._table(1, is_scratch=True)
+        for step in [self._program.submit([Row(0, 0)], table, "token") for _ in range(N_SLOTS)]:
+            self._program.wait(step)
+        self._taken = choices
 
     def _check(self, kind: str, choices: Tuning, logits_at: Mapping[int, Callable[[int], Logits]]) -> None:
-        """Compares logits with the table's, once for each choice."""
+        """Compares logits with the table's, once for each choice. Raises DeviceError."""
         if (kind, choices) in self._seen:
             return
         for n, logits in logits_at.items():
@@ -230,21 +248,20 @@ class _Timer:
         return time.perf_counter() - step.submitted_s
 
     def _rows_s(self, width: int) -> float:
-        return min(self._run_rows(0, width) for _ in range(REPEATS))
+        return min(self._run_rows(0, width) for _ in range(self._n_repeats))
 
     def _step_s(self, depth: int) -> float:
         """Seconds of a step of one token after `depth` others."""
-        return min(self._steps_s(depth) for _ in range(REPEATS))
+        return min(self._steps_s(depth) for _ in range(self._n_repeats))
 
     def _steps_s(self, depth: int) -> float:
-        n_steps = min(self._n_steps, self._n_ctx - depth - N_SLOTS)
-        table = self._table(depth + N_SLOTS + n_steps, is_scratch=depth == 0)
-        for i in range(N_SLOTS):  # each slot has a recording of its own
-            step = self._program.submit([Row(0, depth + i)], table, "token")
+        n_steps = min(self._n_steps, self._n_ctx - depth - 1)
+        table = self._table(depth + 1 + n_steps, is_scratch=depth == 0)
+        step = self._program.submit([Row(0, depth)], table, "token")
         self._program.wait(step)
         start_s = time.perf_counter()
         for i in range(n_steps):
-            step = self._program.submit([Row(None, depth + N_SLOTS + i)], table, "token")
+            step = self._program.submit([Row(None, depth + 1 + i)], table, "token")
         self._program.wait(step)
         return (time.perf_counter() - start_s) / n_steps
 

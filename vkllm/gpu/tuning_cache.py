@@ -40,6 +40,13 @@ class Speeds:
     decode: dict[int, float]
     prefill: dict[int, float]
 
+    def best(self, other: Speeds) -> Speeds:
+        """The higher of two measurements at each place."""
+        return Speeds(
+            {n: max(speed, other.decode[n]) for n, speed in self.decode.items()},
+            {n: max(speed, other.prefill[n]) for n, speed in self.prefill.items()},
+        )
+
 
 @dataclass(frozen=True)
 class KeptTuning:

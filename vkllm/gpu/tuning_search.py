@@ -48,6 +48,8 @@ def search(
     measure: seconds of a step with the choices; a DeviceError of a candidate rules it out, except DeviceLost and
     DeviceTimeout, which are raised.
     """
+    if is_over():
+        return start
     best, best_s, tried = start, measure(start), {start}
     is_changed = True
     while is_changed:

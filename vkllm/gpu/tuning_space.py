@@ -21,12 +21,12 @@ DECODE_FIELDS = (
 )
 """Of steps of one token; those that mattered most on an H100 first."""
 
-PREFILL_FIELDS = ("has_matmul", "tile_tokens", "tile_rows", "attention_size", "keys_at_once", "attention_queries")
+PREFILL_FIELDS = ("tile_tokens", "tile_rows", "attention_size", "keys_at_once", "attention_queries", "has_matmul")
 """Of steps of several."""
 
 _MATVEC_FIELDS = ("tile_tokens", "tile_rows")
 
-_MOST = {"rows": 16, "unroll": 8, "keys_at_once": 16, "tile_rows": 16, "tile_tokens": 16, "attention_queries": 16}
+_MOST = {"rows": 8, "unroll": 8, "keys_at_once": 16, "tile_rows": 16, "tile_tokens": 16, "attention_queries": 16}
 _MOST_GROUPS = 4096
 _MOST_SUBGROUPS = 64
 """Subgroups of a workgroup that matvec_fused has room for."""
