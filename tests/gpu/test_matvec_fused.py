@@ -62,7 +62,7 @@ def test_matvec_fused(
                 ),
                 constants=(
                     *(64, columns, first, last - first, rows, unroll),
-                    *(int(norms), int(gates), int(adds), int(eps.view(np.uint32)), 1, unroll),
+                    *(int(norms), int(gates), int(adds), int(eps.view(np.uint32)), 1, unroll, rows % 2),
                 ),
                 groups=(groups, 1),
                 push=(n_rows, 3, 1, 2),

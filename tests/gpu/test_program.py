@@ -50,7 +50,7 @@ MODELS = {
 
 CHOICES = {
     "": {},
-    ", chained": {"is_chained": True, "groups": 3, "steps_touched": 1},
+    ", chained": {"is_chained": True, "groups": 3, "steps_touched": 1, "doubles": True},
     ", many rows": {"size": 64, "rows": 2, "unroll": 2, "groups": 0},
 }
 
@@ -202,7 +202,7 @@ def test_a_file_that_is_cut_while_it_is_loaded_ends_in_a_sentence(device: Device
         Program(device, spec, path, config.tensors, config.n_ctx)
 
 
-def test_a_vocabulary_of_262144_tokens_is_read_in_parts_where_bindings_are_small(device: Device, tmp_path: Path) -> None:
+def test_a_vocabulary_of_262144_tokens_is_read_in_parts(device: Device, tmp_path: Path) -> None:
     spec = replace(WIDE_SPEC, n_vocab=262_144, n_layers=1, output_weight="token_embd.weight")
     path = write_random_model(tmp_path / "model.gguf", spec, {"token_embd": "F16"})
     config = engine_config(path, spec, 64)

@@ -150,7 +150,7 @@ class Decode:
                     constants=(
                         *(tuning.size, planes.n_columns, first_column, n_columns or planes.n_columns),
                         *(rows, tuning.unroll, int(norm is not None), int(is_gated), int(op.add is not None)),
-                        *(eps, int(tuning.is_chained), tuning.steps_touched),
+                        *(eps, int(tuning.is_chained), tuning.steps_touched, int(tuning.doubles)),
                     ),
                     groups=(n_groups, 1),
                     push=(n_rows, y_offset, 0, 0),

@@ -123,7 +123,7 @@ KERNELS = {
             ("quants", "scales", "source", "norm_weight", "add", "y", "chain"),
             (
                 *("local_size", "columns", "first_column", "n_columns", "rows_per_subgroup", "unroll"),
-                *("norms", "gates", "adds", "eps", "chained", "steps_touched"),
+                *("norms", "gates", "adds", "eps", "chained", "steps_touched", "doubles"),
             ),
             ("n_y_rows", "y_offset", "link", "n_awaited"),
             QUANTIZED_FORMATS,

@@ -17,7 +17,8 @@ class DecodeTuning:
     size: invocations of a workgroup of matvec_fused. rows: rows of a matrix that a subgroup computes together, sharing
     the activations in registers. unroll: blocks of a row whose loads are under way together. groups: most workgroups,
     each of which quantizes the activations and then takes rows until none are left; 0: no limit. steps_touched: steps
-    of that loop whose weights are fetched into the cache while a workgroup waits.
+    of that loop whose weights are fetched into the cache while a workgroup waits. doubles: whether all loads of such a
+    step begin before the products of the last one, in twice the registers.
     attention_size: invocations of a workgroup of attention. attention_groups: workgroups that it is cut into, if the
     context is long enough. keys_at_once: keys whose loads a few lanes have under way together.
     is_chained: whether dispatches wait for each other in the shader (shaders/lib/chain.glsl).
@@ -31,6 +32,7 @@ class DecodeTuning:
     attention_groups: int
     keys_at_once: int
     steps_touched: int = 0
+    doubles: bool = False
     is_chained: bool = False
 
 
@@ -83,7 +85,9 @@ VENDORS = {
     NVIDIA: replace(
         GPU,
         keys_at_once=8,
-        decode=replace(GPU.decode, size=512, groups=132, attention_size=256, steps_touched=1, is_chained=True),
+        decode=replace(
+            GPU.decode, size=512, groups=132, attention_size=256, steps_touched=1, doubles=True, is_chained=True
+        ),
     ),
     # By Mesa's compiler (docs/amd.md), measured on no GPU. With two rows of a block each the two workgroups of 512
     # below fit on a core, whatever the format. With two blocks or four rows a SIMD has room for 6 of their 8 subgroups

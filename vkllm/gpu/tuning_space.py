@@ -17,7 +17,13 @@ from vkllm.model.spec import ModelSpec
 
 DECODE_FIELDS = (
     *("decode.size", "decode.groups", "decode.rows", "decode.unroll", "decode.is_chained"),
-    *("decode.attention_size", "decode.keys_at_once", "decode.attention_groups", "decode.steps_touched"),
+    *(
+        "decode.attention_size",
+        "decode.keys_at_once",
+        "decode.attention_groups",
+        "decode.steps_touched",
+        "decode.doubles",
+    ),
 )
 """Of steps of one token; those that mattered most on an H100 first."""
 
