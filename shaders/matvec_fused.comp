@@ -33,7 +33,7 @@ layout(constant_id = 8) const uint ADDS = 0;
 layout(constant_id = 9) const uint EPS = 0x3727c5ac; // 1e-5
 layout(constant_id = 10) const uint CHAINED = 0;
 layout(constant_id = 11) const uint STEPS_TOUCHED = 0; // of the loop, whose weights are fetched into the cache meanwhile
-layout(constant_id = 12) const uint DOUBLES = 0; // whether all of a step's loads begin before the products of the last
+layout(constant_id = 12) const uint DOUBLES = 0; // whether all loads of a step begin before the products of the last
 layout(push_constant) uniform Push {
   uint n_y_rows;
   uint y_offset;
@@ -100,43 +100,88 @@ float norm_factor() {
   return inversesqrt(sum / float(COLUMNS) + uintBitsToFloat(EPS));
 }
 
-// index of a block of W: of the r-th weight row of y's rows from row0 on; one and the same for all lanes beyond the end
+// index of a block of W: of the r-th weight row of y's rows from row0 on
 uint block_index(uint row0, uint r, uint block) {
   uint row = min(row0 + r % ROWS, n_y_rows - 1) + (r < ROWS ? 0 : n_y_rows);
-  return row * ROW_BLOCKS + FIRST_COLUMN / 32 + min(block, row0 < n_y_rows ? BLOCKS - 1 : 0);
+  return row * ROW_BLOCKS + FIRST_COLUMN / 32 + min(block, BLOCKS - 1);
 }
 
 #define STEP (UNROLL * gl_SubgroupSize) // blocks of a row that a subgroup takes together
 
-// What comes next of a subgroup's weights, UNROLL blocks a lane and row. Either each is loaded as soon as the one before
-// it has been multiplied: with a second copy Mesa would wait for the loads to move them, in a third more registers. Or
-// (DOUBLES) there is a second copy: NVIDIA's loads begin a step's products earlier, which is worth 15 to 25 %.
-Weights w[WEIGHT_ROWS * UNROLL];
+Weights w[WEIGHT_ROWS * UNROLL]; // what comes next of a subgroup's weights: UNROLL blocks a lane and row
 
-void load_blocks(uint row0, uint base, uint u) {
-  uint block = base + u * gl_SubgroupSize + gl_SubgroupInvocationID;
-  [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) w[u * WEIGHT_ROWS + r] = load_weights(block_index(row0, r, block));
+void load_block(uint row0, uint block, uint u) {
+  [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
+    w[u * WEIGHT_ROWS + r] = load_weights(block_index(row0, r, block + u * gl_SubgroupSize));
+  }
+}
+
+void load_step(uint row0, uint block) {
+  [[unroll]] for (uint u = 0; u < UNROLL; u++) load_block(row0, block, u);
 }
 
 // Begins to fetch what the next steps of the loop will load, and returns something that depends on all of it, so that
 // it is not left out.
-uint touch_blocks(uint row0, uint stride) {
-  uint touched = 0, base = 0;
+uint touch_steps(uint row0, uint block, uint stride) {
+  uint touched = 0;
   [[unroll]] for (uint s = 0; s < STEPS_TOUCHED; s++) {
-    base += STEP;
-    if (base >= BLOCKS) {
-      base = 0;
+    block += STEP;
+    if (block >= BLOCKS) {
+      block = gl_SubgroupInvocationID;
       row0 += stride;
     }
     if (row0 >= n_y_rows) break;
     [[unroll]] for (uint u = 0; u < UNROLL; u++) {
-      uint block = base + u * gl_SubgroupSize + gl_SubgroupInvocationID;
       [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
-        touched |= first_words(load_weights(block_index(row0, r, block)));
+        touched |= first_words(load_weights(block_index(row0, r, block + u * gl_SubgroupSize)));
       }
     }
   }
   return touched;
+}
+
+float sums[WEIGHT_ROWS]; // of a lane's blocks
+
+// With a second copy of the step, so that all loads of the next one are under way while it is multiplied. NVIDIA's
+// compiler needs the loop as it is here: each lane runs as often as it has blocks, and only rows that there are get loaded.
+void multiply_doubled(uint row0, uint stride) {
+  for (uint block = gl_SubgroupInvocationID; block < BLOCKS; block += STEP) {
+    Weights now[WEIGHT_ROWS * UNROLL];
+    [[unroll]] for (uint i = 0; i < WEIGHT_ROWS * UNROLL; i++) now[i] = w[i];
+    if (block + STEP < BLOCKS) load_step(row0, block + STEP);
+    else if (row0 + stride < n_y_rows) load_step(row0 + stride, gl_SubgroupInvocationID);
+    [[unroll]] for (uint u = 0; u < UNROLL; u++) {
+      uint b = block + u * gl_SubgroupSize;
+      if (b >= BLOCKS) break;
+      Activations a = load_activations(0, b);
+      [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
+        sums[r] += product(now[u * WEIGHT_ROWS + r], block_index(row0, r, b), a);
+      }
+    }
+  }
+}
+
+// In place: each block is loaded as soon as the one before it has been multiplied. With a second copy Mesa would wait for
+// the loads to move them, in a third more registers. All lanes step together and no branch guards the loads, since it
+// would wait for them too: beyond the last row all lanes load one block.
+void multiply_in_place(uint row0, uint stride) {
+  for (uint base = 0; base < BLOCKS; base += STEP) {
+    bool ends_row = base + STEP >= BLOCKS;
+    uint next_row = ends_row ? row0 + stride : row0;
+    uint next = next_row < n_y_rows ? (ends_row ? 0 : base + STEP) + gl_SubgroupInvocationID : 0;
+    [[unroll]] for (uint u = 0; u < UNROLL; u++) {
+      uint b = base + u * gl_SubgroupSize + gl_SubgroupInvocationID;
+      if (base + (u + 1) * gl_SubgroupSize <= BLOCKS || b < BLOCKS) {
+        Activations a = load_activations(0, b);
+        [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
+          // blocks that share a word of scales lie in neighbouring lanes
+          uint place = ROW_BLOCKS % 2 == 0 ? gl_SubgroupInvocationID : block_index(row0, r, b);
+          sums[r] += product(w[u * WEIGHT_ROWS + r], place, a);
+        }
+      }
+      load_block(next_row, next, u);
+    }
+  }
 }
 
 void main() {
@@ -144,43 +189,25 @@ void main() {
   uint row0 = (gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID) * ROWS;
   uint stride = gl_NumWorkGroups.x * gl_NumSubgroups * ROWS;
   uint lane = gl_SubgroupInvocationID;
-  [[unroll]] for (uint u = 0; u < UNROLL; u++) load_blocks(row0, 0, u); // on their way while the activations come
-  if (STEPS_TOUCHED != 0 && touch_blocks(row0, stride) == 1) partial[127] = 0.0; // so that it is not left out
+  load_step(row0, lane); // on its way while the activations come
+  if (STEPS_TOUCHED != 0 && touch_steps(row0, lane, stride) == 1) partial[127] = 0.0; // so that it is not left out
   await_link();
   load_source();
   float factor = norm_factor();
   for (; row0 < n_y_rows; row0 += stride) {
-    uint index = y_offset + min(row0 + min(lane, ROWS - 1), n_y_rows - 1);
+    uint index = y_offset + min(row0 + min(lane, ROWS - 1), n_y_rows - 1); // lane r has the r-th row of y
     float added = ADDS != 0 ? add[index] : 0.0;
-    float sums[WEIGHT_ROWS];
     [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) sums[r] = 0.0;
-    for (uint base = 0; base < BLOCKS; base += STEP) {
-      bool ends_row = base + STEP >= BLOCKS;
-      uint next_row = ends_row ? row0 + stride : row0, next = ends_row ? 0 : base + STEP;
-      Weights now[WEIGHT_ROWS * UNROLL];
-      [[unroll]] for (uint i = 0; i < WEIGHT_ROWS * UNROLL; i++) now[i] = w[i];
-      [[unroll]] for (uint u = 0; DOUBLES != 0 && u < UNROLL; u++) load_blocks(next_row, next, u);
-      [[unroll]] for (uint u = 0; u < UNROLL; u++) {
-        uint b = base + u * gl_SubgroupSize + lane;
-        if (base + (u + 1) * gl_SubgroupSize <= BLOCKS || b < BLOCKS) {
-          Activations a = load_activations(0, b);
-          [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
-            uint place = ROW_BLOCKS % 2 == 0 ? lane : block_index(row0, r, b); // the same among those that share scales
-            sums[r] += product(now[u * WEIGHT_ROWS + r], place, a);
-          }
-        }
-        if (DOUBLES == 0) load_blocks(next_row, next, u);
-      }
-    }
+    if (DOUBLES != 0) multiply_doubled(row0, stride);
+    else multiply_in_place(row0, stride);
     [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) sums[r] = factor * subgroupAdd(sums[r]);
-    // lane r has the r-th row of y
     float v = sums[0], up = sums[WEIGHT_ROWS - ROWS];
     [[unroll]] for (uint r = 1; r < ROWS; r++) {
       v = lane == r ? sums[r] : v;
       up = lane == r ? sums[r + WEIGHT_ROWS - ROWS] : up;
     }
     if (GATES != 0) v = v / (1.0 + exp(-v)) * up;
-    if (lane < ROWS && row0 + lane < n_y_rows) y[index] = ADDS != 0 ? v + added : v;
+    if (lane < ROWS && row0 + lane < n_y_rows) y[index] = v + added;
   }
   end_link();
 }

@@ -22,17 +22,13 @@ float block_sum(uvec4 w0, uvec4 w1, uvec4 high0, uvec4 high1, uvec4 low0, uvec4 
 #else
 int dot4(uint a, uint b) { return dotPacked4x8EXT(int(a), int(b)); }
 
-// sum + a . b, summed so that each product's instruction adds the sum before it
-int dot16(uvec4 a, uvec4 b, int sum) {
-  [[unroll]] for (uint i = 0; i < 4; i++) sum += dot4(a[i], b[i]);
-  return sum;
-}
+int dot16(uvec4 a, uvec4 b) { return dot4(a.x, b.x) + dot4(a.y, b.y) + dot4(a.z, b.z) + dot4(a.w, b.w); }
 
-float half_sum(uvec4 w, uvec4 high, uvec4 low) { return float((dot16(w, high, 0) << 8) + dot16(w, low, 0)); }
+float half_sum(uvec4 w, uvec4 high, uvec4 low) { return float((dot16(w, high) << 8) + dot16(w, low)); }
 
 float block_sum(uvec4 w0, uvec4 w1, uvec4 high0, uvec4 high1, uvec4 low0, uvec4 low1) {
-  int high = dot16(w1, high1, dot16(w0, high0, 0));
-  int low = dot16(w1, low1, dot16(w0, low0, 0));
+  int high = dot16(w0, high0) + dot16(w1, high1);
+  int low = dot16(w0, low0) + dot16(w1, low1);
   return float((high << 8) + low);
 }
 #endif
