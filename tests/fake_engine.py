@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from vkllm.engine.request import (
     DeviceReport,
@@ -24,8 +25,14 @@ from vkllm.engine.request import (
     Token,
     TokenLogprob,
 )
-from vkllm.errors import ContextOverflow, DeviceLost, NoDevice, OutOfDeviceMemory
+from vkllm.errors import ContextOverflow, DeviceLost, InvalidParameter, NoDevice, OutOfDeviceMemory
 from vkllm.gpu.probe import DeviceInfo
+from vkllm.gpu.step_times import KernelTime, KernelWork, StepTimes
+from vkllm.gpu.tuner import TuningReport
+from vkllm.gpu.tuning import GPU
+from vkllm.gpu.tuning_cache import Speeds, tuning_key
+from vkllm.gpu.tuning_search import Trial
+from vkllm.gpu.tuning_space import ModelKind
 from vkllm.model.limits import Tier
 from vkllm.model.plan import MemoryPlan, TierPlan
 
@@ -58,6 +65,12 @@ DEVICE = DeviceInfo(
     min_subgroup_size=8,
     max_subgroup_size=8,
     features=frozenset({"fp16", "int8"}),
+)
+
+TRIALS = (
+    Trial("decode.size", 512, 0.008, 0.01, True),
+    Trial("decode.groups", 1024, 0.0123, 0.008, False),
+    Trial("decode.rows", 4, None, 0.008, False, "fake device: its logits are wrong (error 1.0e+00)"),
 )
 
 
@@ -142,6 +155,32 @@ class FakeEngine:
         if not self._has_memory:
             raise OutOfDeviceMemory("no room to measure")
         return DeviceReport(DEVICE, READ_BYTES_PER_S)
+
+    def measure_kernels(self, n_rows: int, n_depth: int) -> StepTimes:
+        """10 ms a row for a step of one product and what chooses its token."""
+        if not self._has_memory:
+            raise OutOfDeviceMemory("no room to measure")
+        time.sleep(60 if self._is_slow else 0)
+        product = KernelWork("product", "Q4_0", "200 x 100", n_rows, 20_000, 40_000 * n_rows)
+        times = (KernelTime(product, 2, 0.004 * n_rows), KernelTime(KernelWork("choice"), 0, 0.001))
+        return StepTimes(n_rows, n_depth, times, 0.01 * n_rows, 1e8)
+
+    def tune(
+        self, budget_s: float, on_trial: Callable[[Trial], None], is_interrupted: Callable[[], bool]
+    ) -> TuningReport:
+        if self.has_work:
+            raise InvalidParameter("the model is answering a request; tune when it is idle")
+        for trial in TRIALS:
+            on_trial(trial)
+            time.sleep(0.05 if self._is_slow else 0)
+        while self._is_slow:
+            if is_interrupted():
+                raise InvalidParameter("the tuning was interrupted by another request")
+            time.sleep(0.01)
+        key = tuning_key(DEVICE, ModelKind("F32", 2, 16))
+        choice = replace(GPU, decode=replace(GPU.decode, size=512))
+        before, after = Speeds({0: 100.0, 192: 50.0}, {64: 800.0}), Speeds({0: 125.0, 192: 55.0}, {64: 800.0})
+        return TuningReport("fake device", key, GPU, choice, before, after, TRIALS, budget_s / 2, self._has_memory)
 
     def close(self) -> None:
         time.sleep(self._close_s)

@@ -27,6 +27,7 @@ from vkllm import (
     SamplingParams,
     UnsupportedModel,
 )
+from vkllm.engine.request import Request
 
 MakeLLM = Callable[..., LLM]
 SLOW = chr(fake.SLOW)  # a slow request that is not cancelled keeps the engine busy for ten seconds
@@ -155,6 +156,45 @@ def test_max_tokens_is_cut_to_the_room_left(fake_llm: MakeLLM) -> None:
     assert len(llm.generate("Xabcdefg").token_ids) == 2
     assert len(llm.generate("Xabcdefg", max_tokens=100).token_ids) == 2
     assert len(llm.generate("Xabcdefgh").token_ids) == 1
+
+
+def long_chat(n_turns: int) -> list[dict[str, str]]:
+    messages = [{"role": "system", "content": "Be short"}]
+    for i in range(n_turns):
+        messages += [{"role": "user", "content": f"Question {i}"}, {"role": "assistant", "content": f"Answer {i}"}]
+    return messages[:-1]
+
+
+def test_a_chat_that_is_too_long_is_refused_or_on_request_loses_its_oldest_turns(fake_llm: MakeLLM) -> None:
+    llm = fake_llm()
+    with pytest.raises(ContextOverflow, match=rf"the prompt has 398 tokens, but the context holds {N_CTX}"):
+        llm.chat(long_chat(10))
+    answer = llm.chat(long_chat(10), context_shift=True, max_tokens=3)
+    text = llm.tokenizer.decode(answer.prompt_token_ids)
+    assert text.startswith("system\nBe short\nuser\nQuestion") and text.endswith("Question 9\nassistant\n")
+    assert "Question 0" not in text and N_CTX // 3 < len(answer.prompt_token_ids) < N_CTX
+    too_long = [*long_chat(3)[:-1], {"role": "user", "content": "x" * N_CTX}]
+    with pytest.raises(ContextOverflow, match=rf"29\d tokens, but the context holds {N_CTX}"):
+        llm.chat(too_long, context_shift=True)
+    with pytest.raises(ContextOverflow, match="300 tokens"):
+        llm.generate("a" * 300, context_shift=True)
+
+
+def test_a_context_shift_keeps_the_system_message_or_the_beginning_of_sequence(
+    fake_llm: MakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = fake_llm()
+    asked: list[Request] = []
+    submit = llm._engine.submit
+    monkeypatch.setattr(llm._engine, "submit", lambda request: asked.append(request) or submit(request))
+    llm.chat(long_chat(2), context_shift=True, max_tokens=1)
+    kept = asked[-1].prompt_token_ids[: asked[-1].n_keep]
+    assert llm.tokenizer.decode(kept) == "system\nBe short\nuser\n"
+    assert asked[-1].params.context_shift
+    llm.generate([IM_START, 65], context_shift=True, max_tokens=1)
+    llm.generate("ab", context_shift=True, max_tokens=N_CTX + 50)
+    assert [request.n_keep for request in asked[-2:]] == [1, 0], "<|im_start|> is the tiny model's BOS"
+    assert asked[-1].params.max_tokens == N_CTX + 50, "the context is no limit"
 
 
 @pytest.mark.parametrize("n_prompt", [10, 11, 30])

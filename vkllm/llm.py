@@ -42,6 +42,7 @@ from vkllm.model.plan import MemoryPlan, PlanOptions
 from vkllm.model.spec import model_spec
 from vkllm.store import find_model
 from vkllm.text.chat import ChatTemplate
+from vkllm.text.long_chat import n_tokens_of_system, shortened_chat
 from vkllm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class SamplingOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     logprobs: int | None
+    context_shift: bool
 
 
 class LLM:
@@ -175,7 +177,8 @@ class LLM:
         """Continues a prompt, given as text or as token ids, and returns the whole answer.
 
         options are the fields of `SamplingParams`; they override those of `params`. max_tokens is cut to the room
-        that the prompt leaves. Raises InvalidParameter, ContextOverflow, DeviceLost.
+        that the prompt leaves, unless context_shift lets the answer go on: then a full context keeps the beginning of
+        sequence and the newer half of the rest. Raises InvalidParameter, ContextOverflow, DeviceLost.
         """
         with self.stream(prompt, params, **options) as stream:
             return stream.result()
@@ -191,7 +194,8 @@ class LLM:
             prompt_token_ids = self.tokenizer.encode(prompt)
         else:
             prompt_token_ids = [self._checked_token(token_id) for token_id in prompt]
-        return self._submit(prompt_token_ids, params, options, continues_text=True)
+        n_keep = int(prompt_token_ids[:1] == [self.tokenizer.bos_id])
+        return self._submit(prompt_token_ids, self._params(params, options), n_keep, continues_text=True)
 
     @overload
     def chat(
@@ -227,10 +231,18 @@ class LLM:
         """Answers a conversation: messages like {"role": "user", "content": "Hello"}, through the model's template.
 
         tools: function descriptions in OpenAI's form, for templates that know them. With stream=True it returns a
-        `Stream`. Raises what `generate` raises, and InvalidParameter for messages that the template refuses.
+        `Stream`. With context_shift a conversation that is too long loses its oldest turns, and an answer that fills
+        the context the middle of it; system messages stay. Raises what `generate` raises, and InvalidParameter for
+        messages that the template refuses.
         """
-        prompt_token_ids = self._template.encode_chat(messages, tools=tools)
-        answer = self._submit(prompt_token_ids, params, options, continues_text=False)
+        params = self._params(params, options)
+        prompt_token_ids, n_keep = self._template.encode_chat(messages, tools=tools), 0
+        if params.context_shift:
+            n_keep = n_tokens_of_system(self._template, messages, prompt_token_ids, tools=tools)
+            prompt_token_ids = shortened_chat(
+                self._template, messages, prompt_token_ids, self.n_ctx, n_keep, tools=tools
+            )
+        answer = self._submit(prompt_token_ids, params, n_keep, continues_text=False)
         if stream:
             return answer
         with answer:
@@ -329,12 +341,11 @@ class LLM:
     def _submit(
         self,
         prompt_token_ids: Sequence[int],
-        params: SamplingParams | None,
-        options: SamplingOptions,
+        params: SamplingParams,
+        n_keep: int,
         *,
         continues_text: bool,
     ) -> Stream:
-        params = self._params(params, options)
         n_prompt = len(prompt_token_ids)
         if n_prompt == 0:
             raise InvalidParameter("the prompt is empty; give at least one token of it")
@@ -344,11 +355,12 @@ class LLM:
                 f"the prompt has {n_prompt} tokens, but the context holds {self.n_ctx}, one of them for the answer; "
                 f"shorten the prompt or ask for a larger context (the model's limit is {self.spec.n_ctx_train})"
             )
-        params = replace(params, max_tokens=room if params.max_tokens is None else min(params.max_tokens, room))
+        if not params.context_shift:
+            params = replace(params, max_tokens=room if params.max_tokens is None else min(params.max_tokens, room))
         stop_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_token_ids |= self.tokenizer.stop_ids
-        request = Request(next(self._request_ids), tuple(prompt_token_ids), params, stop_token_ids)
+        request = Request(next(self._request_ids), tuple(prompt_token_ids), params, stop_token_ids, n_keep=n_keep)
         detokenizer = self.tokenizer.detokenizer(continues=continues_text)
         return Stream(self._engine, request, self._engine.submit(request), detokenizer, self.tokenizer.token_text)
 

@@ -1,6 +1,7 @@
 """The engine in process: tokens against the reference, reuse of the cache, seeds, limits and cancels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from vkllm.engine import engine as engine_module
 from vkllm.engine.engine import Engine
 from vkllm.engine.request import Event, Failed, Finished, Request, SamplingParams, Scores, Token
 from vkllm.engine.sampler import Sampler
-from vkllm.errors import ContextOverflow, NoDevice
+from vkllm.errors import ContextOverflow, InvalidParameter, NoDevice
+from vkllm.gpu import program as program_module
+from vkllm.gpu.program import Program, Submitted
+from vkllm.gpu.step import Row
 
 pytestmark = pytest.mark.gpu
 
@@ -180,6 +184,68 @@ def test_chunks_grow_while_they_stay_short(engine: Engine, monkeypatch: pytest.M
     assert chunk(w8=0.018, w64=0.02) == 256
     assert chunk(w8=0.018, w64=0.02, w256=0.03) == 512
     assert chunk(w8=0.018, w64=0.02, w256=0.03, w512=0.11) == 256, "too long a step is not tried again"
+
+
+class FakeDeviceTime:
+    """A clock that goes on only while a step of a prompt is waited for: `row_s` a row."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, row_s: float) -> None:
+        self.now_s, self.row_s = 1000.0, row_s
+        self.chunks: list[int] = []
+        submit, wait = Program.submit, Program.wait
+
+        def counted(program: Program, rows: Sequence[Row], *rest: object, **options: object) -> Submitted:
+            self.chunks.append(len(rows))
+            return submit(program, rows, *rest, **options)
+
+        def waited(program: Program, step: Submitted) -> None:
+            wait(program, step)
+            self.now_s += self.chunks[-1] * self.row_s
+
+        monkeypatch.setattr(Program, "submit", counted)
+        monkeypatch.setattr(Program, "wait", waited)
+        clock = SimpleNamespace(perf_counter=lambda: self.now_s)
+        monkeypatch.setattr(engine_module, "time", clock)
+        monkeypatch.setattr(program_module, "time", clock)
+
+
+def test_a_submit_that_takes_too_long_shortens_the_next_ones(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    time = FakeDeviceTime(monkeypatch, row_s=0.0001)
+    monkeypatch.setattr(engine, "_longest_chunk_s", 0.1)
+    answers = []
+
+    def chunks(known: dict[int, float]) -> list[int]:
+        run(engine, PROMPT[::-1], temperature=0, max_tokens=1)
+        monkeypatch.setattr(engine, "_chunk_s", known)
+        time.chunks.clear()
+        answers.append(tokens(run(engine, PROMPT * 10, temperature=0, max_tokens=1)))
+        return time.chunks
+
+    assert chunks({8: 0.0008, 64: 0.0064}) == [200], "all at once, as nothing took long"
+    time.row_s = 0.005  # the device has slowed down to a fiftieth: 64 rows take 320 ms
+    assert chunks({8: 0.0008, 64: 0.0064, 256: 1.0}) == [64] + [8] * 17, "one submit too long, and none after it"
+    assert answers[0] == answers[1]
+
+
+def test_the_longest_submit_can_be_set(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VKLLM_SUBMIT_MS", raising=False)
+    assert engine_module.longest_chunk_s() == 0.1
+    monkeypatch.setenv("VKLLM_SUBMIT_MS", " 25 ")
+    assert engine_module.longest_chunk_s() == 0.025
+    monkeypatch.setattr(engine, "_chunk_s", {8: 0.018})
+    assert engine._chunk_rows() == 64
+    monkeypatch.setattr(engine, "_longest_chunk_s", 0.025)
+    assert engine._chunk_rows() == 8
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "nan", "inf", "soon", "1e9", "0.1", "100 ms"])
+def test_a_longest_submit_that_is_none_is_refused_before_a_device_is_opened(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("VKLLM_SUBMIT_MS", text)
+    monkeypatch.setattr(engine_module, "Device", lambda wanted: pytest.fail("a device was opened"))
+    with pytest.raises(InvalidParameter, match=f"VKLLM_SUBMIT_MS is '{text}'; give milliseconds"):
+        Engine(engine_config(engine.path, TINY_SPEC))
 
 
 def scores(engine: Engine, prompt: tuple[int, ...], score_from: int) -> list[float]:

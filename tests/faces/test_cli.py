@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fake_engine as fake
@@ -16,7 +16,8 @@ from gguf import GGMLQuantizationType
 from terminal import FAKE, REAL, Command, terminal
 from tiny_gguf import N_CTX, write_tiny_gguf
 
-from vkllm import __version__
+from vkllm import LLM, RunStats, __version__
+from vkllm.faces.terminal import print_stats
 
 SLOW = chr(fake.SLOW)
 
@@ -90,6 +91,12 @@ def test_n_minus_one_means_no_limit(command: Command, tiny: str) -> None:
     assert len(command.run([*FAKE, "run", tiny, "Xa", "--raw", "-n", "-1", "-c", "40"]).stdout) == 38 + 1
 
 
+def test_an_answer_goes_on_beyond_the_context_on_request(command: Command, tiny: str) -> None:
+    arguments = [*FAKE, "run", tiny, "Xab", "--raw", "-n", str(2 * N_CTX)]
+    assert len(command.run(arguments).stdout.strip()) == N_CTX - 3
+    assert len(command.run([*arguments, "--context-shift"]).stdout.strip()) == 2 * N_CTX
+
+
 def test_stats_go_to_standard_error(command: Command, tiny: str) -> None:
     done = command.run([*FAKE, "run", tiny, "Xab", "--raw", "-n", "5", "--stats"])
     assert done.stdout == "ababa\n"
@@ -99,6 +106,15 @@ def test_stats_go_to_standard_error(command: Command, tiny: str) -> None:
         "prompt  3 tokens (0 cached), 30.00 tok/s",
         "answer  5 tokens, 8.00 tok/s, the first after 0.10 s",
     ]
+
+
+@pytest.mark.parametrize(("n_shifts", "words"), [(0, None), (1, "full 1 time,"), (3, "full 3 times,")])
+def test_stats_tell_of_a_full_context(
+    fake_llm: Callable[..., LLM], capsys: pytest.CaptureFixture[str], n_shifts: int, words: str | None
+) -> None:
+    print_stats(fake_llm(), RunStats(3, 0, 5, 0.1, 0.1, 0.5, n_shifts))
+    shown = capsys.readouterr().err
+    assert (f"context {words} its middle dropped" in shown) if words else ("dropped" not in shown)
 
 
 def test_a_cpu_driver_gets_a_warning_of_one_line(command: Command, tiny: str) -> None:

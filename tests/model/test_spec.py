@@ -1,14 +1,17 @@
 """Metadata and tensor tables become specifications, or errors that say what is wrong."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_gguf as tiny_gguf_module
+from gguf import GGUFWriter
 from model_specs import TINY_SPEC
 
 from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.gguf import ModelFile, TensorInfo
-from vkllm.model.spec import expected_shapes, model_spec
+from vkllm.model.spec import ModelSpec, Yarn, expected_shapes, model_spec
 
 
 @pytest.fixture
@@ -65,3 +68,85 @@ def test_every_layer_has_its_nine_tensors() -> None:
     shapes = expected_shapes(replace(TINY_SPEC, n_layers=5, has_rope_freqs=True))
     assert len(shapes) == 5 * 9 + 4
     assert shapes["blk.4.attn_k.weight"] == (64, 96) and shapes["rope_freqs.weight"] == (16,)
+
+
+def with_scaling(tmp_path: Path, **fields: str | float) -> ModelFile:
+    """The tiny model with fields of llama.rope.scaling, or of llama.rope if they begin with "rope_"."""
+
+    class Writer(GGUFWriter):
+        def add_rope_dimension_count(self, count: int) -> None:
+            super().add_rope_dimension_count(count)
+            for name, value in fields.items():
+                key = f"llama.rope.{name[5:]}" if name.startswith("rope_") else f"llama.rope.scaling.{name}"
+                add = {str: self.add_string, int: self.add_uint32, float: self.add_float32}[type(value)]
+                add(key, value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_gguf_module, "GGUFWriter", Writer)
+        return ModelFile.open(tiny_gguf_module.write_tiny_gguf(tmp_path / "scaled.gguf"))
+
+
+def scaled_spec(tmp_path: Path, **fields: str | float) -> ModelSpec:
+    file = with_scaling(tmp_path, **fields)
+    return model_spec(file.metadata, file.tensors)
+
+
+@pytest.mark.parametrize(
+    ("fields", "scale"),
+    [
+        ({}, 1),
+        ({"type": "none", "factor": 4.0}, 1),
+        ({"type": "linear", "factor": 4.0}, 4),
+        ({"type": "linear"}, 1),
+        ({"factor": 4.0}, 4),
+        ({"rope_scale_linear": 8.0}, 8),
+        ({"factor": 0.0}, 1),
+    ],
+)
+def test_linear_scaling_is_what_a_factor_means_unless_the_file_says_otherwise(
+    tmp_path: Path, fields: dict[str, str | float], scale: float
+) -> None:
+    spec = scaled_spec(tmp_path, **fields)
+    assert (spec.rope_scale, spec.rope_magnitude, spec.yarn) == (scale, 1, None)
+
+
+def test_yarn_takes_the_paper_s_constants_unless_the_file_has_its_own(tmp_path: Path) -> None:
+    spec = scaled_spec(tmp_path, type="yarn", factor=4.0, original_context_length=64)
+    assert (spec.rope_scale, spec.yarn) == (4, Yarn(64, 32, 1, 1))
+    assert spec.rope_magnitude == pytest.approx(0.1 * math.log(4) + 1)
+    assert scaled_spec(tmp_path, type="yarn", factor=4.0).yarn == Yarn(256), "the context it was trained for"
+    own = {"yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0, "yarn_ext_factor": 0.5, "attn_factor": 1.5}
+    spec = scaled_spec(tmp_path, type="yarn", factor=4.0, original_context_length=64, **own)
+    assert spec.yarn == Yarn(64, 16, 2, 0.5) and spec.rope_magnitude == pytest.approx(1.5 * (0.1 * math.log(4) + 1))
+    spec = scaled_spec(tmp_path, type="yarn", factor=4.0, yarn_log_multiplier=0.5)
+    assert spec.rope_magnitude == pytest.approx((0.1 * math.log(4) + 1) / (0.05 * math.log(4) + 1))
+    spec = scaled_spec(tmp_path, type="yarn", factor=4.0, yarn_ext_factor=0.0)
+    assert spec.rope_magnitude == 1, "without the paper's rotations there is none of its sharpening"
+    assert scaled_spec(tmp_path, type="yarn", factor=0.5).rope_magnitude == 1
+    assert scaled_spec(tmp_path, attn_factor=1.25).rope_magnitude == 1.25, "as Phi's files have it, without yarn"
+
+
+def test_a_scaling_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="'longrope' is not supported; supported: none, linear, yarn"):
+        scaled_spec(tmp_path, type="longrope", factor=4.0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"factor": -1.0},
+        {"factor": math.nan},
+        {"factor": math.inf},
+        {"original_context_length": 0},
+        {"yarn_beta_fast": 0.0},
+        {"yarn_beta_slow": math.nan},
+        {"yarn_ext_factor": 3.0},
+        {"yarn_ext_factor": math.nan},
+        {"attn_factor": -1.0},
+        {"yarn_log_multiplier": math.nan},
+        {"rope_freq_base": 1.0},
+    ],
+)
+def test_numbers_that_no_scaling_can_have_are_typed_errors(tmp_path: Path, fields: dict[str, float]) -> None:
+    with pytest.raises(ModelFileError, match=r"scaled\.gguf"):
+        scaled_spec(tmp_path, **({"type": "yarn", "factor": 4.0} | fields))

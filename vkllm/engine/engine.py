@@ -8,14 +8,15 @@ step is submitted before the last token is read; otherwise each step's logits co
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vkllm.engine.kvcache import KVCache
+from vkllm.engine.kvcache import KVCache, shifted
 from vkllm.engine.request import (
     DeviceReport,
     EngineConfig,
@@ -29,7 +30,7 @@ from vkllm.engine.request import (
     Token,
 )
 from vkllm.engine.sampler import Sampler, logprobs
-from vkllm.errors import ContextOverflow, InvalidParameter
+from vkllm.errors import ContextOverflow, DeviceLost, DeviceTimeout, InvalidParameter
 from vkllm.gpu.arithmetic import product_rate
 from vkllm.gpu.bandwidth import read_bandwidth
 from vkllm.gpu.device import Device
@@ -46,15 +47,31 @@ IN_FLIGHT = 3
 """Decode steps that run ahead of the token that was read last."""
 
 CHUNK_S = 0.1
-"""How long a chunk of a prompt may keep the GPU: longer submits get small GPUs reset and delay a cancel."""
+"""How long a chunk of a prompt may keep the GPU: longer submits get small GPUs reset and delay a cancel.
+
+VKLLM_SUBMIT_MS says otherwise. A step of one token cannot be cut, however long it takes.
+"""
+
+
+def longest_chunk_s() -> float:
+    """CHUNK_S, or what VKLLM_SUBMIT_MS says. Raises InvalidParameter."""
+    text = os.environ.get("VKLLM_SUBMIT_MS", "").strip()
+    try:
+        seconds = float(text) / 1000 if text else CHUNK_S
+    except ValueError:
+        seconds = 0.0
+    if not 0.001 <= seconds <= 10:
+        raise InvalidParameter(f"VKLLM_SUBMIT_MS is {text!r}; give milliseconds from 1 to 10000, such as 100")
+    return seconds
 
 
 @dataclass
 class _Run:
     """The request that is running.
 
-    in_flight: steps that choose a token, oldest first. The oldest one's input is known; the input of each
-    later one is the token that the step before it chooses on the GPU.
+    sequence: the tokens that are to be in the context, of which the cache holds the first: the prompt and what was
+    generated, less what shifts dropped. in_flight: steps that choose a token, oldest first. The oldest one's input is
+    known; the input of each later one is the token that the step before it chooses on the GPU.
     """
 
     request: Request
@@ -62,7 +79,9 @@ class _Run:
     submitted_s: float
     started_s: float
     n_cached: int
+    sequence: list[int]
     n_generated: int = 0
+    n_shifts: int = 0
     first_token_s: float = 0.0
     last_token_s: float = 0.0
     in_flight: deque[Submitted] = field(default_factory=deque)
@@ -85,6 +104,7 @@ class _Run:
             prompt_s=self.first_token_s - self.started_s if has_token else 0.0,
             first_token_s=self.first_token_s - self.submitted_s if has_token else 0.0,
             generate_s=self.last_token_s - self.first_token_s,
+            n_shifts=self.n_shifts,
         )
 
 
@@ -102,15 +122,16 @@ class Engine:
             if on_progress is not None:
                 on_progress(min(done, total), total)
 
+        self._longest_chunk_s = longest_chunk_s()
         self._device = Device(config.device)
-        with ExitStack() as undo:
+        self.device_name = self._device.info.name
+        with ExitStack() as undo, self._told(f"loading {config.path.name}"):
             undo.callback(self._device.close)
             self._program = Program(
                 self._device, config.spec, config.path, config.tensors, config.n_ctx, on_bytes, config.options
             )
             self.plan = self._program.plan
             self.moved_bytes = self._program.moved_bytes
-            self.device_name = self._device.info.name
             self.is_cpu_device = self._device.info.type == "cpu"
             self._scorer: Scorer | None = None
             self._product_rate: float | None = None
@@ -151,20 +172,31 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Does a little work (at most one chunk or token) and returns what came of it. Raises DeviceError."""
-        if self._cancelled:
-            return self._drop_cancelled()
-        if self._run is None:
-            return self._start() if self._waiting else []
-        if self._run.request.score_from is not None:
-            return self._score(self._run, self._run.request.score_from)
-        if not self._run.in_flight:
-            self._prefill(self._run)
-            return []
-        return self._decode(self._run)
+        with self._told(self._doing):
+            if self._cancelled:
+                return self._drop_cancelled()
+            if self._run is None:
+                return self._start() if self._waiting else []
+            if self._run.request.score_from is not None:
+                return self._score(self._run, self._run.request.score_from)
+            if not self._run.in_flight:
+                self._prefill(self._run)
+                return []
+            return self._decode(self._run)
+
+    @contextmanager
+    def _told(self, doing: str) -> Iterator[None]:
+        """Around what the device does: if it is lost or hangs, the error says what it was doing."""
+        self._doing = doing
+        try:
+            yield
+        except (DeviceLost, DeviceTimeout) as error:
+            raise type(error)(f"{self.device_name}, {self._doing}: {error}") from error
 
     def measure_device(self) -> DeviceReport:
         """Times how fast the device reads memory, a second at most. Raises DeviceError."""
-        return DeviceReport(self._device.info, read_bandwidth(self._device, self.plan.tiers[0].free_bytes))
+        with self._told("measuring how fast it reads memory"):
+            return DeviceReport(self._device.info, read_bandwidth(self._device, self.plan.tiers[0].free_bytes))
 
     def tune(
         self, budget_s: float, on_trial: Callable[[Trial], None], is_interrupted: Callable[[], bool]
@@ -178,7 +210,8 @@ class Engine:
         self._cache = KVCache(self._program.n_blocks, KV_BLOCK)  # its content is overwritten
         self._scorer = self._product_rate = None
         try:
-            report = tune(self._program, budget_s, on_trial=on_trial, is_interrupted=is_interrupted)
+            with self._told("tuning"):
+                report = tune(self._program, budget_s, on_trial=on_trial, is_interrupted=is_interrupted)
         finally:
             self._chunk_s.clear()
         self._warm_up()
@@ -207,7 +240,8 @@ class Engine:
             self._cache.tokens += chunk
         if self._product_rate is None:
             self._product_rate = product_rate(self._device, program.operations, by_matrices=program.tuning.has_matmul)
-        return step_times(program, n_rows, n_depth, self._cache.block_table(n_depth + n_rows), self._product_rate)
+        with self._told("timing kernels"):
+            return step_times(program, n_rows, n_depth, self._cache.block_table(n_depth + n_rows), self._product_rate)
 
     def close(self) -> None:
         """Releases the device. Safe to call twice."""
@@ -238,14 +272,15 @@ class Engine:
             return [Failed(request.id, error)]
         # the rows before the tokens to score must run
         n_cached = self._cache.reuse(prompt if request.score_from is None else prompt[: request.score_from])
-        self._run = _Run(request, Sampler(request.params, prompt), submitted_s, time.perf_counter(), n_cached)
+        sampler = Sampler(request.params, prompt)
+        self._run = _Run(request, sampler, submitted_s, time.perf_counter(), n_cached, list(prompt))
         return []
 
     def _prefill(self, run: _Run) -> None:
-        """Runs the next chunk of the prompt; the last one also asks for the first token."""
-        prompt, start = run.request.prompt_token_ids, len(self._cache.tokens)
-        chunk = prompt[start : start + self._chunk_rows()]
-        if start + len(chunk) == len(prompt):
+        """Runs the next chunk of what is not cached; the last one also asks for the next token."""
+        start = len(self._cache.tokens)
+        chunk = run.sequence[start : start + self._chunk_rows()]
+        if start + len(chunk) == len(run.sequence):
             self._submit(run, chunk, is_prompt=True)
         else:
             self._run_chunk(chunk, start)
@@ -253,6 +288,7 @@ class Engine:
 
     def _run_chunk(self, token_ids: Sequence[int], start: int) -> None:
         """Runs tokens of a prompt that choose none, and waits for them."""
+        self._doing = f"running {len(token_ids)} tokens of a prompt from position {start} on"
         rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
         table = self._cache.block_table(start + len(rows))
         step = self._program.submit(rows, table, "none", is_prompt=True)
@@ -274,14 +310,15 @@ class Engine:
         return [*events, self._finish(run, "length")] if end == len(prompt) - 1 else events
 
     def _chunk_rows(self) -> int:
-        """Rows of the next chunk: the widest step that is known, or may be expected, to take CHUNK_S at most.
+        """Rows of the next chunk: the widest step that is known, or may be expected, to take longest_chunk_s at most.
 
-        Wider steps take less time a row, so one of twice CHUNK_S by a linear guess is tried.
+        Wider steps take less time a row, so one of twice that by a linear guess is tried. A step that took longer is
+        not tried again, so the next chunks are shorter.
         """
         best = WIDTHS[1]
         for width in WIDTHS[2:]:
             expected = self._chunk_s[best] * width / best / 2 if best in self._chunk_s else math.inf
-            if self._chunk_s.get(width, expected) > CHUNK_S:
+            if self._chunk_s.get(width, expected) > self._longest_chunk_s:
                 break
             best = width
         return best
@@ -289,6 +326,8 @@ class Engine:
     def _submit(self, run: _Run, token_ids: Sequence[int | None], *, is_prompt: bool = False) -> None:
         """Submits a step that continues the sequence and chooses a token."""
         start = len(self._cache.tokens) + max(len(run.in_flight) - 1, 0)
+        what = f"the last {len(token_ids)} tokens of a prompt" if is_prompt else "a token of an answer"
+        self._doing = f"running {what} at position {start}"
         rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
         table = self._cache.block_table(start + len(rows))
         draw = run.sampler.next_draw() if run.result == "sampled" else None
@@ -296,10 +335,12 @@ class Engine:
 
     def _decode(self, run: _Run) -> list[Event]:
         """Reads the next token."""
-        params, prompt = run.request.params, run.request.prompt_token_ids
-        limit = min(params.max_tokens or self._n_ctx, self._n_ctx - len(prompt))
+        params = run.request.params
+        n_left = self._n_ctx - len(run.sequence)
+        if params.max_tokens is not None:
+            n_left = min(n_left, params.max_tokens - run.n_generated)
         if run.result != "logits":
-            while len(run.in_flight) < IN_FLIGHT and run.n_generated + len(run.in_flight) < limit:
+            while len(run.in_flight) < min(IN_FLIGHT, n_left):
                 self._submit(run, [None])
             token_id = self._program.token(run.in_flight.popleft())
             if run.in_flight:
@@ -315,15 +356,25 @@ class Engine:
         run.last_token_s = time.perf_counter()
         run.first_token_s = run.first_token_s or run.last_token_s
         run.n_generated += 1
+        run.sequence.append(token_id)
         is_eos = token_id in run.request.stop_token_ids and not params.ignore_eos
         if is_eos or token_id in params.stop_token_ids:
             return [token, self._finish(run, "stop")]
-        if run.n_generated >= limit:
+        if run.n_generated == params.max_tokens or (n_left == 1 and not params.context_shift):
             return [token, self._finish(run, "length")]
-        if run.result == "logits":
+        if n_left == 1:
+            self._shift(run)
+        elif run.result == "logits":
             self._submit(run, [token_id])
             self._cache.tokens.append(token_id)
         return [token]
+
+    def _shift(self, run: _Run) -> None:
+        """Makes room in a full context. What is left has new positions, so its keys must be computed anew: it runs as
+        a prompt does."""
+        run.sequence = shifted(run.sequence, run.request.n_keep)
+        self._cache.reuse(run.sequence)
+        run.n_shifts += 1
 
     def _finish(self, run: _Run, reason: Literal["stop", "length", "cancelled"]) -> Finished:
         self._run = None

@@ -33,3 +33,9 @@ class KVCache:
     def block_table(self, n_tokens: int) -> list[int]:
         """Blocks that hold the first n_tokens tokens of the sequence."""
         return self._blocks[: -(-n_tokens // self.block_tokens)]
+
+
+def shifted(tokens: Sequence[int], n_keep: int) -> list[int]:
+    """What a full context goes on with: the first n_keep tokens and the newer half of the others, less one at least."""
+    kept, others = tokens[:n_keep], tokens[n_keep:]
+    return [*kept, *others[-(-len(others) // 2) :]]

@@ -31,6 +31,8 @@ class SamplingParams:
     repetition_penalty (1 = off), presence_penalty and frequency_penalty (0 = off) look at the last
     `penalty_window` tokens of prompt and answer (0 = none, -1 = all).
     max_tokens: None means as many as the context holds. seed: None draws one.
+    context_shift: an answer that fills the context goes on after its middle was dropped (`Request.n_keep`), instead of
+    ending there; then max_tokens None is no limit.
     stop: strings that end the answer (handled in `vkllm.llm`). logprobs: how many alternatives to report.
     """
 
@@ -48,6 +50,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    context_shift: bool = False
 
     def __post_init__(self) -> None:
         """Raises InvalidParameter for a value out of its range."""
@@ -85,7 +88,8 @@ class Request:
     """One prompt to continue. id: chosen by the caller, unique among open requests.
 
     score_from: generate nothing, but report (as `Scores`) the log-probability of each prompt token from this one on;
-    at least 1, because nothing comes before token 0.
+    at least 1, because nothing comes before token 0. n_keep: prompt tokens, from the first on, that no context shift
+    drops.
     """
 
     id: int
@@ -93,6 +97,7 @@ class Request:
     params: SamplingParams
     stop_token_ids: frozenset[int]
     score_from: int | None = None
+    n_keep: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,8 @@ class RunStats:
 
     n_cached: prompt tokens whose keys and values were still there from an earlier request.
     prompt_s: from start to the logits of the last prompt token; first_token_s: from submission to the first
-    token; generate_s: from the first token to the last.
+    token; generate_s: from the first token to the last. n_shifts: how often the context was full and its middle was
+    dropped.
     """
 
     n_prompt: int
@@ -155,6 +161,7 @@ class RunStats:
     prompt_s: float
     first_token_s: float
     generate_s: float
+    n_shifts: int = 0
 
     @property
     def prompt_per_s(self) -> float:

@@ -32,6 +32,9 @@ GpuLayers = Annotated[
 ]
 VramLimit = Annotated[str | None, typer.Option(help="Most of the GPU's own memory, such as 16GiB.")]
 RamLimit = Annotated[str | None, typer.Option(help="Most of the system's memory, such as 500MiB.")]
+ContextShift = Annotated[
+    bool, typer.Option("--context-shift", help="When the context is full, go on without the older half of the chat.")
+]
 
 app = typer.Typer(
     help="Large language models on any GPU with a Vulkan driver. Without a command: chat.",
@@ -85,6 +88,7 @@ def chat(
     gpu_layers: GpuLayers = None,
     vram_limit: VramLimit = None,
     ram_limit: RamLimit = None,
+    context_shift: ContextShift = False,
     plain: Annotated[bool, typer.Option("--plain", help="Line by line instead of on the whole screen.")] = False,
 ) -> None:
     """Chat on the whole terminal; chats are kept. F1 there shows the keys.
@@ -94,7 +98,8 @@ def chat(
     from vkllm.faces.chat import start_chat
     from vkllm.faces.loading import loading
 
-    sampling = {name: value for name, value in {"temperature": temp, "seed": seed}.items() if value is not None}
+    asked = {"temperature": temp, "seed": seed, "context_shift": context_shift or None}
+    sampling = {name: value for name, value in asked.items() if value is not None}
     with interruptible():
         if model is not None:
             models.ensure_here(model)
@@ -129,6 +134,7 @@ def run(
     gpu_layers: GpuLayers = None,
     vram_limit: VramLimit = None,
     ram_limit: RamLimit = None,
+    context_shift: ContextShift = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print counts and speeds to standard error.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without a chat template.")] = False,
 ) -> None:
@@ -148,6 +154,7 @@ def run(
         "repetition_penalty": repeat_penalty,
         "presence_penalty": presence_penalty,
         "seed": seed,
+        "context_shift": context_shift or None,
     }
     sampling = {name: value for name, value in sampling.items() if value is not None}
     try:
@@ -168,16 +175,23 @@ def bench(
     n_depth: Annotated[list[str] | None, typer.Option("-d", "--n-depth", help="Tokens before those [0].")] = None,
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Times to repeat each test.")] = 5,
     output: Annotated[str, typer.Option("-o", "--output", metavar="md|csv|json|jsonl", help="What to print.")] = "md",
-    type_k: Annotated[list[str] | None, typer.Option("-ctk", "--cache-type-k", help="Only f16 today.")] = None,
-    type_v: Annotated[list[str] | None, typer.Option("-ctv", "--cache-type-v", help="Only f16 today.")] = None,
+    type_k: Annotated[list[str] | None, typer.Option("-ctk", "--cache-type-k", help="f16 (default) or q8_0.")] = None,
+    type_v: Annotated[list[str] | None, typer.Option("-ctv", "--cache-type-v", help="f16 (default) or q8_0.")] = None,
+    gpu_layers: Annotated[list[str] | None, typer.Option("-ngl", "--n-gpu-layers", help="As for `vkllm run`.")] = None,
     device: Annotated[list[str] | None, typer.Option("-dev", "--device", help="Indices or names of devices.")] = None,
     no_warmup: Annotated[bool, typer.Option("--no-warmup", help="Do not run each test once before it counts.")] = False,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels", help="Time each kernel instead: of a step of decoding, and of steps of -p tokens of a prompt."
+        ),
+    ] = False,
 ) -> None:
     """Measure speeds, with the options and the output of llama-bench.
 
     Options that take several values take a list with commas, or are given several times.
     """
-    from vkllm.faces.bench import BenchOptions, cases, measure, numbers
+    from vkllm.faces.bench import BenchOptions, cases, layer_counts, measure, numbers, setups
     from vkllm.faces.bench_output import FORMATS, markdown
 
     def values(given: list[str] | None, default: str) -> list[str]:
@@ -185,18 +199,30 @@ def bench(
 
     if output != "md" and output not in FORMATS:
         raise InvalidParameter(f"-o takes {', '.join(('md', *FORMATS))}, not {output!r}")
-    for option, types in (("-ctk", values(type_k, "f16")), ("-ctv", values(type_v, "f16"))):
-        for unknown in set(types) - {"f16"}:
-            raise InvalidParameter(f"{option} {unknown}: the cache can only be f16 today")
-    tests = cases(
-        numbers(n_prompt or ["512"], "-p"),
-        numbers(n_gen or ["128"], "-n"),
-        pairs or [],
-        numbers(n_depth or ["0"], "-d"),
+    types_k, types_v = values(type_k, "f16"), values(type_v, "f16")
+    how = setups(
+        values(model, "smollm2"),
+        layer_counts(gpu_layers or ["all"]),
+        list(values(device, "")) if device else [None],
+        types_k,
+        types_v,
     )
-    wanted = list(values(device, "")) if device else [None]
-    results = measure(BenchOptions(values(model, "smollm2"), wanted, tests, repetitions, not no_warmup))
-    lines = markdown(results, shows_devices=bool(device)) if output == "md" else FORMATS[output](results)
+    prompts, depths = numbers(n_prompt or ["512"], "-p"), numbers(n_depth or ["0"], "-d")
+    generated = numbers(n_gen or ["128"], "-n")
+    if kernels:
+        from vkllm.faces.bench_kernels import KernelOptions, measure_kernels, rows, tables
+
+        if pairs:
+            raise InvalidParameter("--kernels times single steps, of -p tokens or of decoding; leave -pg out")
+        rows_asked = [n for n in prompts if n] if n_prompt else None
+        steps = measure_kernels(KernelOptions(how, rows_asked, any(generated), depths))
+        lines = tables(steps) if output == "md" else FORMATS[output](rows(steps))
+    else:
+        tests = cases(prompts, generated, pairs or [], depths)
+        results = measure(BenchOptions(how, tests, repetitions, not no_warmup))
+        is_shown = {"type_k": types_k != ["f16"], "type_v": types_v != ["f16"], "dev": bool(device)}
+        shown = [title for title, is_asked in is_shown.items() if is_asked]
+        lines = markdown(results, shown) if output == "md" else FORMATS[output](results)
     with interruptible():
         for line in lines:
             print(line, flush=True)

@@ -48,6 +48,8 @@ def print_stats(llm: LLM, stats: RunStats) -> None:
         "answer": f"{stats.n_generated} tokens, {stats.generate_per_s:.2f} tok/s, "
         f"the first after {stats.first_token_s:.2f} s",
     }
+    if stats.n_shifts:
+        lines["context"] = f"full {stats.n_shifts} time{'s' if stats.n_shifts > 1 else ''}, its middle dropped"
     for name, text in lines.items():
         print(f"{name:8}{text}", file=sys.stderr)
 

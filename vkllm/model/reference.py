@@ -5,13 +5,14 @@ Slow and plain on purpose. The functions named like kernels are their mathematic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from vkllm.model.graph import Op, decoder, head
-from vkllm.model.spec import ModelSpec
+from vkllm.model.spec import ModelSpec, Yarn
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -24,7 +25,7 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 
 
 def rope_table(spec: ModelSpec, n_positions: int, factors: Floats | None = None) -> Floats:
-    """(n_positions, rope_dims / 2, 2): cosine and sine of each rotation, computed in float64.
+    """(n_positions, rope_dims / 2, 2): cosine and sine of each rotation, computed in float64, times the magnitude.
 
     factors (rope_dims / 2,): `rope_freqs.weight`, by which the frequencies are divided (Llama 3).
     Su et al. 2021, arXiv 2104.09864; linear scaling: Chen et al. 2023, arXiv 2306.15595.
@@ -32,9 +33,26 @@ def rope_table(spec: ModelSpec, n_positions: int, factors: Floats | None = None)
     frequencies = spec.rope_theta ** (-np.arange(0, spec.rope_dims, 2, dtype=np.float64) / spec.rope_dims)
     if factors is not None:
         frequencies = frequencies / factors
-    angles = np.arange(n_positions, dtype=np.float64)[:, None] / spec.rope_scale * frequencies
-    table: Floats = np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+    kept = 0.0 if spec.yarn is None else _unscaled_share(spec, spec.yarn)
+    frequencies = frequencies / spec.rope_scale * (1 - kept) + frequencies * kept
+    angles = np.arange(n_positions, dtype=np.float64)[:, None] * frequencies
+    table: Floats = (spec.rope_magnitude * np.stack([np.cos(angles), np.sin(angles)], axis=-1)).astype(np.float32)
     return table
+
+
+def _unscaled_share(spec: ModelSpec, yarn: Yarn) -> npt.NDArray[np.float64]:
+    """(rope_dims / 2,): how much of its speed each rotation keeps, falling from fast to slow ones.
+
+    The ends of the slope are rounded outwards to whole rotations, as in the authors' code and in llama.cpp.
+    """
+
+    def rotation_that_turns(n_turns: float) -> float:
+        return spec.rope_dims * math.log(yarn.n_ctx / (2 * math.pi * n_turns)) / (2 * math.log(spec.rope_theta))
+
+    first = max(math.floor(rotation_that_turns(yarn.beta_fast)), 0)
+    last = min(math.ceil(rotation_that_turns(yarn.beta_slow)), spec.rope_dims - 1)
+    slope = (np.arange(spec.rope_dims // 2) - first) / max(last - first, 0.001)
+    return (1 - np.clip(slope, 0, 1)) * yarn.strength
 
 
 def rotate(x: Floats, table: Floats, pairing: str) -> Floats:
@@ -58,12 +76,12 @@ def attention(q: Floats, k: Floats, v: Floats, positions: Integers) -> Floats:
     Row t sees the keys 0 to positions[t]. Ainslie et al. 2023, arXiv 2305.13245.
     """
     group = q.shape[1] // k.shape[1]
-    keys, values = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-    scores = np.einsum("thd,shd->hts", q, keys) / np.float32(np.sqrt(q.shape[2]))
+    keys, values = (np.repeat(cached, group, axis=1).transpose(1, 0, 2) for cached in (k, v))
+    scores = q.transpose(1, 0, 2) @ keys.transpose(0, 2, 1) / np.float32(np.sqrt(q.shape[2]))
     scores = np.where(np.arange(len(k)) <= positions[:, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    out: Floats = np.einsum("hts,shd->thd", weights, values).astype(np.float32)
+    out: Floats = (weights @ values).transpose(1, 0, 2)
     return out
 
 

@@ -6,9 +6,10 @@ format that has kernels. Knows nothing of devices, memory or text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.gguf import Metadata, TensorInfo
@@ -16,13 +17,29 @@ from vkllm.formats.quants import BLOCK, FORMATS, weight_format
 
 
 @dataclass(frozen=True)
+class Yarn:
+    """Which rotations YaRN leaves alone. Peng et al. 2023, arXiv 2309.00071.
+
+    Those that turn beta_fast times or more within n_ctx tokens, the context before scaling, keep their speed; those
+    that turn beta_slow times or less are scaled whole; those between in part. strength: how much of its speed a
+    rotation keeps that is left alone, 1 in the paper.
+    """
+
+    n_ctx: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A decoder-only transformer with grouped-query attention and a gated feed-forward layer.
 
     rope_pairing: which dimensions rotate together: "interleaved" (2i, 2i+1) or "half" (i, i + rope_dims/2).
-    rope_scale: positions are divided by it (linear scaling). output_weight: the tensor of the vocabulary
-    projection, which is the token embedding itself where the file ties them. n_vocab: tokens that can be chosen;
-    a caller may lower it to the tokenizer's number where the matrices have rows for padding.
+    rope_scale: positions are divided by it, with yarn those of slow rotations only. rope_magnitude: rotated queries and
+    keys are multiplied by it. output_weight: the tensor of the vocabulary projection, which is the token embedding
+    itself where the file ties them. n_vocab: tokens that can be chosen; a caller may lower it to the tokenizer's number
+    where the matrices have rows for padding.
     """
 
     architecture: str
@@ -41,6 +58,8 @@ class ModelSpec:
     rope_pairing: Literal["interleaved", "half"]
     has_rope_freqs: bool
     output_weight: str
+    rope_magnitude: float = 1.0
+    yarn: Yarn | None = None
 
 
 def model_spec(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelSpec:
@@ -66,9 +85,8 @@ def _llama(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelSpec:
     head_dim = metadata.integer("llama.attention.key_length", d_model // max(n_heads, 1))
     if metadata.integer("llama.expert_count", 0) > 0:
         raise UnsupportedModel(f"{metadata.path}: mixtures of experts are not supported")
-    scaling = metadata.string("llama.rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
-        raise UnsupportedModel(f"{metadata.path}: rope scaling {scaling!r} is not supported; supported: none, linear")
+    n_ctx_train = metadata.integer("llama.context_length")
+    scaling = _rope_scaling(metadata, "llama", n_ctx_train)
     embedding = tensors.get("token_embd.weight")
     return ModelSpec(
         architecture="llama",
@@ -79,15 +97,57 @@ def _llama(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelSpec:
         d_model=d_model,
         d_ff=metadata.integer("llama.feed_forward_length"),
         n_vocab=embedding.shape[0] if embedding is not None and len(embedding.shape) == 2 else 0,
-        n_ctx_train=metadata.integer("llama.context_length"),
+        n_ctx_train=n_ctx_train,
         norm_eps=metadata.number("llama.attention.layer_norm_rms_epsilon"),
         rope_theta=metadata.number("llama.rope.freq_base", 10000.0),
         rope_dims=metadata.integer("llama.rope.dimension_count", head_dim),
-        rope_scale=metadata.number("llama.rope.scaling.factor", 1.0) if scaling == "linear" else 1.0,
+        rope_scale=scaling.factor,
         rope_pairing="interleaved",
         has_rope_freqs="rope_freqs.weight" in tensors,
         output_weight="output.weight" if "output.weight" in tensors else "token_embd.weight",
+        rope_magnitude=scaling.magnitude,
+        yarn=scaling.yarn,
     )
+
+
+class _RopeScaling(NamedTuple):
+    factor: float
+    magnitude: float
+    yarn: Yarn | None
+
+
+def _rope_scaling(metadata: Metadata, architecture: str, n_ctx_train: int) -> _RopeScaling:
+    """How a file wants rotations scaled; what it does not say is as in llama.cpp."""
+    prefix = f"{architecture}.rope.scaling."
+    kind = metadata.string(prefix + "type", "linear")
+    if kind not in ("none", "linear", "yarn"):
+        raise UnsupportedModel(
+            f"{metadata.path}: rope scaling {kind!r} is not supported; supported: none, linear, yarn"
+        )
+    factor = metadata.number(prefix + "factor", metadata.number(f"{architecture}.rope.scale_linear", 1.0)) or 1.0
+    magnitude = metadata.number(prefix + "attn_factor", 1.0)
+    if kind == "none":
+        factor = 1.0
+    if kind != "yarn" or not 0 < factor < math.inf:  # what is no factor is refused with the other numbers
+        return _RopeScaling(factor, magnitude, None)
+    yarn = Yarn(
+        n_ctx=metadata.integer(prefix + "original_context_length", n_ctx_train),
+        beta_fast=metadata.number(prefix + "yarn_beta_fast", 32.0),
+        beta_slow=metadata.number(prefix + "yarn_beta_slow", 1.0),
+        strength=metadata.number(prefix + "yarn_ext_factor", 1.0),
+    )
+    if yarn.strength < 0:  # llama.cpp's word for the default
+        yarn = replace(yarn, strength=1.0)
+    if yarn.strength != 0:
+        # the share that a model's attention brings along by itself; 0 in most files
+        share = max(metadata.number(prefix + "yarn_log_multiplier", 0.0), 0.0)
+        magnitude *= _sharpening(factor) / _sharpening(factor, share)
+    return _RopeScaling(factor, magnitude, yarn)
+
+
+def _sharpening(factor: float, share: float = 1.0) -> float:
+    """By how much queries and keys grow for a context that is `factor` times as long, so that attention stays sharp."""
+    return 0.1 * share * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 ARCHITECTURES: dict[str, Callable[[Metadata, Mapping[str, TensorInfo]], ModelSpec]] = {"llama": _llama}
@@ -106,7 +166,14 @@ def _check_numbers(spec: ModelSpec, metadata: Metadata) -> None:
         "norm epsilon": spec.norm_eps,
         "rope base": spec.rope_theta,
         "rope scale": spec.rope_scale,
+        "rope magnitude": spec.rope_magnitude,
     }
+    if spec.yarn is not None:
+        positive |= {
+            "original context length": spec.yarn.n_ctx,
+            "yarn_beta_fast": spec.yarn.beta_fast,
+            "yarn_beta_slow": spec.yarn.beta_slow,
+        }
     for name, value in positive.items():
         if not 0 < value < 2**31:
             raise ModelFileError(f"{metadata.path}: the {name} is {value}, which no model can have")
@@ -117,6 +184,11 @@ def _check_numbers(spec: ModelSpec, metadata: Metadata) -> None:
     if spec.head_dim % BLOCK or spec.head_dim > 256:
         raise UnsupportedModel(
             f"{metadata.path}: a head size of {spec.head_dim} is not supported; multiples of {BLOCK} up to 256 are"
+        )
+    if spec.yarn is not None and (not 0 <= spec.yarn.strength <= 1 or spec.rope_theta <= 1):
+        raise ModelFileError(
+            f"{metadata.path}: yarn with a yarn_ext_factor of {spec.yarn.strength} and a rope base of "
+            f"{spec.rope_theta} has no meaning; the file is damaged"
         )
     if not 0 < spec.rope_dims <= spec.head_dim or spec.rope_dims % 2:
         raise ModelFileError(f"{metadata.path}: cannot rotate {spec.rope_dims} of {spec.head_dim} dimensions")

@@ -173,6 +173,10 @@ async def test_parameters_hold_from_the_next_answer_on_and_belong_to_the_chat(op
         await scene.press("ctrl+s")
         assert "Temperature must be a number, not 'warm'" in scene.shown
         panel.query_one("#temperature", Input).value = "0.25"
+        panel.query_one("#context_shift", Input).value = "perhaps"
+        await scene.press("ctrl+s")
+        assert "Context shift must be on or off, not 'perhaps'" in scene.shown
+        panel.query_one("#context_shift", Input).value = "on"
         panel.query_one("#max_tokens", Input).value = "50"
         panel.query_one("#system", TextArea).text = "Be short"
         await scene.press("ctrl+s")
@@ -180,11 +184,12 @@ async def test_parameters_hold_from_the_next_answer_on_and_belong_to_the_chat(op
         await scene.ask("More")
         messages, sampling = scene.llm.asked[-1]
         assert messages[0] == {"role": "system", "content": "Be short"}
-        assert sampling == {"temperature": 0.25, "max_tokens": 50}
+        assert sampling == {"temperature": 0.25, "max_tokens": 50, "context_shift": True}
         assert scene.store.chats()[0].sampling == sampling
         first = scene.llm
         await scene.press("f4")
         await scene.until(lambda: isinstance(scene.app.screen, ParametersScreen))
+        assert scene.app.screen.query_one("#context_shift", Input).value == "on"
         scene.app.screen.query_one("#n_ctx", Input).value = "512"
         await scene.press("ctrl+s")
         await scene.until(lambda: scene.llm is not first and scene.chat.session.llm is scene.llm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,13 +17,22 @@ from vkllm import InvalidParameter, SamplingParams
 _DEFAULTS = SamplingParams()
 
 
+def _on_or_off(text: str) -> bool:
+    return {"on": True, "true": True, "off": False, "false": False}[text.lower()]
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else ("off", "on")[value] if isinstance(value, bool) else str(value)
+
+
 class _Field(NamedTuple):
-    """name: of a field of SamplingParams, or n_ctx. type: what its text is made into."""
+    """name: of a field of SamplingParams, or n_ctx. read: what makes its text into a value. kind: of such a text."""
 
     name: str
     label: str
-    type: type[int] | type[float]
+    read: Callable[[str], Any]
     default: str
+    kind: str = "a number"
 
 
 _FIELDS = (
@@ -34,6 +44,7 @@ _FIELDS = (
     _Field("max_tokens", "Longest answer", int, "no limit"),
     _Field("seed", "Seed", int, "drawn anew"),
     _Field("n_ctx", "Context", int, "the model's"),
+    _Field("context_shift", "Context shift", _on_or_off, "off", "on or off"),
 )
 
 
@@ -70,8 +81,7 @@ class ParametersScreen(ModalScreen[Parameters | None]):
                 for field in _FIELDS:
                     yield Label(field.label)
                     value = values.get(field.name)
-                    text = "" if value is None else str(value)
-                    yield Input(text, placeholder=field.default, id=field.name, compact=True)
+                    yield Input(_shown(value), placeholder=field.default, id=field.name, compact=True)
             yield Label("System prompt")
             yield TextArea(self._parameters.system, id="system", compact=True, highlight_cursor_line=False)
             yield Static("", id="problem", markup=False)
@@ -97,7 +107,7 @@ class ParametersScreen(ModalScreen[Parameters | None]):
     def _value(self, field: _Field) -> Any:
         text = self.query_one(f"#{field.name}", Input).value.strip()
         try:
-            return field.type(text) if text else None
-        except ValueError:
+            return field.read(text) if text else None
+        except (ValueError, KeyError):
             self.query_one(f"#{field.name}", Input).focus()
-            raise InvalidParameter(f"{field.label} must be a number, not {text!r}") from None
+            raise InvalidParameter(f"{field.label} must be {field.kind}, not {text!r}") from None

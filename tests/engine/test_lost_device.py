@@ -1,0 +1,114 @@
+"""A device that is lost or hangs, and a process that is killed, with the real engine: typed errors, and a new start."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import pytest
+from model_specs import TINY_SPEC
+from random_model import engine_config, write_random_model
+
+from vkllm.engine.process import EngineProcess
+from vkllm.engine.request import Event, Failed, Finished, Request, SamplingParams, Token
+from vkllm.errors import DeviceLost, DeviceTimeout, NoDevice
+
+pytestmark = pytest.mark.gpu
+
+PROMPT = tuple(int(t) for t in np.random.default_rng(3).integers(0, TINY_SPEC.n_vocab, 20))
+LOST, TIMEOUT = -4, 2
+
+
+@pytest.fixture(scope="module")
+def fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a test writes what is to fail."""
+    return tmp_path_factory.mktemp("faults") / "fault"
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory, fault: Path) -> Iterator[EngineProcess]:
+    path = write_random_model(tmp_path_factory.mktemp("random") / "model.gguf", TINY_SPEC, {"attn_q": "Q8_0"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VKLLM_TEST_FAULT", str(fault))
+        made = EngineProcess(engine_config(path, TINY_SPEC), factory="faulty_engine:FaultyEngine")
+        try:
+            made.start()
+        except NoDevice as error:
+            pytest.skip(str(error))
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(process: EngineProcess) -> list[int]:
+    return answered(process)
+
+
+def request(request_id: int, max_tokens: int = 12) -> Request:
+    return Request(request_id, PROMPT, SamplingParams(temperature=0, max_tokens=max_tokens), frozenset())
+
+
+def answered(process: EngineProcess) -> list[int]:
+    tokens, last = ended(process.submit(request(1)))
+    assert isinstance(last, Finished), last
+    return tokens
+
+
+def ended(events: SimpleQueue[Event]) -> tuple[list[int], Event]:
+    tokens = []
+    while isinstance(event := events.get(timeout=20), Token):
+        tokens.append(event.token_id)
+    return tokens, event
+
+
+@pytest.mark.parametrize("nth", [1, 2, 9])
+@pytest.mark.parametrize(("kind", "result"), [("wait", LOST), ("submit", LOST), ("hang", TIMEOUT)])
+def test_a_lost_or_hung_device_ends_the_process_says_what_ran_and_the_next_request_works(
+    process: EngineProcess, undisturbed: list[int], fault: Path, kind: str, result: int, nth: int
+) -> None:
+    pid = process.pid
+    fault.write_text(f"answering {kind} {nth} {result}")
+    first, waiting = process.submit(request(1)), process.submit(request(2))
+    tokens, failed = ended(first)
+    assert tokens == undisturbed[: len(tokens)] and len(tokens) < 12
+    assert isinstance(failed, Failed) and type(failed.error) is (DeviceTimeout if kind == "hang" else DeviceLost)
+    what = "a token of an answer" if nth == 9 else r"(the last )?\d+ tokens of a prompt|a token of an answer"
+    ran = re.escape(process.ready.device_name) + rf", running ({what}) (at|from) position \d+"
+    assert re.match(ran, str(failed.error)), failed.error
+    _, also = ended(waiting)
+    assert isinstance(also, Failed) and str(also.error) == str(failed.error), "nobody waits for a dead process"
+    assert answered(process) == undisturbed
+    assert process.pid != pid
+
+
+def test_a_device_lost_in_loading_is_told_and_the_next_start_works(
+    process: EngineProcess, undisturbed: list[int], fault: Path
+) -> None:
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    time.sleep(0.2)  # until its end is noticed
+    fault.write_text(f"loading wait 3 {LOST}")
+    with pytest.raises(DeviceLost, match=r"loading model\.gguf: .*VK_ERROR_DEVICE_LOST"):
+        process.submit(request(1))
+    assert answered(process) == undisturbed
+
+
+def test_a_process_killed_in_mid_answer_is_noticed_within_a_second_and_the_next_request_works(
+    process: EngineProcess, undisturbed: list[int]
+) -> None:
+    process.start()
+    events = process.submit(request(1, max_tokens=200))
+    assert isinstance(events.get(timeout=20), Token) and process.pid is not None
+    start_s = time.monotonic()
+    os.kill(process.pid, signal.SIGKILL)
+    _, failed = ended(events)
+    assert time.monotonic() - start_s < 1
+    assert isinstance(failed, Failed) and isinstance(failed.error, DeviceLost)
+    assert "SIGKILL while answering 1 request(s) (prompt tokens: 20)" in str(failed.error)
+    assert answered(process) == undisturbed

@@ -1,0 +1,77 @@
+"""Conversations that outgrow the context: what of them stays when the rest is dropped.
+
+Knows messages and the tokens that a template makes of them; nothing of the engine, which drops tokens of an answer.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vkllm.errors import InvalidParameter
+
+if TYPE_CHECKING:
+    from vkllm.text.chat import ChatTemplate, Messages
+
+_SYSTEM = ("system", "developer")
+
+
+def n_tokens_of_system(
+    template: ChatTemplate,
+    messages: Messages,
+    prompt: Sequence[int],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> int:
+    """How many tokens a template writes before a conversation's first words, which are not the system's.
+
+    prompt: the tokens of the whole conversation. Some templates put the system message into the first user message,
+    so it is what two chats that begin differently have in common.
+    """
+    system = [message for message in messages if message.get("role") in _SYSTEM]
+    try:
+        chats = [template.encode_chat([*system, _user(text)], tools=tools) for text in ("A", "1")]
+    except InvalidParameter:  # a template that takes these messages in no other conversation
+        return 1  # attention leans on the first token: Xiao et al. 2023, arXiv 2309.17453
+    n_same = 0
+    for token_id, *others in zip(prompt, *chats, strict=False):
+        if others != [token_id] * len(chats):
+            break
+        n_same += 1
+    return n_same
+
+
+def shortened_chat(
+    template: ChatTemplate,
+    messages: Messages,
+    prompt: Sequence[int],
+    n_ctx: int,
+    n_keep: int,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> list[int]:
+    """The tokens of a conversation without its oldest turns, if all of it leaves no room for an answer.
+
+    prompt: the tokens of the whole conversation, n_keep of them of the system messages, which stay. What goes is a
+    multiple of half the room beside them: as a conversation grows, its first turn stays the same for long, and with it
+    what the engine has cached. Where even the last turn alone is too long, it is what is returned.
+    """
+    excess = len(prompt) - (n_ctx - 1)
+    spoken = [i for i, message in enumerate(messages) if message.get("role") not in _SYSTEM]
+    starts = [i for i in spoken[1:] if messages[i].get("role") == "user"]
+    if excess <= 0 or not starts:
+        return list(prompt)
+    portion = max((n_ctx - n_keep) // 2, 1)
+    to_drop = -(-excess // portion) * portion
+
+    def from_turn(start: int) -> list[int]:
+        kept = [m for i, m in enumerate(messages) if i >= start or m.get("role") in _SYSTEM]
+        return template.encode_chat(kept, tools=tools)
+
+    turn = bisect_left(starts, to_drop, key=lambda start: len(prompt) - len(from_turn(start)))
+    return from_turn(starts[min(turn, len(starts) - 1)])
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
