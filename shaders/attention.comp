@@ -64,8 +64,8 @@ void main() {
   load_queries(row, head);
   attend(table, kv_head, 0, end);
   for (uint d = self; d < OUTPUTS; d += LOCAL_SIZE) {
-    vec3 merged = merged_teams(d);
-    result[d / 4][d % 4] = merged.z / merged.y;
+    vec2 merged = merged_teams(d);
+    result[d / 4][d % 4] = merged.y / merged.x;
   }
   barrier();
   for (uint i = self; i < OUTPUTS / 4; i += LOCAL_SIZE) {

@@ -73,11 +73,14 @@ void replace_newest(uint base, uint end) {
 }
 
 #define PIECE 64 // keys that are worth a workgroup
+#define MAX_PARTS 128
 const uint FOURS = HEAD_DIM / 4;
 const uint GROUPS = N_HEADS / HEADS;
 const uint GROUP_HEADS = N_HEADS / N_KV_HEADS; // that share a key head
 const uint PARTIAL = HEAD_DIM + 2;
 shared vec4 rotated_queries[HEADS * FOURS]; // later the results
+shared vec2 part_sums[HEADS * MAX_PARTS];   // of each head's parts: maximum, sum of weights
+shared float part_share[HEADS * MAX_PARTS]; // what a part's values count for in the head's output
 shared bool is_last;
 
 // queries into registers, the new key and value into shared memory and, by one workgroup of each key head, the cache
@@ -113,12 +116,12 @@ void rope(uint self, uint head, bool has_newest) {
 // leaves this part's share; true for the workgroup that is the last of its heads to do so
 bool leave_partial(uint self, uint head, uint part, uint n_used) {
   for (uint d = self; d < OUTPUTS; d += LOCAL_SIZE) {
-    vec3 merged = merged_teams(d);
+    vec2 merged = merged_teams(d);
     uint to = ((head + d / HEAD_DIM) * n_parts + part) * PARTIAL;
-    partials[to + 2 + d % HEAD_DIM] = merged.z;
+    partials[to + 2 + d % HEAD_DIM] = merged.y;
     if (d % HEAD_DIM == 0) {
-      partials[to] = merged.x;
-      partials[to + 1] = merged.y;
+      partials[to] = largest_of_teams(d / HEAD_DIM);
+      partials[to + 1] = merged.x;
     }
   }
   memoryBarrierBuffer();
@@ -129,27 +132,36 @@ bool leave_partial(uint self, uint head, uint part, uint n_used) {
   return is_last;
 }
 
+// part_share of all parts: exp(maximum - largest maximum) / sum of all weights
+void share_parts(uint self, uint head, uint n_used) {
+  for (uint i = self; i < HEADS * n_used; i += LOCAL_SIZE) {
+    uint from = ((head + i / n_used) * n_parts + i % n_used) * PARTIAL;
+    part_sums[i] = vec2(partials[from], partials[from + 1]);
+  }
+  barrier();
+  for (uint i = self; i < HEADS * n_used; i += LOCAL_SIZE) {
+    uint first = i / n_used * n_used;
+    float most = part_sums[first].x, total = 0.0;
+    for (uint p = 1; p < n_used; p++) most = max(most, part_sums[first + p].x);
+    for (uint p = 0; p < n_used; p++) total += exp(part_sums[first + p].x - most) * part_sums[first + p].y;
+    part_share[i] = exp(part_sums[i].x - most) / total;
+  }
+  barrier();
+}
+
 #define PARTS_AT_ONCE 8
 
 float merged_parts(uint d, uint head, uint n_used) {
-  uint from = (head + d / HEAD_DIM) * n_parts * PARTIAL;
-  float most = -1e30, weights = 0.0, values = 0.0;
+  uint from = (head + d / HEAD_DIM) * n_parts * PARTIAL + 2 + d % HEAD_DIM;
+  float merged = 0.0;
   for (uint first = 0; first < n_used; first += PARTS_AT_ONCE) {
-    vec3 parts[PARTS_AT_ONCE]; // maximum, sum of weights, weighted value
+    float values[PARTS_AT_ONCE];
+    [[unroll]] for (uint i = 0; i < PARTS_AT_ONCE; i++) values[i] = partials[from + min(first + i, n_used - 1) * PARTIAL];
     [[unroll]] for (uint i = 0; i < PARTS_AT_ONCE; i++) {
-      uint at = from + min(first + i, n_used - 1) * PARTIAL;
-      parts[i] = vec3(partials[at], partials[at + 1], partials[at + 2 + d % HEAD_DIM]);
-    }
-    [[unroll]] for (uint i = 0; i < PARTS_AT_ONCE; i++) {
-      if (first + i >= n_used) break;
-      float new_most = max(most, parts[i].x);
-      float decay = exp(most - new_most), share = exp(parts[i].x - new_most);
-      weights = weights * decay + parts[i].y * share;
-      values = values * decay + parts[i].z * share;
-      most = new_most;
+      if (first + i < n_used) merged += part_share[d / HEAD_DIM * n_used + first + i] * values[i];
     }
   }
-  return values / weights;
+  return merged;
 }
 
 void attend_part(uint head, uint part, uint n_used, uint part_keys) {
@@ -164,9 +176,10 @@ void attend_part(uint head, uint part, uint n_used, uint part_keys) {
   rope(self, head, part == n_used - 1);
   attend(table, kv_head, first, end);
   if (n_used > 1 && !leave_partial(self, head, part, n_used)) return;
+  if (n_used > 1) share_parts(self, head, n_used);
   for (uint d = self; d < OUTPUTS; d += LOCAL_SIZE) {
-    vec3 merged = merged_teams(d);
-    rotated_queries[d / 4][d % 4] = n_used > 1 ? merged_parts(d, head, n_used) : merged.z / merged.y;
+    vec2 merged = merged_teams(d);
+    rotated_queries[d / 4][d % 4] = n_used > 1 ? merged_parts(d, head, n_used) : merged.y / merged.x;
   }
   barrier();
   for (uint i = self; i < OUTPUTS / 4; i += LOCAL_SIZE) {
@@ -178,7 +191,8 @@ void attend_part(uint head, uint part, uint n_used, uint part_keys) {
 
 void main() {
   uint n_pieces = NEWEST / PIECE + 1;
-  uint part_pieces = (n_pieces + n_parts - 1) / n_parts;
+  // a merge costs more than a second piece
+  uint part_pieces = n_pieces <= 2 ? 2 : (n_pieces + n_parts - 1) / n_parts;
   uint n_used = (n_pieces + part_pieces - 1) / part_pieces;
   uint part = gl_WorkGroupID.x / GROUPS;
   if (part < n_used) attend_part(gl_WorkGroupID.x % GROUPS * HEADS, part, n_used, part_pieces * PIECE);

@@ -10,6 +10,7 @@ const uint OUTPUTS = QUERIES * HEAD_DIM;
 
 shared float team_largest[TEAMS * QUERIES];
 shared float team_total[TEAMS * QUERIES];
+shared float team_share[TEAMS * QUERIES]; // what a team's sums count for, against the largest of all teams
 shared float team_sum[TEAMS * OUTPUTS];
 
 uint lane, team;
@@ -31,6 +32,12 @@ void load_cached(uint table, uint kv_head, uint base, uint end) {
       v[i * PIECES + p] = load_value(unit, position % KV_BLOCK, eight);
     }
   }
+}
+
+float largest_of_teams(uint h) {
+  float most = team_largest[h];
+  for (uint t = 1; t < TEAMS; t++) most = max(most, team_largest[t * QUERIES + h]);
+  return most;
 }
 
 // Tokens `first` to `end` (not in it) of the sequence whose blocks begin at block_table[table]; load_cached must have
@@ -94,18 +101,18 @@ void attend(uint table, uint kv_head, uint first, uint end) {
     }
   }
   barrier();
+  for (uint i = team * LANES + lane; i < TEAMS * QUERIES; i += LOCAL_SIZE) {
+    team_share[i] = exp(team_largest[i] - largest_of_teams(i % QUERIES));
+  }
+  barrier();
 }
 
-// the workgroup's maximum, sum of weights and weighted value of output d = query * HEAD_DIM + dimension
-vec3 merged_teams(uint d) {
+// the workgroup's sum of weights and weighted value of output d = query * HEAD_DIM + dimension
+vec2 merged_teams(uint d) {
   uint h = d / HEAD_DIM;
-  float most = team_largest[h];
-  for (uint t = 1; t < TEAMS; t++) most = max(most, team_largest[t * QUERIES + h]);
-  vec3 merged = vec3(most, 0.0, 0.0);
+  vec2 merged = vec2(0.0);
   for (uint t = 0; t < TEAMS; t++) {
-    float share = exp(team_largest[t * QUERIES + h] - most);
-    merged.y += share * team_total[t * QUERIES + h];
-    merged.z += share * team_sum[t * OUTPUTS + d];
+    merged += team_share[t * QUERIES + h] * vec2(team_total[t * QUERIES + h], team_sum[t * OUTPUTS + d]);
   }
   return merged;
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,11 +180,25 @@ def test_chunks_grow_while_they_stay_short(engine: Engine, monkeypatch: pytest.M
         return engine._chunk_rows()
 
     assert chunk() == 8
-    assert chunk(w8=0.018) == 64, "a wider step is tried where even eight times as long would do"
-    assert chunk(w8=0.09) == 8
-    assert chunk(w8=0.018, w64=0.02) == 256
-    assert chunk(w8=0.018, w64=0.02, w256=0.03) == 512
-    assert chunk(w8=0.018, w64=0.02, w256=0.03, w512=0.11) == 256, "too long a step is not tried again"
+    assert chunk(w8=0.18) == 64, "a wider step is tried where even eight times as long would do"
+    assert chunk(w8=0.9) == 8
+    assert chunk(w8=0.18, w64=0.2) == 256
+    assert chunk(w8=0.18, w64=0.2, w256=0.3) == 512
+    assert chunk(w8=0.18, w64=0.2, w256=0.3, w512=1.1) == 256, "too long a step is not tried again"
+
+
+def test_long_chunks_are_cut_into_submits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def submits(n_rows: int, **seconds: float) -> int:
+        monkeypatch.setattr(engine, "_chunk_s", {int(width[1:]): s for width, s in seconds.items()})
+        return engine._n_submits(n_rows)
+
+    monkeypatch.setattr(engine, "_longest_submit_s", 0.1)
+    assert submits(8) == 1, "nothing is known"
+    assert submits(8, w8=0.09) == 1
+    assert submits(8, w8=0.11) == 2
+    assert submits(60, w8=0.11, w64=0.5) == 8
+    assert submits(200, w8=0.1) == 32, "a linear guess from what is known"
+    assert submits(8, w8=1000.0) == 64
 
 
 class FakeDeviceTime:
@@ -192,10 +207,12 @@ class FakeDeviceTime:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, row_s: float) -> None:
         self.now_s, self.row_s = 1000.0, row_s
         self.chunks: list[int] = []
+        self.n_submits: list[int] = []
         submit, wait = Program.submit, Program.wait
 
-        def counted(program: Program, rows: Sequence[Row], *rest: object, **options: object) -> Submitted:
+        def counted(program: Program, rows: Sequence[Row], *rest: object, **options: Any) -> Submitted:
             self.chunks.append(len(rows))
+            self.n_submits.append(options.get("n_submits", 1))
             return submit(program, rows, *rest, **options)
 
         def waited(program: Program, step: Submitted) -> None:
@@ -211,31 +228,37 @@ class FakeDeviceTime:
 
 def test_a_submit_that_takes_too_long_shortens_the_next_ones(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     time = FakeDeviceTime(monkeypatch, row_s=0.0001)
-    monkeypatch.setattr(engine, "_longest_chunk_s", 0.1)
+    monkeypatch.setattr(engine, "_longest_submit_s", 0.1)
     answers = []
 
     def chunks(known: dict[int, float]) -> list[int]:
         run(engine, PROMPT[::-1], temperature=0, max_tokens=1)
         monkeypatch.setattr(engine, "_chunk_s", known)
         time.chunks.clear()
+        time.n_submits.clear()
         answers.append(tokens(run(engine, PROMPT * 10, temperature=0, max_tokens=1)))
         return time.chunks
 
     assert chunks({8: 0.0008, 64: 0.0064}) == [200], "all at once, as nothing took long"
+    assert time.n_submits == [1]
     time.row_s = 0.005  # the device has slowed down to a fiftieth: 64 rows take 320 ms
-    assert chunks({8: 0.0008, 64: 0.0064, 256: 1.0}) == [64] + [8] * 17, "one submit too long, and none after it"
-    assert answers[0] == answers[1]
+    assert chunks({8: 0.0008, 64: 0.0064, 256: 1.1}) == [64, 64, 64, 8]
+    assert time.n_submits == [1, 4, 4, 1], "one submit too long, and none after it"
+    time.row_s = 0.05  # 64 rows take 3.2 s, which is too long for a cancel
+    assert chunks({8: 0.04, 64: 0.32, 256: 1.1}) == [64] + [8] * 17
+    assert answers[0] == answers[1] == answers[2]
 
 
 def test_the_longest_submit_can_be_set(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VKLLM_SUBMIT_MS", raising=False)
-    assert engine_module.longest_chunk_s() == 0.1
+    assert engine_module.longest_submit_s() == 0.1
     monkeypatch.setenv("VKLLM_SUBMIT_MS", " 25 ")
-    assert engine_module.longest_chunk_s() == 0.025
-    monkeypatch.setattr(engine, "_chunk_s", {8: 0.018})
-    assert engine._chunk_rows() == 64
-    monkeypatch.setattr(engine, "_longest_chunk_s", 0.025)
-    assert engine._chunk_rows() == 8
+    assert engine_module.longest_submit_s() == 0.025
+    monkeypatch.setattr(engine, "_chunk_s", {8: 0.09})
+    monkeypatch.setattr(engine, "_longest_submit_s", 0.1)
+    assert engine._n_submits(8) == 1
+    monkeypatch.setattr(engine, "_longest_submit_s", 0.025)
+    assert engine._n_submits(8) == 4
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "nan", "inf", "soon", "1e9", "0.1", "100 ms"])

@@ -97,6 +97,16 @@ def test_chunks_of_any_length_give_the_very_same_logits(case: tuple) -> None:
         assert np.array_equal(logits_of(program, tokens, chunk), whole), chunk
 
 
+@pytest.mark.parametrize("n_submits", [2, 7, 64])
+def test_a_step_in_several_submits_gives_the_very_same_logits(case: tuple, n_submits: int) -> None:
+    program, _ = case
+    rows = [Row(3 * i, i) for i in range(20)]
+    whole, cut = (program.submit(rows, [0], "logits", is_prompt=True, n_submits=n) for n in (1, n_submits))
+    assert np.array_equal(program.logits(whole), program.logits(cut))
+    whole, cut = (program.submit([Row(1, 20)], [0], "logits", n_submits=n) for n in (1, n_submits))
+    assert np.array_equal(program.logits(whole), program.logits(cut))
+
+
 def test_the_gpu_feeds_its_own_choice_into_the_next_step(case: tuple) -> None:
     program, _ = case
     table = [0]

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from vkllm.gpu.kernels import ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_ROWS, TOP_K, TOP_LOGITS
+from vkllm.gpu.kernels import ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS, MAX_ROWS, TOP_K, TOP_LOGITS
 from vkllm.gpu.step import HEADER_WORDS
 
 SHADERS = Path(__file__).parents[2] / "shaders"
@@ -46,6 +46,7 @@ def test_constants_agree_with_the_shaders() -> None:
         assert f"#define MAX_ROWS {MAX_ROWS}\n" in text
         assert f"#define KV_BLOCK {KV_BLOCK}\n" in text or source == "begin_step.comp"
     assert f"#define PIECE {ATTENTION_PIECE} " in (SHADERS / "attention_fused.comp").read_text()
+    assert f"#define MAX_PARTS {MAX_PARTS}\n" in (SHADERS / "attention_fused.comp").read_text()
     assert f"#define LINK_WORDS {LINK_WORDS} " in (SHADERS / "lib" / "chain.glsl").read_text()
     assert f"#define HEADER_WORDS {HEADER_WORDS}\n" in (SHADERS / "begin_step.comp").read_text()
     largest = (SHADERS / "lib" / "largest.glsl").read_text()

@@ -36,7 +36,7 @@ from vkllm.gpu.bandwidth import read_bandwidth
 from vkllm.gpu.device import Device
 from vkllm.gpu.kernel_times import step_times
 from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
-from vkllm.gpu.program import WIDTHS, Program, Result, Submitted
+from vkllm.gpu.program import WIDTHS, Program, Result, Submitted, step_width
 from vkllm.gpu.scoring import Scorer
 from vkllm.gpu.step import Row
 from vkllm.gpu.step_times import StepTimes
@@ -46,18 +46,21 @@ from vkllm.gpu.tuning_search import Trial
 IN_FLIGHT = 3
 """Decode steps that run ahead of the token that was read last."""
 
-CHUNK_S = 0.1
-"""How long a chunk of a prompt may keep the GPU: longer submits get small GPUs reset and delay a cancel.
+CHUNK_S = 1.0
+"""How long a chunk of a prompt may take: a cancel waits for its end."""
 
-VKLLM_SUBMIT_MS says otherwise. A step of one token cannot be cut, however long it takes.
-"""
+SUBMIT_S = 0.1
+"""How long a submit may keep the GPU: longer ones get small GPUs reset and make a screen stutter. Chunks that take
+longer are cut into several. VKLLM_SUBMIT_MS says otherwise. A step of one token is never cut, however long it takes."""
+
+MOST_SUBMITS = 64
 
 
-def longest_chunk_s() -> float:
-    """CHUNK_S, or what VKLLM_SUBMIT_MS says. Raises InvalidParameter."""
+def longest_submit_s() -> float:
+    """SUBMIT_S, or what VKLLM_SUBMIT_MS says. Raises InvalidParameter."""
     text = os.environ.get("VKLLM_SUBMIT_MS", "").strip()
     try:
-        seconds = float(text) / 1000 if text else CHUNK_S
+        seconds = float(text) / 1000 if text else SUBMIT_S
     except ValueError:
         seconds = 0.0
     if not 0.001 <= seconds <= 10:
@@ -122,7 +125,7 @@ class Engine:
             if on_progress is not None:
                 on_progress(min(done, total), total)
 
-        self._longest_chunk_s = longest_chunk_s()
+        self._longest_submit_s = longest_submit_s()
         self._device = Device(config.device)
         self.device_name = self._device.info.name
         with ExitStack() as undo, self._told(f"loading {config.path.name}"):
@@ -291,7 +294,7 @@ class Engine:
         self._doing = f"running {len(token_ids)} tokens of a prompt from position {start} on"
         rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
         table = self._cache.block_table(start + len(rows))
-        step = self._program.submit(rows, table, "none", is_prompt=True)
+        step = self._program.submit(rows, table, "none", is_prompt=True, n_submits=self._n_submits(len(rows)))
         self._program.wait(step)
         self._chunk_s[len(rows)] = time.perf_counter() - step.submitted_s
 
@@ -310,7 +313,7 @@ class Engine:
         return [*events, self._finish(run, "length")] if end == len(prompt) - 1 else events
 
     def _chunk_rows(self) -> int:
-        """Rows of the next chunk: the widest step that is known, or may be expected, to take longest_chunk_s at most.
+        """Rows of the next chunk: the widest step that is known, or may be expected, to take CHUNK_S at most.
 
         Wider steps take less time a row, so one of twice that by a linear guess is tried. A step that took longer is
         not tried again, so the next chunks are shorter.
@@ -318,10 +321,20 @@ class Engine:
         best = WIDTHS[1]
         for width in WIDTHS[2:]:
             expected = self._chunk_s[best] * width / best / 2 if best in self._chunk_s else math.inf
-            if self._chunk_s.get(width, expected) > self._longest_chunk_s:
+            if self._chunk_s.get(width, expected) > CHUNK_S:
                 break
             best = width
         return best
+
+    def _n_submits(self, n_rows: int) -> int:
+        """Submits that a chunk is cut into: a power of two, so that each takes about the longest submit at most."""
+        width = step_width(n_rows, is_prompt=True)
+        known = [w for w in WIDTHS[1:] if w <= width and w in self._chunk_s]
+        expected_s = self._chunk_s[known[-1]] * width / known[-1] if known else 0.0
+        n_submits = 1
+        while expected_s / n_submits > self._longest_submit_s and n_submits < MOST_SUBMITS:
+            n_submits *= 2
+        return n_submits
 
     def _submit(self, run: _Run, token_ids: Sequence[int | None], *, is_prompt: bool = False) -> None:
         """Submits a step that continues the sequence and chooses a token."""
@@ -331,7 +344,9 @@ class Engine:
         rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
         table = self._cache.block_table(start + len(rows))
         draw = run.sampler.next_draw() if run.result == "sampled" else None
-        run.in_flight.append(self._program.submit(rows, table, run.result, is_prompt=is_prompt, draw=draw))
+        n_submits = self._n_submits(len(rows)) if is_prompt else 1
+        step = self._program.submit(rows, table, run.result, is_prompt=is_prompt, draw=draw, n_submits=n_submits)
+        run.in_flight.append(step)
 
     def _decode(self, run: _Run) -> list[Event]:
         """Reads the next token."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from vkllm.formats.quants import weight_format
 from vkllm.gpu.device import Buffer, Device, Dispatch
-from vkllm.gpu.kernels import ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS
+from vkllm.gpu.kernels import ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS
 from vkllm.gpu.model_buffers import ModelBuffers
 from vkllm.gpu.operations import Operations, cache_constants, heads_together, lanes_of_key
 from vkllm.gpu.tuning import DecodeTuning
@@ -67,7 +67,7 @@ class Decode:
         self.chain = device.buffer(-(-_arrivals(spec, spec.n_layers) // 4) * 4)
         n_pieces = -(-buffers.n_blocks * KV_BLOCK // ATTENTION_PIECE)
         self._heads = heads_together(spec.n_heads // spec.n_kv_heads)
-        self._n_parts = min(n_pieces, max(tuning.attention_groups * self._heads // spec.n_heads, 1))
+        self._n_parts = min(n_pieces, max(tuning.attention_groups * self._heads // spec.n_heads, 1), MAX_PARTS)
         self._partials = device.buffer(spec.n_heads * self._n_parts * (spec.head_dim + 2))
 
     def dispatches(self, ops: Sequence[Op]) -> list[Dispatch]:

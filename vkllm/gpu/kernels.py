@@ -29,6 +29,9 @@ TOP_LOGITS = 2048
 ATTENTION_PIECE = 64
 """Cached tokens that are worth a workgroup of `attention_fused`; `PIECE` in its shader."""
 
+MAX_PARTS = 128
+"""Most parts that `attention_fused` cuts the context into; `MAX_PARTS` in its shader."""
+
 LINK_WORDS = 8
 """Words of a link of a chain; `LINK_WORDS` in shaders/lib/chain.glsl."""
 

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -90,9 +91,9 @@ class Program:
         self.moved_bytes = self._buffers.moved_bytes
         self.n_blocks = self._buffers.n_blocks
         self._logits = self._buffers.activations["logits"].values
-        self._recordings: dict[tuple[int, Result, int], Recording] = {}
+        self._recordings: dict[tuple[int, Result, int, int], list[Recording]] = {}
         # what the last two choices recorded: choices that are tried in turn share the pipelines
-        self._earlier: deque[dict[tuple[int, Result, int], Recording]] = deque(maxlen=2)
+        self._earlier: deque[dict[tuple[int, Result, int, int], list[Recording]]] = deque(maxlen=2)
         self._slot_tickets = [0] * N_SLOTS
         self._turn = 0
         self.use(kept_choice(info, self.kind) or tuning(info))
@@ -117,22 +118,25 @@ class Program:
         *,
         is_prompt: bool = False,
         draw: Draw | None = None,
+        n_submits: int = 1,
     ) -> Submitted:
         """Submits a step of one sequence and returns at once.
 
         is_prompt: rows of a prompt, which are computed alike however they are cut into steps.
         result: what to make of the last row: "token" chooses the likeliest on the GPU, "sampled" draws one there
-        as `draw` says, "logits" brings all to the host. At most N_SLOTS steps are in flight; one more waits for the
-        oldest.
+        as `draw` says, "logits" brings all to the host. n_submits: pieces of about as many layers that the step is cut
+        into, each a submit. At most N_SLOTS steps are in flight; one more waits for the oldest.
         """
         assert (draw is not None and 0 < draw.top_k <= TOP_K) if result == "sampled" else draw is None
         width = step_width(len(rows), is_prompt=is_prompt)
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
-        recording = self._recording(width, result, slot)
+        recordings = self._recordings_of(width, result, slot, n_submits)
         self.device.wait(self._slot_tickets[slot])
         self._slots.write(slot, rows, block_table, draw)
-        self._slot_tickets[slot] = self.device.submit(recording)
-        return Submitted(self._slot_tickets[slot], slot, time.perf_counter())
+        submitted_s = time.perf_counter()
+        for recording in recordings:
+            self._slot_tickets[slot] = self.device.submit(recording)
+        return Submitted(self._slot_tickets[slot], slot, submitted_s)
 
     def wait(self, submitted: Submitted) -> None:
         """Waits for a step."""
@@ -167,10 +171,12 @@ class Program:
                 dispatches += [d for op in head(self.spec) for d in self.operations.of(op, 1)]
         return dispatches if result == "none" else dispatches + self._result(result, slot)
 
-    def _recording(self, width: int, result: Result, slot: int) -> Recording:
-        key = (width, result, slot)
+    def _recordings_of(self, width: int, result: Result, slot: int, n_submits: int) -> list[Recording]:
+        key = (width, result, slot, n_submits)
         if key not in self._recordings:
-            self._recordings[key] = self.device.record(self.dispatches(width, result, slot))
+            dispatches = self.dispatches(width, result, slot)
+            cuts = [len(dispatches) * i // n_submits for i in range(n_submits + 1)]
+            self._recordings[key] = [self.device.record(dispatches[i:j]) for i, j in pairwise(cuts)]
         return self._recordings[key]
 
     def _begin_step(self, slot: int) -> Dispatch:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vkllm.formats.gguf import TensorInfo
+from vkllm.gpu.kernels import MAX_PARTS
 from vkllm.gpu.operations import heads_together, lanes_of_key
 from vkllm.gpu.probe import DeviceInfo
 from vkllm.gpu.tuning import NVIDIA, Tuning, tuning
@@ -120,7 +121,8 @@ def _attention_bytes(choices: Tuning, info: DeviceInfo, kind: ModelKind) -> tupl
     lanes = lanes_of_key(kind.head_dim, info.subgroup_size)
 
     def online_softmax(size: int, n_queries: int) -> int:
-        return 4 * (size // lanes) * n_queries * (kind.head_dim + 2) + 4 * n_queries * kind.head_dim
+        return 4 * (size // lanes) * n_queries * (kind.head_dim + 3) + 4 * n_queries * kind.head_dim
 
-    fused = online_softmax(choices.decode.attention_size, heads) + 4 * kind.head_dim + 16
+    parts = 12 * heads * MAX_PARTS
+    fused = online_softmax(choices.decode.attention_size, heads) + 4 * kind.head_dim + parts + 16
     return online_softmax(choices.attention_size, queries), fused

@@ -19,8 +19,11 @@ from vkllm.formats.quants import Format, weight_format
 from vkllm.gpu.device import Buffer, Device, Dispatch
 from vkllm.gpu.kernels import KERNELS
 
-STAGING_WORDS = 8 * 1024 * 1024
-N_STAGING = 3
+STAGING_WORDS = 6 * 1024 * 1024
+N_STAGING = 4
+N_READERS = 2
+"""Threads that fill a staging buffer; one copies about 2 GB/s."""
+
 LOCAL_SIZE = 64
 GROUPS = 1024
 
@@ -69,7 +72,7 @@ class _Staging:
         assert buffer.words is not None
         self.buffer = buffer
         self.bytes: Bytes = buffer.words.view(np.uint8)
-        self.reading: Future[None] | None = None
+        self.reading: list[Future[None]] = []
         self.use: Callable[[Buffer], Dispatch] | None = None
         self.ticket = 0
         self.in_flight: object = None  # what must live until the ticket is done
@@ -83,7 +86,7 @@ class Uploader:
         self._on_bytes = on_bytes
         self._staging = [_Staging(device.buffer(STAGING_WORDS, tier="host")) for _ in range(N_STAGING)]
         self._turn = 0
-        self._pool = ThreadPoolExecutor(N_STAGING, "vkllm-read")
+        self._pool = ThreadPoolExecutor(N_STAGING * N_READERS, "vkllm-read")
         self._files: dict[Path, int] = {}
 
     def matrix(self, tensors: Sequence[Tensor], allocate: Callable[[int], Buffer]) -> WeightPlanes:
@@ -111,8 +114,8 @@ class Uploader:
         for start in range(0, len(raw), 4 * STAGING_WORDS):
             part = raw[start : start + 4 * STAGING_WORDS]
 
-            def fill(staging: Bytes, part: Bytes = part) -> None:
-                staging[: len(part)] = part
+            def fill(target: Bytes, first: int, part: Bytes = part) -> None:
+                target[:] = part[first : first + len(target)]
 
             def use(staging: Buffer, start: int = start, n_bytes: int = len(part)) -> Dispatch:
                 return self._copy(staging, target, n_bytes // 4, start // 4)
@@ -141,8 +144,8 @@ class Uploader:
             n_bytes = min(chunk_bytes, tensor.n_bytes - start)
             file, offset = self._file(tensor), tensor.offset + start
 
-            def fill(staging: Bytes, file: int = file, offset: int = offset, n_bytes: int = n_bytes) -> None:
-                read_range(tensor.path, tensor.name, file, offset, staging[:n_bytes])
+            def fill(target: Bytes, first: int, file: int = file, offset: int = offset) -> None:
+                read_range(tensor.path, tensor.name, file, offset + first, target)
 
             def use(
                 staging: Buffer, unit: int = first_unit + start // fmt.unit_bytes, n_bytes: int = n_bytes
@@ -161,24 +164,33 @@ class Uploader:
 
             self._stage(n_bytes, fill, use)
 
-    def _stage(self, n_bytes: int, fill: Callable[[Bytes], None], use: Callable[[Buffer], Dispatch]) -> None:
-        """Has the next staging buffer filled in the background, for a dispatch that follows when it is full."""
+    def _stage(self, n_bytes: int, fill: Callable[[Bytes, int], None], use: Callable[[Buffer], Dispatch]) -> None:
+        """Has the next staging buffer filled in the background, for a dispatch that follows when it is full.
+
+        fill(target, first) writes the bytes of the chunk from `first` on.
+        """
         staging, self._turn = self._staging[self._turn], (self._turn + 1) % N_STAGING
         self._flush(staging)
         self._device.wait(staging.ticket)
-        staging.reading, staging.use = self._pool.submit(fill, staging.bytes), use
+        part = -(-n_bytes // N_READERS)
+        staging.reading = [
+            self._pool.submit(fill, staging.bytes[first : min(first + part, n_bytes)], first)
+            for first in range(0, n_bytes, part)
+        ]
+        staging.use = use
         self._on_bytes(n_bytes)
 
     def _flush(self, staging: _Staging) -> None:
         """Submits what reads a staging buffer, once it is full. Chunks write different parts, so need no order."""
-        if staging.reading is None or staging.use is None:
+        if staging.use is None:
             return
-        staging.reading.result()
+        for reading in staging.reading:
+            reading.result()
         dispatch = staging.use(staging.buffer)
         recording = self._device.record([dispatch])
         staging.ticket = self._device.submit(recording)
         staging.in_flight = (recording, dispatch)
-        staging.reading = staging.use = None
+        staging.use = None
 
     def _file(self, tensor: Tensor) -> int:
         if tensor.path not in self._files:
