@@ -11,10 +11,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from vkllm.gpu.probe import DeviceInfo, DeviceType
-from vkllm.model.limits import DeviceKind, DeviceLimits, HeapLimits, Speeds, assumed_speeds, limits_of_heaps
+from vkllm.gpu.tuning import NVIDIA
+from vkllm.model.limits import (
+    CHAINED_LAYER_S,
+    DeviceKind,
+    DeviceLimits,
+    HeapLimits,
+    Speeds,
+    assumed_speeds,
+    limits_of_heaps,
+)
 from vkllm.resources import cache_dir
 
 HOST_RESERVE_BYTES = 2 * 2**30
@@ -37,7 +47,7 @@ def device_limits(info: DeviceInfo, speeds: Speeds | None = None) -> DeviceLimit
         max_binding_bytes=info.max_binding_bytes,
         max_allocation_bytes=info.max_allocation_bytes,
         host_bytes=available_host_bytes(),
-        speeds=speeds or assumed_speeds(kind, os.cpu_count() or 1),
+        speeds=speeds or _assumed(info),
     )
 
 
@@ -56,9 +66,8 @@ def measured_speeds(info: DeviceInfo) -> Speeds:
 
     A driver on the CPU is bound by arithmetic, so its speed is assumed too.
     """
-    kind = _KINDS.get(info.type, "discrete")
-    speeds = assumed_speeds(kind, os.cpu_count() or 1)
-    if kind == "cpu":
+    speeds = _assumed(info)
+    if info.type == "cpu":
         return speeds
     path = cache_dir() / "bandwidth.json"
     key = f"{info.name} ({info.device_id:#x}), {info.driver_name} {info.driver_version}"
@@ -70,7 +79,12 @@ def measured_speeds(info: DeviceInfo) -> Speeds:
         known[key] = measured
         _keep(path, known)
     local, host = known[key]
-    return Speeds(local_bytes_per_s=local, host_bytes_per_s=host, is_measured=True)
+    return replace(speeds, local_bytes_per_s=local, host_bytes_per_s=host, is_measured=True)
+
+
+def _assumed(info: DeviceInfo) -> Speeds:
+    speeds = assumed_speeds(_KINDS.get(info.type, "discrete"), os.cpu_count() or 1)
+    return replace(speeds, layer_s=CHAINED_LAYER_S) if info.vendor_id == NVIDIA else speeds
 
 
 def _known(path: Path) -> dict[str, tuple[float, float]]:

@@ -23,7 +23,10 @@ backend on Radeons, to a tenth on seven of eight (docs/machines.md)."""
 
 LAYER_S = 36e-6
 """Seconds that a decode step spends on a layer besides reading: starting, waiting for and draining its dispatches.
-What the speeds measured on an H100 leave beside its read bandwidth is 33 to 43 us (docs/performance.md)."""
+What speeds measured on an H100 with barriers left beside its read bandwidth was 33 to 43 us (docs/performance.md)."""
+
+CHAINED_LAYER_S = 18e-6
+"""The same where dispatches wait for each other in the shader, which is on NVIDIA: fitted to the H100's 7B Q4_0."""
 
 PCIE_BYTES_PER_S = 25e9
 """What a card reads of system memory over PCIe 4 x16."""
