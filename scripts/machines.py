@@ -12,11 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from vkllm.errors import OutOfDeviceMemory  # noqa: E402
-from vkllm.formats.gguf import TensorInfo  # noqa: E402
-from vkllm.gpu.kernels import MAX_ROWS  # noqa: E402
-from vkllm.gpu.model_buffers import HEAD_ROWS  # noqa: E402
-from vkllm.model.limits import (  # noqa: E402
+from vkllm.errors import OutOfDeviceMemory
+from vkllm.formats.gguf import TensorInfo
+from vkllm.gpu.kernels import MAX_ROWS
+from vkllm.gpu.model_buffers import HEAD_ROWS
+from vkllm.model.limits import (
     CHAINED_LAYER_S,
     CPU_CORE_BYTES_PER_S,
     LAYER_S,
@@ -28,8 +28,8 @@ from vkllm.model.limits import (  # noqa: E402
     Speeds,
     limits_of_heaps,
 )
-from vkllm.model.plan import MemoryPlan, PlanOptions, plan  # noqa: E402
-from vkllm.model.spec import ModelSpec, expected_shapes  # noqa: E402
+from vkllm.model.plan import MemoryPlan, PlanOptions, plan
+from vkllm.model.spec import ModelSpec, expected_shapes
 
 PAGE = Path(__file__).parents[1] / "docs" / "machines.md"
 GIB = 2**30
