@@ -1,5 +1,7 @@
 """split_planes and copy_words against numpy, and the uploader over several chunks."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from kernel_case import filled, poisoned, words
@@ -44,22 +46,28 @@ def test_split_planes(device: Device, fmt: str, n_blocks: int) -> None:
 
 
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
-def test_stacked_tensors_in_several_chunks(device: Device, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stacked_tensors_in_several_chunks(
+    device: Device, fmt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(weights, "STAGING_WORDS", 300)
     rng = np.random.default_rng(0)
     columns = 3 * weight_format(fmt).block
     parts = [rng.normal(0, 1, (rows, columns)).astype(np.float32) for rows in (26, 14)]
     raws = [quantized(part, fmt) for part in parts]
+    path = tmp_path / "tensors"
+    path.write_bytes(b"before " + b"".join(raw.tobytes() for raw in raws))
+    offsets = (7, 7 + raws[0].nbytes)
     n_copied = []
     uploader = weights.Uploader(device, n_copied.append)
-    planes = uploader.matrix([weights.Tensor(raw, fmt, part.shape) for raw, part in zip(raws, parts, strict=True)])
+    tensors = [weights.Tensor("one", path, at, fmt, part.shape) for at, part in zip(offsets, parts, strict=True)]
+    planes = uploader.matrix(tensors, device.buffer)
     uploader.finish()
     quants, scales = split_planes(np.concatenate(raws), fmt)
     assert (planes.n_rows, planes.n_columns, planes.format) == (40, columns, fmt)
     assert np.array_equal(read_back(device, planes.quants, len(quants)), quants)
     if weight_format(fmt).is_quantized:
         assert np.array_equal(read_back(device, planes.scales, len(scales)), scales)
-    assert sum(n_copied) == sum(len(raw) for raw in raws) and len(n_copied) > 2
+    assert sum(n_copied) == sum(raw.nbytes for raw in raws) and len(n_copied) > 2
 
 
 def test_a_step_reaches_the_device_with_the_token_of_the_last_one(device: Device) -> None:
@@ -68,10 +76,15 @@ def test_a_step_reaches_the_device_with_the_token_of_the_last_one(device: Device
     slots = StepSlots(device, 2, 5)
     slots.write(1, [Row(11, 40), Row(None, 41)], [3, 1, 4], Draw(5, 6, 7, 1.0, 9))
     next_token = filled(device, np.array([77, 0, 0, 0], np.uint32))
+    chain = filled(device, np.full(300, 7, np.uint32))
     begin = device.dispatch(
-        KERNELS["begin_step"], (slots.buffer, next_token, slots.on_device), constants=(64,), push=(slots.slot_words,)
+        KERNELS["begin_step"],
+        (slots.buffer, next_token, slots.on_device, chain),
+        constants=(64, 296),
+        push=(slots.slot_words,),
     )
     device.run([begin])
+    assert list(words(chain, (300,))) == [0] * 296 + [7] * 4
     got = read_back(device, slots.on_device, slots.slot_words)
     assert list(got[:7]) == [2, 3, 5, 6, 7, 0x3F800000, 9]
     rows = got[HEADER_WORDS : HEADER_WORDS + 8].reshape(2, 4)
