@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from vkllm.engine.process import EngineProcess
 from vkllm.engine.request import (
@@ -36,8 +36,8 @@ from vkllm.engine.request import (
     TuningTrial,
 )
 from vkllm.errors import ContextOverflow, InvalidParameter, ModelFileError
-from vkllm.formats.gguf import ModelFile
-from vkllm.generation import Generation, Stream
+from vkllm.formats.gguf import ModelFile, main_format
+from vkllm.generation import Generation, SamplingOptions, Stream
 from vkllm.model.plan import MemoryPlan, PlanOptions
 from vkllm.model.spec import model_spec
 from vkllm.store import find_model
@@ -53,26 +53,6 @@ if TYPE_CHECKING:
 DEFAULT_N_CTX = 4096
 
 Message = Mapping[str, Any]
-
-
-class SamplingOptions(TypedDict, total=False):
-    """The fields of `SamplingParams`, as keyword arguments; `stop` may also be one string."""
-
-    max_tokens: int | None
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    penalty_window: int
-    seed: int | None
-    stop: str | Sequence[str]
-    stop_token_ids: Sequence[int]
-    ignore_eos: bool
-    logprobs: int | None
-    context_shift: bool
 
 
 class LLM:
@@ -116,7 +96,7 @@ class LLM:
                 f"{self.spec.n_vocab} rows; the file is damaged"
             )
         self.tensors = file.tensors
-        self.quantization = _quantization(file)
+        self.quantization = main_format(file.tensors)
         self._template = ChatTemplate.from_gguf(file.metadata, self.tokenizer)
         self._defaults = SamplingParams(seed=seed)
         self._request_ids = itertools.count(1)
@@ -408,11 +388,3 @@ def _context(n_ctx: int | None, n_ctx_train: int) -> int:
             "and 0 takes the longest that fits"
         )
     return n_ctx
-
-
-def _quantization(file: ModelFile) -> str:
-    """The format that holds most of the file's bytes, such as "Q4_1"."""
-    n_bytes: dict[str, int] = {}
-    for tensor in file.tensors.values():
-        n_bytes[tensor.format] = n_bytes.get(tensor.format, 0) + tensor.n_bytes
-    return max(n_bytes, key=lambda name: n_bytes[name])

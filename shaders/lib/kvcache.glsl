@@ -14,16 +14,23 @@ const uint EIGHTS = HEAD_DIM / 8;
 const uint F16_WORDS = KV_BLOCK * HEAD_DIM / 2; // of a unit
 const uint Q8_0_WORDS = KV_BLOCK * (HEAD_DIM / 4 + HEAD_DIM / 32);
 
+// where a row's words lie: of float16, of bytes (both from values 4 * four on), and the scale of values 32 * block on
+uint half_word(uint unit, uint row, uint four) { return unit * F16_WORDS + row * (HEAD_DIM / 2) + 2 * four; }
+uint byte_word(uint unit, uint row, uint four) { return unit * Q8_0_WORDS + row * (HEAD_DIM / 4) + four; }
+uint scale_word(uint unit, uint row, uint block) {
+  return unit * Q8_0_WORDS + KV_BLOCK * (HEAD_DIM / 4) + row * (HEAD_DIM / 32) + block;
+}
+
 uvec4 load_key(uint unit, uint row, uint eight) {
   if (K_Q8_0 == 0) return k_fours[unit * (F16_WORDS / 4) + row * EIGHTS + eight];
   uvec2 bytes = k_twos[unit * (Q8_0_WORDS / 2) + row * EIGHTS + eight];
-  return uvec4(bytes, k_cache[unit * Q8_0_WORDS + KV_BLOCK * (HEAD_DIM / 4) + row * (HEAD_DIM / 32) + eight / 4], 0);
+  return uvec4(bytes, k_cache[scale_word(unit, row, eight / 4)], 0);
 }
 
 uvec4 load_value(uint unit, uint row, uint eight) {
   if (V_Q8_0 == 0) return v_fours[unit * (F16_WORDS / 4) + row * EIGHTS + eight];
   uvec2 bytes = v_twos[unit * (Q8_0_WORDS / 2) + row * EIGHTS + eight];
-  return uvec4(bytes, v_cache[unit * Q8_0_WORDS + KV_BLOCK * (HEAD_DIM / 4) + row * (HEAD_DIM / 32) + eight / 4], 0);
+  return uvec4(bytes, v_cache[scale_word(unit, row, eight / 4)], 0);
 }
 
 vec4 four_bytes(uint word) {
@@ -54,20 +61,20 @@ uvec2 cached_four(vec4 v, uint is_q8_0) {
 // stores values 4 * four to 4 * four + 3 of a row
 void store_key(uint unit, uint row, uint four, uvec2 cached) {
   if (K_Q8_0 == 0) {
-    k_cache[unit * F16_WORDS + row * (HEAD_DIM / 2) + 2 * four] = cached.x;
-    k_cache[unit * F16_WORDS + row * (HEAD_DIM / 2) + 2 * four + 1] = cached.y;
+    k_cache[half_word(unit, row, four)] = cached.x;
+    k_cache[half_word(unit, row, four) + 1] = cached.y;
   } else {
-    k_cache[unit * Q8_0_WORDS + row * (HEAD_DIM / 4) + four] = cached.x;
-    if (four % 8 == 0) k_cache[unit * Q8_0_WORDS + KV_BLOCK * (HEAD_DIM / 4) + row * (HEAD_DIM / 32) + four / 8] = cached.y;
+    k_cache[byte_word(unit, row, four)] = cached.x;
+    if (four % 8 == 0) k_cache[scale_word(unit, row, four / 8)] = cached.y;
   }
 }
 
 void store_value(uint unit, uint row, uint four, uvec2 cached) {
   if (V_Q8_0 == 0) {
-    v_cache[unit * F16_WORDS + row * (HEAD_DIM / 2) + 2 * four] = cached.x;
-    v_cache[unit * F16_WORDS + row * (HEAD_DIM / 2) + 2 * four + 1] = cached.y;
+    v_cache[half_word(unit, row, four)] = cached.x;
+    v_cache[half_word(unit, row, four) + 1] = cached.y;
   } else {
-    v_cache[unit * Q8_0_WORDS + row * (HEAD_DIM / 4) + four] = cached.x;
-    if (four % 8 == 0) v_cache[unit * Q8_0_WORDS + KV_BLOCK * (HEAD_DIM / 4) + row * (HEAD_DIM / 32) + four / 8] = cached.y;
+    v_cache[byte_word(unit, row, four)] = cached.x;
+    if (four % 8 == 0) v_cache[scale_word(unit, row, four / 8)] = cached.y;
   }
 }

@@ -249,6 +249,15 @@ def test_a_submit_that_takes_too_long_shortens_the_next_ones(engine: Engine, mon
     assert answers[0] == answers[1] == answers[2]
 
 
+def test_a_slow_device_does_not_start_later_to_learn_of_wide_chunks(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = FakeDeviceTime(monkeypatch, row_s=0.025)
+    slow = Engine(engine_config(engine.path, TINY_SPEC))
+    assert max(time.chunks) == 8 and slow._chunk_rows() == 64, "found by the first long prompt"
+    slow.close()
+
+
 def test_the_longest_submit_can_be_set(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VKLLM_SUBMIT_MS", raising=False)
     assert engine_module.longest_submit_s() == 0.1

@@ -130,3 +130,12 @@ def test_a_model_in_two_memories_is_shown_so(card: DeviceInfo, tiny_gguf: Path) 
 def test_the_default_context_is_that_of_run_and_0_the_longest(card: DeviceInfo, tiny_gguf: Path) -> None:
     assert plan_model(tiny_gguf).plan.n_ctx == plan_model(tiny_gguf, n_ctx=0).plan.n_ctx == 256
     assert plan_model(tiny_gguf, n_ctx=64).plan.n_ctx == 64
+
+
+def test_a_model_that_is_not_here_is_not_fetched_for_a_plan(command: Command) -> None:
+    done = command.run([*REAL, "plan", "llama-3.1-70b"])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"vkllm: error: llama-3\.1-70b is not on this machine; `vkllm pull llama-3\.1-70b` fetches it \(.+ GB\)\.\n",
+        done.stderr,
+    )

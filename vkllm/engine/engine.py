@@ -154,7 +154,10 @@ class Engine:
         table = self._cache.block_table(len(rows) + 1)
         self._program.wait(self._program.submit(rows, table, "sampled", is_prompt=True, draw=draw))
         self._program.wait(self._program.submit([Row(None, len(rows))], table, "token"))
-        while (width := self._chunk_rows()) not in self._chunk_s and width <= self._n_ctx:
+        # widths that need longer are found by the first prompts: a slow device should not start later for them
+        while (
+            (width := self._chunk_rows()) not in self._chunk_s and width <= self._n_ctx and self._n_submits(width) <= 2
+        ):
             self._run_chunk([0] * width, 0)
         self._device.save_pipelines()
 

@@ -292,6 +292,7 @@ def plan(
     from vkllm.faces.plan import print_plan
 
     with interruptible():
+        models.ensure_here(model)
         print_plan(
             model,
             loading(ctx_size, device, cache_type_k, cache_type_v, gpu_layers, vram_limit, ram_limit),

@@ -273,17 +273,14 @@ def _lines(fields: dict[str, Any]) -> Iterable[tuple[str, str]]:
 
 def _format(model: InstalledModel) -> str:
     """What the file's name says, or else the format that holds most of its bytes."""
-    from vkllm.formats.gguf import ModelFile
+    from vkllm.formats.gguf import ModelFile, main_format
 
     if model.quantization is not None:
         return model.quantization
     try:
-        n_bytes: dict[str, int] = {}
-        for tensor in ModelFile.open(model.paths[0]).tensors.values():
-            n_bytes[tensor.format] = n_bytes.get(tensor.format, 0) + tensor.n_bytes
+        return main_format(ModelFile.open(model.paths[0]).tensors) or "no tensors"
     except VkllmError:
         return "damaged"
-    return max(n_bytes, key=lambda name: n_bytes[name], default="no tensors")
 
 
 def _ago(then_s: float | None) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -23,7 +23,7 @@ from vkllm.errors import ModelFileError, ModelNotFound
 from vkllm.formats.gguf_header import Malformed, Reader, TensorInfo, check_header, tensor_table
 from vkllm.formats.splits import part_names
 
-__all__ = ["Metadata", "ModelFile", "TensorInfo", "read_range", "read_tensor", "unreadable"]
+__all__ = ["Metadata", "ModelFile", "TensorInfo", "main_format", "read_range", "read_tensor", "unreadable"]
 
 _INTEGERS = frozenset(
     {
@@ -188,6 +188,14 @@ class ModelFile:
             raise ModelFileError(f"{self.path}: the model has no tensor {name!r}; download the file again.")
         info = self.tensors[name]
         return self._data[info.path or self.path][info.offset : info.offset + info.n_bytes]
+
+
+def main_format(tensors: Mapping[str, TensorInfo]) -> str:
+    """The format that holds most of a model's bytes, such as "Q4_0"; empty without tensors."""
+    n_bytes: dict[str, int] = {}
+    for info in tensors.values():
+        n_bytes[info.format] = n_bytes.get(info.format, 0) + info.n_bytes
+    return max(n_bytes, key=n_bytes.__getitem__, default="")
 
 
 def read_tensor(path: Path, info: TensorInfo) -> npt.NDArray[np.uint8]:

@@ -79,12 +79,10 @@ class Decode:
         rest = list(ops)
         while rest:
             kinds = [op.kind for op in rest[:3]]
-            if kinds == ["rms_norm", "matvec", "swiglu"] and self._can_fuse(*rest[:2]) and self._is_one(rest[1]):
+            fuses_norm = kinds[:2] == ["rms_norm", "matvec"] and self._can_fuse(*rest[:2])
+            if fuses_norm and kinds[2:] == ["swiglu"] and self._is_one(rest[1]):
                 n = 3
-            elif (kinds[:2] == ["rms_norm", "matvec"] and self._can_fuse(*rest[:2])) or kinds[:2] == [
-                "rope",
-                "attention",
-            ]:
+            elif fuses_norm or kinds[:2] == ["rope", "attention"]:
                 n = 2
             else:
                 n = 1

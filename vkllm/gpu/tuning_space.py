@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vkllm.formats.gguf import TensorInfo
+from vkllm.formats.gguf import TensorInfo, main_format
 from vkllm.gpu.kernels import MAX_PARTS
 from vkllm.gpu.operations import heads_together, lanes_of_key
 from vkllm.gpu.probe import DeviceInfo
@@ -53,10 +53,7 @@ class ModelKind:
 
 def model_kind(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> ModelKind:
     """The kind of a model, by the format that most of its bytes have."""
-    n_bytes: dict[str, int] = {}
-    for info in tensors.values():
-        n_bytes[info.format] = n_bytes.get(info.format, 0) + info.n_bytes
-    return ModelKind(max(n_bytes, key=n_bytes.__getitem__), spec.n_heads // spec.n_kv_heads, spec.head_dim)
+    return ModelKind(main_format(tensors), spec.n_heads // spec.n_kv_heads, spec.head_dim)
 
 
 def value_of(choices: Tuning, field: str) -> int:

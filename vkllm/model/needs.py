@@ -23,6 +23,9 @@ CACHE_TOKENS = 32
 CONTEXT_PIECE = 64
 """Cached tokens that a workgroup of attention takes; `ATTENTION_PIECE` in gpu/kernels.py."""
 
+MOST_PIECES = 128
+"""Most workgroups that attention's context is cut into; `MAX_PARTS` in gpu/kernels.py."""
+
 Q16_BYTES = 72
 """Bytes of 32 activations in 16-bit integers: two planes of bytes and two scales."""
 
@@ -133,7 +136,7 @@ class Needs:
 
     def _context_buffers(self, n_ctx: int) -> dict[str, int]:
         spec = self.spec
-        n_pieces = -(-n_ctx // CONTEXT_PIECE)
+        n_pieces = min(-(-n_ctx // CONTEXT_PIECE), MOST_PIECES)
         return {
             "the table of rotations": 4 * whole_blocks(n_ctx) * spec.rope_dims,
             "the working memory of attention": 4 * spec.n_heads * n_pieces * (spec.head_dim + 2),

@@ -26,8 +26,9 @@ class Tmux:
     """One terminal of 80 by 24 on a server of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self._socket = str(folder / "tmux")
         self._folder = folder
+        self._n_servers = 0
+        self._socket = ""
 
     def run(self, *arguments: str) -> str:
         command = ["tmux", "-S", self._socket, "-f", "/dev/null", *arguments]
@@ -35,6 +36,8 @@ class Tmux:
 
     def start(self, command: list[str]) -> None:
         """Runs a command; when it has ended, its exit code is on the screen."""
+        self._n_servers += 1  # each on a socket of its own: a server that was told to end may still be ending
+        self._socket = str(self._folder / f"tmux{self._n_servers}")
         variables = {"VKLLM_DATA": str(self._folder), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "VKLLM_TMUX": "1"}
         line = shlex.join(["env", *(f"{name}={value}" for name, value in variables.items()), *command])
         self.run("new-session", "-d", "-x", "80", "-y", "24", "-s", "chat", f"{line}; echo exit code $?; exec cat")
