@@ -10,8 +10,10 @@ from model_specs import TINY_SPEC
 from random_model import engine_config, reference, write_random_model
 
 from vkllm.engine import engine as engine_module
+from vkllm.engine.chunks import ChunkLengths, longest_submit_s
 from vkllm.engine.engine import Engine
 from vkllm.engine.request import Event, Failed, Finished, Request, SamplingParams, Scores, Token
+from vkllm.engine.running import Run
 from vkllm.engine.sampler import Sampler
 from vkllm.errors import ContextOverflow, InvalidParameter, NoDevice
 from vkllm.gpu import program as program_module
@@ -66,7 +68,7 @@ def test_the_same_seed_gives_the_same_tokens_whatever_ran_before(
     options = {"temperature": 1.0, "seed": 5, "max_tokens": 20}
     first = tokens(run(engine, **options))
     run(engine, PROMPT[::-1], temperature=0, max_tokens=3)
-    monkeypatch.setattr(Engine, "_chunk_rows", lambda self: 3)
+    monkeypatch.setattr(ChunkLengths, "n_rows", lambda self: 3)
     assert tokens(run(engine, **options)) == first
     assert tokens(run(engine, **options | {"seed": 6})) != first
 
@@ -88,7 +90,7 @@ def test_the_same_text_however_many_steps_are_in_flight(engine: Engine, monkeypa
     answers, most = set(), []
     submit = Engine._submit
 
-    def counting(self: Engine, a_run: engine_module._Run, *rest: object, **options: bool) -> None:
+    def counting(self: Engine, a_run: Run, *rest: object, **options: bool) -> None:
         submit(self, a_run, *rest, **options)
         most[-1] = max(most[-1], len(a_run.in_flight))
 
@@ -176,8 +178,8 @@ def test_logprobs_are_those_of_the_reference(engine: Engine) -> None:
 
 def test_chunks_grow_while_they_stay_short(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def chunk(**seconds: float) -> int:
-        monkeypatch.setattr(engine, "_chunk_s", {int(width[1:]): s for width, s in seconds.items()})
-        return engine._chunk_rows()
+        monkeypatch.setattr(engine._lengths, "took_s", {int(width[1:]): s for width, s in seconds.items()})
+        return engine._lengths.n_rows()
 
     assert chunk() == 8
     assert chunk(w8=0.18) == 64, "a wider step is tried where even eight times as long would do"
@@ -189,10 +191,10 @@ def test_chunks_grow_while_they_stay_short(engine: Engine, monkeypatch: pytest.M
 
 def test_long_chunks_are_cut_into_submits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def submits(n_rows: int, **seconds: float) -> int:
-        monkeypatch.setattr(engine, "_chunk_s", {int(width[1:]): s for width, s in seconds.items()})
-        return engine._n_submits(n_rows)
+        monkeypatch.setattr(engine._lengths, "took_s", {int(width[1:]): s for width, s in seconds.items()})
+        return engine._lengths.n_submits(n_rows)
 
-    monkeypatch.setattr(engine, "_longest_submit_s", 0.1)
+    monkeypatch.setattr(engine._lengths, "longest_submit_s", 0.1)
     assert submits(8) == 1, "nothing is known"
     assert submits(8, w8=0.09) == 1
     assert submits(8, w8=0.11) == 2
@@ -228,12 +230,12 @@ class FakeDeviceTime:
 
 def test_a_submit_that_takes_too_long_shortens_the_next_ones(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     time = FakeDeviceTime(monkeypatch, row_s=0.0001)
-    monkeypatch.setattr(engine, "_longest_submit_s", 0.1)
+    monkeypatch.setattr(engine._lengths, "longest_submit_s", 0.1)
     answers = []
 
     def chunks(known: dict[int, float]) -> list[int]:
         run(engine, PROMPT[::-1], temperature=0, max_tokens=1)
-        monkeypatch.setattr(engine, "_chunk_s", known)
+        monkeypatch.setattr(engine._lengths, "took_s", known)
         time.chunks.clear()
         time.n_submits.clear()
         answers.append(tokens(run(engine, PROMPT * 10, temperature=0, max_tokens=1)))
@@ -254,20 +256,20 @@ def test_a_slow_device_does_not_start_later_to_learn_of_wide_chunks(
 ) -> None:
     time = FakeDeviceTime(monkeypatch, row_s=0.025)
     slow = Engine(engine_config(engine.path, TINY_SPEC))
-    assert max(time.chunks) == 8 and slow._chunk_rows() == 64, "found by the first long prompt"
+    assert max(time.chunks) == 8 and slow._lengths.n_rows() == 64, "found by the first long prompt"
     slow.close()
 
 
 def test_the_longest_submit_can_be_set(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VKLLM_SUBMIT_MS", raising=False)
-    assert engine_module.longest_submit_s() == 0.1
+    assert longest_submit_s() == 0.1
     monkeypatch.setenv("VKLLM_SUBMIT_MS", " 25 ")
-    assert engine_module.longest_submit_s() == 0.025
-    monkeypatch.setattr(engine, "_chunk_s", {8: 0.09})
-    monkeypatch.setattr(engine, "_longest_submit_s", 0.1)
-    assert engine._n_submits(8) == 1
-    monkeypatch.setattr(engine, "_longest_submit_s", 0.025)
-    assert engine._n_submits(8) == 4
+    assert longest_submit_s() == 0.025
+    monkeypatch.setattr(engine._lengths, "took_s", {8: 0.09})
+    monkeypatch.setattr(engine._lengths, "longest_submit_s", 0.1)
+    assert engine._lengths.n_submits(8) == 1
+    monkeypatch.setattr(engine._lengths, "longest_submit_s", 0.025)
+    assert engine._lengths.n_submits(8) == 4
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "nan", "inf", "soon", "1e9", "0.1", "100 ms"])
@@ -304,7 +306,7 @@ def test_scores_are_those_of_the_reference_from_any_token_on_and_in_any_chunks(
     assert scores(engine, text, 1) == whole
     assert scores(engine, text, 61) == whole[60:]
     assert scores(engine, text, 119) == whole[-1:]
-    monkeypatch.setattr(Engine, "_chunk_rows", lambda self: 13)
+    monkeypatch.setattr(ChunkLengths, "n_rows", lambda self: 13)
     run(engine, PROMPT[::-1], temperature=0, max_tokens=1)
     assert scores(engine, text, 30) == whole[29:]
 

@@ -7,15 +7,13 @@ step is submitted before the last token is read; otherwise each step's logits co
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Literal
 
+from vkllm.engine.chunks import ChunkLengths, longest_submit_s
 from vkllm.engine.kvcache import KVCache, shifted
 from vkllm.engine.request import (
     DeviceReport,
@@ -29,6 +27,7 @@ from vkllm.engine.request import (
     Scores,
     Token,
 )
+from vkllm.engine.running import Run
 from vkllm.engine.sampler import Sampler, logprobs
 from vkllm.errors import ContextOverflow, DeviceLost, DeviceTimeout, InvalidParameter
 from vkllm.gpu.arithmetic import product_rate
@@ -36,7 +35,7 @@ from vkllm.gpu.bandwidth import read_bandwidth
 from vkllm.gpu.device import Device
 from vkllm.gpu.kernel_times import step_times
 from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
-from vkllm.gpu.program import WIDTHS, Program, Result, Submitted, step_width
+from vkllm.gpu.program import WIDTHS, Program
 from vkllm.gpu.scoring import Scorer
 from vkllm.gpu.step import Row
 from vkllm.gpu.step_times import StepTimes
@@ -45,70 +44,6 @@ from vkllm.gpu.tuning_search import Trial
 
 IN_FLIGHT = 3
 """Decode steps that run ahead of the token that was read last."""
-
-CHUNK_S = 1.0
-"""How long a chunk of a prompt may take: a cancel waits for its end."""
-
-SUBMIT_S = 0.1
-"""How long a submit may keep the GPU: longer ones get small GPUs reset and make a screen stutter. Chunks that take
-longer are cut into several. VKLLM_SUBMIT_MS says otherwise. A step of one token is never cut, however long it takes."""
-
-MOST_SUBMITS = 64
-
-
-def longest_submit_s() -> float:
-    """SUBMIT_S, or what VKLLM_SUBMIT_MS says. Raises InvalidParameter."""
-    text = os.environ.get("VKLLM_SUBMIT_MS", "").strip()
-    try:
-        seconds = float(text) / 1000 if text else SUBMIT_S
-    except ValueError:
-        seconds = 0.0
-    if not 0.001 <= seconds <= 10:
-        raise InvalidParameter(f"VKLLM_SUBMIT_MS is {text!r}; give milliseconds from 1 to 10000, such as 100")
-    return seconds
-
-
-@dataclass
-class _Run:
-    """The request that is running.
-
-    sequence: the tokens that are to be in the context, of which the cache holds the first: the prompt and what was
-    generated, less what shifts dropped. in_flight: steps that choose a token, oldest first. The oldest one's input is
-    known; the input of each later one is the token that the step before it chooses on the GPU.
-    """
-
-    request: Request
-    sampler: Sampler
-    submitted_s: float
-    started_s: float
-    n_cached: int
-    sequence: list[int]
-    n_generated: int = 0
-    n_shifts: int = 0
-    first_token_s: float = 0.0
-    last_token_s: float = 0.0
-    in_flight: deque[Submitted] = field(default_factory=deque)
-
-    @property
-    def result(self) -> Result:
-        """What its steps make: a token, where the GPU can choose it."""
-        params = self.request.params
-        if params.logprobs is not None or not self.sampler.suits_gpu:
-            return "logits"
-        return "token" if params.temperature == 0 else "sampled"
-
-    def stats(self) -> RunStats:
-        """Counts and seconds so far."""
-        has_token = self.first_token_s > 0
-        return RunStats(
-            n_prompt=len(self.request.prompt_token_ids),
-            n_cached=self.n_cached,
-            n_generated=self.n_generated,
-            prompt_s=self.first_token_s - self.started_s if has_token else 0.0,
-            first_token_s=self.first_token_s - self.submitted_s if has_token else 0.0,
-            generate_s=self.last_token_s - self.first_token_s,
-            n_shifts=self.n_shifts,
-        )
 
 
 class Engine:
@@ -125,7 +60,7 @@ class Engine:
             if on_progress is not None:
                 on_progress(min(done, total), total)
 
-        self._longest_submit_s = longest_submit_s()
+        self._lengths = ChunkLengths(longest_submit_s())
         self._device = Device(config.device)
         self.device_name = self._device.info.name
         with ExitStack() as undo, self._told(f"loading {config.path.name}"):
@@ -141,9 +76,8 @@ class Engine:
             self._n_ctx = self.plan.n_ctx
             self._cache = KVCache(self._program.n_blocks, KV_BLOCK)
             self._waiting: deque[tuple[Request, float]] = deque()
-            self._run: _Run | None = None
+            self._run: Run | None = None
             self._cancelled: set[int] = set()
-            self._chunk_s: dict[int, float] = {}  # seconds that the last chunk of so many rows took
             self._warm_up()
             undo.pop_all()
 
@@ -155,9 +89,10 @@ class Engine:
         self._program.wait(self._program.submit(rows, table, "sampled", is_prompt=True, draw=draw))
         self._program.wait(self._program.submit([Row(None, len(rows))], table, "token"))
         # widths that need longer are found by the first prompts: a slow device should not start later for them
-        while (
-            (width := self._chunk_rows()) not in self._chunk_s and width <= self._n_ctx and self._n_submits(width) <= 2
-        ):
+        lengths = self._lengths
+        while (width := lengths.n_rows()) not in lengths.took_s and width <= self._n_ctx:
+            if lengths.n_submits(width) > 2:
+                break
             self._run_chunk([0] * width, 0)
         self._device.save_pipelines()
 
@@ -219,7 +154,7 @@ class Engine:
             with self._told("tuning"):
                 report = tune(self._program, budget_s, on_trial=on_trial, is_interrupted=is_interrupted)
         finally:
-            self._chunk_s.clear()
+            self._lengths.took_s.clear()
         self._warm_up()
         return report
 
@@ -241,7 +176,7 @@ class Engine:
         token_ids = [i % program.spec.n_vocab for i in range(n_depth)]
         self._cache.reuse([*token_ids, 0])
         while (start := len(self._cache.tokens)) < n_depth:
-            chunk = token_ids[start : start + self._chunk_rows()]
+            chunk = token_ids[start : start + self._lengths.n_rows()]
             self._run_chunk(chunk, start)
             self._cache.tokens += chunk
         if self._product_rate is None:
@@ -279,13 +214,13 @@ class Engine:
         # the rows before the tokens to score must run
         n_cached = self._cache.reuse(prompt if request.score_from is None else prompt[: request.score_from])
         sampler = Sampler(request.params, prompt)
-        self._run = _Run(request, sampler, submitted_s, time.perf_counter(), n_cached, list(prompt))
+        self._run = Run(request, sampler, submitted_s, time.perf_counter(), n_cached, list(prompt))
         return []
 
-    def _prefill(self, run: _Run) -> None:
+    def _prefill(self, run: Run) -> None:
         """Runs the next chunk of what is not cached; the last one also asks for the next token."""
         start = len(self._cache.tokens)
-        chunk = run.sequence[start : start + self._chunk_rows()]
+        chunk = run.sequence[start : start + self._lengths.n_rows()]
         if start + len(chunk) == len(run.sequence):
             self._submit(run, chunk, is_prompt=True)
         else:
@@ -297,14 +232,14 @@ class Engine:
         self._doing = f"running {len(token_ids)} tokens of a prompt from position {start} on"
         rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
         table = self._cache.block_table(start + len(rows))
-        step = self._program.submit(rows, table, "none", is_prompt=True, n_submits=self._n_submits(len(rows)))
+        step = self._program.submit(rows, table, "none", is_prompt=True, n_submits=self._lengths.n_submits(len(rows)))
         self._program.wait(step)
-        self._chunk_s[len(rows)] = time.perf_counter() - step.submitted_s
+        self._lengths.took_s[len(rows)] = time.perf_counter() - step.submitted_s
 
-    def _score(self, run: _Run, score_from: int) -> list[Event]:
+    def _score(self, run: Run, score_from: int) -> list[Event]:
         """Runs the next chunk of a text and reports how likely its tokens are."""
         prompt, start = run.request.prompt_token_ids, len(self._cache.tokens)
-        end = min(start + self._chunk_rows(), len(prompt) - 1)
+        end = min(start + self._lengths.n_rows(), len(prompt) - 1)
         self._run_chunk(prompt[start:end], start)
         self._cache.tokens += prompt[start:end]
         events: list[Event] = []
@@ -315,31 +250,7 @@ class Engine:
         run.last_token_s = run.first_token_s = time.perf_counter()
         return [*events, self._finish(run, "length")] if end == len(prompt) - 1 else events
 
-    def _chunk_rows(self) -> int:
-        """Rows of the next chunk: the widest step that is known, or may be expected, to take CHUNK_S at most.
-
-        Wider steps take less time a row, so one of twice that by a linear guess is tried. A step that took longer is
-        not tried again, so the next chunks are shorter.
-        """
-        best = WIDTHS[1]
-        for width in WIDTHS[2:]:
-            expected = self._chunk_s[best] * width / best / 2 if best in self._chunk_s else math.inf
-            if self._chunk_s.get(width, expected) > CHUNK_S:
-                break
-            best = width
-        return best
-
-    def _n_submits(self, n_rows: int) -> int:
-        """Submits that a chunk is cut into: a power of two, so that each takes about the longest submit at most."""
-        width = step_width(n_rows, is_prompt=True)
-        known = [w for w in WIDTHS[1:] if w <= width and w in self._chunk_s]
-        expected_s = self._chunk_s[known[-1]] * width / known[-1] if known else 0.0
-        n_submits = 1
-        while expected_s / n_submits > self._longest_submit_s and n_submits < MOST_SUBMITS:
-            n_submits *= 2
-        return n_submits
-
-    def _submit(self, run: _Run, token_ids: Sequence[int | None], *, is_prompt: bool = False) -> None:
+    def _submit(self, run: Run, token_ids: Sequence[int | None], *, is_prompt: bool = False) -> None:
         """Submits a step that continues the sequence and chooses a token."""
         start = len(self._cache.tokens) + max(len(run.in_flight) - 1, 0)
         what = f"the last {len(token_ids)} tokens of a prompt" if is_prompt else "a token of an answer"
@@ -347,11 +258,11 @@ class Engine:
         rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
         table = self._cache.block_table(start + len(rows))
         draw = run.sampler.next_draw() if run.result == "sampled" else None
-        n_submits = self._n_submits(len(rows)) if is_prompt else 1
+        n_submits = self._lengths.n_submits(len(rows)) if is_prompt else 1
         step = self._program.submit(rows, table, run.result, is_prompt=is_prompt, draw=draw, n_submits=n_submits)
         run.in_flight.append(step)
 
-    def _decode(self, run: _Run) -> list[Event]:
+    def _decode(self, run: Run) -> list[Event]:
         """Reads the next token."""
         params = run.request.params
         n_left = self._n_ctx - len(run.sequence)
@@ -387,14 +298,14 @@ class Engine:
             self._cache.tokens.append(token_id)
         return [token]
 
-    def _shift(self, run: _Run) -> None:
+    def _shift(self, run: Run) -> None:
         """Makes room in a full context. What is left has new positions, so its keys must be computed anew: it runs as
         a prompt does."""
         run.sequence = shifted(run.sequence, run.request.n_keep)
         self._cache.reuse(run.sequence)
         run.n_shifts += 1
 
-    def _finish(self, run: _Run, reason: Literal["stop", "length", "cancelled"]) -> Finished:
+    def _finish(self, run: Run, reason: Literal["stop", "length", "cancelled"]) -> Finished:
         self._run = None
         self._device.save_pipelines()  # a killed process would save nothing
         return Finished(run.request.id, reason, run.stats())

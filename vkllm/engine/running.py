@@ -1,0 +1,53 @@
+"""The request that an engine is running: how far it is, and what it counted."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from vkllm.engine.request import Request, RunStats
+from vkllm.engine.sampler import Sampler
+from vkllm.gpu.program import Result, Submitted
+
+
+@dataclass
+class Run:
+    """The request that is running.
+
+    sequence: the tokens that are to be in the context, of which the cache holds the first: the prompt and what was
+    generated, less what shifts dropped. in_flight: steps that choose a token, oldest first. The oldest one's input is
+    known; the input of each later one is the token that the step before it chooses on the GPU.
+    """
+
+    request: Request
+    sampler: Sampler
+    submitted_s: float
+    started_s: float
+    n_cached: int
+    sequence: list[int]
+    n_generated: int = 0
+    n_shifts: int = 0
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+    in_flight: deque[Submitted] = field(default_factory=deque)
+
+    @property
+    def result(self) -> Result:
+        """What its steps make: a token, where the GPU can choose it."""
+        params = self.request.params
+        if params.logprobs is not None or not self.sampler.suits_gpu:
+            return "logits"
+        return "token" if params.temperature == 0 else "sampled"
+
+    def stats(self) -> RunStats:
+        """Counts and seconds so far."""
+        has_token = self.first_token_s > 0
+        return RunStats(
+            n_prompt=len(self.request.prompt_token_ids),
+            n_cached=self.n_cached,
+            n_generated=self.n_generated,
+            prompt_s=self.first_token_s - self.started_s if has_token else 0.0,
+            first_token_s=self.first_token_s - self.submitted_s if has_token else 0.0,
+            generate_s=self.last_token_s - self.first_token_s,
+            n_shifts=self.n_shifts,
+        )
