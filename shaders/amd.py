@@ -256,7 +256,7 @@ def _uses(info: DeviceInfo) -> list[Use]:
         Use(kernel.name, module, (tuning(info).local_size,))
         for kernel in KERNELS.values()
         for module in kernel.modules()
-        if module not in {module for module, _ in found} and kernel.name != "matmul"
+        if module not in {module for module, _ in found} and not kernel.uses_matrices
     ]
     return sorted([*found.values(), *stepless], key=lambda use: (use.module, use.constants))
 

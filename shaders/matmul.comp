@@ -1,11 +1,11 @@
 // matmul: y = W x (+ add) for tiles of rows and tokens, by cooperative matrices
 // bindings: quants scales x add y step
-// constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens adds
+// constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens adds matrix_m matrix_n matrix_k
 // push: n_weight_rows y_offset y_stride
 // dispatch: x = rows / TILE_ROWS, rounded up; y = tokens / tile_tokens, rounded up
 // formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
-// requires: cooperative_matrix (float16 16x16x16 to float32), fp16; columns a multiple of 64, rows of 16; 256
-//   invocations; x and y hold whole tiles of tokens
+// requires: cooperative_matrix (float16 to float32, of 8 or 16 in each direction), fp16; columns a multiple of 64, rows
+//   of 16; 256 invocations; x and y hold whole tiles of tokens
 // numerics: weights and activations rounded to float16, float32 sums
 // source: own; tiles in shared memory as in ggml's mul_mm and CUTLASS
 #version 450
@@ -22,6 +22,9 @@ layout(constant_id = 2) const uint TILE_TOKENS = 128;
 layout(constant_id = 3) const uint SUBGROUPS_ALONG_ROWS = 4;
 layout(constant_id = 4) const uint SUBGROUPS_ALONG_TOKENS = 2;
 layout(constant_id = 5) const uint ADDS = 0;
+layout(constant_id = 6) const uint MATRIX_M = 16; // rows, tokens and columns that one instruction multiplies
+layout(constant_id = 7) const uint MATRIX_N = 16;
+layout(constant_id = 8) const uint MATRIX_K = 16;
 layout(push_constant) uniform Push {
   uint n_weight_rows;
   uint y_offset; // where these rows begin in a row of y
@@ -40,8 +43,8 @@ layout(std430, binding = 4) writeonly buffer Y { float y[]; };
 #define TILE_ROWS 128
 #define STRIDE 9 // uvec4 of a tile's row: 64 halves, and one uvec4 against bank conflicts
 const uint BLOCKS = COLUMNS / 32;
-const uint ROW_STEPS = TILE_ROWS / SUBGROUPS_ALONG_ROWS / 16;
-const uint TOKEN_STEPS = TILE_TOKENS / SUBGROUPS_ALONG_TOKENS / 16;
+const uint ROW_STEPS = TILE_ROWS / SUBGROUPS_ALONG_ROWS / MATRIX_M;
+const uint TOKEN_STEPS = TILE_TOKENS / SUBGROUPS_ALONG_TOKENS / MATRIX_N;
 const uint X_CHUNKS = TILE_TOKENS * 8 / LOCAL_SIZE; // of eight activations, an invocation's
 
 shared uvec4 w_tile[TILE_ROWS * STRIDE];
@@ -55,11 +58,11 @@ void main() {
   uint row_step0 = gl_SubgroupID % SUBGROUPS_ALONG_ROWS * ROW_STEPS;
   uint token_step0 = gl_SubgroupID / SUBGROUPS_ALONG_ROWS * TOKEN_STEPS;
 
-  coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator> sums[ROW_STEPS * TOKEN_STEPS];
+  coopmat<float, gl_ScopeSubgroup, MATRIX_M, MATRIX_N, gl_MatrixUseAccumulator> sums[ROW_STEPS * TOKEN_STEPS];
   [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
     [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
-      uint row = row0 + (row_step0 + r) * 16, token = token0 + (token_step0 + t) * 16;
-      sums[r * TOKEN_STEPS + t] = coopmat<float, gl_ScopeSubgroup, 16, 16, gl_MatrixUseAccumulator>(0.0);
+      uint row = row0 + (row_step0 + r) * MATRIX_M, token = token0 + (token_step0 + t) * MATRIX_N;
+      sums[r * TOKEN_STEPS + t] = coopmat<float, gl_ScopeSubgroup, MATRIX_M, MATRIX_N, gl_MatrixUseAccumulator>(0.0);
       if (ADDS != 0 && row < n_weight_rows) {
         coopMatLoad(sums[r * TOKEN_STEPS + t], add, token * y_stride + y_offset + row, y_stride,
                     gl_CooperativeMatrixLayoutColumnMajor);
@@ -93,14 +96,16 @@ void main() {
         a[2 * i + 1] = x[from + 1];
       }
     }
-    [[unroll]] for (uint k = 0; k < 4; k++) {
-      coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseA> w_part[ROW_STEPS];
+    [[unroll]] for (uint k = 0; k < 64 / MATRIX_K; k++) {
+      coopmat<float16_t, gl_ScopeSubgroup, MATRIX_M, MATRIX_K, gl_MatrixUseA> w_part[ROW_STEPS];
       [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
-        coopMatLoad(w_part[r], w_tile, (row_step0 + r) * 16 * STRIDE + 2 * k, STRIDE, gl_CooperativeMatrixLayoutRowMajor);
+        coopMatLoad(w_part[r], w_tile, (row_step0 + r) * MATRIX_M * STRIDE + k * (MATRIX_K / 8), STRIDE,
+                    gl_CooperativeMatrixLayoutRowMajor);
       }
       [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
-        coopmat<float16_t, gl_ScopeSubgroup, 16, 16, gl_MatrixUseB> x_part;
-        coopMatLoad(x_part, x_tile, (token_step0 + t) * 16 * STRIDE + 2 * k, STRIDE, gl_CooperativeMatrixLayoutColumnMajor);
+        coopmat<float16_t, gl_ScopeSubgroup, MATRIX_K, MATRIX_N, gl_MatrixUseB> x_part;
+        coopMatLoad(x_part, x_tile, (token_step0 + t) * MATRIX_N * STRIDE + k * (MATRIX_K / 8), STRIDE,
+                    gl_CooperativeMatrixLayoutColumnMajor);
         [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
           sums[r * TOKEN_STEPS + t] = coopMatMulAdd(w_part[r], x_part, sums[r * TOKEN_STEPS + t]);
         }
@@ -109,7 +114,7 @@ void main() {
   }
   [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
     [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
-      uint row = row0 + (row_step0 + r) * 16, token = token0 + (token_step0 + t) * 16;
+      uint row = row0 + (row_step0 + r) * MATRIX_M, token = token0 + (token_step0 + t) * MATRIX_N;
       if (row < n_weight_rows) {
         coopMatStore(sums[r * TOKEN_STEPS + t], y, token * y_stride + y_offset + row, y_stride,
                      gl_CooperativeMatrixLayoutColumnMajor);

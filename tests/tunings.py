@@ -27,6 +27,7 @@ H100 = DeviceInfo(
     min_subgroup_size=32,
     max_subgroup_size=32,
     features=frozenset({"fp16", "cooperative_matrix"}),
+    matrix_shape=(16, 16, 16),
     n_cores=132,
 )
 RADEON = replace(

@@ -8,7 +8,7 @@ from random_weights import quantized
 from vkllm.formats.quants import dequantize, weight_format
 from vkllm.gpu.device import Device
 from vkllm.gpu.kernels import KERNELS, MATMUL_TILE_ROWS, WEIGHT_FORMATS
-from vkllm.gpu.tuning import tuning
+from vkllm.gpu.operations import matmul_subgroups
 
 pytestmark = pytest.mark.gpu
 
@@ -22,8 +22,11 @@ BOUND = 3e-7  # both factors rounded to float16: 2 * (2^-11)^2 / 3
 def test_matmul(
     device: Device, fmt: str, n_rows: int, columns: int, n_tokens: int, adds: bool, tile_tokens: int
 ) -> None:
-    if not tuning(device.info).has_matmul:
+    shape = device.info.matrix_shape
+    if shape is None:
         pytest.skip("the device has no cooperative matrices")
+    if MATMUL_TILE_ROWS * 144 + tile_tokens * 144 > device.info.max_shared_bytes:
+        pytest.skip("the device has no room for so wide a tile")
     block = weight_format(fmt).block
     columns = -(-columns // block) * block
     rng = np.random.default_rng(n_tokens)
@@ -32,15 +35,13 @@ def test_matmul(
     x = rng.normal(0, 1, (padded, columns)).astype(np.float32)
     before = rng.normal(0, 1, (padded, n_rows + 32)).astype(np.float32)
     y, add = poisoned(device, padded * (n_rows + 32)), filled(device, before)
-    n_subgroups = 256 // device.info.subgroup_size
-    along_rows = 4 if n_subgroups == 8 else 2
     step = step_buffer(device, range(n_tokens), [0] * n_tokens)
     device.run(
         [
             device.dispatch(
                 KERNELS["matmul"],
                 (*planes(device, raw, fmt), filled(device, x), add, y, step),
-                constants=(256, columns, tile_tokens, along_rows, n_subgroups // along_rows, int(adds)),
+                constants=(256, columns, tile_tokens, *matmul_subgroups(device.info.subgroup_size), int(adds), *shape),
                 groups=(-(-n_rows // MATMUL_TILE_ROWS), padded // tile_tokens),
                 push=(n_rows, 16, n_rows + 32),
                 weight_format=fmt,

@@ -61,6 +61,7 @@ def test_the_tables_own_choice_is_possible_here() -> None:
         ("decode.is_chained", False, True, None),
         ("tile_rows", 2, 4, 1),
         ("has_matmul", True, None, False),
+        ("has_tiled_attention", False, True, None),
     ],
 )
 def test_a_step_leads_to_the_next_value(field: str, value: int, up: int | None, down: int | None) -> None:
@@ -106,9 +107,11 @@ def test_only_nvidia_may_chain_and_only_devices_with_matrices_may_multiply_them(
     chained = with_decode(tuning(RADEON), is_chained=True)
     assert not is_possible(chained, RADEON, LLAMA_7B)
     assert is_possible(with_decode(tuning(H100), is_chained=False), H100, LLAMA_7B)
-    without = replace(RADEON, features=frozenset())
+    without = replace(RADEON, matrix_shape=None)
     assert tuning(RADEON).has_matmul and is_possible(replace(tuning(RADEON), has_matmul=False), RADEON, LLAMA_7B)
     assert not is_possible(tuning(RADEON), without, LLAMA_7B)
+    tiled = replace(tuning(RADEON), has_matmul=False, has_tiled_attention=True)
+    assert is_possible(tiled, RADEON, LLAMA_7B) and not is_possible(tiled, without, LLAMA_7B)
 
 
 def test_attention_must_fit_into_shared_memory() -> None:
@@ -122,6 +125,8 @@ def test_attention_must_fit_into_shared_memory() -> None:
 def test_tiles_of_matvec_are_tried_where_there_are_no_matrices() -> None:
     assert "tile_rows" in fields_to_try(replace(tuning(H100), has_matmul=False), PREFILL_FIELDS)
     assert "tile_rows" not in fields_to_try(tuning(H100), PREFILL_FIELDS)
+    assert "keys_at_once" in fields_to_try(tuning(H100), PREFILL_FIELDS)
+    assert "keys_at_once" not in fields_to_try(replace(tuning(H100), has_tiled_attention=True), PREFILL_FIELDS)
 
 
 def test_a_models_kind_is_the_format_of_most_bytes_and_the_shape_of_its_heads() -> None:

@@ -75,7 +75,7 @@ def kernel_work(dispatch: Dispatch, n_rows: int, n_depth: int) -> KernelWork:
     match kernel:
         case "matvec" | "matmul" | "matvec_fused":
             return _product(dispatch, n_rows)
-        case "attention" | "attention_fused":
+        case "attention" | "attention_tiled" | "attention_fused":
             # each token sees those before it and itself
             n_keys = n_rows * n_depth + n_rows * (n_rows + 1) // 2
             values_per_token = values["n_kv_heads"] * values["head_dim"]

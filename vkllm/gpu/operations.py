@@ -10,7 +10,7 @@ import numpy as np
 
 from vkllm.formats.quants import weight_format
 from vkllm.gpu.device import Buffer, Device, Dispatch
-from vkllm.gpu.kernels import KERNELS, LAST_ROW, MATMUL_TILE_ROWS
+from vkllm.gpu.kernels import ATTENTION_TILE_ROWS, KERNELS, LAST_ROW, MATMUL_TILE_ROWS
 from vkllm.gpu.model_buffers import Activation, ModelBuffers
 from vkllm.gpu.tuning import Tuning
 from vkllm.gpu.weights import WeightPlanes
@@ -19,6 +19,9 @@ from vkllm.model.spec import ModelSpec
 
 MATMUL_SIZE = 256
 """Invocations of a workgroup of `matmul`."""
+
+WIDE_TILE_BYTES = 144 * (MATMUL_TILE_ROWS + 128)
+"""Shared memory that `matmul` takes for a tile of 128 tokens: rows of 64 float16 and 16 bytes between them."""
 
 
 class Operations:
@@ -142,15 +145,15 @@ class Operations:
         add: Buffer | None = None,
     ) -> Dispatch:
         """The same by cooperative matrices."""
-        tile_tokens = 128 if width > 64 else 64
-        n_subgroups = MATMUL_SIZE // self._device.info.subgroup_size
-        along_rows = 4 if n_subgroups == 8 else 2
+        info = self._device.info
+        assert info.matrix_shape is not None
+        tile_tokens = 128 if width > 64 and info.max_shared_bytes >= WIDE_TILE_BYTES else 64
         return self._device.dispatch(
             KERNELS["matmul"],
             (planes.quants, planes.scales, x, add or x, y, self.step),
             constants=(
-                *(MATMUL_SIZE, planes.n_columns, tile_tokens, along_rows, n_subgroups // along_rows),
-                int(add is not None),
+                *(MATMUL_SIZE, planes.n_columns, tile_tokens, *matmul_subgroups(info.subgroup_size)),
+                *(int(add is not None), *info.matrix_shape),
             ),
             groups=(-(-planes.n_rows // MATMUL_TILE_ROWS), -(-width // tile_tokens)),
             push=(planes.n_rows, y_offset, y_width),
@@ -176,6 +179,8 @@ class Operations:
         spec, (k_cache, v_cache) = self._spec, self._buffers.caches[op.layer]
         q, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
         assert y.q16 is not None and y.scales is not None
+        if self._tuning.has_tiled_attention and width > 1 and suits_tiled_attention(spec):
+            return self._attention_tiled(op, width)
         heads = heads_together(spec.n_heads // spec.n_kv_heads)
         lanes = lanes_of_key(spec.head_dim, self._device.info.subgroup_size)
         tokens = max(self._tuning.attention_queries // heads, 1)
@@ -190,6 +195,23 @@ class Operations:
             groups=(spec.n_heads // heads, -(-width // tokens)),
         )
 
+    def _attention_tiled(self, op: Op, width: int) -> Dispatch:
+        """The same by cooperative matrices."""
+        spec, (k_cache, v_cache), info = self._spec, self._buffers.caches[op.layer], self._device.info
+        q, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
+        assert y.q16 is not None and y.scales is not None and info.matrix_shape is not None
+        tokens = ATTENTION_TILE_ROWS // (spec.n_heads // spec.n_kv_heads)
+        return self._device.dispatch(
+            KERNELS["attention_tiled"],
+            (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self.step),
+            constants=(
+                ATTENTION_TILE_ROWS // info.matrix_shape[0] * info.subgroup_size,
+                *(spec.n_heads, spec.n_kv_heads, spec.head_dim, *cache_constants(self._buffers)),
+                *info.matrix_shape,
+            ),
+            groups=(spec.n_kv_heads, -(-width // tokens)),
+        )
+
     def _swiglu(self, op: Op, width: int) -> Dispatch:
         gate_up, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
         assert y.q16 is not None and y.scales is not None
@@ -201,8 +223,20 @@ class Operations:
         )
 
 
+def matmul_subgroups(subgroup_size: int) -> tuple[int, int]:
+    """Subgroups of a workgroup of matmul along rows and along tokens."""
+    n_subgroups = MATMUL_SIZE // subgroup_size
+    along_tokens = 1 << ((n_subgroups.bit_length() - 1) // 2)
+    return n_subgroups // along_tokens, along_tokens
+
+
 def _suits_matmul(planes: WeightPlanes) -> bool:
     return planes.n_columns % 64 == 0 and planes.n_rows % 16 == 0
+
+
+def suits_tiled_attention(spec: ModelSpec) -> bool:
+    """Whether a model's heads suit attention_tiled."""
+    return spec.head_dim % 32 == 0 and spec.head_dim <= 128 and spec.n_heads <= ATTENTION_TILE_ROWS * spec.n_kv_heads
 
 
 def lanes_of_key(head_dim: int, subgroup_size: int) -> int:

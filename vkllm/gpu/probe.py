@@ -10,6 +10,7 @@ loaded. Without it each instance would load and unload them, which NVIDIA's bear
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -77,6 +78,8 @@ class DeviceInfo:
     """One Vulkan device. index: its place in Kompute's order. max_binding_bytes: largest storage buffer binding.
 
     n_cores: compute units of an AMD GPU, streaming multiprocessors of NVIDIA's; None where the driver does not tell.
+    matrix_shape: rows, columns and inner size of the float16 matrices that a subgroup multiplies at once, with float32
+    sums; None without cooperative matrices.
     """
 
     index: int
@@ -97,6 +100,7 @@ class DeviceInfo:
     max_subgroup_size: int
     features: frozenset[str]
     n_cores: int | None = None
+    matrix_shape: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ def _look() -> list[tuple[_Gpu, DeviceInfo]]:
         ) from error
     found: list[tuple[_Gpu, DeviceInfo]] = []
     try:
-        gpus = [_Gpu(vk, handle) for handle in vk.vkEnumeratePhysicalDevices(instance)]
+        gpus = [_Gpu(vk, instance, handle) for handle in vk.vkEnumeratePhysicalDevices(instance)]
         found = [(gpu, gpu.info(index)) for index, gpu in enumerate(gpus)]
     except vk.VkErrorInitializationFailed:
         pass  # what some loaders say for no device
@@ -230,8 +234,9 @@ def _version_number(major: int, minor: int) -> int:
 class _Gpu:
     """A physical device of the instance that is kept."""
 
-    def __init__(self, vk: Any, handle: Any) -> None:
+    def __init__(self, vk: Any, instance: Any, handle: Any) -> None:
         self.vk = vk
+        self._instance = instance
         self._handle = handle
         self._plain = vk.vkGetPhysicalDeviceProperties(handle)
         version = self._plain.apiVersion
@@ -303,7 +308,21 @@ class _Gpu:
             max_subgroup_size=sizes.maxSubgroupSize if sizes else subgroup,
             features=frozenset(features),
             n_cores=_n_cores(properties),
+            matrix_shape=self._matrix_shape() if {"cooperative_matrix", "fp16"} <= features else None,
         )
+
+    def _matrix_shape(self) -> tuple[int, int, int] | None:
+        """The shape for the kernels: 16x16x16 if there is one, else the largest of those with sides of 8 and 16."""
+        vk = self.vk
+        ask = vk.vkGetInstanceProcAddr(self._instance, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR")
+        types = ("AType", "BType", "CType", "ResultType", "scope")
+        wanted = (*(vk.VK_COMPONENT_TYPE_FLOAT16_KHR,) * 2, *(vk.VK_COMPONENT_TYPE_FLOAT32_KHR,) * 2)
+        shapes = [
+            (kind.MSize, kind.NSize, kind.KSize)
+            for kind in ask(self._handle)
+            if tuple(getattr(kind, name) for name in types) == (*wanted, vk.VK_SCOPE_SUBGROUP_KHR)
+        ]
+        return max((shape for shape in shapes if {*shape} <= {8, 16}), key=math.prod, default=None)
 
     def _ask(self, base: str, function: Callable[[Any, Any], Any], structures: Iterable[Structure]) -> dict[str, Any]:
         """Has a function fill a base structure and those chained to it that the device knows; returns them by name."""

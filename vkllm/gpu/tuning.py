@@ -44,6 +44,8 @@ class Tuning:
     share a key head). keys_at_once: keys whose loads a few lanes have under way together.
     tile_rows, tile_tokens: rows of a matrix that a subgroup computes together, sharing the activations in registers,
     and tokens that share a weight block. has_matmul: whether steps of several tokens multiply by cooperative matrices.
+    has_tiled_attention: whether their attention does so too, where the model's heads suit it. It was measured on no GPU
+    yet, so no table has it, but `vkllm tune` tries it.
     """
 
     local_size: int
@@ -54,6 +56,7 @@ class Tuning:
     tile_tokens: int
     decode: DecodeTuning
     has_matmul: bool = False
+    has_tiled_attention: bool = False
 
 
 # lavapipe keeps few values in registers: many rows at once pay (0.9 ms for SmolLM2's gate and up instead of 1.6),
@@ -108,7 +111,5 @@ def tuning(info: DeviceInfo) -> Tuning:
     choices = VENDORS.get(info.vendor_id, GPU)
     if info.n_cores and (per_core := GROUPS_PER_CORE.get(info.vendor_id)):
         choices = replace(choices, decode=replace(choices.decode, groups=per_core * info.n_cores))
-    # these two are known to multiply float16 16x16x16 with float32 sums
-    has_matrices = {"cooperative_matrix", "fp16"} <= info.features and info.vendor_id in (NVIDIA, AMD)
-    has_matmul = has_matrices and info.max_shared_bytes >= 40_960
-    return replace(choices, has_matmul=has_matmul)
+    # Intel's want a subgroup size of their own, and nobody tried
+    return replace(choices, has_matmul=info.matrix_shape is not None and info.vendor_id in (NVIDIA, AMD))

@@ -28,10 +28,14 @@ DECODE_FIELDS = (
 )
 """Of steps of one token; those that mattered most on an H100 first."""
 
-PREFILL_FIELDS = ("tile_tokens", "tile_rows", "attention_size", "keys_at_once", "attention_queries", "has_matmul")
+PREFILL_FIELDS = (
+    *("has_tiled_attention", "tile_tokens", "tile_rows", "attention_size", "keys_at_once", "attention_queries"),
+    "has_matmul",
+)
 """Of steps of several."""
 
 _MATVEC_FIELDS = ("tile_tokens", "tile_rows")
+_ATTENTION_FIELDS = ("attention_size", "keys_at_once", "attention_queries")
 
 _MOST = {"rows": 8, "unroll": 8, "keys_at_once": 16, "tile_rows": 16, "tile_tokens": 16, "attention_queries": 16}
 _MOST_GROUPS = 4096
@@ -80,8 +84,13 @@ def moved(choices: Tuning, field: str, *, up: bool) -> Tuning | None:
 
 
 def fields_to_try(choices: Tuning, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Of some fields those that make a difference: with matrices no wide step takes matvec."""
-    return tuple(name for name in names if not (choices.has_matmul and name in _MATVEC_FIELDS))
+    """Of some fields those that make a difference: with matrices no wide step takes matvec, nor the other attention."""
+    no_matvec, no_attention = choices.has_matmul, choices.has_tiled_attention
+    return tuple(
+        name
+        for name in names
+        if not (no_matvec and name in _MATVEC_FIELDS) and not (no_attention and name in _ATTENTION_FIELDS)
+    )
 
 
 def is_possible(choices: Tuning, info: DeviceInfo, kind: ModelKind) -> bool:
@@ -102,7 +111,7 @@ def is_possible(choices: Tuning, info: DeviceInfo, kind: ModelKind) -> bool:
         and 0 <= decode.steps_touched <= 4
         # elsewhere dispatches may not start in order, and a chain would wait for ever
         and (not decode.is_chained or info.vendor_id == NVIDIA)
-        and (not choices.has_matmul or tuning(info).has_matmul)
+        and (not (choices.has_matmul or choices.has_tiled_attention) or tuning(info).has_matmul)
         and max(_attention_bytes(choices, info, kind)) <= info.max_shared_bytes
     )
 

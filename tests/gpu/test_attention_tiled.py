@@ -1,0 +1,87 @@
+"""attention_tiled against numpy on devices with cooperative matrices: grouped heads, ragged tiles, every cache."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from kernel_case import cache_words, cached, filled, floats, nmse, poisoned, step_buffer, words, write_cache
+
+from vkllm.formats.quants import dequantize_q16
+from vkllm.gpu.device import Device
+from vkllm.gpu.kernels import ATTENTION_TILE_ROWS, KERNELS, KV_BLOCK
+from vkllm.model.reference import attention
+
+pytestmark = pytest.mark.gpu
+
+# Scores of about 10 have an error of 2^-11.5 from queries and as much from keys, which the cache rounds before the
+# reference sees them; weights and the scores' effect on them then miss by 3e-4 each, squared.
+BOUND = 1e-6
+Q16_BOUND = BOUND + 4e-9
+
+
+def attended(
+    device: Device,
+    shape: tuple[int, int, int],
+    positions: list[int],
+    formats: tuple[str, str] = ("f16", "f16"),
+    n_rows: int | None = None,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Results (T, H, D) of the last n_rows positions: as float32, as q16, and those of the reference for all."""
+    n_heads, n_kv_heads, head_dim = shape
+    rng = np.random.default_rng(positions[-1])
+    n_keys = positions[-1] + 1
+    q = rng.normal(0, 2, (len(positions), n_heads, head_dim)).astype(np.float32)
+    k, v = (rng.normal(0, 1, (n_keys, n_kv_heads, head_dim)).astype(np.float32) for _ in range(2))
+    table = [int(block) for block in rng.permutation(-(-n_keys // KV_BLOCK))]
+    caches = []
+    for x, fmt in zip((k, v), formats, strict=True):
+        cache = poisoned(device, cache_words(fmt, max(table) + 2, n_kv_heads, head_dim))
+        write_cache(cache.words, x, table, fmt)
+        caches.append(cache)
+    wanted = attention(q, cached(k, formats[0]), cached(v, formats[1]), np.array(positions))
+    n_rows = n_rows or len(positions)
+    q, positions = q[-n_rows:], positions[-n_rows:]
+    step = step_buffer(device, positions, [0] * n_rows, table)
+    outputs = [poisoned(device, n) for n in (q.size, q.size // 2, q.size // 16)]
+    assert device.info.matrix_shape is not None
+    tokens = ATTENTION_TILE_ROWS // (n_heads // n_kv_heads)
+    size = ATTENTION_TILE_ROWS // device.info.matrix_shape[0] * device.info.subgroup_size
+    device.run(
+        [
+            device.dispatch(
+                KERNELS["attention_tiled"],
+                (filled(device, q), *caches, *outputs, step),
+                constants=(size, *shape, *(int(fmt == "q8_0") for fmt in formats), *device.info.matrix_shape),
+                groups=(n_kv_heads, -(-n_rows // tokens)),
+            )
+        ]
+    )
+    y, y_q16, y_scales = outputs
+    n_blocks = n_heads * head_dim // 32
+    q16 = dequantize_q16(words(y_q16, (n_rows, 4, n_blocks, 4)), floats(y_scales, (n_rows, n_blocks, 2)))
+    return floats(y, q.shape), q16.reshape(q.shape), wanted
+
+
+@pytest.fixture(autouse=True)
+def _has_matrices(device: Device) -> None:
+    if device.info.matrix_shape is None:
+        pytest.skip("the device has no cooperative matrices")
+
+
+@pytest.mark.parametrize("formats", [("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "f16")], ids=str)
+@pytest.mark.parametrize("shape", [(9, 3, 64), (4, 4, 32), (8, 1, 128), (14, 2, 64), (2, 1, 96)], ids=str)
+@pytest.mark.parametrize("start_and_rows", [(0, 1), (63, 2), (0, 70), (150, 33), (31, 130)], ids=str)
+def test_attention_tiled(
+    device: Device, shape: tuple[int, int, int], start_and_rows: tuple[int, int], formats: tuple[str, str]
+) -> None:
+    start, n_rows = start_and_rows
+    y, q16, wanted = attended(device, shape, list(range(start, start + n_rows)), formats)
+    assert nmse(y, wanted) < BOUND
+    assert nmse(q16, wanted) < Q16_BOUND
+
+
+def test_a_row_is_the_same_however_the_step_is_cut(device: Device) -> None:
+    shape, positions = (8, 2, 64), list(range(40, 180))
+    whole, _, _ = attended(device, shape, positions)
+    for n_rows in (1, 8, 61, 100):
+        part, _, _ = attended(device, shape, positions, n_rows=n_rows)
+        assert np.array_equal(part, whole[-n_rows:])
