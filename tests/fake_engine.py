@@ -6,6 +6,8 @@ Its behaviour is chosen by the config's device name and by the prompt, both of w
 from __future__ import annotations
 
 import itertools
+import json
+import math
 import os
 import signal
 import sys
@@ -15,6 +17,7 @@ from dataclasses import replace
 
 from vkllm.engine.request import (
     DeviceReport,
+    Embedded,
     EngineConfig,
     Event,
     Failed,
@@ -22,10 +25,12 @@ from vkllm.engine.request import (
     Request,
     RunStats,
     Scores,
+    StateAnswer,
+    StateQuery,
     Token,
     TokenLogprob,
 )
-from vkllm.errors import ContextOverflow, DeviceLost, InvalidParameter, NoDevice, OutOfDeviceMemory
+from vkllm.errors import ContextOverflow, DeviceLost, InvalidParameter, NoDevice, OutOfDeviceMemory, StateFileError
 from vkllm.gpu.probe import DeviceInfo
 from vkllm.gpu.step_times import KernelTime, KernelWork, StepTimes
 from vkllm.gpu.tuner import TuningReport
@@ -75,9 +80,10 @@ TRIALS = (
 
 
 class FakeEngine:
-    """Answers a prompt with the prompt's own ids from the second on, over and over; scores token n with -n / 100.
+    """Answers a prompt with the prompt's own ids from the second on, over and over; scores token n with -n / 100, and
+    embeds a text as the direction of (number of tokens, last token).
 
-    Like the real one it keeps the last prompt and says how much of it the next one repeats.
+    Like the real one it keeps the last prompt and says how much of it the next one repeats; its states are these ids.
     """
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None) -> None:
@@ -99,7 +105,7 @@ class FakeEngine:
         tier = TierPlan(Tier.LOCAL, 2**30, 0, 0, 0, 0, 1e9)
         self.plan = MemoryPlan(config.n_ctx or 256, {}, (), Tier.LOCAL, (tier,), 0.0)
         self.moved_bytes = 0
-        self._requests: list[Request] = []
+        self._requests: list[Request | StateQuery] = []
         self._n_generated = 0
         self._cancelled: set[int] = set()
         self._cached: tuple[int, ...] = ()
@@ -111,8 +117,8 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self._requests)
 
-    def submit(self, request: Request) -> None:
-        if request.prompt_token_ids[0] == REFUSE:
+    def submit(self, request: Request | StateQuery) -> None:
+        if isinstance(request, Request) and request.prompt_token_ids[0] == REFUSE:
             raise ContextOverflow("refused")
         self._requests.append(request)
 
@@ -121,16 +127,22 @@ class FakeEngine:
 
     def step(self) -> list[Event]:
         request = self._requests[0]
+        if isinstance(request, StateQuery):
+            return [self._move_state(request)]
+        if request.id in self._cancelled:
+            return [self._finish("cancelled")]
         kind, *script = request.prompt_token_ids
         time.sleep(0.05 if kind == SLOW or self._is_slow else STEP_S)
         if kind == HANG:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(60)
-        if request.id in self._cancelled:
-            return [self._finish("cancelled")]
         if request.score_from is not None:
             scored = request.prompt_token_ids[request.score_from :]
             return [Scores(request.id, tuple(-token_id / 100 for token_id in scored)), self._finish("length")]
+        if request.pooling is not None:
+            n, last = len(request.prompt_token_ids), request.prompt_token_ids[-1]
+            vector = (n / math.hypot(n, last), last / math.hypot(n, last))
+            return [Embedded(request.id, vector), self._finish("length")]
         if self._n_generated == 3:
             if kind == DIE:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -184,6 +196,16 @@ class FakeEngine:
 
     def close(self) -> None:
         time.sleep(self._close_s)
+
+    def _move_state(self, query: StateQuery) -> Event:
+        self._requests.pop(0)
+        if query.action == "save":
+            query.path.write_text(json.dumps(self._cached))
+        elif query.path.exists():
+            self._cached = tuple(json.loads(query.path.read_text()))
+        else:
+            return Failed(query.id, StateFileError(f"{query.path}: no such state"))
+        return StateAnswer(query.id, self._cached)
 
     def _finish(self, reason: str) -> Finished:
         request = self._requests.pop(0)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vkllm.engine.engine import Engine
-from vkllm.engine.request import EngineConfig, Request
+from vkllm.engine.request import EngineConfig, Request, StateQuery
 from vkllm.gpu.layer import Layer
 
 TIMEOUT_S = 0.3
@@ -25,7 +25,7 @@ class FaultyEngine(Engine):
         super().__init__(config, on_progress)
         self._device.timeout_s = TIMEOUT_S
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request | StateQuery) -> None:
         _arm("answering")
         super().submit(request)
 

@@ -29,11 +29,14 @@ def write_tiny_gguf(
     architecture: str = "llama",
     template: str | None = TEMPLATE,
     down_format: GGMLQuantizationType | None = None,
+    pooling: int | None = None,
+    n_ctx: int = N_CTX,
 ) -> Path:
-    """Writes the file and returns its path. down_format: of one matrix, whose bytes are zero then."""
+    """Writes the file and returns its path. down_format: of one matrix, whose bytes are zero then. pooling: its
+    pooling_type."""
     writer = GGUFWriter(path, architecture)
     writer.add_name("Tiny")
-    writer.add_context_length(N_CTX)
+    writer.add_context_length(n_ctx)
     writer.add_embedding_length(D)
     writer.add_block_count(1)
     writer.add_feed_forward_length(FF)
@@ -41,6 +44,8 @@ def write_tiny_gguf(
     writer.add_head_count_kv(1)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(D)
+    if pooling is not None:
+        writer.add_uint32(f"{architecture}.pooling_type", pooling)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list([*byte_tokens(), "<|im_start|>", "<|im_end|>", "qq"])

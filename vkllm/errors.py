@@ -4,6 +4,7 @@
       ModelFileError        a file is bad, truncated or not what it says
       ModelNotFound         no such model, file or download
       UnsupportedModel      a sound file that vkllm cannot run (architecture, format, shape)
+      StateFileError        a saved state is damaged, does not fit the model, or cannot be read or written
       DeviceError           Vulkan, Kompute or the layer
         NoDevice            there is no Vulkan device, or not the one asked for
         OutOfDeviceMemory   an allocation failed, or a plan does not fit
@@ -19,48 +20,145 @@ mistakes; users' files, devices and requests get one of these.
 
 
 class VkllmError(Exception):
-    """Base of all errors that vkllm raises on purpose."""
+    """Base of all errors that vkllm raises on purpose.
+
+    >>> try:
+    ...     llm.generate("Hello", temperature=-1)
+    ... except VkllmError as error:
+    ...     print(error)
+    temperature must be a number between 0 and 100, not -1
+    """
 
 
 class ModelFileError(VkllmError):
-    """A model file is damaged, truncated or malformed."""
+    """A model file is damaged, truncated or malformed.
+
+    >>> try:
+    ...     LLM("cut.gguf")  # a download that was interrupted
+    ... except ModelFileError as error:
+    ...     print(error)
+    cut.gguf: not a sound GGUF: it ends inside its header, ...; download the file again.
+    """
 
 
 class ModelNotFound(VkllmError):
-    """No model of that name or path, or its download failed."""
+    """No model of that name or path, or its download failed.
+
+    >>> try:
+    ...     LLM("smolm2")
+    ... except ModelNotFound as error:
+    ...     print(error)
+    There is no model 'smolm2'; known names are smollm2, ...
+    """
 
 
 class UnsupportedModel(VkllmError):
-    """The file is sound, but vkllm cannot run what it holds."""
+    """The file is sound, but vkllm cannot run what it holds.
+
+    >>> try:
+    ...     LLM("mamba.gguf")
+    ... except UnsupportedModel as error:
+    ...     print(error)
+    mamba.gguf: architecture 'mamba' is not supported; supported: ...
+    """
+
+
+class StateFileError(VkllmError):
+    """A saved state is damaged, does not belong to the loaded model, or cannot be read or written.
+
+    >>> try:
+    ...     llm.load_state("cut.gguf")
+    ... except StateFileError as error:
+    ...     print(error)
+    /...cut.gguf: not a sound saved state ...; run the conversation again and save it anew
+    """
 
 
 class DeviceError(VkllmError):
-    """Vulkan, Kompute or the layer failed."""
+    """Vulkan, Kompute or the layer failed.
+
+    >>> try:
+    ...     plan_model("smollm2", device="Voodoo")
+    ... except DeviceError as error:
+    ...     print(type(error).__name__)
+    NoDevice
+    """
 
 
 class NoDevice(DeviceError):
-    """No Vulkan device, or not the one asked for."""
+    """No Vulkan device, or not the one asked for.
+
+    >>> try:
+    ...     LLM(device="Voodoo")
+    ... except NoDevice as error:
+    ...     print(error)
+    No Vulkan device is called 'Voodoo'; there are 0: ...
+    """
 
 
 class OutOfDeviceMemory(DeviceError):
-    """A device allocation failed, or a model cannot fit."""
+    """A device allocation failed, or a model cannot fit.
+
+    >>> try:
+    ...     LLM(vram_limit=10**6, ram_limit=10**6)
+    ... except OutOfDeviceMemory as error:
+    ...     print(error)
+    the model needs ... and this device can give it ...
+    """
 
 
 class DeviceLost(DeviceError):
-    """The device or the engine process was lost; a new engine has to be started."""
+    """The device or the engine process was lost; a new engine has to be started.
+
+    The model stays usable: its next request starts a new engine, unless it was closed.
+
+    >>> llm.close()
+    >>> try:
+    ...     llm.generate("Hello")
+    ... except DeviceLost as error:
+    ...     print(error)
+    the engine was closed; open the model again
+    """
 
 
 class DeviceTimeout(DeviceError):
-    """The device did not finish within the time limit of a wait."""
+    """The device did not finish within the time limit of a wait.
+
+    >>> try:
+    ...     answer = llm.generate("Hello", max_tokens=1)
+    ... except DeviceTimeout:
+    ...     print("the GPU hangs; try again, or choose another with device=...")
+    """
 
 
 class RequestError(VkllmError):
-    """The request itself cannot be served."""
+    """The request itself cannot be served.
+
+    >>> try:
+    ...     llm.generate("")
+    ... except RequestError as error:
+    ...     print(error)
+    the prompt is empty; give at least one token of it
+    """
 
 
 class ContextOverflow(RequestError):
-    """Prompt and answer need more tokens than the context holds."""
+    """Prompt and answer need more tokens than the context holds.
+
+    >>> try:
+    ...     llm.generate("a long story " * 10_000)
+    ... except ContextOverflow as error:
+    ...     print(error)
+    the prompt has ... tokens, but the context holds ...; shorten the prompt or ask for a larger context ...
+    """
 
 
 class InvalidParameter(RequestError):
-    """A parameter of a request is out of its range."""
+    """A parameter of a request is out of its range.
+
+    >>> try:
+    ...     llm.chat([{"role": "user", "content": "Hello"}], top_p=2)
+    ... except InvalidParameter as error:
+    ...     print(error)
+    top_p must be a number between 0 and 1, not 2
+    """

@@ -108,7 +108,7 @@ def test_what_the_gpu_cannot_draw_the_cpu_does(
 ) -> None:
     n_chosen: list[int] = []
     choose = Sampler.choose
-    monkeypatch.setattr(Sampler, "choose", lambda self, logits: n_chosen.append(1) or choose(self, logits))
+    monkeypatch.setattr(Sampler, "choose", lambda self, *rest: n_chosen.append(1) or choose(self, *rest))
     assert len(tokens(run(engine, seed=1, max_tokens=5, **options))) == 5 == len(n_chosen)
     assert len(tokens(run(engine, seed=1, max_tokens=5, top_k=64))) == 5 == len(n_chosen)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,7 +17,16 @@ from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
 
 from vkllm.engine.process import EngineProcess
-from vkllm.engine.request import Event, Failed, Finished, Request, SamplingParams, Token
+from vkllm.engine.request import (
+    Event,
+    Failed,
+    Finished,
+    Request,
+    SamplingParams,
+    StateAnswer,
+    StateQuery,
+    Token,
+)
 from vkllm.errors import DeviceLost, DeviceTimeout, NoDevice
 
 pytestmark = pytest.mark.gpu
@@ -87,6 +97,29 @@ def test_a_lost_or_hung_device_ends_the_process_says_what_ran_and_the_next_reque
     assert is_with_it or isinstance(also, Finished), "nobody waits for a dead process"
     assert answered(process) == undisturbed
     assert process.pid != pid
+
+
+@pytest.mark.parametrize("action", ["save", "load"])
+@pytest.mark.parametrize("nth", [1, 3])
+def test_a_device_lost_while_a_state_is_saved_or_loaded_is_told_and_leaves_no_file(
+    process: EngineProcess,
+    undisturbed: list[int],
+    fault: Path,
+    tmp_path: Path,
+    action: Literal["save", "load"],
+    nth: int,
+) -> None:
+    assert answered(process) == undisturbed
+    _, last = ended(process.submit(StateQuery(1, "save", tmp_path / "sound")))
+    assert isinstance(last, StateAnswer)
+    fault.write_text(f"answering wait {nth} {LOST}")
+    path = tmp_path / ("lost" if action == "save" else "sound")
+    _, failed = ended(process.submit(StateQuery(2, action, path)))
+    assert isinstance(failed, Failed) and type(failed.error) is DeviceLost
+    doing = "saving" if action == "save" else "loading"
+    assert re.match(re.escape(process.ready.device_name) + f", {doing} a state: ", str(failed.error)), failed.error
+    assert [path.name for path in tmp_path.iterdir()] == ["sound"]
+    assert answered(process) == undisturbed
 
 
 def test_a_device_lost_in_loading_is_told_and_the_next_start_works(

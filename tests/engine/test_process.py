@@ -76,6 +76,12 @@ def test_a_request_gets_its_tokens_and_then_finished(make_engine: MakeEngine) ->
     assert (events[-1].request_id, events[-1].reason, events[-1].stats.n_generated) == (7, "length", 5)
 
 
+def test_events_may_go_to_a_function_instead_of_a_queue(make_engine: MakeEngine) -> None:
+    engine, events = make_engine(), SimpleQueue[Event]()
+    engine.send(request(7, 100, 11, 12, max_tokens=3), events.put)
+    assert token_ids(events_until_last(events)) == [11, 12, 11]
+
+
 def test_a_stop_token_is_an_event_before_finished(make_engine: MakeEngine) -> None:
     events = events_until_last(make_engine().submit(request(1, 100, 11, 12, 13, stop=12)))
     assert token_ids(events) == [11, 12]

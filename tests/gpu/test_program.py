@@ -11,13 +11,14 @@ from kernel_case import nmse
 from model_specs import TINY_SPEC, WIDE_SPEC
 from random_model import engine_config, reference, write_random_model
 
+from vkllm.engine.sampler import masked, pick, slope
 from vkllm.errors import ModelFileError, OutOfDeviceMemory
 from vkllm.gpu import program as program_module
 from vkllm.gpu.decode import Decode
 from vkllm.gpu.device import Device
 from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.probe import Heap
-from vkllm.gpu.program import Program
+from vkllm.gpu.program import Program, Result
 from vkllm.gpu.step import KEEP_ALL, Draw, Row
 from vkllm.gpu.tuning import tuning
 from vkllm.model.limits import Tier
@@ -52,6 +53,7 @@ CHOICES = {
     "": {},
     ", chained": {"is_chained": True, "groups": 3, "steps_touched": 1, "doubles": True},
     ", many rows": {"size": 64, "rows": 2, "unroll": 2, "groups": 0},
+    ", matrices": {},
 }
 
 
@@ -64,6 +66,10 @@ def case(request: pytest.FixtureRequest, device: Device, tmp_path_factory: pytes
     config = engine_config(path, spec)
     choices = tuning(device.info)
     choices = replace(choices, decode=replace(choices.decode, **CHOICES[request.param.removeprefix(name)]))
+    if request.param.endswith(", matrices"):
+        if device.info.matrix_shape is None:
+            pytest.skip("the device has no cooperative matrices")
+        choices = replace(choices, has_matmul=True, has_tiled_attention=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program_module, "tuning", lambda info: choices)
         yield Program(device, spec, path, config.tensors, config.n_ctx), config
@@ -118,6 +124,25 @@ def test_the_gpu_feeds_its_own_choice_into_the_next_step(case: tuple) -> None:
     for _ in range(3):
         expected.append(int(np.argmax(logits_of(program, expected, 1))))
     assert tokens == expected[1:]
+
+
+@pytest.mark.parametrize("result", ["token", "sampled"])
+def test_each_step_in_flight_has_its_own_mask(case: tuple, result: Result) -> None:
+    program, config = case
+    n_vocab = config.spec.n_vocab
+    draw = Draw(top_k=40, top_p=KEEP_ALL, min_p=0, slope=slope(5.0), number=7) if result == "sampled" else None
+    rng = np.random.default_rng(1)
+    is_allowed = rng.random((6, 32 * -(-n_vocab // 32))) < 0.05
+    masks = [*np.packbits(is_allowed, axis=1, bitorder="little").view(np.uint32)]
+    masks[3] = None  # between masked steps one of all tokens
+    logits = program.logits(program.submit([Row(5, 0)], [0], "logits"))
+    tokens = []
+    for three in (masks[:3], masks[3:]):
+        steps = [program.submit([Row(5, 0)], [0], result, draw=draw, mask=mask) for mask in three]
+        tokens += [program.token(step) for step in steps]
+    scores = [logits if mask is None else masked(logits, mask) for mask in masks]
+    assert tokens == [int(np.argmax(s)) if draw is None else pick(s, draw) for s in scores]
+    assert len(set(tokens)) > 3
 
 
 def test_a_model_too_large_is_refused_before_loading(

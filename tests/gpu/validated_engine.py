@@ -1,9 +1,10 @@
-"""Runs a small model through prefill, decode, scores and the bandwidth: python validated_engine.py [unordered].
+"""Runs a small model through prefill, decode, grammars, scores, bandwidth: python validated_engine.py [unordered].
 
 `test_validation.py` starts it under the validation layer. "unordered" leaves out every barrier that may be left
 out, to prove that the layer would notice.
 """
 
+import itertools
 import sys
 import tempfile
 from dataclasses import replace
@@ -24,9 +25,13 @@ def main(is_unordered: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         formats = {"attn_q": "Q4_0", "attn_k": "Q4_1", "attn_v": "F16", "ffn_gate": "Q8_0", "ffn_up": "Q8_0"}
         path = write_random_model(Path(folder) / "model.gguf", TINY_SPEC, formats)
-        engine = Engine(engine_config(path, TINY_SPEC))
-        for options in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 1}, {"temperature": 1.0, "logprobs": 2}):
-            engine.submit(Request(1, tuple(range(40)), SamplingParams(max_tokens=5, **options), frozenset()))
+        token_bytes = (*(bytes((byte,)) for byte in range(255)), *[b""] * (TINY_SPEC.n_vocab - 256), b"\xff<end>")
+        end_ids = frozenset({TINY_SPEC.n_vocab - 1})
+        engine = Engine(replace(engine_config(path, TINY_SPEC), token_bytes=token_bytes, end_ids=end_ids))
+        choices = ({"temperature": 0.0}, {"temperature": 1.0, "seed": 1}, {"temperature": 1.0, "logprobs": 2})
+        for options, grammar in itertools.product(choices, (None, "start: /[a-z]{5}/")):
+            params = SamplingParams(max_tokens=5, **options)
+            engine.submit(Request(1, tuple(range(40)), params, frozenset(), grammar=grammar))
             events = []
             while engine.has_work:
                 events += engine.step()

@@ -148,3 +148,20 @@ def test_token_bytes_are_those_of_the_text_and_an_unused_token_has_none(bpe: Tok
     assert [bpe.token_bytes(i) for i in bpe.encode("é world\n\x00")] == [b"\xc3\xa9", b" world", b"\n", b"\x00"]
     assert [spm.token_bytes(i) for i in spm.encode("the\n")][1:] == [b" the", b"\n"]
     assert {bpe.token_bytes(i) for i in range(256)} == {bytes((byte,)) for byte in range(256)}
+
+
+@pytest.mark.parametrize("name", ["tiny bpe", "tiny spm", *REAL])
+def test_answer_bytes_are_what_a_token_adds_to_an_answer_behind_a_mark_if_nothing(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    is_tiny = name.startswith("tiny")
+    tokenizer = request.getfixturevalue(name.split()[1]) if is_tiny else request.getfixturevalue("real")[name]
+    answer_bytes = tokenizer.answer_bytes()
+    assert len(answer_bytes) == tokenizer.n_vocab
+    step = 1 if is_tiny else 7
+    for token_id in [*range(0, tokenizer.n_vocab, step), *tokenizer.stop_ids]:
+        piece = answer_bytes[token_id]
+        is_mark = len(piece) > 1 and piece[0] == 0xFF
+        assert tokenizer.decode([token_id], continues=True) == ("" if is_mark else piece.decode(errors="replace"))
+        assert (piece[1:] if is_mark else piece) == tokenizer.token_bytes(token_id)
+    assert all(answer_bytes[token_id][0] == 0xFF for token_id in tokenizer.stop_ids)

@@ -2,7 +2,8 @@
 
 A plain object that tests use in process and `engine/worker.py` runs in a child. One sequence at a time.
 Where the GPU itself can choose the token (no penalties, no log-probabilities, top-k within what it keeps), the next
-step is submitted before the last token is read; otherwise each step's logits come to the CPU and the sampler chooses.
+step is submitted before the last token is read, unless a grammar must see that first; otherwise each step's logits come
+to the CPU and the sampler chooses.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 from vkllm.engine.chunks import ChunkLengths, longest_submit_s
+from vkllm.engine.constraint import Vocabulary
 from vkllm.engine.kvcache import KVCache, shifted
+from vkllm.engine.prompt_rows import PromptRows, wanted_rows
 from vkllm.engine.request import (
     DeviceReport,
     EngineConfig,
@@ -24,19 +27,20 @@ from vkllm.engine.request import (
     Request,
     RunStats,
     SamplingParams,
-    Scores,
+    StateAnswer,
+    StateQuery,
     Token,
 )
 from vkllm.engine.running import Run
 from vkllm.engine.sampler import Sampler, logprobs
-from vkllm.errors import ContextOverflow, DeviceLost, DeviceTimeout, InvalidParameter
+from vkllm.engine.saved_state import SavedStates
+from vkllm.errors import ContextOverflow, DeviceLost, DeviceTimeout, InvalidParameter, VkllmError
 from vkllm.gpu.arithmetic import product_rate
 from vkllm.gpu.bandwidth import read_bandwidth
 from vkllm.gpu.device import Device
 from vkllm.gpu.kernel_times import step_times
 from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program import WIDTHS, Program
-from vkllm.gpu.scoring import Scorer
 from vkllm.gpu.step import Row
 from vkllm.gpu.step_times import StepTimes
 from vkllm.gpu.tuner import TuningReport, tune
@@ -71,11 +75,13 @@ class Engine:
             self.plan = self._program.plan
             self.moved_bytes = self._program.moved_bytes
             self.is_cpu_device = self._device.info.type == "cpu"
-            self._scorer: Scorer | None = None
+            self._prompt_rows = PromptRows(self._program)
+            self._saved_states = SavedStates(config, self._program)
+            self._vocabulary = Vocabulary(config.token_bytes, config.end_ids)
             self._product_rate: float | None = None
             self._n_ctx = self.plan.n_ctx
             self._cache = KVCache(self._program.n_blocks, KV_BLOCK)
-            self._waiting: deque[tuple[Request, float]] = deque()
+            self._waiting: deque[tuple[Request | StateQuery, float]] = deque()
             self._run: Run | None = None
             self._cancelled: set[int] = set()
             self._warm_up()
@@ -96,7 +102,7 @@ class Engine:
             self._run_chunk([0] * width, 0)
         self._device.save_pipelines()
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request | StateQuery) -> None:
         """Queues a request. Its events come from `step`."""
         self._waiting.append((request, time.perf_counter()))
 
@@ -118,12 +124,12 @@ class Engine:
                 return self._drop_cancelled()
             if self._run is None:
                 return self._start() if self._waiting else []
-            if self._run.request.score_from is not None:
-                return self._score(self._run, self._run.request.score_from)
-            if not self._run.in_flight:
-                self._prefill(self._run)
-                return []
-            return self._decode(self._run)
+            if not self._run.request.is_answered:
+                return self._read(self._run)
+            try:
+                return self._decode(self._run) if self._run.in_flight else self._prefill(self._run)
+            except InvalidParameter as error:  # the answer cannot be kept to its grammar
+                return [self._fail(self._run, error)]
 
     @contextmanager
     def _told(self, doing: str) -> Iterator[None]:
@@ -149,7 +155,7 @@ class Engine:
         if self.has_work:
             raise InvalidParameter("the model is answering a request; tune when it is idle")
         self._cache = KVCache(self._program.n_blocks, KV_BLOCK)  # its content is overwritten
-        self._scorer = self._product_rate = None
+        self._prompt_rows, self._product_rate = PromptRows(self._program), None
         try:
             with self._told("tuning"):
                 report = tune(self._program, budget_s, on_trial=on_trial, is_interrupted=is_interrupted)
@@ -195,29 +201,35 @@ class Engine:
             events.append(self._finish(self._run, "cancelled"))
         for request, _ in self._waiting:
             if request.id in self._cancelled:
-                nothing = RunStats(len(request.prompt_token_ids), 0, 0, 0.0, 0.0, 0.0)
-                events.append(Finished(request.id, "cancelled", nothing))
+                n_prompt = len(request.prompt_token_ids) if isinstance(request, Request) else 0
+                events.append(Finished(request.id, "cancelled", RunStats(n_prompt, 0, 0, 0.0, 0.0, 0.0)))
         self._waiting = deque(entry for entry in self._waiting if entry[0].id not in self._cancelled)
         self._cancelled.clear()
         return events
 
     def _start(self) -> list[Event]:
         request, submitted_s = self._waiting.popleft()
+        if isinstance(request, StateQuery):
+            return [self._move_state(request)]
         prompt = request.prompt_token_ids
-        # the last token of a text that is only scored is not run
-        if not 0 < len(prompt) < self._n_ctx + (request.score_from is not None):
+        # an answer needs room for a token at least
+        if not 0 < len(prompt) <= self._n_ctx - request.is_answered:
             error = ContextOverflow(
                 f"the prompt has {len(prompt)} tokens and the context holds {self._n_ctx}; "
                 "shorten the prompt or load the model with a larger context"
             )
             return [Failed(request.id, error)]
-        # the rows before the tokens to score must run
-        n_cached = self._cache.reuse(prompt if request.score_from is None else prompt[: request.score_from])
+        n_cached = self._cache.reuse(prompt[: wanted_rows(request).start + 1])
         sampler = Sampler(request.params, prompt)
         self._run = Run(request, sampler, submitted_s, time.perf_counter(), n_cached, list(prompt))
+        try:
+            if request.grammar is not None:
+                self._run.constraint = self._vocabulary.constraint(request.grammar)
+        except InvalidParameter as error:
+            return [self._fail(self._run, error)]
         return []
 
-    def _prefill(self, run: Run) -> None:
+    def _prefill(self, run: Run) -> list[Event]:
         """Runs the next chunk of what is not cached; the last one also asks for the next token."""
         start = len(self._cache.tokens)
         chunk = run.sequence[start : start + self._lengths.n_rows()]
@@ -226,6 +238,7 @@ class Engine:
         else:
             self._run_chunk(chunk, start)
         self._cache.tokens += chunk
+        return []
 
     def _run_chunk(self, token_ids: Sequence[int], start: int) -> None:
         """Runs tokens of a prompt that choose none, and waits for them."""
@@ -236,19 +249,31 @@ class Engine:
         self._program.wait(step)
         self._lengths.took_s[len(rows)] = time.perf_counter() - step.submitted_s
 
-    def _score(self, run: Run, score_from: int) -> list[Event]:
-        """Runs the next chunk of a text and reports how likely its tokens are."""
+    def _read(self, run: Run) -> list[Event]:
+        """Runs the next chunk of a prompt that nothing follows, and reports what is wanted of its rows."""
         prompt, start = run.request.prompt_token_ids, len(self._cache.tokens)
-        end = min(start + self._lengths.n_rows(), len(prompt) - 1)
+        n_wanted = wanted_rows(run.request).stop
+        end = min(start + self._lengths.n_rows(), n_wanted)
         self._run_chunk(prompt[start:end], start)
         self._cache.tokens += prompt[start:end]
-        events: list[Event] = []
-        if targets := prompt[max(start + 1, score_from) : end + 1]:
-            self._scorer = self._scorer or Scorer(self._program)
-            logprobs = self._scorer.score(end - start - len(targets), targets)
-            events.append(Scores(run.request.id, tuple(logprobs)))
+        events = self._prompt_rows.events(run, start, end)
         run.last_token_s = run.first_token_s = time.perf_counter()
-        return [*events, self._finish(run, "length")] if end == len(prompt) - 1 else events
+        return [*events, self._finish(run, "length")] if end == n_wanted else events
+
+    def _move_state(self, query: StateQuery) -> StateAnswer | Failed:
+        """Saves or restores the cache; after a failure to restore it is empty."""
+        self._doing = f"{'saving' if query.action == 'save' else 'loading'} a state"
+        try:
+            if query.action == "save":
+                self._saved_states.save(query.path, self._cache.tokens)
+            else:
+                self._cache.tokens.clear()
+                self._cache.tokens += self._saved_states.load(query.path)
+        except (DeviceLost, DeviceTimeout):
+            raise
+        except VkllmError as error:
+            return Failed(query.id, error)
+        return StateAnswer(query.id, tuple(self._cache.tokens))
 
     def _submit(self, run: Run, token_ids: Sequence[int | None], *, is_prompt: bool = False) -> None:
         """Submits a step that continues the sequence and chooses a token."""
@@ -258,8 +283,11 @@ class Engine:
         rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
         table = self._cache.block_table(start + len(rows))
         draw = run.sampler.next_draw() if run.result == "sampled" else None
+        mask = run.constraint.mask() if run.constraint is not None and run.result != "logits" else None
         n_submits = self._lengths.n_submits(len(rows)) if is_prompt else 1
-        step = self._program.submit(rows, table, run.result, is_prompt=is_prompt, draw=draw, n_submits=n_submits)
+        step = self._program.submit(
+            rows, table, run.result, is_prompt=is_prompt, draw=draw, mask=mask, n_submits=n_submits
+        )
         run.in_flight.append(step)
 
     def _decode(self, run: Run) -> list[Event]:
@@ -268,16 +296,17 @@ class Engine:
         n_left = self._n_ctx - len(run.sequence)
         if params.max_tokens is not None:
             n_left = min(n_left, params.max_tokens - run.n_generated)
+        while len(run.in_flight) < min(IN_FLIGHT if run.can_run_ahead else 1, n_left):
+            self._submit(run, [None])
+        step = run.in_flight.popleft()
         if run.result != "logits":
-            while len(run.in_flight) < min(IN_FLIGHT, n_left):
-                self._submit(run, [None])
-            token_id = self._program.token(run.in_flight.popleft())
+            token_id = self._program.token(step)
             if run.in_flight:
                 self._cache.tokens.append(token_id)
             token = Token(run.request.id, token_id)
         else:
-            logits = self._program.logits(run.in_flight.popleft())
-            token_id = run.sampler.choose(logits)
+            logits = self._program.logits(step)
+            token_id = run.sampler.choose(logits, None if run.constraint is None else run.constraint.mask())
             token = Token(run.request.id, token_id)
             if params.logprobs is not None:
                 token = Token(run.request.id, token_id, *logprobs(logits, token_id, params.logprobs))
@@ -287,13 +316,16 @@ class Engine:
         run.n_generated += 1
         run.sequence.append(token_id)
         is_eos = token_id in run.request.stop_token_ids and not params.ignore_eos
+        if run.constraint is not None:
+            run.constraint.accept(token_id)
+            is_eos |= run.constraint.is_complete
         if is_eos or token_id in params.stop_token_ids:
             return [token, self._finish(run, "stop")]
         if run.n_generated == params.max_tokens or (n_left == 1 and not params.context_shift):
             return [token, self._finish(run, "length")]
         if n_left == 1:
             self._shift(run)
-        elif run.result == "logits":
+        elif not run.can_run_ahead:
             self._submit(run, [token_id])
             self._cache.tokens.append(token_id)
         return [token]
@@ -304,6 +336,10 @@ class Engine:
         run.sequence = shifted(run.sequence, run.request.n_keep)
         self._cache.reuse(run.sequence)
         run.n_shifts += 1
+
+    def _fail(self, run: Run, error: InvalidParameter) -> Failed:
+        self._run = None
+        return Failed(run.request.id, error)
 
     def _finish(self, run: Run, reason: Literal["stop", "length", "cancelled"]) -> Finished:
         self._run = None

@@ -31,6 +31,7 @@ _OUTPUT_BYTES = 8192
 _OUTPUT_LINES_IN_MESSAGE = 4
 
 OnProgress = Callable[[int, int], None]
+OnEvent = Callable[[Event], object]
 
 
 class EngineProcess:
@@ -78,9 +79,14 @@ class EngineProcess:
 
         Starts a new process if the last one died, and raises what `start` raises.
         """
-        while (events := self._running_child().submit(request)) is None:
-            pass  # it died between the two calls
+        events: SimpleQueue[Event] = SimpleQueue()
+        self.send(request, events.put)
         return events
+
+    def send(self, request: Request | Query, on_event: OnEvent) -> None:
+        """Like `submit`, but calls on_event with each event, in a thread of its own: it must not wait, nor raise."""
+        while not self._running_child().send(request, on_event):
+            pass  # it died between the two calls
 
     def cancel(self, request_id: int) -> None:
         """Asks the engine to end a request; its queue still gets `Finished` last. Unknown ids are ignored."""
@@ -144,7 +150,7 @@ class _Child:
         self._is_stopping = False
         self._lock = threading.Lock()  # guards the next three
         self._error: VkllmError | None = None
-        self._queues: dict[int, SimpleQueue[Event]] = {}
+        self._receivers: dict[int, OnEvent] = {}
         self._requests: dict[int, Request] = {}
         self._output = b""
         self._connection, theirs = Pipe()
@@ -197,17 +203,16 @@ class _Child:
             raise
         self._threads[2].start()
 
-    def submit(self, request: Request | Query) -> SimpleQueue[Event] | None:
-        """The request's events, or None if the process has died."""
-        events: SimpleQueue[Event] = SimpleQueue()
+    def send(self, request: Request | Query, on_event: OnEvent) -> bool:
+        """Hands a request over; False if the process has died."""
         with self._lock:
             if self._error is not None:
-                return None
-            self._queues[request.id] = events
+                return False
+            self._receivers[request.id] = on_event
             if isinstance(request, Request):
                 self._requests[request.id] = request
         self.outbox.put(request)
-        return events
+        return True
 
     def stop(self) -> None:
         """Asks the process to end and waits for it; does nothing in a forked copy of this process."""
@@ -261,21 +266,21 @@ class _Child:
     def _fail_open_requests(self, error: VkllmError) -> None:
         with self._lock:
             self._error = error
-            queues, self._queues = self._queues, {}
-        for request_id, events in queues.items():
-            events.put(Failed(request_id, error))
+            receivers, self._receivers = self._receivers, {}
+        for request_id, on_event in receivers.items():
+            on_event(Failed(request_id, error))
 
     def _deliver(self, event: Event) -> None:
         is_last = isinstance(event, Finished | Failed | Answer)
         if isinstance(event, Finished):
             self._tally.add(event)
         with self._lock:
-            events = self._queues.get(event.request_id)
+            on_event = self._receivers.get(event.request_id)
             if is_last:
-                self._queues.pop(event.request_id, None)
+                self._receivers.pop(event.request_id, None)
                 self._requests.pop(event.request_id, None)
-        if events is not None:
-            events.put(event)
+        if on_event is not None:
+            on_event(event)
 
     def _send_messages(self) -> None:
         with contextlib.suppress(OSError):  # the reading side notices a broken pipe, and reports it

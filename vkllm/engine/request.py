@@ -15,7 +15,7 @@ from vkllm.errors import InvalidParameter, VkllmError
 from vkllm.formats.gguf import TensorInfo
 from vkllm.gpu.probe import DeviceInfo
 from vkllm.model.plan import PlanOptions
-from vkllm.model.spec import ModelSpec
+from vkllm.model.spec import ModelSpec, Pooling
 
 if TYPE_CHECKING:
     from vkllm.gpu.step_times import StepTimes
@@ -34,6 +34,13 @@ class SamplingParams:
     context_shift: an answer that fills the context goes on after its middle was dropped (`Request.n_keep`), instead of
     ending there; then max_tokens None is no limit.
     stop: strings that end the answer (handled in `vkllm.llm`). logprobs: how many alternatives to report.
+    json_schema, regex, grammar: at most one; the whole answer is JSON of this schema (given as text), matches this
+    expression (Rust's syntax) or is of this grammar (Lark as llguidance reads it, or llama.cpp's GBNF), unless
+    max_tokens, a stop string or a stop token ends it early. It ends where nothing may follow, ignore_eos or not.
+
+    >>> params = SamplingParams(temperature=0, max_tokens=1)
+    >>> llm.generate("The capital of France is", params).text
+    ' Paris'
     """
 
     max_tokens: int | None = None
@@ -51,6 +58,9 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     context_shift: bool = False
+    json_schema: str | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidParameter for a value out of its range."""
@@ -67,6 +77,13 @@ class SamplingParams:
         _within("logprobs", self.logprobs, 0, 1000)
         if any(not text for text in self.stop):
             raise InvalidParameter("stop must not contain an empty string; leave it out instead")
+        given = {name: getattr(self, name) for name in ("json_schema", "regex", "grammar")}
+        given = {name: text for name, text in given.items() if text is not None}
+        if len(given) > 1:
+            raise InvalidParameter(f"an answer cannot follow both {' and '.join(given)}; give one of them")
+        for name, text in given.items():
+            if not isinstance(text, str):
+                raise InvalidParameter(f"{name} must be a string, not {type(text).__name__}")
 
     @property
     def has_penalties(self) -> bool:
@@ -88,8 +105,9 @@ class Request:
     """One prompt to continue. id: chosen by the caller, unique among open requests.
 
     score_from: generate nothing, but report (as `Scores`) the log-probability of each prompt token from this one on;
-    at least 1, because nothing comes before token 0. n_keep: prompt tokens, from the first on, that no context shift
-    drops.
+    at least 1, because nothing comes before token 0. pooling: generate nothing, but report the prompt's embedding (as
+    `Embedded`), made of its rows in this way. n_keep: prompt tokens, from the first on, that no context shift
+    drops. grammar: llguidance's grammar of the answer, from params' json_schema, regex or grammar.
     """
 
     id: int
@@ -97,7 +115,14 @@ class Request:
     params: SamplingParams
     stop_token_ids: frozenset[int]
     score_from: int | None = None
+    pooling: Pooling | None = None
     n_keep: int = 0
+    grammar: str | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether tokens are generated."""
+        return self.score_from is None and self.pooling is None
 
 
 @dataclass(frozen=True)
@@ -124,7 +149,19 @@ class KernelQuery:
     n_depth: int
 
 
-Query = DeviceQuery | TuningQuery | KernelQuery
+@dataclass(frozen=True)
+class StateQuery:
+    """Saves what is cached to a file, or caches what a file holds; the answer is `StateAnswer`.
+
+    It waits for its turn among the requests, so it finds what the one before it has left.
+    """
+
+    id: int
+    action: Literal["save", "load"]
+    path: Path
+
+
+Query = DeviceQuery | TuningQuery | KernelQuery | StateQuery
 
 
 @dataclass(frozen=True)
@@ -153,6 +190,12 @@ class RunStats:
     prompt_s: from start to the logits of the last prompt token; first_token_s: from submission to the first
     token; generate_s: from the first token to the last. n_shifts: how often the context was full and its middle was
     dropped.
+
+    >>> stats = llm.generate("The capital of France is", max_tokens=2).stats
+    >>> stats.n_prompt, stats.n_generated
+    (5, 2)
+    >>> print(f"Speed: {stats.generate_per_s:.1f} tokens a second")
+    Speed: ... tokens a second
     """
 
     n_prompt: int
@@ -176,7 +219,13 @@ class RunStats:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Sums over all requests that ended since the model was loaded, as in `RunStats`; last: those of the last one."""
+    """Sums over all requests that ended since the model was loaded, as in `RunStats`; last: those of the last one.
+
+    >>> before = llm.stats().n_generated
+    >>> answer = llm.generate("The capital of France is", max_tokens=2)
+    >>> llm.stats().n_generated - before
+    2
+    """
 
     n_requests: int = 0
     n_prompt: int = 0
@@ -225,8 +274,21 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """The embedding of the request's prompt: d_model numbers, whose squares add up to 1."""
+
+    request_id: int
+    vector: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class DeviceReport:
-    """The device that an engine runs on. read_bytes_per_s: measured, over memory much larger than a GPU's cache."""
+    """The device that an engine runs on. read_bytes_per_s: measured, over memory much larger than a GPU's cache.
+
+    >>> report = llm.measure_device()
+    >>> print(f"The {report.info.name} reads {report.read_bytes_per_s / 1e9:.3f} GB/s")
+    The ... reads ... GB/s
+    """
 
     info: DeviceInfo
     read_bytes_per_s: float
@@ -264,8 +326,16 @@ class KernelAnswer:
     times: StepTimes
 
 
-Answer = DeviceAnswer | TuningAnswer | KernelAnswer
-Event = Token | Scores | TuningTrial | Answer | Finished | Failed
+@dataclass(frozen=True)
+class StateAnswer:
+    """What a `StateQuery` asked for is done. token_ids: those whose keys and values are cached now."""
+
+    request_id: int
+    token_ids: tuple[int, ...]
+
+
+Answer = DeviceAnswer | TuningAnswer | KernelAnswer | StateAnswer
+Event = Token | Scores | Embedded | TuningTrial | Answer | Finished | Failed
 
 
 @dataclass(frozen=True)
@@ -273,7 +343,8 @@ class EngineConfig:
     """All that an engine needs to load a model.
 
     n_ctx: tokens of context, or 0 for the longest that costs no speed. device: index, name or None (the best).
-    options: what the user asks of the memory plan.
+    options: what the user asks of the memory plan. token_bytes: what each token adds to a text, as
+    `Tokenizer.answer_bytes` gives it; end_ids: the tokens that end an answer. Only answers with a grammar need them.
     """
 
     path: Path
@@ -282,3 +353,5 @@ class EngineConfig:
     n_ctx: int
     device: str | None = None
     options: PlanOptions = field(default_factory=PlanOptions)
+    token_bytes: tuple[bytes, ...] = ()
+    end_ids: frozenset[int] = frozenset()

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
+from vkllm.engine.constraint import Constraint
 from vkllm.engine.request import Request, RunStats
 from vkllm.engine.sampler import Sampler
 from vkllm.gpu.program import Result, Submitted
@@ -16,7 +20,8 @@ class Run:
 
     sequence: the tokens that are to be in the context, of which the cache holds the first: the prompt and what was
     generated, less what shifts dropped. in_flight: steps that choose a token, oldest first. The oldest one's input is
-    known; the input of each later one is the token that the step before it chooses on the GPU.
+    known; the input of each later one is the token that the step before it chooses on the GPU. hidden_sum: of the rows
+    that its embedding is made of.
     """
 
     request: Request
@@ -30,6 +35,8 @@ class Run:
     first_token_s: float = 0.0
     last_token_s: float = 0.0
     in_flight: deque[Submitted] = field(default_factory=deque)
+    hidden_sum: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    constraint: Constraint | None = None
 
     @property
     def result(self) -> Result:
@@ -38,6 +45,11 @@ class Run:
         if params.logprobs is not None or not self.sampler.suits_gpu:
             return "logits"
         return "token" if params.temperature == 0 else "sampled"
+
+    @property
+    def can_run_ahead(self) -> bool:
+        """Whether a step may be submitted before the token that comes before it was read."""
+        return self.result != "logits" and self.constraint is None
 
     def stats(self) -> RunStats:
         """Counts and seconds so far."""

@@ -1,8 +1,8 @@
 """Chooses the next token from logits: penalties, top-k, top-p, min-p, temperature, a seeded draw.
 
 The order is llama.cpp's. Draws come from a counter-based generator, so the n-th token of a seed does not
-depend on what ran before or how steps were batched. `pick` is the truth for the kernels `top_logits` and `sample`,
-which choose the very same token from the same logits. Knows token ids and numbers, no text.
+depend on what ran before or how steps were batched. `masked` is the truth for the kernel `mask_logits`, `pick` for
+`top_logits` and `sample`, which choose the very same token from the same logits. Knows token ids and numbers, no text.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vkllm.gpu.kernels import TOP_K
 from vkllm.gpu.step import KEEP_ALL, Draw
 
 Floats = npt.NDArray[np.float32]
+Words = npt.NDArray[np.uint32]
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -44,10 +45,12 @@ class Sampler:
         params = self.params
         return not params.has_penalties and (params.temperature == 0 or 0 < params.top_k <= TOP_K)
 
-    def choose(self, logits: Floats) -> int:
-        """The next token from logits (V,); it counts as generated for the penalties of later ones."""
+    def choose(self, logits: Floats, mask: Words | None = None) -> int:
+        """The next token from logits (V,), of those that a mask allows; later ones' penalties count it as generated."""
         params = self.params
         scores = self._penalized(logits) if params.has_penalties else logits
+        if mask is not None:
+            scores = masked(scores, mask)
         token_id = int(np.argmax(scores)) if params.temperature == 0 else pick(scores, self.next_draw())
         self._tokens.append(token_id)
         return token_id
@@ -77,6 +80,12 @@ class Sampler:
         scores = logits.copy()
         scores[ids] = seen - params.frequency_penalty * n_seen - params.presence_penalty
         return scores
+
+
+def masked(scores: Floats, mask: Words) -> Floats:
+    """Scores (V,) with -inf for tokens that are not allowed; token t is bit t % 32 of word t // 32 of the mask."""
+    is_allowed = np.unpackbits(mask.view(np.uint8), count=len(scores), bitorder="little")
+    return np.where(is_allowed, scores, np.float32(-np.inf))
 
 
 def pick(scores: Floats, draw: Draw) -> int:

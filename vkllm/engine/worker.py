@@ -22,8 +22,8 @@ from vkllm.engine.request import (
     Failed,
     KernelAnswer,
     KernelQuery,
-    Query,
     Request,
+    StateQuery,
     TuningAnswer,
     TuningQuery,
     TuningTrial,
@@ -49,7 +49,7 @@ class Engine(Protocol):
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request | StateQuery) -> None:
         """Takes a request in, or raises why it cannot."""
 
     def cancel(self, request_id: int) -> None:
@@ -144,7 +144,7 @@ def _serve(parent: _Parent, engine: Engine) -> None:
     while True:
         while parent.has_message() or not engine.has_work:
             match parent.receive():
-                case Request() as request:
+                case Request() | StateQuery() as request:
                     try:
                         engine.submit(request)
                     except VkllmError as error:
@@ -165,7 +165,7 @@ def _serve(parent: _Parent, engine: Engine) -> None:
             raise lost[0]
 
 
-def _answer(parent: _Parent, engine: Engine, query: Query) -> Event:
+def _answer(parent: _Parent, engine: Engine, query: DeviceQuery | TuningQuery | KernelQuery) -> Event:
     try:
         match query:
             case DeviceQuery(request_id):

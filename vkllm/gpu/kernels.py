@@ -14,6 +14,9 @@ WEIGHT_FORMATS = ("F32", "F16", "BF16", *QUANTIZED_FORMATS)
 MATMUL_TILE_ROWS = 128
 """Rows of a matrix that a workgroup of `matmul` takes; `TILE_ROWS` in its shader."""
 
+ATTENTION_TILE_ROWS = 64
+"""Queries (tokens times heads) that a workgroup of `attention_tiled` takes; `TILE_ROWS` in its shader."""
+
 MAX_ROWS = 512
 """Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
 
@@ -54,6 +57,11 @@ class KernelSpec:
     push: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     uses_dot4: bool = False
+
+    @property
+    def uses_matrices(self) -> bool:
+        """Whether only devices with cooperative matrices can run it."""
+        return "matrix_m" in self.constants
 
     def module(self, weight_format: str | None = None, *, is_soft: bool = False) -> str:
         """Name of the compiled module of a variant, without its extension."""
@@ -96,6 +104,14 @@ KERNELS = {
             ("n_parts", "arrivals", "link", "n_awaited"),
         ),
         KernelSpec(
+            "attention_tiled",
+            ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step"),
+            (
+                *("local_size", "n_heads", "n_kv_heads", "head_dim", "k_q8_0", "v_q8_0"),
+                *("matrix_m", "matrix_n", "matrix_k"),
+            ),
+        ),
+        KernelSpec(
             "begin_step", ("slots", "next_token", "step", "chain"), ("local_size", "chain_words"), ("slot_word",)
         ),
         KernelSpec("copy_words", ("source", "target"), ("local_size",), ("n_words", "target_word")),
@@ -106,10 +122,14 @@ KERNELS = {
             ("first_row", "n_table_rows"),
             WEIGHT_FORMATS,
         ),
+        KernelSpec("mask_logits", ("logits", "masks"), ("local_size", "n_vocab"), ("first_word",)),
         KernelSpec(
             "matmul",
             ("quants", "scales", "x", "add", "y", "step"),
-            ("local_size", "columns", "tile_tokens", "subgroups_along_rows", "subgroups_along_tokens", "adds"),
+            (
+                *("local_size", "columns", "tile_tokens", "subgroups_along_rows", "subgroups_along_tokens", "adds"),
+                *("matrix_m", "matrix_n", "matrix_k"),
+            ),
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,
         ),

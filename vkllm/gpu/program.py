@@ -1,8 +1,8 @@
 """A model on a device: its operations recorded once, replayed for every step.
 
-Keeps a recording for every step width, kind of result and slot, of the dispatches that `gpu/operations.py` makes of
-the graph. What changes from token to token is in the step buffer (`gpu/step.py`), so no Python
-runs per layer and token. Knows nothing of requests or sampling.
+Keeps a recording for every step width, kind of result (masked or not) and slot, of the dispatches that
+`gpu/operations.py` makes of the graph. What changes from token to token is in the step buffer (`gpu/step.py`) and in
+masks, so no Python runs per layer and token. Knows nothing of requests, grammars or sampling.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ from vkllm.model.plan import PlanOptions, plan
 from vkllm.model.spec import ModelSpec
 
 Floats = npt.NDArray[np.float32]
+Words = npt.NDArray[np.uint32]
 Result = Literal["none", "token", "sampled", "logits"]
 
 WIDTHS = (1, 8, 64, 256, MAX_ROWS)
@@ -57,6 +58,16 @@ class Submitted:
     ticket: int
     slot: int
     submitted_s: float
+
+
+class _Kind(NamedTuple):
+    """What a step is recorded for."""
+
+    width: int
+    result: Result
+    is_masked: bool
+    slot: int
+    n_submits: int
 
 
 class Program:
@@ -87,13 +98,15 @@ class Program:
         self._n_lists = -(-spec.n_vocab // TOP_LOGITS)
         self._largest = device.buffer(2 * TOP_K * self._n_lists)
         self._host_logits = device.buffer(spec.n_vocab, is_host=True)
+        self._mask_words = -(-spec.n_vocab // 32)
+        self._masks = device.buffer(N_SLOTS * self._mask_words, is_host=True)
         self._buffers = ModelBuffers(device, spec, path, tensors, self.plan, options, on_bytes)
         self.moved_bytes = self._buffers.moved_bytes
         self.n_blocks = self._buffers.n_blocks
         self._logits = self._buffers.activations["logits"].values
-        self._recordings: dict[tuple[int, Result, int, int], list[Recording]] = {}
+        self._recordings: dict[_Kind, list[Recording]] = {}
         # what the last two choices recorded: choices that are tried in turn share the pipelines
-        self._earlier: deque[dict[tuple[int, Result, int, int], list[Recording]]] = deque(maxlen=2)
+        self._earlier: deque[dict[_Kind, list[Recording]]] = deque(maxlen=2)
         self._slot_tickets = [0] * N_SLOTS
         self._turn = 0
         self.use(kept_choice(info, self.kind) or tuning(info))
@@ -118,21 +131,27 @@ class Program:
         *,
         is_prompt: bool = False,
         draw: Draw | None = None,
+        mask: Words | None = None,
         n_submits: int = 1,
     ) -> Submitted:
         """Submits a step of one sequence and returns at once.
 
         is_prompt: rows of a prompt, which are computed alike however they are cut into steps.
         result: what to make of the last row: "token" chooses the likeliest on the GPU, "sampled" draws one there
-        as `draw` says, "logits" brings all to the host. n_submits: pieces of about as many layers that the step is cut
+        as `draw` says, "logits" brings all to the host. mask: the tokens that may be chosen on the GPU, token t as bit
+        t % 32 of word t // 32; None is all. n_submits: pieces of about as many layers that the step is cut
         into, each a submit. At most N_SLOTS steps are in flight; one more waits for the oldest.
         """
         assert (draw is not None and 0 < draw.top_k <= TOP_K) if result == "sampled" else draw is None
+        assert mask is None or (result in ("token", "sampled") and len(mask) == self._mask_words)
         width = step_width(len(rows), is_prompt=is_prompt)
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
-        recordings = self._recordings_of(width, result, slot, n_submits)
+        recordings = self._recordings_of(_Kind(width, result, mask is not None, slot, n_submits))
         self.device.wait(self._slot_tickets[slot])
         self._slots.write(slot, rows, block_table, draw)
+        if mask is not None:
+            assert self._masks.words is not None
+            self._masks.words[slot * self._mask_words : (slot + 1) * self._mask_words] = mask
         submitted_s = time.perf_counter()
         for recording in recordings:
             self._slot_tickets[slot] = self.device.submit(recording)
@@ -159,7 +178,23 @@ class Program:
         norm, *projection = (d for op in head(self.spec) for d in self.operations.of(op, HEAD_ROWS))
         return [norm.with_push(first_row), *projection], self._logits
 
-    def dispatches(self, width: int, result: Result, slot: int = 0) -> list[Dispatch]:
+    def final_norm_of(self, first_row: int) -> tuple[Dispatch, Buffer]:
+        """The dispatch that makes the normed hidden states of HEAD_ROWS rows of the last step, from first_row on;
+        (HEAD_ROWS, d_model)."""
+        (norm,) = self.operations.of(head(self.spec)[0], HEAD_ROWS)
+        return norm.with_push(first_row), self._buffers.activations["final"].values
+
+    @property
+    def caches(self) -> list[tuple[Buffer, Buffer]]:
+        """Keys and values of each layer, as shaders/lib/kvcache.glsl lays them out."""
+        return self._buffers.caches
+
+    @property
+    def cache_types(self) -> tuple[str, str]:
+        """How keys and values are cached: "f16" or "q8_0" each."""
+        return self._buffers.type_k, self._buffers.type_v
+
+    def dispatches(self, width: int, result: Result, slot: int = 0, *, is_masked: bool = False) -> list[Dispatch]:
         """All dispatches of a step, in order. width: one of WIDTHS."""
         dispatches = [self._begin_step(slot)]
         if width == 1:
@@ -169,15 +204,16 @@ class Program:
             dispatches += [d for op in decoder(self.spec) for d in self.operations.of(op, width)]
             if result != "none":
                 dispatches += [d for op in head(self.spec) for d in self.operations.of(op, 1)]
+        if is_masked:
+            dispatches.append(self._mask_logits(slot))
         return dispatches if result == "none" else dispatches + self._result(result, slot)
 
-    def _recordings_of(self, width: int, result: Result, slot: int, n_submits: int) -> list[Recording]:
-        key = (width, result, slot, n_submits)
-        if key not in self._recordings:
-            dispatches = self.dispatches(width, result, slot)
-            cuts = [len(dispatches) * i // n_submits for i in range(n_submits + 1)]
-            self._recordings[key] = [self.device.record(dispatches[i:j]) for i, j in pairwise(cuts)]
-        return self._recordings[key]
+    def _recordings_of(self, kind: _Kind) -> list[Recording]:
+        if kind not in self._recordings:
+            dispatches = self.dispatches(kind.width, kind.result, kind.slot, is_masked=kind.is_masked)
+            cuts = [len(dispatches) * i // kind.n_submits for i in range(kind.n_submits + 1)]
+            self._recordings[kind] = [self.device.record(dispatches[i:j]) for i, j in pairwise(cuts)]
+        return self._recordings[kind]
 
     def _begin_step(self, slot: int) -> Dispatch:
         return self.device.dispatch(
@@ -195,6 +231,15 @@ class Program:
                 return self._sample(slot)
             case "logits":
                 return [self._read_logits()]
+
+    def _mask_logits(self, slot: int) -> Dispatch:
+        return self.device.dispatch(
+            KERNELS["mask_logits"],
+            (self._logits, self._masks),
+            constants=(self._local_size, self.spec.n_vocab),
+            groups=(min(1024, -(-self.spec.n_vocab // self._local_size)), 1),
+            push=(slot * self._mask_words,),
+        )
 
     def _sample(self, slot: int) -> list[Dispatch]:
         constants = (4 * self._local_size, self.spec.n_vocab)

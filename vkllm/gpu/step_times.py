@@ -15,6 +15,10 @@ class KernelWork:
     weight_format: "" where it reads no matrix. shape: of a matrix rows x columns, with what is fused; of attention
     heads / key heads x dimensions. n_tokens: rows of the step that it takes. read_bytes: weights, keys and values that
     it cannot do without. n_flops: multiplications and additions of products and of attention.
+
+    >>> work = KernelWork("matvec_fused", "Q4_1", "576 x 1536", read_bytes=552_960, n_flops=1_769_472)
+    >>> work.n_flops / work.read_bytes
+    3.2
     """
 
     kernel: str
@@ -27,7 +31,13 @@ class KernelWork:
 
 @dataclass(frozen=True)
 class KernelTime:
-    """n_dispatches: in a step; 0 for those that only a step with a temperature has. dispatch_s: seconds of each."""
+    """n_dispatches: in a step; 0 for those that only a step with a temperature has. dispatch_s: seconds of each.
+
+    >>> times = llm.measure_kernels()
+    >>> slowest = max(times.kernels, key=lambda time: time.n_dispatches * time.dispatch_s)
+    >>> slowest.work.kernel, slowest.n_dispatches
+    ('...', ...)
+    """
 
     work: KernelWork
     n_dispatches: int
@@ -40,6 +50,10 @@ class StepTimes:
     they come, and itself as it really runs. n_rows 1 is a step of decoding, more are a prompt.
 
     product_flops_per_s: what this device reaches in the largest product (`gpu/arithmetic.py`).
+
+    >>> times = llm.measure_kernels()
+    >>> print(f"Kernels: {times.sum_s * 1e3:.1f} ms of a step of {times.step_s * 1e3:.1f} ms")
+    Kernels: ... ms of a step of ... ms
     """
 
     n_rows: int

@@ -88,6 +88,11 @@ class MemoryPlan:
     the other; together they are all rows of all its tensors once. cache_tiers: of each layer's keys and values.
     arena_tier: of activations, norms and the rope table. tiers: the fastest first. overhead_s: seconds a token besides
     reading.
+
+    >>> llm.plan.n_ctx == llm.n_ctx
+    True
+    >>> llm.plan.total_bytes == llm.plan.weights_bytes + llm.plan.cache_bytes + llm.plan.arena_bytes
+    True
     """
 
     n_ctx: int

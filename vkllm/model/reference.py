@@ -106,12 +106,19 @@ class Reference:
 
     def run(self, token_ids: list[int]) -> Floats:
         """Appends tokens (T,) to the sequence and returns their logits (T, V)."""
+        return self._run(token_ids)["logits"]
+
+    def hidden_states(self, token_ids: list[int]) -> Floats:
+        """Appends tokens (T,) to the sequence and returns what the final norm makes of them (T, d_model)."""
+        return self._run(token_ids)["final"]
+
+    def _run(self, token_ids: list[int]) -> dict[str, Floats]:
         positions = np.arange(self.n_past, self.n_past + len(token_ids))
         values: dict[str, Floats] = {}
         for op in (*decoder(self.spec), *head(self.spec)):
             values[op.output] = self._run_op(op, values, token_ids, positions)
         self.n_past += len(token_ids)
-        return values["logits"]
+        return values
 
     def _run_op(self, op: Op, values: dict[str, Floats], token_ids: list[int], positions: Integers) -> Floats:
         if op.kind == "embed":

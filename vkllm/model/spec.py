@@ -15,6 +15,9 @@ from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.gguf import Metadata, TensorInfo
 from vkllm.formats.quants import BLOCK, FORMATS, weight_format
 
+Pooling = Literal["mean", "cls", "last"]
+"""Which rows of the final norm make the embedding of a text: the mean of all, the first, the last."""
+
 
 @dataclass(frozen=True)
 class Yarn:
@@ -76,6 +79,13 @@ def model_spec(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelSp
     _check_numbers(spec, metadata)
     _check_tensors(spec, metadata, tensors)
     return spec
+
+
+def pooling(metadata: Metadata) -> Pooling | None:
+    """How a model makes embeddings: what its file says, the mean where it says nothing, None for what is not supported,
+    such as a rank."""
+    kinds: dict[int, Pooling] = {0: "mean", 1: "mean", 2: "cls", 3: "last"}  # llama.cpp's numbers; 0 is none
+    return kinds.get(metadata.integer(f"{metadata.string('general.architecture')}.pooling_type", 0))
 
 
 def _llama(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelSpec:

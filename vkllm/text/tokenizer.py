@@ -36,6 +36,11 @@ def _byte_alphabet() -> dict[str, int]:
 
 _BYTE_OF = _byte_alphabet()
 
+# As plain integers, since comparing enums takes a while for 100,000 tokens.
+_UNUSED, _BYTE = int(TokenType.UNUSED), int(TokenType.BYTE)
+_NO_TEXT = (int(TokenType.CONTROL), int(TokenType.UNKNOWN))
+_WHOLE = (*_NO_TEXT, int(TokenType.USER_DEFINED))
+
 
 class Tokenizer:
     """Encodes text to token ids and decodes them.
@@ -149,15 +154,27 @@ class Tokenizer:
         Raises InvalidParameter for an id outside the vocabulary.
         """
         kind = self.token_type(token_id)
-        text = self._texts[token_id]
-        if kind == TokenType.UNUSED:
+        return self._bytes_of(self._texts[token_id], kind)
+
+    def answer_bytes(self) -> tuple[bytes, ...]:
+        """What each token, by id, adds to the text of an answer. Those that add nothing but have a meaning, control and
+        unknown tokens, have their name, behind the byte 0xFF, which is in no text."""
+        return tuple(
+            b"\xff" + text.encode() if kind in _NO_TEXT else self._bytes_of(text, kind)
+            for text, kind in zip(self._texts, self._types, strict=True)
+        )
+
+    def _bytes_of(self, text: str, kind: int) -> bytes:
+        if kind == _UNUSED:
             return b""
-        if kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED):
+        if kind in _WHOLE:
             return text.encode()
         if self._is_byte_level:
-            # A character outside the alphabet: the token was added to the vocabulary as plain text.
-            return bytes(map(_BYTE_OF.__getitem__, text)) if _BYTE_OF.keys() >= set(text) else text.encode()
-        if kind == TokenType.BYTE:
+            try:
+                return bytes(map(_BYTE_OF.__getitem__, text))
+            except KeyError:  # outside the alphabet: the token was added to the vocabulary as plain text
+                return text.encode()
+        if kind == _BYTE:
             return bytes((int(text[3:5], 16),))
         return text.replace(SPACE_MARK, " ").encode()
 

@@ -1,0 +1,39 @@
+"""mask_logits against numpy: the very same logits, for vocabularies that fill no whole word and masks at an offset."""
+
+import numpy as np
+import pytest
+from kernel_case import filled, floats
+
+from vkllm.engine.sampler import masked
+from vkllm.gpu.device import Device
+from vkllm.gpu.kernels import KERNELS
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("n_vocab", [1, 31, 32, 33, 257, 49152, 128256])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 1.0])
+def test_only_allowed_tokens_keep_their_logits(device: Device, n_vocab: int, share: float) -> None:
+    rng = np.random.default_rng(n_vocab)
+    n_words, slot = -(-n_vocab // 32), 2
+    logits = rng.normal(0, 5, n_vocab + 3).astype(np.float32)
+    masks = np.packbits(rng.random((3, 32 * n_words)) < share, axis=1, bitorder="little").view(np.uint32)
+    buffer = filled(device, logits)
+    dispatch = device.dispatch(
+        KERNELS["mask_logits"],
+        (buffer, filled(device, masks)),
+        constants=(64, n_vocab),
+        groups=(min(7, -(-n_vocab // 64)), 1),
+        push=(slot * n_words,),
+    )
+    device.run([dispatch])
+    got = floats(buffer, (n_vocab + 3,))
+    assert np.array_equal(got[:n_vocab], masked(logits[:n_vocab], masks[slot]))
+    assert np.array_equal(got[n_vocab:], logits[n_vocab:]), "what lies behind is another's"
+
+
+def test_the_numpy_truth_reads_bit_t_of_word_t_over_32() -> None:
+    scores = np.arange(70, dtype=np.float32)
+    mask = np.array([1 << 31, 1, 1 << 5], np.uint32)
+    assert list(np.flatnonzero(np.isfinite(masked(scores, mask)))) == [31, 32, 69]
+    assert masked(scores, mask).dtype == np.float32

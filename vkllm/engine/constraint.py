@@ -1,0 +1,91 @@
+"""Which tokens an answer may go on with, so that its text stays within a grammar.
+
+Knows tokens as bytes and grammars as llguidance reads them, of which `vkllm.text.grammar` makes them. It knows no
+requests, logits or devices; `masked` in engine/sampler.py and the kernel `mask_logits` apply its masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from vkllm.errors import InvalidParameter
+
+Words = npt.NDArray[np.uint32]
+
+
+class Vocabulary:
+    """The tokens of a model, for the constraints of its answers. It is searched as a tree, which takes some tenths of a
+    second to grow, so the first constraint does."""
+
+    def __init__(self, token_bytes: Sequence[bytes], end_ids: Iterable[int]) -> None:
+        """token_bytes, end_ids: as in `EngineConfig`."""
+        self._token_bytes = token_bytes
+        self._end_ids = sorted(end_ids)
+        self._tree: LLTokenizer | None = None
+
+    def constraint(self, grammar: str) -> Constraint:
+        """The constraint of one answer. grammar: as in `Request`.
+
+        Raises InvalidParameter for a grammar that is none, or too large, and if the model has no end tokens.
+        """
+        if not self._end_ids:
+            raise InvalidParameter("the model has no token that ends an answer, so an answer cannot have a grammar")
+        self._tree = self._tree or _Tokens(self._token_bytes, self._end_ids).tree
+        return Constraint(self._tree, grammar, -(-len(self._token_bytes) // 32))
+
+
+class Constraint:
+    """How far one answer is in its grammar. Made by `Vocabulary.constraint`."""
+
+    def __init__(self, tree: LLTokenizer, grammar: str, n_words: int) -> None:
+        limits = LLParserLimits(verbose_errors=False)
+        self._matcher = LLMatcher(tree, grammar, log_level=0, limits=limits)
+        self._n_words = n_words
+        self._check()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but an end token may follow, or one came."""
+        return self._matcher.is_stopped()
+
+    def mask(self) -> Words:
+        """The tokens that may come next: bit t % 32 of word t // 32 for token t; ceil(V / 32) words.
+
+        Raises InvalidParameter if there is none, or the grammar is too complex.
+        """
+        words = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: self._n_words]
+        self._check()
+        return words
+
+    def accept(self, token_id: int) -> None:
+        """Goes on past a token. Raises InvalidParameter for one that may not come, or if that is too complex."""
+        self._matcher.consume_token(token_id)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = self._matcher.get_error().splitlines()[0]
+            if reason == "NoExtensionBias":
+                reason = "no token may follow"
+            raise InvalidParameter(f"the grammar of the answer cannot be kept: {reason}")
+
+
+class _Tokens(TokenizerWrapper):
+    """A vocabulary as llguidance takes it. tree: what it makes of it."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, token_bytes: Sequence[bytes], end_ids: list[int]) -> None:
+        self.tokens = token_bytes
+        self.eos_token_id = end_ids[0]
+        self.bos_token_id = None
+        self.special_token_ids = ()  # those that begin with 0xFF
+        self.tree = LLTokenizer(self, eos_token=end_ids)
+
+    def __call__(self, text: str) -> list[int]:
+        """The tokens to write a text with that a grammar leaves no choice in: the longest one each time."""
+        return self.tree.greedy_tokenize(text)

@@ -1,0 +1,56 @@
+"""What is reported of a prompt that nothing follows: scores of its tokens, or its embedding.
+
+Knows which rows of a prompt these are made of and how. Which chunks run when is the engine's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vkllm.engine.request import Embedded, Event, Request, Scores
+from vkllm.engine.running import Run
+from vkllm.gpu.hidden_states import HiddenStates
+from vkllm.gpu.program import Program
+from vkllm.gpu.scoring import Scorer
+
+
+def wanted_rows(request: Request) -> range:
+    """The rows of a prompt whose results are wanted: those before the first may come from the cache, none after the
+    last has to run."""
+    n = len(request.prompt_token_ids)
+    if request.score_from is not None:
+        return range(request.score_from - 1, n - 1)
+    match request.pooling:
+        case "mean":
+            return range(n)
+        case "cls":
+            return range(1)
+        case "last" | None:
+            return range(n - 1, n)
+
+
+class PromptRows:
+    """Reads the rows of a program's last step."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._scorer: Scorer | None = None
+        self._hidden_states: HiddenStates | None = None
+
+    def events(self, run: Run, start: int, end: int) -> list[Event]:
+        """What there is to report after the rows start to end - 1 of its prompt have run. Raises DeviceError."""
+        request, wanted = run.request, wanted_rows(run.request)
+        first = max(start, wanted.start)
+        if first >= end:
+            return []
+        if request.score_from is not None:
+            self._scorer = self._scorer or Scorer(self._program)
+            targets = request.prompt_token_ids[first + 1 : end + 1]
+            return [Scores(request.id, tuple(self._scorer.score(first - start, targets)))]
+        self._hidden_states = self._hidden_states or HiddenStates(self._program)
+        run.hidden_sum = run.hidden_sum + self._hidden_states.rows(first - start, end - start).sum(0, np.float64)
+        if end < wanted.stop:
+            return []
+        # the mean has the direction of the sum, and nothing else of it is left
+        length = np.linalg.norm(run.hidden_sum)
+        return [Embedded(request.id, tuple((run.hidden_sum / (length or 1.0)).tolist()))]
