@@ -29,6 +29,8 @@ class Faults:
 
     cut_after: int | None = None
     n_cuts: int = -1
+    stalls_after_cut: bool = False
+    """What is asked for after a cut has to wait until `may_go_on` is set."""
     status: int | None = None
     """Of every answer with a file."""
     announced_sha256: str | None = None
@@ -50,7 +52,10 @@ class Seen:
 
 
 class HubServer(http.server.ThreadingHTTPServer):
-    """Serves what is in `hub` (repository -> file -> content) and in `files` (path -> content)."""
+    """Serves what is in `hub` (repository -> file -> content) and in `files` (path -> content).
+
+    redirects: path -> the address to look at instead.
+    """
 
     daemon_threads = True
 
@@ -58,6 +63,7 @@ class HubServer(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.hub: dict[str, dict[str, bytes]] = {}
         self.files: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}
         self.faults = Faults()
         self.seen: list[Seen] = []
         self.may_go_on = threading.Event()
@@ -89,6 +95,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
         self.server.seen.append(Seen(f"{self.command} {self.path}", start, self.headers.get("Authorization")))
         path = unquote(urlsplit(self.path).path)
+        if path in self.server.redirects:
+            return self._refuse(302, {"Location": self.server.redirects[path]})
         if path.startswith("/api/models/"):
             return self._list(path.removeprefix("/api/models/"))
         if "/resolve/main/" in path:
@@ -166,6 +174,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         rest = content[start:]
         if faults.cut_after is not None and faults.n_cuts != 0 and len(rest) > faults.cut_after:
             faults.n_cuts -= 1
+            if faults.stalls_after_cut:
+                self.server.may_go_on.clear()
             rest = rest[: faults.cut_after]
             self.close_connection = True
         self.wfile.write(rest)

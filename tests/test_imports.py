@@ -15,6 +15,7 @@ PACKAGE = Path(vkllm.__file__).parent
 # What each part may import of the others. Neither the GPU nor the engine knows text.
 _FILES = {"errors", "resources", "formats"}
 _DEVICE = _FILES | {"model", "gpu"}
+_ANSWERS = _DEVICE | {"engine", "text", "generation"}
 ALLOWED = {
     "errors": set(),
     "resources": {"errors"},
@@ -26,8 +27,18 @@ ALLOWED = {
     "gpu": _FILES | {"model"},
     "engine": _DEVICE,
     "generation": _DEVICE | {"engine", "text"},
-    "llm": _DEVICE | {"engine", "text", "generation", "store"},
+    "prompts": _ANSWERS,
+    "embedding": _DEVICE | {"engine"},
+    "measuring": _ANSWERS | {"prompts"},
+    "async_stream": _ANSWERS | {"prompts"},
+    "completions": _ANSWERS | {"embedding"},
+    "completion_calls": _ANSWERS | {"prompts", "completions"},
+    "create": _ANSWERS | {"prompts", "embedding", "async_stream", "completions", "completion_calls"},
+    "chat": _ANSWERS | {"prompts", "async_stream", "create"},
+    "llm": _ANSWERS | {"prompts", "embedding", "measuring", "chat", "create", "store"},
+    "async_llm": _ANSWERS | {"prompts", "embedding", "async_stream", "chat", "create", "llm"},
     "planning": _DEVICE | {"store"},
+    "adapters": {"store"},
     "faces": _DEVICE | {"engine", "text", "generation", "llm", "store"},
 }
 
@@ -38,11 +49,15 @@ HOMES = {
     "gguf": "formats/",
     "tokenizers": "text/",
     "jinja2": "text/",
+    "llguidance": ("text/", "engine/constraint.py"),
     "huggingface_hub": "downloads/",
     "typer": "faces/",
     "rich": "faces/",
     "textual": "faces/tui/",
     "starlette": "faces/server/",
+    "pydantic": ("completions.py", "completion_calls.py", "create.py", "faces/server/", "adapters/"),
+    "llm": "adapters/",
+    "langchain_core": "adapters/",
 }
 
 

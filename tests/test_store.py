@@ -14,7 +14,18 @@ from vkllm import store
 from vkllm.downloads.checks import mark_path
 from vkllm.errors import ModelNotFound, UnsupportedModel, VkllmError
 from vkllm.resources import CatalogEntry, HubSource, WheelSource, cache_dir, models_dir
-from vkllm.store import HubRepo, WebSource, find_model, installed, local_model, pull, quantization_of, remove, source_of
+from vkllm.store import (
+    HubRepo,
+    WebSource,
+    find_model,
+    installed,
+    local_model,
+    pull,
+    quantization_of,
+    remove,
+    remove_unfinished,
+    source_of,
+)
 
 REPO = "someone/tiny-GGUF"
 HUB_ENTRY = CatalogEntry("tiny", "on a hub", "MIT", 10, 20, 30, None, HubSource(REPO, "tiny.Q8_0.gguf"))
@@ -96,6 +107,11 @@ def test_a_missing_path_is_named(name: str) -> None:
         find_model(name)
 
 
+def test_an_address_of_another_kind_is_told() -> None:
+    with pytest.raises(ModelNotFound, match=r"^ftp://x/m\.gguf: only addresses that begin with https:// or http://"):
+        find_model("ftp://x/m.gguf")
+
+
 # --- Paths -----------------------------------------------------------------------------------------------------------
 
 
@@ -166,20 +182,21 @@ def test_the_model_that_is_meant_in_a_repository(hub: HubServer, files: list[str
             ["a.Q5_K_M.gguf", "a.Q8_0.gguf", "a.IQ1_S.gguf"],
             "hf.co/o/r",
             ModelNotFound,
-            "several models among a.Q5_K_M.gguf, a.Q8_0.gguf; name",
+            "several models among a.Q5_K_M.gguf, a.Q8_0.gguf; name one, as in hf.co/o/r:Q5_K_M",
         ),
         (
             ["a.Q4_0.gguf", "b.Q4_0.gguf"],
             "hf.co/o/r:Q4_0",
             ModelNotFound,
-            "several models among a.Q4_0.gguf, b.Q4_0.gguf; .*hf:OWNER/REPO/FILE",
+            "several models among a.Q4_0.gguf, b.Q4_0.gguf; name one, as in hf:o/r/a.Q4_0.gguf",
         ),
         (
             ["a.Q4_0.gguf"],
             "hf.co/o/r:Q8_0",
             ModelNotFound,
-            "there is no Q8_0 among a.Q4_0.gguf; .* as in hf.co/o/r:Q8_0",
+            "there is no Q8_0 among a.Q4_0.gguf; name one, as in hf.co/o/r:Q4_0",
         ),
+        (["a.gguf", "b.gguf"], "https://hf.co/o/r/", ModelNotFound, "name one, as in hf:o/r/a.gguf"),
         (["README.md", "model.safetensors"], "hf.co/o/r", ModelNotFound, "no GGUF files that vkllm runs"),
         (["a.IQ2_XS.gguf"], "hf.co/o/r:IQ2_XS", UnsupportedModel, "vkllm does not run IQ2_XS; take one of .* Q4_0,"),
         (["a-Q4_0-00001-of-00002.gguf"], "hf.co/o/r", ModelNotFound, "no GGUF files"),
@@ -284,6 +301,51 @@ def test_removing_a_model_of_a_wheel_takes_its_mark_too() -> None:
     assert model.name == "packed"
     remove(model)
     assert list(models_dir().iterdir()) == []
+
+
+def unfinished(tmp_path: Path) -> list[str]:
+    found = [*(tmp_path / "cache").rglob("*"), *(tmp_path / "hub").rglob("*")]
+    return [path.name for path in found if path.is_file() and path.suffix not in (".lock", ".TAG")]
+
+
+def stop(_what: str, n_done: int, _total: int) -> None:
+    if n_done:
+        raise KeyboardInterrupt
+
+
+def test_what_an_unfinished_download_left_can_be_removed(hub: HubServer, tmp_path: Path) -> None:
+    hub.files["/w.gguf"] = content("w")
+    for name in ("tiny", f"hf.co/{REPO}:Q4_K_M", f"hf:{REPO}/tiny.Q4_K_M.gguf", f"{hub.url}/w.gguf"):
+        with pytest.raises(KeyboardInterrupt):
+            pull(name, on_progress=stop)
+        assert installed() == [] and local_model(name) is None
+        (left,) = unfinished(tmp_path)
+        assert left.endswith(".incomplete")
+        assert remove_unfinished(name) > 100
+        assert unfinished(tmp_path) == [] and remove_unfinished(name) == 0
+
+
+def test_removing_what_is_unfinished_takes_parts_of_that_model_and_no_whole_one(hub: HubServer, tmp_path: Path) -> None:
+    names = [f"big-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
+    add(hub, names[0], "big-Q4_0.gguf", repo="o/big")
+    whole = pull("hf.co/o/big:Q4_0")
+    with pytest.raises(ModelNotFound):
+        pull(f"hf:o/big/{names[0]}")
+    assert remove_unfinished("hf.co/o/big:Q8_0") == len(content(names[0]))
+    assert whole.read_bytes() == content("big-Q4_0.gguf")
+    assert remove_unfinished("hf.co/o/big") == 0
+    first = f"{hub.url}/m/big-00001-of-00002.gguf"
+    hub.files["/m/big-00001-of-00002.gguf"] = content("one")
+    with pytest.raises(ModelNotFound):
+        pull(first)
+    assert (
+        remove_unfinished(first) == len(content("one")) and unfinished(tmp_path).count("big-00001-of-00002.gguf") == 0
+    )
+
+
+def test_a_name_of_nothing_unfinished_removes_nothing(tmp_path: Path) -> None:
+    for name in ("packed", "hf.co/a/b", "https://example.org/x.gguf", str(tmp_path)):
+        assert remove_unfinished(name) == 0
 
 
 def test_a_model_that_may_not_be_deleted_is_an_error_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vkllm.async_llm import AsyncLLM
+    from vkllm.async_stream import AsyncStream
+    from vkllm.completions import ChatCompletion, ChatCompletionChunk, Completion, EmbeddingResponse
     from vkllm.engine.request import DeviceReport, EngineStats, RunStats, SamplingParams
     from vkllm.errors import (
         ContextOverflow,
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
         NoDevice,
         OutOfDeviceMemory,
         RequestError,
+        StateFileError,
         UnsupportedModel,
         VkllmError,
     )
@@ -35,11 +39,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
+    "AsyncStream",
+    "ChatCompletion",
+    "ChatCompletionChunk",
+    "Completion",
     "ContextOverflow",
     "DeviceError",
     "DeviceLost",
     "DeviceReport",
     "DeviceTimeout",
+    "EmbeddingResponse",
     "EngineStats",
     "Generation",
     "InvalidParameter",
@@ -56,6 +66,7 @@ __all__ = [
     "RequestError",
     "RunStats",
     "SamplingParams",
+    "StateFileError",
     "StepTimes",
     "Stream",
     "TopLogprob",
@@ -67,7 +78,13 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AsyncLLM": "vkllm.async_llm",
+    "AsyncStream": "vkllm.async_stream",
+    "ChatCompletion": "vkllm.completions",
+    "ChatCompletionChunk": "vkllm.completions",
+    "Completion": "vkllm.completions",
     "DeviceReport": "vkllm.engine.request",
+    "EmbeddingResponse": "vkllm.completions",
     "EngineStats": "vkllm.engine.request",
     "KernelTime": "vkllm.gpu.step_times",
     "KernelWork": "vkllm.gpu.step_times",

@@ -5,11 +5,11 @@ It knows tokens, stop strings and logprobs; it does not know prompts, templates,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from queue import SimpleQueue
 from types import TracebackType
-from typing import Literal, NamedTuple, Self, TypedDict
+from typing import Any, Literal, NamedTuple, Self, TypedDict
 
 from vkllm.engine.process import EngineProcess
 from vkllm.engine.request import Event, Failed, Finished, Request, RunStats, Token
@@ -21,7 +21,12 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 
 class TopLogprob(NamedTuple):
-    """A token that could have come, and the natural logarithm of its probability."""
+    """A token that could have come, and the natural logarithm of its probability.
+
+    >>> answer = llm.generate("The capital of France is", max_tokens=1, temperature=0, logprobs=3)
+    >>> [top.text for top in answer.logprobs[0].top]
+    [' Paris', ...]
+    """
 
     token_id: int
     text: str
@@ -29,7 +34,12 @@ class TopLogprob(NamedTuple):
 
 
 class Logprob(NamedTuple):
-    """A token that came, the logarithm of its probability, and the likeliest ones in its place, best first."""
+    """A token that came, the logarithm of its probability, and the likeliest ones in its place, best first.
+
+    >>> answer = llm.generate("The capital of France is", max_tokens=1, temperature=0, logprobs=0)
+    >>> print(answer.logprobs[0].text, round(answer.logprobs[0].logprob, 1))
+     Paris -0...
+    """
 
     token_id: int
     text: str
@@ -38,7 +48,7 @@ class Logprob(NamedTuple):
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The fields of `SamplingParams`, as keyword arguments; `stop` may also be one string."""
+    """The fields of `SamplingParams`, as keyword arguments; `stop` may also be one string, `json_schema` the schema."""
 
     max_tokens: int | None
     temperature: float
@@ -55,6 +65,9 @@ class SamplingOptions(TypedDict, total=False):
     ignore_eos: bool
     logprobs: int | None
     context_shift: bool
+    json_schema: str | Mapping[str, Any] | bool | None
+    regex: str | None
+    grammar: str | None
 
 
 @dataclass(frozen=True)
@@ -63,8 +76,12 @@ class Generation:
 
     token_ids: every token generated; a stop token is the last of them, and no part of `text`. `text` ends
     before a stop string, though token_ids hold the tokens that completed it. logprobs: one entry a token,
-    or None where they were not asked for. finish_reason: "stop" (stop token or string), "length"
-    (max_tokens, or the context is full) or "cancelled".
+    or None where they were not asked for. finish_reason: "stop" (stop token or string, or the answer's grammar is
+    complete), "length" (max_tokens, or the context is full) or "cancelled".
+
+    >>> answer = llm.generate("The capital of France is", max_tokens=1, temperature=0)
+    >>> answer.text, len(answer.token_ids), answer.finish_reason
+    (' Paris', 1, 'length')
     """
 
     text: str
@@ -76,7 +93,13 @@ class Generation:
 
 
 class Piece(str):
-    """Some text of an answer, never empty, with the tokens received since the piece before it."""
+    """Some text of an answer, never empty, with the tokens received since the piece before it.
+
+    >>> for piece in llm.stream("The capital of France is", max_tokens=2, temperature=0):
+    ...     print(repr(piece), len(piece.token_ids))
+    ' Paris' 1
+    '.' 1
+    """
 
     token_ids: list[int]
     logprobs: list[Logprob] | None
@@ -89,24 +112,22 @@ class Piece(str):
         return piece
 
 
-class Stream(Iterator[Piece]):
-    """The pieces of one answer, as they come; `result()` is the whole of it.
+OnToken = Callable[[Piece], object]
+"""Called with each piece of an answer as it comes; an exception in it cancels the request and is raised."""
 
-    Closing a stream before its end, leaving its `with` block, dropping the last reference to it, or Ctrl-C
-    while it waits cancels the request. Made by `LLM.stream`; to be used by one thread at a time.
+
+class AnswerText:
+    """One answer, put together event by event. It knows no engine: threads and event loops bring it the events.
+
+    is_over: no more pieces come. generation: the whole answer once it ended. error: what ended it early. is_stopped:
+    a stop string came, of which the engine knows nothing: who brings the events cancels the request.
     """
 
-    def __init__(
-        self,
-        engine: EngineProcess,
-        request: Request,
-        events: SimpleQueue[Event],
-        detokenizer: Detokenizer,
-        token_text: Callable[[int], str],
-    ) -> None:
-        self._engine = engine
-        self._request = request
-        self._events = events
+    def __init__(self, request: Request, detokenizer: Detokenizer, token_text: Callable[[int], str]) -> None:
+        self.request = request
+        self.is_over = False
+        self.generation: Generation | None = None
+        self.error: VkllmError | None = None
         self._detokenizer = detokenizer
         self._token_text = token_text
         self._stops = StopStrings(request.params.stop)
@@ -114,32 +135,103 @@ class Stream(Iterator[Piece]):
         self._token_ids: list[int] = []
         self._logprobs: list[Logprob] = []
         self._n_in_pieces = 0
-        self._is_over = False
-        self._generation: Generation | None = None
-        self._error: VkllmError | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string came."""
+        return self._stops.is_matched
+
+    def push(self, event: Event) -> Piece | None:
+        """Takes in one event and returns the piece that it completes, if any. Raises the error of a `Failed`."""
+        text = ""
+        match event:
+            case Failed(error=error):
+                self.is_over, self.error = True, error
+                raise error
+            case Finished():
+                text = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+                self._text.append(text)
+                self._finish(event)
+            case Token() if not self.is_over:
+                text = self._take(event)
+                self._text.append(text)
+        if not text:
+            return None
+        start, self._n_in_pieces = self._n_in_pieces, len(self._token_ids)
+        return Piece(
+            text, self._token_ids[start:], None if self.request.params.logprobs is None else self._logprobs[start:]
+        )
+
+    def _take(self, token: Token) -> str:
+        self._token_ids.append(token.token_id)
+        if token.logprob is not None:
+            name = self._token_text
+            top = [TopLogprob(other.token_id, name(other.token_id), other.logprob) for other in token.top_logprobs]
+            self._logprobs.append(Logprob(token.token_id, name(token.token_id), token.logprob, top))
+        if token.token_id in self.request.stop_token_ids:
+            return ""
+        return self._stops.push(self._detokenizer.push(token.token_id))
+
+    def _finish(self, event: Finished) -> None:
+        self.is_over = True
+        self.generation = Generation(
+            text="".join(self._text),
+            token_ids=self._token_ids,
+            prompt_token_ids=list(self.request.prompt_token_ids),
+            logprobs=None if self.request.params.logprobs is None else self._logprobs,
+            finish_reason="stop" if self._stops.is_matched else event.reason,
+            stats=event.stats,
+        )
+
+
+class Stream(Iterator[Piece]):
+    """The pieces of one answer, as they come; `result()` is the whole of it.
+
+    Closing a stream before its end, leaving its `with` block, dropping the last reference to it, or Ctrl-C
+    while it waits cancels the request. Made by `LLM.stream`; to be used by one thread at a time.
+
+    >>> with llm.stream("The capital of France is", max_tokens=2, temperature=0) as stream:
+    ...     for piece in stream:
+    ...         print(piece, end="")
+     Paris.
+    >>> stream.result().finish_reason
+    'length'
+    """
+
+    def __init__(self, engine: EngineProcess, answer: AnswerText) -> None:
+        """Sends the answer's request to the engine."""
+        self._engine = engine
+        self._answer = answer
+        self._events = engine.submit(answer.request)
 
     def __next__(self) -> Piece:
         """The next piece. Raises DeviceLost and other errors of the engine."""
-        while not self._is_over:
-            if text := self._advance():
-                start, self._n_in_pieces = self._n_in_pieces, len(self._token_ids)
-                logprobs = None if self._request.params.logprobs is None else self._logprobs[start:]
-                return Piece(text, self._token_ids[start:], logprobs)
+        while not self._answer.is_over:
+            if piece := self._advance():
+                return piece
         raise StopIteration
 
     def result(self) -> Generation:
         """The whole answer; waits for what is left of it. After `close()` it is what there was until then."""
-        while self._generation is None:
-            if self._error is not None:
-                raise self._error
+        while self._answer.generation is None:
+            if self._answer.error is not None:
+                raise self._answer.error
             self._advance()
-        return self._generation
+        return self._answer.generation
+
+    def consume(self, on_token: OnToken | None = None) -> Generation:
+        """The whole answer; on_token is called with each piece of it. What ends this early cancels the request."""
+        with self:
+            if on_token is not None:
+                for piece in self:
+                    on_token(piece)
+            return self.result()
 
     def close(self) -> None:
         """Cancels the request unless it is done. There are no pieces after this."""
-        if not self._is_over:
-            self._is_over = True
-            self._engine.cancel(self._request.id)
+        if not self._answer.is_over:
+            self._answer.is_over = True
+            self._engine.cancel(self._answer.request.id)
 
     def __enter__(self) -> Self:
         return self
@@ -152,48 +244,21 @@ class Stream(Iterator[Piece]):
     def __del__(self) -> None:
         self.close()
 
-    def _advance(self) -> str:
-        """Takes in one event and returns the text that it adds to the answer."""
+    def _advance(self) -> Piece | None:
+        """Takes in one event and returns the piece that it completes."""
         try:
             event = self._events.get()
         except KeyboardInterrupt:
             self.close()
             raise
-        match event:
-            case Failed(error=error):
-                self._is_over, self._error = True, error
-                raise error
-            case Finished():
-                text = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-                self._text.append(text)
-                self._finish(event)
-                return text
-            case Token() if not self._is_over:
-                text = self._take(event)
-                self._text.append(text)
-                return text
-        return ""
-
-    def _take(self, token: Token) -> str:
-        self._token_ids.append(token.token_id)
-        if token.logprob is not None:
-            name = self._token_text
-            top = [TopLogprob(other.token_id, name(other.token_id), other.logprob) for other in token.top_logprobs]
-            self._logprobs.append(Logprob(token.token_id, name(token.token_id), token.logprob, top))
-        if token.token_id in self._request.stop_token_ids:
-            return ""
-        text = self._stops.push(self._detokenizer.push(token.token_id))
-        if self._stops.is_matched:
+        piece = self._answer.push(event)
+        if self._answer.is_stopped:
             self.close()
-        return text
+        return piece
 
-    def _finish(self, event: Finished) -> None:
-        self._is_over = True
-        self._generation = Generation(
-            text="".join(self._text),
-            token_ids=self._token_ids,
-            prompt_token_ids=list(self._request.prompt_token_ids),
-            logprobs=None if self._request.params.logprobs is None else self._logprobs,
-            finish_reason="stop" if self._stops.is_matched else event.reason,
-            stats=event.stats,
-        )
+
+def results(engine: EngineProcess, answers: Sequence[AnswerText]) -> list[Generation]:
+    """Sends all requests at once and waits for all answers; an error or Ctrl-C cancels them together."""
+    with ExitStack() as stack:
+        streams = [stack.enter_context(Stream(engine, answer)) for answer in answers]
+        return [stream.result() for stream in streams]

