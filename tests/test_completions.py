@@ -28,8 +28,8 @@ from vkllm import (
     EmbeddingResponse,
     InvalidParameter,
 )
-from vkllm.completion_calls import ChatOptions, TextOptions
 from vkllm.engine.request import Request
+from vkllm.openai.calls import ChatOptions, TextOptions
 
 MakeLLM = Callable[..., LLM]
 HI = [{"role": "user", "content": "Hi"}]  # the engine answers "user\nHi"
@@ -235,7 +235,7 @@ def assert_engine_is_free(llm: LLM) -> None:
     """A slow request that still ran would keep it busy for ten seconds."""
     start = time.monotonic()
     assert llm.generate("Xok", max_tokens=2).text == "ok"
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 8
 
 
 def test_text_completions_take_one_prompt_or_several(fake_llm: MakeLLM) -> None:
@@ -293,7 +293,7 @@ async def test_async_models_have_the_same(fake_llm: MakeLLM, tiny_gguf: Any) -> 
         assert [chunk async for chunk in slow] == []
         start = time.monotonic()
         assert (await llm.generate("Xok", max_tokens=2)).text == "ok"
-        assert time.monotonic() - start < 4
+        assert time.monotonic() - start < 8
         usage = [
             chunk.usage
             async for chunk in await llm.completions.create(

@@ -39,7 +39,7 @@ def test_the_page_has_a_line_for_each_variable_that_the_sources_know() -> None:
 
 
 def test_the_page_has_a_line_for_each_option_of_loading() -> None:
-    shared = options("run") & options("chat") & options("plan") - {"-h", "--help"}
+    shared = options("run") & options("chat") & options("plan") - {"-h", "--help", "-m", "--model"}
     rows = table("How a model is loaded")
     assert {name for row in rows for name in re.findall(r"`([^`]+)`", row[0])} == shared
     assert {row[1].strip("`") for row in rows} == set(inspect.signature(LLM).parameters) - {

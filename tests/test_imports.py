@@ -31,15 +31,13 @@ ALLOWED = {
     "embedding": _DEVICE | {"engine"},
     "measuring": _ANSWERS | {"prompts"},
     "async_stream": _ANSWERS | {"prompts"},
-    "completions": _ANSWERS | {"embedding"},
-    "completion_calls": _ANSWERS | {"prompts", "completions"},
-    "create": _ANSWERS | {"prompts", "embedding", "async_stream", "completions", "completion_calls"},
-    "chat": _ANSWERS | {"prompts", "async_stream", "create"},
-    "llm": _ANSWERS | {"prompts", "embedding", "measuring", "chat", "create", "store"},
-    "async_llm": _ANSWERS | {"prompts", "embedding", "async_stream", "chat", "create", "llm"},
+    "openai": _ANSWERS | {"prompts", "embedding", "async_stream"},
+    "chat": _ANSWERS | {"prompts", "async_stream", "openai"},
+    "llm": _ANSWERS | {"prompts", "embedding", "measuring", "chat", "openai", "store"},
+    "async_llm": _ANSWERS | {"prompts", "embedding", "async_stream", "chat", "openai", "llm"},
     "planning": _DEVICE | {"store"},
     "adapters": {"store"},
-    "faces": _DEVICE | {"engine", "text", "generation", "llm", "store"},
+    "faces": _DEVICE | {"engine", "text", "generation", "llm", "planning", "store"},
 }
 
 # Libraries that only one file or folder knows.
@@ -55,7 +53,7 @@ HOMES = {
     "rich": "faces/",
     "textual": "faces/tui/",
     "starlette": "faces/server/",
-    "pydantic": ("completions.py", "completion_calls.py", "create.py", "faces/server/", "adapters/"),
+    "pydantic": ("openai/", "faces/server/", "adapters/"),
     "llm": "adapters/",
     "langchain_core": "adapters/",
 }

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vkllm.async_llm import AsyncLLM
     from vkllm.async_stream import AsyncStream
-    from vkllm.completions import ChatCompletion, ChatCompletionChunk, Completion, EmbeddingResponse
     from vkllm.engine.request import DeviceReport, EngineStats, RunStats, SamplingParams
     from vkllm.errors import (
         ContextOverflow,
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from vkllm.gpu.tuner import TuningReport
     from vkllm.llm import LLM
     from vkllm.model.plan import MemoryPlan
+    from vkllm.openai.completions import ChatCompletion, ChatCompletionChunk, Completion, EmbeddingResponse
     from vkllm.planning import ModelPlan, plan_model
 
 __version__ = "0.1.0"
@@ -80,11 +80,11 @@ __all__ = [
 _MODULES = {
     "AsyncLLM": "vkllm.async_llm",
     "AsyncStream": "vkllm.async_stream",
-    "ChatCompletion": "vkllm.completions",
-    "ChatCompletionChunk": "vkllm.completions",
-    "Completion": "vkllm.completions",
+    "ChatCompletion": "vkllm.openai.completions",
+    "ChatCompletionChunk": "vkllm.openai.completions",
+    "Completion": "vkllm.openai.completions",
     "DeviceReport": "vkllm.engine.request",
-    "EmbeddingResponse": "vkllm.completions",
+    "EmbeddingResponse": "vkllm.openai.completions",
     "EngineStats": "vkllm.engine.request",
     "KernelTime": "vkllm.gpu.step_times",
     "KernelWork": "vkllm.gpu.step_times",

@@ -24,7 +24,7 @@ from vkllm.llm import LLM
 from vkllm.prompts import Message, Prompts, as_batch
 
 if TYPE_CHECKING:
-    from vkllm.create import AsyncCompletions, AsyncEmbeddings
+    from vkllm.openai.create import AsyncCompletions, AsyncEmbeddings
 
 
 class LoadOptions(TypedDict, total=False):
@@ -132,14 +132,14 @@ class AsyncLLM:
     @property
     def completions(self) -> AsyncCompletions:
         """`await completions.create(prompt=...)` takes and returns what OpenAI's API for plain text does."""
-        from vkllm.create import AsyncCompletions  # with pydantic, which takes 0.2 s to import
+        from vkllm.openai.create import AsyncCompletions  # with pydantic, which takes 0.2 s to import
 
         return AsyncCompletions(self._opened)
 
     @property
     def embeddings(self) -> AsyncEmbeddings:
         """`await embeddings.create(input=...)` takes and returns what OpenAI's API does."""
-        from vkllm.create import AsyncEmbeddings
+        from vkllm.openai.create import AsyncEmbeddings
 
         return AsyncEmbeddings(self._opened)
 

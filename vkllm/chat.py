@@ -1,7 +1,7 @@
 """`llm.chat`: a function that answers conversations, and the place of `llm.chat.completions.create(...)`.
 
 It knows what LLM and AsyncLLM have in common for that: prompts and the engine. How answers look in OpenAI's shape is
-completion_calls.py's.
+openai/calls.py's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vkllm.generation import Generation, OnToken, SamplingOptions, Stream
 from vkllm.prompts import Message, Prompts
 
 if TYPE_CHECKING:
-    from vkllm.create import AsyncChatCompletions, ChatCompletions
+    from vkllm.openai.create import AsyncChatCompletions, ChatCompletions
 
 
 class Chat:
@@ -72,7 +72,7 @@ class Chat:
     @property
     def completions(self) -> ChatCompletions:
         """`completions.create(messages=...)` takes and returns what OpenAI's API does."""
-        from vkllm.create import ChatCompletions  # with pydantic, which takes 0.2 s to import
+        from vkllm.openai.create import ChatCompletions  # with pydantic, which takes 0.2 s to import
 
         return ChatCompletions(self._engine, self._prompts)
 
@@ -123,6 +123,6 @@ class AsyncChat:
     @property
     def completions(self) -> AsyncChatCompletions:
         """`await completions.create(messages=...)` takes and returns what OpenAI's API does."""
-        from vkllm.create import AsyncChatCompletions  # with pydantic, which takes 0.2 s to import
+        from vkllm.openai.create import AsyncChatCompletions  # with pydantic, which takes 0.2 s to import
 
         return AsyncChatCompletions(self._opened)

@@ -92,7 +92,7 @@ class NoDevice(DeviceError):
     ...     LLM(device="Voodoo")
     ... except NoDevice as error:
     ...     print(error)
-    No Vulkan device is called 'Voodoo'; there are 0: ...
+    No Vulkan device is called 'Voodoo'; choose among ...
     """
 
 

@@ -30,7 +30,7 @@ from vkllm.text.chat import ChatTemplate
 from vkllm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from vkllm.create import Completions, Embeddings
+    from vkllm.openai.create import Completions, Embeddings
 
 DEFAULT_N_CTX = 4096
 
@@ -218,14 +218,14 @@ class LLM(Measuring):
     @property
     def completions(self) -> Completions:
         """`completions.create(prompt=...)` takes and returns what OpenAI's API for plain text does."""
-        from vkllm.create import Completions  # with pydantic, which takes 0.2 s to import
+        from vkllm.openai.create import Completions  # with pydantic, which takes 0.2 s to import
 
         return Completions(self._engine, self._prompts)
 
     @property
     def embeddings(self) -> Embeddings:
         """`embeddings.create(input=...)` takes and returns what OpenAI's API does."""
-        from vkllm.create import Embeddings
+        from vkllm.openai.create import Embeddings
 
         return Embeddings(self._engine, self._prompts)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from hub_server import HubServer
 
+from vkllm.downloads.files import _PartFile
 from vkllm.downloads.web import fetch_from_web, web_files, web_path
 from vkllm.errors import ModelNotFound
 from vkllm.resources import Progress
@@ -47,6 +49,36 @@ def test_a_file_is_kept_under_its_address(url: str, hub: HubServer, tmp_path: Pa
     hub.seen.clear()
     assert fetch(url) == CONTENT
     assert all(seen.start == 0 for seen in hub.seen)
+
+
+def test_a_redirect_is_followed_and_the_file_kept_under_the_address_asked_for(hub: HubServer) -> None:
+    hub.files["/real.gguf"] = CONTENT
+    hub.redirects["/download/tiny.gguf"] = f"http://localhost:{hub.server_port}/real.gguf"
+    hub.faults.cut_after, hub.faults.n_cuts = 500_000, 2
+    url = f"{hub.url}/download/tiny.gguf"
+    assert fetch(url) == CONTENT
+    assert fetch_from_web("tiny", url, lambda *_: None) == web_path(url)
+
+
+def test_redirects_in_a_circle_are_told(hub: HubServer) -> None:
+    hub.redirects["/a.gguf"] = "/a.gguf"
+    assert "127.0.0.1 cannot be reached: " in (error := fetch_error(f"{hub.url}/a.gguf"))
+    assert "redirects" in error
+
+
+def test_a_full_disk_keeps_what_has_come(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: _PartFile, chunk: bytes) -> None:
+        if self.n_bytes > 500_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, chunk)
+
+    append = _PartFile.append
+    with monkeypatch.context() as context:
+        context.setattr(_PartFile, "append", refuse)
+        error = fetch_error(url)
+    assert "No space left on device; what is here so far is kept; make room, or set VKLLM_CACHE" in error
+    assert parts(tmp_path)[0].stat().st_size > 500_000
+    assert fetch(url) == CONTENT
 
 
 def test_the_query_and_letters_in_other_spelling_do_not_make_another_file() -> None:

@@ -118,11 +118,11 @@ class Terminal:
 
 
 @contextmanager
-def terminal(command: Command, arguments: list[str]) -> Iterator[Terminal]:
-    """Runs the command with a terminal for all three of its streams."""
+def terminal(command: Command, arguments: list[str], term: str = "dumb") -> Iterator[Terminal]:
+    """Runs the command with a terminal for all three of its streams. term: its kind, as in $TERM."""
     pid, handle = pty.fork()
     if pid == 0:
-        os.execve(arguments[0], arguments, command.environment | {"TERM": "dumb"})
+        os.execve(arguments[0], arguments, command.environment | {"TERM": term})
     screen = Terminal(pid, handle)
     try:
         yield screen

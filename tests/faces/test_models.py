@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import fake_engine as fake
 import pytest
 from gguf import GGUFWriter
 from hub_server import HubServer
@@ -16,10 +19,11 @@ from tiny_gguf import write_tiny_gguf
 from vkllm import store
 from vkllm.errors import InvalidParameter, ModelNotFound
 from vkllm.faces import models
-from vkllm.resources import CatalogEntry, HubSource
+from vkllm.resources import CatalogEntry, HubSource, WheelSource
 
 REPO = "someone/tiny-GGUF"
 ENTRY = CatalogEntry("tiny", "A tiny model", "MIT", 10_000, 150_000, 2_000_000, None, HubSource(REPO, "tiny.F32.gguf"))
+SMOLLM2 = CatalogEntry("smollm2", "The default", "MIT", 1, 2, 3, "0" * 64, WheelSource("p==1", "p/m.gguf"))
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +87,46 @@ def test_a_failed_pull_is_one_line_and_exits_2(hub: HubServer, tmp_path: Path) -
     assert done.stderr.startswith("vkllm: error: hf.co/someone/none could not be fetched: ")
 
 
+def test_ctrl_c_in_a_download_says_that_it_can_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "pull", interrupt)
+    for name, note in (
+        ("tiny", "note: what has come is kept: `vkllm pull tiny` goes on, `vkllm rm tiny` deletes it"),
+        ("smollm2", ""),  # what comes out of a wheel is not kept
+    ):
+        monkeypatch.setattr(store, "catalog", lambda: [ENTRY, SMOLLM2])
+        with pytest.raises(KeyboardInterrupt):
+            models.pull(name)
+        assert capsys.readouterr().err == (f"vkllm: {note}\n" if note else "")
+
+
+def test_a_download_stopped_with_ctrl_c_goes_on(hub: HubServer, tmp_path: Path) -> None:
+    hub.hub["someone/large"] = {"large.gguf": b"GGUF" + bytes(50_000_000)}
+    command = Command(tmp_path, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), VKLLM_CACHE=str(tmp_path / "c"))
+    hub.faults.cut_after = 20_000_000
+    hub.faults.stalls_after_cut = True
+    process = command.start([*REAL, "pull", "hf.co/someone/large"])
+    deadline = time.monotonic() + 30
+    while sum(path.stat().st_size for path in (tmp_path / "home").rglob("*.incomplete")) < 20_000_000:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert err == "vkllm: note: what has come is kept: `vkllm pull hf.co/someone/large` goes on, " + (
+        "`vkllm rm hf.co/someone/large` deletes it\n"
+    )
+    done = command.run([*REAL, "rm", "hf.co/someone/large"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "What was fetched of hf.co/someone/large is deleted; 20.0 MB are free again.\n"
+    done = command.run([*REAL, "rm", "hf.co/someone/large"])
+    assert done.stderr.startswith("vkllm: error: hf.co/someone/large is not on this machine; `vkllm list` shows")
+
+
 # --- list ------------------------------------------------------------------------------------------------------------
 
 
@@ -101,7 +145,7 @@ def test_list_shows_what_is_here_and_with_all_what_is_not(capsys: pytest.Capture
     assert head.split() == ["NAME", "SIZE", "FORMAT", "USED", "WHERE"]
     n_bytes = store.installed()[0].n_bytes
     assert first.split()[:6] == ["tiny", f"{n_bytes / 1000:.0f}", "kB", "F32", "just", "now"]
-    assert first.endswith("tiny.F32.gguf")
+    assert first.endswith("models--someone--tiny-GGUF")  # which is enough to find it; `show` has the whole path
     assert second.split()[0] == "hf:someone/other/other.gguf"
     assert second.split()[3:5] == ["F32", "never"]  # The name does not say it, the file does.
 
@@ -196,7 +240,7 @@ def test_rm_asks_and_deletes_on_yes_alone(person: Answers, capsys: pytest.Captur
     models.remove(["tiny"])
     assert not path.exists()
     assert capsys.readouterr().out.startswith("tiny is deleted; ")
-    with pytest.raises(ModelNotFound, match="tiny is not on this machine"):
+    with pytest.raises(ModelNotFound, match="tiny is not on this machine; `vkllm list` shows what is"):
         models.remove(["tiny"])
 
 
@@ -227,7 +271,20 @@ def test_rm_looks_at_all_names_before_it_deletes_one() -> None:
     assert path.exists()
 
 
-# --- The offer of run and chat ---------------------------------------------------------------------------------------
+def test_a_model_in_use_can_be_deleted_and_is_used_to_the_end(hub: HubServer, tmp_path: Path) -> None:
+    command = Command(tmp_path, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), VKLLM_CACHE=str(tmp_path / "c"))
+    name = f"hf.co/{REPO}"
+    assert command.run([*REAL, "pull", name]).returncode == 0
+    process = command.start([*FAKE, "run", name, "--raw", chr(fake.SLOW) + "abc", "-n", "60"])
+    assert process.stdout is not None
+    assert process.stdout.read(3) == "abc"
+    assert command.run([*REAL, "rm", "-y", name]).returncode == 0
+    assert process.poll() is None
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, "abc" * 19 + "\n")
+
+
+# --- The offer of the commands that load a model ---------------------------------------------------------------------
 
 
 def test_a_model_that_is_not_here_is_fetched_on_yes(person: Answers) -> None:
@@ -248,6 +305,18 @@ def test_without_a_yes_or_a_terminal_the_error_says_the_command(
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
     with pytest.raises(ModelNotFound, match=r"`vkllm pull hf\.co/a/b` fetches it"):
         models.ensure_here("hf.co/a/b")
+    assert hub.lines() == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["chat"], ["plan"], ["bench"], ["bench", "smollm2"], ["tune"], ["perplexity", "-f", __file__]]
+)
+def test_every_command_asks_before_it_fetches(hub: HubServer, tmp_path: Path, arguments: list[str]) -> None:
+    command = Command(tmp_path, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), VKLLM_CACHE=str(tmp_path / "c"))
+    name = f"hf.co/{REPO}"
+    done = command.run([*FAKE, *arguments, "-m", name], text="Hi" if arguments == ["chat"] else None)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"vkllm: error: {name} is not on this machine; `vkllm pull {name}` fetches it.\n"
     assert hub.lines() == []
 
 

@@ -102,9 +102,26 @@ def remove_from_cache(repo: str, files: list[str]) -> None:
         shutil.rmtree(folder)
 
 
+def remove_unfinished_from_cache(repo: str, files: list[str]) -> int:
+    """Deletes what unfinished downloads of a repository have left, and these files of it; returns the bytes.
+
+    A part file's name does not tell which file it is of, so those of all unfinished downloads go. Raises OSError.
+    """
+    folder = _repo_folder(repo)
+    cached = cached_files(repo)
+    parts = sorted((folder / "blobs").glob("*.incomplete"))
+    here = [file for file in files if file in cached]
+    n_bytes = sum(path.stat().st_size for path in (*parts, *(cached[file] for file in here)))
+    for part in parts:
+        part.unlink()
+    if parts or here:
+        remove_from_cache(repo, here)
+    return n_bytes
+
+
 def _pointers(folder: Path, files: list[str]) -> list[Path]:
     """The entries of files in all snapshots of a repository."""
-    found = [snapshot / name for snapshot in (folder / "snapshots").iterdir() for name in files]
+    found = [snapshot / name for snapshot in (folder / "snapshots").glob("*") for name in files]
     return [path for path in found if path.is_symlink() or path.is_file()]
 
 

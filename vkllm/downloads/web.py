@@ -44,6 +44,18 @@ def web_files() -> dict[str, Path]:
     return found
 
 
+def remove_unfinished_from_web(url: str) -> int:
+    """Deletes what there is of an address, whole or not; returns the bytes. Raises OSError."""
+    path = web_path(url)
+    found = [part for part in path.parent.glob("*.incomplete") if part.name.startswith(f"{path.name}.")]
+    if path.is_file():
+        found.append(path)
+    n_bytes = sum(part.stat().st_size for part in found)
+    for part in found:
+        part.unlink()
+    return n_bytes
+
+
 def fetch_from_web(what: str, url: str, on_progress: Progress) -> Path:
     """Fetches a file. what: its name in progress and errors. Raises ModelNotFound.
 

@@ -6,34 +6,103 @@ Several commands share these options; they become arguments of `LLM` and `plan_m
 from __future__ import annotations
 
 import re
-from typing import Any
+import sys
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
-from vkllm import LLM, InvalidParameter
-from vkllm.faces.terminal import complain
-from vkllm.model.limits import memory_size
+import typer
+
+from vkllm.errors import InvalidParameter
+from vkllm.faces.options import DeviceName
+from vkllm.faces.terminal import complain, is_terminal
+
+if TYPE_CHECKING:
+    from vkllm import LLM
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def loading(
-    ctx_size: int | None = None,
-    device: str | None = None,
-    type_k: str = "f16",
-    type_v: str = "f16",
-    gpu_layers: str | None = None,
-    vram_limit: str | None = None,
-    ram_limit: str | None = None,
-) -> dict[str, Any]:
-    """Arguments of `LLM` by name. Raises InvalidParameter."""
-    return {
-        "n_ctx": ctx_size,
-        "device": device,
-        "type_k": type_k,
-        "type_v": type_v,
-        "n_gpu_layers": layers(gpu_layers),
-        "vram_limit": size(vram_limit, "--vram-limit"),
-        "ram_limit": size(ram_limit, "--ram-limit"),
-    }
+def _option(*names: str, **more: Any) -> Any:
+    return typer.Option(*names, rich_help_panel="Loading", show_default=False, **more)
+
+
+@dataclass(frozen=True)
+class LoadingFlags:
+    """Options of the commands that load a model, or plan to."""
+
+    ctx_size: Annotated[
+        int | None, _option("-c", "--ctx-size", help="Tokens of prompt and answer; 0: the most that costs no speed.")
+    ] = None
+    gpu_layers: Annotated[
+        str | None, _option("-ngl", "--n-gpu-layers", metavar="N|all", help="Layers in the GPU's own memory.")
+    ] = None
+    device: DeviceName = None
+    cache_type_k: Annotated[
+        str,
+        _option(
+            "-ctk",
+            "--cache-type-k",
+            metavar="f16|q8_0",
+            help="How keys are cached.",
+            autocompletion=lambda: ["f16", "q8_0"],
+        ),
+    ] = "f16"
+    cache_type_v: Annotated[
+        str,
+        _option(
+            "-ctv",
+            "--cache-type-v",
+            metavar="f16|q8_0",
+            help="How values are cached.",
+            autocompletion=lambda: ["f16", "q8_0"],
+        ),
+    ] = "f16"
+    vram_limit: Annotated[
+        str | None, _option("--vram-limit", metavar="SIZE", help="Most of the GPU's own memory, such as 16GiB.")
+    ] = None
+    ram_limit: Annotated[
+        str | None, _option("--ram-limit", metavar="SIZE", help="Most of the system's memory, such as 500MiB.")
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `LLM` by name. Raises InvalidParameter."""
+        return {
+            "n_ctx": self.ctx_size,
+            "device": self.device,
+            "type_k": self.cache_type_k,
+            "type_v": self.cache_type_v,
+            "n_gpu_layers": layers(self.gpu_layers),
+            "vram_limit": size(self.vram_limit, "--vram-limit"),
+            "ram_limit": size(self.ram_limit, "--ram-limit"),
+        }
+
+
+def _ignored(*names: str, **more: Any) -> Any:
+    return typer.Option(
+        *names, metavar="X", rich_help_panel="Of llama.cpp, without effect here", show_default=False, **more
+    )
+
+
+@dataclass(frozen=True)
+class IgnoredFlags:
+    """Options that llama.cpp's command lines have and that mean nothing where the GPU does all the work."""
+
+    threads: Annotated[str | None, _ignored("-t", "--threads", help="The device computes, not threads.")] = None
+    batch_size: Annotated[str | None, _ignored("-b", "--batch-size", help="The speed decides.")] = None
+    ubatch_size: Annotated[str | None, _ignored("-ub", "--ubatch-size", help="The speed decides.")] = None
+    flash_attn: Annotated[str | None, _ignored("-fa", "--flash-attn", help="Attention is always so.")] = None
+
+    def note(self) -> str | None:
+        """What to tell of those that were given."""
+        given = [name for name, value in zip(("-t", "-b", "-ub", "-fa"), astuple(self), strict=True) if value]
+        if not given:
+            return None
+        return f"{', '.join(given)} has no effect here: the device computes, in steps as its speed allows"
+
+    def tell(self) -> None:
+        """Tells a person; a script need not hear it each time."""
+        if is_terminal(sys.stderr) and (note := self.note()):
+            complain("note", note)
 
 
 def size(text: str | None, option: str) -> int | None:
@@ -57,6 +126,8 @@ def layers(text: str | None) -> int | None:
 
 def tell_of_memory(llm: LLM) -> None:
     """Says on standard error if a part of the model lies in memory that makes it slower."""
+    from vkllm.model.limits import memory_size
+
     fastest, *others = llm.plan.tiers
     slow = [tier for tier in others if tier.bytes_per_s < fastest.bytes_per_s]
     if n_bytes := sum(tier.weights_bytes + tier.cache_bytes for tier in slow):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vkllm import LLM, InvalidParameter
+from vkllm.faces.models import ensure_here
 from vkllm.faces.terminal import loading_bar
 
 
@@ -20,6 +21,7 @@ def measure_perplexity(model: str, file: Path, *, n_ctx: int, n_chunks: int | No
         text = file.read_bytes().decode(errors="replace").removesuffix("\n")
     except OSError as error:
         raise InvalidParameter(f"cannot read {file}: {error.strerror}") from error
+    ensure_here(model)
     with loading_bar() as on_progress:
         llm = LLM(model, n_ctx=n_ctx, device=device, on_progress=on_progress)
     with llm:

@@ -1,18 +1,22 @@
 """`vkllm run`: loads a model and answers one prompt, or hands over to the chat.
 
-It knows where the prompt comes from and in which order things happen; not how answers are made.
+It knows in which order things happen; not where prompts come from or how answers are made.
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from vkllm import LLM, InvalidParameter, SamplingParams
+from vkllm import LLM, VkllmError
 from vkllm.faces.loading import tell_of_memory
 from vkllm.faces.models import ensure_here
+from vkllm.faces.prompt import whole_prompt
+from vkllm.faces.sampling import FORMS
 from vkllm.faces.terminal import complain, loading_bar, print_stats, show
+from vkllm.store import local_model
 
 
 @dataclass(frozen=True)
@@ -20,57 +24,55 @@ class RunOptions:
     """What was asked for on the command line, besides sampling. loading: arguments of LLM (vkllm.faces.loading)."""
 
     model: str
-    prompt: str | None
-    system: str | None
-    loading: dict[str, Any]
-    wants_stats: bool
-    is_raw: bool
+    prompt: str | None = None
+    files: Sequence[Path] = ()
+    system: str | None = None
+    loading: dict[str, Any] = field(default_factory=dict)
+    wants_stats: bool = False
+    is_raw: bool = False
 
 
 def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
     """Answers the prompt, or chats if there is none and a person is there; False if Ctrl-C cut the answer.
 
-    sampling: fields of SamplingParams by name.
+    sampling: fields of SamplingParams by name, checked (vkllm.faces.sampling). Raises any VkllmError, also for an
+    answer that ends before it has the form asked for.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character must not end the answer
-            stream.reconfigure(errors="replace")
-    SamplingParams(**sampling)  # a value out of its range is told before anything is loaded
-    prompt = _whole_prompt(options.prompt)
-    ensure_here(options.model)
-    with loading_bar() as on_progress:
-        llm = LLM(options.model, **options.loading, on_progress=on_progress)
-    with llm:
-        if prompt is None:
-            from vkllm.faces.chat import chat
+    local_model(options.model)  # a name that stands for nothing is told before a prompt is read
+    prompt = whole_prompt(options.prompt, options.files)
+    if prompt is None:
+        from vkllm.faces.chat import chat
 
-            _tell_of_device(llm)
-            chat(llm, sampling, system=options.system, wants_stats=options.wants_stats)
-            return True
+        chat(options, sampling)
+        return True
+    with open_model(options.model, options.loading) as llm:
         if options.is_raw or not llm.has_chat_template:
             answer = llm.stream(prompt, **sampling)
         else:
             system = [{"role": "system", "content": options.system}] if options.system else []
             answer = llm.chat([*system, {"role": "user", "content": prompt}], stream=True, **sampling)
-        _tell_of_device(llm)  # after the request was taken: an error is one line alone
+        tell_of_device(llm)  # after the request was taken: an error is one line alone
         is_complete = show(answer)
+        generation = answer.result()
         if options.wants_stats:
-            print_stats(llm, answer.result().stats)
+            print_stats(llm, generation.stats)
+        if generation.finish_reason == "length" and FORMS & sampling.keys():
+            raise VkllmError(
+                f"the answer was cut after {len(generation.token_ids)} tokens, before the form asked for was complete; "
+                "give it more with -n or -c"
+            )
         return is_complete
 
 
-def _tell_of_device(llm: LLM) -> None:
+def open_model(name: str, loading: dict[str, Any]) -> LLM:
+    """Loads a model with a progress bar, after asking whether to fetch one that is not here. Raises any VkllmError."""
+    ensure_here(name)
+    with loading_bar() as on_progress:
+        return LLM(name, **loading, on_progress=on_progress)
+
+
+def tell_of_device(llm: LLM) -> None:
+    """Says on standard error what makes this model slow on this device, if anything does."""
     tell_of_memory(llm)
     if llm.is_cpu_device:
         complain("warning", f"{llm.device_name} is a Vulkan driver on the CPU, which is slow")
-
-
-def _whole_prompt(prompt: str | None) -> str | None:
-    """The prompt with piped standard input after it; None if there is neither."""
-    if sys.stdin is None or sys.stdin.isatty():
-        return prompt
-    piped = sys.stdin.buffer.read().decode(errors="replace").strip()
-    parts = [part for part in (prompt, piped) if part]
-    if not parts:
-        raise InvalidParameter("there is no prompt: give one as an argument or on standard input")
-    return "\n\n".join(parts)

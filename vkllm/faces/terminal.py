@@ -1,14 +1,16 @@
-"""What the commands print: streamed answers, errors, statistics, the progress bar.
+"""What the commands print: streamed answers, errors, statistics, the progress bar; and how they end.
 
-It knows standard output, standard error and whether they are a terminal.
+It knows standard output, standard error and whether they are a terminal. Standard output has what was asked for and
+nothing else; colours and progress are for terminals, and NO_COLOR turns the colours off.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
@@ -17,10 +19,30 @@ from vkllm.errors import VkllmError
 if TYPE_CHECKING:
     from vkllm import LLM, RunStats, Stream
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
+NOBODY_READS = 141
+"""The exit code where standard output was closed, as by `head`: 128 and the number of SIGPIPE."""
+_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person sees it; a stream that was closed before the start is None."""
+    return stream is not None and stream.isatty()
+
+
+def has_colours(stream: TextIO | None) -> bool:
+    """Whether it is a terminal that shows colours, and nobody asked for none (https://no-color.org)."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+
 
 def complain(kind: str, message: object) -> None:
     """Writes one line to standard error. kind: "error", "warning" or "note"."""
-    print(f"vkllm: {kind}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        head = f"vkllm: {kind}:"
+        if has_colours(sys.stderr):
+            head = typer.style(head, fg=_COLOURS[kind], bold=True)
+        print(f"{head} {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def show(answer: Stream) -> bool:
@@ -41,6 +63,8 @@ def show(answer: Stream) -> bool:
 
 def print_stats(llm: LLM, stats: RunStats) -> None:
     """Counts and speeds of an answer, on standard error."""
+    if sys.stderr is None:
+        return
     lines = {
         "device": llm.device_name,
         "model": f"{llm.path.name} ({llm.spec.architecture}, {llm.quantization}, context {llm.n_ctx})",
@@ -57,13 +81,18 @@ def print_stats(llm: LLM, stats: RunStats) -> None:
 @contextmanager
 def loading_bar() -> Iterator[Callable[[str, int, int], None] | None]:
     """A progress bar on standard error while a model is fetched and loaded; nothing if that is no terminal."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    class Amount(DownloadColumn):
+        def render(self, task: Task) -> Text:
+            return super().render(task) if task.total else Text()  # and not 0 of ? bytes
+
+    columns = (TextColumn("{task.description}"), BarColumn(), Amount(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("opening", total=None)
 
@@ -76,15 +105,33 @@ def loading_bar() -> Iterator[Callable[[str, int, int], None] | None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C ends a command without a traceback, and a terminal that cannot show a character does not end it."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
+def ending() -> Iterator[None]:
+    """Ends a command without a traceback after Ctrl-C, and where nobody reads its output any more.
+
+    A terminal that cannot show a character does not end it either.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, so that it is not too late for the next lines
     except KeyboardInterrupt:
-        print(flush=True)
-        raise typer.Exit(130) from None
+        if is_terminal(sys.stderr):
+            print(file=sys.stderr, flush=True)  # behind the ^C
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        write_nowhere(sys.stdout, sys.stderr)
+        raise typer.Exit(NOBODY_READS) from None
+
+
+def write_nowhere(*streams: TextIO | None) -> None:
+    """What is still in the buffers goes nowhere, instead of failing again when Python ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        if stream is not None:
+            os.dup2(nowhere, stream.fileno())
 
 
 def size(n_bytes: int, step: int = 1000) -> str:

@@ -222,8 +222,8 @@ def choose_device(devices: Iterable[DeviceInfo], wanted: str | None) -> DeviceIn
     else:
         matches = [device for device in known if wanted.casefold() in device.name.casefold()]
     if not matches:
-        names = ", ".join(f"{device.index}: {device.name}" for device in known)
-        raise NoDevice(f"No Vulkan device is called {wanted!r}; there are {names}.")
+        names = ", ".join(f"{device.name} (index {device.index})" for device in known)
+        raise NoDevice(f"No Vulkan device is called {wanted!r}; choose among {names}.")
     return matches[0]
 
 

@@ -16,7 +16,9 @@ from typing import Any, Generic, TypedDict, TypeVar, cast
 
 from pydantic import BaseModel
 
-from vkllm.completions import (
+from vkllm.errors import InvalidParameter
+from vkllm.generation import AnswerText, Generation, Piece, SamplingOptions
+from vkllm.openai.completions import (
     ChatChoice,
     ChatCompletion,
     ChatCompletionChunk,
@@ -32,8 +34,6 @@ from vkllm.completions import (
     text_logprobs,
     usage_of,
 )
-from vkllm.errors import InvalidParameter
-from vkllm.generation import AnswerText, Generation, Piece, SamplingOptions
 from vkllm.prompts import Message, Prompts, as_batch
 
 _MAX_CHOICES = 128  # as OpenAI has it

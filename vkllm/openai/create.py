@@ -1,6 +1,6 @@
 """`create(...)` as in the openai package: `llm.chat.completions`, `llm.completions`, `llm.embeddings`.
 
-It knows how answers are waited for, by a thread or by an event loop; completion_calls.py knows what is asked and told.
+It knows how answers are waited for, by a thread or by an event loop; calls.py knows what is asked and told.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pydantic import BaseModel
 
 from vkllm import async_stream
 from vkllm.async_stream import AsyncStream, Opened
-from vkllm.completion_calls import Call, ChatCall, ChatOptions, TextCall, TextOptions
-from vkllm.completions import (
+from vkllm.embedding import async_embeddings, embeddings
+from vkllm.engine.process import EngineProcess
+from vkllm.errors import InvalidParameter
+from vkllm.generation import AnswerText, Generation, Stream, results
+from vkllm.openai.calls import Call, ChatCall, ChatOptions, TextCall, TextOptions
+from vkllm.openai.completions import (
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
     EmbeddingResponse,
     embedding_response,
 )
-from vkllm.embedding import async_embeddings, embeddings
-from vkllm.engine.process import EngineProcess
-from vkllm.errors import InvalidParameter
-from vkllm.generation import AnswerText, Generation, Stream, results
 from vkllm.prompts import Message, Prompts, as_batch
 
 ChunkT = TypeVar("ChunkT")

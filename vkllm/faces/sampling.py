@@ -1,0 +1,192 @@
+"""How answers are drawn, as people type it: options of commands, and parameters of the chat's /set.
+
+It knows the names that llama.cpp and ollama use; the values become fields of `SamplingParams`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vkllm.errors import InvalidParameter
+from vkllm.faces.prompt import read_text
+
+# Field of SamplingParams -> the option that sets it.
+OPTIONS = {
+    "max_tokens": "-n",
+    "temperature": "--temp",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "min_p": "--min-p",
+    "repetition_penalty": "--repeat-penalty",
+    "presence_penalty": "--presence-penalty",
+    "frequency_penalty": "--frequency-penalty",
+    "penalty_window": "--repeat-last-n",
+    "seed": "--seed",
+    "stop": "--stop",
+}
+_INTEGERS = {"max_tokens", "top_k", "penalty_window", "seed"}
+# What llama.cpp and ollama call the same.
+_OTHER_NAMES = {
+    "num_predict": "max_tokens",
+    "n_predict": "max_tokens",
+    "temp": "temperature",
+    "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "penalty_window",
+}
+FORMS = {"json_schema", "regex", "grammar"}
+"""The fields of SamplingParams that say what form an answer must have."""
+ANY_OBJECT = '{"type": "object"}'
+"""The schema of --format json: any JSON object."""
+
+
+def _option(*names: str, **more: Any) -> Any:
+    return typer.Option(*names, rich_help_panel="Sampling", show_default=False, **more)
+
+
+@dataclass(frozen=True)
+class SamplingFlags:
+    """Options of the commands that answer; the names are those of the fields of SamplingParams."""
+
+    max_tokens: Annotated[int | None, _option("-n", "--n-predict", help="At most so many tokens.")] = None
+    temperature: Annotated[
+        float | None, _option("--temp", "--temperature", help="0 always takes the likeliest token.")
+    ] = None
+    top_k: Annotated[int | None, _option("--top-k", help="Choose among the k likeliest; 0 is off.")] = None
+    top_p: Annotated[float | None, _option("--top-p", help="Choose among the likeliest p; 1 is off.")] = None
+    min_p: Annotated[float | None, _option("--min-p", help="Drop what is this less likely; 0 is off.")] = None
+    repetition_penalty: Annotated[float | None, _option("--repeat-penalty", help="Above 1 against repeats.")] = None
+    presence_penalty: Annotated[float | None, _option("--presence-penalty", help="Likewise, added once.")] = None
+    frequency_penalty: Annotated[float | None, _option("--frequency-penalty", help="Likewise, each time.")] = None
+    penalty_window: Annotated[int | None, _option("--repeat-last-n", help="Tokens that the penalties look at.")] = None
+    seed: Annotated[int | None, _option("-s", "--seed", help="The same seed gives the same answer.")] = None
+    stop: Annotated[list[str] | None, _option("--stop", metavar="TEXT", help="End the answer before this text.")] = None
+    context_shift: Annotated[
+        bool, _option("--context-shift", help="When the context is full, go on without the older half of the chat.")
+    ] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Fields of SamplingParams by name, those that were given. Raises InvalidParameter."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given["stop"] = tuple(self.stop or ()) or None
+        given["context_shift"] = self.context_shift or None
+        return checked(given)
+
+
+def _structure(*names: str, **more: Any) -> Any:
+    return typer.Option(*names, rich_help_panel="Structured output", show_default=False, **more)
+
+
+@dataclass(frozen=True)
+class StructureFlags:
+    """Options that say what form an answer must have; one of them at most."""
+
+    json_schema: Annotated[
+        str | None,
+        _structure("-j", "--json-schema", metavar="SCHEMA", help="JSON of this schema: a file, or the schema itself."),
+    ] = None
+    json_schema_file: Annotated[
+        Path | None, _structure("-jf", "--json-schema-file", metavar="FILE", help="The same, a file.")
+    ] = None
+    output_format: Annotated[
+        str | None, _structure("--format", metavar="json", help="Any JSON object.", autocompletion=lambda: ["json"])
+    ] = None
+    regex: Annotated[
+        str | None, _structure("--regex", metavar="REGEX", help="What matches this regular expression.")
+    ] = None
+    grammar: Annotated[
+        str | None,
+        _structure(
+            "--grammar", metavar="GRAMMAR", help="What this grammar allows, GBNF or Lark: a file, or the grammar."
+        ),
+    ] = None
+    grammar_file: Annotated[Path | None, _structure("--grammar-file", metavar="FILE", help="The same, a file.")] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Fields of SamplingParams by name. Raises InvalidParameter, also if more than one was given."""
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        if len(given) > 1:
+            raise InvalidParameter("an answer has one form; give one schema, format, regular expression or grammar")
+        if self.json_schema is not None:
+            return {
+                "json_schema": _schema(
+                    _text_or_file(self.json_schema, is_text=self.json_schema.lstrip().startswith("{"))
+                )
+            }
+        if self.json_schema_file is not None:
+            return {"json_schema": _schema(read_text(self.json_schema_file))}
+        if self.output_format is not None:
+            return {"json_schema": schema_of_format(self.output_format)}
+        if self.regex is not None:
+            return {"regex": self.regex}
+        if self.grammar is not None:
+            is_text = any(sign in self.grammar for sign in ("::=", ": ", "\n"))
+            return {"grammar": _text_or_file(self.grammar, is_text=is_text)}
+        if self.grammar_file is not None:
+            return {"grammar": read_text(self.grammar_file)}
+        return {}
+
+
+def checked(values: dict[str, Any]) -> dict[str, Any]:
+    """The values that are not None, as SamplingParams takes them; errors name the option and not the field.
+
+    -1 is llama.cpp's word for no limit of tokens and for a drawn seed.
+    """
+    from vkllm import SamplingParams
+
+    given = {name: value for name, value in values.items() if value is not None}
+    for name in ("max_tokens", "seed"):
+        if given.get(name) == -1:
+            del given[name]
+    try:
+        SamplingParams(**given)
+    except InvalidParameter as error:
+        name, _, rest = str(error).partition(" ")
+        raise InvalidParameter(f"{OPTIONS.get(name, name)} {rest}") from None
+    return given
+
+
+def parameter(name: str, words: list[str]) -> tuple[str, Any]:
+    """The field of SamplingParams and its value that the words of `/set parameter NAME VALUE` mean.
+
+    Raises InvalidParameter.
+    """
+    key = _OTHER_NAMES.get(name, name)
+    if key not in OPTIONS:
+        raise InvalidParameter(f"there is no parameter {name}; there are {', '.join(OPTIONS)}, num_ctx and num_gpu")
+    if key == "stop":
+        return key, tuple(words)
+    try:
+        [word] = words
+        value = int(word) if key in _INTEGERS else float(word)
+    except ValueError:
+        raise InvalidParameter(f"{name} takes a number, not {' '.join(words)!r}") from None
+    try:
+        return key, checked({key: value}).get(key)
+    except InvalidParameter as error:
+        raise InvalidParameter(f"{name} {str(error).partition(' ')[2]}") from None
+
+
+def schema_of_format(name: str) -> str:
+    """The JSON schema of ollama's formats. Raises InvalidParameter."""
+    if name != "json":
+        raise InvalidParameter(
+            f"the format can be json, not {name!r}; for another form give --json-schema or --grammar"
+        )
+    return ANY_OBJECT
+
+
+def _text_or_file(text: str, *, is_text: bool) -> str:
+    return text if is_text else read_text(Path(text))
+
+
+def _schema(text: str) -> str:
+    try:
+        json.loads(text)
+    except ValueError as error:
+        raise InvalidParameter(f"the schema is not JSON: {error}") from None
+    return text
