@@ -11,9 +11,9 @@ import pytest
 from terminal import REAL, Command
 
 from vkllm import InvalidParameter, plan_model
-from vkllm.faces.loading import layers, size
+from vkllm.faces.loading import layers
 from vkllm.faces.plan import fields, lines, weights_by_tier
-from vkllm.gpu.probe import DeviceInfo, Heap, devices
+from vkllm.gpu.probe import DeviceInfo, Heap, devices, memory_bytes
 
 
 @pytest.fixture
@@ -49,13 +49,13 @@ def card(monkeypatch: pytest.MonkeyPatch) -> DeviceInfo:
     ],
 )
 def test_sizes_are_read_as_people_write_them(text: str, n_bytes: int) -> None:
-    assert size(text, "--vram-limit") == n_bytes
+    assert memory_bytes(text, "--vram-limit") == n_bytes
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1G", "16X", "16GiBs", "1e9", "1.G", "nan"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(InvalidParameter, match="--ram-limit takes a size such as 16GiB"):
-        size(text, "--ram-limit")
+        memory_bytes(text, "--ram-limit")
 
 
 def test_layers_are_a_number_or_all() -> None:

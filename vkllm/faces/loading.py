@@ -5,7 +5,6 @@ Several commands share these options; they become arguments of `LLM` and `plan_m
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,8 +17,6 @@ from vkllm.faces.terminal import complain, is_terminal
 
 if TYPE_CHECKING:
     from vkllm import LLM
-
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _option(*names: str, **more: Any) -> Any:
@@ -72,8 +69,8 @@ class LoadingFlags:
             "type_k": self.cache_type_k,
             "type_v": self.cache_type_v,
             "n_gpu_layers": layers(self.gpu_layers),
-            "vram_limit": size(self.vram_limit, "--vram-limit"),
-            "ram_limit": size(self.ram_limit, "--ram-limit"),
+            "vram_limit": _size(self.vram_limit, "--vram-limit"),
+            "ram_limit": _size(self.ram_limit, "--ram-limit"),
         }
 
 
@@ -105,14 +102,10 @@ class IgnoredFlags:
             complain("note", note)
 
 
-def size(text: str | None, option: str) -> int | None:
-    """Bytes of a size such as 16GiB, 16GB, 16G, 1.5g or 500MiB; a G is always 2^30 bytes, as in llama.cpp's tools."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", text.strip().upper())
-    if match is None:
-        raise InvalidParameter(f"{option} takes a size such as 16GiB or 500MiB, not {text!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
+def _size(text: str | None, option: str) -> int | None:
+    from vkllm.gpu.probe import memory_bytes
+
+    return None if text is None else memory_bytes(text, option)
 
 
 def layers(text: str | None) -> int | None:

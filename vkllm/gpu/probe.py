@@ -124,17 +124,23 @@ class MemoryLimits:
         return replace(heap, size_bytes=min(heap.size_bytes, limit), budget_bytes=budget_bytes)
 
 
-_UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def memory_bytes(text: str, name: str) -> int:
+    """Bytes of a size such as 16GiB, 16GB, 16G, 1.5g or 500MiB; a G is always 2^30 bytes, as in llama.cpp's tools.
+
+    name: of the option or variable that it was given to. Raises InvalidParameter.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", text.strip().upper())
+    if match is None:
+        raise InvalidParameter(f"{name} takes a size such as 16GiB or 500MiB, not {text!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def _limit_of(variable: str) -> int | None:
     text = os.environ.get(variable, "").strip()
-    if not text:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.casefold())
-    if not found:
-        raise InvalidParameter(f"{variable} is {text!r}; give a number of bytes, such as 16GiB or 500MB")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
+    return memory_bytes(text, variable) if text else None
 
 
 _known_lock: Final = threading.Lock()
