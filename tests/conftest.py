@@ -26,6 +26,12 @@ if os.environ.get("CI"):
     settings.load_profile("repeatable")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with the real model take longest, so their files begin: at the end a worker would be alone with them."""
+    items.sort(key=lambda item: item.get_closest_marker("weights") is None)
+
+
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound GGUF of one small layer."""
