@@ -15,9 +15,9 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
+from vkllm.faces.chat_store import ChatStore
 from vkllm.faces.tui.app import ChatApp, ChatOptions
 from vkllm.faces.tui.chat_screen import ChatScreen
-from vkllm.faces.tui.chat_store import ChatStore
 
 SIZE = (100, 30)
 QUESTIONS = ["What is the capital of France?", "Write a Python function that adds two numbers."]

@@ -52,6 +52,8 @@ HOMES = {
     "typer": "faces/",
     "rich": "faces/",
     "textual": "faces/tui/",
+    "markdown_it": "faces/tui/",
+    "pygments": "faces/tui/",
     "starlette": "faces/server/",
     "pydantic": ("openai/", "faces/server/", "adapters/"),
     "llm": "adapters/",

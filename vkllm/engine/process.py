@@ -48,6 +48,7 @@ class EngineProcess:
         self._tally = _Tally()
         self._start_lock = threading.Lock()
         self._child: _Child | None = None
+        self._ready: Ready | None = None
         self._stop_child: Callable[[], object] = lambda: None
         self._is_closed = False
 
@@ -60,9 +61,9 @@ class EngineProcess:
 
     @property
     def ready(self) -> Ready:
-        """What the last start told: the device, the memory plan. The process must have been started."""
-        assert self._child is not None and self._child.ready is not None
-        return self._child.ready
+        """What the last start told: the device, the memory plan. One must have ended well; another may be going on."""
+        assert self._ready is not None
+        return self._ready
 
     @property
     def pid(self) -> int | None:
@@ -118,6 +119,7 @@ class EngineProcess:
                 self._stop_child = weakref.finalize(self, child.stop)
                 if not self._is_closed:  # close() may have come in between, and it waits for no lock
                     child.load(self._on_progress)
+                    self._ready = child.ready
             if self._is_closed:
                 self.close()
                 raise DeviceLost("the engine was closed; open the model again")

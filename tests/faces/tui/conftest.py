@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_llm import FakeLLM
+from fake_llm import FakeFits, FakeLLM
+from rich.cells import cell_len
 from textual.pilot import Pilot
 
+from vkllm.faces.chat_store import ChatStore
 from vkllm.faces.tui.app import ChatApp, ChatOptions
 from vkllm.faces.tui.chat_screen import ChatScreen
-from vkllm.faces.tui.chat_store import ChatStore
 from vkllm.faces.tui.message_view import MessageView, Notice
 
-PATIENCE_S = 10.0
+PATIENCE_S = 40.0
 
 
 class Scene:
@@ -57,6 +58,24 @@ class Scene:
         """All text on the terminal."""
         return "\n".join(strip.text for strip in self.app.screen._compositor.render_strips())
 
+    def colours(self, text: str) -> set[str]:
+        """The colours of the line on the terminal that holds a text."""
+        strips = self.app.screen._compositor.render_strips()
+        line = next(strip for strip in strips if text in strip.text)
+        return {str(segment.style.color) for segment in line if segment.style is not None and segment.text.strip()}
+
+    def place(self, text: str) -> tuple[int, int]:
+        """Where a text stands on the terminal, column and line."""
+        for y, line in enumerate(self.shown.split("\n")):
+            if (x := line.find(text)) >= 0:
+                return cell_len(line[:x]), y
+        raise AssertionError(f"{text!r} is not on the screen:\n{self.shown}")
+
+    async def click(self, text: str) -> None:
+        """Clicks on a text."""
+        await self.pilot.click(offset=self.place(text))
+        await self.pilot.pause()
+
     @property
     def told(self) -> list[str]:
         """The notifications so far."""
@@ -74,13 +93,28 @@ class Scene:
         await self.pilot.press(*keys)
         await self.pilot.pause()
 
-    async def seconds_for(self, key: str) -> float:
-        """Presses a key in the prompt; how long it takes until its character is there."""
-        start, n_before = time.perf_counter(), len(self.chat.prompt.text)
+    async def seconds_for(self, key: str) -> tuple[float, float]:
+        """Presses a key in the prompt; how long it takes until its character is drawn, and of that this thread's work.
+
+        What else the machine does lengthens the first, but not the second.
+        """
+        n_before, screen = len(self.chat.prompt.text), self.app.screen
+        drawn: list[float] = []
+        original = screen._compositor_refresh
+
+        def refresh() -> None:
+            original()
+            if len(self.chat.prompt.text) > n_before:
+                drawn.append(time.perf_counter())
+
+        screen._compositor_refresh = refresh  # type: ignore[method-assign]
+        start, work = time.perf_counter(), time.thread_time()
         self.app.simulate_key(key)
-        while len(self.chat.prompt.text) == n_before:
+        while not drawn:
+            assert time.perf_counter() - start < PATIENCE_S
             await asyncio.sleep(0.001)
-        return time.perf_counter() - start
+        del screen._compositor_refresh  # type: ignore[method-assign]
+        return drawn[0] - start, time.thread_time() - work
 
     async def type(self, text: str) -> None:
         await self.press(*["space" if key == " " else key for key in text])
@@ -107,16 +141,18 @@ OpenChat = Callable[..., AbstractAsyncContextManager[Scene]]
 
 
 @pytest.fixture
-def open_chat(tmp_path: Path) -> Iterator[OpenChat]:
+def open_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenChat]:
     """Opens the chat on one store a test. model: of FakeLLM; size: of the terminal."""
     FakeLLM.opened.clear()
+    for name in ("TMUX", "DISPLAY", "WAYLAND_DISPLAY", "VTE_VERSION", "TERM_PROGRAM"):  # nobody's clipboard changes
+        monkeypatch.delenv(name, raising=False)
 
     @asynccontextmanager
     async def open_one(
         model: str | None = "tiny", size: tuple[int, int] = (80, 24), **options: Any
     ) -> AsyncIterator[Scene]:
         store = ChatStore(tmp_path / "chats.db")
-        app = ChatApp(ChatOptions(model=model, **options), store, FakeLLM)
+        app = ChatApp(ChatOptions(model=model, **options), store, FakeLLM, FakeFits())
         app.animation_level = "none"
         async with app.run_test(size=size) as pilot:
             scene = Scene(app, pilot, store)

@@ -1,5 +1,7 @@
 """A model without a file, an engine or a device, of the public API's shape: it says what its script tells it to.
 
+`FakeFits` knows how models fit without a look at any device.
+
 The question chooses the answer (`ANSWERS`); the model's name chooses how opening it goes.
 """
 
@@ -22,11 +24,35 @@ from vkllm import (
     RunStats,
     VkllmError,
 )
+from vkllm.faces.tui.fit import Fit, ModelToFit
+from vkllm.faces.tui.fits import Fits
+from vkllm.model.limits import Tier
+from vkllm.model.plan import MemoryPlan, TierPlan
 
 CODE = "Here is one:\n\n```python\ndef double(x):\n    return 2 * x\n```\n\nAnd another:\n\n```sh\nls -l\n```\n"
 THOUGHT = "<think>\nLet me see. Two and two.\n</think>\n\nIt is **four**."
 ANSWERS = {"code": CODE, "think": THOUGHT, "endless": "word " * 20_000, "word " * 4000: "word " * 20_000}
 LOST = DeviceLost("the fake device was lost while answering; try again")
+
+FITS = {
+    "smollm2": Fit("discrete", 240 * 2**20, 240 * 2**20, 8 * 2**30, 20 * 2**30, 612.0),
+    "spilling": Fit("discrete", 11 * 2**30, 8 * 2**30, 8 * 2**30, 20 * 2**30, 6.1),
+    "large": Fit("discrete", 43 * 2**30, 0, 8 * 2**30, 20 * 2**30, advice="the same model in Q4_0 would fit"),
+}
+
+
+class FakeFits(Fits):
+    """Knows the models in FITS at once, and no others."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def look(self, models: Sequence[ModelToFit], n_ctx: int | None, held_bytes: dict[str, int]) -> bool:
+        known = {(model, n_ctx): FITS[model.name] for model in models if model.name in FITS}
+        if not known.keys() <= self._fits.keys():
+            self._fits |= known
+            self.n_found += 1
+        return True
 
 
 class FakeStream(Iterator[Piece]):
@@ -39,6 +65,7 @@ class FakeStream(Iterator[Piece]):
         self._llm = llm
         self._is_closed = threading.Event()
         self._reason = "stop"
+        self._n_shifts = 0
 
     def __next__(self) -> Piece:
         while len(self._said) >= self._llm.gate_at and not self._llm.gate.wait(0.005):
@@ -48,9 +75,11 @@ class FakeStream(Iterator[Piece]):
             raise StopIteration
         if self._llm.fails_after is not None and len(self._said) >= self._llm.fails_after:
             raise self._llm.error
-        if self._n_prompt + len(self._said) >= self._llm.n_ctx:
-            self._reason = "length"
-            raise StopIteration
+        if self._n_prompt + len(self._said) - self._n_shifts * (self._llm.n_ctx // 2) >= self._llm.n_ctx:
+            if not self._llm.shifts:
+                self._reason = "length"
+                raise StopIteration
+            self._n_shifts += 1
         word = next(self._words)
         self._said.append(word)
         return Piece(word, [1])
@@ -61,7 +90,7 @@ class FakeStream(Iterator[Piece]):
     def result(self) -> Generation:
         n_said = len(self._said)
         reason: Any = "cancelled" if self._is_closed.is_set() else self._reason
-        stats = RunStats(self._n_prompt, 0, n_said, 0.5, 0.5, (n_said - 1) / 8 if n_said > 1 else 0.0)
+        stats = RunStats(self._n_prompt, 0, n_said, 0.5, 0.5, (n_said - 1) / 8 if n_said > 1 else 0.0, self._n_shifts)
         return Generation("".join(self._said), [1] * n_said, [1] * self._n_prompt, None, reason, stats)
 
 
@@ -97,11 +126,14 @@ class FakeLLM:
         self.n_bytes = 98_000_000
         self.device_name = "fake device"
         self.is_cpu_device = False
-        self.tokenizer = SimpleNamespace(encode=lambda text: text.split())
+        local = TierPlan(Tier.LOCAL, 8 * 2**30, 94 * 2**20, 94 * 2**20, 4 * 2**20, 2**20, 4e11)
+        self.plan = MemoryPlan(self.n_ctx, {}, (), Tier.LOCAL, (local,), 0.0)
+        self.moved_bytes = 0
         self.gate = threading.Event()
         self.gate.set()
         self.gate_at = 0
         self.step_s = 0.0
+        self.shifts = False
         self.fails_after: int | None = None
         self.error: VkllmError = LOST
         self.is_closed = False
@@ -111,12 +143,15 @@ class FakeLLM:
     def chat(self, messages: Sequence[dict[str, str]], *, stream: bool, **sampling: Any) -> FakeStream:
         assert stream
         self.asked.append((list(messages), sampling))
-        n_prompt = sum(len(message["content"].split()) for message in messages)
+        n_prompt = self.count_tokens(messages)
         if n_prompt >= self.n_ctx:
             raise ContextOverflow(f"the prompt has {n_prompt} tokens, but the context holds {self.n_ctx}")
         question = messages[-1]["content"]
         text = ANSWERS.get(question, f"You said: {question} (answer {len(self.asked)})")
         return FakeStream([word for word in text.replace(" ", " \0").split("\0") if word], n_prompt, self)
+
+    def count_tokens(self, messages: Sequence[dict[str, str]]) -> int:
+        return sum(len(message["content"].split()) for message in messages)
 
     def close(self) -> None:
         self.is_closed = True

@@ -47,8 +47,9 @@ async def test_search_rename_export_and_delete(
         await scene.ask("pears")
         await opened_list(scene)
         await scene.type("appl")
-        found = scene.app.screen.query_one(OptionList).options
-        assert [str(option.prompt).split()[0] for option in found] == ["apples"]
+        await scene.until(lambda: len(scene.app.screen.query_one(OptionList).options) == 1)
+        [found] = scene.app.screen.query_one(OptionList).options
+        assert str(found.prompt).split()[0] == "apples"
         await scene.press("ctrl+r")
         await answer_dialog(scene, "Fruit")
         await scene.until(lambda: [chat.title for chat in scene.store.chats("appl")] == ["Fruit"])
@@ -111,14 +112,6 @@ async def test_the_palette_knows_every_command_and_the_theme_is_remembered(open_
         assert scene.app.theme == "nord"
 
 
-async def test_f1_shows_the_keys_and_esc_goes_back(open_chat: OpenChat) -> None:
-    async with open_chat() as scene:
-        await scene.press("f1")
-        assert "break the line" in scene.shown
-        await scene.press("escape")
-        assert scene.app.screen is scene.chat
-
-
 async def test_what_cannot_be_kept_is_not_lost_from_the_prompt(open_chat: OpenChat) -> None:
     async with open_chat() as scene:
         await scene.ask("apples")
@@ -128,3 +121,38 @@ async def test_what_cannot_be_kept_is_not_lost_from_the_prompt(open_chat: OpenCh
         await scene.until(lambda: any("cannot be written" in told for told in scene.told))
         assert scene.chat.prompt.text == "pears"
         assert scene.texts[0] == "apples"
+
+
+@pytest.mark.parametrize("width", [40, 60, 79, 80, 106, 120, 200])
+async def test_each_chat_has_a_row_at_every_width(open_chat: OpenChat, width: int) -> None:
+    async with open_chat(size=(width, 24)) as scene:
+        for number in range(3):
+            scene.store.new_chat(f"{number} a title that is too long for any row of any terminal 日本語 " * 3, "", {})
+        await opened_list(scene)
+        rows = [number for number, line in enumerate(scene.shown.split("\n")) if "a title" in line]
+        assert rows == list(range(rows[0], rows[0] + 3))
+        await scene.pilot.resize_terminal(70, 24)
+        await scene.until(lambda: sum("a title" in line and ":" in line for line in scene.shown.split("\n")) == 3)
+
+
+async def test_the_context_of_a_chat_that_is_opened_again_is_counted(open_chat: OpenChat) -> None:
+    async with open_chat() as scene:
+        await scene.ask("one two three")
+        await scene.press("ctrl+n")
+        await scene.until(lambda: "context 0/2048" in scene.shown)
+        await opened_list(scene)
+        await scene.press("enter")
+        await scene.until(lambda: "context ~10/2048" in scene.shown)
+
+
+async def test_every_theme_draws_the_chat(open_chat: OpenChat) -> None:
+    async with open_chat() as scene:
+        await scene.ask("code")
+        looks = set()
+        for theme in scene.app.available_themes:
+            scene.app.theme = theme
+            await scene.pilot.pause()
+            strips = scene.app.screen._compositor.render_strips()
+            assert "def double(x):" in scene.shown
+            looks.add(str([segment.style for strip in strips for segment in strip]))
+        assert len(looks) == len(scene.app.available_themes)

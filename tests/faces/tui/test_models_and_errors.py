@@ -7,20 +7,23 @@ from pathlib import Path
 
 import pytest
 from conftest import OpenChat, Scene
-from fake_llm import FakeLLM
+from fake_llm import FakeFits, FakeLLM
+from hub_server import HubServer
 from textual.widgets import Input, TextArea
 
-from vkllm import DeviceLost, DeviceTimeout
-from vkllm.faces.tui import session
+from vkllm import LLM, DeviceLost, DeviceTimeout
+from vkllm.faces.chat_store import ChatStore
+from vkllm.faces.tui import errors_shown, session
+from vkllm.faces.tui.app import ChatApp, ChatOptions
 from vkllm.faces.tui.load_bar import LoadBar
 from vkllm.faces.tui.models_screen import ModelsScreen
 from vkllm.faces.tui.parameters_screen import ParametersScreen
 from vkllm.faces.tui.session import KnownModel
 
 MODELS = [
-    KnownModel("tiny", "A tiny one", 98_362_432, True),
-    KnownModel("/models/other.gguf", "Files", 4_000_000_000, True),
-    KnownModel("large", "A large one", 40_000_000_000, False),
+    KnownModel("tiny", "A tiny one", 98_362_432, "/models/tiny.gguf"),
+    KnownModel("/models/other.gguf", "Files", 4_000_000_000, "/models/other.gguf"),
+    KnownModel("large", "A large one", 40_000_000_000),
 ]
 
 
@@ -48,6 +51,7 @@ async def test_the_first_start_asks_for_a_model_and_answers_what_was_asked_meanw
     async with open_chat(model=None) as scene:
         await listed(scene)
         assert "40.0 GB  to fetch" in scene.shown
+        assert "●" not in scene.shown  # nothing is open
         await scene.press("escape")
         await scene.until(lambda: scene.app.screen is scene.chat)
         await scene.ask("Hi", waits=False)  # no model: it asks again
@@ -72,6 +76,7 @@ async def test_another_model_takes_the_place_of_the_first(open_chat: OpenChat) -
         assert scene.llm.path.stem == "other"
         await scene.press("f3")
         await listed(scene)
+        assert [line.split()[2] for line in scene.shown.split("\n") if "●" in line] == ["other.gguf"]
         await scene.type("/some/file.gguf")
         await scene.press("enter")
         await scene.until(lambda: scene.chat.session.llm is scene.llm and scene.llm.path.stem == "file")
@@ -81,11 +86,46 @@ async def test_another_model_takes_the_place_of_the_first(open_chat: OpenChat) -
 async def test_a_load_shows_its_progress_takes_keys_and_can_be_given_up(open_chat: OpenChat) -> None:
     async with open_chat(model="slow") as scene:
         await scene.until(lambda: "of 10.0 GB" in scene.shown)
-        assert await scene.seconds_for("x") < 0.1
+        await scene.press("x")
+        assert scene.chat.prompt.text == "x"
         await scene.press("escape")
         await scene.until(lambda: scene.chat.session.loading is None)
         assert not scene.chat.query_one(LoadBar).display
         assert FakeLLM.opened == []
+
+
+@pytest.mark.asyncio
+async def test_a_load_that_hangs_is_left_behind_after_esc(open_chat: OpenChat) -> None:
+    async with open_chat(model="hanging") as scene:
+        await scene.until(lambda: "opening hanging" in scene.shown)
+        await scene.press("escape")
+        await scene.until(lambda: "no model is loaded" in scene.shown)
+        await scene.press("f3")
+        await listed(scene)
+        await scene.press("enter")
+        await scene.until(lambda: scene.chat.session.llm is not None)
+
+
+@pytest.mark.asyncio
+async def test_a_download_that_stalls_can_be_given_up_and_does_not_hold_up_the_end(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    hub.files["/tiny.gguf"] = b"x" * 100_000
+    hub.may_go_on.clear()
+    store = ChatStore(tmp_path / "chats.db")
+    app = ChatApp(ChatOptions(model=f"{hub.url}/tiny.gguf"), store, LLM, FakeFits())
+    async with app.run_test(size=(80, 24)) as pilot:
+        scene = Scene(app, pilot, store)
+        await scene.until(lambda: scene.chat.session.loading is not None and "tiny.gguf" in scene.shown)
+        await scene.press("escape")
+        await scene.until(lambda: "no model is loaded" in scene.shown)
+        await scene.press("ctrl+r")  # tries again
+        await scene.until(lambda: scene.chat.session.loading is not None)
+        await scene.pilot.press("ctrl+q")
+        start = time.monotonic()
+        app.session.close()
+        assert time.monotonic() - start < 1.5
+    store.close()
 
 
 @pytest.mark.asyncio
@@ -119,13 +159,25 @@ async def test_a_lost_device_keeps_the_partial_answer_and_ctrl_r_tries_again(
         scene.llm.fails_after, scene.llm.error = 2, error
         await scene.ask("Hi", waits=False)
         await scene.until(lambda: scene.notice is not None)
-        assert str(error)[1:] in scene.shown
+        assert str(error)[1:] + "." in scene.shown
         last = scene.store.messages(scene.chat.chat.id)[-1]
         assert (last.content, last.state) == ("You said: ", "failed")
         scene.llm.fails_after = None
         await scene.press("ctrl+r")
         await scene.until(lambda: scene.texts[-1] == "You said: Hi (answer 2)" and not scene.chat.is_answering)
         assert scene.notice is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("the device was lost", "The device was lost."),
+        ("tinyllama could not be\nfetched; try again.", "tinyllama could not be fetched; try again."),
+        ("/a/b.gguf: it is damaged", "/a/b.gguf: it is damaged."),
+    ],
+)
+def test_an_error_is_a_sentence_and_names_stay_as_they_are(text: str, sentence: str) -> None:
+    assert errors_shown._sentence(text) == sentence
 
 
 @pytest.mark.asyncio
@@ -186,6 +238,7 @@ async def test_parameters_hold_from_the_next_answer_on_and_belong_to_the_chat(op
         assert messages[0] == {"role": "system", "content": "Be short"}
         assert sampling == {"temperature": 0.25, "max_tokens": 50, "context_shift": True}
         assert scene.store.chats()[0].sampling == sampling
+        assert "system prompt · temperature 0.25 · longest answer 50 · context shift on" in scene.shown
         first = scene.llm
         await scene.press("f4")
         await scene.until(lambda: isinstance(scene.app.screen, ParametersScreen))
@@ -196,6 +249,33 @@ async def test_parameters_hold_from_the_next_answer_on_and_belong_to_the_chat(op
         assert first.is_closed and scene.llm.n_ctx == 512
     async with open_chat() as scene:  # a new chat begins with what was set last
         assert scene.chat.parameters.system == "Be short"
+
+
+@pytest.mark.asyncio
+async def test_a_json_schema_is_a_text_or_a_file_and_other_parameters_of_the_command_line_stay(
+    open_chat: OpenChat, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array"}')
+    async with open_chat(sampling={"stop": ("END",)}) as scene:
+        await scene.press("f4")
+        await scene.until(lambda: isinstance(scene.app.screen, ParametersScreen))
+        field = scene.app.screen.query_one("#json_schema", Input)
+        field.value = "/no/such/file.json"
+        await scene.press("ctrl+s")
+        await scene.until(lambda: "/no/such/file.json" in scene.shown.split("System prompt")[1])
+        assert scene.app.focused is field
+        field.value = '{"type": '
+        await scene.press("ctrl+s")
+        await scene.until(lambda: "JSON" in scene.shown.split("System prompt")[1])
+        field.value = str(schema)
+        await scene.press("ctrl+s")
+        await scene.until(lambda: scene.app.screen is scene.chat)
+        await scene.ask("Hi")
+        assert scene.llm.asked[-1][1] == {"stop": ("END",), "json_schema": '{"type": "array"}'}
+        assert "JSON schema" in scene.shown
+    async with open_chat() as scene:  # a schema is for one chat
+        assert scene.chat.parameters.sampling == {"stop": ["END"]}
 
 
 @pytest.mark.parametrize("model", ["slow", "hanging", "tiny"])

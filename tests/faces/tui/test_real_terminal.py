@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from vkllm.faces.chat_store import ChatStore
 
 ROOT = Path(__file__).parent.parent.parent.parent
 PATIENCE_S = 30.0
@@ -26,7 +29,7 @@ class Tmux:
     """One terminal of 80 by 24 on a server of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._n_servers = 0
         self._socket = ""
 
@@ -37,8 +40,8 @@ class Tmux:
     def start(self, command: list[str]) -> None:
         """Runs a command; when it has ended, its exit code is on the screen."""
         self._n_servers += 1  # each on a socket of its own: a server that was told to end may still be ending
-        self._socket = str(self._folder / f"tmux{self._n_servers}")
-        variables = {"VKLLM_DATA": str(self._folder), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "VKLLM_TMUX": "1"}
+        self._socket = str(self.folder / f"tmux{self._n_servers}")
+        variables = {"VKLLM_DATA": str(self.folder), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "VKLLM_TMUX": "1"}
         line = shlex.join(["env", *(f"{name}={value}" for name, value in variables.items()), *command])
         self.run("new-session", "-d", "-x", "80", "-y", "24", "-s", "chat", f"{line}; echo exit code $?; exec cat")
 
@@ -50,6 +53,12 @@ class Tmux:
 
     def type(self, text: str) -> None:
         self.run("send-keys", "-t", "chat", "-l", text)
+
+    def paste(self, text: str) -> None:
+        """As terminals do, between marks of its beginning and its end."""
+        command = ["tmux", "-S", self._socket, "load-buffer", "-b", "text", "-"]
+        subprocess.run(command, input=text, text=True, check=True)
+        self.run("paste-buffer", "-p", "-b", "text", "-t", "chat")
 
     @property
     def screen(self) -> str:
@@ -129,6 +138,69 @@ def test_quitting_while_a_model_is_loaded_leaves_nothing(tmux: Tmux, tiny_gguf: 
     assert time.monotonic() - start < 5
     assert "exit code 0" in screen and "Traceback" not in screen
     assert engines() == set()
+
+
+@pytest.mark.parametrize("keys", [["C-q"], ["C-c", "C-c"]])
+def test_quitting_in_mid_answer_leaves_nothing_but_the_chat(tmux: Tmux, tiny_gguf: Path, keys: list[str]) -> None:
+    tmux.start([sys.executable, "-c", FAKE, "chat", str(tiny_gguf), "--device", "slow steps"])
+    tmux.until(lambda screen: "ready" in screen)
+    tmux.type("a question that is as long as its answer will be, so that there is time to leave in between")
+    tmux.press("Enter")
+    tmux.until(lambda screen: "Answer" in screen and screen.count("a question") > 2)
+    for key in keys:
+        tmux.press(key)
+    screen = tmux.until(lambda screen: "exit code" in screen)
+    assert "exit code 0" in screen and "Traceback" not in screen
+    assert engines() == set()
+    assert "a question" in last_answer(tmux)
+
+
+def test_a_terminal_that_is_closed_in_mid_answer_leaves_nothing_but_the_chat(tmux: Tmux, tiny_gguf: Path) -> None:
+    tmux.start([sys.executable, "-c", FAKE, "chat", str(tiny_gguf), "--device", "slow steps"])
+    tmux.until(lambda screen: "ready" in screen)
+    tmux.type("a question that is as long as its answer will be, so that there is time to leave in between")
+    tmux.press("Enter")
+    tmux.until(lambda screen: "Answer" in screen and screen.count("a question") > 2)
+    assert engines()
+    tmux.end()
+    deadline = time.monotonic() + PATIENCE_S
+    while engines():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "a question" in last_answer(tmux)
+
+
+def last_answer(tmux: Tmux) -> str:
+    """The answer that is kept last."""
+    store = ChatStore(tmux.folder / "chats.db")
+    try:
+        message = store.messages(store.chats()[0].id)[-1]
+    finally:
+        store.close()
+    assert (message.role, message.state) == ("assistant", "stopped")
+    return message.content
+
+
+@pytest.mark.gpu
+@pytest.mark.weights
+def test_a_key_is_on_the_screen_within_a_tenth_of_a_second_while_the_gpu_reads(tmux: Tmux, default_model: Path) -> None:
+    tmux.start([sys.executable, "-m", "vkllm", "chat", str(default_model), "-c", "5000"])
+    tmux.until(lambda screen: "ready" in screen)
+    tmux.paste("word " * 4000)
+    tmux.until(lambda screen: "word word" in screen)
+    tmux.press("Enter")
+    tmux.until(lambda screen: "reading 4" in screen)
+    times, typed = [], ""
+    for key in "thequickbrownfox":
+        typed += key
+        start = time.monotonic()
+        tmux.press(key)
+        while typed not in tmux.screen:
+            assert time.monotonic() - start < PATIENCE_S
+        times.append(time.monotonic() - start)
+    assert statistics.median(times) < 0.1, times
+    assert "reading 4" in tmux.screen
+    tmux.quit()
 
 
 @pytest.mark.gpu

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vkllm.faces.tui.chat_store import ChatMessage
-from vkllm.faces.tui.reasoning import as_markdown, code_blocks, file_name, split_reasoning
+from vkllm.faces.chat_store import ChatMessage
+from vkllm.faces.tui.reasoning import as_drawn, as_markdown, file_name, split_reasoning
 
 
 @pytest.mark.parametrize(
@@ -38,17 +38,11 @@ def test_an_answer_that_grows_only_ever_adds_to_its_text(reasoning: str, text: s
 
 
 @pytest.mark.parametrize(
-    ("markdown", "blocks"),
-    [
-        ("none", []),
-        ("```py\na\n\nb\n```\ntext\n~~~\nc\n~~~", ["a\n\nb", "c"]),
-        ("```\nopen", ["open"]),
-        ("````md\n```\nx\n```\n````", ["```\nx\n```"]),
-        ("`not` a ```block```", []),
-    ],
+    ("text", "is_code"),
+    [('{"a": 1}', True), ('\n{\n  "a_b": "*x*', True), ("{}", False), ("{name} is", False), ('See {"a": 1}', False)],
 )
-def test_code_blocks_are_found(markdown: str, blocks: list[str]) -> None:
-    assert code_blocks(markdown) == blocks
+def test_an_answer_that_is_json_is_drawn_as_code(text: str, is_code: bool) -> None:
+    assert as_drawn(text) == (f"```json\n{text.strip()}\n```" if is_code else text)
 
 
 def test_a_chat_as_markdown() -> None:

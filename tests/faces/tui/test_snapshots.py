@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_llm import FakeLLM
+from fake_llm import FakeFits, FakeLLM
 from textual.pilot import Pilot
 
 from vkllm import DeviceLost
+from vkllm.faces.chat_store import ChatStore
 from vkllm.faces.tui.app import ChatApp, ChatOptions
 from vkllm.faces.tui.chat_screen import ChatScreen
-from vkllm.faces.tui.chat_store import ChatStore
 from vkllm.faces.tui.session import KnownModel
 
 ANSWER = """\
@@ -35,10 +35,12 @@ for number in numbers:
 | loop | 9 ms |
 """
 MODELS = [
-    KnownModel("smollm2", "SmolLM2 135M Instruct", 98_362_432, True),
-    KnownModel("large", "A large one", 40_000_000_000, False),
+    KnownModel("smollm2", "SmolLM2 135M Instruct", 98_362_432, "/models/smollm2.gguf"),
+    KnownModel("spilling", "One that is larger than the card", 11_000_000_000, "/models/spilling.gguf"),
+    KnownModel("unknown", "Nobody has planned this one yet", 11_000_000_000, None, 12_000_000_000),
+    KnownModel("large", "A large one", 40_000_000_000, None, 46_000_000_000),
 ]
-SIZES = [(80, 24), (120, 40)]
+SIZES = [(80, 24), (120, 40), (60, 20)]  # the last one is a Steam Deck's screen in large letters
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChatApp:
         answer = store.add_message(chat.id, question.id, "assistant", f"<think>\nHm, easy.\n</think>\n\n{ANSWER}")
         store.add_message(chat.id, answer.id, "user", "Thanks!")
     FakeLLM.opened.clear()
-    return ChatApp(ChatOptions(model="/models/smollm2.gguf"), store, FakeLLM)
+    return ChatApp(ChatOptions(model="/models/smollm2.gguf"), store, FakeLLM, FakeFits())
 
 
 async def ready(pilot: Pilot[None]) -> ChatScreen:
@@ -105,8 +107,9 @@ SCENES: dict[str, Callable[[Pilot[None]], Awaitable[None]]] = {
     "conversation": a_conversation,
     "error": an_error,
     "chats": pressing("f2"),
-    "models": pressing("f3"),
+    "models": pressing("f3", "down"),
     "parameters": pressing("f4"),
+    "help": pressing("f1"),
 }
 
 

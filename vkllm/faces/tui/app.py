@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,13 +17,17 @@ from textual.app import App, SystemCommand
 from textual.screen import Screen
 
 from vkllm import LLM, VkllmError
+from vkllm.faces.chat_store import ChatStore, chats_path
+from vkllm.faces.terminal import complain
 from vkllm.faces.tui.chat_screen import ChatScreen
-from vkllm.faces.tui.chat_store import ChatStore, chats_path
+from vkllm.faces.tui.clipboard import copy_by_program, terminal_doubt
+from vkllm.faces.tui.fits import Fits
 from vkllm.faces.tui.jobs import OpenModel
 from vkllm.faces.tui.parameters_screen import Parameters
 from vkllm.faces.tui.session import Session
 
 _TWICE_S = 3.0  # the second Ctrl+C quits if it comes within this time
+_END_S = 1.0  # an engine that ends takes less
 
 
 @dataclass(frozen=True)
@@ -36,35 +42,38 @@ class ChatOptions:
 
 
 class ChatApp(App[None]):
-    """The application. open_model: as `LLM`; tests put a model without a device there."""
+    """The application. open_model: as `LLM`; fits: how models fit. Tests have both without a device."""
 
     TITLE = "vkllm"
     CSS_PATH = "chat.tcss"
     ENABLE_COMMAND_PALETTE = True
 
-    def __init__(self, options: ChatOptions, store: ChatStore, open_model: OpenModel = LLM) -> None:
+    def __init__(
+        self, options: ChatOptions, store: ChatStore, open_model: OpenModel = LLM, fits: Fits | None = None
+    ) -> None:
         super().__init__()
-        self.session = Session(open_model, n_ctx=options.n_ctx, device=options.device)
+        fits = fits or Fits({"device": options.device})
+        self.session = Session(open_model, fits, n_ctx=options.n_ctx, device=options.device)
         self._store = store
-        self._options = options
         self._last_interrupt_s = 0.0
+        # What was used last. It is read here, where an error of the store is still told without a screen.
+        stored = store.setting("parameters", {"system": "", "sampling": {}})
+        system = stored["system"] if options.system is None else options.system
+        self._parameters = Parameters(system, stored["sampling"] | options.sampling, options.n_ctx)
+        recent = store.setting("recent_models", [])
+        self._model = options.model or (recent[0] if recent else None)
+        self._first_theme = store.setting("theme", self.theme)
 
     def on_mount(self) -> None:
-        """Shows the chat with what was used last."""
-        stored = self._store.setting("parameters", {"system": "", "sampling": {}})
-        options = self._options
-        system = stored["system"] if options.system is None else options.system
-        parameters = Parameters(system, stored["sampling"] | options.sampling, options.n_ctx)
-        recent = self._store.setting("recent_models", [])
-        theme = self._store.setting("theme", self.theme)
-        if theme in self.available_themes:
-            self.theme = theme
+        """Shows the chat."""
+        if self._first_theme in self.available_themes:
+            self.theme = self._first_theme
         self.theme_changed_signal.subscribe(self, lambda theme: self._keep_theme(theme.name))
-        self.push_screen(
-            ChatScreen(self._store, self.session, parameters, options.model or (recent[0] if recent else None))
-        )
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.leave)
+        self.push_screen(ChatScreen(self._store, self.session, self._parameters, self._model))
+        # Windows has no such signals, and only the main thread may take them.
+        with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):
+            for name in (signal.SIGTERM, signal.SIGHUP):
+                asyncio.get_running_loop().add_signal_handler(name, self.leave)
 
     def leave(self) -> None:
         """Keeps what there is of an answer and ends the application."""
@@ -72,6 +81,16 @@ class ChatApp(App[None]):
             if isinstance(screen, ChatScreen):
                 screen.stop_answer()
         self.exit()
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """Copies through the terminal and, where there is one, a program; says so if neither may have worked."""
+        super().copy_to_clipboard(text)
+        self.run_worker(partial(self._copy_by_program, text), thread=True, exit_on_error=False)
+
+    def _copy_by_program(self, text: str) -> None:
+        if not copy_by_program(text) and (doubt := terminal_doubt(text)):
+            advice = f"{doubt}. “Export chat” in the palette (Ctrl+P) writes a file."
+            self.call_from_thread(self.notify, advice, severity="warning", timeout=8)
 
     async def action_quit(self) -> None:
         """Ctrl+Q."""
@@ -117,9 +136,24 @@ def run_chat(options: ChatOptions, loading: Mapping[str, Any]) -> None:
     Raises VkllmError if chats cannot be kept.
     """
     store = ChatStore(chats_path())
-    app = ChatApp(options, store, partial(LLM, **loading))
+    fits = Fits(dict(loading) | {"device": options.device})
     try:
-        app.run()
+        app = ChatApp(options, store, partial(LLM, **loading), fits)
+        try:
+            app.run()
+        finally:
+            _end(app.session)
     finally:
-        app.session.close()
         store.close()
+    if app.return_code:
+        sys.exit(app.return_code)
+
+
+def _end(session: Session) -> None:
+    """Ends the engine, and says why if that takes longer than a moment."""
+    thread = threading.Thread(target=session.close, name="vkllm-end", daemon=True)
+    thread.start()
+    thread.join(_END_S)
+    if thread.is_alive():
+        complain("note", "the GPU ends the step that it is at; Ctrl-C does not wait for that")
+        thread.join()

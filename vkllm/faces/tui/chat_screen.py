@@ -5,12 +5,16 @@ It ties the session and its jobs to the screen. A timer looks at the jobs while 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from textual import on, work
 from textual.binding import Binding
+from textual.widgets import Footer
 
-from vkllm.faces.tui.chat_store import ChatMessage, ChatStore, State, title_of
+from vkllm import LLM, Generation
+from vkllm.faces.chat_store import ChatMessage, ChatStore, State, title_of
+from vkllm.faces.tui.cells import cut
 from vkllm.faces.tui.errors_shown import context_is_full, notice_for
 from vkllm.faces.tui.jobs import AnswerJob
 from vkllm.faces.tui.live_answer import LiveAnswer
@@ -21,10 +25,11 @@ from vkllm.faces.tui.prompt import Prompt
 from vkllm.faces.tui.reading_screen import ReadingScreen
 from vkllm.faces.tui.reasoning import split_reasoning
 from vkllm.faces.tui.session import Session
-from vkllm.faces.tui.status_bar import StatusBar
+from vkllm.faces.tui.status_bar import ContextUsed, StatusBar
 
 _TICK_S = 0.05
 _N_RECENT = 10
+_NARROW = 76  # the keys at the bottom stand closer together
 
 
 class ChatScreen(ReadingScreen):
@@ -33,9 +38,9 @@ class ChatScreen(ReadingScreen):
     BINDINGS = [  # noqa: RUF012, as Textual declares it
         Binding("f3,ctrl+l", "models", "Models"),
         Binding("f4,ctrl+g", "parameters", "Parameters"),
+        Binding("escape", "stop", "Stop"),
         Binding("ctrl+n", "new_chat", "New"),
         Binding("ctrl+r", "regenerate", "Again"),
-        Binding("escape", "stop", "Stop"),
     ]
 
     def __init__(self, store: ChatStore, session: Session, parameters: Parameters, model: str | None) -> None:
@@ -44,7 +49,7 @@ class ChatScreen(ReadingScreen):
         self._answer: LiveAnswer | None = None
         self._is_answer_due = False  # a question waits for a model
         self._speed = ""
-        self._n_used = 0
+        self._used = ContextUsed()
 
     async def on_mount(self) -> None:
         """Begins a new chat and opens the model."""
@@ -60,11 +65,13 @@ class ChatScreen(ReadingScreen):
         is_other = self.chat is None or chat_id != self.chat.id
         await super().show_chat(chat_id)
         if is_other:
-            self._speed, self._n_used = "", 0
+            self._speed, self._used = "", ContextUsed()
             self._show_lines()
+            self._count()
 
     def on_resize(self) -> None:
         """Cuts the lines to the new width."""
+        self.query_one(Footer).compact = self.size.width < _NARROW
         self._show_lines()
 
     # --- Questions ---------------------------------------------------------------------------------------------------
@@ -73,8 +80,10 @@ class ChatScreen(ReadingScreen):
     async def send(self, event: Prompt.Submitted) -> None:
         """Keeps a question and has it answered; the prompt keeps it if that is not possible now."""
         if self._answer is not None:
+            self.prompt.put_back(event.text)
             self.notify("An answer is being written; Esc stops it.")
             return
+        question = None
         with self.errors_told():
             if self.chat is None:
                 self.chat = self.store.new_chat(title_of(event.text), self.parameters.system, self.parameters.sampling)
@@ -83,12 +92,13 @@ class ChatScreen(ReadingScreen):
             else:
                 parent_id = self.messages[-1].id if self.messages else None
             question = self.store.add_message(self.chat.id, parent_id, "user", event.text)
-            self.prompt.clear()
             self.stop_editing()
             await self.cut_after(parent_id)
             self.messages.append(question)
             await self.conversation.add(question)
             await self._answer_last()
+        if question is None:
+            self.prompt.put_back(event.text)
 
     def action_regenerate(self) -> None:
         """Loads the model again if that had failed, else answers the last question again."""
@@ -123,7 +133,8 @@ class ChatScreen(ReadingScreen):
             job.stop()
             raise
         self.messages.append(message)
-        self._answer = LiveAnswer(job, await self.conversation.add(message, is_live=True), self.store)
+        view = await self.conversation.add(message, is_live=True)
+        self._answer = LiveAnswer(job, view, self.store, self.session.name)
         self._timer.resume()
 
     def _prompt_messages(self) -> list[dict[str, str]]:
@@ -157,20 +168,21 @@ class ChatScreen(ReadingScreen):
     async def _look_at_answer(self, answer: LiveAnswer) -> None:
         job = answer.job
         if not job.is_over:
-            await answer.look()
+            answer.look()
             return
         self._answer = None
         self._speed = answer.speed
         notice = None if job.error is None else notice_for(job.error, self.session)
         state: State = "failed"
         if job.generation is not None:
-            self._n_used = len(job.generation.prompt_token_ids) + len(job.generation.token_ids)
             is_cut = job.generation.finish_reason == "length"
             state = "cut" if is_cut else "done"
-            if is_cut and self.session.llm is not None and self._n_used >= self.session.llm.n_ctx:
-                notice = context_is_full(self.session)
+            if self.session.llm is not None:
+                self._used = _used_by(job.generation, self.session.llm.n_ctx)
+                if is_cut and self._used.n_tokens >= self.session.llm.n_ctx:
+                    notice = context_is_full(self.session)
         try:
-            await answer.end(state)
+            answer.end(state)
         finally:
             await self._take_in(answer)
             if notice is not None:
@@ -188,7 +200,9 @@ class ChatScreen(ReadingScreen):
         if self._answer is None:
             return False
         answer, self._answer = self._answer, None
-        self._n_used = answer.job.n_prompt + answer.job.n_generated
+        if self.session.llm is not None:
+            n_tokens = answer.job.n_prompt + answer.job.n_generated
+            self._used = ContextUsed.estimate(n_tokens, self.session.llm.n_ctx)
         self._speed = answer.speed
         with self.errors_told():
             answer.stop()
@@ -199,7 +213,7 @@ class ChatScreen(ReadingScreen):
         """Stops the answer that is being written, if there is one, and draws it as such."""
         if (answer := self._answer) is not None:
             self.stop_answer()
-            await answer.view.show(answer.message, is_live=False)
+            answer.view.show(answer.message, is_live=False)
             await self._take_in(answer)
 
     def action_stop(self) -> None:
@@ -236,7 +250,7 @@ class ChatScreen(ReadingScreen):
         assert loading is not None
         bar = self.query_one(LoadBar)
         bar.show(loading.progress)
-        if not loading.is_over:
+        if not (loading.is_over or loading.is_stuck):
             return
         bar.show(None)
         job = self.session.finish_loading()
@@ -248,6 +262,8 @@ class ChatScreen(ReadingScreen):
                 self.notify(f"{job.llm.device_name} is a Vulkan driver on the CPU, which is slow.", markup=False)
             if self._is_answer_due:
                 await self._answer_last()
+            else:
+                self._count()
 
     def _recent_models(self) -> list[str]:
         names: list[str] = self.store.setting("recent_models", [])
@@ -261,7 +277,7 @@ class ChatScreen(ReadingScreen):
     async def action_models(self) -> None:
         """Lets the user choose a model and loads it."""
         with self.errors_told():
-            model = await self.app.push_screen_wait(ModelsScreen(self._recent_models(), self.session.model))
+            model = await self.app.push_screen_wait(ModelsScreen(self._recent_models(), self.session))
             if model is not None:
                 self.call_later(self.load, model)
 
@@ -286,15 +302,40 @@ class ChatScreen(ReadingScreen):
     async def _take_parameters(self, changed: Parameters) -> None:
         with self.errors_told():
             self.parameters = Parameters(changed.system, changed.sampling, self.parameters.n_ctx)
-            self.store.set_setting("parameters", {"system": changed.system, "sampling": changed.sampling})
+            usual = {name: value for name, value in changed.sampling.items() if name != "json_schema"}
+            self.store.set_setting("parameters", {"system": changed.system, "sampling": usual})
             if self.chat is not None:
                 self.store.set_parameters(self.chat.id, changed.system, changed.sampling)
+            self._show_lines()
             if changed.n_ctx != self.session.n_ctx:
                 await self._load_with_context(changed.n_ctx)
+
+    def _count(self) -> None:
+        """Finds out, in a thread, how much of the context the chat would take."""
+        if self.session.llm is not None and self.messages:
+            work = partial(self._count_in_thread, self.session.llm, self._prompt_messages())
+            self.run_worker(work, thread=True, group="count", exclusive=True, exit_on_error=False)
+
+    def _count_in_thread(self, llm: LLM, messages: list[dict[str, str]]) -> None:
+        used = ContextUsed.estimate(llm.count_tokens(messages), llm.n_ctx)
+        self.app.call_from_thread(self._counted, llm, len(messages), used)
+
+    def _counted(self, llm: LLM, n_messages: int, used: ContextUsed) -> None:
+        if self._answer is None and self.session.llm is llm and len(self._prompt_messages()) == n_messages:
+            self._used = used
+            self._show_lines()
 
     # --- Figures -----------------------------------------------------------------------------------------------------
 
     def _show_lines(self) -> None:
         self.show_title()
+        self.prompt.border_subtitle = cut(self.parameters.in_short, self.size.width - 8)
         job = None if self._answer is None else self._answer.job
-        self.query_one(StatusBar).show(self.session, job, self._speed, self._n_used)
+        self.query_one(StatusBar).show(self.session, job, self._speed, self._used)
+
+
+def _used_by(generation: Generation, n_ctx: int) -> ContextUsed:
+    """What an answer has left in the context; each shift dropped its older half, as nearly as it can be told here."""
+    n_shifts = generation.stats.n_shifts
+    n_tokens = len(generation.prompt_token_ids) + len(generation.token_ids) - n_shifts * (n_ctx // 2)
+    return ContextUsed(min(max(n_tokens, 0), n_ctx), n_shifts, is_estimate=n_shifts > 0)

@@ -6,20 +6,24 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from rich.cells import cell_len, set_cell_size
 from textual import work
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import ActiveBinding, Binding
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
+from textual.timer import Timer
 from textual.widgets import Footer, Input, OptionList
 from textual.widgets.option_list import Option
 
 from vkllm.errors import VkllmError
-from vkllm.faces.tui.chat_store import Chat, ChatStore
+from vkllm.faces.chat_store import Chat, ChatStore
+from vkllm.faces.tui.cells import padded
 from vkllm.faces.tui.dialogs import AskText, Confirm
 from vkllm.faces.tui.reasoning import as_markdown, file_name
+
+_SEARCH_AFTER_S = 0.1
+_WHEN_WIDTH = len("  2026-01-01 12:00") + 2  # and a blank at each end of a row
 
 
 class ChatsScreen(ModalScreen[int | None]):
@@ -40,6 +44,14 @@ class ChatsScreen(ModalScreen[int | None]):
         self._store = store
         self._current_id = current_id
         self._chats: list[Chat] = []
+        self._search: Timer | None = None
+
+    @property
+    def active_bindings(self) -> dict[str, ActiveBinding]:
+        """Keys in the order of this screen's own; else those that take one of the search line's come first."""
+        own = [key for binding in self.BINDINGS if isinstance(binding, Binding) for key in binding.key.split(",")]
+        active = super().active_bindings
+        return {key: active[key] for key in [*(key for key in own if key in active), *active]}
 
     def compose(self) -> ComposeResult:
         """The search line above the list."""
@@ -53,9 +65,15 @@ class ChatsScreen(ModalScreen[int | None]):
         """Shows all chats, the one that is open chosen."""
         self._list("")
 
+    def on_resize(self) -> None:
+        """Cuts the titles to the new width."""
+        self.call_after_refresh(lambda: self._list(self.query_one(Input).value))
+
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Searches at each key."""
-        self._list(event.value)
+        """Searches once no more keys come: in years of chats that takes a moment."""
+        if self._search is not None:
+            self._search.stop()
+        self._search = self.set_timer(_SEARCH_AFTER_S, lambda: self._list(event.value))
 
     def on_option_list_option_selected(self) -> None:
         """A click opens."""
@@ -117,9 +135,9 @@ class ChatsScreen(ModalScreen[int | None]):
         except VkllmError as error:
             self.notify(str(error), severity="error", markup=False)
             return
-        width = max(20, min(self.app.size.width - 30, 90))
+        width = max(10, choices.scrollable_content_region.width - _WHEN_WIDTH)
         choices.clear_options()
-        choices.add_options(Option(Content(f"{_padded(chat.title, width)}  {_when(chat)}")) for chat in self._chats)
+        choices.add_options(Option(Content(f"{padded(chat.title, width)}  {_when(chat)}")) for chat in self._chats)
         wanted = self._current_id if chosen is None else chosen.id
         ids = [chat.id for chat in self._chats]
         choices.highlighted = ids.index(wanted) if wanted in ids else 0 if ids else None
@@ -137,10 +155,6 @@ def export_chat(store: ChatStore, chat: Chat, path: Path) -> Path:
     except OSError as error:
         raise VkllmError(f"{path}: the chat cannot be written ({error.strerror}); choose another place") from None
     return path
-
-
-def _padded(text: str, width: int) -> str:
-    return set_cell_size(text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…", width)
 
 
 def _when(chat: Chat) -> str:

@@ -8,10 +8,10 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Button, Static
 
-from vkllm.faces.tui.chat_store import ChatMessage
+from vkllm.faces.chat_store import ChatMessage
 from vkllm.faces.tui.message_view import MessageView, Notice
 
-N_SHOWN = 20  # messages drawn at first: drawing hundreds would take seconds
+N_SHOWN = 8  # messages drawn at once: a screenful or two, in less time than a key may wait
 _WELCOME = """\
 Type a question below; Enter sends it.
 
@@ -29,6 +29,7 @@ class Conversation(VerticalScroll, can_focus=False):
         super().__init__(id="conversation")
         self._make_view = make_view
         self._earlier: list[ChatMessage] = []
+        self._is_adding = False
 
     def compose(self) -> ComposeResult:
         """What is shown while there is no message."""
@@ -52,15 +53,41 @@ class Conversation(VerticalScroll, can_focus=False):
             await self.mount_all([self._make_view(message, False) for message in messages[-N_SHOWN:]])
             self._show_extras()
         self.anchor()
+        self.call_after_refresh(self._fill)
 
     async def show_earlier(self) -> None:
-        """Draws more messages above the first one."""
+        """Draws more messages above the first one; what is on the screen stays where it is."""
+        if self._is_adding or not self._earlier:
+            return
+        self._is_adding = True
+        below = None if self.is_vertical_scroll_end else self.virtual_size.height - self.scroll_offset.y
         more = self._earlier[-N_SHOWN:]
         del self._earlier[-N_SHOWN:]
-        first = self.views[0]
-        await self.mount_all([self._make_view(message, False) for message in more], before=first)
-        self._show_extras()
-        first.focus()
+        views = [self._make_view(message, False) for message in more]
+        with self.app.batch_update():
+            await self.mount_all(views, before=self.views[0])
+            self._show_extras()
+        self.call_after_refresh(self._stay, below)
+
+    def _stay(self, below: int | None) -> None:
+        """Scrolls to so many lines above the end, or to the end."""
+        if below is None:
+            self.anchor()
+        else:
+            self.scroll_to(y=self.virtual_size.height - below, animate=False, force=True)
+        self._is_adding = False
+        self._fill()
+
+    def _fill(self) -> None:
+        """Draws more if there is room for it."""
+        if self._earlier and self.virtual_size.height <= self.size.height:
+            self.call_later(self.show_earlier)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Scrolling to the top brings more."""
+        super().watch_scroll_y(old_value, new_value)
+        if new_value < 1 <= old_value and self._earlier:
+            self.call_later(self.show_earlier)
 
     async def add(self, message: ChatMessage, *, is_live: bool = False) -> MessageView:
         """Draws one more message at the end and goes there."""

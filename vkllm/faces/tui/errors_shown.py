@@ -47,5 +47,7 @@ def _shorter_context(session: Session) -> list[WayOn]:
 
 
 def _sentence(text: str) -> str:
+    """The same with a full stop and, unless it begins with a name, a capital letter."""
     text = " ".join(text.split())
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    is_word = text.split(" ", 1)[0] in ("a", "all", "an", "it", "no", "the", "there", "this")
+    return (text[:1].upper() + text[1:] if is_word else text) + ("" if text.endswith((".", "!", "?")) else ".")

@@ -5,45 +5,54 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Markdown
+
+from vkllm.faces.tui.long_text import LongText
 
 HELP = """\
-Everything works without a mouse. **Ctrl+P** opens the command palette: every command by its name, and themes.
+Everything works without a mouse, and with one. **Ctrl+P** has every command by its name, and themes.
 
 ### Writing
 
 | key | does |
 | --- | --- |
 | Enter | send |
-| Ctrl+J, Shift+Enter | break the line |
+| Ctrl+J, Shift+Enter, Alt+Enter | break the line |
 | Esc | stop the answer, a load or an edit; back to the prompt |
-| Ctrl+R | answer the last question again |
-| Up in the first line | go to the last message |
+| Ctrl+R | answer the last question again; after an error, try again |
+| Up | in the first line: go to the last message |
+| PageUp, PageDown | scroll the messages |
+| Ctrl+Z, Ctrl+Y | undo and redo what was typed |
 
-### On a message (Up, Tab or a click)
+### On a message
+
+Up, Tab or a click leads to one; `▌` at its left is then yellow.
 
 | key | does |
 | --- | --- |
-| Up, Down | the message above, below |
+| Up, k, Down, j | the message above, below |
 | c | copy it |
 | b | copy its code; again: the next block |
 | e | edit a question and go on from there |
 | r | answer it again |
-| Left, Right | other versions of an edited question or an answer made again |
+| Left, Right | other versions of an edited question or of an answer made again |
 | t | unfold the model's thoughts |
-| d | delete |
+| d, Delete | delete |
+| i | back to the prompt |
 
-### Chats and models
+### Chats, models, parameters
 
 | key | does |
 | --- | --- |
 | Ctrl+N | new chat |
-| F2, Ctrl+O | chats: search, open, rename, export, delete |
-| F3, Ctrl+L | models |
-| F4, Ctrl+G | parameters and system prompt |
-| Ctrl+Q, twice Ctrl+C | quit |
+| F2, Ctrl+O | chats: Enter opens, Ctrl+R renames, Ctrl+E exports, Ctrl+D deletes |
+| F3, Ctrl+L | models: where they fit; Enter loads |
+| F4, Ctrl+G | parameters, system prompt, JSON schema: Ctrl+S accepts |
+| F1 | this page |
+| Ctrl+C | copy what is selected, else stop the answer; twice: quit |
+| Ctrl+Q | quit |
 
-Copying goes through the terminal (OSC 52), over ssh too; a few terminals do not allow it.
+In questions, `y` is yes and `n` is no. A text that the mouse has selected is copied with Ctrl+C. Copying goes through \
+the terminal (OSC 52), over ssh too; a few terminals do not allow it, and the chat says so where it can know.
 """
 
 
@@ -58,7 +67,7 @@ class HelpScreen(ModalScreen[None]):
             box.border_title = "Keys"
             box.border_subtitle = "Esc closes · ↑↓ scroll"
             with VerticalScroll():
-                yield Markdown(HELP, open_links=False)
+                yield LongText(HELP)
 
     def on_mount(self) -> None:
         """The page gets the keys."""

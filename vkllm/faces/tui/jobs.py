@@ -8,6 +8,7 @@ in one does not keep the program from ending.
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 
 from vkllm import LLM, Generation, Stream, VkllmError
 from vkllm.llm import Message
+
+_PATIENCE_S = 2.0  # with a load that was cancelled
 
 OpenModel = Callable[..., LLM]
 """Opens a model as `LLM` does: (model, n_ctx=, device=, on_progress=)."""
@@ -47,6 +50,7 @@ class LoadJob:
         self.error: VkllmError | None = None
         self.is_over = False
         self._is_cancelled = False
+        self._cancelled_s = 0.0
         self._open_model = open_model
         self._n_ctx = n_ctx
         self._device = device
@@ -56,7 +60,14 @@ class LoadJob:
 
     def cancel(self) -> None:
         """Gives the load up at its next progress; the model, should it be there already, is closed."""
-        self._is_cancelled = True
+        if not self._is_cancelled:
+            self._is_cancelled = True
+            self._cancelled_s = time.monotonic()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it was cancelled a while ago and still waits, mostly for a network; nobody need wait with it."""
+        return self._is_cancelled and time.monotonic() - self._cancelled_s > _PATIENCE_S
 
     def join(self, timeout_s: float) -> None:
         """Waits for the thread's end, but no longer than so many seconds."""
@@ -75,6 +86,7 @@ class LoadJob:
             if self._is_cancelled:
                 llm.close()
             else:
+                _leave_to_rest()
                 self.llm = llm
         except _Abandoned:
             pass
@@ -88,12 +100,13 @@ class AnswerJob:
     """Answers a conversation. messages and sampling: as for `LLM.chat`.
 
     `take()` is what came since the last call. Once `is_over`: `generation`, or `error`, or neither if it was stopped
-    before it began. n_prompt is an estimate until then.
+    before it began. n_prompt: of all messages, also of those that a context shift leaves out.
     """
 
     def __init__(self, llm: LLM, messages: Sequence[Message], sampling: dict[str, Any]) -> None:
         self.n_prompt = 0
         self.n_generated = 0
+        self.begun_s = time.monotonic()
         self.first_s: float | None = None
         self.generation: Generation | None = None
         self.error: VkllmError | None = None
@@ -121,6 +134,13 @@ class AnswerJob:
                 self._stream.close()
 
     @property
+    def activity(self) -> str:
+        """What it does, until the first token, then how fast."""
+        if self.first_s is None:
+            return f"reading {self.n_prompt} tokens, {time.monotonic() - self.begun_s:.0f} s"
+        return f"{self.generate_per_s:.1f} tok/s"
+
+    @property
     def generate_per_s(self) -> float:
         """Tokens a second since the first one, as seen from here."""
         seconds = 0.0 if self.first_s is None else time.monotonic() - self.first_s
@@ -128,8 +148,7 @@ class AnswerJob:
 
     def _run(self) -> None:
         try:
-            tokenizer = self._llm.tokenizer
-            self.n_prompt = sum(len(tokenizer.encode(message["content"])) for message in self._messages)
+            self.n_prompt = self._llm.count_tokens(self._messages)
             if not self._is_stopped:
                 self._answer()
         except Exception as error:  # a screen that waits for ever would hide the mistake
@@ -150,6 +169,16 @@ class AnswerJob:
                 if self.first_s is None:
                     self.first_s = time.monotonic()
             self.generation = stream.result()
+
+
+def _leave_to_rest() -> None:
+    """Has the garbage collector look at all there is now, and not again while keys are pressed.
+
+    That takes a tenth of a second, for a vocabulary above all. The last model's is looked at too, and goes.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _as_vkllm_error(error: Exception) -> VkllmError:

@@ -12,11 +12,11 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
 from textual.message import Message
-from textual.widgets import Button, Collapsible, Markdown, Static
-from textual.widgets.markdown import MarkdownStream
+from textual.widgets import Button, Collapsible, Static
 
-from vkllm.faces.tui.chat_store import ChatMessage
-from vkllm.faces.tui.reasoning import code_blocks, split_reasoning
+from vkllm.faces.chat_store import ChatMessage
+from vkllm.faces.tui.long_text import LongText
+from vkllm.faces.tui.reasoning import as_drawn, split_reasoning
 
 Wish = Literal["copy", "copy_code", "edit", "regenerate", "delete", "older", "newer", "above", "below"]
 
@@ -59,55 +59,56 @@ class MessageView(Vertical, can_focus=True):
         self._speaker = name
         self._variants = variants
         self._is_live = is_live
-        self._shown = ""
-        self._stream: MarkdownStream | None = None
         self._n_code_copied = 0
+        self._activity = ""
 
     def compose(self) -> ComposeResult:
         """The name line, then the parts."""
         yield Static(self._heading(), classes="heading", markup=False)
         if self.message.role == "user":
-            yield Static(self.message.content, classes="question", markup=False)
+            yield LongText(self.message.content, is_markdown=False, classes="body")
             return
         answer = split_reasoning(self.message.content)
-        self._shown = answer.text
-        with Collapsible(title=_folded_title(answer.reasoning, is_thinking=False), classes="reasoning") as folded:
-            yield Static(answer.reasoning, classes="thoughts", markup=False)
-        folded.display = bool(answer.reasoning)
-        yield Markdown(answer.text, open_links=False)
+        if answer.reasoning:
+            yield _folded(answer.reasoning, _folded_title(answer.reasoning, is_thinking=False))
+        yield LongText(as_drawn(answer.text), classes="body")
 
     @property
     def text(self) -> str:
         """The message without its reasoning."""
         return self.message.content if self.message.role == "user" else split_reasoning(self.message.content).text
 
-    async def show(self, message: ChatMessage, *, is_live: bool) -> None:
+    def show(self, message: ChatMessage, *, is_live: bool) -> None:
         """Shows a message that has grown, or has ended when it is no longer live. Cheap where text was only added."""
         self.message = message
         self._is_live = is_live
         answer = split_reasoning(message.content)
-        if answer.reasoning or answer.is_thinking:
-            folded = self.query_one(Collapsible)
-            folded.display = is_live or bool(answer.reasoning)
-            folded.title = _folded_title(answer.reasoning, is_thinking=answer.is_thinking and is_live)
-            if not (folded.collapsed and is_live):
-                folded.query_one(".thoughts", Static).update(answer.reasoning)
-        body = self.query_one(Markdown)
-        if not answer.text.startswith(self._shown):  # what looked like the answer was reasoning
-            await self._end_stream()
-            await body.update("")
-            self._shown = ""
-        if added := answer.text[len(self._shown) :]:
-            self._stream = self._stream or Markdown.get_stream(body)
-            self._shown = answer.text
-            await self._stream.write(added)
-        if not is_live:
-            await self._end_stream()
-        self.query_one(".heading", Static).update(self._heading())
+        self._show_reasoning(answer.reasoning, is_thinking=answer.is_thinking and is_live)
+        self.query_one(".body", LongText).show(as_drawn(answer.text), is_live=is_live)
+        if not is_live or self._activity:
+            self._activity = ""
+            self.query_one(".heading", Static).update(self._heading())
+
+    def show_activity(self, activity: str) -> None:
+        """Says beside the name what goes on before there is any text."""
+        heading = f"{self._speaker} · {activity}"
+        if heading != self._activity:
+            self._activity = heading
+            self.query_one(".heading", Static).update(heading, layout=False)
+
+    def _show_reasoning(self, reasoning: str, *, is_thinking: bool) -> None:
+        title = _folded_title(reasoning, is_thinking=is_thinking)
+        if folded := next(iter(self.query(Collapsible)), None):
+            folded.display = bool(reasoning) or is_thinking
+            folded.title = title
+            if not folded.collapsed:
+                folded.query_one(".thoughts", LongText).show(reasoning, is_live=is_thinking)
+        elif reasoning or is_thinking:
+            self.mount(_folded(reasoning, title), before=self.query_one(".body"))
 
     def next_code_block(self) -> tuple[str, int, int] | None:
         """A block of code, which one it is and of how many; another one at each call. None if there is none."""
-        blocks = code_blocks(self.text)
+        blocks = self.query_one(".body", LongText).codes
         if not blocks:
             return None
         number = self._n_code_copied % len(blocks)
@@ -121,12 +122,11 @@ class MessageView(Vertical, can_focus=True):
     def action_fold(self) -> None:
         """Shows the reasoning, or folds it."""
         for folded in self.query(Collapsible):
-            folded.query_one(".thoughts", Static).update(split_reasoning(self.message.content).reasoning)
             folded.collapsed = not folded.collapsed
 
     def on_collapsible_expanded(self, event: Collapsible.Expanded) -> None:
         """Brings the reasoning up to date, which is not drawn while it is folded and grows."""
-        event.collapsible.query_one(".thoughts", Static).update(split_reasoning(self.message.content).reasoning)
+        event.collapsible.query_one(".thoughts", LongText).show(split_reasoning(self.message.content).reasoning)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Hides keys that do nothing on this message."""
@@ -134,11 +134,6 @@ class MessageView(Vertical, can_focus=True):
         if action == "fold":
             return not is_question and bool(split_reasoning(self.message.content).reasoning)
         return not ((parameters == ("edit",) and not is_question) or (parameters == ("copy_code",) and is_question))
-
-    async def _end_stream(self) -> None:
-        if self._stream is not None:
-            stream, self._stream = self._stream, None
-            await stream.stop()
 
     def _heading(self) -> str:
         number, count = self._variants
@@ -149,6 +144,10 @@ class MessageView(Vertical, can_focus=True):
             f"◂ {number}/{count} ▸" if count > 1 else "",
         ]
         return " · ".join(part for part in parts if part)
+
+
+def _folded(reasoning: str, title: str) -> Collapsible:
+    return Collapsible(LongText(reasoning, classes="thoughts"), title=title, classes="reasoning")
 
 
 def _folded_title(reasoning: str, *, is_thinking: bool) -> str:

@@ -14,7 +14,14 @@ from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from vkllm.faces.terminal import size
-from vkllm.faces.tui.session import KnownModel, known_models, where_it_fits
+from vkllm.faces.tui.cells import cut, padded
+from vkllm.faces.tui.fit import Fit
+from vkllm.faces.tui.session import KnownModel, Session, known_models
+
+_LOOK_S = 0.1
+_NARROW = 60  # below, whether a model is here is only in the lines below the list
+_FIT_WIDTH = 25
+_NAME_WIDTH = 34
 
 
 class ModelsScreen(ModalScreen[str | None]):
@@ -27,13 +34,16 @@ class ModelsScreen(ModalScreen[str | None]):
         Binding("down", "move(1)", show=False, priority=True),
     ]
 
-    def __init__(self, recent: list[str], current: str | None) -> None:
-        """recent: names and paths used before. current: the one that is open."""
+    def __init__(self, recent: list[str], session: Session) -> None:
+        """recent: names and paths used before. session: knows which model is open and how the others fit."""
         super().__init__()
         self._recent = recent
-        self._current = current
+        self._session = session
         self._all: list[KnownModel] | None = None
         self._shown: list[KnownModel] = []
+        self._n_found = -1
+        self._has_asked = False
+        self._found: list[KnownModel] | None = None
 
     def compose(self) -> ComposeResult:
         """The search line above the list."""
@@ -41,33 +51,26 @@ class ModelsScreen(ModalScreen[str | None]):
             box.border_title = "Models"
             yield Input(placeholder="Search, or the path of a .gguf file", compact=True)
             yield OptionList(markup=False)
-            yield Static("", id="about", markup=False)
+            yield Static("Looking for models…", id="about", markup=False)
             yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
         """Looks for models in a thread, because disks and caches may take their time."""
-        self.query_one("#about", Static).update("Looking for models…")
-        found: list[list[KnownModel]] = []
-        thread = threading.Thread(target=lambda: found.append(known_models(self._recent)), daemon=True)
-        thread.start()
+        self._thread = threading.Thread(target=self._look_for_models, name="vkllm-models", daemon=True)
+        self._thread.start()
+        self.set_interval(_LOOK_S, self._look)
 
-        def look() -> None:
-            if not thread.is_alive():
-                timer.stop()
-                self._all = found[0] if found else []
-                self._list("")
-
-        timer = self.set_interval(0.05, look)
+    def on_resize(self) -> None:
+        """Cuts the rows to the new width."""
+        self.call_after_refresh(self._draw_rows)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Searches at each key."""
         self._list(event.value)
 
-    def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+    def on_option_list_option_highlighted(self) -> None:
         """Says more about the chosen model."""
-        if event.option_index < len(self._shown):
-            model = self._shown[event.option_index]
-            self.query_one("#about", Static).update(f"{model.name}\n{model.description}")
+        self._describe()
 
     def on_option_list_option_selected(self) -> None:
         """A click chooses."""
@@ -83,12 +86,34 @@ class ModelsScreen(ModalScreen[str | None]):
 
     def action_choose(self) -> None:
         """Closes with the chosen model, or with what was typed if no model's name holds it."""
-        index = self.query_one(OptionList).highlighted
         typed = self.query_one(Input).value.strip()
-        if index is not None and index < len(self._shown):
-            self.dismiss(self._shown[index].name)
+        if (model := self._chosen()) is not None:
+            self.dismiss(model.name)
         elif typed:
             self.dismiss(typed)
+
+    def _look_for_models(self) -> None:
+        try:
+            self._found = known_models(self._recent)
+        except OSError:  # folders that may not be read
+            self._found = []
+
+    def _look(self) -> None:
+        """Shows the models as soon as they are known, and how they fit, one by one."""
+        fits = self._session.fits
+        if self._all is None and not self._thread.is_alive():
+            self._all = self._found or []
+            self._list(self.query_one(Input).value)
+        if self._all is not None:
+            if not self._has_asked:  # once, because a driver that crashes does so again
+                models = [model.to_fit for model in self._all]
+                self._has_asked = fits.look(models, self._session.n_ctx, self._session.held_bytes)
+            if fits.n_found != self._n_found:
+                self._n_found = fits.n_found
+                self._draw_rows()
+        box, subtitle = self.query_one(".dialog"), "looking where they fit…" if fits.is_looking else ""
+        if box.border_subtitle != subtitle:  # setting it draws the whole dialog again
+            box.border_subtitle = subtitle
 
     def _list(self, search: str) -> None:
         if self._all is None:
@@ -99,16 +124,54 @@ class ModelsScreen(ModalScreen[str | None]):
         ]
         choices = self.query_one(OptionList)
         choices.clear_options()
-        choices.add_options(Option(Content(self._row(model))) for model in self._shown)
-        names = [model.name for model in self._shown]
-        choices.highlighted = names.index(self._current) if self._current in names else 0 if names else None
-        if not names:
-            self.query_one("#about", Static).update("No model of that name. Enter loads it as the path of a file.")
+        choices.add_options(Option(self._row(model)) for model in self._shown)
+        current = [index for index, model in enumerate(self._shown) if self._is_open(model)]
+        choices.highlighted = current[0] if current else 0 if self._shown else None
+        self._describe()
 
-    def _row(self, model: KnownModel) -> str:
-        name = model.name.rsplit("/", 1)[-1]
-        where = "here" if model.is_here else "to fetch"
-        mark = "●" if model.name == self._current else " "
-        name_width = 34
-        name = name if cell_len(name) <= name_width else name[: name_width - 1] + "…"
-        return f"{mark} {name:{name_width}} {size(model.n_bytes):>8}  {where:8}  {where_it_fits(model)}".rstrip()
+    def _draw_rows(self) -> None:
+        choices = self.query_one(OptionList)
+        for index, model in enumerate(self._shown):
+            choices.replace_option_prompt_at_index(index, self._row(model))
+        self._describe()
+
+    def _chosen(self) -> KnownModel | None:
+        index = self.query_one(OptionList).highlighted
+        return None if index is None or index >= len(self._shown) else self._shown[index]
+
+    def _is_open(self, model: KnownModel) -> bool:
+        return self._session.model is not None and self._session.model in (model.name, model.path)
+
+    def _fit(self, model: KnownModel) -> Fit | None:
+        return self._session.fits.of(model.to_fit, self._session.n_ctx)
+
+    def _describe(self) -> None:
+        about = self.query_one("#about", Static)
+        model = self._chosen()
+        if self._all is None:
+            return
+        if model is None:
+            about.update("No model of that name. Enter loads it as the path of a file.")
+            return
+        fit = self._fit(model)
+        if fit is None:
+            where: str | Content = self._session.fits.problem
+        else:
+            advice = f"; {fit.advice}" if fit.advice and not fit.is_fitting else ""
+            where = Content.styled(f"{fit.in_words}{advice}", fit.style)
+        state = f"here, {size(model.n_bytes)}" if model.is_here else f"to fetch, {size(model.n_bytes)}"
+        about.update(Content("\n").join([f"{model.name} · {state}", model.description, where]))
+
+    def _row(self, model: KnownModel) -> Content:
+        """One line: what is open, the name, its size, whether it is here, and how it fits."""
+        width = self.query_one(OptionList).scrollable_content_region.width - 2  # a blank at each end
+        state = "" if width < _NARROW else "here    " if model.is_here else "to fetch"
+        others = f"{size(model.n_bytes):>9}  {state}{'  ' * bool(state)}"
+        name_width = max(12, min(_NAME_WIDTH, width - 2 - len(others) - _FIT_WIDTH))
+        mark = "● " if self._is_open(model) else "  "
+        row = Content(mark + padded(model.name.rsplit("/", 1)[-1], name_width) + others)
+        if (fit := self._fit(model)) is None:
+            return row
+        room = width - row.cell_length
+        text = fit.in_words if cell_len(fit.in_words) <= room else fit.in_short
+        return row + Content.styled(cut(text, room), fit.style)

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.containers import Grid, Vertical
+from textual.containers import Grid, Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Label, Static, TextArea
 
 from vkllm import InvalidParameter, SamplingParams
+from vkllm.faces.sampling import StructureFlags
 
 _DEFAULTS = SamplingParams()
 
@@ -23,6 +24,10 @@ def _on_or_off(text: str) -> bool:
 
 def _shown(value: float | None) -> str:
     return "" if value is None else ("off", "on")[value] if isinstance(value, bool) else str(value)
+
+
+def _schema(text: str) -> Any:
+    return StructureFlags(json_schema=text).arguments()["json_schema"]
 
 
 class _Field(NamedTuple):
@@ -37,20 +42,22 @@ class _Field(NamedTuple):
 
 _FIELDS = (
     _Field("temperature", "Temperature", float, f"{_DEFAULTS.temperature}"),
-    _Field("top_k", "Top k", int, f"{_DEFAULTS.top_k}"),
-    _Field("top_p", "Top p", float, f"{_DEFAULTS.top_p}"),
-    _Field("min_p", "Min p", float, f"{_DEFAULTS.min_p}"),
-    _Field("repetition_penalty", "Repeat penalty", float, f"{_DEFAULTS.repetition_penalty}"),
     _Field("max_tokens", "Longest answer", int, "no limit"),
+    _Field("top_k", "Top k", int, f"{_DEFAULTS.top_k}"),
     _Field("seed", "Seed", int, "drawn anew"),
+    _Field("top_p", "Top p", float, f"{_DEFAULTS.top_p}"),
     _Field("n_ctx", "Context", int, "the model's"),
+    _Field("min_p", "Min p", float, f"{_DEFAULTS.min_p}"),
     _Field("context_shift", "Context shift", _on_or_off, "off", "on or off"),
+    _Field("repetition_penalty", "Repeat penalty", float, f"{_DEFAULTS.repetition_penalty}"),
+    _Field("presence_penalty", "Presence pen.", float, f"{_DEFAULTS.presence_penalty}"),
 )
+_SCHEMA = _Field("json_schema", "JSON schema", _schema, "none; else a schema, or a file with one")
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What the panel changes. sampling: fields of SamplingParams by name, those that are not the default's.
+    """What the panel changes. sampling: fields of SamplingParams by name; those that it does not show stay as they are.
 
     n_ctx: tokens of context, None for the model's own choice; the model is loaded anew for another one.
     """
@@ -58,6 +65,15 @@ class Parameters:
     system: str
     sampling: dict[str, Any]
     n_ctx: int | None
+
+    @property
+    def in_short(self) -> str:
+        """What is not as usual, so that nobody wonders later; "" if all is."""
+        labels = {field.name: field.label.lower() for field in _FIELDS}
+        parts = ["system prompt"] * bool(self.system) + ["JSON schema"] * ("json_schema" in self.sampling)
+        others = {name: value for name, value in self.sampling.items() if name != "json_schema"}
+        parts += [f"{labels.get(name, name)} {_shown(value)}" for name, value in others.items()]
+        return " · ".join(parts)
 
 
 class ParametersScreen(ModalScreen[Parameters | None]):
@@ -82,6 +98,10 @@ class ParametersScreen(ModalScreen[Parameters | None]):
                     yield Label(field.label)
                     value = values.get(field.name)
                     yield Input(_shown(value), placeholder=field.default, id=field.name, compact=True)
+            with Horizontal(id="schema-line"):
+                yield Label(_SCHEMA.label)
+                schema = _shown(values.get("json_schema"))
+                yield Input(schema, placeholder=_SCHEMA.default, id="json_schema", compact=True)
             yield Label("System prompt")
             yield TextArea(self._parameters.system, id="system", compact=True, highlight_cursor_line=False)
             yield Static("", id="problem", markup=False)
@@ -94,7 +114,10 @@ class ParametersScreen(ModalScreen[Parameters | None]):
     def action_accept(self) -> None:
         """Closes with the values, or says which one is wrong."""
         try:
-            values = {field.name: value for field in _FIELDS if (value := self._value(field)) is not None}
+            fields = (*_FIELDS, _SCHEMA)
+            names = {field.name for field in fields}
+            kept = {name: value for name, value in self._parameters.sampling.items() if name not in names}
+            values = kept | {field.name: value for field in fields if (value := self._value(field)) is not None}
             n_ctx = values.pop("n_ctx", None)
             if n_ctx is not None and n_ctx < 2:
                 raise InvalidParameter("Context must be at least 2 tokens")
@@ -108,6 +131,9 @@ class ParametersScreen(ModalScreen[Parameters | None]):
         text = self.query_one(f"#{field.name}", Input).value.strip()
         try:
             return field.read(text) if text else None
+        except InvalidParameter:
+            self.query_one(f"#{field.name}", Input).focus()
+            raise
         except (ValueError, KeyError):
             self.query_one(f"#{field.name}", Input).focus()
             raise InvalidParameter(f"{field.label} must be {field.kind}, not {text!r}") from None

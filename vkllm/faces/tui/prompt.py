@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from textual import events
-from textual.binding import Binding
 from textual.message import Message
 from textual.widgets import TextArea
 
@@ -16,13 +15,11 @@ class Prompt(TextArea):
     Terminals that do not tell Shift+Enter from Enter send it as Enter; Ctrl+J works in all of them.
     """
 
-    BINDINGS = [  # noqa: RUF012, as Textual declares it
-        Binding("shift+enter,ctrl+j,alt+enter", "break_line", "New line", show=False),
-    ]
+    BREAK_KEYS = ("shift+enter", "ctrl+j", "alt+enter")
 
     @dataclass
     class Submitted(Message):
-        """Enter was pressed; the text is still there."""
+        """Enter was pressed; the text is no longer in the prompt, and `put_back` brings it back."""
 
         text: str
 
@@ -38,23 +35,25 @@ class Prompt(TextArea):
         )
 
     async def _on_key(self, event: events.Key) -> None:
+        # Done here and now: an action comes later, and the keys after this one would be there before it.
         if event.key == "enter":
-            event.stop()
-            event.prevent_default()
             if self.text.strip():
                 self.post_message(self.Submitted(self.text))
+                self.load_text("")
+        elif event.key in self.BREAK_KEYS:
+            self._replace_via_keyboard("\n", *self.selection)
+            self.scroll_cursor_visible()
         elif event.key == "up" and self.cursor_location == (0, 0):
-            event.stop()
-            event.prevent_default()
             self.post_message(self.LookBack())
         else:
             await super()._on_key(event)
+            return
+        event.stop()
+        event.prevent_default()
 
-    def action_break_line(self) -> None:
-        """Puts a line break in the place of what is selected."""
-        start, end = self.selection
-        self._replace_via_keyboard("\n", start, end)
-        self.scroll_cursor_visible()
+    def put_back(self, text: str) -> None:
+        """Brings back a text that could not be sent, before what was typed since."""
+        self.set_text(text + self.text)
 
     def set_text(self, text: str) -> None:
         """Replaces the text and goes to its end."""

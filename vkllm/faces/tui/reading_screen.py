@@ -14,15 +14,17 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.screen import Screen
-from textual.widgets import Footer, Markdown, Static
+from textual.widgets import Footer, Static
 
 from vkllm import VkllmError
-from vkllm.faces.tui.chat_store import Chat, ChatMessage, ChatStore
+from vkllm.faces.chat_store import Chat, ChatMessage, ChatStore
+from vkllm.faces.tui.cells import at_both_ends
 from vkllm.faces.tui.chats_screen import ChatsScreen, export_chat
 from vkllm.faces.tui.conversation import Conversation
 from vkllm.faces.tui.dialogs import AskText, Confirm
 from vkllm.faces.tui.help_screen import HelpScreen
 from vkllm.faces.tui.load_bar import LoadBar
+from vkllm.faces.tui.long_text import LongText
 from vkllm.faces.tui.message_view import MessageView
 from vkllm.faces.tui.parameters_screen import Parameters
 from vkllm.faces.tui.prompt import Prompt
@@ -49,6 +51,7 @@ class ReadingScreen(Screen[None]):
         self.chat: Chat | None = None
         self.messages: list[ChatMessage] = []
         self.editing: ChatMessage | None = None
+        self._title_shown = ""
 
     def compose(self) -> ComposeResult:
         """From top to bottom."""
@@ -107,9 +110,10 @@ class ReadingScreen(Screen[None]):
     def show_title(self) -> None:
         """The chat's name on the left, the model's on the right."""
         title = "New chat" if self.chat is None else self.chat.title
-        room = self.size.width - 2 - len(self.session.name) - 2
-        title = title if len(title) <= room else title[: max(0, room - 1)] + "…"
-        self.query_one("#title", Static).update(f"{title:{max(0, room)}}  {self.session.name}")
+        text = at_both_ends(title, self.session.name, self.size.width - 2)
+        if text != self._title_shown:
+            self._title_shown = text
+            self.query_one("#title", Static).update(text, layout=False)
 
     async def cut_after(self, message_id: int | None) -> None:
         """Shows the path only up to a message; nothing is deleted."""
@@ -160,6 +164,8 @@ class ReadingScreen(Screen[None]):
             self.action_to_prompt()
         elif index >= 0:
             views[index].focus()
+        else:
+            self.action_show_earlier()
 
     def _copy(self, text: str, what: str) -> None:
         self.app.copy_to_clipboard(text)
@@ -173,8 +179,13 @@ class ReadingScreen(Screen[None]):
         code, number, count = block
         self._copy(code, f"Block {number} of {count}" if count > 1 else "The code")
 
-    @on(Markdown.LinkClicked)
-    def copy_link(self, event: Markdown.LinkClicked) -> None:
+    @on(LongText.CodeClicked)
+    def copy_clicked_code(self, event: LongText.CodeClicked) -> None:
+        """The word above a block of code was clicked on."""
+        self._copy(event.code, "The code")
+
+    @on(LongText.LinkClicked)
+    def copy_link(self, event: LongText.LinkClicked) -> None:
         """A link in an answer is not opened: the model chose it, and over ssh there is no browser."""
         self._copy(event.href, "The link")
 

@@ -1,4 +1,4 @@
-"""What a model's answer is made of: its reasoning, its text, blocks of code; and a chat as a Markdown file.
+"""What a model's answer is made of: its reasoning and its text; and a chat as a Markdown file.
 
 Pure functions on strings. Models write their reasoning as <think>...</think> before the answer; where the template
 has written the first tag for them, only the second one is in the answer.
@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from vkllm.faces.tui.chat_store import ChatMessage
+from vkllm.faces.chat_store import ChatMessage
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _CLOSE_ALONE = re.compile(r"^</think>[ \t]*$", re.MULTILINE)
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n]*)\n(.*?)(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+_JSON_BEGINS = re.compile(r'\s*\{\s*"[^"\n]*"\s*:')
 _NOT_IN_A_FILE_NAME = re.compile(r"[^\w-]+")
 
 
@@ -39,9 +39,9 @@ def split_reasoning(content: str) -> Answer:
     return Answer("", content, False)
 
 
-def code_blocks(markdown: str) -> list[str]:
-    """The contents of the fenced blocks, in order; the last one may still be open."""
-    return [match[3].rstrip("\n") for match in _FENCE.finditer(markdown)]
+def as_drawn(text: str) -> str:
+    """The Markdown to draw: an answer that is a JSON object, as a schema asks for, is a block of code."""
+    return f"```json\n{text.strip()}\n```" if _JSON_BEGINS.match(text) else text
 
 
 def as_markdown(title: str, system: str, messages: Iterable[ChatMessage]) -> str:

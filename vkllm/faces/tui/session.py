@@ -9,22 +9,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vkllm import LLM
+from vkllm.faces.tui.fit import ModelToFit
+from vkllm.faces.tui.fits import Fits
 from vkllm.faces.tui.jobs import LoadJob, OpenModel
+from vkllm.model.limits import Tier
 from vkllm.resources import catalog
 from vkllm.store import installed
 
 MIN_N_CTX = 256  # a context shorter than this is not offered as a way out of an error
-_ABANDON_S = 1.0  # for a download to tidy up when the program ends
+_ABANDON_S = 0.8  # for a download to tidy up when the program ends
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that can be chosen. name: what `LLM` takes. n_bytes: of its files. is_here: it need not be fetched."""
+    """A model that can be chosen. name: what `LLM` takes. n_bytes: of its files.
+
+    path: of its file, None if it would have to be fetched. memory_bytes: what the catalogue says that it needs.
+    """
 
     name: str
     description: str
     n_bytes: int
-    is_here: bool
+    path: str | None = None
+    memory_bytes: int = 0
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it need not be fetched."""
+        return self.path is not None
+
+    @property
+    def to_fit(self) -> ModelToFit:
+        """What a plan is to be made for."""
+        return ModelToFit(self.name, self.path, self.n_bytes, self.memory_bytes)
 
 
 def known_models(recent: list[str]) -> list[KnownModel]:
@@ -34,32 +51,34 @@ def known_models(recent: list[str]) -> list[KnownModel]:
     """
     here = installed()
     models = [
-        KnownModel(model.name, model.entry.description if model.entry else "", model.n_bytes, True) for model in here
+        KnownModel(model.name, model.entry.description if model.entry else "", model.n_bytes, str(model.paths[0]))
+        for model in here
     ]
     shown = {model.name for model in here} | {str(path) for model in here for path in model.paths}
     for path in map(Path, recent):
         if str(path) not in shown and path.is_file():
-            models.append(KnownModel(str(path), str(path.parent), path.stat().st_size, True))
+            models.append(KnownModel(str(path), str(path.parent), path.stat().st_size, str(path)))
     return models + [
-        KnownModel(entry.name, entry.description, entry.n_bytes, False)
+        KnownModel(entry.name, entry.description, entry.n_bytes, None, entry.memory_bytes)
         for entry in catalog()
         if entry.name not in shown
     ]
 
 
-def where_it_fits(model: KnownModel) -> str:
-    """Whether the model fits into the device's memory and where, in a few words; "" as long as no plan tells."""
-    return ""
-
-
 class Session:
-    """At most one open model. n_ctx: tokens of context to ask for, None for the model's own choice."""
+    """At most one open model. n_ctx: tokens of context to ask for, None for the model's own choice.
 
-    def __init__(self, open_model: OpenModel, *, n_ctx: int | None = None, device: str | None = None) -> None:
+    fits: how models fit, for the list of models.
+    """
+
+    def __init__(
+        self, open_model: OpenModel, fits: Fits, *, n_ctx: int | None = None, device: str | None = None
+    ) -> None:
         self.model: str | None = None
         self.llm: LLM | None = None
         self.loading: LoadJob | None = None
         self.n_ctx = n_ctx
+        self.fits = fits
         self._open_model = open_model
         self._device = device
 
@@ -70,6 +89,18 @@ class Session:
             return self.llm.path.stem
         return "no model" if self.model is None else Path(self.model).stem if "/" in self.model else self.model
 
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """By tier, what the open model holds, and gives back before another one is opened."""
+        if self.llm is None:
+            return {}
+        held = {str(tier.tier): tier.used_bytes for tier in self.llm.plan.tiers}
+        if moved := self.llm.moved_bytes:
+            slowest = str(self.llm.plan.tiers[-1].tier)
+            held[Tier.LOCAL] -= moved
+            held[slowest] += moved
+        return held
+
     def load(self, model: str) -> None:
         """Begins to open a model in place of the one that is open; call `finish_loading` once `loading.is_over`."""
         assert self.loading is None
@@ -78,14 +109,15 @@ class Session:
         self.loading = LoadJob(self._open_model, model, n_ctx=self.n_ctx, device=self._device, previous=previous)
 
     def finish_loading(self) -> LoadJob:
-        """Takes over what a load that is over brought."""
-        assert self.loading is not None and self.loading.is_over
+        """Takes over what a load that is over brought, or forgets one that is stuck."""
+        assert self.loading is not None and (self.loading.is_over or self.loading.is_stuck)
         job, self.loading = self.loading, None
         self.llm = job.llm
         return job
 
     def close(self) -> None:
-        """Ends the engine. A load is given up; should it hang, its process is ended when Python exits."""
+        """Ends all that runs. A load is given up; should it hang, its process is ended when Python exits."""
+        self.fits.close()
         if self.loading is not None:
             self.loading.cancel()
             self.loading.join(_ABANDON_S)

@@ -1,6 +1,8 @@
-"""The line of figures above the keys: speed, context, device, memory. It draws what it is told."""
+"""The line of figures above the keys: speed, context, memory, device. It draws what it is told."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from rich.cells import cell_len
 from textual.widgets import Static
@@ -8,6 +10,31 @@ from textual.widgets import Static
 from vkllm.faces.terminal import size
 from vkllm.faces.tui.jobs import AnswerJob
 from vkllm.faces.tui.session import Session
+from vkllm.model.limits import Tier
+
+
+@dataclass(frozen=True)
+class ContextUsed:
+    """Tokens in the context. n_shifts: how often it was full and lost its older half. is_estimate: nobody counted."""
+
+    n_tokens: int = 0
+    n_shifts: int = 0
+    is_estimate: bool = False
+
+    @classmethod
+    def estimate(cls, n_tokens: int, n_ctx: int) -> ContextUsed:
+        """What is left in the context of so many tokens that went through it."""
+        n_shifts = 0
+        while n_tokens > n_ctx:
+            n_tokens -= max(n_ctx // 2, 1)
+            n_shifts += 1
+        return cls(n_tokens, n_shifts, is_estimate=True)
+
+    def texts(self, n_ctx: int) -> list[str]:
+        """The longest text first."""
+        figure = f"context {'~' * self.is_estimate}{min(self.n_tokens, n_ctx)}/{n_ctx}"
+        share = f"{figure} ({100 * min(self.n_tokens, n_ctx) / n_ctx:.0f} %)"
+        return [f"{share}, shifted {self.n_shifts}×", share, figure] if self.n_shifts else [share, figure]
 
 
 class StatusBar(Static):
@@ -15,22 +42,44 @@ class StatusBar(Static):
 
     def __init__(self) -> None:
         super().__init__(id="status", markup=False)
+        self._shown = ""
 
-    def show(self, session: Session, answer: AnswerJob | None, speed: str, n_used: int) -> None:
-        """speed: of the last answer. n_used: tokens of the context that it took, 0 where there was none."""
-        left = [_activity(session, answer, speed)]
-        right = []
+    def show(self, session: Session, answer: AnswerJob | None, speed: str, used: ContextUsed) -> None:
+        """speed: of the last answer. used: the context after it."""
+        activity = _activity(session, answer, speed)
+        lefts, rights = [activity], [""]
         if session.llm is not None:
-            is_estimate = answer is not None
-            n_tokens = answer.n_prompt + answer.n_generated if answer is not None else n_used
             n_ctx = session.llm.n_ctx
-            left.append(f"context {'~' * is_estimate}{n_tokens}/{n_ctx} ({100 * n_tokens / n_ctx:.0f} %)")
-            right = [f"weights {size(session.llm.n_bytes)}", session.llm.device_name.split(" (")[0]]
-        line, end = " · ".join(part for part in left if part), " · ".join(right)
-        room = max(0, self.size.width - 2 - cell_len(line) - 3)
-        if cell_len(end) > room:
-            end = end[: room - 1] + "…" if room > 10 else ""
-        self.update(line + " " * max(3, self.size.width - 2 - cell_len(line) - cell_len(end)) + end)
+            if answer is not None:
+                used = ContextUsed.estimate(answer.n_prompt + answer.n_generated, n_ctx)
+            lefts = [f"{activity} · {text}" for text in used.texts(n_ctx)]
+            memory, device = memory_in_use(session), session.llm.device_name.split(" (")[0]
+            rights = [f"{text} · {device}" for text in memory] + memory + [""]
+        # Memory is said before the device's name, and both before all of the context's figures.
+        room = self.size.width - 2
+        pairs = [(left, right) for left in lefts for right in rights if right or left is lefts[-1]]
+        fitting = [(left, right) for left, right in pairs if cell_len(left) + cell_len(right) + 3 <= room]
+        left, right = fitting[0] if fitting else (lefts[-1], "")
+        text = left + " " * (room - cell_len(left) - cell_len(right)) + right
+        if text != self._shown:
+            self._shown = text
+            self.update(text, layout=False)
+
+
+def memory_in_use(session: Session) -> list[str]:
+    """What the open model holds of the device's own memory and of the system's that it shares; the longest text first.
+
+    All of it is taken when the model is loaded: the cache for the whole context too.
+    """
+    llm, held = session.llm, session.held_bytes
+    if llm is None:
+        return []
+    own, total = held.get(Tier.LOCAL, 0), sum(held.values())
+    if llm.is_cpu_device:
+        return [f"RAM {size(total, 1024)}"]
+    shared = f" · shared {size(total - own, 1024)}" if total > own else ""
+    available = sum(tier.available_bytes for tier in llm.plan.tiers if tier.tier is Tier.LOCAL)
+    return [f"VRAM {size(own, 1024)} of {size(available, 1024)}{shared}", f"VRAM {size(own, 1024)}{shared}"]
 
 
 def _activity(session: Session, answer: AnswerJob | None, speed: str) -> str:
@@ -38,6 +87,4 @@ def _activity(session: Session, answer: AnswerJob | None, speed: str) -> str:
         return "loading"
     if answer is None:
         return speed or ("ready" if session.llm is not None else "no model is loaded")
-    if answer.first_s is None:
-        return f"reading {answer.n_prompt} tokens"
-    return f"{answer.generate_per_s:.1f} tok/s"
+    return answer.activity
