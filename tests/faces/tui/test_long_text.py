@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from textual.app import App, ComposeResult
 from textual.containers import VerticalScroll
@@ -102,7 +104,8 @@ async def test_another_theme_has_other_colours() -> None:
     app = OneText(LongText("# Title"))
     async with app.run_test(size=(20, 5)) as pilot:
         before = app.screen._compositor.render_strips()[0]
-        app.theme = "dracula"
+        app.register_theme(replace(app.current_theme, name="red", primary="#ff0000"))
+        app.theme = "red"
         await pilot.pause()
         assert list(before) != list(app.screen._compositor.render_strips()[0])
 

@@ -117,3 +117,19 @@ async def test_a_field_of_the_parameters_is_clicked(open_chat: OpenChat) -> None
         await scene.until(lambda: scene.app.screen is scene.chat)
         assert scene.chat.parameters.sampling == {"top_k": 7}
         assert not scene.app.screen.query(Input)
+
+
+async def test_a_text_that_is_selected_is_copied_with_ctrl_c_and_nothing_else_happens(open_chat: OpenChat) -> None:
+    async with open_chat() as scene:
+        await scene.ask("One")
+        column, line = scene.place("You said: One")
+        await scene.pilot.mouse_down(offset=(column, line))
+        await scene.pilot.hover(offset=(column + 7, line))
+        await scene.pilot.mouse_up(offset=(column + 7, line))
+        await scene.press("ctrl+c")
+        assert scene.app.clipboard == "You said"
+        assert not any("quits" in told for told in scene.told)
+        await scene.press("i")
+        await scene.type("typed")
+        await scene.press("shift+home", "ctrl+c")
+        assert scene.app.clipboard == "typed" and scene.chat.prompt.text == "typed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from pathlib import Path
@@ -133,26 +134,27 @@ async def test_ten_thousand_lines_can_be_pasted_sent_and_shown(open_chat: OpenCh
 async def test_pieces_are_drawn_in_batches_and_slow_draws_less_often(
     open_chat: OpenChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = []
+    drawn: list[float] = []
     show = LongText.show
     pause_s = 0.0
 
-    def counted(self: LongText, text: str, *, is_live: bool = False) -> None:
-        drawn.append(text)
+    def timed(self: LongText, text: str, *, is_live: bool = False) -> None:
+        drawn.append(time.monotonic())
         time.sleep(pause_s)
         show(self, text, is_live=is_live)
 
-    async with open_chat() as scene:
+    async with open_chat(n_ctx=100_000) as scene:
         scene.llm.step_s = 0.001  # 1,000 tokens a second, as a small model on a large card makes
         await scene.ask("endless", waits=False)
-        monkeypatch.setattr(LongText, "show", counted)
+        monkeypatch.setattr(LongText, "show", timed)
         await scene.pilot.pause(1.0)
-        assert 3 < len(drawn) < 30
-        pause_s = 0.2
+        assert 1 < len(drawn) < 30
+        pause_s = 0.3
         await scene.pilot.pause(0.5)
         drawn.clear()
-        await scene.pilot.pause(2.0)
-        assert 1 <= len(drawn) <= 4  # at least two thirds of the time are for keys
+        await scene.until(lambda: len(drawn) > 3)
+        # Two thirds of the time are for keys.
+        assert min(later - earlier for earlier, later in itertools.pairwise(drawn)) > 0.85
 
 
 async def test_figures_that_have_not_changed_are_not_drawn_again(

@@ -11,7 +11,7 @@ from vkllm.faces.tui.message_view import MessageView
 
 _SAVE_S = 2.0  # how much of an answer is lost if the power fails
 _REST = 2  # times as long as the last draw took until the next one: keys are to be answered in between
-_LONGEST_DRAW_S = 1.0  # after which the next one comes, should nobody have said that it was on the screen
+_LONGEST_REST_S = 1.0  # also where a draw took much longer, or nobody said that it was on the screen
 
 
 class LiveAnswer:
@@ -34,7 +34,7 @@ class LiveAnswer:
         """Draws what has come. Raises VkllmError if it cannot be kept; it is drawn nevertheless."""
         begun_s = time.monotonic()
         if begun_s > self._next_draw_s and (text := self.job.take()):
-            self._next_draw_s = begun_s + _LONGEST_DRAW_S
+            self._next_draw_s = begun_s + _LONGEST_REST_S
             self.view.show(replace(self.message, content=self.message.content + text), is_live=True)
             self.view.call_after_refresh(self._rest, begun_s)
         if not self.message.content:
@@ -46,7 +46,7 @@ class LiveAnswer:
     def _rest(self, begun_s: float) -> None:
         """What was drawn is on the screen."""
         now_s = time.monotonic()
-        self._next_draw_s = now_s + _REST * (now_s - begun_s)
+        self._next_draw_s = now_s + min(_REST * (now_s - begun_s), _LONGEST_REST_S)
 
     def stop(self) -> None:
         """Ends the job and keeps what there is. Draws nothing, so it can be the last thing that a program does."""
