@@ -32,11 +32,9 @@ layout(std430, binding = 5) writeonly buffer YScales { vec2 y_scales[]; };
 #include "lib/step.glsl"
 #include "lib/q16.glsl"
 #include "lib/kvcache.glsl"
-void replace_newest(uint base, uint end) {} // all are cached
+void replace_newest_keys(uint base, uint end) {} // all are cached
+void replace_newest_values(uint base, uint end) {}
 #include "lib/attention.glsl"
-
-const uint FOURS = HEAD_DIM / 4;
-shared vec4 result[OUTPUTS / 4];
 
 void load_queries(uint row, uint head) {
   [[unroll]] for (uint i = 0; i < QUERIES; i++) {
@@ -60,19 +58,16 @@ void main() {
   team = self / LANES;
   uint head = gl_WorkGroupID.x * HEADS;
   uint table = rows[row].z, kv_head = head / (N_HEADS / N_KV_HEADS), end = n_keys[TOKENS - 1]; // the last sees the most
-  load_cached(table, kv_head, team, end);
+  load_keys(table, kv_head, team, end);
+  load_values(table, kv_head, team, end);
   load_queries(row, head);
   attend(table, kv_head, 0, end);
-  for (uint d = self; d < OUTPUTS; d += LOCAL_SIZE) {
-    vec2 merged = merged_teams(d);
-    result[d / 4][d % 4] = merged.y / merged.x;
-  }
-  barrier();
-  for (uint i = self; i < OUTPUTS / 4; i += LOCAL_SIZE) {
+  for (uint i = self; i < OUT_FOURS; i += LOCAL_SIZE) {
     uint out_row = row + i / (HEADS * FOURS);
     uint four = head * FOURS + i % (HEADS * FOURS);
     if (out_row >= n_rows) break; // eight lanes of a block leave together
-    y[out_row * N_HEADS * FOURS + four] = result[i];
-    store_q16(out_row, N_HEADS * HEAD_DIM / 32, four / 8, result[i]);
+    vec4 result = merged_four(i) / merged_total(i / FOURS);
+    y[out_row * N_HEADS * FOURS + four] = result;
+    store_q16(out_row, N_HEADS * HEAD_DIM / 32, four / 8, result);
   }
 }

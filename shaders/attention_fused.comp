@@ -5,7 +5,7 @@
 // dispatch: x = n_heads / heads_per_workgroup * n_parts: the context is cut into n_parts parts at most
 // requires: subgroup shuffle, subgroups of 8 or more; lanes a power of two, at most the subgroup size;
 //   heads_per_workgroup divides the group; local_size a multiple of 8
-// numerics: those of rope and attention; parts are merged in their order, whichever ends last
+// numerics: those of rope and attention; parts are merged in the same order, whichever ends last
 // source: Dao et al. 2023, Flash-Decoding
 #version 450
 #extension GL_GOOGLE_include_directive : require
@@ -31,8 +31,8 @@ layout(push_constant) uniform Push {
   uint link;
   uint n_awaited;
 };
-// of each head and part: maximum, sum of weights, HEAD_DIM weighted values
-layout(std430, binding = 4) coherent buffer Partials { float partials[]; };
+// of each head and part: (maximum, sum of weights, unused), HEAD_DIM weighted values
+layout(std430, binding = 4) coherent buffer Partials { vec4 partials[]; };
 layout(std430, binding = 5) coherent writeonly buffer Y { vec4 y[]; };
 layout(std430, binding = 6) coherent writeonly buffer YQ16 { uint y_q16[]; };
 layout(std430, binding = 7) coherent writeonly buffer YScales { vec2 y_scales[]; };
@@ -52,21 +52,32 @@ layout(std430, binding = 7) coherent writeonly buffer YScales { vec2 y_scales[];
 shared uvec2 new_key[HEAD_DIM / 4], new_value[HEAD_DIM / 4];
 
 #define NEWEST rows[0].y
-void replace_newest(uint base, uint end);
+void replace_newest_keys(uint base, uint end);
+void replace_newest_values(uint base, uint end);
 #include "lib/attention.glsl"
 
 uvec4 new_eight(uvec2 first, uvec2 second, uint is_q8_0) {
   return is_q8_0 != 0 ? uvec4(first.x, second.x, first.y, 0) : uvec4(first, second);
 }
 
-// puts the new token's key and value in the place of what was loaded for it
-void replace_newest(uint base, uint end) {
+// put the new token's key or value in the place of what was loaded for it
+void replace_newest_keys(uint base, uint end) {
   if (end != NEWEST + 1) return;
   [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
     if (base + i * TEAMS < NEWEST) continue; // those beyond it do not count
     [[unroll]] for (uint p = 0; p < PIECES; p++) {
       uint eight = min(lane + p * LANES, EIGHTS - 1);
       k[i * PIECES + p] = new_eight(new_key[2 * eight], new_key[2 * eight + 1], K_Q8_0);
+    }
+  }
+}
+
+void replace_newest_values(uint base, uint end) {
+  if (end != NEWEST + 1) return;
+  [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
+    if (base + i * TEAMS < NEWEST) continue;
+    [[unroll]] for (uint p = 0; p < PIECES; p++) {
+      uint eight = min(lane + p * LANES, EIGHTS - 1);
       v[i * PIECES + p] = new_eight(new_value[2 * eight], new_value[2 * eight + 1], V_Q8_0);
     }
   }
@@ -74,12 +85,12 @@ void replace_newest(uint base, uint end) {
 
 #define PIECE 64 // keys that are worth a workgroup
 #define MAX_PARTS 128
-const uint FOURS = HEAD_DIM / 4;
 const uint GROUPS = N_HEADS / HEADS;
 const uint GROUP_HEADS = N_HEADS / N_KV_HEADS; // that share a key head
-const uint PARTIAL = HEAD_DIM + 2;
-shared vec4 rotated_queries[HEADS * FOURS]; // later the results
-shared vec2 part_sums[HEADS * MAX_PARTS];   // of each head's parts: maximum, sum of weights
+const uint PARTIAL = FOURS + 1;
+const uint SLICES = LOCAL_SIZE > OUT_FOURS ? LOCAL_SIZE / OUT_FOURS : 1; // of the parts, which are summed up side by side
+shared vec4 rotated_queries[OUT_FOURS];
+shared vec2 part_sums[HEADS * MAX_PARTS]; // of each head's parts: maximum, sum of weights
 shared float part_share[HEADS * MAX_PARTS]; // what a part's values count for in the head's output
 shared bool is_last;
 
@@ -88,7 +99,7 @@ void rope(uint self, uint head, bool has_newest) {
   uint position = NEWEST, kv_head = head / GROUP_HEADS;
   uint unit = block_table[rows[0].z + position / KV_BLOCK] * N_KV_HEADS + kv_head;
   bool stores = has_newest && head % GROUP_HEADS == 0;
-  for (uint i = self; i < HEADS * FOURS; i += LOCAL_SIZE) {
+  for (uint i = self; i < OUT_FOURS; i += LOCAL_SIZE) {
     rotated_queries[i] = four_of_head((head + i / FOURS) * HEAD_DIM, 4 * (i % FOURS), position, true);
   }
   for (uint i = self; has_newest && i < 2 * FOURS; i += LOCAL_SIZE) {
@@ -115,52 +126,71 @@ void rope(uint self, uint head, bool has_newest) {
 
 // leaves this part's share; true for the workgroup that is the last of its heads to do so
 bool leave_partial(uint self, uint head, uint part, uint n_used) {
-  for (uint d = self; d < OUTPUTS; d += LOCAL_SIZE) {
-    vec2 merged = merged_teams(d);
-    uint to = ((head + d / HEAD_DIM) * n_parts + part) * PARTIAL;
-    partials[to + 2 + d % HEAD_DIM] = merged.y;
-    if (d % HEAD_DIM == 0) {
-      partials[to] = largest_of_teams(d / HEAD_DIM);
-      partials[to + 1] = merged.x;
-    }
+  for (uint i = self; i < OUT_FOURS; i += LOCAL_SIZE) {
+    uint h = i / FOURS, to = ((head + h) * n_parts + part) * PARTIAL;
+    partials[to + 1 + i % FOURS] = merged_four(i);
+    if (i % FOURS == 0) partials[to] = vec4(largest_of_teams(h), merged_total(h), 0.0, 0.0);
   }
-  memoryBarrierBuffer();
   barrier();
-  if (gl_LocalInvocationIndex == 0) is_last = atomicAdd(ended[arrivals + head / HEADS], 1u) == n_used - 1;
+  if (gl_LocalInvocationIndex == 0) {
+    memoryBarrierBuffer();
+    is_last = atomicAdd(ended[arrivals + head / HEADS], 1u) == n_used - 1;
+    memoryBarrierBuffer();
+  }
   barrier();
-  memoryBarrierBuffer();
   return is_last;
 }
 
-// part_share of all parts: exp(maximum - largest maximum) / sum of all weights
-void share_parts(uint self, uint head, uint n_used) {
-  for (uint i = self; i < HEADS * n_used; i += LOCAL_SIZE) {
-    uint from = ((head + i / n_used) * n_parts + i % n_used) * PARTIAL;
-    part_sums[i] = vec2(partials[from], partials[from + 1]);
-  }
-  barrier();
-  for (uint i = self; i < HEADS * n_used; i += LOCAL_SIZE) {
-    uint first = i / n_used * n_used;
-    float most = part_sums[first].x, total = 0.0;
-    for (uint p = 1; p < n_used; p++) most = max(most, part_sums[first + p].x);
-    for (uint p = 0; p < n_used; p++) total += exp(part_sums[first + p].x - most) * part_sums[first + p].y;
-    part_share[i] = exp(part_sums[i].x - most) / total;
+// part_share of all parts: exp(maximum - largest maximum) / sum of all weights; a subgroup takes a head
+void share_parts(uint head, uint n_used) {
+  for (uint h = gl_SubgroupID; h < HEADS; h += gl_NumSubgroups) {
+    vec2 all = vec2(-1e30, 0.0);
+    for (uint p = gl_SubgroupInvocationID; p < n_used; p += gl_SubgroupSize) {
+      vec2 one = partials[((head + h) * n_parts + p) * PARTIAL].xy;
+      part_sums[h * MAX_PARTS + p] = one;
+      float most = max(all.x, one.x);
+      all = vec2(most, all.y * exp(all.x - most) + one.y * exp(one.x - most));
+    }
+    [[unroll]] for (uint m = 0; m < 7; m++) {
+      if ((1u << m) >= gl_SubgroupSize) break;
+      vec2 other = subgroupShuffleXor(all, 1u << m);
+      float most = max(all.x, other.x);
+      all = vec2(most, all.y * exp(all.x - most) + other.y * exp(other.x - most));
+    }
+    for (uint p = gl_SubgroupInvocationID; p < n_used; p += gl_SubgroupSize) {
+      vec2 one = part_sums[h * MAX_PARTS + p];
+      part_share[h * MAX_PARTS + p] = exp(one.x - all.x) / all.y;
+    }
   }
   barrier();
 }
 
 #define PARTS_AT_ONCE 8
 
-float merged_parts(uint d, uint head, uint n_used) {
-  uint from = (head + d / HEAD_DIM) * n_parts * PARTIAL + 2 + d % HEAD_DIM;
-  float merged = 0.0;
-  for (uint first = 0; first < n_used; first += PARTS_AT_ONCE) {
-    float values[PARTS_AT_ONCE];
-    [[unroll]] for (uint i = 0; i < PARTS_AT_ONCE; i++) values[i] = partials[from + min(first + i, n_used - 1) * PARTIAL];
-    [[unroll]] for (uint i = 0; i < PARTS_AT_ONCE; i++) {
-      if (first + i < n_used) merged += part_share[d / HEAD_DIM * n_used + first + i] * values[i];
+// leaves SLICES sums of each four of the output in team_sum
+void merge_parts(uint self, uint head, uint n_used) {
+  for (uint i = self; i < OUT_FOURS * SLICES; i += LOCAL_SIZE) {
+    uint four = i % OUT_FOURS, h = four / FOURS;
+    uint from = (head + h) * n_parts * PARTIAL + 1 + four % FOURS;
+    vec4 merged = vec4(0.0);
+    for (uint first = i / OUT_FOURS; first < n_used; first += PARTS_AT_ONCE * SLICES) {
+      vec4 values[PARTS_AT_ONCE];
+      [[unroll]] for (uint j = 0; j < PARTS_AT_ONCE; j++) {
+        values[j] = partials[from + min(first + j * SLICES, n_used - 1) * PARTIAL];
+      }
+      [[unroll]] for (uint j = 0; j < PARTS_AT_ONCE; j++) {
+        uint p = first + j * SLICES;
+        if (p < n_used) merged += part_share[h * MAX_PARTS + p] * values[j];
+      }
     }
+    team_sum[i] = merged;
   }
+  barrier();
+}
+
+vec4 merged_slices(uint four) {
+  vec4 merged = vec4(0.0);
+  for (uint s = 0; s < SLICES; s++) merged += team_sum[s * OUT_FOURS + four];
   return merged;
 }
 
@@ -171,21 +201,21 @@ void attend_part(uint head, uint part, uint n_used, uint part_keys) {
   n_keys[0] = NEWEST + 1;
   uint table = rows[0].z, kv_head = head / GROUP_HEADS;
   uint first = part * part_keys, end = min(first + part_keys, n_keys[0]);
-  load_cached(table, kv_head, first + team, end); // on its way while the new token's share comes
+  load_keys(table, kv_head, first + team, end); // on their way while the new token's share comes
+  load_values(table, kv_head, first + team, end);
   await_link();
   rope(self, head, part == n_used - 1);
   attend(table, kv_head, first, end);
-  if (n_used > 1 && !leave_partial(self, head, part, n_used)) return;
-  if (n_used > 1) share_parts(self, head, n_used);
-  for (uint d = self; d < OUTPUTS; d += LOCAL_SIZE) {
-    vec2 merged = merged_teams(d);
-    rotated_queries[d / 4][d % 4] = n_used > 1 ? merged_parts(d, head, n_used) : merged.y / merged.x;
+  if (n_used > 1) {
+    if (!leave_partial(self, head, part, n_used)) return;
+    share_parts(head, n_used);
+    merge_parts(self, head, n_used);
   }
-  barrier();
-  for (uint i = self; i < OUTPUTS / 4; i += LOCAL_SIZE) {
+  for (uint i = self; i < OUT_FOURS; i += LOCAL_SIZE) {
     uint four = head * FOURS + i;
-    y[four] = rotated_queries[i];
-    store_q16(0, N_HEADS * HEAD_DIM / 32, four / 8, rotated_queries[i]);
+    vec4 result = n_used > 1 ? merged_slices(i) : merged_four(i) / merged_total(i / FOURS);
+    y[four] = result;
+    store_q16(0, N_HEADS * HEAD_DIM / 32, four / 8, result);
   }
 }
 

@@ -1,17 +1,19 @@
 // Attention of a workgroup: QUERIES queries that share a key head, over a range of cached tokens, by an online softmax.
 // LANES neighbouring lanes, a team, take one key together, eight dimensions each; the workgroup's teams take the keys in
-// turn and keep a maximum, a sum of weights and weighted values each, which `merged_teams` puts together.
+// turn and keep a maximum, a sum of weights and weighted values each, which `merged_four` puts together.
 // The including file has LOCAL_SIZE, N_KV_HEADS, HEAD_DIM, LANES, HEADS, TOKENS, AT_ONCE, K_Q8_0, V_Q8_0.
 // Milakov and Gimelshein 2018, arXiv 1805.02867.
 const uint PIECES = (EIGHTS + LANES - 1) / LANES; // eights of a row that a lane takes
 const uint TEAMS = LOCAL_SIZE / LANES;
+const uint STRIDE = AT_ONCE * TEAMS; // keys that the workgroup takes together
 const uint QUERIES = TOKENS * HEADS; // query t * HEADS + h: token t, head h
-const uint OUTPUTS = QUERIES * HEAD_DIM;
+const uint FOURS = HEAD_DIM / 4;
+const uint OUT_FOURS = QUERIES * FOURS;
 
 shared float team_largest[TEAMS * QUERIES];
 shared float team_total[TEAMS * QUERIES];
 shared float team_share[TEAMS * QUERIES]; // what a team's sums count for, against the largest of all teams
-shared float team_sum[TEAMS * OUTPUTS];
+shared vec4 team_sum[TEAMS * OUT_FOURS];
 
 uint lane, team;
 uint n_keys[TOKENS];
@@ -22,14 +24,22 @@ vec4 sum[QUERIES * PIECES * 2];
 // what the team takes next: keys and values of AT_ONCE cached tokens
 uvec4 k[AT_ONCE * PIECES], v[AT_ONCE * PIECES];
 
-void load_cached(uint table, uint kv_head, uint base, uint end) {
+void load_keys(uint table, uint kv_head, uint base, uint end) {
   [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
     uint position = min(base + i * TEAMS, end - 1);
     uint unit = block_table[table + position / KV_BLOCK] * N_KV_HEADS + kv_head;
     [[unroll]] for (uint p = 0; p < PIECES; p++) {
-      uint eight = min(lane + p * LANES, EIGHTS - 1);
-      k[i * PIECES + p] = load_key(unit, position % KV_BLOCK, eight);
-      v[i * PIECES + p] = load_value(unit, position % KV_BLOCK, eight);
+      k[i * PIECES + p] = load_key(unit, position % KV_BLOCK, min(lane + p * LANES, EIGHTS - 1));
+    }
+  }
+}
+
+void load_values(uint table, uint kv_head, uint base, uint end) {
+  [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
+    uint position = min(base + i * TEAMS, end - 1);
+    uint unit = block_table[table + position / KV_BLOCK] * N_KV_HEADS + kv_head;
+    [[unroll]] for (uint p = 0; p < PIECES; p++) {
+      v[i * PIECES + p] = load_value(unit, position % KV_BLOCK, min(lane + p * LANES, EIGHTS - 1));
     }
   }
 }
@@ -40,21 +50,21 @@ float largest_of_teams(uint h) {
   return most;
 }
 
-// Tokens `first` to `end` (not in it) of the sequence whose blocks begin at block_table[table]; load_cached must have
-// loaded those from first + team on.
+// Tokens `first` to `end` (not in it) of the sequence whose blocks begin at block_table[table]; keys and values from
+// first + team on must have been loaded. The next ones are loaded as soon as their registers are free.
 void attend(uint table, uint kv_head, uint first, uint end) {
   [[unroll]] for (uint h = 0; h < QUERIES; h++) {
     largest[h] = -1e30;
     total[h] = 0.0;
     [[unroll]] for (uint p = 0; p < PIECES * 2; p++) sum[h * PIECES * 2 + p] = vec4(0.0);
   }
-  for (uint base = first + team; base < end; base += AT_ONCE * TEAMS) {
-    if (base != first + team) load_cached(table, kv_head, base, end);
-    replace_newest(base, end);
+  for (uint start = first; start < end; start += STRIDE) {
+    uint base = start + team;
+    bool goes_on = start + STRIDE < end;
+    float weights[QUERIES * AT_ONCE]; // at first the scores
+    replace_newest_keys(base, end);
     [[unroll]] for (uint h = 0; h < QUERIES; h++) {
       uint query_end = min(n_keys[h / HEADS], end);
-      float scores[AT_ONCE];
-      float new_largest = largest[h];
       [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
         float score = 0.0;
         [[unroll]] for (uint p = 0; p < PIECES; p++) {
@@ -66,24 +76,36 @@ void attend(uint table, uint kv_head, uint first, uint end) {
         [[unroll]] for (uint m = 0; m < 5; m++) { // counted by addition, which is what Mesa unrolls
           if ((1u << m) < LANES) score += subgroupShuffleXor(score, 1u << m);
         }
-        scores[i] = base + i * TEAMS < query_end ? score : -1e30;
-        new_largest = max(new_largest, scores[i]);
+        weights[h * AT_ONCE + i] = base + i * TEAMS < query_end ? score : -1e30;
       }
+    }
+    if (goes_on) load_keys(table, kv_head, base + STRIDE, end);
+    [[unroll]] for (uint h = 0; h < QUERIES; h++) {
+      uint query_end = min(n_keys[h / HEADS], end);
+      float new_largest = largest[h];
+      [[unroll]] for (uint i = 0; i < AT_ONCE; i++) new_largest = max(new_largest, weights[h * AT_ONCE + i]);
       float decay = exp(largest[h] - new_largest);
       largest[h] = new_largest;
       total[h] *= decay;
       [[unroll]] for (uint p = 0; p < PIECES * 2; p++) sum[h * PIECES * 2 + p] *= decay;
       [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
-        float weight = base + i * TEAMS < query_end ? exp(scores[i] - new_largest) : 0.0;
+        float weight = base + i * TEAMS < query_end ? exp(weights[h * AT_ONCE + i] - new_largest) : 0.0;
         total[h] += weight;
+        weights[h * AT_ONCE + i] = weight;
+      }
+    }
+    replace_newest_values(base, end);
+    [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
+      [[unroll]] for (uint h = 0; h < QUERIES; h++) {
         [[unroll]] for (uint p = 0; p < PIECES; p++) {
           uvec4 eight = v[i * PIECES + p];
-          float factor = weight * scale_of(eight, V_Q8_0);
+          float factor = weights[h * AT_ONCE + i] * scale_of(eight, V_Q8_0);
           sum[(h * PIECES + p) * 2] += factor * first_half(eight, V_Q8_0);
           sum[(h * PIECES + p) * 2 + 1] += factor * second_half(eight, V_Q8_0);
         }
       }
     }
+    if (goes_on) load_values(table, kv_head, base + STRIDE, end);
   }
   [[unroll]] for (uint h = 0; h < QUERIES; h++) {
     if (lane == 0) {
@@ -93,11 +115,9 @@ void attend(uint table, uint kv_head, uint first, uint end) {
     [[unroll]] for (uint p = 0; p < PIECES; p++) {
       uint eight = lane + p * LANES;
       if (eight >= EIGHTS) continue;
-      uint to = team * OUTPUTS + h * HEAD_DIM + 8 * eight;
-      [[unroll]] for (uint j = 0; j < 4; j++) {
-        team_sum[to + j] = sum[(h * PIECES + p) * 2][j];
-        team_sum[to + 4 + j] = sum[(h * PIECES + p) * 2 + 1][j];
-      }
+      uint to = team * OUT_FOURS + h * FOURS + 2 * eight;
+      team_sum[to] = sum[(h * PIECES + p) * 2];
+      team_sum[to + 1] = sum[(h * PIECES + p) * 2 + 1];
     }
   }
   barrier();
@@ -107,12 +127,16 @@ void attend(uint table, uint kv_head, uint first, uint end) {
   barrier();
 }
 
-// the workgroup's sum of weights and weighted value of output d = query * HEAD_DIM + dimension
-vec2 merged_teams(uint d) {
-  uint h = d / HEAD_DIM;
-  vec2 merged = vec2(0.0);
-  for (uint t = 0; t < TEAMS; t++) {
-    merged += team_share[t * QUERIES + h] * vec2(team_total[t * QUERIES + h], team_sum[t * OUTPUTS + d]);
-  }
+// the workgroup's sum of weights of a query
+float merged_total(uint h) {
+  float merged = 0.0;
+  for (uint t = 0; t < TEAMS; t++) merged += team_share[t * QUERIES + h] * team_total[t * QUERIES + h];
+  return merged;
+}
+
+// and its weighted values, four dimensions: four = query * FOURS + dimension / 4
+vec4 merged_four(uint four) {
+  vec4 merged = vec4(0.0);
+  for (uint t = 0; t < TEAMS; t++) merged += team_share[t * QUERIES + four / FOURS] * team_sum[t * OUT_FOURS + four];
   return merged;
 }

@@ -60,7 +60,7 @@ def test_attention_fused(
         write_cache(cache.words, x, table, fmt)
     size = n_heads * head_dim
     outputs = [poisoned(device, n) for n in (size, size // 2, size // 16)]
-    partials = poisoned(device, n_heads * n_parts * (head_dim + 2))
+    partials = poisoned(device, n_heads * n_parts * (head_dim + 4))
     arrivals = 2 * LINK_WORDS
     chain = filled(device, np.array([3, *[0] * (arrivals + n_heads - 1)], np.uint32))  # three workgroups have ended
     lanes = min(1 << (head_dim // 8 - 1).bit_length(), device.info.subgroup_size)

@@ -139,7 +139,7 @@ class Needs:
         n_pieces = min(-(-n_ctx // CONTEXT_PIECE), MOST_PIECES)
         return {
             "the table of rotations": 4 * whole_blocks(n_ctx) * spec.rope_dims,
-            "the working memory of attention": 4 * spec.n_heads * n_pieces * (spec.head_dim + 2),
+            "the working memory of attention": 4 * spec.n_heads * n_pieces * (spec.head_dim + 4),
         }
 
 
