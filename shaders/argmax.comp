@@ -5,6 +5,7 @@
 // dispatch: x = 1
 // numerics: exact; of equal logits the lowest index wins, as in numpy
 #version 450
+#extension GL_EXT_control_flow_attributes : require
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint LOCAL_SIZE = 256;
 layout(constant_id = 1) const uint N_VOCAB = 32000;
@@ -13,6 +14,7 @@ layout(std430, binding = 0) readonly buffer Logits { float logits[]; };
 layout(std430, binding = 1) writeonly buffer NextToken { uint next_token; };
 layout(std430, binding = 2) writeonly buffer Chosen { uint chosen[]; };
 
+#define AT_ONCE 8 // logits whose loads are under way together
 shared float best_value[LOCAL_SIZE];
 shared uint best_index[LOCAL_SIZE];
 
@@ -20,11 +22,14 @@ void main() {
   uint self = gl_LocalInvocationID.x;
   float value = -3.4e38;
   uint index = 0;
-  for (uint i = self; i < N_VOCAB; i += LOCAL_SIZE) {
-    float logit = logits[i];
-    if (logit > value) {
-      value = logit;
-      index = i;
+  for (uint i = self; i < N_VOCAB; i += AT_ONCE * LOCAL_SIZE) {
+    float loaded[AT_ONCE];
+    [[unroll]] for (uint k = 0; k < AT_ONCE; k++) loaded[k] = logits[min(i + k * LOCAL_SIZE, N_VOCAB - 1)];
+    [[unroll]] for (uint k = 0; k < AT_ONCE; k++) {
+      if (loaded[k] > value) {
+        value = loaded[k];
+        index = min(i + k * LOCAL_SIZE, N_VOCAB - 1);
+      }
     }
   }
   best_value[self] = value;

@@ -220,11 +220,12 @@ void attend_part(uint head, uint part, uint n_used, uint part_keys) {
 }
 
 void main() {
-  uint n_pieces = NEWEST / PIECE + 1;
-  // a merge costs more than a second piece
-  uint part_pieces = n_pieces <= 2 ? 2 : (n_pieces + n_parts - 1) / n_parts;
-  uint n_used = (n_pieces + part_pieces - 1) / part_pieces;
+  uint n_all = NEWEST + 1;
+  // as many parts as are worth it, of equal numbers of steps; a merge costs more than a second piece
+  uint n_wanted = n_all <= 2 * PIECE ? 1 : min((n_all + PIECE - 1) / PIECE, n_parts);
+  uint part_keys = ((n_all + n_wanted - 1) / n_wanted + STRIDE - 1) / STRIDE * STRIDE;
+  uint n_used = (n_all + part_keys - 1) / part_keys;
   uint part = gl_WorkGroupID.x / GROUPS;
-  if (part < n_used) attend_part(gl_WorkGroupID.x % GROUPS * HEADS, part, n_used, part_pieces * PIECE);
+  if (part < n_used) attend_part(gl_WorkGroupID.x % GROUPS * HEADS, part, n_used, part_keys);
   end_link();
 }

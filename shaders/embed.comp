@@ -2,7 +2,7 @@
 // bindings: quants scales x step
 // constants: local_size columns
 // push: first_row n_table_rows
-// dispatch: x = 1, y = tokens; of a table in parts, one dispatch a part, which has n_table_rows rows from first_row on
+// dispatch: x = any, y = tokens; of a table in parts, one dispatch a part, which has n_table_rows rows from first_row on
 // formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
 // numerics: exact dequantization
 #version 450
@@ -27,7 +27,7 @@ void main() {
   uint token = rows[row].x - first_row; // wraps around for those before
   if (token >= n_table_rows) return;
   uint first_block = token * (COLUMNS / 32);
-  for (uint c = gl_LocalInvocationID.x; c < COLUMNS; c += gl_WorkGroupSize.x) {
+  for (uint c = gl_GlobalInvocationID.x; c < COLUMNS; c += gl_NumWorkGroups.x * gl_WorkGroupSize.x) {
     x[row * COLUMNS + c] = value(first_block + c / 32, c % 32);
   }
 }

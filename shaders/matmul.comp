@@ -1,11 +1,11 @@
 // matmul: y = W x (+ add) for tiles of rows and tokens, by cooperative matrices
 // bindings: quants scales x add y step
-// constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens adds matrix_m matrix_n matrix_k
+// constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens adds matrix_m matrix_n matrix_k tile_rows steps_ahead
 // push: n_weight_rows y_offset y_stride
-// dispatch: x = rows / TILE_ROWS, rounded up; y = tokens / tile_tokens, rounded up
+// dispatch: x = rows / tile_rows, rounded up; y = tokens / tile_tokens, rounded up
 // formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
-// requires: cooperative_matrix (float16 to float32, of 8 or 16 in each direction), fp16; columns a multiple of 64, rows
-//   of 16; 256 invocations; x and y hold whole tiles of tokens
+// requires: cooperative_matrix (float16 to float32, of 8 or 16 in each direction), fp16; rows a multiple of 16,
+//   columns of TILE_COLUMNS; x and y hold whole tiles of tokens
 // numerics: weights and activations rounded to float16, float32 sums
 // source: own; tiles in shared memory as in ggml's mul_mm and CUTLASS
 #version 450
@@ -25,6 +25,8 @@ layout(constant_id = 5) const uint ADDS = 0;
 layout(constant_id = 6) const uint MATRIX_M = 16; // rows, tokens and columns that one instruction multiplies
 layout(constant_id = 7) const uint MATRIX_N = 16;
 layout(constant_id = 8) const uint MATRIX_K = 16;
+layout(constant_id = 9) const uint TILE_ROWS = 128;
+layout(constant_id = 10) const uint STEPS_AHEAD = 1; // steps of the loop whose loads are under way together
 layout(push_constant) uniform Push {
   uint n_weight_rows;
   uint y_offset; // where these rows begin in a row of y
@@ -40,78 +42,97 @@ layout(std430, binding = 4) writeonly buffer Y { float y[]; };
 #include "lib/weights.glsl"
 #include "lib/halves.glsl"
 
-#define TILE_ROWS 128
-#define STRIDE 9 // uvec4 of a tile's row: 64 halves, and one uvec4 against bank conflicts
 const uint BLOCKS = COLUMNS / 32;
+const uint TILE_BLOCKS = LOCAL_SIZE / TILE_ROWS; // of a tile's row, and of a step; an invocation has one
+const uint TILE_COLUMNS = TILE_BLOCKS * 32;
+const uint EIGHTS = TILE_COLUMNS / 8;
+const uint STRIDE = EIGHTS + 1; // uvec4 of a tile's row: its halves, and one against bank conflicts
 const uint ROW_STEPS = TILE_ROWS / SUBGROUPS_ALONG_ROWS / MATRIX_M;
 const uint TOKEN_STEPS = TILE_TOKENS / SUBGROUPS_ALONG_TOKENS / MATRIX_N;
-const uint X_CHUNKS = TILE_TOKENS * 8 / LOCAL_SIZE; // of eight activations, an invocation's
+const uint X_CHUNKS = TILE_TOKENS * EIGHTS / LOCAL_SIZE; // of eight activations, an invocation's
 
 shared uvec4 w_tile[TILE_ROWS * STRIDE];
 shared uvec4 x_tile[TILE_TOKENS * STRIDE];
+
+// what comes next of the tiles: an invocation's weights and activations
+Weights w[STEPS_AHEAD];
+vec4 a[STEPS_AHEAD * X_CHUNKS * 2];
+
+void load_step(uint s, uint w_block, uint token0, uint block) {
+  w[s] = load_weights(w_block + block);
+  [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
+    uint chunk = gl_LocalInvocationIndex + i * LOCAL_SIZE;
+    uint from = (token0 + chunk / EIGHTS) * (COLUMNS / 4) + block * 8 + chunk % EIGHTS * 2;
+    a[(s * X_CHUNKS + i) * 2] = x[from];
+    a[(s * X_CHUNKS + i) * 2 + 1] = x[from + 1];
+  }
+}
+
+void store_step(uint s, uint w_block, uint block) {
+  uint self = gl_LocalInvocationIndex, to = self / TILE_BLOCKS * STRIDE + self % TILE_BLOCKS * 4;
+  [[unroll]] for (uint i = 0; i < 4; i++) {
+    w_tile[to + i] = eight_halves(w[s], w_block + block, i);
+  }
+  [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
+    uint chunk = self + i * LOCAL_SIZE;
+    uint from = (s * X_CHUNKS + i) * 2;
+    x_tile[chunk / EIGHTS * STRIDE + chunk % EIGHTS] = pack_eight(a[from], a[from + 1]);
+  }
+}
 
 void main() {
   uint token0 = gl_WorkGroupID.y * TILE_TOKENS, row0 = gl_WorkGroupID.x * TILE_ROWS;
   if (token0 >= n_rows) return;
   uint self = gl_LocalInvocationIndex;
-  uint w_block = min(row0 + self / 2, n_weight_rows - 1) * BLOCKS + self % 2;
+  uint w_block = min(row0 + self / TILE_BLOCKS, n_weight_rows - 1) * BLOCKS + self % TILE_BLOCKS;
   uint row_step0 = gl_SubgroupID % SUBGROUPS_ALONG_ROWS * ROW_STEPS;
   uint token_step0 = gl_SubgroupID / SUBGROUPS_ALONG_ROWS * TOKEN_STEPS;
+  bool multiplies = gl_SubgroupID < SUBGROUPS_ALONG_ROWS * SUBGROUPS_ALONG_TOKENS; // a small tile leaves some idle
 
   coopmat<float, gl_ScopeSubgroup, MATRIX_M, MATRIX_N, gl_MatrixUseAccumulator> sums[ROW_STEPS * TOKEN_STEPS];
   [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
     [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
       uint row = row0 + (row_step0 + r) * MATRIX_M, token = token0 + (token_step0 + t) * MATRIX_N;
       sums[r * TOKEN_STEPS + t] = coopmat<float, gl_ScopeSubgroup, MATRIX_M, MATRIX_N, gl_MatrixUseAccumulator>(0.0);
-      if (ADDS != 0 && row < n_weight_rows) {
+      if (ADDS != 0 && multiplies && row < n_weight_rows) {
         coopMatLoad(sums[r * TOKEN_STEPS + t], add, token * y_stride + y_offset + row, y_stride,
                     gl_CooperativeMatrixLayoutColumnMajor);
       }
     }
   }
 
-  Weights w = load_weights(w_block);
-  vec4 a[X_CHUNKS * 2];
-  [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
-    uint chunk = self + i * LOCAL_SIZE;
-    uint from = (token0 + chunk / 8) * (COLUMNS / 4) + chunk % 8 * 2;
-    a[2 * i] = x[from];
-    a[2 * i + 1] = x[from + 1];
+  [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) {
+    load_step(s, w_block, token0, min(s * TILE_BLOCKS, BLOCKS - TILE_BLOCKS));
   }
-  for (uint block = 0; block < BLOCKS; block += 2) {
-    barrier(); // the last tiles have been read
-    [[unroll]] for (uint i = 0; i < 4; i++) w_tile[self / 2 * STRIDE + self % 2 * 4 + i] = eight_halves(w, w_block + block, i);
-    [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
-      uint chunk = self + i * LOCAL_SIZE;
-      x_tile[chunk / 8 * STRIDE + chunk % 8] = uvec4(packHalf2x16(a[2 * i].xy), packHalf2x16(a[2 * i].zw),
-                                                     packHalf2x16(a[2 * i + 1].xy), packHalf2x16(a[2 * i + 1].zw));
-    }
-    barrier();
-    if (block + 2 < BLOCKS) { // the next tiles' loads are under way while this one is multiplied
-      w = load_weights(w_block + block + 2);
-      [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
-        uint chunk = self + i * LOCAL_SIZE;
-        uint from = (token0 + chunk / 8) * (COLUMNS / 4) + (block + 2) * 8 + chunk % 8 * 2;
-        a[2 * i] = x[from];
-        a[2 * i + 1] = x[from + 1];
-      }
-    }
-    [[unroll]] for (uint k = 0; k < 64 / MATRIX_K; k++) {
-      coopmat<float16_t, gl_ScopeSubgroup, MATRIX_M, MATRIX_K, gl_MatrixUseA> w_part[ROW_STEPS];
-      [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
-        coopMatLoad(w_part[r], w_tile, (row_step0 + r) * MATRIX_M * STRIDE + k * (MATRIX_K / 8), STRIDE,
-                    gl_CooperativeMatrixLayoutRowMajor);
-      }
-      [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
-        coopmat<float16_t, gl_ScopeSubgroup, MATRIX_K, MATRIX_N, gl_MatrixUseB> x_part;
-        coopMatLoad(x_part, x_tile, (token_step0 + t) * MATRIX_N * STRIDE + k * (MATRIX_K / 8), STRIDE,
-                    gl_CooperativeMatrixLayoutColumnMajor);
-        [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
-          sums[r * TOKEN_STEPS + t] = coopMatMulAdd(w_part[r], x_part, sums[r * TOKEN_STEPS + t]);
+  for (uint first = 0; first < BLOCKS; first += STEPS_AHEAD * TILE_BLOCKS) {
+    [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) {
+      uint block = first + s * TILE_BLOCKS;
+      if (block >= BLOCKS) break;
+      barrier(); // the last tiles have been read
+      store_step(s, w_block, block);
+      barrier();
+      uint next = block + STEPS_AHEAD * TILE_BLOCKS;
+      if (next < BLOCKS) load_step(s, w_block, token0, next);
+      if (multiplies) {
+        [[unroll]] for (uint k = 0; k < TILE_COLUMNS / MATRIX_K; k++) {
+          coopmat<float16_t, gl_ScopeSubgroup, MATRIX_M, MATRIX_K, gl_MatrixUseA> w_part[ROW_STEPS];
+          [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
+            coopMatLoad(w_part[r], w_tile, (row_step0 + r) * MATRIX_M * STRIDE + k * (MATRIX_K / 8), STRIDE,
+                        gl_CooperativeMatrixLayoutRowMajor);
+          }
+          [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
+            coopmat<float16_t, gl_ScopeSubgroup, MATRIX_K, MATRIX_N, gl_MatrixUseB> x_part;
+            coopMatLoad(x_part, x_tile, (token_step0 + t) * MATRIX_N * STRIDE + k * (MATRIX_K / 8), STRIDE,
+                        gl_CooperativeMatrixLayoutColumnMajor);
+            [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
+              sums[r * TOKEN_STEPS + t] = coopMatMulAdd(w_part[r], x_part, sums[r * TOKEN_STEPS + t]);
+            }
+          }
         }
       }
     }
   }
+  if (!multiplies) return;
   [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
     [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
       uint row = row0 + (row_step0 + r) * MATRIX_M, token = token0 + (token_step0 + t) * MATRIX_N;

@@ -129,7 +129,8 @@ def test_each_dispatch_of_the_recording_counts_once(
     for kernel in times.kernels:
         counts[kernel.work.kernel, kernel.work.weight_format] += kernel.n_dispatches
     assert +counts == Counter((dispatch.kernel.name, dispatch.weight_format or "") for dispatch in recorded)
-    assert all(kernel.dispatch_s > 0 for kernel in times.kernels)
+    # that of attention_fused is the difference of two times, and on a busy machine may be none
+    assert all(kernel.dispatch_s > 0 or kernel.work.kernel == "attention_fused" for kernel in times.kernels)
     assert times.step_s > 0
     assert times.sum_s == pytest.approx(sum(kernel.n_dispatches * kernel.dispatch_s for kernel in times.kernels))
 

@@ -7,27 +7,38 @@ from random_weights import quantized
 
 from vkllm.formats.quants import dequantize, weight_format
 from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS, MATMUL_TILE_ROWS, WEIGHT_FORMATS
-from vkllm.gpu.operations import matmul_subgroups
+from vkllm.gpu.kernels import KERNELS, WEIGHT_FORMATS
+from vkllm.gpu.operations import matmul_bytes, matmul_subgroups, matmul_tile
 
 pytestmark = pytest.mark.gpu
 
 BOUND = 3e-7  # both factors rounded to float16: 2 * (2^-11)^2 / 3
 
 
-@pytest.mark.parametrize("tile_tokens", [64, 128])
+@pytest.mark.parametrize(
+    ("tile_rows", "tile_tokens", "steps_ahead"),
+    [(32, 16, 1), (32, 32, 2), (64, 64, 1), (64, 16, 4), (128, 32, 1), (128, 64, 2), (128, 128, 1), (128, 128, 2)],
+)
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize(("n_rows", "columns", "n_tokens"), [(16, 64, 1), (144, 576, 70), (256, 4096, 200)])
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
 def test_matmul(
-    device: Device, fmt: str, n_rows: int, columns: int, n_tokens: int, adds: bool, tile_tokens: int
+    device: Device,
+    fmt: str,
+    n_rows: int,
+    columns: int,
+    n_tokens: int,
+    adds: bool,
+    tile_rows: int,
+    tile_tokens: int,
+    steps_ahead: int,
 ) -> None:
     shape = device.info.matrix_shape
     if shape is None:
         pytest.skip("the device has no cooperative matrices")
-    if MATMUL_TILE_ROWS * 144 + tile_tokens * 144 > device.info.max_shared_bytes:
+    if matmul_bytes(tile_rows, tile_tokens) > device.info.max_shared_bytes:
         pytest.skip("the device has no room for so wide a tile")
-    block = weight_format(fmt).block
+    block = max(weight_format(fmt).block, 32 * 256 // tile_rows)
     columns = -(-columns // block) * block
     rng = np.random.default_rng(n_tokens)
     raw = quantized(rng.normal(0, 0.05, (n_rows, columns)).astype(np.float32), fmt)
@@ -41,8 +52,12 @@ def test_matmul(
             device.dispatch(
                 KERNELS["matmul"],
                 (*planes(device, raw, fmt), filled(device, x), add, y, step),
-                constants=(256, columns, tile_tokens, *matmul_subgroups(device.info.subgroup_size), int(adds), *shape),
-                groups=(-(-n_rows // MATMUL_TILE_ROWS), padded // tile_tokens),
+                constants=(
+                    *(256, columns, tile_tokens),
+                    *matmul_subgroups(tile_rows, tile_tokens, device.info.subgroup_size, shape),
+                    *(int(adds), *shape, tile_rows, steps_ahead),
+                ),
+                groups=(-(-n_rows // tile_rows), padded // tile_tokens),
                 push=(n_rows, 16, n_rows + 32),
                 weight_format=fmt,
             )
@@ -52,3 +67,21 @@ def test_matmul(
     got = floats(y, (padded, n_rows + 32))
     assert np.isnan(got[:, :16]).all() and np.isnan(got[:, 16 + n_rows :]).all(), "wrote beyond its columns"
     assert nmse(got[:n_tokens, 16 : 16 + n_rows], wanted + (before[:n_tokens, 16 : 16 + n_rows] if adds else 0)) < BOUND
+
+
+@pytest.mark.parametrize(
+    ("width", "columns", "shared_bytes", "wanted"),
+    [
+        (8, 4096, 49152, (32, 16)),
+        (64, 4096, 49152, (64, 64)),  # 32 rows and 64 tokens of 256 columns are 50 KB
+        (8, 4096 + 128, 49152, (64, 16)),
+        (8, 4096 + 64, 49152, (128, 32)),
+        (512, 4096, 49152, (128, 128)),
+        (512, 4096, 32768, (128, 64)),
+    ],
+)
+def test_matmul_tile(width: int, columns: int, shared_bytes: int, wanted: tuple[int, int]) -> None:
+    tile_rows, tile_tokens = matmul_tile(32, width, columns, shared_bytes)
+    assert (tile_rows, tile_tokens) == wanted
+    assert columns % (8192 // tile_rows) == 0 and matmul_bytes(tile_rows, tile_tokens) <= shared_bytes
+    assert matmul_tile(128, width, columns, 49152)[0] == 128

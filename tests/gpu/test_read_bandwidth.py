@@ -1,5 +1,6 @@
 """read_bandwidth reads every word, and the measurement is what a stopwatch beside it allows."""
 
+import math
 import time
 
 import numpy as np
@@ -28,10 +29,15 @@ def test_the_sums_hold_every_word(device: Device, n_fours: int) -> None:
 
 
 def test_the_measured_bandwidth_agrees_with_the_clock(device: Device) -> None:
-    start_s = time.perf_counter()
     bytes_per_s = bandwidth.read_bandwidth(device, free_bytes=2**27)
-    elapsed_s = time.perf_counter() - start_s
-    n_bytes = 2**25  # a quarter of what is free
-    n_reads = bandwidth.READS_PER_SUBMIT * (bandwidth.N_TIMES + 1)
-    assert bytes_per_s >= n_reads * n_bytes / elapsed_s * bandwidth.N_TIMES / (bandwidth.N_TIMES + 1)
+    source, sums = device.buffer(2**23), device.buffer(64 * 64)  # a quarter of what is free
+    read = device.dispatch(KERNELS["read_bandwidth"], (source, sums), constants=(64,), groups=(64, 1), push=(2**21,))
+    recording = device.record([read])
+    fastest_s = math.inf
+    for _ in range(5):
+        start_s = time.perf_counter()
+        device.wait(device.submit(recording))
+        fastest_s = min(fastest_s, time.perf_counter() - start_s)
+    # a submit's own cost counts here, and fewer invocations read; other work on the machine may slow either
+    assert bytes_per_s > 0.5 * 4 * source.n_words / fastest_s
     assert bytes_per_s < 2e13, "twice what any memory does today"

@@ -67,7 +67,7 @@ class Decode:
         self.chain = device.buffer(-(-_arrivals(spec, spec.n_layers) // 4) * 4)
         n_pieces = -(-buffers.n_blocks * KV_BLOCK // ATTENTION_PIECE)
         self._heads = heads_together(spec.n_heads // spec.n_kv_heads)
-        self._n_parts = min(n_pieces, max(tuning.attention_groups * self._heads // spec.n_heads, 1), MAX_PARTS)
+        self._n_parts = min(n_pieces, max(tuning.attention_groups // spec.n_heads, 1), MAX_PARTS)
         self._partials = device.buffer(spec.n_heads * self._n_parts * (spec.head_dim + 4))
 
     def dispatches(self, ops: Sequence[Op]) -> list[Dispatch]:

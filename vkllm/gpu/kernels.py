@@ -11,9 +11,6 @@ from dataclasses import dataclass
 QUANTIZED_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 WEIGHT_FORMATS = ("F32", "F16", "BF16", *QUANTIZED_FORMATS)
 
-MATMUL_TILE_ROWS = 128
-"""Rows of a matrix that a workgroup of `matmul` takes; `TILE_ROWS` in its shader."""
-
 ATTENTION_TILE_ROWS = 64
 """Queries (tokens times heads) that a workgroup of `attention_tiled` takes; `TILE_ROWS` in its shader."""
 
@@ -128,7 +125,7 @@ KERNELS = {
             ("quants", "scales", "x", "add", "y", "step"),
             (
                 *("local_size", "columns", "tile_tokens", "subgroups_along_rows", "subgroups_along_tokens", "adds"),
-                *("matrix_m", "matrix_n", "matrix_k"),
+                *("matrix_m", "matrix_n", "matrix_k", "tile_rows", "steps_ahead"),
             ),
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,

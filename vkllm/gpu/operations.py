@@ -10,7 +10,7 @@ import numpy as np
 
 from vkllm.formats.quants import weight_format
 from vkllm.gpu.device import Buffer, Device, Dispatch
-from vkllm.gpu.kernels import ATTENTION_TILE_ROWS, KERNELS, LAST_ROW, MATMUL_TILE_ROWS
+from vkllm.gpu.kernels import ATTENTION_TILE_ROWS, KERNELS, LAST_ROW
 from vkllm.gpu.model_buffers import Activation, ModelBuffers
 from vkllm.gpu.tuning import Tuning
 from vkllm.gpu.weights import WeightPlanes
@@ -20,8 +20,10 @@ from vkllm.model.spec import ModelSpec
 MATMUL_SIZE = 256
 """Invocations of a workgroup of `matmul`."""
 
-WIDE_TILE_BYTES = 144 * (MATMUL_TILE_ROWS + 128)
-"""Shared memory that `matmul` takes for a tile of 128 tokens: rows of 64 float16 and 16 bytes between them."""
+WIDE_TILE = 128
+"""Rows and tokens of a tile of `matmul` in steps of more than NARROW_TOKENS."""
+
+NARROW_TOKENS = 64
 
 
 class Operations:
@@ -68,7 +70,7 @@ class Operations:
                     KERNELS["embed"],
                     (planes.quants, planes.scales, self._buffers.activations[op.output].values, self.step),
                     constants=(self._local_size, planes.n_columns),
-                    groups=(1, width),
+                    groups=(-(-planes.n_columns // self._local_size), width),
                     push=(first_row, planes.n_rows),
                     weight_format=planes.format,
                     is_independent=first_row > 0,
@@ -99,7 +101,7 @@ class Operations:
         dispatches: list[Dispatch] = []
         y_offset = 0
         for planes in self._buffers.matrices[op.weights]:
-            if is_tiled and _suits_matmul(planes):
+            if is_tiled and suits_matmul(planes):
                 dispatches.append(self.matmul(planes, x.values, y, width, y_width, y_offset, add))
             else:
                 dispatches.append(self.matvec(planes, x, y, width, y_width, y_offset, add))
@@ -147,15 +149,17 @@ class Operations:
         """The same by cooperative matrices."""
         info = self._device.info
         assert info.matrix_shape is not None
-        tile_tokens = 128 if width > 64 and info.max_shared_bytes >= WIDE_TILE_BYTES else 64
+        tile_rows, tile_tokens = matmul_tile(self._tuning.narrow_rows, width, planes.n_columns, info.max_shared_bytes)
         return self._device.dispatch(
             KERNELS["matmul"],
             (planes.quants, planes.scales, x, add or x, y, self.step),
             constants=(
-                *(MATMUL_SIZE, planes.n_columns, tile_tokens, *matmul_subgroups(info.subgroup_size)),
-                *(int(add is not None), *info.matrix_shape),
+                *(MATMUL_SIZE, planes.n_columns, tile_tokens),
+                *matmul_subgroups(tile_rows, tile_tokens, info.subgroup_size, info.matrix_shape),
+                *(int(add is not None), *info.matrix_shape, tile_rows),
+                self._tuning.steps_ahead_wide if tile_tokens > NARROW_TOKENS else self._tuning.steps_ahead,
             ),
-            groups=(-(-planes.n_rows // MATMUL_TILE_ROWS), -(-width // tile_tokens)),
+            groups=(-(-planes.n_rows // tile_rows), -(-width // tile_tokens)),
             push=(planes.n_rows, y_offset, y_width),
             weight_format=planes.format,
             is_independent=y_offset > 0,
@@ -223,15 +227,42 @@ class Operations:
         )
 
 
-def matmul_subgroups(subgroup_size: int) -> tuple[int, int]:
+def matmul_tile(narrow_rows: int, width: int, n_columns: int, max_shared_bytes: int) -> tuple[int, int]:
+    """Rows and tokens of a workgroup of matmul in steps of `width` rows; of fewer rows a tile has more columns.
+
+    narrow_rows: its rows for few tokens, if the matrix has so many columns and the device room for them.
+    """
+    if width > NARROW_TOKENS and matmul_bytes(WIDE_TILE, WIDE_TILE) <= max_shared_bytes:
+        return WIDE_TILE, WIDE_TILE
+    tokens = next(n for n in (16, 32, NARROW_TOKENS) if n >= min(width, NARROW_TOKENS))
+    for rows in (32, 64):
+        if rows >= narrow_rows and n_columns % _columns(rows) == 0 and matmul_bytes(rows, tokens) <= max_shared_bytes:
+            return rows, tokens
+    return WIDE_TILE, max(tokens, 32)  # each invocation has eight activations
+
+
+def _columns(tile_rows: int) -> int:
+    """Columns of a tile of matmul, of which each invocation has 32 weights."""
+    return 32 * MATMUL_SIZE // tile_rows
+
+
+def matmul_bytes(tile_rows: int, tile_tokens: int) -> int:
+    """Shared memory of a tile: rows of float16, with 16 bytes between them."""
+    return (tile_rows + tile_tokens) * (2 * _columns(tile_rows) + 16)
+
+
+def matmul_subgroups(
+    tile_rows: int, tile_tokens: int, subgroup_size: int, matrix_shape: tuple[int, int, int]
+) -> tuple[int, int]:
     """Subgroups of a workgroup of matmul along rows and along tokens."""
     n_subgroups = MATMUL_SIZE // subgroup_size
-    along_tokens = 1 << ((n_subgroups.bit_length() - 1) // 2)
-    return n_subgroups // along_tokens, along_tokens
+    along_rows = min(1 << n_subgroups.bit_length() // 2, tile_rows // matrix_shape[0])
+    return along_rows, min(n_subgroups // along_rows, tile_tokens // matrix_shape[1])
 
 
-def _suits_matmul(planes: WeightPlanes) -> bool:
-    return planes.n_columns % 64 == 0 and planes.n_rows % 16 == 0
+def suits_matmul(planes: WeightPlanes) -> bool:
+    """Whether a matrix is whole tiles of matrices."""
+    return planes.n_columns % _columns(WIDE_TILE) == 0 and planes.n_rows % 16 == 0
 
 
 def suits_tiled_attention(spec: ModelSpec) -> bool:

@@ -258,10 +258,11 @@ class Program:
         return [top_logits, sample]
 
     def _argmax(self, slot: int) -> Dispatch:
+        most = min(16 * self._local_size, self.device.info.max_workgroup_invocations)
         return self.device.dispatch(
             KERNELS["argmax"],
             (self._logits, self._next_token, self._chosen),
-            constants=(4 * self._local_size, self.spec.n_vocab),
+            constants=(1 << most.bit_length() - 1, self.spec.n_vocab),
             push=(slot,),
         )
 

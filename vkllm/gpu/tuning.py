@@ -19,8 +19,9 @@ class DecodeTuning:
     each of which quantizes the activations and then takes rows until none are left; 0: no limit. steps_touched: steps
     of that loop whose weights are fetched into the cache while a workgroup waits. doubles: whether all loads of such a
     step begin before the products of the last one, in twice the registers.
-    attention_size: invocations of a workgroup of attention. attention_groups: workgroups that it is cut into, if the
-    context is long enough. keys_at_once: keys whose loads a few lanes have under way together.
+    attention_size: invocations of a workgroup of attention. attention_groups: parts of all heads that it is cut into,
+    if the context is long enough; heads that share keys share a workgroup. keys_at_once: keys whose loads a few lanes
+    have under way together.
     is_chained: whether dispatches wait for each other in the shader (shaders/lib/chain.glsl).
     """
 
@@ -43,9 +44,10 @@ class Tuning:
     attention_queries: heads and tokens that a workgroup of attention takes together (a few more heads, where so many
     share a key head). keys_at_once: keys whose loads a few lanes have under way together.
     tile_rows, tile_tokens: rows of a matrix that a subgroup computes together, sharing the activations in registers,
-    and tokens that share a weight block. has_matmul: whether steps of several tokens multiply by cooperative matrices.
-    has_tiled_attention: whether their attention does so too, where the model's heads suit it. It was measured on no GPU
-    yet, so no table has it, but `vkllm tune` tries it.
+    and tokens that share a weight block. has_matmul: whether steps of several tokens multiply by cooperative matrices;
+    narrow_rows: rows of matmul's tiles for up to 64 tokens, 32, 64 or 128; fewer make more workgroups of longer steps.
+    steps_ahead, steps_ahead_wide: steps of matmul's loop whose loads are under way together, for up to 64 tokens and
+    for more. has_tiled_attention: whether attention takes cooperative matrices too, where the model's heads suit it.
     """
 
     local_size: int
@@ -56,6 +58,9 @@ class Tuning:
     tile_tokens: int
     decode: DecodeTuning
     has_matmul: bool = False
+    narrow_rows: int = 128
+    steps_ahead: int = 1
+    steps_ahead_wide: int = 1
     has_tiled_attention: bool = False
 
 
@@ -68,7 +73,7 @@ CPU = Tuning(
     keys_at_once=4,
     tile_rows=8,
     tile_tokens=2,
-    decode=DecodeTuning(size=32, rows=4, unroll=1, groups=8, attention_size=32, attention_groups=8, keys_at_once=4),
+    decode=DecodeTuning(size=32, rows=4, unroll=1, groups=8, attention_size=32, attention_groups=24, keys_at_once=4),
 )
 GPU = Tuning(
     local_size=64,
@@ -88,8 +93,19 @@ VENDORS = {
     NVIDIA: replace(
         GPU,
         keys_at_once=8,
+        narrow_rows=64,
+        steps_ahead=4,
+        steps_ahead_wide=2,
+        has_tiled_attention=True,
         decode=replace(
-            GPU.decode, size=512, groups=132, attention_size=256, steps_touched=1, doubles=True, is_chained=True
+            GPU.decode,
+            size=512,
+            groups=132,
+            attention_size=256,
+            keys_at_once=2,
+            steps_touched=1,
+            doubles=True,
+            is_chained=True,
         ),
     ),
     # By Mesa's compiler (docs/amd.md), measured on no GPU. With two rows of a block each the two workgroups of 512
@@ -103,13 +119,19 @@ VENDORS = {
 GROUPS_PER_CORE = {NVIDIA: 1, AMD: 2}
 """Workgroups of matvec_fused that run on a core at once. More than run at once quantize the activations in vain."""
 
+ATTENTION_GROUPS_PER_CORE = {NVIDIA: 4, AMD: 8}
+"""On an H100, 4 are the best for four heads a key head (a workgroup a core), and nearly so for one; AMD is a guess."""
+
 
 def tuning(info: DeviceInfo) -> Tuning:
     """The table's choices for a device; `gpu/tuning_cache.py` may know better ones."""
     if info.type == "cpu":
         return CPU
     choices = VENDORS.get(info.vendor_id, GPU)
-    if info.n_cores and (per_core := GROUPS_PER_CORE.get(info.vendor_id)):
-        choices = replace(choices, decode=replace(choices.decode, groups=per_core * info.n_cores))
+    if info.n_cores and info.vendor_id in GROUPS_PER_CORE:
+        groups = GROUPS_PER_CORE[info.vendor_id] * info.n_cores
+        attention_groups = ATTENTION_GROUPS_PER_CORE[info.vendor_id] * info.n_cores
+        choices = replace(choices, decode=replace(choices.decode, groups=groups, attention_groups=attention_groups))
     # Intel's want a subgroup size of their own, and nobody tried
-    return replace(choices, has_matmul=info.matrix_shape is not None and info.vendor_id in (NVIDIA, AMD))
+    has_matmul = info.matrix_shape is not None and info.vendor_id in (NVIDIA, AMD)
+    return replace(choices, has_matmul=has_matmul, has_tiled_attention=has_matmul and choices.has_tiled_attention)

@@ -30,14 +30,18 @@ DECODE_FIELDS = (
 
 PREFILL_FIELDS = (
     *("has_tiled_attention", "tile_tokens", "tile_rows", "attention_size", "keys_at_once", "attention_queries"),
-    "has_matmul",
+    *("has_matmul", "narrow_rows", "steps_ahead", "steps_ahead_wide"),
 )
 """Of steps of several."""
 
 _MATVEC_FIELDS = ("tile_tokens", "tile_rows")
+_MATMUL_FIELDS = ("steps_ahead", "steps_ahead_wide")
 _ATTENTION_FIELDS = ("attention_size", "keys_at_once", "attention_queries")
 
-_MOST = {"rows": 8, "unroll": 8, "keys_at_once": 16, "tile_rows": 16, "tile_tokens": 16, "attention_queries": 16}
+_MOST = {
+    **{"rows": 8, "unroll": 8, "keys_at_once": 16, "tile_rows": 16, "tile_tokens": 16, "attention_queries": 16},
+    **dict.fromkeys(_MATMUL_FIELDS, 4),
+}
 _MOST_GROUPS = 4096
 _MOST_SUBGROUPS = 64
 """Subgroups of a workgroup that matvec_fused has room for."""
@@ -89,7 +93,9 @@ def fields_to_try(choices: Tuning, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(
         name
         for name in names
-        if not (no_matvec and name in _MATVEC_FIELDS) and not (no_attention and name in _ATTENTION_FIELDS)
+        if not (no_matvec and name in _MATVEC_FIELDS)
+        and not (no_attention and name in _ATTENTION_FIELDS)
+        and (no_matvec or name not in ("narrow_rows", *_MATMUL_FIELDS))
     )
 
 
@@ -97,7 +103,8 @@ def is_possible(choices: Tuning, info: DeviceInfo, kind: ModelKind) -> bool:
     """Whether a device can run the choices: its limits are kept, and no value is absurd."""
     decode = choices.decode
     sizes = (choices.attention_size, decode.attention_size, decode.size)
-    small = {name: getattr(choices, name) for name in ("tile_rows", "tile_tokens", "attention_queries", "keys_at_once")}
+    small_names = ("tile_rows", "tile_tokens", "attention_queries", "keys_at_once", *_MATMUL_FIELDS)
+    small = {name: getattr(choices, name) for name in small_names}
     small_decode = {name: getattr(decode, name) for name in ("rows", "unroll", "keys_at_once")}
     return (
         all(_is_power(size) and info.subgroup_size <= size <= info.max_workgroup_invocations for size in sizes)
@@ -105,6 +112,7 @@ def is_possible(choices: Tuning, info: DeviceInfo, kind: ModelKind) -> bool:
         # some kernels take four times as many invocations
         and _is_power(choices.local_size)
         and 4 * choices.local_size <= info.max_workgroup_invocations
+        and choices.narrow_rows in (32, 64, 128)
         and all(_is_power(value) and value <= _MOST[name] for name, value in (*small.items(), *small_decode.items()))
         and 0 < decode.groups <= _MOST_GROUPS
         and 0 < decode.attention_groups <= _MOST_GROUPS
@@ -127,8 +135,8 @@ def _attention_bytes(choices: Tuning, info: DeviceInfo, kind: ModelKind) -> tupl
     lanes = lanes_of_key(kind.head_dim, info.subgroup_size)
 
     def online_softmax(size: int, n_queries: int) -> int:
-        return 4 * (size // lanes) * n_queries * (kind.head_dim + 3) + 4 * n_queries * kind.head_dim
+        return 4 * (size // lanes) * n_queries * (kind.head_dim + 3)
 
-    parts = 12 * heads * MAX_PARTS
-    fused = online_softmax(choices.decode.attention_size, heads) + 4 * kind.head_dim + parts + 16
+    queries_and_newest, parts = 4 * heads * kind.head_dim + 4 * kind.head_dim, 12 * heads * MAX_PARTS
+    fused = online_softmax(choices.decode.attention_size, heads) + queries_and_newest + parts + 16
     return online_softmax(choices.attention_size, queries), fused
