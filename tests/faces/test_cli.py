@@ -73,6 +73,16 @@ def test_raw_and_a_model_without_a_template_continue_the_prompt(command: Command
     assert command.run([*FAKE, "run", base, "Xab", "-n", "3"]).stdout == "aba\n"
 
 
+def test_a_system_prompt_that_has_no_effect_is_told(command: Command, tiny: str, tmp_path: Path) -> None:
+    done = command.run([*FAKE, "run", tiny, "Xab", "--raw", "-sys", "Be short"])
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
+    assert "needs the chat template" in done.stderr and "--raw" in done.stderr
+    base = str(write_tiny_gguf(tmp_path / "base.gguf", template=None))
+    done = command.run([*FAKE, "run", base, "Xab", "-n", "3", "-sys", "Be short"])
+    assert (done.returncode, done.stdout) == (0, "aba\n")
+    assert "warning: base has no chat template" in done.stderr
+
+
 def test_piped_input_is_the_prompt_or_comes_after_it(command: Command, tiny: str) -> None:
     assert command.run([*FAKE, "run", tiny], "piped\n").stdout == "user\npiped\n"
     assert command.run([*FAKE, "run", tiny, "Sum up:"], "text\n").stdout == "user\nSum up:\n\ntext\n"

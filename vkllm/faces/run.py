@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vkllm import LLM, VkllmError
+from vkllm import LLM, InvalidParameter, VkllmError
 from vkllm.faces.loading import tell_of_memory
 from vkllm.faces.models import ensure_here
 from vkllm.faces.prompt import whole_prompt
@@ -38,6 +38,8 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
     sampling: fields of SamplingParams by name, checked (vkllm.faces.sampling). Raises any VkllmError, also for an
     answer that ends before it has the form asked for.
     """
+    if options.is_raw and options.system:
+        raise InvalidParameter("a system prompt (-sys) needs the chat template, which --raw leaves out; give one of them")
     local_model(options.model)  # a name that stands for nothing is told before a prompt is read
     prompt = whole_prompt(options.prompt, options.files)
     if prompt is None:
@@ -46,6 +48,8 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
         chat(options, sampling)
         return True
     with open_model(options.model, options.loading) as llm:
+        if options.system and not llm.has_chat_template:
+            complain("warning", f"{llm.name} has no chat template, so the system prompt (-sys) has no effect")
         if options.is_raw or not llm.has_chat_template:
             answer = llm.stream(prompt, **sampling)
         else:
