@@ -35,6 +35,12 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("VKLLM_TUNING")
 
 
+@pytest.fixture(autouse=True)
+def without_matrices(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same fields make a difference on every device."""
+    monkeypatch.setattr(device, "info", replace(device.info, matrix_shape=None))
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
     path = tmp_path_factory.mktemp("random") / "model.gguf"

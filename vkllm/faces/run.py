@@ -39,7 +39,9 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
     answer that ends before it has the form asked for.
     """
     if options.is_raw and options.system:
-        raise InvalidParameter("a system prompt (-sys) needs the chat template, which --raw leaves out; give one of them")
+        raise InvalidParameter(
+            "a system prompt (-sys) needs the chat template, which --raw leaves out; give one of them"
+        )
     local_model(options.model)  # a name that stands for nothing is told before a prompt is read
     prompt = whole_prompt(options.prompt, options.files)
     if prompt is None:

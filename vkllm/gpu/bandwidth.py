@@ -1,9 +1,11 @@
-"""How fast a device reads a memory, measured in a fraction of a second.
+"""How fast a device reads a memory, measured in a second.
 
 Decoding reads all weights for each token, so this is its ceiling. Knows nothing of models.
 """
 
 from __future__ import annotations
+
+import time
 
 from vkllm.gpu.device import Buffer, Device, Dispatch
 from vkllm.gpu.kernels import KERNELS
@@ -19,6 +21,9 @@ LOCAL_SIZE = 256
 MOST_GROUPS = 2048
 LOADS = 32
 """Loads of an invocation at least."""
+
+WARM_UP_S = 1.0
+"""How long a GPU that was idle takes to reach its clocks, about; an H100 reads at half its speed before."""
 
 
 def read_bandwidth(device: Device, free_bytes: int, tier: Tier = "local") -> float:
@@ -36,7 +41,10 @@ def read_bandwidth(device: Device, free_bytes: int, tier: Tier = "local") -> flo
         groups=(min(n_words // 4 // (LOADS * LOCAL_SIZE), MOST_GROUPS), 1),
         push=(n_words // 4,),
     )
-    return 4 * n_words / pass_s(device, [reading])
+    fastest_s, end_s = pass_s(device, [reading]), time.perf_counter() + WARM_UP_S
+    while device.info.type != "cpu" and time.perf_counter() < end_s:
+        fastest_s = min(fastest_s, pass_s(device, [reading]))
+    return 4 * n_words / fastest_s
 
 
 def _filling(device: Device, target: Buffer, words: Buffer) -> list[Dispatch]:
