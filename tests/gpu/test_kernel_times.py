@@ -122,7 +122,7 @@ def test_each_dispatch_of_the_recording_counts_once(
         rows = [Row(1, position) for position in range(n_rows)]
         step = program.submit(rows, range(-(-n_rows // KV_BLOCK)), "token", is_prompt=n_rows > 1)
     program.wait(step)
-    (recorded,) = recordings
+    recorded = [dispatch for part in recordings for dispatch in part]
     times = timed(program, n_rows, 3)
     assert len({kernel.work for kernel in times.kernels}) == len(set(names(times))) == len(times.kernels)
     counts: Counter[tuple[str, str]] = Counter()

@@ -94,6 +94,7 @@ class Engine:
         table = self._cache.block_table(len(rows) + 1)
         self._program.wait(self._program.submit(rows, table, "sampled", is_prompt=True, draw=draw))
         self._program.wait(self._program.submit([Row(None, len(rows))], table, "token"))
+        self._program.prepare()
         # widths that need longer are found by the first prompts: a slow device should not start later for them
         lengths = self._lengths
         while (width := lengths.n_rows()) not in lengths.took_s and width <= self._n_ctx:

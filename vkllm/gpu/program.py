@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -60,16 +60,6 @@ class Submitted:
     submitted_s: float
 
 
-class _Kind(NamedTuple):
-    """What a step is recorded for."""
-
-    width: int
-    result: Result
-    is_masked: bool
-    slot: int
-    n_submits: int
-
-
 class Program:
     """A loaded model. tensors: the file's tensor table. on_bytes: called with bytes loaded since the last call."""
 
@@ -104,9 +94,9 @@ class Program:
         self.moved_bytes = self._buffers.moved_bytes
         self.n_blocks = self._buffers.n_blocks
         self._logits = self._buffers.activations["logits"].values
-        self._recordings: dict[_Kind, list[Recording]] = {}
+        self._recordings: dict[Hashable, list[Recording]] = {}
         # what the last two choices recorded: choices that are tried in turn share the pipelines
-        self._earlier: deque[dict[_Kind, list[Recording]]] = deque(maxlen=2)
+        self._earlier: deque[dict[Hashable, list[Recording]]] = deque(maxlen=2)
         self._slot_tickets = [0] * N_SLOTS
         self._turn = 0
         self.use(kept_choice(info, self.kind) or tuning(info))
@@ -139,14 +129,14 @@ class Program:
         is_prompt: rows of a prompt, which are computed alike however they are cut into steps.
         result: what to make of the last row: "token" chooses the likeliest on the GPU, "sampled" draws one there
         as `draw` says, "logits" brings all to the host. mask: the tokens that may be chosen on the GPU, token t as bit
-        t % 32 of word t // 32; None is all. n_submits: pieces of about as many layers that the step is cut
+        t % 32 of word t // 32; None is all. n_submits: pieces of about as many layers that a prompt's step is cut
         into, each a submit. At most N_SLOTS steps are in flight; one more waits for the oldest.
         """
         assert (draw is not None and 0 < draw.top_k <= TOP_K) if result == "sampled" else draw is None
         assert mask is None or (result in ("token", "sampled") and len(mask) == self._mask_words)
         width = step_width(len(rows), is_prompt=is_prompt)
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
-        recordings = self._recordings_of(_Kind(width, result, mask is not None, slot, n_submits))
+        recordings = self._recorded_step(width, result, slot, mask is not None, n_submits)
         self.device.wait(self._slot_tickets[slot])
         self._slots.write(slot, rows, block_table, draw)
         if mask is not None:
@@ -196,24 +186,49 @@ class Program:
 
     def dispatches(self, width: int, result: Result, slot: int = 0, *, is_masked: bool = False) -> list[Dispatch]:
         """All dispatches of a step, in order. width: one of WIDTHS."""
-        dispatches = [self._begin_step(slot)]
         if width == 1:
             ops = decoder(self.spec) if result == "none" else (*decoder(self.spec), *head(self.spec))
-            dispatches += self._decode.dispatches(ops)
+            layers = self._decode.dispatches(ops)
         else:
-            dispatches += [d for op in decoder(self.spec) for d in self.operations.of(op, width)]
-            if result != "none":
-                dispatches += [d for op in head(self.spec) for d in self.operations.of(op, 1)]
-        if is_masked:
-            dispatches.append(self._mask_logits(slot))
-        return dispatches if result == "none" else dispatches + self._result(result, slot)
+            layers = self._layers(width) + ([] if result == "none" else self._head())
+        end = [] if result == "none" else self._result(result, slot, is_masked=is_masked)
+        return [self._begin_step(slot), *layers, *end]
 
-    def _recordings_of(self, kind: _Kind) -> list[Recording]:
-        if kind not in self._recordings:
-            dispatches = self.dispatches(kind.width, kind.result, kind.slot, is_masked=kind.is_masked)
-            cuts = [len(dispatches) * i // kind.n_submits for i in range(kind.n_submits + 1)]
-            self._recordings[kind] = [self.device.record(dispatches[i:j]) for i, j in pairwise(cuts)]
-        return self._recordings[kind]
+    def prepare(self) -> None:
+        """Records what tokens are chosen with in every slot, so that the first answers do not wait for it."""
+        for slot in range(N_SLOTS):
+            for result in ("token", "sampled"):
+                for width in WIDTHS[:2]:
+                    self._recorded_step(width, result, slot, is_masked=False, n_submits=1)
+
+    def _recorded_step(self, width: int, result: Result, slot: int, is_masked: bool, n_submits: int) -> list[Recording]:
+        """A step of one token is one submit. A prompt's are several, and all slots and results share its layers."""
+        if width == 1:
+            return self._recorded(
+                (width, result, is_masked, slot), lambda: self.dispatches(1, result, slot, is_masked=is_masked)
+            )
+        begin = self._recorded(slot, lambda: [self._begin_step(slot)])
+        layers = self._recorded((width, n_submits), lambda: self._layers(width), n_submits)
+        if result == "none":
+            return [*begin, *layers]
+        end = self._recorded(
+            (result, is_masked, slot), lambda: self._head() + self._result(result, slot, is_masked=is_masked)
+        )
+        return [*begin, *layers, *end]
+
+    def _recorded(self, key: Hashable, dispatches: Callable[[], list[Dispatch]], n_submits: int = 1) -> list[Recording]:
+        """Dispatches in n_submits recordings, made once for a key."""
+        if key not in self._recordings:
+            made = dispatches()
+            cuts = [len(made) * i // n_submits for i in range(n_submits + 1)]
+            self._recordings[key] = [self.device.record(made[i:j]) for i, j in pairwise(cuts)]
+        return self._recordings[key]
+
+    def _layers(self, width: int) -> list[Dispatch]:
+        return [d for op in decoder(self.spec) for d in self.operations.of(op, width)]
+
+    def _head(self) -> list[Dispatch]:
+        return [d for op in head(self.spec) for d in self.operations.of(op, 1)]
 
     def _begin_step(self, slot: int) -> Dispatch:
         return self.device.dispatch(
@@ -223,14 +238,15 @@ class Program:
             push=(slot * self._slots.slot_words,),
         )
 
-    def _result(self, result: Literal["token", "sampled", "logits"], slot: int) -> list[Dispatch]:
+    def _result(self, result: Literal["token", "sampled", "logits"], slot: int, *, is_masked: bool) -> list[Dispatch]:
+        masking = [self._mask_logits(slot)] if is_masked else []
         match result:
             case "token":
-                return [self._argmax(slot)]
+                return [*masking, self._argmax(slot)]
             case "sampled":
-                return self._sample(slot)
+                return [*masking, *self._sample(slot)]
             case "logits":
-                return [self._read_logits()]
+                return [*masking, self._read_logits()]
 
     def _mask_logits(self, slot: int) -> Dispatch:
         return self.device.dispatch(
