@@ -131,6 +131,7 @@ bool leave_partial(uint self, uint head, uint part, uint n_used) {
     partials[to + 1 + i % FOURS] = merged_four(i);
     if (i % FOURS == 0) partials[to] = vec4(largest_of_teams(h), merged_total(h), 0.0, 0.0);
   }
+  if (CHAINED == 0) memoryBarrierBuffer(); // devices that chain need but one invocation's (lib/chain.glsl)
   barrier();
   if (gl_LocalInvocationIndex == 0) {
     memoryBarrierBuffer();
@@ -138,6 +139,7 @@ bool leave_partial(uint self, uint head, uint part, uint n_used) {
     memoryBarrierBuffer();
   }
   barrier();
+  if (CHAINED == 0) memoryBarrierBuffer();
   return is_last;
 }
 
