@@ -8,12 +8,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from textual.app import App, SystemCommand
+from textual.drivers._writer_thread import WriterThread
 from textual.screen import Screen
 
 from vkllm import LLM, VkllmError
@@ -55,6 +56,7 @@ class ChatApp(App[None]):
         fits = fits or Fits({"device": options.device})
         self.session = Session(open_model, fits, n_ctx=options.n_ctx, device=options.device)
         self._store = store
+        self.event_loop: asyncio.AbstractEventLoop | None = None
         self._last_interrupt_s = 0.0
         # What was used last. It is read here, where an error of the store is still told without a screen.
         stored = store.setting("parameters", {"system": "", "sampling": {}})
@@ -70,10 +72,11 @@ class ChatApp(App[None]):
             self.theme = self._first_theme
         self.theme_changed_signal.subscribe(self, lambda theme: self._keep_theme(theme.name))
         self.push_screen(ChatScreen(self._store, self.session, self._parameters, self._model))
+        self.event_loop = asyncio.get_running_loop()
         # Windows has no such signals, and only the main thread may take them.
         with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):
             for name in (signal.SIGTERM, signal.SIGHUP):
-                asyncio.get_running_loop().add_signal_handler(name, self.leave)
+                self.event_loop.add_signal_handler(name, self.leave)
 
     def leave(self) -> None:
         """Keeps what there is of an answer and ends the application."""
@@ -130,6 +133,32 @@ class ChatApp(App[None]):
             self._store.set_setting("theme", name)
 
 
+@contextlib.contextmanager
+def outliving_terminal(app: ChatApp) -> Iterator[None]:
+    """Has the application left if its terminal is gone.
+
+    Textual's thread that writes to the terminal dies of that, and whoever writes more than its queue holds would wait
+    for ever, signals unheard. Here it goes on taking what is written until it is stopped.
+    """
+    usual = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.thread, WriterThread) or not issubclass(failure.exc_type, OSError):
+            usual(failure)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            if app.event_loop is not None:
+                app.event_loop.call_soon_threadsafe(app.leave)
+        while failure.thread._queue.get() is not None:
+            pass
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
+
+
 def run_chat(options: ChatOptions, loading: Mapping[str, Any]) -> None:
     """Runs the chat until the user leaves, then ends the engine. loading: more arguments of LLM.
 
@@ -140,7 +169,8 @@ def run_chat(options: ChatOptions, loading: Mapping[str, Any]) -> None:
     try:
         app = ChatApp(options, store, partial(LLM, **loading), fits)
         try:
-            app.run()
+            with outliving_terminal(app):
+                app.run()
         finally:
             _end(app.session)
     finally:
