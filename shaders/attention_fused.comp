@@ -97,7 +97,7 @@ shared bool is_last;
 // queries into registers, the new key and value into shared memory and, by one workgroup of each key head, the cache
 void rope(uint self, uint head, bool has_newest) {
   uint position = NEWEST, kv_head = head / GROUP_HEADS;
-  uint unit = block_table[rows[0].z + position / KV_BLOCK] * N_KV_HEADS + kv_head;
+  uint unit = unit_of(rows[0].z, kv_head, position);
   bool stores = has_newest && head % GROUP_HEADS == 0;
   for (uint i = self; i < OUT_FOURS; i += LOCAL_SIZE) {
     rotated_queries[i] = four_of_head((head + i / FOURS) * HEAD_DIM, 4 * (i % FOURS), position, true);

@@ -180,7 +180,7 @@ void main() {
   uint table = rows[row_of(0)].z;
   float largest = -1e30, total = 0.0;
   for (uint base = 0; base < end; base += KV_BLOCK) {
-    load_tile(block_table[table + base / KV_BLOCK] * N_KV_HEADS + gl_WorkGroupID.x, end - base);
+    load_tile(unit_of(table, gl_WorkGroupID.x, base), end - base);
     barrier();
     multiply_keys();
     float score[ROW_KEYS], new_largest = largest;

@@ -43,7 +43,7 @@ void main() {
     q[(row * N_HEADS + head) * FOURS + four] = v;
     return;
   }
-  uint unit = block_table[rows[row].z + position / KV_BLOCK] * N_KV_HEADS + (head - N_HEADS) % N_KV_HEADS;
+  uint unit = unit_of(rows[row].z, (head - N_HEADS) % N_KV_HEADS, position);
   if (is_value) store_value(unit, position % KV_BLOCK, four, cached_four(v, V_Q8_0));
   else store_key(unit, position % KV_BLOCK, four, cached_four(v, K_Q8_0));
 }

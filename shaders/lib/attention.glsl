@@ -27,7 +27,7 @@ uvec4 k[AT_ONCE * PIECES], v[AT_ONCE * PIECES];
 void load_keys(uint table, uint kv_head, uint base, uint end) {
   [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
     uint position = min(base + i * TEAMS, end - 1);
-    uint unit = block_table[table + position / KV_BLOCK] * N_KV_HEADS + kv_head;
+    uint unit = unit_of(table, kv_head, position);
     [[unroll]] for (uint p = 0; p < PIECES; p++) {
       k[i * PIECES + p] = load_key(unit, position % KV_BLOCK, min(lane + p * LANES, EIGHTS - 1));
     }
@@ -37,7 +37,7 @@ void load_keys(uint table, uint kv_head, uint base, uint end) {
 void load_values(uint table, uint kv_head, uint base, uint end) {
   [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
     uint position = min(base + i * TEAMS, end - 1);
-    uint unit = block_table[table + position / KV_BLOCK] * N_KV_HEADS + kv_head;
+    uint unit = unit_of(table, kv_head, position);
     [[unroll]] for (uint p = 0; p < PIECES; p++) {
       v[i * PIECES + p] = load_value(unit, position % KV_BLOCK, min(lane + p * LANES, EIGHTS - 1));
     }

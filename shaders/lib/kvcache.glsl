@@ -14,6 +14,11 @@ const uint EIGHTS = HEAD_DIM / 8;
 const uint F16_WORDS = KV_BLOCK * HEAD_DIM / 2; // of a unit
 const uint Q8_0_WORDS = KV_BLOCK * (HEAD_DIM / 4 + HEAD_DIM / 32);
 
+// of a cached token, in the sequence whose blocks begin at block_table[table]; its row is position % KV_BLOCK
+uint unit_of(uint table, uint kv_head, uint position) {
+  return block_table[table + position / KV_BLOCK] * N_KV_HEADS + kv_head;
+}
+
 // where a row's words lie: of float16, of bytes (both from values 4 * four on), and the scale of values 32 * block on
 uint half_word(uint unit, uint row, uint four) { return unit * F16_WORDS + row * (HEAD_DIM / 2) + 2 * four; }
 uint byte_word(uint unit, uint row, uint four) { return unit * Q8_0_WORDS + row * (HEAD_DIM / 4) + four; }
