@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import os
+import time
+from collections.abc import Callable
 
 from vkllm.errors import InvalidParameter
 from vkllm.gpu.program import WIDTHS, step_width
@@ -19,6 +21,10 @@ SUBMIT_S = 0.1
 longer are cut into several. VKLLM_SUBMIT_MS says otherwise. A step of one token is never cut, however long it takes."""
 
 MOST_SUBMITS = 64
+
+FIRST_RETRY_S, LAST_RETRY_S = 5.0, 640.0
+"""When a width whose chunk took too long is tried again: at first after so long, then after twice that, at last every
+ten minutes or so. A chunk may have been slow because another program had the device, or the machine slept."""
 
 
 def longest_submit_s() -> float:
@@ -34,25 +40,51 @@ def longest_submit_s() -> float:
 
 
 class ChunkLengths:
-    """What chunks took so far, and how long the next ones should be. took_s: by width, of the last of each."""
+    """What chunks took so far, and how long the next ones should be. took_s: by width, of the last of each.
 
-    def __init__(self, longest_submit_s: float) -> None:
+    clock: seconds that go on while nothing runs.
+    """
+
+    def __init__(self, longest_submit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.took_s: dict[int, float] = {}
         self.longest_submit_s = longest_submit_s
+        self._clock = clock
+        self._retries: dict[int, tuple[float, float]] = {}  # by width, those too slow: when, and how long the wait was
+
+    def measured(self, n_rows: int, seconds: float) -> None:
+        """Keeps what a chunk took. Those that fill no width say little about it and do not count."""
+        if n_rows not in WIDTHS[1:]:
+            return
+        self.took_s[n_rows] = seconds
+        if seconds <= CHUNK_S:
+            self._retries.pop(n_rows, None)
+            return
+        _, waited_s = self._retries.get(n_rows, (0.0, FIRST_RETRY_S / 2))
+        wait_s = min(2 * waited_s, LAST_RETRY_S)
+        self._retries[n_rows] = (self._clock() + wait_s, wait_s)
+
+    def forget(self) -> None:
+        """Forgets what chunks took."""
+        self.took_s.clear()
+        self._retries.clear()
 
     def n_rows(self) -> int:
         """Rows of the next chunk: the widest step that is known, or may be expected, to take CHUNK_S at most.
 
         Wider steps take less time a row, so one of twice that by a linear guess is tried. A step that took longer is
-        not tried again, so the next chunks are shorter.
+        not tried again for a while, so the next chunks are shorter.
         """
         best = WIDTHS[1]
         for width in WIDTHS[2:]:
-            expected = self.took_s[best] * width / best / 2 if best in self.took_s else math.inf
-            if self.took_s.get(width, expected) > CHUNK_S:
+            guess_s = self.took_s[best] * width / best / 2 if best in self.took_s else math.inf
+            known_s = guess_s if self._may_retry(width) else self.took_s.get(width, guess_s)
+            if known_s > CHUNK_S:
                 break
             best = width
         return best
+
+    def _may_retry(self, width: int) -> bool:
+        return width in self._retries and self._clock() >= self._retries[width][0]
 
     def n_submits(self, n_rows: int) -> int:
         """Submits that a chunk is cut into: a power of two, so that each takes about the longest submit at most."""

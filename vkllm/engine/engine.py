@@ -161,7 +161,7 @@ class Engine:
             with self._told("tuning"):
                 report = tune(self._program, budget_s, on_trial=on_trial, is_interrupted=is_interrupted)
         finally:
-            self._lengths.took_s.clear()
+            self._lengths.forget()
         self._warm_up()
         return report
 
@@ -248,7 +248,7 @@ class Engine:
         table = self._cache.block_table(start + len(rows))
         step = self._program.submit(rows, table, "none", is_prompt=True, n_submits=self._lengths.n_submits(len(rows)))
         self._program.wait(step)
-        self._lengths.took_s[len(rows)] = time.perf_counter() - step.submitted_s
+        self._lengths.measured(len(rows), time.perf_counter() - step.submitted_s)
 
     def _read(self, run: Run) -> list[Event]:
         """Runs the next chunk of a prompt that nothing follows, and reports what is wanted of its rows."""
