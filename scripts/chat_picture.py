@@ -15,7 +15,7 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
-from vkllm.faces.chat_store import ChatStore
+from vkllm.faces.chat.store import ChatStore
 from vkllm.faces.tui.app import ChatApp, ChatOptions
 from vkllm.faces.tui.chat_screen import ChatScreen
 

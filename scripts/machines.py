@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from vkllm.errors import OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
-from vkllm.gpu.kernels import MAX_ROWS
-from vkllm.gpu.model_buffers import HEAD_ROWS
-from vkllm.model.limits import (
+from vkllm.gpu.program.buffers import HEAD_ROWS
+from vkllm.gpu.program.kernels import MAX_ROWS
+from vkllm.model.memory.limits import (
     CHAINED_LAYER_S,
     CPU_CORE_BYTES_PER_S,
     LAYER_S,
@@ -28,7 +28,7 @@ from vkllm.model.limits import (
     Speeds,
     limits_of_heaps,
 )
-from vkllm.model.plan import MemoryPlan, PlanOptions, plan
+from vkllm.model.memory.plan import MemoryPlan, PlanOptions, plan
 from vkllm.model.spec import ModelSpec, expected_shapes
 
 PAGE = Path(__file__).parents[1] / "docs" / "machines.md"
@@ -213,9 +213,11 @@ def _introduction() -> list[str]:
     return [
         "# Which machine runs what",
         "",
-        "The plan of `vkllm/model/plan.py` for well-known machines, models in Q4_0, a context of 4,096 tokens in f16.",
-        "Speeds are **expected, not measured**: tok/s at half the context, by the assumptions at the end. `vkllm plan",
-        "MODEL` says the same for the machine at hand. Written by `python scripts/machines.py`; do not edit.",
+        "The plan of `vkllm/model/memory/plan.py` for well-known machines: models in Q4_0, a context of 4,096 tokens",
+        "in f16. Speeds are **expected, not measured**: tok/s at half the context, by the assumptions at the end.",
+        "`vkllm plan MODEL` says the same for the machine at hand.",
+        "",
+        "Written by `python scripts/machines.py`; do not edit.",
         "",
     ]
 

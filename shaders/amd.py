@@ -28,13 +28,14 @@ sys.path.insert(0, str(SHADERS.parent))
 
 from vkllm.formats.gguf import TensorInfo  # noqa: E402
 from vkllm.formats.quants import weight_format  # noqa: E402
-from vkllm.gpu.device import Buffer, Device, Dispatch, Recording  # noqa: E402
-from vkllm.gpu.kernels import KERNELS, WEIGHT_FORMATS, KernelSpec  # noqa: E402
+from vkllm.gpu.device.kernel import KernelSpec  # noqa: E402
+from vkllm.gpu.device.kompute import Buffer, Device, Dispatch, Recording  # noqa: E402
+from vkllm.gpu.device.probe import DeviceInfo, Heap, devices  # noqa: E402
 from vkllm.gpu.layer.memory import Placement, Tier  # noqa: E402
-from vkllm.gpu.probe import DeviceInfo, Heap, devices  # noqa: E402
-from vkllm.gpu.program import WIDTHS, Program, Result  # noqa: E402
-from vkllm.gpu.step import Draw, Row  # noqa: E402
-from vkllm.gpu.tuning import tuning  # noqa: E402
+from vkllm.gpu.program.choices import tuning  # noqa: E402
+from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS  # noqa: E402
+from vkllm.gpu.program.program import WIDTHS, Program, Result  # noqa: E402
+from vkllm.gpu.program.step import Draw, Row  # noqa: E402
 from vkllm.model.spec import ModelSpec, expected_shapes  # noqa: E402
 
 
@@ -231,7 +232,7 @@ def _steps(info: DeviceInfo, spec: ModelSpec, fmt: str, widths: Iterable[int] = 
     """What is submitted to load a model whose matrices have one format, and to run a step of every width."""
     device = PaperDevice(info)
     # the file has zeros enough for a vector; matrices are not read, since what they hold changes no dispatch
-    with tempfile.NamedTemporaryFile() as file, patch("vkllm.gpu.weights.read_range"):
+    with tempfile.NamedTemporaryFile() as file, patch("vkllm.gpu.program.weights.read_range"):
         tensors = {}
         for name, shape in expected_shapes(spec).items():
             n_bytes = weight_format(fmt).unit_bytes if len(shape) == 2 else 4 * shape[0]

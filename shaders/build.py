@@ -21,7 +21,8 @@ from pathlib import Path
 SHADERS = Path(__file__).parent
 sys.path.insert(0, str(SHADERS.parent))
 
-from vkllm.gpu.kernels import KERNELS, KernelSpec  # noqa: E402
+from vkllm.gpu.device.kernel import KernelSpec  # noqa: E402
+from vkllm.gpu.program.kernels import KERNELS  # noqa: E402
 
 OPTIONS = ("--target-env=vulkan1.1", "-O")
 MANIFEST = SHADERS / "spv" / "manifest.json"

@@ -25,7 +25,7 @@ layout(std430, binding = 4) writeonly buffer YScales { vec2 y_scales[]; };
 #include "lib/q16.glsl"
 
 const uint FOURS = COLUMNS / 4;
-const uint LAST_ROW = 0xffffffff; // vkllm/gpu/kernels.py has it too
+const uint LAST_ROW = 0xffffffff; // vkllm/gpu/program/kernels.py has it too
 
 shared float partial[128];
 

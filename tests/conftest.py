@@ -14,7 +14,7 @@ from hypothesis import settings
 from tiny_gguf import write_tiny_gguf
 
 from vkllm import LLM, ModelNotFound
-from vkllm.engine.process import EngineProcess
+from vkllm.engine.process.handle import EngineProcess
 from vkllm.store import find_model
 
 # Tests of what a device runs by default must not depend on what a developer has tuned.
@@ -41,7 +41,9 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fake_llm(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LLM]]:
     """Makes LLMs whose engine is fake_engine.FakeEngine in a process of its own; all are closed at the end."""
-    monkeypatch.setattr("vkllm.llm.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine"))
+    monkeypatch.setattr(
+        "vkllm.api.llm.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
+    )
     made: list[LLM] = []
 
     def make(**options: Any) -> LLM:

@@ -15,31 +15,30 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from vkllm.engine.request import (
+from vkllm.engine.events import (
     DeviceReport,
     Embedded,
-    EngineConfig,
     Event,
     Failed,
     Finished,
-    Request,
     RunStats,
     Scores,
     StateAnswer,
-    StateQuery,
     Token,
     TokenLogprob,
 )
+
+from vkllm.engine.requests import EngineConfig, Request, StateQuery
 from vkllm.errors import ContextOverflow, DeviceLost, InvalidParameter, NoDevice, OutOfDeviceMemory, StateFileError
-from vkllm.gpu.probe import DeviceInfo
-from vkllm.gpu.step_times import KernelTime, KernelWork, StepTimes
-from vkllm.gpu.tuner import TuningReport
-from vkllm.gpu.tuning import GPU
-from vkllm.gpu.tuning_cache import Speeds, tuning_key
-from vkllm.gpu.tuning_search import Trial
-from vkllm.gpu.tuning_space import ModelKind
-from vkllm.model.limits import Tier
-from vkllm.model.plan import MemoryPlan, TierPlan
+from vkllm.gpu.device.probe import DeviceInfo
+from vkllm.gpu.measure.step_times import KernelTime, KernelWork, StepTimes
+from vkllm.gpu.program.choices import GPU
+from vkllm.gpu.tuning.cache import Speeds, tuning_key
+from vkllm.gpu.tuning.search import Trial
+from vkllm.gpu.tuning.space import ModelKind
+from vkllm.gpu.tuning.tuner import TuningReport
+from vkllm.model.memory.limits import Tier
+from vkllm.model.memory.plan import MemoryPlan, TierPlan
 
 STEP_S = 0.002
 DIE = 1  # a prompt that starts with this id makes the engine kill its own process after three tokens

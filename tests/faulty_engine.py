@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vkllm.engine.engine import Engine
-from vkllm.engine.request import EngineConfig, Request, StateQuery
+from vkllm.engine.requests import EngineConfig, Request, StateQuery
 from vkllm.gpu.layer import Layer
 
 TIMEOUT_S = 0.3

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
-from vkllm.downloads import files
+from vkllm.store.downloads import files
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 STALL_S = 12.0

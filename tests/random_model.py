@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 from random_weights import quantized
 
-from vkllm.engine.request import EngineConfig
+from vkllm.engine.requests import EngineConfig
 from vkllm.formats.gguf import ModelFile
 from vkllm.formats.quants import dequantize
 from vkllm.model.reference import Reference

@@ -28,8 +28,8 @@ from vkllm import (
     NoDevice,
     Piece,
 )
-from vkllm.async_llm import LoadOptions
-from vkllm.engine.process import EngineProcess
+from vkllm.api.async_llm import LoadOptions
+from vkllm.engine.process.handle import EngineProcess
 
 pytestmark = pytest.mark.asyncio
 
@@ -41,7 +41,9 @@ HI = [{"role": "user", "content": "Hi"}]
 @pytest.fixture
 def make(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeLLM]:
     """Makes AsyncLLMs whose engine is fake_engine.FakeEngine in a process of its own; all are closed at the end."""
-    monkeypatch.setattr("vkllm.llm.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine"))
+    monkeypatch.setattr(
+        "vkllm.api.llm.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
+    )
     made: list[AsyncLLM] = []
 
     def make(**options: Any) -> AsyncLLM:

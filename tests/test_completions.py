@@ -28,8 +28,8 @@ from vkllm import (
     EmbeddingResponse,
     InvalidParameter,
 )
-from vkllm.engine.request import Request
-from vkllm.openai.calls import ChatOptions, TextOptions
+from vkllm.api.openai.calls import ChatOptions, TextOptions
+from vkllm.engine.requests import Request
 
 MakeLLM = Callable[..., LLM]
 HI = [{"role": "user", "content": "Hi"}]  # the engine answers "user\nHi"

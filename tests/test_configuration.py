@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from vkllm import LLM
-from vkllm.faces.cli import app
+from vkllm.faces.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "configuration.md").read_text()

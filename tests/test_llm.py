@@ -27,7 +27,7 @@ from vkllm import (
     SamplingParams,
     UnsupportedModel,
 )
-from vkllm.engine.request import Request
+from vkllm.engine.requests import Request
 
 MakeLLM = Callable[..., LLM]
 SLOW = chr(fake.SLOW)  # a slow request that is not cancelled keeps the engine busy for ten seconds
@@ -232,7 +232,7 @@ def test_bad_files_are_typed_errors_before_an_engine_starts(
     def no_engine(*_: object) -> None:
         raise AssertionError("an engine was started")
 
-    monkeypatch.setattr("vkllm.llm.EngineProcess", no_engine)
+    monkeypatch.setattr("vkllm.api.llm.EngineProcess", no_engine)
     with pytest.raises(ModelNotFound):
         LLM(tmp_path / "missing.gguf")
     cut = tmp_path / "cut.gguf"

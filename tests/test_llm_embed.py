@@ -18,7 +18,7 @@ import pytest
 from tiny_gguf import IM_START, N_CTX, write_tiny_gguf
 
 from vkllm import LLM, AsyncLLM, ContextOverflow, DeviceLost, InvalidParameter, NoDevice, UnsupportedModel
-from vkllm.engine.process import EngineProcess
+from vkllm.engine.process.handle import EngineProcess
 from vkllm.formats.gguf import ModelFile
 from vkllm.formats.quants import dequantize
 from vkllm.model.reference import Reference
@@ -120,7 +120,7 @@ def test_an_error_in_one_cancels_the_others(fake_llm: MakeLLM) -> None:
 async def test_asyncio_goes_on_meanwhile_and_a_cancel_ends_the_batch(
     tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vkllm.llm.EngineProcess", partial(EngineProcess, factory="fake_engine:FakeEngine"))
+    monkeypatch.setattr("vkllm.api.llm.EngineProcess", partial(EngineProcess, factory="fake_engine:FakeEngine"))
     async with AsyncLLM(tiny_gguf) as llm:
         assert await llm.embed("Xab") == fake_vector(3, ord("b"))
         assert await llm.embed(["Xab", "c"]) == [fake_vector(3, ord("b")), fake_vector(1, ord("c"))]

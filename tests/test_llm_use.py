@@ -177,5 +177,5 @@ def test_a_model_is_called_as_it_was_asked_for(
     fake_llm: MakeLLM, monkeypatch: pytest.MonkeyPatch, tiny_gguf: Path
 ) -> None:
     assert fake_llm().name == "tiny"
-    monkeypatch.setattr("vkllm.llm.find_model", lambda name, on_progress: tiny_gguf)
+    monkeypatch.setattr("vkllm.api.llm.find_model", lambda name, on_progress: tiny_gguf)
     assert fake_llm(model="hf.co/owner/repo:Q4_K_M").name == "hf.co/owner/repo:Q4_K_M"

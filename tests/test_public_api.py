@@ -17,8 +17,9 @@ import pytest
 from tiny_gguf import write_tiny_gguf
 
 import vkllm
-from vkllm import LLM, AsyncLLM, chat, measuring
-from vkllm.openai import create
+from vkllm import LLM, AsyncLLM
+from vkllm.api import chat, measuring
+from vkllm.api.openai import create
 
 PUBLIC = [name for name in vkllm.__all__ if name != "__version__"]
 # What they return has methods too, which are not reached by a public name.

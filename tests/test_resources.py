@@ -13,15 +13,16 @@ from vkllm import resources
 from vkllm.errors import VkllmError
 from vkllm.formats.gguf import ModelFile
 from vkllm.model.spec import model_spec
-from vkllm.resources import CatalogEntry, HubSource, WheelSource, models_dir
+from vkllm.resources import models_dir
 from vkllm.store import quantization_of
+from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource, catalog
 
 # Of whole files. Q4_K_M mixes 4.5 bits with 6.6; a vocabulary that is large for its model makes it more.
 BITS_PER_PARAMETER = {"Q4_1": (5.0, 6.0), "Q4_K_M": (4.7, 5.3), "Q8_0": (8.5, 8.7)}
 
 
 def test_the_catalogue_is_complete_and_pinned() -> None:
-    entries = resources.catalog()
+    entries = catalog()
     assert len({entry.name for entry in entries}) == len(entries) >= 25
     assert len({entry.source for entry in entries}) == len(entries)
     assert entries[0].name == "smollm2"
@@ -36,7 +37,7 @@ def test_the_catalogue_is_complete_and_pinned() -> None:
 
 
 def test_the_catalogues_figures_fit_each_other() -> None:
-    for entry in resources.catalog():
+    for entry in catalog():
         quantization = quantization_of(
             entry.source.member if isinstance(entry.source, WheelSource) else entry.source.file
         )
@@ -49,7 +50,7 @@ def test_the_catalogues_figures_fit_each_other() -> None:
 
 @pytest.mark.weights
 def test_the_default_models_figures_are_those_of_its_file(default_model: Path) -> None:
-    entry = resources.catalog()[0]
+    entry = catalog()[0]
     file = ModelFile.open(default_model)
     assert entry.n_params == sum(math.prod(tensor.shape) for tensor in file.tensors.values())
     assert entry.n_bytes == default_model.stat().st_size
@@ -72,7 +73,7 @@ def test_catalogue_and_shaders_are_read_from_an_installed_wheel(
     )
     monkeypatch.setattr(resources, "_SHIPPED", tmp_path)
     assert resources.shader("add") == b"\x03\x02\x23\x07"
-    assert resources.catalog() == [CatalogEntry("one", "d", "l", 3, 1, 2, None, HubSource("a/b", "c.gguf"))]
+    assert catalog() == [CatalogEntry("one", "d", "l", 3, 1, 2, None, HubSource("a/b", "c.gguf"))]
 
 
 def test_shaders_are_read_from_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 
-from vkllm import store
-from vkllm.downloads.checks import mark_path
 from vkllm.errors import ModelNotFound, UnsupportedModel, VkllmError
-from vkllm.resources import CatalogEntry, HubSource, WheelSource, cache_dir, models_dir
+from vkllm.resources import cache_dir, models_dir
 from vkllm.store import (
     HubRepo,
     WebSource,
@@ -26,6 +24,8 @@ from vkllm.store import (
     remove_unfinished,
     source_of,
 )
+from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource
+from vkllm.store.downloads.checks import mark_path
 
 REPO = "someone/tiny-GGUF"
 HUB_ENTRY = CatalogEntry("tiny", "on a hub", "MIT", 10, 20, 30, None, HubSource(REPO, "tiny.Q8_0.gguf"))
@@ -39,7 +39,7 @@ def content(name: str) -> bytes:
 @pytest.fixture(autouse=True)
 def tiny(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub with one repository, and a catalogue with one model of it."""
-    monkeypatch.setattr(store, "catalog", lambda: [HUB_ENTRY, WHEEL_ENTRY])
+    monkeypatch.setattr("vkllm.store.models.catalog", lambda: [HUB_ENTRY, WHEEL_ENTRY])
     add(hub, "tiny.Q8_0.gguf", "tiny.Q4_K_M.gguf", "tiny.IQ2_XS.gguf", "mmproj-tiny-F16.gguf")
 
 
@@ -230,7 +230,7 @@ def test_a_split_model_is_here_when_all_its_parts_are(hub: HubServer) -> None:
 
 def test_a_catalogue_model_with_a_sha256_is_checked(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = replace(HUB_ENTRY, sha256="0" * 64)
-    monkeypatch.setattr(store, "catalog", lambda: [wrong])
+    monkeypatch.setattr("vkllm.store.models.catalog", lambda: [wrong])
     with pytest.raises(ModelNotFound, match="sha256 differs"):
         find_model("tiny")
     assert local_model("tiny") is None and installed() == []

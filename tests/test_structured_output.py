@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from tiny_vocabularies import tiny_spm, write_gguf
+from vkllm.engine.events import Token
 
 from vkllm import LLM, InvalidParameter, SamplingParams
-from vkllm.engine.process import EngineProcess
-from vkllm.engine.request import Request, Token
-from vkllm.prompts import Prompts
+from vkllm.api.prompts import Prompts
+from vkllm.engine.process.handle import EngineProcess
+from vkllm.engine.requests import Request
 from vkllm.text.chat import ChatTemplate
 from vkllm.text.tokenizer import Tokenizer
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vkllm.gpu.probe import DeviceInfo
-from vkllm.gpu.tuning import AMD, NVIDIA, Tuning, tuning
-from vkllm.gpu.tuning_cache import KeptTuning, Speeds, tuning_key
-from vkllm.gpu.tuning_space import ModelKind
+from vkllm.gpu.device.probe import AMD, NVIDIA, DeviceInfo
+from vkllm.gpu.program.choices import Tuning, tuning
+from vkllm.gpu.tuning.cache import KeptTuning, Speeds, tuning_key
+from vkllm.gpu.tuning.space import ModelKind
 
 H100 = DeviceInfo(
     index=0,

@@ -9,9 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vkllm.async_llm import AsyncLLM
-    from vkllm.async_stream import AsyncStream
-    from vkllm.engine.request import DeviceReport, EngineStats, RunStats, SamplingParams
+    from vkllm.api.answer import Generation, Logprob, Piece, TopLogprob
+    from vkllm.api.async_llm import AsyncLLM
+    from vkllm.api.async_stream import AsyncStream
+    from vkllm.api.llm import LLM
+    from vkllm.api.openai.completions import ChatCompletion, ChatCompletionChunk, Completion, EmbeddingResponse
+    from vkllm.api.planning import ModelPlan, plan_model
+    from vkllm.api.stream import Stream
+    from vkllm.engine.events import DeviceReport, EngineStats, RunStats
+    from vkllm.engine.params import SamplingParams
     from vkllm.errors import (
         ContextOverflow,
         DeviceError,
@@ -27,13 +33,9 @@ if TYPE_CHECKING:
         UnsupportedModel,
         VkllmError,
     )
-    from vkllm.generation import Generation, Logprob, Piece, Stream, TopLogprob
-    from vkllm.gpu.step_times import KernelTime, KernelWork, StepTimes
-    from vkllm.gpu.tuner import TuningReport
-    from vkllm.llm import LLM
-    from vkllm.model.plan import MemoryPlan
-    from vkllm.openai.completions import ChatCompletion, ChatCompletionChunk, Completion, EmbeddingResponse
-    from vkllm.planning import ModelPlan, plan_model
+    from vkllm.gpu.measure.step_times import KernelTime, KernelWork, StepTimes
+    from vkllm.gpu.tuning.tuner import TuningReport
+    from vkllm.model.memory.plan import MemoryPlan
 
 __version__ = "0.1.0"
 
@@ -78,29 +80,29 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AsyncLLM": "vkllm.async_llm",
-    "AsyncStream": "vkllm.async_stream",
-    "ChatCompletion": "vkllm.openai.completions",
-    "ChatCompletionChunk": "vkllm.openai.completions",
-    "Completion": "vkllm.openai.completions",
-    "DeviceReport": "vkllm.engine.request",
-    "EmbeddingResponse": "vkllm.openai.completions",
-    "EngineStats": "vkllm.engine.request",
-    "KernelTime": "vkllm.gpu.step_times",
-    "KernelWork": "vkllm.gpu.step_times",
-    "LLM": "vkllm.llm",
-    "Generation": "vkllm.generation",
-    "Logprob": "vkllm.generation",
-    "MemoryPlan": "vkllm.model.plan",
-    "ModelPlan": "vkllm.planning",
-    "Piece": "vkllm.generation",
-    "RunStats": "vkllm.engine.request",
-    "SamplingParams": "vkllm.engine.request",
-    "StepTimes": "vkllm.gpu.step_times",
-    "Stream": "vkllm.generation",
-    "TopLogprob": "vkllm.generation",
-    "TuningReport": "vkllm.gpu.tuner",
-    "plan_model": "vkllm.planning",
+    "AsyncLLM": "vkllm.api.async_llm",
+    "AsyncStream": "vkllm.api.async_stream",
+    "ChatCompletion": "vkllm.api.openai.completions",
+    "ChatCompletionChunk": "vkllm.api.openai.completions",
+    "Completion": "vkllm.api.openai.completions",
+    "DeviceReport": "vkllm.engine.events",
+    "EmbeddingResponse": "vkllm.api.openai.completions",
+    "EngineStats": "vkllm.engine.events",
+    "KernelTime": "vkllm.gpu.measure.step_times",
+    "KernelWork": "vkllm.gpu.measure.step_times",
+    "LLM": "vkllm.api.llm",
+    "Generation": "vkllm.api.answer",
+    "Logprob": "vkllm.api.answer",
+    "MemoryPlan": "vkllm.model.memory.plan",
+    "ModelPlan": "vkllm.api.planning",
+    "Piece": "vkllm.api.answer",
+    "RunStats": "vkllm.engine.events",
+    "SamplingParams": "vkllm.engine.params",
+    "StepTimes": "vkllm.gpu.measure.step_times",
+    "Stream": "vkllm.api.stream",
+    "TopLogprob": "vkllm.api.answer",
+    "TuningReport": "vkllm.gpu.tuning.tuner",
+    "plan_model": "vkllm.api.planning",
 }
 
 

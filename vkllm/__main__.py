@@ -1,5 +1,5 @@
 """`python -m vkllm` is the command `vkllm`."""
 
-from vkllm.faces.cli import main
+from vkllm.faces.cli.app import main
 
 main()

@@ -1,7 +1,7 @@
 // A chain: dispatches without barriers between them. A workgroup waits in the shader until all workgroups of the
 // dispatches before it have ended, so that it can start, and load weights, while the last of them are still at work.
 // It needs a device that starts dispatches in order and lets those that wait leave room for those before them
-// (vkllm/gpu/tuning.py says which); elsewhere CHAINED is 0 and barriers order the dispatches.
+// (vkllm/gpu/program/choices.py says which); elsewhere CHAINED is 0 and barriers order the dispatches.
 // Define CHAIN_BINDING before the include; the including file has the constant CHAINED and the push constants
 //   link        this dispatch's place in the chain; dispatches that run side by side share one
 //   n_awaited   workgroups of the link before it; 0: a barrier has ordered it

@@ -15,7 +15,7 @@ from llm.plugins import pm
 
 from vkllm import LLM
 from vkllm.adapters import llm_plugin
-from vkllm.prompts import Prompts
+from vkllm.api.prompts import Prompts
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -22,18 +22,19 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 from tiny_gguf import write_tiny_gguf
+from vkllm.store.catalog import HubSource, WheelSource, catalog
 
-from vkllm.downloads.checks import mark_checked
-from vkllm.downloads.wheel import wheel_model_path
-from vkllm.resources import HubSource, WheelSource, cache_dir, catalog
+from vkllm.resources import cache_dir
+from vkllm.store.downloads.checks import mark_checked
+from vkllm.store.downloads.wheel import wheel_model_path
 
 ROOT = Path(__file__).parents[2]
 FAKE = (
-    "import functools, vkllm.llm, vkllm.engine.process as process\n"
-    "vkllm.llm.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
-    "from vkllm.faces.cli import main; main()"
+    "import functools, vkllm.api.llm, vkllm.engine.process.handle as process\n"
+    "vkllm.api.llm.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
+    "from vkllm.faces.cli.app import main; main()"
 )
-REAL = "from vkllm.faces.cli import main; main()"
+REAL = "from vkllm.faces.cli.app import main; main()"
 TIME_LIMIT_S = 120.0
 LOOK_S = 2.0
 """How long a chat on the whole screen is looked at before it is left."""

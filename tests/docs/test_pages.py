@@ -12,7 +12,7 @@ import typer
 from pages import PAGES, ROOT
 
 from vkllm import SamplingParams
-from vkllm.faces.cli import app
+from vkllm.faces.cli.app import app
 from vkllm.faces.sampling import OPTIONS
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]

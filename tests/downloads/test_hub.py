@@ -16,9 +16,9 @@ import pytest
 from hub_server import COMMIT, HubServer
 from huggingface_hub import hf_hub_download
 
-from vkllm.downloads.hub import cached_files, cached_repos, fetch_from_hub, files_on_hub, remove_from_cache
 from vkllm.errors import ModelNotFound
-from vkllm.resources import HubSource
+from vkllm.store.catalog import HubSource
+from vkllm.store.downloads.hub import cached_files, cached_repos, fetch_from_hub, files_on_hub, remove_from_cache
 
 REPO = "someone/tiny-GGUF"
 CONTENT = b"GGUF" + os.urandom(3_000_000)
@@ -304,7 +304,7 @@ def test_removing_keeps_other_files_and_bytes_that_they_share(hub: HubServer, tm
 def test_the_hubs_own_variables_are_honoured(hub: HubServer, tmp_path: Path) -> None:
     """In a process of its own, since huggingface_hub reads them when it is imported."""
     script = (
-        "from vkllm.downloads.hub import fetch_from_hub; from vkllm.resources import HubSource; "
+        "from vkllm.store.downloads.hub import fetch_from_hub; from vkllm.store.catalog import HubSource; "
         f"print(fetch_from_hub('tiny', HubSource({REPO!r}, 'tiny.gguf'), None, lambda *_: None))"
     )
     env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 
-from vkllm.downloads.files import _PartFile
-from vkllm.downloads.web import fetch_from_web, web_files, web_path
 from vkllm.errors import ModelNotFound
-from vkllm.resources import Progress
+from vkllm.store.downloads.files import OnProgress, _PartFile
+from vkllm.store.downloads.web import fetch_from_web, web_files, web_path
 
 CONTENT = b"GGUF" + bytes(range(256)) * 8192
 
@@ -141,7 +140,7 @@ def test_without_a_word_on_versions_a_second_attempt_begins_again(url: str, hub:
     assert {seen.start for seen in hub.seen} == {0}
 
 
-def stop_at(n_bytes: int) -> Progress:
+def stop_at(n_bytes: int) -> OnProgress:
     def on_progress(_what: str, n_done: int, _total: int) -> None:
         if n_done >= n_bytes:
             raise KeyboardInterrupt

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from hub_server import STALL_S, HubServer
 
-from vkllm import store
-from vkllm.downloads import wheel as wheel_downloads
 from vkllm.errors import ModelNotFound
-from vkllm.resources import CatalogEntry, WheelSource, models_dir
+from vkllm.resources import models_dir
 from vkllm.store import find_model, local_path
+from vkllm.store.catalog import CatalogEntry, WheelSource
+from vkllm.store.downloads import wheel as wheel_downloads
 
 CONTENT = bytes(range(256)) * 4096
 ENTRY = CatalogEntry(
@@ -53,7 +53,7 @@ def write_wheel(folder: Path, content: bytes = CONTENT, member: str = "tiny_mode
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder and a catalogue of one model."""
     monkeypatch.setenv("VKLLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store, "catalog", lambda: [ENTRY])
+    monkeypatch.setattr("vkllm.store.models.catalog", lambda: [ENTRY])
     return tmp_path / "cache"
 
 

@@ -10,12 +10,14 @@ import pytest
 from fake_engine import SLOW, TRIALS
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
+from vkllm.engine.events import Finished, Token
+from vkllm.engine.params import SamplingParams
 
 from vkllm import LLM, InvalidParameter
 from vkllm.engine.engine import Engine
-from vkllm.engine.request import Finished, Request, SamplingParams, Token
-from vkllm.gpu.tuning_cache import kept_tunings
-from vkllm.gpu.tuning_search import Trial
+from vkllm.engine.requests import Request
+from vkllm.gpu.tuning.cache import kept_tunings
+from vkllm.gpu.tuning.search import Trial
 
 PROMPT = tuple(range(7, 27))
 

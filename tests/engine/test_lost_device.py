@@ -15,18 +15,11 @@ import numpy as np
 import pytest
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
+from vkllm.engine.events import Event, Failed, Finished, StateAnswer, Token
+from vkllm.engine.params import SamplingParams
 
-from vkllm.engine.process import EngineProcess
-from vkllm.engine.request import (
-    Event,
-    Failed,
-    Finished,
-    Request,
-    SamplingParams,
-    StateAnswer,
-    StateQuery,
-    Token,
-)
+from vkllm.engine.process.handle import EngineProcess
+from vkllm.engine.requests import Request, StateQuery
 from vkllm.errors import DeviceLost, DeviceTimeout, NoDevice
 
 pytestmark = pytest.mark.gpu

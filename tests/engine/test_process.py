@@ -17,8 +17,10 @@ from typing import Any
 import fake_engine as fake
 import pytest
 
-from vkllm.engine.process import EngineProcess
-from vkllm.engine.request import EngineConfig, Event, Failed, Finished, Request, SamplingParams, Token
+from vkllm.engine.events import Event, Failed, Finished, Token
+from vkllm.engine.params import SamplingParams
+from vkllm.engine.process.handle import EngineProcess
+from vkllm.engine.requests import EngineConfig, Request
 from vkllm.errors import ContextOverflow, DeviceLost, NoDevice
 
 FACTORY = "fake_engine:FakeEngine"
@@ -258,8 +260,8 @@ def test_close_ends_the_process_and_fails_open_requests(make_engine: MakeEngine)
 
 
 def test_close_ends_an_engine_that_hangs(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vkllm.engine.process._STOP_S", 0.3)
-    monkeypatch.setattr("vkllm.engine.process._KILL_S", 0.3)
+    monkeypatch.setattr("vkllm.engine.process.handle._STOP_S", 0.3)
+    monkeypatch.setattr("vkllm.engine.process.handle._KILL_S", 0.3)
     engine = make_engine()
     queue = engine.submit(request(1, fake.HANG, 11))
     time.sleep(0.3)
@@ -309,8 +311,9 @@ def run_script(body: str) -> subprocess.CompletedProcess[str]:
     head = """
 import os, signal, sys
 from pathlib import Path
-from vkllm.engine.process import EngineProcess
-from vkllm.engine.request import EngineConfig, Request, SamplingParams
+from vkllm.engine.params import SamplingParams
+from vkllm.engine.process.handle import EngineProcess
+from vkllm.engine.requests import EngineConfig, Request
 engine = EngineProcess(EngineConfig(Path("tiny.gguf"), {}, None, 64), factory="fake_engine:FakeEngine")
 events = engine.submit(Request(1, (100, 11), SamplingParams(), frozenset()))
 events.get()

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from vkllm.engine.params import SamplingParams
 
-from vkllm.engine.request import SamplingParams
 from vkllm.engine.sampler import Sampler, logprobs, pick, random_word, slope
 from vkllm.errors import InvalidParameter
-from vkllm.gpu.step import KEEP_ALL, Draw
+from vkllm.gpu.program.step import KEEP_ALL, Draw
 
 LOGITS = np.log(np.array([0.05, 0.5, 0.25, 0.15, 0.05], np.float32))
 NO_CUTS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}

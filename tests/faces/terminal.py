@@ -21,9 +21,9 @@ REAL = [sys.executable, "-m", "vkllm"]
 FAKE = [
     sys.executable,
     "-c",
-    "import functools, vkllm.llm, vkllm.engine.process as process\n"
-    "vkllm.llm.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
-    "from vkllm.faces.cli import main; main()",
+    "import functools, vkllm.api.llm, vkllm.engine.process.handle as process\n"
+    "vkllm.api.llm.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
+    "from vkllm.faces.cli.app import main; main()",
 ]
 
 
@@ -51,7 +51,7 @@ class Command:
 
     def engine_pids(self) -> list[int]:
         """Its engines that run now."""
-        return [pid for pid, name in self._processes().items() if "vkllm.engine.worker" in name]
+        return [pid for pid, name in self._processes().items() if "vkllm.engine.process.worker" in name]
 
     def leftovers(self, patience_s: float = 3) -> list[str]:
         """Processes and temporary files that are still there."""

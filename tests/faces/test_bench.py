@@ -13,7 +13,7 @@ import pytest
 from terminal import FAKE, REAL, Command
 
 from vkllm import LLM, InvalidParameter, RunStats
-from vkllm.faces.bench import BenchOptions, Case, Setup, cases, layer_counts, measure, numbers, setups
+from vkllm.faces.cli.bench import BenchOptions, Case, Setup, cases, layer_counts, measure, numbers, setups
 
 # llama-bench's fields in its order, and ours.
 KEYS = [

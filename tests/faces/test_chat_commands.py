@@ -11,17 +11,19 @@ import pytest
 from tiny_gguf import write_tiny_gguf
 
 from vkllm import InvalidParameter, ModelNotFound, SamplingParams
-from vkllm.engine.process import EngineProcess
-from vkllm.faces.chat import chat
-from vkllm.faces.chat_commands import Session, is_command, run_command
-from vkllm.faces.chat_store import ChatStore, chats_path
-from vkllm.faces.run import RunOptions
+from vkllm.engine.process.handle import EngineProcess
+from vkllm.faces.chat.store import ChatStore, chats_path
+from vkllm.faces.cli.line_chat import chat
+from vkllm.faces.cli.line_commands import Session, is_command, run_command
+from vkllm.faces.cli.run import RunOptions
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An engine without a device, and a folder for kept chats."""
-    monkeypatch.setattr("vkllm.llm.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine"))
+    monkeypatch.setattr(
+        "vkllm.api.llm.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
+    )
     monkeypatch.setenv("VKLLM_DATA", str(tmp_path / "data"))
     return tmp_path / "data"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vkllm import VkllmError
-from vkllm.faces.chat_store import SCHEMA_VERSION, ChatStore, chats_path, title_of
+from vkllm.faces.chat.store import SCHEMA_VERSION, ChatStore, chats_path, title_of
 
 
 @pytest.fixture

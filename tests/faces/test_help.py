@@ -10,10 +10,10 @@ import pytest
 from hub_server import HubServer
 from terminal import FAKE, REAL, Command, terminal
 from tiny_gguf import write_tiny_gguf
+from vkllm.store.catalog import WheelSource, catalog
 
-from vkllm.downloads.checks import mark_checked
-from vkllm.downloads.wheel import wheel_model_path
-from vkllm.resources import WheelSource, catalog
+from vkllm.store.downloads.checks import mark_checked
+from vkllm.store.downloads.wheel import wheel_model_path
 
 COMMANDS = ["", "run", "chat", "pull", "list", "show", "rm", "plan", "devices", "bench", "perplexity", "tune"]
 REPOS = {
@@ -109,7 +109,7 @@ def test_help_teaches_the_exit_codes(tmp_path: Path) -> None:
 def test_help_loads_nothing_that_is_slow(tmp_path: Path) -> None:
     slow = {"numpy", "tokenizers", "jinja2", "huggingface_hub", "textual", "kp", "vulkan", "gguf", "llguidance"}
     code = (
-        "import sys; sys.argv = ['vkllm', 'run', '--help']\nfrom vkllm.faces.cli import main\n"
+        "import sys; sys.argv = ['vkllm', 'run', '--help']\nfrom vkllm.faces.cli.app import main\n"
         f"try: main()\nexcept SystemExit: pass\nprint(sorted({slow!r} & set(sys.modules)))"
     )
     assert Command(tmp_path).run([REAL[0], "-c", code]).stdout.splitlines()[-1] == "[]"

@@ -10,7 +10,7 @@ import pytest
 from terminal import FAKE, Command
 
 from vkllm import LLM
-from vkllm.faces.perplexity import chunks, perplexity
+from vkllm.faces.cli.perplexity import chunks, perplexity
 
 GPL = Path("/usr/share/common-licenses/GPL-3")
 

@@ -11,9 +11,9 @@ import pytest
 from terminal import REAL, Command
 
 from vkllm import InvalidParameter, plan_model
-from vkllm.faces.loading import layers
-from vkllm.faces.plan import fields, lines, weights_by_tier
-from vkllm.gpu.probe import DeviceInfo, Heap, devices, memory_bytes
+from vkllm.faces.cli.loading import layers
+from vkllm.faces.cli.plan import fields, lines, weights_by_tier
+from vkllm.gpu.device.probe import DeviceInfo, Heap, devices, memory_bytes
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> DeviceInfo:
 
     heaps = (Heap(64 * 2**20, None, True), Heap(2**30, None, False))
     info = replace(devices()[0], type="discrete", name="A card", heaps=heaps)
-    monkeypatch.setattr("vkllm.planning.devices", lambda: [info])
-    monkeypatch.setattr("vkllm.planning.measured_speeds", lambda info: None)
+    monkeypatch.setattr("vkllm.api.planning.devices", lambda: [info])
+    monkeypatch.setattr("vkllm.api.planning.measured_speeds", lambda info: None)
     return info
 
 

@@ -13,11 +13,11 @@ import pytest
 from terminal import FAKE, Command, terminal
 
 from vkllm.errors import InvalidParameter
-from vkllm.faces import cli
-from vkllm.faces.loading import IgnoredFlags, LoadingFlags
-from vkllm.faces.options import chosen
+from vkllm.faces.cli import app as cli
+from vkllm.faces.cli.loading import IgnoredFlags, LoadingFlags
+from vkllm.faces.cli.options import chosen
+from vkllm.faces.cli.run import RunOptions
 from vkllm.faces.prompt import MOST_BYTES, read_text, whole_prompt
-from vkllm.faces.run import RunOptions
 from vkllm.faces.sampling import SamplingFlags, StructureFlags
 
 SCHEMA = '{"type": "object"}'
@@ -39,7 +39,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunOptions, dict[str, A
     """What `run` hands on, instead of running it."""
     calls: list[tuple[RunOptions, dict[str, Any]]] = []
     monkeypatch.setattr(
-        "vkllm.faces.run.run_model", lambda options, sampling: calls.append((options, sampling)) or True
+        "vkllm.faces.cli.run.run_model", lambda options, sampling: calls.append((options, sampling)) or True
     )
     return calls
 

@@ -12,9 +12,9 @@ import pytest
 from terminal import FAKE, REAL, Command
 from tunings import H100, LLAMA_7B, kept
 
-from vkllm.gpu.probe import devices
-from vkllm.gpu.tuning_cache import keep, kept_tunings
-from vkllm.gpu.tuning_space import ModelKind
+from vkllm.gpu.device.probe import devices
+from vkllm.gpu.tuning.cache import keep, kept_tunings
+from vkllm.gpu.tuning.space import ModelKind
 
 
 @pytest.fixture

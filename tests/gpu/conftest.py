@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from vkllm.errors import NoDevice
-from vkllm.gpu.device import Device
+from vkllm.gpu.device.kompute import Device
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vkllm.formats.quants import split_planes
-from vkllm.gpu.device import Buffer, Device
-from vkllm.gpu.kernels import KV_BLOCK
-from vkllm.gpu.step import Row, StepSlots
+from vkllm.gpu.device.kompute import Buffer, Device
+from vkllm.gpu.program.kernels import KV_BLOCK
+from vkllm.gpu.program.step import Row, StepSlots
 
 
 def filled(device: Device, array: npt.NDArray[np.generic]) -> Buffer:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from kernel_case import filled, poisoned, words
 
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.kernels import KERNELS
 
 pytestmark = pytest.mark.gpu
 

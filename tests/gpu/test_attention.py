@@ -5,8 +5,8 @@ import pytest
 from kernel_case import cache_words, cached, filled, floats, nmse, poisoned, step_buffer, words, write_cache
 
 from vkllm.formats.quants import dequantize_q16
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS, KV_BLOCK
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
 from vkllm.model.reference import attention
 
 pytestmark = pytest.mark.gpu

@@ -19,8 +19,8 @@ from kernel_case import (
 from model_specs import TINY_SPEC
 
 from vkllm.formats.quants import dequantize_q16
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS, KV_BLOCK, LINK_WORDS
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, LINK_WORDS
 from vkllm.model.reference import attention, rope_table, rotate
 
 pytestmark = pytest.mark.gpu

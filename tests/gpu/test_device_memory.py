@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from vkllm.errors import DeviceError, InvalidParameter, OutOfDeviceMemory
-from vkllm.gpu.device import Buffer, Device
-from vkllm.gpu.kernels import KERNELS
+from vkllm.gpu.device.kompute import Buffer, Device
+from vkllm.gpu.device.probe import MemoryLimits, devices
 from vkllm.gpu.layer import Layer
 from vkllm.gpu.layer.memory import TIERS, Tier
-from vkllm.gpu.probe import MemoryLimits, devices
+from vkllm.gpu.program.kernels import KERNELS
 
 pytestmark = pytest.mark.gpu
 MIB = 2**20

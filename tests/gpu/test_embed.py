@@ -6,8 +6,8 @@ from kernel_case import floats, planes, poisoned, step_buffer
 from random_weights import quantized
 
 from vkllm.formats.quants import dequantize, weight_format
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS, WEIGHT_FORMATS
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS
 
 pytestmark = pytest.mark.gpu
 

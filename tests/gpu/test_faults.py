@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout, OutOfDeviceMemory
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS
+from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.layer import INJECTIONS, Layer
+from vkllm.gpu.program.kernels import KERNELS
 
 pytestmark = pytest.mark.gpu
 OUT_OF_HOST_MEMORY, OUT_OF_DEVICE_MEMORY, INITIALIZATION_FAILED, LOST, TIMEOUT = -1, -2, -3, -4, 2

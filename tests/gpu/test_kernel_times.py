@@ -14,17 +14,17 @@ import pytest
 from model_specs import WIDE_SPEC
 from random_model import engine_config, write_random_model
 
-from vkllm.gpu import arithmetic, kernel_times, timing
-from vkllm.gpu import program as program_module
-from vkllm.gpu.decode import Decode
-from vkllm.gpu.device import Device, Dispatch
-from vkllm.gpu.kernel_times import kernel_work, step_times
-from vkllm.gpu.kernels import KERNELS, KV_BLOCK
-from vkllm.gpu.program import WIDTHS, Program
-from vkllm.gpu.step import Row
-from vkllm.gpu.step_times import KernelWork, StepTimes
-from vkllm.gpu.tuning import tuning
-from vkllm.model.plan import PlanOptions, decode_bytes
+from vkllm.gpu.device.kompute import Device, Dispatch
+from vkllm.gpu.measure import arithmetic, kernel_times, timing
+from vkllm.gpu.measure.kernel_times import kernel_work, step_times
+from vkllm.gpu.measure.step_times import KernelWork, StepTimes
+from vkllm.gpu.program import program as program_module
+from vkllm.gpu.program.choices import tuning
+from vkllm.gpu.program.decode import Decode
+from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
+from vkllm.gpu.program.program import WIDTHS, Program
+from vkllm.gpu.program.step import Row
+from vkllm.model.memory.plan import PlanOptions, decode_bytes
 
 pytestmark = pytest.mark.gpu
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from vkllm.gpu import limits as module
-from vkllm.gpu.limits import HOST_RESERVE_BYTES, available_host_bytes, device_limits, measured_speeds
-from vkllm.gpu.probe import DeviceInfo, devices
-from vkllm.model.limits import Speeds, Tier
+from vkllm.gpu.device.limits import HOST_RESERVE_BYTES, available_host_bytes, device_limits
+from vkllm.gpu.device.probe import DeviceInfo, devices
+from vkllm.gpu.measure import speeds as module
+from vkllm.gpu.measure.speeds import measured_speeds
+from vkllm.model.memory.limits import Speeds, Tier
 
 GIB = 2**30
 

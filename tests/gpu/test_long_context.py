@@ -11,10 +11,10 @@ from kernel_case import nmse
 from model_specs import TINY_SPEC
 from random_model import engine_config, reference, write_random_model
 
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
-from vkllm.gpu.program import Program
-from vkllm.gpu.step import Row
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.step import Row
 from vkllm.model.spec import Yarn
 
 pytestmark = pytest.mark.gpu

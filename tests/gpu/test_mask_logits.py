@@ -5,8 +5,8 @@ import pytest
 from kernel_case import filled, floats
 
 from vkllm.engine.sampler import masked
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.kernels import KERNELS
 
 pytestmark = pytest.mark.gpu
 

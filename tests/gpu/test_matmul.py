@@ -6,9 +6,9 @@ from kernel_case import filled, floats, nmse, planes, poisoned, step_buffer
 from random_weights import quantized
 
 from vkllm.formats.quants import dequantize, weight_format
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS, WEIGHT_FORMATS
-from vkllm.gpu.operations import matmul_bytes, matmul_subgroups, matmul_tile
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS
+from vkllm.gpu.program.operations import matmul_bytes, matmul_subgroups, matmul_tile
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from vkllm.errors import NoDevice
-from vkllm.gpu.probe import DeviceInfo, Heap, _n_cores, choose_device, devices
+from vkllm.gpu.device.probe import DeviceInfo, Heap, _n_cores, choose_device, devices
 
 CARD = DeviceInfo(
     index=1,
@@ -103,7 +103,9 @@ def test_a_second_look_makes_no_second_instance(found: list[DeviceInfo], monkeyp
 @pytest.mark.gpu
 @pytest.mark.parametrize("variable", ["VK_ICD_FILENAMES", "VK_DRIVER_FILES"])
 def test_no_driver_is_no_device(variable: str) -> None:
-    code = "from vkllm.gpu.probe import devices\ntry: devices()\nexcept Exception as e: print(type(e).__name__, e)"
+    code = (
+        "from vkllm.gpu.device.probe import devices\ntry: devices()\nexcept Exception as e: print(type(e).__name__, e)"
+    )
     environment = {
         key: value for key, value in os.environ.items() if key not in ("VK_ICD_FILENAMES", "VK_DRIVER_FILES")
     }

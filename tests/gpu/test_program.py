@@ -13,16 +13,16 @@ from random_model import engine_config, reference, write_random_model
 
 from vkllm.engine.sampler import masked, pick, slope
 from vkllm.errors import ModelFileError, OutOfDeviceMemory
-from vkllm.gpu import program as program_module
-from vkllm.gpu.decode import Decode
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
-from vkllm.gpu.probe import Heap
-from vkllm.gpu.program import Program, Result
-from vkllm.gpu.step import KEEP_ALL, Draw, Row
-from vkllm.gpu.tuning import tuning
-from vkllm.model.limits import Tier
-from vkllm.model.plan import PlanOptions
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.device.probe import Heap
+from vkllm.gpu.program import program as program_module
+from vkllm.gpu.program.choices import tuning
+from vkllm.gpu.program.decode import Decode
+from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
+from vkllm.gpu.program.program import Program, Result
+from vkllm.gpu.program.step import KEEP_ALL, Draw, Row
+from vkllm.model.memory.limits import Tier
+from vkllm.model.memory.plan import PlanOptions
 
 pytestmark = pytest.mark.gpu
 

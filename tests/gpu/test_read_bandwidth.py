@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from kernel_case import filled, poisoned, words
 
-from vkllm.gpu import bandwidth
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.measure import bandwidth
+from vkllm.gpu.program.kernels import KERNELS
 
 pytestmark = pytest.mark.gpu
 

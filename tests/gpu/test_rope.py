@@ -7,8 +7,8 @@ import pytest
 from kernel_case import cache_words, filled, floats, nmse, poisoned, read_cache, step_buffer, words
 from model_specs import TINY_SPEC
 
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.kernels import KERNELS
 from vkllm.model.reference import rope_table, rotate
 
 pytestmark = pytest.mark.gpu

@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from kernel_case import filled, poisoned, words
+from vkllm.engine.params import SamplingParams
 
-from vkllm.engine.request import SamplingParams
 from vkllm.engine.sampler import Sampler, pick, slope
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS, TOP_K, TOP_LOGITS
-from vkllm.gpu.step import KEEP_ALL, Draw, Row, StepSlots
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.kernels import KERNELS, TOP_K, TOP_LOGITS
+from vkllm.gpu.program.step import KEEP_ALL, Draw, Row, StepSlots
 
 pytestmark = pytest.mark.gpu
 

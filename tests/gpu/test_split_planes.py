@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from kernel_case import filled, poisoned, words
 from random_weights import quantized
+from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 
 from vkllm.formats.quants import split_planes, weight_format
-from vkllm.gpu import weights
-from vkllm.gpu.device import Buffer, Device
-from vkllm.gpu.kernels import KERNELS, QUANTIZED_FORMATS, WEIGHT_FORMATS
+from vkllm.gpu.device.kompute import Buffer, Device
+from vkllm.gpu.program import weights
+from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS
 
 pytestmark = pytest.mark.gpu
 
@@ -71,7 +72,7 @@ def test_stacked_tensors_in_several_chunks(
 
 
 def test_a_step_reaches_the_device_with_the_token_of_the_last_one(device: Device) -> None:
-    from vkllm.gpu.step import HEADER_WORDS, Draw, Row, StepSlots
+    from vkllm.gpu.program.step import HEADER_WORDS, Draw, Row, StepSlots
 
     slots = StepSlots(device, 2, 5)
     slots.write(1, [Row(11, 40), Row(None, 41)], [3, 1, 4], Draw(5, 6, 7, 1.0, 9))

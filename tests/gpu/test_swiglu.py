@@ -5,8 +5,8 @@ import pytest
 from kernel_case import filled, floats, nmse, poisoned, step_buffer, words
 
 from vkllm.formats.quants import dequantize_q16
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernels import KERNELS
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.kernels import KERNELS
 from vkllm.model.reference import swiglu
 
 pytestmark = pytest.mark.gpu

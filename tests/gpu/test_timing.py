@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from vkllm.gpu import timing
-from vkllm.gpu.timing import MAX_DISPATCHES, MEASURE_S, interval_s, pass_s
+from vkllm.gpu.measure import timing
+from vkllm.gpu.measure.timing import MAX_DISPATCHES, MEASURE_S, interval_s, pass_s
 
 SUBMIT_S = 0.0003
 """What a submit costs the host here."""

@@ -12,16 +12,17 @@ import pytest
 from model_specs import WIDE_SPEC
 from random_model import engine_config, write_random_model
 
-from vkllm.engine.request import EngineConfig
+from vkllm.engine.requests import EngineConfig
 from vkllm.errors import InvalidParameter
-from vkllm.gpu import tuner
-from vkllm.gpu.device import Device
-from vkllm.gpu.program import Program
-from vkllm.gpu.step import Row
-from vkllm.gpu.tuner import tune
-from vkllm.gpu.tuning import Tuning, tuning
-from vkllm.gpu.tuning_cache import kept_choice, kept_tunings
-from vkllm.gpu.tuning_search import Trial
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.choices import Tuning, tuning
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.step import Row
+from vkllm.gpu.tuning import tuner
+from vkllm.gpu.tuning.cache import kept_choice, kept_tunings
+from vkllm.gpu.tuning.search import Trial
+from vkllm.gpu.tuning.space import model_kind
+from vkllm.gpu.tuning.tuner import tune
 
 pytestmark = pytest.mark.gpu
 
@@ -49,7 +50,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
 
 @pytest.fixture
 def load(device: Device, config: EngineConfig) -> Iterator[Callable[[], Program]]:
-    yield lambda: Program(device, config.spec, config.path, config.tensors, config.n_ctx)
+    def load() -> Program:
+        kept = kept_choice(device.info, model_kind(config.spec, config.tensors))
+        return Program(device, config.spec, config.path, config.tensors, config.n_ctx, choices=kept)
+
+    yield load
 
 
 def speed_by(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Tuning], float]) -> None:
@@ -114,7 +119,7 @@ def test_the_fastest_choice_is_found_used_kept_and_loaded(
     assert (report.table, report.choice) == (table, best)
     assert list(report.after.decode) == [0, 192] and list(report.after.prefill) == [64]
     assert report.before.decode[0] == pytest.approx(100) and report.after.decode[0] == pytest.approx(1 / 0.006)
-    assert program.tuning == best and kept_choice(device.info, program.kind) == best
+    assert program.tuning == best and kept_choice(device.info, model_kind(program.spec, program.tensors)) == best
     assert load().tuning == best
     assert greedy(load()) == expected
     monkeypatch.setenv("VKLLM_TUNING", "off")

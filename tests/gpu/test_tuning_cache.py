@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from tunings import H100, LLAMA_7B, LLAMA_8B, RADEON, kept, with_decode
 
-from vkllm.gpu import tuning_cache
-from vkllm.gpu.tuning import tuning
-from vkllm.gpu.tuning_cache import forget, keep, kept_choice, kept_tunings, tuning_key, tuning_path, why_ignored
+from vkllm.gpu.program.choices import tuning
+from vkllm.gpu.tuning import cache as tuning_cache
+from vkllm.gpu.tuning.cache import forget, keep, kept_choice, kept_tunings, tuning_key, tuning_path, why_ignored
 
 
 @pytest.fixture(autouse=True)

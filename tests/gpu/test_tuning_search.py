@@ -9,9 +9,9 @@ import pytest
 from tunings import H100, LLAMA_7B, with_decode
 
 from vkllm.errors import DeviceError, DeviceLost, OutOfDeviceMemory
-from vkllm.gpu.tuning import Tuning, tuning
-from vkllm.gpu.tuning_search import Trial, search
-from vkllm.gpu.tuning_space import DECODE_FIELDS, is_possible
+from vkllm.gpu.program.choices import Tuning, tuning
+from vkllm.gpu.tuning.search import Trial, search
+from vkllm.gpu.tuning.space import DECODE_FIELDS, is_possible
 
 START = tuning(H100)
 

@@ -9,9 +9,9 @@ from model_specs import TINY_SPEC
 from tunings import H100, LLAMA_7B, LLAMA_8B, RADEON, with_decode
 
 from vkllm.formats.gguf import TensorInfo
-from vkllm.gpu.probe import DeviceInfo, devices
-from vkllm.gpu.tuning import AMD, GPU, NVIDIA, VENDORS, Tuning, tuning
-from vkllm.gpu.tuning_space import (
+from vkllm.gpu.device.probe import AMD, NVIDIA, DeviceInfo, devices
+from vkllm.gpu.program.choices import GPU, VENDORS, Tuning, tuning
+from vkllm.gpu.tuning.space import (
     DECODE_FIELDS,
     PREFILL_FIELDS,
     ModelKind,

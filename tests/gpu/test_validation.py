@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vkllm.gpu.device import Device
+from vkllm.gpu.device.kompute import Device
 
 pytestmark = pytest.mark.gpu
 VALIDATION = "VK_LAYER_KHRONOS_validation"

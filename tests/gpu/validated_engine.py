@@ -12,10 +12,12 @@ from pathlib import Path
 
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
+from vkllm.engine.events import Finished, Scores
+from vkllm.engine.params import SamplingParams
 
 from vkllm.engine.engine import Engine
-from vkllm.engine.request import Finished, Request, SamplingParams, Scores
-from vkllm.gpu.device import Device
+from vkllm.engine.requests import Request
+from vkllm.gpu.device.kompute import Device
 
 
 def main(is_unordered: bool) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from vkllm.errors import OutOfDeviceMemory
-from vkllm.model.limits import DeviceLimits, HeapLimits, Speeds, Tier, limits_of_heaps, without_margin
-from vkllm.model.plan import MemoryPlan, plan
+from vkllm.model.memory.limits import DeviceLimits, HeapLimits, Speeds, Tier, limits_of_heaps, without_margin
+from vkllm.model.memory.plan import MemoryPlan, plan
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))

@@ -10,10 +10,10 @@ from model_specs import TINY_SPEC, WIDE_SPEC
 
 from vkllm.errors import InvalidParameter, OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
-from vkllm.gpu.kernels import ATTENTION_PIECE, KV_BLOCK, MAX_PARTS
-from vkllm.model.limits import DeviceLimits, Speeds, Tier, without_margin
-from vkllm.model.needs import CACHE_TOKENS, CONTEXT_PIECE, MOST_PIECES
-from vkllm.model.plan import MemoryPlan, PlanOptions, cache_bytes_per_token, decode_bytes, plan
+from vkllm.gpu.program.kernels import ATTENTION_PIECE, KV_BLOCK, MAX_PARTS
+from vkllm.model.memory.limits import DeviceLimits, Speeds, Tier, without_margin
+from vkllm.model.memory.needs import CACHE_TOKENS, CONTEXT_PIECE, MOST_PIECES
+from vkllm.model.memory.plan import MemoryPlan, PlanOptions, cache_bytes_per_token, decode_bytes, plan
 from vkllm.model.spec import ModelSpec, expected_shapes
 
 MIB, GIB = 2**20, 2**30

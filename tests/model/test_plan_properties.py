@@ -11,8 +11,8 @@ from vkllm.errors import OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import FORMATS, weight_format
 from vkllm.model.graph import decoder
-from vkllm.model.limits import DeviceKind, DeviceLimits, HeapLimits, Speeds, Tier, limits_of_heaps
-from vkllm.model.plan import USUAL_CONTEXT, MemoryPlan, PlanOptions, plan
+from vkllm.model.memory.limits import DeviceKind, DeviceLimits, HeapLimits, Speeds, Tier, limits_of_heaps
+from vkllm.model.memory.plan import USUAL_CONTEXT, MemoryPlan, PlanOptions, plan
 from vkllm.model.spec import ModelSpec, expected_shapes
 
 MIB = 2**20

@@ -6,9 +6,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 
-from vkllm.gpu.kernels import KERNELS, QUANTIZED_FORMATS
-from vkllm.gpu.tuning import AMD, GROUPS_PER_CORE
+from vkllm.gpu.program.choices import AMD, GROUPS_PER_CORE
+from vkllm.gpu.program.kernels import KERNELS
 
 SHADERS = Path(__file__).parents[2] / "shaders"
 sys.path.insert(0, str(SHADERS))

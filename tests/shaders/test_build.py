@@ -6,8 +6,17 @@ from types import ModuleType
 
 import pytest
 
-from vkllm.gpu.kernels import ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS, MAX_ROWS, TOP_K, TOP_LOGITS
-from vkllm.gpu.step import HEADER_WORDS
+from vkllm.gpu.program.kernels import (
+    ATTENTION_PIECE,
+    KERNELS,
+    KV_BLOCK,
+    LINK_WORDS,
+    MAX_PARTS,
+    MAX_ROWS,
+    TOP_K,
+    TOP_LOGITS,
+)
+from vkllm.gpu.program.step import HEADER_WORDS
 
 SHADERS = Path(__file__).parents[2] / "shaders"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from tiny_vocabularies import MakeMetadata, tiny_bpe, tiny_spm, write_gguf
+from vkllm.store.catalog import catalog
 
 from vkllm.formats.gguf import Metadata, ModelFile
-from vkllm.resources import catalog
 from vkllm.store import local_path
 from vkllm.text.tokenizer import Tokenizer
 

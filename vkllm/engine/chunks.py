@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from vkllm.errors import InvalidParameter
-from vkllm.gpu.program import WIDTHS, step_width
+from vkllm.gpu.program.program import WIDTHS, step_width
 
 CHUNK_S = 1.0
 """How long a chunk of a prompt may take: a cancel waits for its end."""

@@ -1,6 +1,6 @@
 """The engine: requests wait, their prompts run in chunks, their tokens come one by one.
 
-A plain object that tests use in process and `engine/worker.py` runs in a child. One sequence at a time.
+A plain object that tests use in process and `engine/process/worker.py` runs in a child. One sequence at a time.
 Where the GPU itself can choose the token (no penalties, no log-probabilities, top-k within what it keeps), the next
 step is submitted before the last token is read, unless a grammar must see that first; otherwise each step's logits come
 to the CPU and the sampler chooses.
@@ -16,35 +16,27 @@ from typing import Literal
 
 from vkllm.engine.chunks import ChunkLengths, longest_submit_s
 from vkllm.engine.constraint import Vocabulary
+from vkllm.engine.events import DeviceReport, Event, Failed, Finished, RunStats, StateAnswer, Token
 from vkllm.engine.kvcache import KVCache, shifted
+from vkllm.engine.params import SamplingParams
 from vkllm.engine.prompt_rows import PromptRows, wanted_rows
-from vkllm.engine.request import (
-    DeviceReport,
-    EngineConfig,
-    Event,
-    Failed,
-    Finished,
-    Request,
-    RunStats,
-    SamplingParams,
-    StateAnswer,
-    StateQuery,
-    Token,
-)
+from vkllm.engine.requests import EngineConfig, Request, StateQuery
 from vkllm.engine.running import Run
 from vkllm.engine.sampler import Sampler, logprobs
 from vkllm.engine.saved_state import SavedStates
 from vkllm.errors import ContextOverflow, DeviceLost, DeviceTimeout, InvalidParameter, VkllmError
-from vkllm.gpu.arithmetic import product_rate
-from vkllm.gpu.bandwidth import read_bandwidth
-from vkllm.gpu.device import Device
-from vkllm.gpu.kernel_times import step_times
-from vkllm.gpu.kernels import KV_BLOCK, MAX_ROWS
-from vkllm.gpu.program import WIDTHS, Program
-from vkllm.gpu.step import Row
-from vkllm.gpu.step_times import StepTimes
-from vkllm.gpu.tuner import TuningReport, tune
-from vkllm.gpu.tuning_search import Trial
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.measure.arithmetic import product_rate
+from vkllm.gpu.measure.bandwidth import read_bandwidth
+from vkllm.gpu.measure.kernel_times import step_times
+from vkllm.gpu.measure.step_times import StepTimes
+from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
+from vkllm.gpu.program.program import WIDTHS, Program
+from vkllm.gpu.program.step import Row
+from vkllm.gpu.tuning.cache import kept_choice
+from vkllm.gpu.tuning.search import Trial
+from vkllm.gpu.tuning.space import model_kind
+from vkllm.gpu.tuning.tuner import TuningReport, tune
 
 IN_FLIGHT = 3
 """Decode steps that run ahead of the token that was read last."""
@@ -70,7 +62,14 @@ class Engine:
         with ExitStack() as undo, self._told(f"loading {config.path.name}"):
             undo.callback(self._device.close)
             self._program = Program(
-                self._device, config.spec, config.path, config.tensors, config.n_ctx, on_bytes, config.options
+                self._device,
+                config.spec,
+                config.path,
+                config.tensors,
+                config.n_ctx,
+                on_bytes,
+                config.options,
+                kept_choice(self._device.info, model_kind(config.spec, config.tensors)),
             )
             self.plan = self._program.plan
             self.moved_bytes = self._program.moved_bytes

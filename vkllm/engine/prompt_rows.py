@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from vkllm.engine.request import Embedded, Event, Request, Scores
+from vkllm.engine.events import Embedded, Event, Scores
+from vkllm.engine.requests import Request
 from vkllm.engine.running import Run
-from vkllm.gpu.hidden_states import HiddenStates
-from vkllm.gpu.program import Program
-from vkllm.gpu.scoring import Scorer
+from vkllm.gpu.program.hidden_states import HiddenStates
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.scoring import Scorer
 
 
 def wanted_rows(request: Request) -> range:

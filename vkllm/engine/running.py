@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vkllm.engine.constraint import Constraint
-from vkllm.engine.request import Request, RunStats
+from vkllm.engine.events import RunStats
+from vkllm.engine.requests import Request
 from vkllm.engine.sampler import Sampler
-from vkllm.gpu.program import Result, Submitted
+from vkllm.gpu.program.program import Result, Submitted
 
 
 @dataclass

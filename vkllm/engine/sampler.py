@@ -15,9 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from vkllm.engine.request import SamplingParams, TokenLogprob
-from vkllm.gpu.kernels import TOP_K
-from vkllm.gpu.step import KEEP_ALL, Draw
+from vkllm.engine.events import TokenLogprob
+from vkllm.engine.params import SamplingParams
+from vkllm.gpu.program.kernels import TOP_K
+from vkllm.gpu.program.step import KEEP_ALL, Draw
 
 Floats = npt.NDArray[np.float32]
 Words = npt.NDArray[np.uint32]

@@ -1,7 +1,7 @@
 """What is cached, saved to a file and restored: token ids with their keys and values, and the model that made them.
 
 Knows which files fit the loaded model. How the file is laid out is formats/state_file.py's, how keys and values lie on
-the device gpu/cached_blocks.py's. A file may come from another device: its numbers are as good as this one's.
+the device gpu/program/cached_blocks.py's. A file may come from another device: its numbers are as good as this one's.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from vkllm.engine.request import EngineConfig
+from vkllm.engine.requests import EngineConfig
 from vkllm.errors import ContextOverflow, InvalidParameter, StateFileError
 from vkllm.formats.state_file import reading, unsound, writing
-from vkllm.gpu.cached_blocks import CachedBlocks
-from vkllm.gpu.kernels import KV_BLOCK
-from vkllm.gpu.program import Program
+from vkllm.gpu.program.cached_blocks import CachedBlocks
+from vkllm.gpu.program.kernels import KV_BLOCK
+from vkllm.gpu.program.program import Program
 
 FORMAT, VERSION = "vkllm state", 1
 

@@ -1,6 +1,6 @@
 """The decoder as a list of operations, in reading order.
 
-A graph says what is computed, not where or how: `model/reference.py` runs it in numpy, `gpu/program.py`
+A graph says what is computed, not where or how: `model/reference.py` runs it in numpy, `gpu/program/program.py`
 records it as dispatches. An operation's kind is the name of its kernel, its shader and its test.
 """
 

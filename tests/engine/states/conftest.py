@@ -13,7 +13,7 @@ from state_steps import FORMATS, PROMPT, MakeEngine, answer, save
 
 from vkllm.engine.engine import Engine
 from vkllm.errors import NoDevice
-from vkllm.model.plan import PlanOptions
+from vkllm.model.memory.plan import PlanOptions
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 from model_specs import TINY_SPEC
+from vkllm.engine.events import Event, Failed, Finished, StateAnswer, Token
+from vkllm.engine.params import SamplingParams
 
 from vkllm.engine.engine import Engine
-from vkllm.engine.request import Event, Failed, Finished, Request, SamplingParams, StateAnswer, StateQuery, Token
+from vkllm.engine.requests import Request, StateQuery
 from vkllm.errors import VkllmError
 
 PROMPT = tuple(int(t) for t in np.random.default_rng(3).integers(0, TINY_SPEC.n_vocab, 70))

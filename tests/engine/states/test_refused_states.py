@@ -21,12 +21,13 @@ from state_steps import (
     load,
     run,
 )
+from vkllm.engine.events import Failed, StateAnswer
 
 from vkllm.engine.engine import Engine
-from vkllm.engine.request import Failed, StateAnswer, StateQuery
+from vkllm.engine.requests import StateQuery
 from vkllm.errors import ContextOverflow, OutOfDeviceMemory, StateFileError, VkllmError
 from vkllm.formats import state_file
-from vkllm.gpu.device import Device
+from vkllm.gpu.device.kompute import Device
 
 pytestmark = pytest.mark.gpu
 

@@ -24,12 +24,14 @@ from state_steps import (
     run,
     save,
 )
+from vkllm.engine.events import Finished, StateAnswer, Token
+from vkllm.engine.params import SamplingParams
 
 from vkllm.engine.engine import Engine
-from vkllm.engine.request import Finished, Request, SamplingParams, StateAnswer, StateQuery, Token
+from vkllm.engine.requests import Request, StateQuery
 from vkllm.errors import InvalidParameter, StateFileError
-from vkllm.gpu.cached_blocks import CachedBlocks
-from vkllm.gpu.kernels import KV_BLOCK
+from vkllm.gpu.program.cached_blocks import CachedBlocks
+from vkllm.gpu.program.kernels import KV_BLOCK
 
 pytestmark = pytest.mark.gpu
 

@@ -14,7 +14,7 @@ from fake_llm import FakeFits, FakeLLM
 from rich.cells import cell_len
 from textual.pilot import Pilot
 
-from vkllm.faces.chat_store import ChatStore
+from vkllm.faces.chat.store import ChatStore
 from vkllm.faces.tui.app import ChatApp, ChatOptions
 from vkllm.faces.tui.chat_screen import ChatScreen
 from vkllm.faces.tui.message_view import MessageView, Notice

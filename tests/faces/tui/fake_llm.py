@@ -14,20 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from vkllm import (
-    ContextOverflow,
-    DeviceLost,
-    Generation,
-    ModelNotFound,
-    OutOfDeviceMemory,
-    Piece,
-    RunStats,
-    VkllmError,
-)
+from vkllm import ContextOverflow, DeviceLost, Generation, ModelNotFound, OutOfDeviceMemory, Piece, RunStats, VkllmError
 from vkllm.faces.tui.fit import Fit, ModelToFit
 from vkllm.faces.tui.fits import Fits
-from vkllm.model.limits import Tier
-from vkllm.model.plan import MemoryPlan, TierPlan
+from vkllm.model.memory.limits import Tier
+from vkllm.model.memory.plan import MemoryPlan, TierPlan
 
 CODE = "Here is one:\n\n```python\ndef double(x):\n    return 2 * x\n```\n\nAnd another:\n\n```sh\nls -l\n```\n"
 THOUGHT = "<think>\nLet me see. Two and two.\n</think>\n\nIt is **four**."

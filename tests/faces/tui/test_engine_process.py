@@ -18,8 +18,8 @@ from conftest import Scene
 from fake_llm import FakeFits
 
 from vkllm import LLM, VkllmError
-from vkllm.engine.process import EngineProcess
-from vkllm.faces.chat_store import ChatStore
+from vkllm.engine.process.handle import EngineProcess
+from vkllm.faces.chat.store import ChatStore
 from vkllm.faces.tui import app as tui
 from vkllm.faces.tui.app import ChatApp, ChatOptions
 
@@ -29,7 +29,9 @@ OpenReal = Callable[..., AbstractAsyncContextManager[Scene]]
 @pytest.fixture
 def open_real(tmp_path: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> OpenReal:
     """The chat with an LLM whose engine is fake_engine.FakeEngine in a child process. device: how it behaves."""
-    monkeypatch.setattr("vkllm.llm.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine"))
+    monkeypatch.setattr(
+        "vkllm.api.llm.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
+    )
 
     @asynccontextmanager
     async def open_one(device: str = "slow steps", *, waits: bool = True) -> AsyncIterator[Scene]:

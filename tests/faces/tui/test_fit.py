@@ -21,8 +21,8 @@ from vkllm.faces.tui.fit import Fit, FitQuestion, ModelToFit, read_question, wri
 from vkllm.faces.tui.fits import Fits
 from vkllm.faces.tui.models_screen import ModelsScreen
 from vkllm.faces.tui.session import KnownModel
-from vkllm.gpu.probe import DeviceInfo, Heap
-from vkllm.model.limits import Speeds
+from vkllm.gpu.device.probe import DeviceInfo, Heap
+from vkllm.model.memory.limits import Speeds
 
 GIB = 2**30
 CARD = DeviceInfo(
@@ -83,7 +83,7 @@ def test_a_question_survives_the_pipe() -> None:
 def card(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, list[Fit]]]:
     """Asks the worker's function about models on a card of 8 GiB."""
     monkeypatch.setattr(fit_worker, "devices", lambda: [CARD])
-    monkeypatch.setattr("vkllm.gpu.limits.available_host_bytes", lambda: 12 * GIB)
+    monkeypatch.setattr("vkllm.gpu.device.limits.available_host_bytes", lambda: 12 * GIB)
     monkeypatch.setattr(fit_worker, "measured_speeds", lambda info: Speeds(400e9, 20e9, is_measured=True))
 
     def ask(*models: ModelToFit, held: dict[str, int] | None = None, **loading: Any) -> dict[str, list[Fit]]:

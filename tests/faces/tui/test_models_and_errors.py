@@ -12,7 +12,7 @@ from hub_server import HubServer
 from textual.widgets import Input, TextArea
 
 from vkllm import LLM, DeviceLost, DeviceTimeout
-from vkllm.faces.chat_store import ChatStore
+from vkllm.faces.chat.store import ChatStore
 from vkllm.faces.tui import errors_shown, session
 from vkllm.faces.tui.app import ChatApp, ChatOptions
 from vkllm.faces.tui.load_bar import LoadBar

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from vkllm.faces.chat_store import ChatStore
+from vkllm.faces.chat.store import ChatStore
 
 ROOT = Path(__file__).parent.parent.parent.parent
 PATIENCE_S = 30.0
 # The command with tests/fake_engine.py in the place of the engine, its steps slow enough to be stopped.
 FAKE = (
-    "import functools, vkllm.llm, vkllm.engine.process as process\n"
-    "vkllm.llm.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
-    "from vkllm.faces.cli import main; main()"
+    "import functools, vkllm.api.llm, vkllm.engine.process.handle as process\n"
+    "vkllm.api.llm.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
+    "from vkllm.faces.cli.app import main; main()"
 )
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vkllm.faces.chat_store import ChatMessage
-from vkllm.faces.tui.reasoning import as_drawn, as_markdown, file_name, split_reasoning
+from vkllm.faces.chat.reasoning import as_drawn, as_markdown, file_name, split_reasoning
+from vkllm.faces.chat.store import ChatMessage
 
 
 @pytest.mark.parametrize(

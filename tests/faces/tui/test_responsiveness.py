@@ -13,7 +13,7 @@ from conftest import OpenChat, Scene
 from textual import events
 from textual.widgets import Static
 
-from vkllm.faces.chat_store import ChatStore
+from vkllm.faces.chat.store import ChatStore
 from vkllm.faces.tui.app import ChatApp, ChatOptions
 from vkllm.faces.tui.live_answer import LiveAnswer
 from vkllm.faces.tui.long_text import LongText

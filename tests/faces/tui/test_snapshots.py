@@ -12,7 +12,7 @@ from fake_llm import FakeFits, FakeLLM
 from textual.pilot import Pilot
 
 from vkllm import DeviceLost
-from vkllm.faces.chat_store import ChatStore
+from vkllm.faces.chat.store import ChatStore
 from vkllm.faces.tui.app import ChatApp, ChatOptions
 from vkllm.faces.tui.chat_screen import ChatScreen
 from vkllm.faces.tui.session import KnownModel

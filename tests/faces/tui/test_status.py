@@ -14,8 +14,8 @@ from vkllm.faces.tui.jobs import Progress
 from vkllm.faces.tui.load_bar import LoadBar
 from vkllm.faces.tui.session import Session
 from vkllm.faces.tui.status_bar import ContextUsed, memory_in_use
-from vkllm.model.limits import Tier
-from vkllm.model.plan import MemoryPlan, TierPlan
+from vkllm.model.memory.limits import Tier
+from vkllm.model.memory.plan import MemoryPlan, TierPlan
 
 GIB = 2**30
 

@@ -8,8 +8,8 @@ import pytest
 from bare_kompute import VALIDATION, Gpu
 
 from vkllm.errors import NoDevice
+from vkllm.gpu.device.probe import devices
 from vkllm.gpu.layer import INJECTIONS, Layer, build
-from vkllm.gpu.probe import devices
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import numpy as np
 from bare_kompute import SHADERS, Gpu, chain_result, chain_step
 
 from vkllm.errors import DeviceError, DeviceLost, OutOfDeviceMemory
-from vkllm.gpu.device import Device
+from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.layer import Layer
 from vkllm.gpu.layer.memory import TIERS
 

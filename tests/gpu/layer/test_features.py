@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bare_kompute import Gpu, under_validation
 
-from vkllm.gpu.probe import devices
+from vkllm.gpu.device.probe import devices
 
 pytestmark = pytest.mark.gpu
 

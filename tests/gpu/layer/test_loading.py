@@ -10,9 +10,9 @@ from bare_kompute import Gpu, chain_result, run_scenario, under_validation
 
 from vkllm.errors import DeviceError
 from vkllm.gpu import layer as layer_module
+from vkllm.gpu.device.probe import choose_device, devices
 from vkllm.gpu.layer import LIBRARY, NAME, Layer
 from vkllm.gpu.layer import build as layer_build
-from vkllm.gpu.probe import choose_device, devices
 
 pytestmark = pytest.mark.gpu
 

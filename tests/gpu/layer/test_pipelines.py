@@ -11,8 +11,8 @@ import pytest
 from bare_kompute import Gpu, chain_result, run_scenario
 
 from vkllm.errors import DeviceError
+from vkllm.gpu.device.probe import devices
 from vkllm.gpu.layer import Layer
-from vkllm.gpu.probe import devices
 
 pytestmark = pytest.mark.gpu
 

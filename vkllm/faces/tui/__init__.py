@@ -1,4 +1,4 @@
 """The chat on a whole terminal, made with Textual, which is imported nowhere else.
 
-`app.run_chat` starts it. `vkllm.faces.chat` decides between it and the plain chat.
+`app.run_chat` starts it. `vkllm.faces.cli.line_chat` decides between it and the plain chat.
 """

@@ -18,7 +18,7 @@ from textual.drivers._writer_thread import WriterThread
 from textual.screen import Screen
 
 from vkllm import LLM, VkllmError
-from vkllm.faces.chat_store import ChatStore, chats_path
+from vkllm.faces.chat.store import ChatStore, chats_path
 from vkllm.faces.terminal import complain
 from vkllm.faces.tui.chat_screen import ChatScreen
 from vkllm.faces.tui.clipboard import copy_by_program, terminal_doubt

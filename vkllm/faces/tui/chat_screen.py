@@ -13,7 +13,8 @@ from textual.binding import Binding
 from textual.widgets import Footer
 
 from vkllm import LLM, Generation
-from vkllm.faces.chat_store import ChatMessage, ChatStore, State, title_of
+from vkllm.faces.chat.reasoning import split_reasoning
+from vkllm.faces.chat.store import ChatMessage, ChatStore, State, title_of
 from vkllm.faces.tui.cells import cut
 from vkllm.faces.tui.errors_shown import context_is_full, notice_for
 from vkllm.faces.tui.jobs import AnswerJob
@@ -23,7 +24,6 @@ from vkllm.faces.tui.models_screen import ModelsScreen
 from vkllm.faces.tui.parameters_screen import Parameters, ParametersScreen
 from vkllm.faces.tui.prompt import Prompt
 from vkllm.faces.tui.reading_screen import ReadingScreen
-from vkllm.faces.tui.reasoning import split_reasoning
 from vkllm.faces.tui.session import Session
 from vkllm.faces.tui.status_bar import ContextUsed, StatusBar
 

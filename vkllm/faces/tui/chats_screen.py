@@ -17,10 +17,10 @@ from textual.widgets import Footer, Input, OptionList
 from textual.widgets.option_list import Option
 
 from vkllm.errors import VkllmError
-from vkllm.faces.chat_store import Chat, ChatStore
+from vkllm.faces.chat.reasoning import as_markdown, file_name
+from vkllm.faces.chat.store import Chat, ChatStore
 from vkllm.faces.tui.cells import padded
 from vkllm.faces.tui.dialogs import AskText, Confirm
-from vkllm.faces.tui.reasoning import as_markdown, file_name
 
 _SEARCH_AFTER_S = 0.1
 _WHEN_WIDTH = len("  2026-01-01 12:00") + 2  # and a blank at each end of a row

@@ -8,7 +8,7 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Button, Static
 
-from vkllm.faces.chat_store import ChatMessage
+from vkllm.faces.chat.store import ChatMessage
 from vkllm.faces.tui.message_view import MessageView, Notice
 
 N_SHOWN = 8  # messages drawn at once: a screenful or two, in less time than a key may wait

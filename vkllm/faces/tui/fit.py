@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vkllm.faces.terminal import size
-from vkllm.model.limits import DeviceKind
+from vkllm.model.memory.limits import DeviceKind
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from vkllm.api.planning import ModelToPlan
 from vkllm.errors import OutOfDeviceMemory, VkllmError
 from vkllm.faces.tui.fit import Fit, FitQuestion, ModelToFit, read_question
-from vkllm.gpu.limits import device_limits, measured_speeds
-from vkllm.gpu.probe import choose_device, devices
-from vkllm.model.limits import DeviceLimits, Tier, without_margin
-from vkllm.model.plan import PlanOptions
-from vkllm.planning import ModelToPlan
+from vkllm.gpu.device.limits import device_limits
+from vkllm.gpu.device.probe import choose_device, devices
+from vkllm.gpu.measure.speeds import measured_speeds
+from vkllm.model.memory.limits import DeviceLimits, Tier, without_margin
+from vkllm.model.memory.plan import PlanOptions
 
 _BOUNDLESS = DeviceLimits(memory_bytes=2**60, max_binding_bytes=2**60, max_allocation_bytes=2**60)
 

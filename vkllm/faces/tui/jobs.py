@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from vkllm import LLM, Generation, Stream, VkllmError
-from vkllm.llm import Message
+from vkllm.api.llm import Message
 
 _PATIENCE_S = 2.0  # with a load that was cancelled
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from vkllm.faces.chat_store import ChatMessage, ChatStore, State
+from vkllm.faces.chat.store import ChatMessage, ChatStore, State
 from vkllm.faces.tui.jobs import AnswerJob
 from vkllm.faces.tui.message_view import MessageView
 

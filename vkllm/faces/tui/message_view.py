@@ -14,9 +14,9 @@ from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widgets import Button, Collapsible, Static
 
-from vkllm.faces.chat_store import ChatMessage
+from vkllm.faces.chat.reasoning import as_drawn, split_reasoning
+from vkllm.faces.chat.store import ChatMessage
 from vkllm.faces.tui.long_text import LongText
-from vkllm.faces.tui.reasoning import as_drawn, split_reasoning
 
 Wish = Literal["copy", "copy_code", "edit", "regenerate", "delete", "older", "newer", "above", "below"]
 

@@ -17,7 +17,8 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from vkllm import VkllmError
-from vkllm.faces.chat_store import Chat, ChatMessage, ChatStore
+from vkllm.faces.chat.reasoning import file_name
+from vkllm.faces.chat.store import Chat, ChatMessage, ChatStore
 from vkllm.faces.tui.cells import at_both_ends
 from vkllm.faces.tui.chats_screen import ChatsScreen, export_chat
 from vkllm.faces.tui.conversation import Conversation
@@ -28,7 +29,6 @@ from vkllm.faces.tui.long_text import LongText
 from vkllm.faces.tui.message_view import MessageView
 from vkllm.faces.tui.parameters_screen import Parameters
 from vkllm.faces.tui.prompt import Prompt
-from vkllm.faces.tui.reasoning import file_name
 from vkllm.faces.tui.session import Session
 from vkllm.faces.tui.status_bar import StatusBar
 

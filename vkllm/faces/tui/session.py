@@ -12,9 +12,9 @@ from vkllm import LLM
 from vkllm.faces.tui.fit import ModelToFit
 from vkllm.faces.tui.fits import Fits
 from vkllm.faces.tui.jobs import LoadJob, OpenModel
-from vkllm.model.limits import Tier
-from vkllm.resources import catalog
+from vkllm.model.memory.limits import Tier
 from vkllm.store import installed
+from vkllm.store.catalog import catalog
 
 MIN_N_CTX = 256  # a context shorter than this is not offered as a way out of an error
 _ABANDON_S = 0.8  # for a download to tidy up when the program ends

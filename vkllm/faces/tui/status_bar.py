@@ -10,7 +10,7 @@ from textual.widgets import Static
 from vkllm.faces.terminal import size
 from vkllm.faces.tui.jobs import AnswerJob
 from vkllm.faces.tui.session import Session
-from vkllm.model.limits import Tier
+from vkllm.model.memory.limits import Tier
 
 
 @dataclass(frozen=True)

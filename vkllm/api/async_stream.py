@@ -1,0 +1,152 @@
+"""An answer as it comes, for asyncio: the engine's events are brought to the event loop, which never waits for them.
+
+It knows event loops and threads; text is generation.py's, prompts are prompts.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from vkllm.api.answer import AnswerText, Generation, OnToken, Piece
+from vkllm.api.prompts import Prompts
+from vkllm.engine.events import Event
+from vkllm.engine.process.handle import EngineProcess
+
+Opened = Callable[[], Awaitable[tuple[EngineProcess, Prompts]]]
+"""Loads the model unless that is done, and tells what takes its requests and what makes them."""
+
+
+class AsyncStream(AsyncIterator[Piece]):
+    """The pieces of one answer, as they come: `async for piece in llm.stream(...)`; `await result()` is the whole.
+
+    The request is sent when the stream is first read, awaited or entered (`async with`). Closing a stream before its
+    end, leaving its `async with` block, dropping the last reference to it, or cancelling the task that waits for it
+    cancels the request. Made by `AsyncLLM.stream`; to be read by one task at a time.
+
+    >>> import asyncio
+    >>> async def main():
+    ...     async with async_llm.stream("The capital of France is", max_tokens=2, temperature=0) as stream:
+    ...         async for piece in stream:
+    ...             print(piece, end="")
+    ...     return await stream.result()
+    >>> answer = asyncio.run(main())
+     Paris.
+    """
+
+    def __init__(self, opened: Opened, make_answer: Callable[[Prompts], AnswerText]) -> None:
+        """make_answer is called in a thread, because it tokenizes and renders templates."""
+        self._opened = opened
+        self._make_answer = make_answer
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._start: asyncio.Task[AnswerText] | None = None
+        self._cancel: Callable[[], None] | None = None  # once the request was sent
+        self._is_closed = False
+
+    async def __anext__(self) -> Piece:
+        """The next piece. Raises InvalidParameter, ContextOverflow, DeviceLost and other errors of the engine."""
+        answer = await self._started()
+        while not answer.is_over:
+            if piece := await self._advance(answer):
+                return piece
+        raise StopAsyncIteration
+
+    async def result(self) -> Generation:
+        """The whole answer; waits for what is left of it. After `close()` it is what there was until then."""
+        answer = await self._started()
+        while answer.generation is None:
+            if answer.error is not None:
+                raise answer.error
+            await self._advance(answer)
+        return answer.generation
+
+    async def consume(self, on_token: OnToken | None = None) -> Generation:
+        """The whole answer; on_token, which may be a coroutine function, is called with each piece of it."""
+        async with self:
+            if on_token is not None:
+                async for piece in self:
+                    if inspect.isawaitable(called := on_token(piece)):
+                        await called
+            return await self.result()
+
+    async def close(self) -> None:
+        """Cancels the request unless it is done. There are no pieces after this."""
+        self._close()
+
+    async def __aenter__(self) -> Self:
+        await self._started()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self._is_closed = True
+        if self._cancel is not None:
+            self._cancel()
+
+    async def _started(self) -> AnswerText:
+        """The answer whose request was sent."""
+        if self._start is None:
+            self._start = asyncio.create_task(self._send())
+            # Who waits for it may have been cancelled, and then nobody takes its error.
+            self._start.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            # The request is sent in a thread, which cannot be stopped: it must always be known what was sent.
+            return await asyncio.shield(self._start)
+        except asyncio.CancelledError:
+            self._close()
+            raise
+
+    async def _send(self) -> AnswerText:
+        engine, prompts = await self._opened()
+        loop, put = asyncio.get_running_loop(), self._events.put_nowait
+
+        def on_event(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and so have all who waited
+                loop.call_soon_threadsafe(put, event)
+
+        def send() -> AnswerText:
+            answer = self._make_answer(prompts)
+            engine.send(answer.request, on_event)
+
+            def cancel() -> None:
+                if not answer.is_over:
+                    answer.is_over = True
+                    engine.cancel(answer.request.id)
+
+            self._cancel = cancel
+            if self._is_closed:  # meanwhile, when there was nothing to cancel
+                cancel()
+            return answer
+
+        return await asyncio.to_thread(send)
+
+    async def _advance(self, answer: AnswerText) -> Piece | None:
+        """Takes in one event and returns the piece that it completes."""
+        try:
+            event = await self._events.get()
+        except asyncio.CancelledError:
+            self._close()
+            raise
+        piece = answer.push(event)
+        if answer.is_stopped:
+            self._close()
+        return piece
+
+
+async def results(streams: Sequence[AsyncStream]) -> list[Generation]:
+    """Sends all requests at once and waits for all answers; an error or a cancel ends them together."""
+    async with contextlib.AsyncExitStack() as stack:
+        for stream in streams:
+            await stack.enter_async_context(stream)
+        return [await stream.result() for stream in streams]

@@ -1,0 +1,101 @@
+"""Plans a model on a device without loading it: what `vkllm plan` and model pickers show.
+
+Joins what the parts know: where models are, what is in them, what a device can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from vkllm.errors import InvalidParameter
+from vkllm.formats.gguf import ModelFile, TensorInfo
+from vkllm.gpu.device.limits import device_limits
+from vkllm.gpu.device.probe import choose_device, devices
+from vkllm.gpu.measure.speeds import measured_speeds
+from vkllm.gpu.program.buffers import HEAD_ROWS
+from vkllm.gpu.program.kernels import MAX_ROWS
+from vkllm.model.memory.limits import DeviceLimits
+from vkllm.model.memory.plan import USUAL_CONTEXT, MemoryPlan, PlanOptions, plan
+from vkllm.model.spec import ModelSpec, model_spec
+from vkllm.store import find_model
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model, a device, and the plan that brings them together; limits and options are what it was made from.
+
+    >>> made = plan_model("smollm2", n_ctx=1024, measures=False)
+    >>> made.path.name, made.plan.n_ctx
+    ('SmolLM2-135M-Instruct.Q4_1.gguf', 1024)
+    """
+
+    path: Path
+    spec: ModelSpec
+    device_name: str
+    limits: DeviceLimits
+    options: PlanOptions
+    plan: MemoryPlan
+
+
+def plan_model(
+    model: str | Path,
+    *,
+    n_ctx: int | None = None,
+    device: str | int | None = None,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    n_gpu_layers: int | None = None,
+    vram_limit: int | None = None,
+    ram_limit: int | None = None,
+    measures: bool = True,
+) -> ModelPlan:
+    """Says where each part of a model would lie and how fast it would be, without loading it.
+
+    >>> made = plan_model("smollm2", n_ctx=1024, measures=False)
+    >>> print(f"It takes {made.plan.total_bytes / 2**20:.0f} MiB, {made.plan.tokens_per_s:.0f} tokens/s are expected.")
+    It takes ... MiB, ... tokens/s are expected.
+
+    n_ctx: tokens of context; 0 takes the longest that costs no speed; the default is what the model was trained for,
+    at most 4096. device: index or part of the name. type_k, type_v: of the cache. n_gpu_layers: layers, counted from
+    the last, whose weights may lie in a card's own memory. vram_limit, ram_limit: bytes. measures: times the device's
+    memory, which takes seconds the first time; otherwise an assumption for its kind is taken.
+
+    Raises ModelNotFound, ModelFileError, UnsupportedModel, NoDevice, InvalidParameter, and OutOfDeviceMemory with what
+    would fit.
+    """
+    found = ModelToPlan.open(find_model(str(model)), n_ctx)
+    info = choose_device(devices(), None if device is None else str(device))
+    limits = device_limits(info, measured_speeds(info) if measures else None)
+    options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit)
+    return ModelPlan(found.path, found.spec, info.name, limits, options, found.plan(limits, options))
+
+
+@dataclass(frozen=True)
+class ModelToPlan:
+    """A model's tensors and the context asked for, which may then be planned on any device."""
+
+    path: Path
+    spec: ModelSpec
+    tensors: Mapping[str, TensorInfo]
+    n_ctx: int
+
+    @classmethod
+    def open(cls, path: Path, n_ctx: int | None) -> Self:
+        """Reads a file's header. Raises ModelFileError, UnsupportedModel, InvalidParameter."""
+        file = ModelFile.open(path)
+        spec = model_spec(file.metadata, file.tensors)
+        if n_ctx is None:
+            n_ctx = min(spec.n_ctx_train, USUAL_CONTEXT)
+        elif n_ctx and not 1 < n_ctx <= spec.n_ctx_train:
+            raise InvalidParameter(
+                f"a context of {n_ctx} tokens is not possible; the model was trained for 2 to {spec.n_ctx_train}, "
+                "and 0 takes the longest that fits"
+            )
+        return cls(path, spec, file.tensors, n_ctx)
+
+    def plan(self, limits: DeviceLimits, options: PlanOptions) -> MemoryPlan:
+        """Where its parts lie within limits that are known. Raises OutOfDeviceMemory, InvalidParameter."""
+        return plan(self.spec, self.tensors, limits, self.n_ctx, MAX_ROWS, HEAD_ROWS, options)

@@ -1,0 +1,184 @@
+"""Prompts to requests: text, token ids or a conversation with its options become what the engine runs.
+
+It knows tokens, templates, the context's size and options; it knows no engine, and nothing of answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from operator import index
+from typing import Any
+
+from vkllm.api.answer import AnswerText, OnToken, SamplingOptions
+from vkllm.engine.params import SamplingParams
+from vkllm.engine.requests import Request
+from vkllm.errors import ContextOverflow, InvalidParameter, UnsupportedModel
+from vkllm.model.spec import Pooling
+from vkllm.text.chat import ChatTemplate
+from vkllm.text.grammar import answer_grammar
+from vkllm.text.long_chat import n_tokens_of_system, shortened_chat
+from vkllm.text.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+
+def as_batch(
+    prompt: str | Sequence[int] | list[str] | list[list[int]], on_token: OnToken | None = None
+) -> tuple[list[str | Sequence[int]], bool]:
+    """The prompts, and whether they were given as a batch; a list of integers is one prompt of token ids.
+
+    Raises InvalidParameter for a batch with on_token, which could not tell the answers apart.
+    """
+    prompts: Any = prompt
+    is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) > 0
+    if not is_list or not isinstance(prompts[0], Sequence):  # a str is one
+        return [prompts], False
+    if on_token is not None:
+        raise InvalidParameter("on_token is for one prompt; for several use `stream` on each of them")
+    return list(prompts), True
+
+
+class Prompts:
+    """Makes the requests of one loaded model. Safe to use from several threads.
+
+    defaults: the options of requests that name none. request_ids: numbers no two open requests share. model: its name.
+    pooling: how it makes embeddings; None if that is not supported.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        defaults: SamplingParams,
+        request_ids: Iterator[int],
+        *,
+        model: str,
+        pooling: Pooling | None,
+        n_ctx: int,
+        n_ctx_train: int,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.defaults = defaults
+        self._template = template
+        self._request_ids = request_ids
+        self._pooling = pooling
+        self._n_ctx = n_ctx
+        self._n_ctx_train = n_ctx_train
+
+    def of_text(
+        self, prompt: str | Sequence[int], params: SamplingParams | None, options: SamplingOptions
+    ) -> AnswerText:
+        """The request to continue a prompt, in an answer that is still empty. Errors as in `LLM.generate`."""
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.checked_tokens(prompt)
+        n_keep = int(token_ids[:1] == [self.tokenizer.bos_id])
+        return self._answer(token_ids, self._params(params, options), n_keep, continues_text=True)
+
+    def of_chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None,
+        options: SamplingOptions,
+        tools: Sequence[Message] | None = None,
+    ) -> AnswerText:
+        """The request to answer a conversation, in an answer that is still empty. Errors as in `LLM.chat`."""
+        params = self._params(params, options)
+        token_ids, n_keep = self._template.encode_chat(messages, tools=tools), 0
+        if params.context_shift:
+            n_keep = n_tokens_of_system(self._template, messages, token_ids, tools=tools)
+            token_ids = shortened_chat(self._template, messages, token_ids, self._n_ctx, n_keep, tools=tools)
+        return self._answer(token_ids, params, n_keep, continues_text=False)
+
+    def of_embeddings(self, texts: Sequence[str | Sequence[int]]) -> list[Request]:
+        """The requests for the embeddings of texts, or of token ids. Errors as in `LLM.embed`."""
+        if self._pooling is None:
+            raise UnsupportedModel(
+                f"{self.model}: the model's file asks for embeddings of a kind that is not supported; "
+                "supported: the mean of all tokens, the first token, the last token"
+            )
+        requests = []
+        for number, text in enumerate(texts):
+            what = "the text" if len(texts) == 1 else f"text {number} of {len(texts)}"
+            token_ids = self.tokenizer.encode(text) if isinstance(text, str) else self.checked_tokens(text)
+            if len(text) == 0 or not token_ids:
+                raise InvalidParameter(f"{what} is empty and has no embedding; give at least one token of it")
+            if len(token_ids) > self._n_ctx:
+                raise ContextOverflow(
+                    f"{what} has {len(token_ids)} tokens and the context holds {self._n_ctx}; cut it into parts or "
+                    f"load the model with a larger context (the model's limit is {self._n_ctx_train})"
+                )
+            requests.append(
+                Request(next(self._request_ids), tuple(token_ids), SamplingParams(), frozenset(), pooling=self._pooling)
+            )
+        return requests
+
+    def count_tokens(self, prompt: str | Sequence[Message], tools: Sequence[Message] | None = None) -> int:
+        """How many tokens a text or a conversation has as a prompt. Errors as in `of_text` and `of_chat`."""
+        if isinstance(prompt, str):
+            return len(self.tokenizer.encode(prompt))
+        return len(self._template.encode_chat(prompt, tools=tools))
+
+    def checked_tokens(self, token_ids: Sequence[int]) -> list[int]:
+        """The ids as plain integers. Raises InvalidParameter for what is none, or not in the vocabulary."""
+        if not isinstance(token_ids, Iterable):
+            raise InvalidParameter(f"{token_ids!r} is no prompt; pass text or a list of token ids")
+        n_vocab = self.tokenizer.n_vocab
+        checked = []
+        for token_id in token_ids:
+            try:
+                checked.append(index(token_id))
+            except TypeError:
+                raise InvalidParameter(f"{token_id!r} is not a token id; pass text or a list of integers") from None
+            if not 0 <= token_id < n_vocab:
+                raise InvalidParameter(f"token id {token_id} is not in the vocabulary of {n_vocab} tokens")
+        return checked
+
+    def _answer(
+        self, token_ids: Sequence[int], params: SamplingParams, n_keep: int, *, continues_text: bool
+    ) -> AnswerText:
+        n_prompt = len(token_ids)
+        if n_prompt == 0:
+            raise InvalidParameter("the prompt is empty; give at least one token of it")
+        room = self._n_ctx - n_prompt
+        if room < 1:
+            raise ContextOverflow(
+                f"the prompt has {n_prompt} tokens, but the context holds {self._n_ctx}, one of them for the answer; "
+                f"shorten the prompt or ask for a larger context (the model's limit is {self._n_ctx_train})"
+            )
+        if not params.context_shift:
+            params = replace(params, max_tokens=room if params.max_tokens is None else min(params.max_tokens, room))
+        stop_token_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_token_ids |= self.tokenizer.stop_ids
+        grammar = answer_grammar(params.json_schema, params.regex, params.grammar)
+        request = Request(
+            next(self._request_ids), tuple(token_ids), params, stop_token_ids, n_keep=n_keep, grammar=grammar
+        )
+        # a grammar is about all bytes of an answer, a space at its beginning too
+        detokenizer = self.tokenizer.detokenizer(continues=continues_text or grammar is not None)
+        return AnswerText(request, detokenizer, self.tokenizer.token_text)
+
+    def _params(self, params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
+        changes: dict[str, Any] = dict(options)
+        if isinstance(stop := changes.get("stop"), str):
+            changes["stop"] = (stop,)
+        for name in ("stop", "stop_token_ids"):
+            if name in changes:
+                if not isinstance(values := changes[name] or (), Iterable):
+                    raise InvalidParameter(f"{name} must be a list, not {values!r}")
+                changes[name] = tuple(values)
+        schema = changes.get("json_schema")
+        if schema is not None and not isinstance(schema, str):
+            try:
+                changes["json_schema"] = json.dumps(schema)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise InvalidParameter(f"json_schema cannot be written as JSON: {error}") from None
+        params = replace(params or self.defaults, **changes)
+        if params.seed is None:
+            params = replace(params, seed=self.defaults.seed)
+        self.checked_tokens(params.stop_token_ids)
+        if not all(isinstance(text, str) for text in params.stop):
+            raise InvalidParameter(f"stop must be strings, not {params.stop!r}")
+        return params

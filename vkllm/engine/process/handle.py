@@ -1,0 +1,355 @@
+"""The caller's side of the engine's process: starts it, hands requests over, deals events out, ends it.
+
+It knows processes, pipes and threads, not models, devices or text. A process that dies takes its open
+requests with it, each with a typed error; the next request starts a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from multiprocessing import Pipe
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self
+
+from vkllm.engine.events import Answer, EngineStats, Event, Failed, Finished
+from vkllm.engine.process.messages import Cancel, EngineFailed, Progress, Ready, Stop
+from vkllm.engine.requests import EngineConfig, Query, Request
+from vkllm.errors import DeviceLost, VkllmError
+
+ENGINE = "vkllm.engine.engine:Engine"
+
+_STOP_S = 5.0  # for a step to end and the device to be given back
+_KILL_S = 2.0  # for the operating system to end a process that was told to
+_OUTPUT_BYTES = 8192
+_OUTPUT_LINES_IN_MESSAGE = 4
+
+OnProgress = Callable[[int, int], None]
+OnEvent = Callable[[Event], object]
+
+
+class EngineProcess:
+    """One engine in a process of its own. Safe to use from several threads.
+
+    on_progress(bytes done, bytes total) is called in the thread that starts the process.
+    factory: "module:callable" of the engine; tests put theirs here.
+    """
+
+    def __init__(self, config: EngineConfig, on_progress: OnProgress | None = None, *, factory: str = ENGINE) -> None:
+        self._config = config
+        self._on_progress = on_progress
+        self._factory = factory
+        self._tally = _Tally()
+        self._start_lock = threading.Lock()
+        self._child: _Child | None = None
+        self._ready: Ready | None = None
+        self._stop_child: Callable[[], object] = lambda: None
+        self._is_closed = False
+
+    def start(self) -> None:
+        """Starts the process unless it runs, and waits until the model is loaded.
+
+        Raises what loading raised (ModelFileError, NoDevice, OutOfDeviceMemory...), or DeviceLost if the process died.
+        """
+        self._running_child()
+
+    @property
+    def ready(self) -> Ready:
+        """What the last start told: the device, the memory plan. One must have ended well; another may be going on."""
+        assert self._ready is not None
+        return self._ready
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id, or None before the first start."""
+        return self._child.pid if self._child else None
+
+    @property
+    def stats(self) -> EngineStats:
+        """Sums over the requests that ended until now, in all processes."""
+        return self._tally.stats
+
+    def submit(self, request: Request | Query) -> SimpleQueue[Event]:
+        """The queue that gets the request's events; the last one is `Finished`, an `Answer` or `Failed`.
+
+        Starts a new process if the last one died, and raises what `start` raises.
+        """
+        events: SimpleQueue[Event] = SimpleQueue()
+        self.send(request, events.put)
+        return events
+
+    def send(self, request: Request | Query, on_event: OnEvent) -> None:
+        """Like `submit`, but calls on_event with each event, in a thread of its own: it must not wait, nor raise."""
+        while not self._running_child().send(request, on_event):
+            pass  # it died between the two calls
+
+    def cancel(self, request_id: int) -> None:
+        """Asks the engine to end a request; its queue still gets `Finished` last. Unknown ids are ignored."""
+        if self._child is not None:
+            self._child.outbox.put(Cancel(request_id))
+
+    def close(self) -> None:
+        """Ends the process: politely, then by force, within about ten seconds. Open requests fail."""
+        self._is_closed = True
+        self._stop_child()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _running_child(self) -> _Child:
+        with self._start_lock:
+            if not self._is_closed and (self._child is None or not self._child.is_alive):
+                if self._child is not None:
+                    self._child.join()  # its device memory must be free before the next one plans
+                child = _Child(self._config, self._factory, self._tally)
+                self._child = child
+                # Scripts that forget close() still end the process, when this object goes or Python exits.
+                self._stop_child = weakref.finalize(self, child.stop)
+                if not self._is_closed:  # close() may have come in between, and it waits for no lock
+                    child.load(self._on_progress)
+                    self._ready = child.ready
+            if self._is_closed:
+                self.close()
+                raise DeviceLost("the engine was closed; open the model again")
+            assert self._child is not None
+            return self._child
+
+
+class _Tally:
+    """Counts what requests did. It is read and replaced whole, so that only writers need the lock."""
+
+    def __init__(self) -> None:
+        self.stats = EngineStats()
+        self._lock = threading.Lock()
+
+    def add(self, finished: Finished) -> None:
+        with self._lock:
+            self.stats = self.stats.plus(finished.stats)
+
+
+class _Child:
+    """One life of the process. Three daemon threads serve it: events in, messages out, printed output."""
+
+    def __init__(self, config: EngineConfig, factory: str, tally: _Tally) -> None:
+        self._tally = tally
+        self.ready: Ready | None = None
+        # A queue whose put() never blocks and may be called anywhere, so that a garbage-collected stream can cancel.
+        self.outbox: SimpleQueue[object] = SimpleQueue()
+        self._owner_pid = os.getpid()
+        self._work = f"loading {config.path.name}"
+        self._is_stopping = False
+        self._lock = threading.Lock()  # guards the next three
+        self._error: VkllmError | None = None
+        self._receivers: dict[int, OnEvent] = {}
+        self._requests: dict[int, Request] = {}
+        self._output = b""
+        self._connection, theirs = Pipe()
+        try:
+            self._process = _spawn(factory, theirs)
+        except OSError as error:
+            self._connection.close()
+            raise DeviceLost(f"the engine's process could not be started: {error}") from error
+        finally:
+            theirs.close()
+        self._threads = [
+            threading.Thread(target=target, name=f"vkllm-{target.__name__.strip('_')}", daemon=True)
+            for target in (self._read_output, self._send_messages, self._read_events)
+        ]
+        self._threads[0].start()
+        self._threads[1].start()
+        self.outbox.put(config)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes requests."""
+        return self._error is None and self._process.poll() is None
+
+    def load(self, on_progress: OnProgress | None) -> None:
+        """Waits until the model is loaded; ends the process and raises if that fails."""
+        try:
+            while True:
+                match self._receive():
+                    case Progress(done_bytes, total_bytes):
+                        if on_progress is not None:
+                            on_progress(done_bytes, total_bytes)
+                    case Ready() as ready:
+                        self.ready = ready
+                        break
+                    case EngineFailed(error):
+                        raise error
+                    case None:
+                        raise self._death()
+        except VkllmError as error:  # the process is ending by itself
+            self._error = error
+            self.join()
+            raise
+        except BaseException:  # Ctrl-C, or an error in on_progress
+            self._error = DeviceLost("the engine's start was interrupted; try again")
+            self.stop()
+            raise
+        self._threads[2].start()
+
+    def send(self, request: Request | Query, on_event: OnEvent) -> bool:
+        """Hands a request over; False if the process has died."""
+        with self._lock:
+            if self._error is not None:
+                return False
+            self._receivers[request.id] = on_event
+            if isinstance(request, Request):
+                self._requests[request.id] = request
+        self.outbox.put(request)
+        return True
+
+    def stop(self) -> None:
+        """Asks the process to end and waits for it; does nothing in a forked copy of this process."""
+        if os.getpid() == self._owner_pid:
+            self._is_stopping = True
+            # While it loads it reads no messages and holds nothing worth giving back in order.
+            self.join(_STOP_S if self.ready else 0)
+
+    def join(self, patience_s: float = _STOP_S) -> None:
+        """Waits until a process that is ending has ended, forces it if need be, and joins its threads."""
+        self.outbox.put(Stop())
+        self._end_process(patience_s)
+        for thread in self._threads:
+            # A stop may come from the garbage collector in any thread, these included.
+            if thread.ident is not None and thread is not threading.current_thread():
+                thread.join(_KILL_S)
+
+    def _end_process(self, patience_s: float) -> None:
+        """Waits for the process to end, and makes it end if it does not."""
+        for wait_s, force in ((patience_s, self._process.terminate), (_KILL_S, self._process.kill)):
+            try:
+                self._process.wait(wait_s)
+                return
+            except subprocess.TimeoutExpired:
+                force()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_KILL_S)
+
+    def _receive(self) -> Any:
+        """The process's next message, or None when there will be no more."""
+        try:
+            return self._connection.recv()
+        except (EOFError, OSError):
+            return None
+
+    def _read_events(self) -> None:
+        error: VkllmError | None = None
+        try:
+            while error is None and (message := self._receive()) is not None:
+                if isinstance(message, EngineFailed):
+                    error = message.error
+                else:
+                    for event in message:
+                        self._deliver(event)
+        finally:  # whatever happened, nobody must wait for ever
+            self._fail_open_requests(error or self._death())
+            self.outbox.put(Stop())  # ends the thread that sends
+            self._end_process(_STOP_S)
+            self._connection.close()
+
+    def _fail_open_requests(self, error: VkllmError) -> None:
+        with self._lock:
+            self._error = error
+            receivers, self._receivers = self._receivers, {}
+        for request_id, on_event in receivers.items():
+            on_event(Failed(request_id, error))
+
+    def _deliver(self, event: Event) -> None:
+        is_last = isinstance(event, Finished | Failed | Answer)
+        if isinstance(event, Finished):
+            self._tally.add(event)
+        with self._lock:
+            on_event = self._receivers.get(event.request_id)
+            if is_last:
+                self._receivers.pop(event.request_id, None)
+                self._requests.pop(event.request_id, None)
+        if on_event is not None:
+            on_event(event)
+
+    def _send_messages(self) -> None:
+        with contextlib.suppress(OSError):  # the reading side notices a broken pipe, and reports it
+            while True:
+                message = self.outbox.get()
+                self._connection.send(message)
+                if isinstance(message, Stop):
+                    return
+
+    def _read_output(self) -> None:
+        """Keeps the end of what drivers, the layer and Python print, for the message if the process dies."""
+        stream = self._process.stdout
+        assert stream is not None
+        with stream:
+            while chunk := os.read(stream.fileno(), _OUTPUT_BYTES):
+                self._output = (self._output + chunk)[-_OUTPUT_BYTES:]
+
+    def _death(self) -> DeviceLost:
+        """The error for a process that ended without a word of its own."""
+        if self._is_stopping:
+            return DeviceLost("the engine was closed; open the model again")
+        self._end_process(0.5)
+        self._threads[0].join(0.2)
+        with self._lock:
+            n_prompt_tokens = [len(request.prompt_token_ids) for request in self._requests.values()]
+        if self.ready:
+            prompts = ", ".join(str(n) for n in n_prompt_tokens)
+            answering = f"answering {len(n_prompt_tokens)} request(s) (prompt tokens: {prompts})"
+            self._work = f"{answering if n_prompt_tokens else 'idle'} on {self.ready.device_name}"
+        message = f"the engine's process {_ending(self._process.returncode)} while {self._work}"
+        last_words = self._output.decode(errors="replace").strip()
+        if last_words:
+            lines = [line.strip() for line in last_words.splitlines() if line.strip()]
+            message += f"; it last printed: {' | '.join(lines[-_OUTPUT_LINES_IN_MESSAGE:])}"
+        error = DeviceLost(f"{message}; try again to start a new one")
+        if last_words:
+            error.add_note(last_words)
+        return error
+
+
+def _ending(returncode: int | None) -> str:
+    if returncode is not None and returncode < 0:
+        try:
+            return f"was killed by {signal.Signals(-returncode).name}"
+        except ValueError:
+            return f"was killed by signal {-returncode}"
+    return f"ended (exit code {returncode})"
+
+
+def _spawn(factory: str, theirs: Any) -> subprocess.Popen[bytes]:
+    """Starts the worker with the pipe's end `theirs`, this process's module path and no terminal."""
+    options: dict[str, Any] = {}
+    if sys.platform == "win32":
+        os.set_handle_inheritable(theirs.fileno(), True)
+        startup = subprocess.STARTUPINFO(lpAttributeList={"handle_list": [theirs.fileno()]})
+        options = {"startupinfo": startup, "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    else:
+        options = {"pass_fds": (theirs.fileno(),), "process_group": 0}
+    environment = dict(os.environ)
+    # The same modules as here, and -P: a random.py in the current folder must not take the place of Python's.
+    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "vkllm.engine.process.worker", factory, str(theirs.fileno())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        **options,
+    )

@@ -1,0 +1,65 @@
+"""What passes through the pipe between a caller's process and its engine, besides requests and their events.
+
+To the engine: an `EngineConfig` first, then `Request`, a `Query`, `Cancel` and, last, `Stop`. From it: `Progress`
+until `Ready`, then lists of events; `EngineFailed` at any time, as its last word. All of them pickle.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from multiprocessing import connection
+from typing import TYPE_CHECKING
+
+from vkllm.errors import VkllmError
+from vkllm.model.memory.plan import MemoryPlan
+
+if TYPE_CHECKING:
+    if sys.platform == "win32":
+        Connection = connection.PipeConnection
+    else:
+        Connection = connection.Connection
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Stop working on a request; unknown and finished ones are ignored."""
+
+    request_id: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the engine's process."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far loading is, in bytes."""
+
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model is loaded. moved_bytes: what the driver refused in the memory that the plan had meant for it."""
+
+    device_name: str
+    is_cpu_device: bool
+    plan: MemoryPlan
+    moved_bytes: int
+
+
+@dataclass(frozen=True)
+class EngineFailed:
+    """The engine could not start, or cannot go on."""
+
+    error: VkllmError
+
+
+def open_connection(handle: int) -> Connection:
+    """The end of a pipe that this process inherited under the number `handle`."""
+    if sys.platform == "win32":
+        return connection.PipeConnection(handle)
+    return connection.Connection(handle)

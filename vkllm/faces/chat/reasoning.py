@@ -1,0 +1,63 @@
+"""What a model's answer is made of: its reasoning and its text; and a chat as a Markdown file.
+
+Pure functions on strings. Models write their reasoning as <think>...</think> before the answer; where the template
+has written the first tag for them, only the second one is in the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from vkllm.faces.chat.store import ChatMessage
+
+_OPEN, _CLOSE = "<think>", "</think>"
+_CLOSE_ALONE = re.compile(r"^</think>[ \t]*$", re.MULTILINE)
+_JSON_BEGINS = re.compile(r'\s*\{\s*"[^"\n]*"\s*:')
+_NOT_IN_A_FILE_NAME = re.compile(r"[^\w-]+")
+
+
+class Answer(NamedTuple):
+    """An answer in its parts. is_thinking: the reasoning has not ended yet."""
+
+    reasoning: str
+    text: str
+    is_thinking: bool
+
+
+def split_reasoning(content: str) -> Answer:
+    """Takes an answer, or what there is of it so far, apart. The beginning of a first tag counts as reasoning."""
+    start = content.lstrip()
+    if start.startswith(_OPEN):
+        reasoning, close, text = start.removeprefix(_OPEN).partition(_CLOSE)
+        return Answer(reasoning.strip(), text.lstrip(), not close)
+    if start and _OPEN.startswith(start):
+        return Answer("", "", True)
+    if match := _CLOSE_ALONE.search(content):
+        return Answer(content[: match.start()].strip(), content[match.end() :].lstrip(), False)
+    return Answer("", content, False)
+
+
+def as_drawn(text: str) -> str:
+    """The Markdown to draw: an answer that is a JSON object, as a schema asks for, is a block of code."""
+    return f"```json\n{text.strip()}\n```" if _JSON_BEGINS.match(text) else text
+
+
+def as_markdown(title: str, system: str, messages: Iterable[ChatMessage]) -> str:
+    """A chat as a document: its title, its system prompt and its messages; reasoning is folded as HTML can."""
+    parts = [f"# {title}"]
+    if system:
+        parts += ["## System", system]
+    for message in messages:
+        parts.append("## You" if message.role == "user" else "## Answer" + (f" ({message.note})" * bool(message.note)))
+        answer = split_reasoning(message.content) if message.role == "assistant" else Answer("", message.content, False)
+        if answer.reasoning:
+            parts.append(f"<details><summary>Reasoning</summary>\n\n{answer.reasoning}\n\n</details>")
+        parts.append(answer.text)
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def file_name(title: str) -> str:
+    """A name for a chat's Markdown file that every file system takes."""
+    return (_NOT_IN_A_FILE_NAME.sub("-", title.casefold()).strip("-")[:50] or "chat") + ".md"

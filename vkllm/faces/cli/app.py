@@ -1,0 +1,231 @@
+"""The command `vkllm`: its options, its errors and its exit codes.
+
+It knows the public API and the terminal. Each command imports what it needs when it runs, so that `--help` is quick.
+Exit codes: 0 done, 2 an error (one line on standard error), 130 stopped by Ctrl-C, 141 nobody reads the output any
+more. Code 1 comes with a traceback: a mistake of vkllm's own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vkllm.errors import InvalidParameter, VkllmError
+from vkllm.faces.cli import measure_commands, models
+from vkllm.faces.cli.loading import IgnoredFlags, LoadingFlags
+from vkllm.faces.cli.options import Json, ModelName, ModelOption, add_command, chosen, examples
+from vkllm.faces.sampling import SamplingFlags, StructureFlags
+from vkllm.faces.terminal import INTERRUPTED, complain, ending, print_json, size, write_nowhere
+
+if TYPE_CHECKING:
+    from vkllm.gpu.device.probe import DeviceInfo
+
+System = Annotated[
+    str | None, typer.Option("-sys", "--system", metavar="TEXT", help="The system message.", show_default=False)
+]
+
+
+app = typer.Typer(
+    help="Large language models on any GPU with a Vulkan driver. Without a command: chat.",
+    epilog=examples(
+        'vkllm run smollm2 "Why is the sky blue?"', "vkllm list --all", "vkllm pull llama-3.2-1b", "vkllm run --help"
+    ),
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Runs the command line; what is wrong with it or fails becomes one line on standard error and exit code 2."""
+    try:
+        sys.exit(app(prog_name="vkllm", standalone_mode=False))
+    except VkllmError as error:
+        if os.environ.get("VKLLM_DEBUG"):
+            raise
+        complain("error", error)
+    except OSError as error:  # most likely nothing more can be written
+        if os.environ.get("VKLLM_DEBUG"):
+            raise
+        write_nowhere(sys.stdout)
+        complain("error", f"{error.filename or 'standard output'}: {error.strerror}")
+    except typer.TyperException as error:  # wrong usage
+        command = getattr(getattr(error, "ctx", None), "command_path", "vkllm")
+        text = _wrong_usage(error)
+        complain("error", f"{text}{' See' if text.endswith('?') else '; see'} `{command} --help`")
+    sys.exit(2)
+
+
+def _wrong_usage(error: typer.TyperException) -> str:
+    """What Typer says, with the value that it complains of."""
+    text = error.format_message().rstrip(".")
+    cause = error.__cause__
+    if cause is not None and hasattr(cause, "errors"):  # pydantic's, which knows it
+        text = text.partition(", unable to parse")[0].replace("Input", repr(cause.errors()[0]["input"]), 1)
+    return text
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from vkllm import __version__
+
+        with ending():
+            print(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        from vkllm.faces.cli.start_chat import has_screen, start_chat
+
+        with ending():
+            if not has_screen():
+                print(context.get_help())
+                raise typer.Exit(2)
+            start_chat(sampling={})
+
+
+def chat(
+    sampling: SamplingFlags,
+    loading: LoadingFlags,
+    ignored: IgnoredFlags,
+    model: ModelName = None,
+    model_option: ModelOption = None,
+    system: System = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Line by line instead of on the whole screen.")] = False,
+) -> None:
+    """Chat on the whole terminal; chats are kept. F1 there shows the keys.
+
+    Without a model it is the last one. Everything else can be set there too: model, sampling, system message, theme.
+    """
+    from vkllm.faces.cli.start_chat import start_chat
+
+    name = chosen(model, model_option, "") or None
+    ignored.tell()
+    values, how = sampling.arguments(), loading.arguments()
+    if name is not None:
+        models.ensure_here(name)
+    if not start_chat(name, sampling=values, loading=how, system=system, is_plain=plain):
+        raise typer.Exit(INTERRUPTED)
+
+
+def run(
+    sampling: SamplingFlags,
+    structure: StructureFlags,
+    loading: LoadingFlags,
+    ignored: IgnoredFlags,
+    model: ModelName = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to answer; without it, chat.", show_default=False)
+    ] = None,
+    model_option: ModelOption = None,
+    hub: Annotated[str | None, typer.Option("-hf", metavar="REPO[:QUANT]", help="The model, of Hugging Face.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The prompt, as an option.")
+    ] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("-f", "--file", metavar="FILE", help="Append a file to the prompt.", show_default=False),
+    ] = None,
+    system: System = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without a chat template.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", "--verbose", help="Print counts and speeds to standard error.")
+    ] = False,
+) -> None:
+    """Answer a prompt, or chat line by line.
+
+    Files (-f) and standard input, when it is piped, are appended to the prompt. Only the answer goes to standard
+    output. Ctrl-C stops it.
+
+    Exit codes: 0 answered, 2 an error (one line on standard error), 130 stopped by Ctrl-C.
+    """
+    from vkllm.faces.cli.opening import RunOptions
+    from vkllm.faces.cli.run import run_model
+    from vkllm.faces.prompt import joined
+
+    words = words or []
+    if model is not None and (model_option or hub):  # then all that has a place is the prompt
+        words = [model, *words]
+        model = None
+    name = chosen(model_option, f"hf.co/{hub}" if hub else model)
+    if prompt is not None and words:
+        raise InvalidParameter("the prompt is given twice, as an argument and with -p; give it once")
+    ignored.tell()
+    options = RunOptions(
+        name, joined(words) if prompt is None else prompt, files or [], system, loading.arguments(), stats, raw
+    )
+    if not run_model(options, sampling.arguments() | structure.arguments()):
+        raise typer.Exit(INTERRUPTED)
+
+
+def plan(loading: LoadingFlags, model: ModelName = None, model_option: ModelOption = None, json: Json = False) -> None:
+    """Show where a model's parts would lie, what stays free, and the speed to expect, without loading it.
+
+    Sizes end in K, M, G or T, also as GiB or GB; a G is 2^30 bytes, as in llama.cpp's tools. Where the GPU has no
+    memory of its own, -ngl changes nothing, and each limit is one for all memory.
+    """
+    from vkllm.faces.cli.plan import print_plan
+
+    name, how = chosen(model, model_option), loading.arguments()
+    models.ensure_here(name)
+    print_plan(name, how, as_json=json)
+
+
+def devices(json: Json = False) -> None:
+    """List the Vulkan devices; the one marked * is the default."""
+    from vkllm.gpu.device.probe import choose_device
+    from vkllm.gpu.device.probe import devices as probe
+
+    found = probe()
+    if json:
+        from dataclasses import asdict
+
+        print_json([asdict(device) | {"features": sorted(device.features)} for device in found])
+        return
+    default = choose_device(found, None)
+    for device in found:
+        print("\n".join(_description(device, is_default=device == default)))
+
+
+def _description(device: DeviceInfo, *, is_default: bool) -> list[str]:
+    """Lines for a person: the device, its driver, heaps, limits and features."""
+    heaps = [
+        f"{size(heap.size_bytes, 1024)}{' on the device' if heap.is_device_local else ''}"
+        + ("" if heap.budget_bytes is None else f" (budget {size(heap.budget_bytes, 1024)})")
+        for heap in device.heaps
+    ]
+    limits = [
+        f"binding {size(device.max_binding_bytes, 1024)}",
+        f"allocation {size(device.max_allocation_bytes, 1024)}",
+        f"workgroup {device.max_workgroup_invocations}",
+        f"shared memory {size(device.max_shared_bytes, 1024)}",
+        f"subgroup {device.subgroup_size} ({device.min_subgroup_size} to {device.max_subgroup_size})",
+    ]
+    api = ".".join(map(str, device.api_version))
+    return [
+        f"{'*' if is_default else ' '} {device.index}  {device.name} ({device.type})",
+        f"     driver    {device.driver_name} {device.driver_version}, Vulkan {api}",
+        f"     heaps     {', '.join(heaps)}",
+        f"     limits    {', '.join(limits)}",
+        f"     features  {', '.join(sorted(device.features)) or 'none'}",
+    ]
+
+
+add_command(
+    app,
+    run,
+    'vkllm run smollm2 "Why is the sky blue?"',
+    'git diff | vkllm run smollm2 "Summarize these changes." --stats',
+    "vkllm run -m smollm2 -f notes.txt -p 'Sum up:' -n 128 --temp 0",
+    """vkllm run smollm2 "Name a colour." --json-schema '{"enum": ["red", "blue"]}'""",
+)
+add_command(app, chat, "vkllm chat", "vkllm chat smollm2 -sys 'Be short.'", "vkllm chat smollm2 --plain -c 2048")
+models.add_commands(app)
+add_command(app, plan, "vkllm plan smollm2", "vkllm plan smollm2 -c 8192 -ctk q8_0 -ctv q8_0", panel="Devices")
+add_command(app, devices, "vkllm devices", "vkllm devices --json", panel="Devices")
+measure_commands.add_commands(app)

@@ -1,0 +1,284 @@
+"""`vkllm bench`: the speed of models, with llama-bench's tests and fields.
+
+It chooses prompts and repeats runs; `LLM.benchmark_generate` takes the times, in which there is neither tokenizing nor
+sampling on the CPU. `faces/cli/bench_output.py` prints.
+"""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import random
+import re
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vkllm import LLM, DeviceReport, InvalidParameter, __version__
+from vkllm.faces.terminal import loading_bar
+from vkllm.gpu.program.kernels import MAX_ROWS
+from vkllm.model.memory.needs import CACHE_TYPES
+from vkllm.model.memory.plan import decode_bytes
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test: n_prompt tokens at once, then n_gen one by one, with n_depth tokens in the cache before them."""
+
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+
+    @property
+    def n_ctx(self) -> int:
+        """Context that it needs."""
+        return self.n_depth + self.n_prompt + self.n_gen + 1
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One way to load a model. device: None is the best one. n_gpu_layers: None is all."""
+
+    model: str
+    device: str | None = None
+    type_k: str = "f16"
+    type_v: str = "f16"
+    n_gpu_layers: int | None = None
+
+    def load(self, n_ctx: int | None) -> LLM:
+        """The model, with a progress bar. Raises any VkllmError."""
+        with loading_bar() as on_progress:
+            return LLM(
+                self.model,
+                n_ctx=n_ctx,
+                device=self.device,
+                type_k=self.type_k,
+                type_v=self.type_v,
+                n_gpu_layers=self.n_gpu_layers,
+                on_progress=on_progress,
+            )
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What was asked for, in the order in which it runs."""
+
+    setups: Sequence[Setup]
+    cases: Sequence[Case]
+    n_repetitions: int
+    warms_up: bool
+
+
+class Measured(NamedTuple):
+    """fields: llama-bench's, and ours; device: a line for people."""
+
+    fields: dict[str, Any]
+    device: str
+
+
+def setups(
+    models: Sequence[str],
+    n_gpu_layers: Sequence[int | None],
+    devices: Sequence[str | None],
+    types_k: Sequence[str],
+    types_v: Sequence[str],
+) -> list[Setup]:
+    """All combinations in llama-bench's order. Raises InvalidParameter for an unknown type."""
+    for option, types in (("-ctk", types_k), ("-ctv", types_v)):
+        for unknown in set(types) - CACHE_TYPES.keys():
+            raise InvalidParameter(f"{option} takes {' or '.join(CACHE_TYPES)}, not {unknown!r}")
+    return [
+        Setup(model, device, type_k, type_v, layers)
+        for model, layers, device, type_k, type_v in itertools.product(models, n_gpu_layers, devices, types_k, types_v)
+    ]
+
+
+def layer_counts(texts: Sequence[str]) -> list[int | None]:
+    """Values of -ngl: lists of numbers, and all."""
+    counts: list[int | None] = []
+    for text in ",".join(texts).split(","):
+        counts += [None] if text.strip() in ("all", "auto", "-1") else numbers([text], "-ngl")
+    return counts
+
+
+def numbers(texts: Sequence[str], option: str) -> list[int]:
+    """Numbers of an option that takes llama-bench's lists: "512", "128,256", "0-512+128" or "64-512*2"."""
+    found: list[int] = []
+    for text in ",".join(texts).split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?", text.strip())
+        if match is None:
+            raise InvalidParameter(f"{option} takes numbers such as 512, 128,256 or 64-512*2, not {text!r}")
+        value, last, step = int(match[1]), int(match[2] or match[1]), int(match[4] or 1)
+        while value <= last:
+            found.append(value)
+            following = value * step if match[3] == "*" else value + step
+            if following <= value:
+                raise InvalidParameter(f"{option}: the range {text!r} does not end")
+            value = following
+    return found
+
+
+def cases(n_prompt: Sequence[int], n_gen: Sequence[int], pairs: Sequence[str], n_depth: Sequence[int]) -> list[Case]:
+    """llama-bench's tests in its order. pairs: "pp,tg" for tests of both together; a 0 leaves a test out."""
+    both = [numbers([pair], "-pg") for pair in pairs]
+    for pair, text in zip(both, pairs, strict=True):
+        if len(pair) != 2:
+            raise InvalidParameter(f"-pg takes two numbers such as 512,128, not {text!r}")
+    found = []
+    for depth in n_depth:
+        found += [Case(n, 0, depth) for n in n_prompt]
+        found += [Case(0, n, depth) for n in n_gen]
+        found += [Case(prompt, gen, depth) for prompt, gen in both]
+    found = [case for case in found if case.n_prompt or case.n_gen]
+    if not found:
+        raise InvalidParameter("there is nothing to measure; give -p, -n or -pg a number above 0")
+    return found
+
+
+def measure(options: BenchOptions) -> Iterator[Measured]:
+    """Runs all tests, one setup after the other. Raises any VkllmError."""
+    for setup in options.setups:
+        with setup.load(max(case.n_ctx for case in options.cases)) as llm:
+            report = llm.measure_device()
+            runs = _Runs(llm)
+            for case in options.cases:
+                test_time = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                if options.warms_up:
+                    runs.time_ns(case)
+                samples_ns = [runs.time_ns(case) for _ in range(options.n_repetitions)]
+                fields = _fields(llm, report, setup, case, test_time, samples_ns)
+                yield Measured(fields, device_line(report))
+
+
+class _Runs:
+    """Runs of one model. All prompts have the same random beginning, which stays cached, and then differ."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self._random = random.Random(0)
+        self._depth_token_ids = self._tokens(llm.n_ctx)
+        self._numbers = itertools.count(llm.tokenizer.n_vocab // 2)  # special tokens are mostly the first and last
+
+    def time_ns(self, case: Case) -> int:
+        """Nanoseconds of one run of a test, without those of filling the cache to its depth."""
+        # The first new token is another one than in the last run, so that nothing behind the depth is cached. Its step
+        # is the first of n_gen; after a prompt it is a step more.
+        n_new = max(case.n_prompt, 1)
+        n_generated = case.n_gen + 1 if case.n_prompt else case.n_gen
+        for _ in range(3):  # the first run at a depth fills the cache, and cannot count
+            new = [next(self._numbers) % self._llm.tokenizer.n_vocab, *self._tokens(n_new - 1)]
+            stats = self._llm.benchmark_generate(self._depth_token_ids[: case.n_depth] + new, n_generated)
+            if stats.n_cached == case.n_depth:
+                return max(round(1e9 * (stats.prompt_s + (stats.generate_s if case.n_gen else 0.0))), 1)
+        raise AssertionError("prompts with the same beginning do not find it in the cache")
+
+    def _tokens(self, n: int) -> list[int]:
+        return [self._random.randrange(self._llm.tokenizer.n_vocab) for _ in range(n)]
+
+
+def _fields(
+    llm: LLM, report: DeviceReport, setup: Setup, case: Case, test_time: str, samples_ns: Sequence[int]
+) -> dict[str, Any]:
+    """llama-bench's JSON fields in its order, then ours; what does not apply here has its default value there."""
+    samples_ts = [1e9 * (case.n_prompt + case.n_gen) / sample for sample in samples_ns]
+    avg_ts = statistics.fmean(samples_ts)
+    bytes_per_s = None
+    if not case.n_prompt:
+        n_past = case.n_depth + (case.n_gen + 1) / 2
+        bytes_per_s = avg_ts * decode_bytes(llm.spec, llm.tensors, n_past, setup.type_k, setup.type_v)
+    return {
+        "build_commit": f"vkllm-{__version__}",
+        "build_number": 0,
+        "cpu_info": _cpu_name(),
+        "gpu_info": report.info.name,
+        "backends": "Vulkan",
+        "model_filename": str(llm.path),
+        "model_type": model_type(llm),
+        "model_size": llm.n_bytes,
+        "model_n_params": llm.n_params,
+        "n_batch": MAX_ROWS,
+        "n_ubatch": MAX_ROWS,
+        "n_threads": 1,
+        "cpu_mask": "0x0",
+        "cpu_strict": False,
+        "poll": 0,
+        "type_k": setup.type_k,
+        "type_v": setup.type_v,
+        "n_gpu_layers": n_gpu_layers(llm, setup),
+        "n_cpu_moe": 0,
+        "split_mode": "none",
+        "main_gpu": report.info.index,
+        "no_kv_offload": False,
+        "flash_attn": 1,
+        "devices": setup.device or "auto",
+        "tensor_split": "0.00",
+        "tensor_buft_overrides": "none",
+        "load_mode": "mmap",
+        "lazy_mode": "none",
+        "embeddings": False,
+        "no_op_offload": 0,
+        "no_host": False,
+        "repack": False,
+        "fit_target": 0,
+        "fit_min_ctx": 0,
+        "n_prompt": case.n_prompt,
+        "n_gen": case.n_gen,
+        "n_depth": case.n_depth,
+        "test_time": test_time,
+        "avg_ns": round(statistics.fmean(samples_ns)),
+        "stddev_ns": round(_deviation(samples_ns)),
+        "avg_ts": avg_ts,
+        "stddev_ts": _deviation(samples_ts),
+        "samples_ns": list(samples_ns),
+        "samples_ts": samples_ts,
+        "gb_per_s": None if bytes_per_s is None else bytes_per_s / 1e9,
+        "bandwidth_share": None if bytes_per_s is None else bytes_per_s / report.read_bytes_per_s,
+        "driver": driver(report),
+    }
+
+
+def model_type(llm: LLM) -> str:
+    """Such as "llama 135M Q4_1"."""
+    return f"{llm.spec.architecture} {_size_label(llm.n_params)} {llm.quantization}"
+
+
+def n_gpu_layers(llm: LLM, setup: Setup) -> int:
+    """Layers that may lie in the GPU's own memory, and the vocabulary projection, as llama.cpp counts."""
+    most = llm.spec.n_layers + 1
+    return most if setup.n_gpu_layers is None else min(setup.n_gpu_layers, most)
+
+
+def driver(report: DeviceReport) -> str:
+    """Its name and version."""
+    return f"{report.info.driver_name} {report.info.driver_version}"
+
+
+def _deviation(samples: Sequence[float]) -> float:
+    return statistics.stdev(samples) if len(samples) > 1 else 0.0
+
+
+def _size_label(n_params: int) -> str:
+    """As in the names of models: 135M, 6.7B, 70B."""
+    amount, unit = (n_params / 1e9, "B") if n_params >= 1e9 else (n_params / 1e6, "M")
+    return f"{amount:.1f}{unit}" if amount < 10 else f"{amount:.0f}{unit}"
+
+
+def device_line(report: DeviceReport) -> str:
+    """A line for people: device, driver, features, how fast it reads memory."""
+    info = report.info
+    api = ".".join(map(str, info.api_version))
+    return (
+        f"{info.name} | {driver(report)} | Vulkan {api} | subgroup {info.subgroup_size} "
+        f"| {', '.join(sorted(info.features))} | reads {report.read_bytes_per_s / 1e9:.1f} GB/s"
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,65 @@
+"""A chat in the terminal, line by line: reads messages and shows answers. Its commands are in `line_commands.py`."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from vkllm import VkllmError
+from vkllm.faces.cli.line_commands import Session, is_command, run_command
+from vkllm.faces.cli.opening import RunOptions, tell_of_device
+from vkllm.faces.terminal import complain, print_stats, show
+
+_QUOTES = '"""'
+
+
+def chat(options: RunOptions, sampling: dict[str, Any]) -> None:
+    """Reads messages and answers them until the user leaves. sampling: fields of SamplingParams by name."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (gives input() line editing and history)
+    with contextlib.closing(Session(options, sampling)) as session:
+        tell_of_device(session.llm)
+        print(f"{session.llm.path.stem} on {session.llm.device_name}. /help lists the commands.")
+        while True:
+            try:
+                text = _read_message()
+                if not text.strip():
+                    continue
+                if not is_command(text):
+                    _answer(session, text)
+                elif not run_command(session, text):
+                    return
+            except KeyboardInterrupt:
+                print("\nPress Ctrl-D or type /bye to leave.")
+            except EOFError:
+                print()
+                return
+            except VkllmError as error:
+                complain("error", error)
+
+
+def _answer(session: Session, text: str) -> None:
+    """Answers a message. Where that fails, the conversation is as if it had not been sent. Raises any VkllmError."""
+    session.messages.append({"role": "user", "content": text})
+    try:
+        answer = session.llm.chat(session.prompt_messages, stream=True, **session.sampling)
+        show(answer)
+        generation = answer.result()
+    except (VkllmError, KeyboardInterrupt):
+        session.messages.pop()
+        raise
+    session.messages.append({"role": "assistant", "content": generation.text})
+    if session.wants_stats:
+        print_stats(session.llm, generation.stats)
+
+
+def _read_message() -> str:
+    """A line, or the lines between two \"""; a command may come before them, as in /set system \"""..."""
+    text = input(">>> ")
+    head, quotes, rest = text.partition(_QUOTES)
+    if not quotes or (head.strip() and not is_command(head)):
+        return text
+    lines = [rest]
+    while not lines[-1].rstrip().endswith(_QUOTES):
+        lines.append(input("... "))
+    return head + "\n".join(lines).rstrip().removesuffix(_QUOTES).strip("\n")

@@ -1,0 +1,181 @@
+"""`vkllm bench`, `perplexity` and `tune`: their options.
+
+It knows Typer; what the commands do is in modules of their own, imported when they run, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vkllm.errors import InvalidParameter
+from vkllm.faces.cli import completion
+from vkllm.faces.cli.loading import IgnoredFlags
+from vkllm.faces.cli.models import ensure_here
+from vkllm.faces.cli.options import DeviceName, Json, ModelName, ModelOption, add_command, chosen
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds the commands of this module to the command line."""
+    add_command(
+        app,
+        bench,
+        "vkllm bench smollm2",
+        "vkllm bench -m smollm2 -p 64,128 -n 16 -d 0,32 -r 2 -o json",
+        "vkllm bench smollm2 --kernels",
+        panel="Measure",
+    )
+    add_command(
+        app,
+        perplexity,
+        "vkllm perplexity smollm2 -f notes.txt -c 128",
+        "vkllm perplexity -m smollm2 -f notes.txt -c 128 --chunks 2",
+        panel="Measure",
+    )
+    add_command(
+        app,
+        tune,
+        "vkllm tune smollm2 --budget 10",
+        "vkllm tune --show",
+        "vkllm tune --reset",
+        panel="Measure",
+    )
+
+
+def bench(
+    ignored: IgnoredFlags,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Names or paths of models.",
+            show_default=False,
+            autocompletion=completion.models,
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("-m", "--model", metavar="MODEL", help="Models, as options.", autocompletion=completion.models),
+    ] = None,
+    n_prompt: Annotated[
+        list[str] | None, typer.Option("-p", "--n-prompt", metavar="N", help="Tokens of a prompt [512].")
+    ] = None,
+    n_gen: Annotated[
+        list[str] | None, typer.Option("-n", "--n-gen", metavar="N", help="Tokens to generate [128].")
+    ] = None,
+    pairs: Annotated[list[str] | None, typer.Option("-pg", metavar="PP,TG", help="Both, in one test.")] = None,
+    n_depth: Annotated[
+        list[str] | None, typer.Option("-d", "--n-depth", metavar="N", help="Tokens before those [0].")
+    ] = None,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Times to repeat each test.")] = 5,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="md|csv|json|jsonl", help="What to print.")] = "md",
+    type_k: Annotated[
+        list[str] | None, typer.Option("-ctk", "--cache-type-k", metavar="TYPE", help="f16 (default) or q8_0.")
+    ] = None,
+    type_v: Annotated[
+        list[str] | None, typer.Option("-ctv", "--cache-type-v", metavar="TYPE", help="f16 (default) or q8_0.")
+    ] = None,
+    gpu_layers: Annotated[
+        list[str] | None, typer.Option("-ngl", "--n-gpu-layers", metavar="N|all", help="As for `vkllm run`.")
+    ] = None,
+    device: Annotated[
+        list[str] | None, typer.Option("-dev", "--device", metavar="DEVICE", help="Indices or names of devices.")
+    ] = None,
+    no_warmup: Annotated[bool, typer.Option("--no-warmup", help="Do not run each test once before it counts.")] = False,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels", help="Time each kernel instead: of a step of decoding, and of steps of -p tokens of a prompt."
+        ),
+    ] = False,
+) -> None:
+    """Measure speeds, with the options and the output of llama-bench.
+
+    Options that take several values take a list with commas, or are given several times.
+    """
+    from vkllm.faces.cli.bench import BenchOptions, cases, layer_counts, measure, numbers, setups
+    from vkllm.faces.cli.bench_output import FORMATS, markdown
+
+    def values(given: list[str] | None, default: str) -> list[str]:
+        return ",".join(given or [default]).split(",")
+
+    if output != "md" and output not in FORMATS:
+        raise InvalidParameter(f"-o takes {', '.join(('md', *FORMATS))}, not {output!r}")
+    types_k, types_v = values(type_k, "f16"), values(type_v, "f16")
+    names = values([*(models or []), *(model or [])], "smollm2")
+    how = setups(
+        names,
+        layer_counts(gpu_layers or ["all"]),
+        list(values(device, "")) if device else [None],
+        types_k,
+        types_v,
+    )
+    prompts, depths = numbers(n_prompt or ["512"], "-p"), numbers(n_depth or ["0"], "-d")
+    generated = numbers(n_gen or ["128"], "-n")
+    if kernels:
+        from vkllm.faces.cli.bench_kernels import KernelOptions, measure_kernels, rows, tables
+
+        if pairs:
+            raise InvalidParameter("--kernels times single steps, of -p tokens or of decoding; leave -pg out")
+        rows_asked = [n for n in prompts if n] if n_prompt else None
+        steps = measure_kernels(KernelOptions(how, rows_asked, any(generated), depths))
+        lines = tables(steps) if output == "md" else FORMATS[output](rows(steps))
+    else:
+        tests = cases(prompts, generated, pairs or [], depths)
+        results = measure(BenchOptions(how, tests, repetitions, not no_warmup))
+        is_shown = {"type_k": types_k != ["f16"], "type_v": types_v != ["f16"], "dev": bool(device)}
+        shown = [title for title, is_asked in is_shown.items() if is_asked]
+        lines = markdown(results, shown) if output == "md" else FORMATS[output](results)
+    ignored.tell()
+    for name in names:
+        ensure_here(name)
+    for line in lines:  # each when it is measured
+        print(line, flush=True)
+
+
+def perplexity(
+    file: Annotated[Path, typer.Option("-f", "--file", help="The text.")],
+    model: ModelName = None,
+    model_option: ModelOption = None,
+    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=4, help="Tokens of a chunk.")] = 512,
+    n_chunks: Annotated[int, typer.Option("--chunks", help="At most so many chunks; -1 is all.")] = -1,
+    device: DeviceName = None,
+) -> None:
+    """Measure how well a model predicts a text, as llama.cpp does: the second half of each chunk counts."""
+    from vkllm.faces.cli.perplexity import measure_perplexity
+
+    name = chosen(model, model_option, "smollm2")
+    limit = n_chunks if n_chunks > 0 else None
+    measure_perplexity(name, file, n_ctx=ctx_size, n_chunks=limit, device=device)
+
+
+def tune(
+    model: ModelName = None,
+    model_option: ModelOption = None,
+    device: DeviceName = None,
+    budget: Annotated[
+        float, typer.Option("--budget", min=1, max=3600, help="Seconds that it may take, roughly.")
+    ] = 30.0,
+    show: Annotated[bool, typer.Option("--show", help="Show what was found before, and whether it is used.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Forget what was found before.")] = False,
+    json: Json = False,
+) -> None:
+    """Find by trying how this device runs a model fastest, and keep that for all models of its kind.
+
+    A kind is a weight format and a shape of attention heads. Until then, and after a change of the driver, a table by
+    vendor decides. VKLLM_TUNING=off ignores what was found.
+    """
+    from vkllm.faces.cli.tune import remove_kept, show_kept, tune_model
+
+    if show and reset:
+        raise InvalidParameter("--show and --reset are two things to do; give one of them")
+    if reset:
+        remove_kept()
+    elif show:
+        show_kept(as_json=json)
+    else:
+        name = chosen(model, model_option, "smollm2")
+        ensure_here(name)
+        tune_model(name, device=device, budget_s=budget, as_json=json)

@@ -1,0 +1,123 @@
+"""What there is to tell of a model, for programs and for people: those that are here, and those of the catalogue.
+
+It reads a file's header, and the name of a format off its tensors; it prints nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from vkllm.errors import VkllmError
+from vkllm.faces.terminal import size
+
+if TYPE_CHECKING:
+    from vkllm.formats.gguf import ModelFile
+    from vkllm.store import InstalledModel
+    from vkllm.store.catalog import CatalogEntry
+
+
+def fields_of_installed(model: InstalledModel) -> dict[str, Any]:
+    """A model on this machine, for JSON. Sizes in bytes; null is not known."""
+    used = model.last_used_s
+    return {
+        "name": model.name,
+        "description": model.entry.description if model.entry else None,
+        "licence": model.entry.licence if model.entry else None,
+        "n_params": model.entry.n_params if model.entry else None,
+        "n_bytes": model.n_bytes,
+        "memory_bytes": model.entry.memory_bytes if model.entry else None,
+        "format": main_format_of(model),
+        "path": str(model.paths[0]),
+        "last_used": None if used is None else datetime.fromtimestamp(used).astimezone().isoformat("T", "seconds"),
+    }
+
+
+def fields_of_entry(entry: CatalogEntry) -> dict[str, Any]:
+    """A model of the catalogue that is not here, with the same keys."""
+    return {
+        "name": entry.name,
+        "description": entry.description,
+        "licence": entry.licence,
+        "n_params": entry.n_params,
+        "n_bytes": entry.n_bytes,
+        "memory_bytes": entry.memory_bytes,
+        "format": None,
+        "path": None,
+        "last_used": None,
+    }
+
+
+def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> dict[str, Any]:
+    """What a model's files say, for JSON."""
+    import math
+
+    from vkllm.model.spec import model_spec
+
+    metadata, tensors = file.metadata, file.tensors.values()
+    architecture = metadata.string("general.architecture")
+    formats: dict[str, dict[str, int]] = {}
+    for tensor in tensors:
+        count = formats.setdefault(tensor.format, {"n_tensors": 0, "n_bytes": 0})
+        count["n_tensors"] += 1
+        count["n_bytes"] += tensor.n_bytes
+    try:
+        model_spec(metadata, file.tensors)
+        problem = None
+    except VkllmError as error:
+        problem = str(error)
+    return {
+        "name": name,
+        "title": metadata.string("general.name", None),
+        "description": entry.description if entry else None,
+        "architecture": architecture,
+        "n_params": sum(math.prod(tensor.shape) for tensor in tensors),
+        "n_bytes": sum(path.stat().st_size for path in file.paths),
+        "memory_bytes": entry.memory_bytes if entry else None,
+        "formats": formats,
+        "n_ctx_train": metadata.integer(f"{architecture}.context_length", None),
+        "n_layers": metadata.integer(f"{architecture}.block_count", None),
+        "d_model": metadata.integer(f"{architecture}.embedding_length", None),
+        "has_chat_template": "tokenizer.chat_template" in metadata,
+        "licence": metadata.string("general.license", None) or (entry.licence if entry else None),
+        "paths": [str(path) for path in file.paths],
+        "problem": problem,
+    }
+
+
+def lines_of(fields: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """The fields for people, those that are known."""
+    formats = fields.get("formats", {})
+    paths = fields.get("paths", [])
+    names = {key: str(fields.get(key) or "") for key in ("name", "title", "description", "architecture", "licence")}
+    texts = names | {
+        "parameters": f"{n / 1e9:.2f} billion" if (n := fields["n_params"]) >= 1e9 else f"{n / 1e6:.1f} million",
+        "size": size(fields["n_bytes"]),
+        "memory": f"{size(memory)} with a context of 4096 tokens" if (memory := fields["memory_bytes"]) else "",
+        "formats": ", ".join(f"{n['n_tensors']} {name} ({size(n['n_bytes'])})" for name, n in formats.items()),
+        "context": f"{fields['n_ctx_train']} tokens" if fields.get("n_ctx_train") else "",
+        "layers": str(fields.get("n_layers") or ""),
+        "width": str(fields.get("d_model") or ""),
+        "chat template": ""
+        if not paths
+        else "yes"
+        if fields["has_chat_template"]
+        else "no: a base model, or an old file",
+        "path": f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}" if paths else "",
+        "runs": "" if not paths else "yes" if fields["problem"] is None else f"no: {fields['problem']}",
+        "here": "" if paths else f"no; `vkllm pull {fields['name']}` fetches it",
+    }
+    return [(key, " ".join(text.split())) for key, text in texts.items() if text]
+
+
+def main_format_of(model: InstalledModel) -> str:
+    """What the file's name says, or else the format that holds most of its bytes."""
+    from vkllm.formats.gguf import ModelFile, main_format
+
+    if model.quantization is not None:
+        return model.quantization
+    try:
+        return main_format(ModelFile.open(model.paths[0]).tensors) or "no tensors"
+    except VkllmError:
+        return "damaged"

@@ -1,0 +1,52 @@
+"""`vkllm run`: loads a model and answers one prompt, or hands over to the chat.
+
+It knows in which order things happen; not where prompts come from or how answers are made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vkllm import InvalidParameter, VkllmError
+from vkllm.faces.cli.line_chat import chat
+from vkllm.faces.cli.opening import RunOptions, open_model, tell_of_device
+from vkllm.faces.prompt import whole_prompt
+from vkllm.faces.sampling import FORMS
+from vkllm.faces.terminal import complain, print_stats, show
+from vkllm.store import local_model
+
+
+def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
+    """Answers the prompt, or chats if there is none and a person is there; False if Ctrl-C cut the answer.
+
+    sampling: fields of SamplingParams by name, checked (vkllm.faces.sampling). Raises any VkllmError, also for an
+    answer that ends before it has the form asked for.
+    """
+    if options.is_raw and options.system:
+        raise InvalidParameter(
+            "a system prompt (-sys) needs the chat template, which --raw leaves out; give one of them"
+        )
+    local_model(options.model)  # a name that stands for nothing is told before a prompt is read
+    prompt = whole_prompt(options.prompt, options.files)
+    if prompt is None:
+        chat(options, sampling)
+        return True
+    with open_model(options.model, options.loading) as llm:
+        if options.system and not llm.has_chat_template:
+            complain("warning", f"{llm.name} has no chat template, so the system prompt (-sys) has no effect")
+        if options.is_raw or not llm.has_chat_template:
+            answer = llm.stream(prompt, **sampling)
+        else:
+            system = [{"role": "system", "content": options.system}] if options.system else []
+            answer = llm.chat([*system, {"role": "user", "content": prompt}], stream=True, **sampling)
+        tell_of_device(llm)  # after the request was taken: an error is one line alone
+        is_complete = show(answer)
+        generation = answer.result()
+        if options.wants_stats:
+            print_stats(llm, generation.stats)
+        if generation.finish_reason == "length" and FORMS & sampling.keys():
+            raise VkllmError(
+                f"the answer was cut after {len(generation.token_ids)} tokens, before the form asked for was complete; "
+                "give it more with -n or -c"
+            )
+        return is_complete

@@ -1,0 +1,38 @@
+"""Starts a chat: on the whole screen (vkllm.faces.tui) where there is one, else line by line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from vkllm.faces.cli.opening import RunOptions
+from vkllm.faces.cli.run import run_model
+from vkllm.faces.terminal import is_terminal
+
+
+def has_screen() -> bool:
+    """Whether a person sits at a terminal that can be drawn on."""
+    return all(map(is_terminal, (sys.stdin, sys.stdout, sys.stderr))) and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def start_chat(
+    model: str | None = None,
+    *,
+    sampling: dict[str, Any],
+    loading: dict[str, Any] | None = None,
+    system: str | None = None,
+    is_plain: bool = False,
+) -> bool:
+    """Chats until the user leaves; False if Ctrl-C cut an answer to piped input.
+
+    Without a model, the last one or the user's choice on a screen, the default model elsewhere. sampling: fields of
+    SamplingParams by name, checked (vkllm.faces.sampling). loading: arguments of LLM (vkllm.faces.cli.loading).
+    """
+    loading = dict(loading or {})
+    if has_screen() and not is_plain:
+        from vkllm.faces.tui.app import ChatOptions, run_chat
+
+        run_chat(ChatOptions(model, system, loading.pop("n_ctx", None), loading.pop("device", None), sampling), loading)
+        return True
+    return run_model(RunOptions(model or "smollm2", system=system, loading=loading), sampling)

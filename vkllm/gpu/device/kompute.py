@@ -1,0 +1,246 @@
+"""One Vulkan device through Kompute: buffers, dispatches, recordings, submits. The only `import kp`.
+
+Kompute's errors and the layer's become vkllm's here. Knows nothing of models: `gpu/program/kernels.py` says what a
+kernel binds, `gpu/program/program.py` what is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vkllm.errors import DeviceError, OutOfDeviceMemory
+from vkllm.gpu.device.kernel import KernelSpec
+from vkllm.gpu.device.probe import DeviceInfo, MemoryLimits, check_device, choose_device, devices
+from vkllm.gpu.layer import Layer
+from vkllm.gpu.layer.memory import HeapUse, Placement, Tier
+from vkllm.gpu.layer.results import OUT_OF_MEMORY, described, error_of
+from vkllm.resources import cache_dir, shader
+
+Words = npt.NDArray[np.uint32]
+
+MAX_GROUPS = 65535
+"""Workgroups that every Vulkan device allows in one direction."""
+
+
+class Buffer:
+    """Memory of whole uint32 words. words: as the CPU sees it; None if it is "local". placement: where it lies."""
+
+    def __init__(self, tensor: Any, n_words: int, placement: Placement) -> None:
+        self.tensor = tensor
+        self.n_words = n_words
+        self.placement = placement
+        self.words: Words | None = None
+        if placement.address:
+            self.words = np.asarray(_Mapped(tensor, n_words, placement.address))
+
+
+class _Mapped:
+    """Mapped memory for numpy, whose arrays keep it and thereby the tensor."""
+
+    def __init__(self, tensor: Any, n_words: int, address: int) -> None:
+        self._tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": np.dtype(np.uint32).str,
+            "shape": (n_words,),
+            "data": (address, False),
+        }
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """A kernel bound to buffers, with its constants and workgroups fixed.
+
+    is_independent: it neither reads nor overwrites what the dispatches since the last ordered one write.
+    """
+
+    kernel: KernelSpec
+    weight_format: str | None
+    constants: tuple[int, ...]
+    groups: tuple[int, int]
+    algorithm: Any
+    push: Words
+    is_independent: bool = False
+
+    @property
+    def values(self) -> dict[str, int]:
+        """Constants and push constants by their names in the registry."""
+        names = (*self.kernel.constants, *self.kernel.push)
+        return dict(zip(names, (*self.constants, *self.push.tolist()), strict=False))
+
+    def with_push(self, *push: int) -> Dispatch:
+        """The same dispatch with other push constants."""
+        assert len(push) == len(self.push)
+        return replace(self, push=np.array(push, np.uint32))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded command buffer. It must not be submitted again before its last submit is done."""
+
+    sequence: Any
+
+
+class Device:
+    """An open device. wanted: index or part of the name; None takes the best one.
+
+    limits: memory that it is taken to have; None takes the environment's VKLLM_VRAM_LIMIT and VKLLM_RAM_LIMIT.
+    """
+
+    def __init__(self, wanted: str | None = None, timeout_s: float = 120.0, limits: MemoryLimits | None = None) -> None:
+        """Raises NoDevice, or DeviceError if the layer or the driver fails. timeout_s: limit of every wait."""
+        limits = MemoryLimits.from_environment() if limits is None else limits
+        self._layer = Layer.activate()
+        self.info: DeviceInfo = choose_device(devices(limits), wanted)
+        self.timeout_s = timeout_s
+        self.layer_id = -1
+        self._layer.set_pipeline_cache(cache_dir() / "pipelines")
+        self._manager: Any = None
+        check_device(self.info.index)
+        import kp  # the layer must be in place before Kompute loads Vulkan
+
+        self._kp = kp
+        with self._kompute("open the device"):
+            self._manager = kp.Manager(self.info.index)
+        self.layer_id = self._layer.open_device()
+        self._layer.limit_memory(self.layer_id, limits.vram_bytes, limits.ram_bytes)
+        self._layer.asynchronous(True)
+        enabled = self._layer.features(self.layer_id)
+        self.has_integer_dot = "integer_dot_product" in enabled and "fast_integer_dot" in self.info.features
+
+    def buffer(self, n_words: int, *, tier: Tier = "local", is_host: bool = False) -> Buffer:
+        """Allocates n_words (at least one) in a tier, with whatever is in the memory; only "local" is not mapped.
+
+        is_host: a "readback" buffer of zeros, for what is small. Raises OutOfDeviceMemory or DeviceError.
+        """
+        tier = "readback" if is_host else tier
+        n_words = max(n_words, 4)
+        largest = min(self.info.max_binding_bytes, self.info.max_allocation_bytes)
+        if 4 * n_words > largest:
+            raise OutOfDeviceMemory(
+                f"{self.info.name}: a buffer of {4 * n_words:,} bytes is larger than the device can bind "
+                f"({largest:,} bytes); use a smaller model or a shorter context"
+            )
+        self._layer.place_next(tier)
+        try:
+            # Of a storage tensor Kompute takes the size and reads nothing, so these pages are never touched.
+            size_only = np.empty(n_words, np.uint32)
+            tensor = self._manager.tensor_t(size_only, self._kp.TensorTypes.storage)
+        except (RuntimeError, MemoryError) as error:
+            raise self._no_memory(tier, 4 * n_words, str(error)) from error
+        buffer = Buffer(tensor, n_words, self._layer.placement())
+        self.check()
+        if is_host and buffer.words is not None:
+            buffer.words[:] = 0
+        return buffer
+
+    def memory(self) -> tuple[HeapUse, ...]:
+        """The device's heaps now, in the order of `info.heaps`: sizes, budgets, what is used."""
+        return self._layer.heaps(self.layer_id)
+
+    def _no_memory(self, tier: Tier, n_bytes: int, said: str) -> DeviceError:
+        """Why a buffer could not be made, with what there is. said: Kompute's word for it."""
+        call, result = self._layer.take_failure(self.layer_id) or (said, OUT_OF_MEMORY[1])
+        if result not in OUT_OF_MEMORY:
+            return error_of(call, result)
+        heaps = ", ".join(
+            f"heap {i}{' (device-local)' if heap.is_device_local else ''} {heap.room_bytes:,} of {heap.size_bytes:,}"
+            for i, heap in enumerate(self.memory())
+        )
+        return OutOfDeviceMemory(
+            f"{self.info.name}: no {tier} memory for a buffer of {n_bytes:,} bytes ({described(call, result)}); "
+            f"bytes left: {heaps}; use a smaller model or a shorter context, or close other programs"
+        )
+
+    def dispatch(
+        self,
+        kernel: KernelSpec,
+        buffers: Sequence[Buffer],
+        *,
+        constants: Sequence[int],
+        groups: tuple[int, int] = (1, 1),
+        push: Sequence[int] = (),
+        weight_format: str | None = None,
+        is_independent: bool = False,
+    ) -> Dispatch:
+        """Binds a kernel. buffers and constants stand in the order of its registry entry; groups are (x, y)."""
+        assert len(buffers) == len(kernel.bindings), kernel.name
+        assert len(constants) == len(kernel.constants), kernel.name
+        assert len(push) == len(kernel.push), kernel.name
+        if max(groups) > MAX_GROUPS:
+            raise DeviceError(f"{kernel.name} would need {groups} workgroups; {MAX_GROUPS} is the limit")
+        module = kernel.module(weight_format, is_soft=not self.has_integer_dot)
+        push_words = np.array(push or (0,), np.uint32)  # Kompute takes no empty array
+        with self._kompute(f"make {kernel.name}"):
+            algorithm = self._manager.algorithm(
+                [buffer.tensor for buffer in buffers],
+                shader(module),
+                (*groups, 1),
+                np.array(constants, np.uint32),
+                push_words,
+            )
+        return Dispatch(kernel, weight_format, tuple(constants), groups, algorithm, push_words, is_independent)
+
+    def record(self, dispatches: Iterable[Dispatch]) -> Recording:
+        """Records dispatches in order; each sees what those before it wrote, unless it is independent."""
+        with self._kompute("make a command buffer"):
+            sequence = self._manager.sequence()
+        with self._kompute("record"):
+            for dispatch in dispatches:
+                if dispatch.is_independent:
+                    self._layer.independent()
+                sequence.record(self._kp.OpAlgoDispatch(dispatch.algorithm, dispatch.push))
+        return Recording(sequence)
+
+    def submit(self, recording: Recording) -> int:
+        """Submits and returns at once, with the ticket to wait for. Submits run in order."""
+        try:
+            recording.sequence.eval()
+        except RuntimeError as error:
+            self.check()
+            raise DeviceError(f"{self.info.name}: Kompute cannot submit: {error}") from error
+        return self._layer.ticket(self.layer_id)
+
+    def wait(self, ticket: int) -> None:
+        """Waits for a submit and all before it; other Python threads run meanwhile. Ticket 0 is no submit.
+
+        Raises DeviceLost, DeviceTimeout after `timeout_s`, or OutOfDeviceMemory.
+        """
+        if ticket:
+            self._layer.wait(self.layer_id, ticket, self.timeout_s)
+
+    def run(self, dispatches: Iterable[Dispatch]) -> None:
+        """Records, submits and waits: for tests and loading."""
+        recording = self.record(dispatches)
+        self.wait(self.submit(recording))
+
+    def check(self) -> None:
+        """Raises what the layer has kept of calls whose results Kompute ignores."""
+        if self.layer_id >= 0:
+            self._layer.check(self.layer_id)
+
+    @contextmanager
+    def _kompute(self, doing: str) -> Iterator[None]:
+        """Around calls of Kompute: what fails in them, heeded by Kompute or not, is raised as vkllm's errors."""
+        try:
+            yield
+        except RuntimeError as error:
+            self.check()
+            raise DeviceError(f"{self.info.name}: Kompute cannot {doing}: {error}") from error
+        self.check()
+
+    def save_pipelines(self) -> None:
+        """Writes the pipeline cache to disk, if it grew."""
+        self._layer.save_pipeline_cache(self.layer_id)
+
+    def close(self) -> None:
+        """Releases the device; its buffers and recordings end with it. Safe to call twice."""
+        if self._manager is not None:
+            self._manager.destroy()
+            self._manager = None

@@ -1,0 +1,56 @@
+"""What a plan may take of a real device: DeviceInfo and the system's memory -> DeviceLimits. Knows no model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from vkllm.gpu.device.probe import NVIDIA, DeviceInfo, DeviceType
+from vkllm.model.memory.limits import (
+    CHAINED_LAYER_S,
+    DeviceKind,
+    DeviceLimits,
+    HeapLimits,
+    Speeds,
+    assumed_speeds,
+    limits_of_heaps,
+)
+
+HOST_RESERVE_BYTES = 2 * 2**30
+"""System memory that no plan takes: 1.5 GiB may be in use while a model is loaded, and the rest of the system lives."""
+
+UNKNOWN_HOST_BYTES = 4 * 2**30
+"""System memory that a plan may take where the system does not say what is free."""
+
+
+_KINDS: dict[DeviceType, DeviceKind] = {"integrated": "unified", "cpu": "cpu"}
+
+
+def device_limits(info: DeviceInfo, speeds: Speeds | None = None) -> DeviceLimits:
+    """What a plan may take of a device now. speeds: those assumed for its kind by default."""
+    kind = _KINDS.get(info.type, "discrete")
+    return limits_of_heaps(
+        kind,
+        [HeapLimits(heap.size_bytes, heap.budget_bytes, heap.is_device_local) for heap in info.heaps],
+        max_binding_bytes=info.max_binding_bytes,
+        max_allocation_bytes=info.max_allocation_bytes,
+        host_bytes=available_host_bytes(),
+        speeds=speeds or supposed_speeds(info),
+    )
+
+
+def available_host_bytes() -> int:
+    """System memory that a plan may take now."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return UNKNOWN_HOST_BYTES
+    return max(1024 * kibibytes - HOST_RESERVE_BYTES, 0)
+
+
+def supposed_speeds(info: DeviceInfo) -> Speeds:
+    """What is assumed of a device that was not measured."""
+    speeds = assumed_speeds(_KINDS.get(info.type, "discrete"), os.cpu_count() or 1)
+    return replace(speeds, layer_s=CHAINED_LAYER_S) if info.vendor_id == NVIDIA else speeds

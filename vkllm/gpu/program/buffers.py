@@ -1,0 +1,149 @@
+"""A model's memory on a device: weights, key/value caches, activations.
+
+Allocates and fills it once, at load. Knows which activations exist and which weights stand together, not what is
+computed with them (`gpu/program/operations.py`) or when (`gpu/program/program.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vkllm.errors import OutOfDeviceMemory
+from vkllm.formats.gguf import TensorInfo, read_tensor
+from vkllm.formats.quants import BLOCK, dequantize
+from vkllm.gpu.device.kompute import Buffer, Device
+from vkllm.gpu.layer.memory import Tier as LayerTier
+from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
+from vkllm.gpu.program.weights import Tensor, Uploader, WeightPlanes
+from vkllm.model.graph import decoder, head, widths
+from vkllm.model.memory.limits import Tier
+from vkllm.model.memory.needs import CACHE_TYPES
+from vkllm.model.memory.placement import MatrixRows
+from vkllm.model.memory.plan import MemoryPlan, PlanOptions
+from vkllm.model.reference import rope_table
+from vkllm.model.spec import ModelSpec
+
+Floats = npt.NDArray[np.float32]
+
+HEAD_ROWS = 8
+"""Rows whose logits there is room for at once."""
+
+
+LAYER_TIERS: dict[Tier, LayerTier] = {Tier.LOCAL: "local", Tier.SHARED: "host", Tier.HOST: "host"}
+"""What the layer calls the plan's tiers: SHARED is an APU's other heap, which is system memory too."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """(MAX_ROWS, columns) float32, and the same as q16 blocks where a quantized matvec reads it."""
+
+    values: Buffer
+    q16: Buffer | None = None
+    scales: Buffer | None = None
+
+
+class ModelBuffers:
+    """Everything that the operations of a model bind, besides the step.
+
+    activations: by name in the graph. vectors: norms and the rope table. matrices: planes by the names of the tensors
+    that stand above each other, several where formats or tiers differ. caches: keys and values of each layer.
+    moved_bytes: what the plan had meant for the device's own memory, and the driver refused.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        spec: ModelSpec,
+        path: Path,
+        tensors: Mapping[str, TensorInfo],
+        plan: MemoryPlan,
+        options: PlanOptions,
+        on_bytes: Callable[[int], None],
+    ) -> None:
+        """Raises OutOfDeviceMemory, DeviceError or ModelFileError."""
+        self.device = device
+        self.spec = spec
+        self.n_blocks = -(-plan.n_ctx // KV_BLOCK)
+        self.type_k, self.type_v = options.type_k, options.type_v
+        self.moved_bytes = 0
+        self._plan = plan
+        self._spill_tier = plan.tiers[-1].tier
+        self.activations = self._allocate_activations()
+        self.caches = [
+            (self._cache(options.type_k, tier), self._cache(options.type_v, tier)) for tier in plan.cache_tiers
+        ]
+        self.vectors: dict[str, Buffer] = {}
+        self.matrices: dict[tuple[str, ...], list[WeightPlanes]] = {}
+        self._load(path, tensors, on_bytes)
+
+    def _allocate(self, n_words: int, tier: Tier) -> Buffer:
+        """A buffer in a tier, or in the last one if there is no room after all: budgets are the driver's guess."""
+        try:
+            return self.device.buffer(n_words, tier=LAYER_TIERS[tier])
+        except OutOfDeviceMemory:
+            if tier is self._spill_tier:
+                raise
+            self.moved_bytes += 4 * n_words
+            return self.device.buffer(n_words, tier=LAYER_TIERS[self._spill_tier])
+
+    def _cache(self, cache_type: str, tier: Tier) -> Buffer:
+        n_values = self.n_blocks * KV_BLOCK * self.spec.n_kv_heads * self.spec.head_dim
+        return self._allocate(n_values // BLOCK * CACHE_TYPES[cache_type] // 4, tier)
+
+    def _allocate_activations(self) -> dict[str, Activation]:
+        activations, tier = {}, self._plan.arena_tier
+        for name, columns in widths(self.spec).items():
+            n_rows = HEAD_ROWS if name in ("final", "logits") else MAX_ROWS
+            n_blocks = n_rows * columns // BLOCK
+            values = self._allocate(n_rows * columns, tier)
+            if name in ("normed", "attended", "hidden", "final"):
+                q16, scales = self._allocate(16 * n_blocks, tier), self._allocate(2 * n_blocks, tier)
+                activations[name] = Activation(values, q16, scales)
+            else:
+                activations[name] = Activation(values)
+        return activations
+
+    def _load(self, path: Path, tensors: Mapping[str, TensorInfo], on_bytes: Callable[[int], None]) -> None:
+        spec = self.spec
+
+        def vector(name: str) -> Floats:
+            info = tensors[name]
+            return dequantize(read_tensor(path, info), info.format, info.shape)
+
+        with closing(Uploader(self.device, on_bytes)) as uploader:
+            for op in (*decoder(spec), *head(spec)):
+                if op.kind == "rms_norm":
+                    weight = vector(op.weights[0])
+                    self.vectors[op.weights[0]] = self._allocate(len(weight), self._plan.arena_tier)
+                    uploader.words(weight, self.vectors[op.weights[0]])
+                elif op.weights and op.weights not in self.matrices:
+                    self.matrices[op.weights] = [
+                        uploader.matrix(_tensors(path, tensors, rows), partial(self._allocate, tier=rows.tier))
+                        for rows in self._plan.matrices[op.weights]
+                    ]
+            factors = vector("rope_freqs.weight") if spec.has_rope_freqs else None
+            table = rope_table(spec, self.n_blocks * KV_BLOCK, factors)
+            self.vectors["rope_table"] = self._allocate(table.size, self._plan.arena_tier)
+            uploader.words(table, self.vectors["rope_table"])
+            uploader.finish()
+
+
+def _tensors(path: Path, tensors: Mapping[str, TensorInfo], part: MatrixRows) -> list[Tensor]:
+    """The rows of a part, by the tensors that they come from."""
+    found = []
+    start = 0  # of a tensor in the stack
+    for name in part.stack.tensors:
+        info = tensors[name]
+        first, last = max(part.first_row, start), min(part.first_row + part.n_rows, start + info.shape[0])
+        if first < last:
+            whole = Tensor(name, info.path or path, info.offset, info.format, (info.shape[0], info.shape[1]))
+            found.append(whole.rows(first - start, last - first))
+        start += info.shape[0]
+    return found

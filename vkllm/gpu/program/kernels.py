@@ -1,0 +1,141 @@
+"""The registry of kernels: what each shader binds, which constants it takes, and its compiled variants.
+
+One entry a file `shaders/<name>.comp`; `shaders/build.py` checks every entry against the shader's header.
+Knows nothing of models or devices; `gpu/device/kompute.py` turns an entry into dispatches.
+"""
+
+from __future__ import annotations
+
+from vkllm.gpu.device.kernel import QUANTIZED_FORMATS, KernelSpec
+
+WEIGHT_FORMATS = ("F32", "F16", "BF16", *QUANTIZED_FORMATS)
+
+ATTENTION_TILE_ROWS = 64
+"""Queries (tokens times heads) that a workgroup of `attention_tiled` takes; `TILE_ROWS` in its shader."""
+
+MAX_ROWS = 512
+"""Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
+
+LAST_ROW = 0xFFFFFFFF
+"""The `first_row` of `rms_norm` that stands for the last row of the step."""
+
+TOP_K = 64
+"""Most candidates that a token is drawn from on the GPU; `TOP_K` in shaders/lib/largest.glsl."""
+
+TOP_LOGITS = 2048
+"""Logits that a workgroup of `top_logits` takes; `TOP_LOGITS` in shaders/lib/largest.glsl."""
+
+ATTENTION_PIECE = 64
+"""Cached tokens that are worth a workgroup of `attention_fused`; `PIECE` in its shader."""
+
+MAX_PARTS = 128
+"""Most parts that `attention_fused` cuts the context into; `MAX_PARTS` in its shader."""
+
+LINK_WORDS = 8
+"""Words of a link of a chain; `LINK_WORDS` in shaders/lib/chain.glsl."""
+
+KV_BLOCK = 32
+"""Tokens of a block of the key/value cache; `KV_BLOCK` in shaders/lib/step.glsl."""
+
+
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        KernelSpec("argmax", ("logits", "next_token", "chosen"), ("local_size", "n_vocab"), ("slot",)),
+        KernelSpec(
+            "attention",
+            ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step"),
+            (
+                *("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes"),
+                *("heads_per_workgroup", "tokens_per_workgroup", "keys_at_once", "k_q8_0", "v_q8_0"),
+            ),
+        ),
+        KernelSpec(
+            "attention_fused",
+            (
+                *("qkv", "rope_table", "k_cache", "v_cache", "partials"),
+                *("y", "y_q16", "y_scales", "step", "chain"),
+            ),
+            (
+                *("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes", "heads_per_workgroup"),
+                *("rope_dims", "is_interleaved", "keys_at_once", "k_q8_0", "v_q8_0", "chained"),
+            ),
+            ("n_parts", "arrivals", "link", "n_awaited"),
+        ),
+        KernelSpec(
+            "attention_tiled",
+            ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step"),
+            (
+                *("local_size", "n_heads", "n_kv_heads", "head_dim", "k_q8_0", "v_q8_0"),
+                *("matrix_m", "matrix_n", "matrix_k"),
+            ),
+        ),
+        KernelSpec(
+            "begin_step", ("slots", "next_token", "step", "chain"), ("local_size", "chain_words"), ("slot_word",)
+        ),
+        KernelSpec("copy_words", ("source", "target"), ("local_size",), ("n_words", "target_word")),
+        KernelSpec(
+            "embed",
+            ("quants", "scales", "x", "step"),
+            ("local_size", "columns"),
+            ("first_row", "n_table_rows"),
+            WEIGHT_FORMATS,
+        ),
+        KernelSpec("mask_logits", ("logits", "masks"), ("local_size", "n_vocab"), ("first_word",)),
+        KernelSpec(
+            "matmul",
+            ("quants", "scales", "x", "add", "y", "step"),
+            (
+                *("local_size", "columns", "tile_tokens", "subgroups_along_rows", "subgroups_along_tokens", "adds"),
+                *("matrix_m", "matrix_n", "matrix_k", "tile_rows", "steps_ahead"),
+            ),
+            ("n_weight_rows", "y_offset", "y_stride"),
+            WEIGHT_FORMATS,
+        ),
+        KernelSpec(
+            "matvec",
+            ("quants", "scales", "x", "x_scales", "add", "y", "step"),
+            ("local_size", "columns", "rows_per_subgroup", "tokens_per_workgroup", "adds"),
+            ("n_weight_rows", "y_offset", "y_stride"),
+            WEIGHT_FORMATS,
+            uses_dot4=True,
+        ),
+        KernelSpec(
+            "matvec_fused",
+            ("quants", "scales", "source", "norm_weight", "add", "y", "chain"),
+            (
+                *("local_size", "columns", "first_column", "n_columns", "rows_per_subgroup", "unroll"),
+                *("norms", "gates", "adds", "eps", "chained", "steps_touched", "doubles"),
+            ),
+            ("n_y_rows", "y_offset", "link", "n_awaited"),
+            QUANTIZED_FORMATS,
+            uses_dot4=True,
+        ),
+        KernelSpec("read_bandwidth", ("source", "sums"), ("local_size",), ("n_fours",)),
+        KernelSpec(
+            "rms_norm",
+            ("x", "weight", "y", "y_q16", "y_scales", "step"),
+            ("local_size", "columns", "eps"),
+            ("first_row",),
+        ),
+        KernelSpec(
+            "rope",
+            ("qkv", "rope_table", "q", "k_cache", "v_cache", "step"),
+            (
+                *("local_size", "n_heads", "n_kv_heads", "head_dim"),
+                *("rope_dims", "is_interleaved", "k_q8_0", "v_q8_0"),
+            ),
+        ),
+        KernelSpec("sample", ("largest", "next_token", "chosen", "step"), ("local_size", "n_vocab"), ("slot",)),
+        KernelSpec(
+            "split_planes",
+            ("raw", "quants", "scales"),
+            ("local_size",),
+            ("n_units", "first_unit"),
+            QUANTIZED_FORMATS,
+        ),
+        KernelSpec("score", ("logits", "targets", "logprobs"), ("local_size", "n_vocab"), ("first_row",)),
+        KernelSpec("swiglu", ("gate_up", "y", "y_q16", "y_scales", "step"), ("local_size", "columns")),
+        KernelSpec("top_logits", ("logits", "largest"), ("local_size", "n_vocab")),
+    )
+}

@@ -1,0 +1,286 @@
+"""Operations as dispatches: one method a kind, each with its kernel, its constants and its workgroups.
+
+Knows the kernels' contracts (`kernels.py`), the model's buffers and the device's tuning. What is recorded in which
+order is `program.py`'s.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vkllm.formats.quants import weight_format
+from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
+from vkllm.gpu.program.buffers import Activation, ModelBuffers
+from vkllm.gpu.program.choices import Tuning
+from vkllm.gpu.program.kernels import ATTENTION_TILE_ROWS, KERNELS, LAST_ROW
+from vkllm.gpu.program.weights import WeightPlanes
+from vkllm.model.graph import Op, widths
+from vkllm.model.spec import ModelSpec
+
+MATMUL_SIZE = 256
+"""Invocations of a workgroup of `matmul`."""
+
+WIDE_TILE = 128
+"""Rows and tokens of a tile of `matmul` in steps of more than NARROW_TOKENS."""
+
+NARROW_TOKENS = 64
+
+
+class Operations:
+    """Makes and keeps dispatches. step: the step buffer on the device, which nearly every kernel reads."""
+
+    def __init__(self, device: Device, spec: ModelSpec, buffers: ModelBuffers, step: Buffer, tuning: Tuning) -> None:
+        self._device = device
+        self._spec = spec
+        self._buffers = buffers
+        self.step = step
+        self._tuning = tuning
+        self._local_size = tuning.local_size
+        self._made: dict[tuple[Op, int], list[Dispatch]] = {}
+
+    def of(self, op: Op, width: int) -> list[Dispatch]:
+        """Dispatches of an operation for steps of `width` rows, made once."""
+        key = (op, width)
+        if key not in self._made:
+            self._made[key] = self._make(op, width)
+        return self._made[key]
+
+    def _make(self, op: Op, width: int) -> list[Dispatch]:
+        match op.kind:
+            case "embed":
+                return self._embed(op, width)
+            case "rms_norm":
+                return [self._rms_norm(op, width)]
+            case "matvec":
+                return self._matvec(op, width)
+            case "rope":
+                return [self._rope(op, width)]
+            case "attention":
+                return [self._attention(op, width)]
+            case "swiglu":
+                return [self._swiglu(op, width)]
+
+    def _embed(self, op: Op, width: int) -> list[Dispatch]:
+        """One dispatch a part of the table; each writes the rows of its own tokens."""
+        dispatches: list[Dispatch] = []
+        first_row = 0
+        for planes in self._buffers.matrices[op.weights]:
+            dispatches.append(
+                self._device.dispatch(
+                    KERNELS["embed"],
+                    (planes.quants, planes.scales, self._buffers.activations[op.output].values, self.step),
+                    constants=(self._local_size, planes.n_columns),
+                    groups=(-(-planes.n_columns // self._local_size), width),
+                    push=(first_row, planes.n_rows),
+                    weight_format=planes.format,
+                    is_independent=first_row > 0,
+                )
+            )
+            first_row += planes.n_rows
+        return dispatches
+
+    def _rms_norm(self, op: Op, width: int) -> Dispatch:
+        x, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
+        assert y.q16 is not None and y.scales is not None
+        eps = int(np.float32(self._spec.norm_eps).view(np.uint32))
+        return self._device.dispatch(
+            KERNELS["rms_norm"],
+            (x.values, self._buffers.vectors[op.weights[0]], y.values, y.q16, y.scales, self.step),
+            constants=(4 * self._local_size, self._spec.d_model, eps),
+            groups=(1, width),
+            push=(LAST_ROW if op.output == "final" else 0,),
+        )
+
+    def _matvec(self, op: Op, width: int) -> list[Dispatch]:
+        """One dispatch a group of rows of the same format; the groups write different columns of y."""
+        x, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output].values
+        add = self._buffers.activations[op.add].values if op.add else None
+        y_width = widths(self._spec)[op.output]
+        # logits have too few rows for a tile of matmul, and are worth the exact product
+        is_tiled = width > 1 and self._tuning.has_matmul and op.output != "logits"
+        dispatches: list[Dispatch] = []
+        y_offset = 0
+        for planes in self._buffers.matrices[op.weights]:
+            if is_tiled and suits_matmul(planes):
+                dispatches.append(self.matmul(planes, x.values, y, width, y_width, y_offset, add))
+            else:
+                dispatches.append(self.matvec(planes, x, y, width, y_width, y_offset, add))
+            y_offset += planes.n_rows
+        return dispatches
+
+    def matvec(
+        self,
+        planes: WeightPlanes,
+        x: Activation,
+        y: Buffer,
+        width: int,
+        y_width: int,
+        y_offset: int = 0,
+        add: Buffer | None = None,
+    ) -> Dispatch:
+        """The product of a matrix, into the columns of y (width, y_width) from y_offset on."""
+        rows, tokens = self._tuning.tile_rows, min(width, self._tuning.tile_tokens)
+        rows_per_group = rows * max(self._local_size // self._device.info.subgroup_size, 1)
+        n_rows = min(planes.n_rows, y_width - y_offset)  # an embedding may have more rows than there are tokens
+        is_quantized = weight_format(planes.format).is_quantized
+        x_data, x_scales = (x.q16, x.scales) if is_quantized else (x.values, x.values)
+        assert x_data is not None and x_scales is not None
+        added = add or x.values  # bound, but not read, without a sum
+        return self._device.dispatch(
+            KERNELS["matvec"],
+            (planes.quants, planes.scales, x_data, x_scales, added, y, self.step),
+            constants=(self._local_size, planes.n_columns, rows, tokens, int(add is not None)),
+            groups=(-(-n_rows // rows_per_group), -(-width // tokens)),
+            push=(n_rows, y_offset, y_width),
+            weight_format=planes.format,
+            is_independent=y_offset > 0,
+        )
+
+    def matmul(
+        self,
+        planes: WeightPlanes,
+        x: Buffer,
+        y: Buffer,
+        width: int,
+        y_width: int,
+        y_offset: int = 0,
+        add: Buffer | None = None,
+    ) -> Dispatch:
+        """The same by cooperative matrices."""
+        info = self._device.info
+        assert info.matrix_shape is not None
+        tile_rows, tile_tokens = matmul_tile(self._tuning.narrow_rows, width, planes.n_columns, info.max_shared_bytes)
+        return self._device.dispatch(
+            KERNELS["matmul"],
+            (planes.quants, planes.scales, x, add or x, y, self.step),
+            constants=(
+                *(MATMUL_SIZE, planes.n_columns, tile_tokens),
+                *matmul_subgroups(tile_rows, tile_tokens, info.subgroup_size, info.matrix_shape),
+                *(int(add is not None), *info.matrix_shape, tile_rows),
+                self._tuning.steps_ahead_wide if tile_tokens > NARROW_TOKENS else self._tuning.steps_ahead,
+            ),
+            groups=(-(-planes.n_rows // tile_rows), -(-width // tile_tokens)),
+            push=(planes.n_rows, y_offset, y_width),
+            weight_format=planes.format,
+            is_independent=y_offset > 0,
+        )
+
+    def _rope(self, op: Op, width: int) -> Dispatch:
+        spec, (k_cache, v_cache) = self._spec, self._buffers.caches[op.layer]
+        n_fours = (spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim // 4
+        qkv, q = self._buffers.activations[op.inputs[0]].values, self._buffers.activations[op.output].values
+        return self._device.dispatch(
+            KERNELS["rope"],
+            (qkv, self._buffers.vectors["rope_table"], q, k_cache, v_cache, self.step),
+            constants=(
+                *(self._local_size, spec.n_heads, spec.n_kv_heads, spec.head_dim),
+                *(spec.rope_dims, int(spec.rope_pairing == "interleaved"), *cache_constants(self._buffers)),
+            ),
+            groups=(-(-n_fours // self._local_size), width),
+        )
+
+    def _attention(self, op: Op, width: int) -> Dispatch:
+        spec, (k_cache, v_cache) = self._spec, self._buffers.caches[op.layer]
+        q, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
+        assert y.q16 is not None and y.scales is not None
+        if self._tuning.has_tiled_attention and width > 1 and suits_tiled_attention(spec):
+            return self._attention_tiled(op, width)
+        heads = heads_together(spec.n_heads // spec.n_kv_heads)
+        lanes = lanes_of_key(spec.head_dim, self._device.info.subgroup_size)
+        tokens = max(self._tuning.attention_queries // heads, 1)
+        return self._device.dispatch(
+            KERNELS["attention"],
+            (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self.step),
+            constants=(
+                *(self._tuning.attention_size, spec.n_heads, spec.n_kv_heads, spec.head_dim),
+                *(lanes, heads, tokens, self._tuning.keys_at_once),
+                *cache_constants(self._buffers),
+            ),
+            groups=(spec.n_heads // heads, -(-width // tokens)),
+        )
+
+    def _attention_tiled(self, op: Op, width: int) -> Dispatch:
+        """The same by cooperative matrices."""
+        spec, (k_cache, v_cache), info = self._spec, self._buffers.caches[op.layer], self._device.info
+        q, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
+        assert y.q16 is not None and y.scales is not None and info.matrix_shape is not None
+        tokens = ATTENTION_TILE_ROWS // (spec.n_heads // spec.n_kv_heads)
+        return self._device.dispatch(
+            KERNELS["attention_tiled"],
+            (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self.step),
+            constants=(
+                ATTENTION_TILE_ROWS // info.matrix_shape[0] * info.subgroup_size,
+                *(spec.n_heads, spec.n_kv_heads, spec.head_dim, *cache_constants(self._buffers)),
+                *info.matrix_shape,
+            ),
+            groups=(spec.n_kv_heads, -(-width // tokens)),
+        )
+
+    def _swiglu(self, op: Op, width: int) -> Dispatch:
+        gate_up, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
+        assert y.q16 is not None and y.scales is not None
+        return self._device.dispatch(
+            KERNELS["swiglu"],
+            (gate_up.values, y.values, y.q16, y.scales, self.step),
+            constants=(self._local_size, self._spec.d_ff),
+            groups=(-(-self._spec.d_ff // 4 // self._local_size), width),
+        )
+
+
+def matmul_tile(narrow_rows: int, width: int, n_columns: int, max_shared_bytes: int) -> tuple[int, int]:
+    """Rows and tokens of a workgroup of matmul in steps of `width` rows; of fewer rows a tile has more columns.
+
+    narrow_rows: its rows for few tokens, if the matrix has so many columns and the device room for them.
+    """
+    if width > NARROW_TOKENS and matmul_bytes(WIDE_TILE, WIDE_TILE) <= max_shared_bytes:
+        return WIDE_TILE, WIDE_TILE
+    tokens = next(n for n in (16, 32, NARROW_TOKENS) if n >= min(width, NARROW_TOKENS))
+    for rows in (32, 64):
+        if rows >= narrow_rows and n_columns % _columns(rows) == 0 and matmul_bytes(rows, tokens) <= max_shared_bytes:
+            return rows, tokens
+    return WIDE_TILE, max(tokens, 32)  # each invocation has eight activations
+
+
+def _columns(tile_rows: int) -> int:
+    """Columns of a tile of matmul, of which each invocation has 32 weights."""
+    return 32 * MATMUL_SIZE // tile_rows
+
+
+def matmul_bytes(tile_rows: int, tile_tokens: int) -> int:
+    """Shared memory of a tile: rows of float16, with 16 bytes between them."""
+    return (tile_rows + tile_tokens) * (2 * _columns(tile_rows) + 16)
+
+
+def matmul_subgroups(
+    tile_rows: int, tile_tokens: int, subgroup_size: int, matrix_shape: tuple[int, int, int]
+) -> tuple[int, int]:
+    """Subgroups of a workgroup of matmul along rows and along tokens."""
+    n_subgroups = MATMUL_SIZE // subgroup_size
+    along_rows = min(1 << n_subgroups.bit_length() // 2, tile_rows // matrix_shape[0])
+    return along_rows, min(n_subgroups // along_rows, tile_tokens // matrix_shape[1])
+
+
+def suits_matmul(planes: WeightPlanes) -> bool:
+    """Whether a matrix is whole tiles of matrices."""
+    return planes.n_columns % _columns(WIDE_TILE) == 0 and planes.n_rows % 16 == 0
+
+
+def suits_tiled_attention(spec: ModelSpec) -> bool:
+    """Whether a model's heads suit attention_tiled."""
+    return spec.head_dim % 32 == 0 and spec.head_dim <= 128 and spec.n_heads <= ATTENTION_TILE_ROWS * spec.n_kv_heads
+
+
+def lanes_of_key(head_dim: int, subgroup_size: int) -> int:
+    """Neighbouring lanes that attention takes one key with, eight dimensions each."""
+    eighths: int = 1 << (head_dim // 8 - 1).bit_length()
+    return min(eighths, subgroup_size)
+
+
+def heads_together(n_sharing: int) -> int:
+    """Heads of a workgroup of attention, which share the keys that it loads. n_sharing: heads that share a key head."""
+    return max(n for n in (1, 2, 3, 4) if n_sharing % n == 0)
+
+
+def cache_constants(buffers: ModelBuffers) -> tuple[int, int]:
+    """Whether keys and values are cached as q8_0."""
+    return int(buffers.type_k == "q8_0"), int(buffers.type_v == "q8_0")

@@ -1,0 +1,176 @@
+"""What a model needs memory for, in bytes: weights, key/value cache and working memory.
+
+Knows how large each buffer is and how often a token reads it, not where it lies (`plan.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from vkllm.formats.gguf import TensorInfo
+from vkllm.formats.quants import BLOCK, weight_format
+from vkllm.model.graph import decoder, head, widths
+from vkllm.model.spec import ModelSpec, expected_shapes
+
+CACHE_TYPES = {"f16": 64, "q8_0": 36}
+"""Bytes of 32 cached values (shaders/lib/kvcache.glsl)."""
+
+CACHE_TOKENS = 32
+"""Tokens of a block of the cache; `KV_BLOCK` in gpu/program/kernels.py."""
+
+CONTEXT_PIECE = 64
+"""Cached tokens that a workgroup of attention takes; `ATTENTION_PIECE` in gpu/program/kernels.py."""
+
+MOST_PIECES = 128
+"""Most workgroups that attention's context is cut into; `MAX_PARTS` in gpu/program/kernels.py."""
+
+Q16_BYTES = 72
+"""Bytes of 32 activations in 16-bit integers: two planes of bytes and two scales."""
+
+ALIGNMENT = 256
+"""Buffers lie at multiples of it; no driver asks for more (minStorageBufferOffsetAlignment)."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Tensors of one format and width that stand above each other as one matrix."""
+
+    tensors: tuple[str, ...]
+    format: str
+    n_rows: int
+    n_columns: int
+
+    def plane_bytes(self, n_rows: int) -> tuple[int, int]:
+        """Bytes of the planes of quants and of scales of so many rows."""
+        quants, scales = weight_format(self.format).plane_words(n_rows * self.n_columns)
+        return 4 * quants, 4 * scales
+
+    def n_bytes(self, n_rows: int) -> int:
+        """Device memory of so many rows."""
+        return sum(aligned(plane) for plane in self.plane_bytes(n_rows))
+
+
+def stacks(names: Iterable[str], tensors: Mapping[str, TensorInfo]) -> list[Stack]:
+    """Groups neighbours that can be one matrix: of one format and width, with whole units of it before each."""
+    groups: list[Stack] = []
+    for name in names:
+        n_rows, n_columns = tensors[name].shape
+        fmt = weight_format(tensors[name].format)
+        if groups:
+            before = groups[-1]
+            is_alike = (before.format, before.n_columns) == (fmt.name, n_columns)
+            if is_alike and before.n_rows * n_columns % fmt.unit == 0:
+                groups[-1] = Stack((*before.tensors, name), fmt.name, before.n_rows + n_rows, n_columns)
+                continue
+        groups.append(Stack((name,), fmt.name, n_rows, n_columns))
+    return groups
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The buffers of a model. max_rows: rows of a step. head_rows: rows whose logits the device holds at once.
+    type_k, type_v: keys of CACHE_TYPES."""
+
+    spec: ModelSpec
+    tensors: Mapping[str, TensorInfo]
+    max_rows: int
+    head_rows: int
+    type_k: str
+    type_v: str
+
+    def matrices(self) -> list[tuple[str, ...]]:
+        """All matrices by the weights of their operation, those first that gain most by a fast memory.
+
+        The vocabulary projection, the layers from the last to the first, and an embedding table of its own.
+        """
+        spec = self.spec
+        ordered = [(spec.output_weight,), *(op.weights for op in reversed(decoder(spec)) if op.kind == "matvec")]
+        return ordered if spec.output_weight == "token_embd.weight" else [*ordered, ("token_embd.weight",)]
+
+    def is_read_whole(self, weights: tuple[str, ...]) -> bool:
+        """Whether every token reads all of a matrix; of an embedding table it reads a row."""
+        return weights != ("token_embd.weight",) or weights[0] == self.spec.output_weight
+
+    def by_part(self, n_ctx: int) -> dict[str, int]:
+        """Bytes of all that is allocated, by what it is for."""
+        matrices = (stack for weights in self.matrices() for stack in stacks(weights, self.tensors))
+        return {
+            "weights": sum(stack.n_bytes(stack.n_rows) for stack in matrices) + self.norms_bytes(),
+            "cache": self.spec.n_layers * self.layer_cache_bytes(n_ctx),
+            "working memory": self.arena_bytes(n_ctx),
+        }
+
+    def norms_bytes(self) -> int:
+        """Bytes of the vectors that norms multiply with."""
+        norms = [op.weights[0] for op in (*decoder(self.spec), *head(self.spec)) if op.kind == "rms_norm"]
+        return sum(aligned(4 * math.prod(self.tensors[name].shape)) for name in norms)
+
+    def layer_cache_bytes(self, n_ctx: int) -> int:
+        """Bytes of the keys and values of a layer."""
+        return sum(aligned(n_bytes) for n_bytes in self._cache_buffers(n_ctx))
+
+    def arena_bytes(self, n_ctx: int) -> int:
+        """Bytes of activations, as float32 and at most in 16-bit integers, of a row of logits on the host, and of what
+        grows with the context."""
+        spec = self.spec
+        rows = {name: self.head_rows if name in ("final", "logits") else self.max_rows for name in widths(spec)}
+        values = {name: rows[name] * width for name, width in widths(spec).items()}
+        floats = [4 * n for n in (*values.values(), spec.n_vocab)]
+        integers = [Q16_BYTES * -(-n // BLOCK) for name, n in values.items() if name != "logits"]
+        return sum(aligned(n_bytes) for n_bytes in (*floats, *integers, *self._context_buffers(n_ctx).values()))
+
+    def largest_buffers(self, n_ctx: int) -> dict[str, int]:
+        """Bytes of the largest buffers that cannot be cut, by name."""
+        activation = max(width for name, width in widths(self.spec).items() if name != "logits")
+        return {
+            "the cache of a layer": max(self._cache_buffers(n_ctx)),
+            "an activation": 4 * max(self.max_rows * activation, self.head_rows * self.spec.n_vocab),
+            **self._context_buffers(n_ctx),
+        }
+
+    def _cache_buffers(self, n_ctx: int) -> tuple[int, int]:
+        n_tokens = whole_blocks(n_ctx)
+        return _cached_bytes(self.spec, self.type_k, n_tokens), _cached_bytes(self.spec, self.type_v, n_tokens)
+
+    def _context_buffers(self, n_ctx: int) -> dict[str, int]:
+        spec = self.spec
+        n_pieces = min(-(-n_ctx // CONTEXT_PIECE), MOST_PIECES)
+        return {
+            "the table of rotations": 4 * whole_blocks(n_ctx) * spec.rope_dims,
+            "the working memory of attention": 4 * spec.n_heads * n_pieces * (spec.head_dim + 4),
+        }
+
+
+def aligned(n_bytes: int) -> int:
+    """Bytes that a buffer of n_bytes takes."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def whole_blocks(n_tokens: int) -> int:
+    """Tokens that the cache holds for a context of n_tokens."""
+    return -(-n_tokens // CACHE_TOKENS) * CACHE_TOKENS
+
+
+def tensor_bytes(tensor: TensorInfo) -> int:
+    """Bytes of a tensor's planes."""
+    return 4 * sum(weight_format(tensor.format).plane_words(math.prod(tensor.shape)))
+
+
+def cache_bytes_per_token(spec: ModelSpec, type_k: str = "f16", type_v: str = "f16") -> int:
+    """Bytes of one token's keys and values in all layers."""
+    return spec.n_layers * (_cached_bytes(spec, type_k, 1) + _cached_bytes(spec, type_v, 1))
+
+
+def decode_bytes(
+    spec: ModelSpec, tensors: Mapping[str, TensorInfo], n_past: float, type_k: str = "f16", type_v: str = "f16"
+) -> float:
+    """Bytes that a device reads for a step of one token: each weight once, keys and values of n_past tokens."""
+    read = set(expected_shapes(spec)) - ({"token_embd.weight"} - {spec.output_weight})  # of embeddings, a row
+    return sum(tensor_bytes(tensors[name]) for name in read) + n_past * cache_bytes_per_token(spec, type_k, type_v)
+
+
+def _cached_bytes(spec: ModelSpec, cache_type: str, n_tokens: int) -> int:
+    """Bytes of a layer's keys, or values, of n_tokens."""
+    return n_tokens * spec.n_kv_heads * spec.head_dim // BLOCK * CACHE_TYPES[cache_type]

@@ -1,0 +1,349 @@
+"""Where a model's parts live: ModelSpec and tensor table + DeviceLimits -> MemoryPlan. Allocates nothing.
+
+The order in which parts fill the device's own memory: activations and norms, the key/value cache, the vocabulary
+projection, the layers from the last to the first, and the embedding table. Every weight but the table is read once a
+token, so no other order of weights is faster, and the table, of which a token reads a row, is the first to leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from vkllm.errors import InvalidParameter, OutOfDeviceMemory
+from vkllm.formats.gguf import TensorInfo
+from vkllm.formats.quants import weight_format
+from vkllm.model.memory.limits import DeviceLimits, Tier, memory_size, without_margin
+from vkllm.model.memory.needs import (
+    CACHE_TOKENS,
+    CACHE_TYPES,
+    Needs,
+    cache_bytes_per_token,
+    decode_bytes,
+    stacks,
+    tensor_bytes,
+    whole_blocks,
+)
+from vkllm.model.memory.placement import DoesNotFit, MatrixRows, Tiers
+from vkllm.model.spec import ModelSpec
+
+__all__ = ["DeviceLimits", "MemoryPlan", "PlanOptions", "cache_bytes_per_token", "decode_bytes", "plan"]
+
+SHORTEST_CONTEXT = 256
+"""A context below this is not worth a plan: `n_ctx` 0 does not go lower, and no error suggests less."""
+
+USUAL_CONTEXT = 4096
+"""With `n_ctx` 0, weights leave the device's own memory for a context of so many tokens, but for no longer one."""
+
+SMALLER_FORMATS = ("Q8_0", "Q6_K", "Q5_K", "Q4_0")
+"""Formats that an error may suggest, the largest first."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a user may ask of a plan.
+
+    type_k, type_v: of the cache, "f16" or "q8_0". n_gpu_layers: layers, counted from the last, whose weights may lie
+    in a card's own memory; one more than the model has includes the vocabulary projection and the embedding; None is
+    all. It means nothing where memory is unified. vram_limit, ram_limit: bytes that the plan may take of a card's own
+    and of system memory, or, where memory is unified, of all of it.
+    """
+
+    type_k: str = "f16"
+    type_v: str = "f16"
+    n_gpu_layers: int | None = None
+    vram_limit: int | None = None
+    ram_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class TierPlan:
+    """What lies in one tier. available_bytes: what the plan may take of it. read_bytes: of the weights, what a token
+    reads. bytes_per_s: how fast the GPU reads them."""
+
+    tier: Tier
+    available_bytes: int
+    weights_bytes: int
+    read_bytes: int
+    cache_bytes: int
+    arena_bytes: int
+    bytes_per_s: float
+
+    @property
+    def used_bytes(self) -> int:
+        """All that the plan allocates here."""
+        return self.weights_bytes + self.cache_bytes + self.arena_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left of available_bytes."""
+        return self.available_bytes - self.used_bytes
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Where everything lies.
+
+    n_ctx: tokens of context. matrices: by the weights of an `Op`, in order, the parts that it multiplies with one after
+    the other; together they are all rows of all its tensors once. cache_tiers: of each layer's keys and values.
+    arena_tier: of activations, norms and the rope table. tiers: the fastest first. overhead_s: seconds a token besides
+    reading.
+
+    >>> llm.plan.n_ctx == llm.n_ctx
+    True
+    >>> llm.plan.total_bytes == llm.plan.weights_bytes + llm.plan.cache_bytes + llm.plan.arena_bytes
+    True
+    """
+
+    n_ctx: int
+    matrices: Mapping[tuple[str, ...], tuple[MatrixRows, ...]]
+    cache_tiers: tuple[Tier, ...]
+    arena_tier: Tier
+    tiers: tuple[TierPlan, ...]
+    overhead_s: float
+
+    @property
+    def weights_bytes(self) -> int:
+        """Matrices and norms."""
+        return sum(tier.weights_bytes for tier in self.tiers)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of n_ctx tokens."""
+        return sum(tier.cache_bytes for tier in self.tiers)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Activations, rope table and what attention leaves in between."""
+        return sum(tier.arena_bytes for tier in self.tiers)
+
+    @property
+    def total_bytes(self) -> int:
+        """All that the plan allocates."""
+        return self.weights_bytes + self.cache_bytes + self.arena_bytes
+
+    def token_s(self, n_past: float) -> float:
+        """Expected seconds of a decode step with n_past tokens cached: what each tier is read for, and overhead_s."""
+        n_cached = whole_blocks(self.n_ctx)
+        read_s = sum((t.read_bytes + t.cache_bytes * n_past / n_cached) / t.bytes_per_s for t in self.tiers)
+        return read_s + self.overhead_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Expected decode speed at half the context."""
+        return 1 / self.token_s(self.n_ctx / 2)
+
+
+def plan(
+    spec: ModelSpec,
+    tensors: Mapping[str, TensorInfo],
+    limits: DeviceLimits,
+    n_ctx: int,
+    max_rows: int,
+    head_rows: int = 1,
+    options: PlanOptions | None = None,
+) -> MemoryPlan:
+    """Plans a model. max_rows: rows of a step. head_rows: rows whose logits the device holds at once.
+
+    n_ctx 0 takes the longest context, up to the model's own, for which nothing has to leave the fastest memory that
+    would not leave it for USUAL_CONTEXT. Raises OutOfDeviceMemory, with what is missing and what would fit;
+    InvalidParameter for options that no device could meet.
+    """
+    options = options or PlanOptions()
+    _check(options, n_ctx)
+    needs = Needs(spec, tensors, max_rows, head_rows, options.type_k, options.type_v)
+    planner = _Planner(needs, limits, options)
+    made = planner.automatic() if n_ctx == 0 else planner.attempt(n_ctx)
+    if made is None:
+        raise planner.refusal(n_ctx or min(SHORTEST_CONTEXT, spec.n_ctx_train))
+    return made
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """One model on one device; what changes between attempts is the context."""
+
+    needs: Needs
+    limits: DeviceLimits
+    options: PlanOptions
+
+    def capacities(self) -> list[tuple[Tier, int]]:
+        """Tiers and what a plan may take of each."""
+        limits, options = self.limits, self.options
+        local, spill = without_margin(limits.memory_bytes), without_margin(limits.spill_bytes)
+        if limits.kind == "discrete":
+            local = min(local, _or_all(options.vram_limit, local))
+            spill = min(spill, _or_all(options.ram_limit, spill))
+        else:
+            both = min(_or_all(limit, local + spill) for limit in (options.vram_limit, options.ram_limit))
+            local = min(local, both)
+            spill = min(spill, both - local)
+        return [(Tier.LOCAL, local), (limits.spill_tier, spill)]
+
+    def attempt(self, n_ctx: int, *, is_fast_only: bool = False) -> MemoryPlan | None:
+        """The plan for a context, or None. is_fast_only: only tiers that are as fast as the first."""
+        capacities = self.capacities()
+        if is_fast_only:
+            fastest = self.limits.bytes_per_s(Tier.LOCAL)
+            capacities = [(tier, n) for tier, n in capacities if self.limits.bytes_per_s(tier) >= fastest]
+        if max(self.needs.largest_buffers(n_ctx).values()) > self.limits.max_buffer_bytes:
+            return None
+        try:
+            return self._place(n_ctx, capacities)
+        except DoesNotFit:
+            return None
+
+    def automatic(self) -> MemoryPlan | None:
+        """The plan for the longest context that costs no speed, or for the longest up to USUAL_CONTEXT."""
+        usual = min(USUAL_CONTEXT, self.needs.spec.n_ctx_train)
+        longest = self._longest(self.needs.spec.n_ctx_train, lambda n: self.attempt(n, is_fast_only=True) is not None)
+        if longest < usual:
+            longest = self._longest(usual, lambda n: self.attempt(n) is not None)
+        return self.attempt(longest) if longest else None
+
+    def refusal(self, n_ctx: int) -> OutOfDeviceMemory:
+        """Why there is no plan for n_ctx tokens, and what would fit."""
+        by_part = self.needs.by_part(n_ctx)
+        needed = sum(by_part.values())
+        available = sum(n_bytes for _, n_bytes in self.capacities())
+        buffers = self.needs.largest_buffers(n_ctx)
+        name = max(buffers, key=lambda key: buffers[key])
+        if buffers[name] > self.limits.max_buffer_bytes:
+            reason = (
+                f"{name} of {n_ctx} tokens takes {memory_size(buffers[name])}, and this device can bind "
+                f"{memory_size(self.limits.max_buffer_bytes)} at once"
+            )
+        else:
+            parts = ", ".join(f"{part} {memory_size(n_bytes)}" for part, n_bytes in by_part.items())
+            tiers = ", ".join(f"{tier} {memory_size(n_bytes)}" for tier, n_bytes in self.capacities() if n_bytes)
+            missing = (
+                f"{memory_size(needed - available)} are missing" if needed > available else "not where parts may lie"
+            )
+            reason = (
+                f"the model needs {memory_size(needed)} with a context of {n_ctx} tokens ({parts}), and this device "
+                f"can give it {memory_size(available)} ({tiers or 'none'}): {missing}"
+            )
+        fitting = self._what_would_fit(n_ctx)
+        advice = f"{' or '.join(fitting)} would fit" if fitting else "use a smaller model or quantization"
+        return OutOfDeviceMemory(f"{reason}; {advice}")
+
+    def _what_would_fit(self, n_ctx: int) -> list[str]:
+        fitting = []
+        if longest := self._longest(n_ctx, lambda n: self.attempt(n) is not None):
+            fitting.append(f"a context of {longest} tokens")
+        unlimited = replace(self.options, vram_limit=None, ram_limit=None)
+        if unlimited != self.options and replace(self, options=unlimited).attempt(n_ctx):
+            fitting.append("the model without --vram-limit and --ram-limit")
+        all_layers = replace(self.options, n_gpu_layers=None)
+        if all_layers != self.options and replace(self, options=all_layers).attempt(n_ctx):
+            fitting.append("the model without -ngl")
+        if not longest:
+            for name in SMALLER_FORMATS:
+                tensors = {key: _in_format(tensor, name) for key, tensor in self.needs.tensors.items()}
+                smaller = replace(self, needs=replace(self.needs, tensors=tensors))
+                if tensors != self.needs.tensors and smaller.attempt(min(n_ctx, USUAL_CONTEXT)):
+                    fitting.append(f"the same model in {name} (context {min(n_ctx, USUAL_CONTEXT)})")
+                    break
+        return fitting
+
+    def _longest(self, most: int, fits: Callable[[int], bool]) -> int:
+        """The longest context up to `most` that fits, in whole blocks or all of it; 0 if it is not worth a plan."""
+        least = min(SHORTEST_CONTEXT, most)
+        if not fits(least):
+            return 0
+        if fits(most):
+            return most
+        low, high = least // CACHE_TOKENS, most // CACHE_TOKENS + 1  # in blocks: low fits, high does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            if middle * CACHE_TOKENS < most and fits(middle * CACHE_TOKENS):
+                low = middle
+            else:
+                high = middle
+        return max(low * CACHE_TOKENS, least)
+
+    def _place(self, n_ctx: int, capacities: list[tuple[Tier, int]]) -> MemoryPlan:
+        needs, limits, n_layers = self.needs, self.limits, self.needs.spec.n_layers
+        tiers = Tiers(capacities, limits.max_buffer_bytes)
+        arena_bytes, norms_bytes = needs.arena_bytes(n_ctx), needs.norms_bytes()
+        cache_bytes = needs.layer_cache_bytes(n_ctx)
+        arena_tier = tiers.place(arena_bytes + norms_bytes)
+        cache_tiers = [tiers.place(cache_bytes) for _ in range(n_layers)][::-1]  # the last layer's first
+        matrices: dict[tuple[str, ...], tuple[MatrixRows, ...]] = {}
+        may_be_local, others = self._by_layers()
+        for weights in may_be_local:
+            matrices[weights] = self._rows(tiers, weights)
+        if others:
+            tiers.leave(Tier.LOCAL)
+        for weights in others:
+            matrices[weights] = self._rows(tiers, weights)
+
+        held = {tier: norms_bytes if tier is arena_tier else 0 for tier, _ in capacities}
+        read = dict(held)
+        for weights, rows in matrices.items():
+            for part in rows:
+                held[part.tier] += part.n_bytes
+                read[part.tier] += part.n_bytes if needs.is_read_whole(weights) else 0
+        return MemoryPlan(
+            n_ctx=n_ctx,
+            matrices=matrices,
+            cache_tiers=tuple(cache_tiers),
+            arena_tier=arena_tier,
+            tiers=tuple(
+                TierPlan(
+                    tier=tier,
+                    available_bytes=available,
+                    weights_bytes=held[tier],
+                    read_bytes=read[tier],
+                    cache_bytes=cache_bytes * cache_tiers.count(tier),
+                    arena_bytes=arena_bytes if tier is arena_tier else 0,
+                    bytes_per_s=limits.bytes_per_s(tier),
+                )
+                for tier, available in capacities
+                if available
+            ),
+            overhead_s=n_layers * limits.speeds.layer_s,
+        )
+
+    def _rows(self, tiers: Tiers, weights: tuple[str, ...]) -> tuple[MatrixRows, ...]:
+        return tuple(rows for stack in stacks(weights, self.needs.tensors) for rows in tiers.place_rows(stack))
+
+    def _by_layers(self) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+        """Matrices that may lie in the LOCAL tier, in order, and those that -ngl keeps out of it."""
+        ordered, n_gpu_layers = self.needs.matrices(), self.options.n_gpu_layers
+        if n_gpu_layers is None or self.limits.kind != "discrete":
+            return ordered, []
+        first_layer = self.needs.spec.n_layers - n_gpu_layers
+        may_be_local = [weights for weights in ordered if _layer(weights[0]) >= first_layer]
+        return may_be_local, [weights for weights in ordered if _layer(weights[0]) < first_layer]
+
+
+def _check(options: PlanOptions, n_ctx: int) -> None:
+    for option, cache_type in (("-ctk", options.type_k), ("-ctv", options.type_v)):
+        if cache_type not in CACHE_TYPES:
+            raise InvalidParameter(f"{option} takes {' or '.join(CACHE_TYPES)}, not {cache_type!r}")
+    numbers = {
+        "the context": n_ctx,
+        "-ngl": options.n_gpu_layers,
+        "--vram-limit": options.vram_limit,
+        "--ram-limit": options.ram_limit,
+    }
+    for name, number in numbers.items():
+        if number is not None and number < 0:
+            raise InvalidParameter(f"{name} cannot be {number}; take 0 or more")
+
+
+def _layer(tensor: str) -> int:
+    """The layer of a tensor; -1 outside the layers."""
+    return int(tensor.split(".")[1]) if tensor.startswith("blk.") else -1
+
+
+def _in_format(tensor: TensorInfo, name: str) -> TensorInfo:
+    """The tensor in that format, where it can be and is smaller so."""
+    smaller = replace(tensor, format=name)
+    can_be = len(tensor.shape) == 2 and tensor.shape[1] % weight_format(name).block == 0
+    return smaller if can_be and tensor_bytes(smaller) < tensor_bytes(tensor) else tensor
+
+
+def _or_all(limit: int | None, n_bytes: int) -> int:
+    return n_bytes if limit is None else limit

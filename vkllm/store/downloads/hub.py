@@ -1,0 +1,173 @@
+"""Files of the Hugging Face hub, in the hub's own cache, which other tools share.
+
+Knows the hub's protocol and the layout of its cache (huggingface_hub does the most of both); does not know which file
+of a repository is wanted. `hf_hub_download` starts again from nothing when a process ended in the middle, so the bytes
+come by `files.py`, into the cache's own part files and under its locks; the hub's function then finds them there and
+does the rest. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold as everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vkllm.errors import ModelNotFound
+from vkllm.store.catalog import HubSource
+from vkllm.store.downloads.files import OnProgress, RemoteFile, download, first_line, told_for
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PREFIX = "models--"
+
+
+def fetch_from_hub(what: str, source: HubSource, sha256: str | None, on_progress: OnProgress) -> Path:
+    """Fetches a file as it is now on the hub, unless the cache has it. what: its name in progress and errors.
+
+    sha256: of the wanted file, where known; the hub tells the one of what it has, and both have to agree with the
+    bytes. Raises ModelNotFound. What was fetched of an unfinished download stays in the cache for the next attempt.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # but documented
+
+    with _explained(what, source.repo, source.file):
+        url = hf_hub_url(source.repo, source.file)
+        metadata = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    if metadata.etag is None or metadata.commit_hash is None:
+        raise ModelNotFound(
+            f"{what} could not be fetched: {constants.ENDPOINT} does not answer like a hub; check HF_ENDPOINT."
+        )
+    published = metadata.etag if _SHA256.fullmatch(metadata.etag) else sha256
+    if sha256 is not None and published != sha256:
+        raise ModelNotFound(
+            f"{what}: {source.file} of {source.repo} is not the file of the catalogue any more (its sha256 differs); "
+            f"`hf:{source.repo}/{source.file}` takes it as it is."
+        )
+    cache = Path(constants.HF_HUB_CACHE)
+    blob = _repo_folder(source.repo) / "blobs" / metadata.etag
+    lock = cache / ".locks" / _repo_folder(source.repo).name / f"{metadata.etag}.lock"
+    with told_for(what, cache, "HF_HOME"):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(lock):
+            if not blob.exists():
+                remote = RemoteFile(what, url, metadata.size, published, "HF_HOME", build_hf_headers())
+                download(remote, blob.with_name(f"{blob.name}.incomplete"), blob, on_progress)
+    with _explained(what, source.repo, source.file):
+        return Path(hf_hub_download(source.repo, source.file))
+
+
+def files_on_hub(what: str, repo: str) -> dict[str, int | None]:
+    """The GGUF files of a repository and their bytes, where the hub tells. Raises ModelNotFound."""
+    from huggingface_hub import HfApi, constants
+
+    with _explained(what, repo):
+        info = HfApi().model_info(repo, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    return {file.rfilename: file.size for file in info.siblings or [] if file.rfilename.endswith(".gguf")}
+
+
+def cached_files(repo: str) -> dict[str, Path]:
+    """The GGUF files of a repository that the cache has, of the revision that is its main one."""
+    folder = _repo_folder(repo)
+    try:
+        commit = (folder / "refs" / "main").read_text().strip()
+    except OSError:
+        return {}
+    snapshot = folder / "snapshots" / commit
+    paths = sorted(path for path in snapshot.rglob("*.gguf") if path.is_file())
+    return {path.relative_to(snapshot).as_posix(): path for path in paths}
+
+
+def cached_repos() -> list[str]:
+    """The repositories of models in the cache, by name."""
+    from huggingface_hub import constants
+
+    folders = sorted(Path(constants.HF_HUB_CACHE).glob(f"{_PREFIX}*--*"))
+    return ["/".join(folder.name.removeprefix(_PREFIX).split("--", 1)) for folder in folders]
+
+
+def remove_from_cache(repo: str, files: list[str]) -> None:
+    """Deletes files of a repository from the cache, in all revisions, and the repository's folder if that was all.
+
+    Raises OSError.
+    """
+    folder = _repo_folder(repo)
+    blobs = {cached.readlink().name for cached in _pointers(folder, files) if cached.is_symlink()}
+    for pointer in _pointers(folder, files):
+        pointer.unlink()
+    in_use = {path.readlink().name for path in (folder / "snapshots").rglob("*") if path.is_symlink()}
+    for name in blobs - in_use:
+        (folder / "blobs" / name).unlink(missing_ok=True)
+    if not any(path.is_symlink() or path.is_file() for path in (folder / "snapshots").rglob("*")):
+        shutil.rmtree(folder)
+
+
+def remove_unfinished_from_cache(repo: str, files: list[str]) -> int:
+    """Deletes what unfinished downloads of a repository have left, and these files of it; returns the bytes.
+
+    A part file's name does not tell which file it is of, so those of all unfinished downloads go. Raises OSError.
+    """
+    folder = _repo_folder(repo)
+    cached = cached_files(repo)
+    parts = sorted((folder / "blobs").glob("*.incomplete"))
+    here = [file for file in files if file in cached]
+    n_bytes = sum(path.stat().st_size for path in (*parts, *(cached[file] for file in here)))
+    for part in parts:
+        part.unlink()
+    if parts or here:
+        remove_from_cache(repo, here)
+    return n_bytes
+
+
+def _pointers(folder: Path, files: list[str]) -> list[Path]:
+    """The entries of files in all snapshots of a repository."""
+    found = [snapshot / name for snapshot in (folder / "snapshots").glob("*") for name in files]
+    return [path for path in found if path.is_symlink() or path.is_file()]
+
+
+def _repo_folder(repo: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / (_PREFIX + repo.replace("/", "--"))
+
+
+@contextmanager
+def _explained(what: str, repo: str, file: str | None = None) -> Iterator[None]:
+    """Makes a ModelNotFound of what the hub refuses and of whatever its HTTP client raises."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    where = repo if file is None else f"{file} of {repo}"
+    try:
+        yield
+    except GatedRepoError as error:
+        problem = (
+            f"{where}: its owner asks for your consent; give it at {constants.ENDPOINT}/{repo} and run `hf auth login`"
+        )
+        raise ModelNotFound(f"{what} could not be fetched: {problem}.") from error
+    except RepositoryNotFoundError as error:
+        problem = f"{where}: there is no such repository, or it is private; check the name, or run `hf auth login`"
+        raise ModelNotFound(f"{what} could not be fetched: {problem}.") from error
+    except HFValidationError as error:
+        raise ModelNotFound(f"{what}: {repo!r} is not the name of a repository; it is owner/name.") from error
+    except OfflineModeIsEnabled as error:
+        problem = f"{where} is not here, and HF_HUB_OFFLINE forbids to look for it on the network; unset it"
+        raise ModelNotFound(f"{what} could not be fetched: {problem}.") from error
+    except LocalEntryNotFoundError as error:  # Says that the network failed, though its base class says otherwise.
+        raise _unreachable(what, where, error) from error
+    except EntryNotFoundError as error:
+        problem = f"{where}: there is no such file (404); check the name"
+        raise ModelNotFound(f"{what} could not be fetched: {problem}.") from error
+    except Exception as error:
+        raise _unreachable(what, where, error) from error
+
+
+def _unreachable(what: str, where: str, error: Exception) -> ModelNotFound:
+    return ModelNotFound(f"{what} could not be fetched: {where}: {first_line(error)}; check the network and try again.")
