@@ -27,7 +27,6 @@ from vkllm.engine.events import (
     Token,
     TokenLogprob,
 )
-
 from vkllm.engine.requests import EngineConfig, Request, StateQuery
 from vkllm.errors import ContextOverflow, DeviceLost, InvalidParameter, NoDevice, OutOfDeviceMemory, StateFileError
 from vkllm.gpu.device.probe import DeviceInfo

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from tiny_vocabularies import tiny_spm, write_gguf
-from vkllm.engine.events import Token
 
 from vkllm import LLM, InvalidParameter, SamplingParams
 from vkllm.api.prompts import Prompts
+from vkllm.engine.events import Token
 from vkllm.engine.process.handle import EngineProcess
 from vkllm.engine.requests import Request
 from vkllm.text.chat import ChatTemplate

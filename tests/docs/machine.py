@@ -22,9 +22,9 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 from tiny_gguf import write_tiny_gguf
-from vkllm.store.catalog import HubSource, WheelSource, catalog
 
 from vkllm.resources import cache_dir
+from vkllm.store.catalog import HubSource, WheelSource, catalog
 from vkllm.store.downloads.checks import mark_checked
 from vkllm.store.downloads.wheel import wheel_model_path
 

@@ -14,11 +14,11 @@ from jsonschema import Draft202012Validator
 from model_specs import TINY_SPEC
 from random_model import engine_config, reference, write_random_model
 from tiny_vocabularies import tiny_bpe, write_gguf
-from vkllm.engine.events import Event, Failed, Finished, Token
-from vkllm.engine.params import SamplingParams
 
 from vkllm.engine.constraint import Constraint
 from vkllm.engine.engine import Engine
+from vkllm.engine.events import Event, Failed, Finished, Token
+from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.errors import InvalidParameter, NoDevice
 from vkllm.gpu.program.program import Program

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
-from vkllm.engine.events import Event, Finished, Token
-from vkllm.engine.params import SamplingParams
 
 from vkllm.engine.engine import Engine
+from vkllm.engine.events import Event, Finished, Token
 from vkllm.engine.kvcache import shifted
+from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.errors import NoDevice
 

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pytest
 from model_specs import TINY_SPEC
 from random_model import engine_config, reference, write_random_model
-from vkllm.engine.events import Embedded, Event, Failed, Finished, Token
-from vkllm.engine.params import SamplingParams
 
 from vkllm.engine.chunks import ChunkLengths
 from vkllm.engine.engine import Engine
+from vkllm.engine.events import Embedded, Event, Failed, Finished, Token
+from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.errors import ContextOverflow, NoDevice
 from vkllm.model.spec import Pooling

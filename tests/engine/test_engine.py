@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from model_specs import TINY_SPEC
 from random_model import engine_config, reference, write_random_model
-from vkllm.engine.events import Event, Failed, Finished, Scores, Token
-from vkllm.engine.params import SamplingParams
 
 from vkllm.engine import engine as engine_module
 from vkllm.engine.chunks import ChunkLengths, longest_submit_s
 from vkllm.engine.engine import Engine
+from vkllm.engine.events import Event, Failed, Finished, Scores, Token
+from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.engine.running import Run
 from vkllm.engine.sampler import Sampler

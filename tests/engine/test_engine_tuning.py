@@ -10,11 +10,11 @@ import pytest
 from fake_engine import SLOW, TRIALS
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
-from vkllm.engine.events import Finished, Token
-from vkllm.engine.params import SamplingParams
 
 from vkllm import LLM, InvalidParameter
 from vkllm.engine.engine import Engine
+from vkllm.engine.events import Finished, Token
+from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.gpu.tuning.cache import kept_tunings
 from vkllm.gpu.tuning.search import Trial

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
+
 from vkllm.engine.events import Event, Failed, Finished, StateAnswer, Token
 from vkllm.engine.params import SamplingParams
-
 from vkllm.engine.process.handle import EngineProcess
 from vkllm.engine.requests import Request, StateQuery
 from vkllm.errors import DeviceLost, DeviceTimeout, NoDevice

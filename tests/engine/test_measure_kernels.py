@@ -9,11 +9,11 @@ import fake_engine as fake
 import pytest
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
-from vkllm.engine.events import Token
-from vkllm.engine.params import SamplingParams
 
 from vkllm import LLM, ContextOverflow, InvalidParameter, OutOfDeviceMemory
 from vkllm.engine.engine import Engine
+from vkllm.engine.events import Token
+from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.gpu.measure import kernel_times, timing
 

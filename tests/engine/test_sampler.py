@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from vkllm.engine.params import SamplingParams
 
+from vkllm.engine.params import SamplingParams
 from vkllm.engine.sampler import Sampler, logprobs, pick, random_word, slope
 from vkllm.errors import InvalidParameter
 from vkllm.gpu.program.step import KEEP_ALL, Draw

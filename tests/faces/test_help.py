@@ -10,8 +10,8 @@ import pytest
 from hub_server import HubServer
 from terminal import FAKE, REAL, Command, terminal
 from tiny_gguf import write_tiny_gguf
-from vkllm.store.catalog import WheelSource, catalog
 
+from vkllm.store.catalog import WheelSource, catalog
 from vkllm.store.downloads.checks import mark_checked
 from vkllm.store.downloads.wheel import wheel_model_path
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from kernel_case import filled, floats, planes, poisoned, step_buffer
 from random_weights import quantized
-from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 
 from vkllm.formats.quants import dequantize, quantize_q16, weight_format
+from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS
 

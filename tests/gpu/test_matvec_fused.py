@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from kernel_case import filled, floats, nmse, planes, poisoned, words
 from random_weights import quantized
-from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 
 from vkllm.formats.quants import dequantize
+from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, LINK_WORDS
 from vkllm.model.reference import rms_norm, swiglu

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from kernel_case import filled, poisoned, words
-from vkllm.engine.params import SamplingParams
 
+from vkllm.engine.params import SamplingParams
 from vkllm.engine.sampler import Sampler, pick, slope
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, TOP_K, TOP_LOGITS

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from kernel_case import filled, poisoned, words
 from random_weights import quantized
-from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 
 from vkllm.formats.quants import split_planes, weight_format
+from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.program import weights
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS

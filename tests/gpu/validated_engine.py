@@ -12,10 +12,10 @@ from pathlib import Path
 
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
-from vkllm.engine.events import Finished, Scores
-from vkllm.engine.params import SamplingParams
 
 from vkllm.engine.engine import Engine
+from vkllm.engine.events import Finished, Scores
+from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.gpu.device.kompute import Device
 

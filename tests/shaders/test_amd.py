@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 
+from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 from vkllm.gpu.program.choices import AMD, GROUPS_PER_CORE
 from vkllm.gpu.program.kernels import KERNELS
 

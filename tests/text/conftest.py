@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from tiny_vocabularies import MakeMetadata, tiny_bpe, tiny_spm, write_gguf
-from vkllm.store.catalog import catalog
 
 from vkllm.formats.gguf import Metadata, ModelFile
 from vkllm.store import local_path
+from vkllm.store.catalog import catalog
 from vkllm.text.tokenizer import Tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from model_specs import TINY_SPEC
-from vkllm.engine.events import Event, Failed, Finished, StateAnswer, Token
-from vkllm.engine.params import SamplingParams
 
 from vkllm.engine.engine import Engine
+from vkllm.engine.events import Event, Failed, Finished, StateAnswer, Token
+from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request, StateQuery
 from vkllm.errors import VkllmError
 

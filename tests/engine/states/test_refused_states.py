@@ -21,9 +21,9 @@ from state_steps import (
     load,
     run,
 )
-from vkllm.engine.events import Failed, StateAnswer
 
 from vkllm.engine.engine import Engine
+from vkllm.engine.events import Failed, StateAnswer
 from vkllm.engine.requests import StateQuery
 from vkllm.errors import ContextOverflow, OutOfDeviceMemory, StateFileError, VkllmError
 from vkllm.formats import state_file

@@ -24,10 +24,10 @@ from state_steps import (
     run,
     save,
 )
-from vkllm.engine.events import Finished, StateAnswer, Token
-from vkllm.engine.params import SamplingParams
 
 from vkllm.engine.engine import Engine
+from vkllm.engine.events import Finished, StateAnswer, Token
+from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request, StateQuery
 from vkllm.errors import InvalidParameter, StateFileError
 from vkllm.gpu.program.cached_blocks import CachedBlocks

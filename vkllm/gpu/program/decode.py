@@ -6,7 +6,7 @@ cannot be fused is `gpu/program/operations.py`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
 from vkllm.gpu.program.kernels import ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS
 from vkllm.gpu.program.operations import Operations, cache_constants, heads_together, lanes_of_key
-from vkllm.model.graph import Op, widths
+from vkllm.model.graph import Kind, Op, widths
 from vkllm.model.spec import ModelSpec
 
 MAX_LINKS_OF_LAYER = 16
@@ -72,50 +72,34 @@ class Decode:
 
     def dispatches(self, ops: Sequence[Op]) -> list[Dispatch]:
         """Dispatches of neighbouring operations, in order."""
-        return _chained([link for fused in self._fusions(ops) for link in self._links(fused)])
-
-    def _fusions(self, ops: Sequence[Op]) -> Iterator[tuple[Op, ...]]:
-        """Cuts operations into groups that become one dispatch."""
-        rest = list(ops)
+        links: list[Link] = []
+        rest = tuple(ops)
         while rest:
-            kinds = [op.kind for op in rest[:3]]
-            fuses_norm = kinds[:2] == ["rms_norm", "matvec"] and self._can_fuse(*rest[:2])
-            if fuses_norm and kinds[2:] == ["swiglu"] and self._is_one(rest[1]):
-                n = 3
-            elif fuses_norm or kinds[:2] == ["rope", "attention"]:
-                n = 2
-            else:
-                n = 1
-            yield tuple(rest[:n])
-            del rest[:n]
+            fusion = next((fusion for fusion in FUSIONS if fusion.suits(self, rest)), None)
+            n = len(fusion.kinds) if fusion else 1
+            fused, rest = rest[:n], rest[n:]
+            if fused not in self._made:
+                self._made[fused] = fusion.links(self, *fused) if fusion else self._single(fused[0])
+            links += self._made[fused]
+        return _chained(links)
 
-    def _links(self, ops: tuple[Op, ...]) -> list[Link]:
-        if ops not in self._made:
-            match [op.kind for op in ops]:
-                case ["rope", "attention"]:
-                    self._made[ops] = [self._attention(*ops)]
-                case ["rms_norm", "matvec", *_]:
-                    self._made[ops] = [self._matvec(ops[1], ops[0], ops[-1])]
-                case ["matvec"] if self._can_fuse(None, ops[0]):
-                    self._made[ops] = self._matvec_parts(ops[0])
-                case _:
-                    self._made[ops] = [Link(tuple(d for op in ops for d in self._operations.of(op, 1)))]
-        return self._made[ops]
+    def _single(self, op: Op) -> list[Link]:
+        """An operation as it runs in steps of several rows, outside the chain."""
+        return [Link(tuple(self._operations.of(op, 1)))]
 
-    def _is_one(self, op: Op) -> bool:
-        """Whether gate and up stand above each other as one matrix."""
-        return len(self._buffers.matrices[op.weights]) == 1
-
-    def _can_fuse(self, norm: Op | None, matvec: Op) -> bool:
-        is_quantized = all(weight_format(p.format).is_quantized for p in self._buffers.matrices[matvec.weights])
-        # a norm needs all columns at once
-        return is_quantized and (norm is None or widths(self._spec)[matvec.inputs[0]] <= self._most_columns())
+    def can_fuse(self, matvec: Op, norm: Op | None = None, activation: Op | None = None) -> bool:
+        """Whether matvec_fused can compute a product, with the norm before it and the activation behind it."""
+        matrices = self._buffers.matrices[matvec.weights]
+        is_quantized = all(weight_format(planes.format).is_quantized for planes in matrices)
+        # a norm needs all columns at once, an activation gate and up in one matrix
+        fits = norm is None or widths(self._spec)[matvec.inputs[0]] <= self._most_columns()
+        return is_quantized and fits and (activation is None or len(matrices) == 1)
 
     def _most_columns(self) -> int:
         """Columns whose activations fit into a workgroup's shared memory as q16 blocks, and a few sums."""
         return (self._device.info.max_shared_bytes - 1024) * 4 // 9 // 256 * 256
 
-    def _matvec_parts(self, op: Op) -> list[Link]:
+    def matvec_in_parts(self, op: Op) -> list[Link]:
         """A matvec without a norm, in parts of its columns where not all fit into shared memory."""
         columns, most = widths(self._spec)[op.inputs[0]], self._most_columns()
         n_parts = -(-columns // most)
@@ -123,10 +107,10 @@ class Decode:
         links = []
         for first in range(0, columns, part):
             summed = op if first == 0 else replace(op, add=op.output)
-            links.append(self._matvec(summed, None, op, first, min(part, columns - first)))
+            links.append(self.matvec(summed, None, op, first, min(part, columns - first)))
         return links
 
-    def _matvec(self, op: Op, norm: Op | None, last: Op, first_column: int = 0, n_columns: int | None = None) -> Link:
+    def matvec(self, op: Op, norm: Op | None, last: Op, first_column: int = 0, n_columns: int | None = None) -> Link:
         """op with the norm before it; last: the operation whose output it writes, op itself or its swiglu."""
         tuning, is_gated = self._tuning, last.kind == "swiglu"
         source = self._buffers.activations[norm.inputs[0] if norm else op.inputs[0]].values
@@ -160,7 +144,8 @@ class Decode:
             y_offset += n_rows
         return Link(tuple(dispatches), n_all if tuning.is_chained else 0)
 
-    def _attention(self, rope: Op, attention: Op) -> Link:
+    def attention(self, rope: Op, attention: Op) -> Link:
+        """Attention with the rotations before it, which also stores the new key and value."""
         spec, tuning = self._spec, self._tuning
         k_cache, v_cache = self._buffers.caches[rope.layer]
         qkv, y = self._buffers.activations[rope.inputs[0]].values, self._buffers.activations[attention.output]
@@ -182,6 +167,45 @@ class Decode:
             push=(self._n_parts, _arrivals(spec, rope.layer), 0, 0),
         )
         return Link((dispatch,), n_groups if tuning.is_chained else 0)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Neighbouring operations that become one link: their kinds, on which condition, and who makes it."""
+
+    kinds: tuple[Kind, ...]
+    can: Callable[..., bool]
+    links: Callable[..., list[Link]]
+
+    def suits(self, decode: Decode, ops: Sequence[Op]) -> bool:
+        """Whether the first of these operations are of its kinds and can be fused."""
+        fused = ops[: len(self.kinds)]
+        return tuple(op.kind for op in fused) == self.kinds and self.can(decode, *fused)
+
+
+FUSIONS = (
+    Fusion(
+        ("rms_norm", "matvec", "swiglu"),
+        lambda decode, norm, matvec, swiglu: decode.can_fuse(matvec, norm, swiglu),
+        lambda decode, norm, matvec, swiglu: [decode.matvec(matvec, norm, swiglu)],
+    ),
+    Fusion(
+        ("rms_norm", "matvec"),
+        lambda decode, norm, matvec: decode.can_fuse(matvec, norm),
+        lambda decode, norm, matvec: [decode.matvec(matvec, norm, matvec)],
+    ),
+    Fusion(
+        ("rope", "attention"),
+        lambda decode, rope, attention: True,
+        lambda decode, rope, attention: [decode.attention(rope, attention)],
+    ),
+    Fusion(
+        ("matvec",),
+        lambda decode, matvec: decode.can_fuse(matvec),
+        lambda decode, matvec: decode.matvec_in_parts(matvec),
+    ),
+)
+"""All fusions of a step of one token; the first that suits is taken."""
 
 
 def _even(n: int, most: int) -> int:
