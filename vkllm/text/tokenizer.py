@@ -7,21 +7,22 @@ chats, models or devices; how plain text is merged into tokens is vocabulary.py'
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vkllm.errors import InvalidParameter, UnsupportedModel
 from vkllm.text.pretokenizers import PRE_TOKENIZERS
+from vkllm.text.special_tokens import find_ends
 from vkllm.text.vocabulary import (
-    END_TEXTS,
     SPACE_MARK,
+    GgufVocabulary,
     TokenType,
-    Vocabulary,
     byte_level_bpe,
+    byte_value,
     read_vocabulary,
     sentencepiece_bpe,
 )
+from vkllm.text.whole_tokens import WholeTokens
 
 if TYPE_CHECKING:
     from vkllm.formats.gguf import Metadata
@@ -49,11 +50,16 @@ class Tokenizer:
     `add_special` puts around a text; `stop_ids`: the tokens that end an answer.
     """
 
-    def __init__(self, vocabulary: Vocabulary, *, is_byte_level: bool) -> None:
+    def __init__(self, vocabulary: GgufVocabulary, *, is_byte_level: bool) -> None:
         metadata = vocabulary.metadata
         self._texts = vocabulary.texts
         self._types = vocabulary.types
         self._is_byte_level = is_byte_level
+        self.n_vocab = len(self._texts)
+        self.bos_id = vocabulary.token_id("bos", default=None if is_byte_level else 1)
+        self.eos_id = vocabulary.token_id("eos", default=None if is_byte_level else 2)
+        # Sets types, on which everything below depends.
+        self.stop_ids = find_ends(vocabulary, (self.eos_id, vocabulary.token_id("eot"), vocabulary.token_id("eom")))
         if is_byte_level:
             pre = metadata.string("tokenizer.ggml.pre", "default")
             if pre not in PRE_TOKENIZERS:
@@ -70,24 +76,13 @@ class Tokenizer:
             self._adds_space = metadata.boolean("tokenizer.ggml.add_space_prefix", True)
             self._merge = sentencepiece_bpe(vocabulary, adds_space=self._adds_space)
 
-        self.n_vocab = len(self._texts)
-        self.bos_id = vocabulary.token_id("bos", default=None if is_byte_level else 1)
-        self.eos_id = vocabulary.token_id("eos", default=None if is_byte_level else 2)
-        self.adds_bos = metadata.boolean("tokenizer.ggml.add_bos_token", adds_bos and self.bos_id is not None)
-        self.adds_eos = metadata.boolean("tokenizer.ggml.add_eos_token", False)
-        if (self.adds_bos and self.bos_id is None) or (self.adds_eos and self.eos_id is None):
-            raise vocabulary.error("tokenizer.ggml.add_bos_token or add_eos_token is set, but there is no such token")
-
-        control = vocabulary.of_type(TokenType.CONTROL)
-        ends = {self.eos_id, vocabulary.token_id("eot"), vocabulary.token_id("eom")}
-        ends |= {control[text] for text in END_TEXTS if text in control}
-        self.stop_ids = frozenset(token_id for token_id in ends if token_id is not None)
-
+        self.adds_bos = metadata.boolean("tokenizer.ggml.add_bos_token", adds_bos) and self.bos_id is not None
+        self.adds_eos = metadata.boolean("tokenizer.ggml.add_eos_token", False) and self.eos_id is not None
         # Tokens that are found in a text before anything is merged.
+        control = vocabulary.of_type(TokenType.CONTROL)
         user_defined = vocabulary.of_type(TokenType.USER_DEFINED)
-        self._whole_ids = user_defined | control | vocabulary.of_type(TokenType.UNKNOWN)
-        self._any_whole = _any_of(self._whole_ids)
-        self._any_user_defined = _any_of(user_defined)
+        self._whole = WholeTokens(user_defined | control | vocabulary.of_type(TokenType.UNKNOWN))
+        self._user_defined = WholeTokens(user_defined)
 
     @classmethod
     def from_gguf(cls, metadata: Metadata) -> Tokenizer:
@@ -116,13 +111,12 @@ class Tokenizer:
                 f"The text has half a surrogate pair at character {error.start}; pass valid Unicode."
             ) from None
         ids: list[int] = []
-        whole = self._any_whole if parse_special else self._any_user_defined
         end = 0
-        for match in whole.finditer(text):
-            if end < match.start():
-                ids += self._merge(text[end : match.start()])
-            ids.append(self._whole_ids[match.group()])
-            end = match.end()
+        for found in (self._whole if parse_special else self._user_defined).find(text):
+            if end < found.start:
+                ids += self._merge(text[end : found.start])
+            ids.append(found.token_id)
+            end = found.end
         if end < len(text):
             ids += self._merge(text[end:])
         if add_special and self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
@@ -169,13 +163,13 @@ class Tokenizer:
             return b""
         if kind in _WHOLE:
             return text.encode()
+        if kind == _BYTE and (byte := byte_value(text)) is not None:
+            return bytes((byte,))
         if self._is_byte_level:
             try:
                 return bytes(map(_BYTE_OF.__getitem__, text))
             except KeyError:  # outside the alphabet: the token was added to the vocabulary as plain text
                 return text.encode()
-        if kind == _BYTE:
-            return bytes((int(text[3:5], 16),))
         return text.replace(SPACE_MARK, " ").encode()
 
     def token_type(self, token_id: int) -> TokenType:
@@ -212,9 +206,3 @@ class Detokenizer:
     def flush(self) -> str:
         """Ends the text: U+FFFD for a character whose bytes never became whole."""
         return self._decoder.decode(b"", final=True)
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """A pattern for any of the texts, the longest where several begin; for none it matches nothing."""
-    ordered = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered)) if ordered else "(?!)")

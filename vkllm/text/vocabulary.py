@@ -8,6 +8,7 @@ This module does not know special tokens inside a text, nor decoding.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -30,21 +31,10 @@ Merger = Callable[[str], list[int]]
 SPACE_MARK = "\u2581"
 """SentencePiece writes a space as this character."""
 
-END_TEXTS = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<end_of_turn>",
-    "<EOT>",
-    "</s>",
-    "<｜end▁of▁sentence｜>",
-)
-"""Tokens that end a turn or a text, whatever id the file declares as its end."""
+_MAX_CHARACTERS_CUT = 200_000_000
+"""Of all tokens together, cut at every place where a piece may end: 3 million in Llama 2's vocabulary."""
 
-_BYTE_TEXT = re.compile("<0x[0-9A-F]{2}>")
+_BYTE_TEXT = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 class TokenType(IntEnum):
@@ -60,7 +50,7 @@ class TokenType(IntEnum):
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class GgufVocabulary:
     """The tokens of a file: `texts[id]`, `types[id]` (a TokenType), and `ids`, text -> id, of all that have a text."""
 
     metadata: Metadata
@@ -78,17 +68,18 @@ class Vocabulary:
         return {text: i for text, i in self.ids.items() if self.types[i] in wanted}
 
     def token_id(self, name: str, default: int | None = None) -> int | None:
-        """The id in tokenizer.ggml.NAME_token_id, or the default where the file has none and the default exists."""
+        """The id in tokenizer.ggml.NAME_token_id; the default where the file has none, or one that is no token's.
+
+        Files write ids such as 4294967295 or the number of tokens for "none". A default that is no token's is None.
+        """
         key = f"tokenizer.ggml.{name}_token_id"
-        if key not in self.metadata:
-            return default if default is not None and default < len(self.texts) else None
-        token_id = self.metadata.integer(key)
-        if not 0 <= token_id < len(self.texts):
-            raise self.error(f"{key} is {token_id}, but there are {len(self.texts)} tokens")
-        return token_id
+        for token_id in (self.metadata.integer(key) if key in self.metadata else None, default):
+            if token_id is not None and 0 <= token_id < len(self.texts):
+                return token_id
+        return None
 
 
-def read_vocabulary(metadata: Metadata) -> Vocabulary:
+def read_vocabulary(metadata: Metadata) -> GgufVocabulary:
     """Reads and checks tokens and types; raises ModelFileError where they do not fit together."""
     texts = metadata.strings("tokenizer.ggml.tokens")
     types = [int(TokenType.NORMAL)] * len(texts)
@@ -96,7 +87,7 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
         types = metadata.integers("tokenizer.ggml.token_type")
     # Tokens that pad a vocabulary may have no text; they are never encoded.
     ids = {text: i for i, text in enumerate(texts) if text}
-    vocabulary = Vocabulary(metadata, texts, types, ids)
+    vocabulary = GgufVocabulary(metadata, texts, types, ids)
     if not ids:
         raise vocabulary.error("tokenizer.ggml.tokens is empty")
     if len(types) != len(texts):
@@ -106,28 +97,33 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
     if len(ids) + texts.count("") != len(texts):
         twice = next(text for i, text in enumerate(texts) if text and ids[text] != i)
         raise vocabulary.error(f"tokenizer.ggml.tokens has {twice!r} twice")
-    for text in END_TEXTS:
-        # Some files call the end of a turn user-defined, which would make it a part of the answer's text.
-        if text in ids and types[ids[text]] == TokenType.USER_DEFINED:
-            types[ids[text]] = TokenType.CONTROL
+    if metadata.string("tokenizer.ggml.model", None) == "llama":
+        # Some files type them as plain text, whose name would be the answer's text.
+        for text, i in ids.items():
+            if byte_value(text) is not None:
+                types[i] = int(TokenType.BYTE)
     return vocabulary
 
 
-def byte_level_bpe(vocabulary: Vocabulary, rules: PreTokenizer) -> Merger:
-    """The merger of a `gpt2` vocabulary; raises ModelFileError for merges that do not fit its tokens."""
+def byte_value(text: str) -> int | None:
+    """The byte that a token's text names, as <0x0A> does; None for other texts."""
+    return int(text[3:5], 16) if _BYTE_TEXT.fullmatch(text) else None
+
+
+def byte_level_bpe(vocabulary: GgufVocabulary, rules: PreTokenizer) -> Merger:
+    """The merger of a `gpt2` vocabulary; merges of what is no token are left out, the others keep their order."""
+    # Plain text must never spell a control token, neither by merges nor as a word kept whole.
+    apart = vocabulary.of_type(TokenType.CONTROL, TokenType.BYTE)
+    ids = {text: i for text, i in vocabulary.ids.items() if text not in apart}
     merges: list[tuple[str, str]] = []
     for merge in vocabulary.metadata.strings("tokenizer.ggml.merges"):
-        left, _, right = merge.partition(" ")
-        if not left or not right:
-            raise vocabulary.error(f"tokenizer.ggml.merges item {len(merges)}, {merge!r}, is not two tokens")
-        merges.append((left, right))
-
-    # Plain text must never spell a control token, as a word kept whole could; those that merges make have to stay.
-    control = set(vocabulary.of_type(TokenType.CONTROL)).difference([left + right for left, right in merges])
-    ids = {text: i for text, i in vocabulary.ids.items() if text not in control}
+        space = merge.find(" ", 1)
+        left, right = merge[:space], merge[space + 1 :]
+        if space > 0 and left in ids and right in ids and left + right in ids:
+            merges.append((left, right))
     try:
         backend = tokenizers.Tokenizer(BPE(ids, merges, ignore_merges=rules.ignore_merges))
-    except Exception as error:  # the package has no class of its own for a merge whose parts are no tokens
+    except Exception as error:  # the package has no class of its own
         raise vocabulary.error(f"tokenizer.ggml.merges does not fit the tokens ({error})") from None
     splits = [Split(tokenizers.Regex(pattern), "isolated") for pattern in rules.patterns]
     to_alphabet = ByteLevel(add_prefix_space=False, use_regex=False)
@@ -139,7 +135,7 @@ def byte_level_bpe(vocabulary: Vocabulary, rules: PreTokenizer) -> Merger:
     return merge_words
 
 
-def sentencepiece_bpe(vocabulary: Vocabulary, *, adds_space: bool) -> Merger:
+def sentencepiece_bpe(vocabulary: GgufVocabulary, *, adds_space: bool) -> Merger:
     """The merger of a `llama` vocabulary; raises ModelFileError for scores or byte tokens that do not fit.
 
     SentencePiece joins the neighbours whose joined piece has the highest score, so every cut of a piece into two
@@ -149,10 +145,11 @@ def sentencepiece_bpe(vocabulary: Vocabulary, *, adds_space: bool) -> Merger:
     scores = vocabulary.metadata.numbers("tokenizer.ggml.scores")
     if len(scores) != len(vocabulary.texts):
         raise vocabulary.error(f"tokenizer.ggml.scores has {len(scores)} items for {len(vocabulary.texts)} tokens")
-    byte_ids = vocabulary.of_type(TokenType.BYTE)
-    for text, i in byte_ids.items():
-        if not _BYTE_TEXT.fullmatch(text):
+    byte_ids = {}
+    for text, i in vocabulary.of_type(TokenType.BYTE).items():
+        if (byte := byte_value(text)) is None:
             raise vocabulary.error(f"tokenizer.ggml.tokens item {i} is a byte, but {text!r} is not <0x00> to <0xFF>")
+        byte_ids[f"<0x{byte:02X}>"] = i
     # Control tokens are no pieces: plain text must never spell one.
     pieces = vocabulary.of_type(TokenType.UNDEFINED, TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
 
@@ -162,9 +159,16 @@ def sentencepiece_bpe(vocabulary: Vocabulary, *, adds_space: bool) -> Merger:
     part_ids = {character: len(vocabulary.texts) + n for n, character in enumerate(parts)}
     symbols = pieces | part_ids
     merges: list[tuple[str, str]] = []
+    lengths = sorted({len(symbol) for symbol in symbols})
+    n_characters = 0
     for text in sorted(pieces, key=lambda piece: -scores[pieces[piece]]):
-        cuts = ((text[:n], text[n:]) for n in range(1, len(text)))
-        merges.extend((left, right) for left, right in cuts if left in symbols and right in symbols)
+        for n in lengths[: bisect_left(lengths, len(text))]:
+            left = text[:n]
+            n_characters += n
+            if left in symbols and (right := text[n:]) in symbols:
+                merges.append((left, right))
+        if n_characters > _MAX_CHARACTERS_CUT:
+            raise vocabulary.error("tokenizer.ggml.tokens has too many long tokens")
 
     unknown_id = vocabulary.token_id("unknown", default=0)
     unknown_text = "" if unknown_id is None else vocabulary.texts[unknown_id]
