@@ -31,7 +31,7 @@ from vkllm.formats.quants import weight_format  # noqa: E402
 from vkllm.gpu.device.kernel import KernelSpec  # noqa: E402
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch, Recording  # noqa: E402
 from vkllm.gpu.device.probe import DeviceInfo, Heap, devices  # noqa: E402
-from vkllm.gpu.layer.memory import Placement, Tier  # noqa: E402
+from vkllm.gpu.layer.memory import LayerTier, Placement  # noqa: E402
 from vkllm.gpu.program.choices import tuning  # noqa: E402
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS  # noqa: E402
 from vkllm.gpu.program.program import WIDTHS, Program, Result  # noqa: E402
@@ -190,7 +190,7 @@ class PaperDevice(Device):
         self.has_integer_dot = info.features >= FAST_DOT
         self.steps: list[tuple[Use, ...]] = []
 
-    def buffer(self, n_words: int, *, tier: Tier = "local", is_host: bool = False) -> Buffer:
+    def buffer(self, n_words: int, *, tier: LayerTier = "local", is_host: bool = False) -> Buffer:
         buffer = Buffer(None, n_words, Placement(0, 0, 0, 4 * n_words, 0))
         if is_host or tier != "local":
             buffer.words = np.zeros(n_words, np.uint32)

@@ -32,7 +32,7 @@ from vkllm.errors import ContextOverflow, DeviceLost, InvalidParameter, NoDevice
 from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.measure.step_times import KernelTime, KernelWork, StepTimes
 from vkllm.gpu.program.choices import GPU
-from vkllm.gpu.tuning.cache import Speeds, tuning_key
+from vkllm.gpu.tuning.cache import TokenSpeeds, tuning_key
 from vkllm.gpu.tuning.search import Trial
 from vkllm.gpu.tuning.space import ModelKind
 from vkllm.gpu.tuning.tuner import TuningReport
@@ -189,7 +189,7 @@ class FakeEngine:
             time.sleep(0.01)
         key = tuning_key(DEVICE, ModelKind("F32", 2, 16))
         choice = replace(GPU, decode=replace(GPU.decode, size=512))
-        before, after = Speeds({0: 100.0, 192: 50.0}, {64: 800.0}), Speeds({0: 125.0, 192: 55.0}, {64: 800.0})
+        before, after = TokenSpeeds({0: 100.0, 192: 50.0}, {64: 800.0}), TokenSpeeds({0: 125.0, 192: 55.0}, {64: 800.0})
         return TuningReport("fake device", key, GPU, choice, before, after, TRIALS, budget_s / 2, self._has_memory)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vkllm.gpu.device.probe import AMD, NVIDIA, DeviceInfo
 from vkllm.gpu.program.choices import Tuning, tuning
-from vkllm.gpu.tuning.cache import KeptTuning, Speeds, tuning_key
+from vkllm.gpu.tuning.cache import KeptTuning, TokenSpeeds, tuning_key
 from vkllm.gpu.tuning.space import ModelKind
 
 H100 = DeviceInfo(
@@ -55,5 +55,8 @@ def with_decode(choices: Tuning, **values: int) -> Tuning:
 def kept(info: DeviceInfo, kind: ModelKind, **values: int) -> KeptTuning:
     """An entry of the file: the table's choices with other values for decoding."""
     choice = with_decode(tuning(info), **values)
-    before, after = Speeds({0: 400.0, 4032: 250.0}, {512: 8000.0}), Speeds({0: 440.0, 4032: 280.0}, {512: 8000.0})
+    before, after = (
+        TokenSpeeds({0: 400.0, 4032: 250.0}, {512: 8000.0}),
+        TokenSpeeds({0: 440.0, 4032: 280.0}, {512: 8000.0}),
+    )
     return KeptTuning(tuning_key(info, kind), choice, before, after)

@@ -13,7 +13,7 @@ from vkllm.errors import DeviceError, InvalidParameter, OutOfDeviceMemory
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.device.probe import MemoryLimits, devices
 from vkllm.gpu.layer import Layer
-from vkllm.gpu.layer.memory import TIERS, Tier
+from vkllm.gpu.layer.memory import TIERS, LayerTier
 from vkllm.gpu.program.kernels import KERNELS
 
 pytestmark = pytest.mark.gpu
@@ -34,7 +34,7 @@ def small(device: Device) -> Iterator[Device]:
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_what_is_written_in_any_tier_comes_back_from_any_other(device: Device, tier: Tier) -> None:
+def test_what_is_written_in_any_tier_comes_back_from_any_other(device: Device, tier: LayerTier) -> None:
     drawn = np.random.default_rng(1).integers(0, 2**32, 5000, dtype=np.uint32)
     source, middle = device.buffer(5000, tier="host"), device.buffer(5000, tier=tier)
     target = device.buffer(5000, tier="readback")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from vkllm.gpu.layer import LIBRARY, build
-from vkllm.gpu.layer.memory import TIERS, Tier
+from vkllm.gpu.layer.memory import TIERS, LayerTier
 
 MIB, GIB = 2**20, 2**30
 DEVICE, VISIBLE, COHERENT, CACHED = 1, 2, 4, 8
@@ -133,7 +133,7 @@ def test_each_tier_takes_the_type_that_is_best_for_it_on_each_driver(
     ],
 )
 def test_a_type_whose_heap_has_no_room_is_passed_over(
-    machine: Machine, tier: Tier, room: tuple[int, ...], n_bytes: int, expected: int
+    machine: Machine, tier: LayerTier, room: tuple[int, ...], n_bytes: int, expected: int
 ) -> None:
     assert chosen(machine, TIERS.index(tier), n_bytes, room) == expected
 

@@ -15,7 +15,7 @@ from vkllm.gpu.device.probe import DeviceInfo, devices
 from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.tuning.cache import (
     KeptTuning,
-    Speeds,
+    TokenSpeeds,
     forget,
     is_off,
     kept_tunings,
@@ -94,7 +94,7 @@ def _report_lines(report: TuningReport) -> Iterator[str]:
         yield f"kept in  {tuning_path()}, for {report.key.model}"
 
 
-def _speed_lines(before: Speeds, after: Speeds) -> Iterator[str]:
+def _speed_lines(before: TokenSpeeds, after: TokenSpeeds) -> Iterator[str]:
     yield f"{'tok/s':<26}{'table':>8}{'chosen':>12}"
     rows = [(f"decode at depth {n}", speed, after.decode[n]) for n, speed in before.decode.items()]
     rows += [(f"prompt of {n}", speed, after.prefill[n]) for n, speed in before.prefill.items()]

@@ -18,7 +18,7 @@ from vkllm.errors import DeviceError, OutOfDeviceMemory
 from vkllm.gpu.device.kernel import KernelSpec
 from vkllm.gpu.device.probe import DeviceInfo, MemoryLimits, check_device, choose_device, devices
 from vkllm.gpu.layer import Layer
-from vkllm.gpu.layer.memory import HeapUse, Placement, Tier
+from vkllm.gpu.layer.memory import HeapUse, LayerTier, Placement
 from vkllm.gpu.layer.results import OUT_OF_MEMORY, described, error_of
 from vkllm.resources import cache_dir, shader
 
@@ -114,7 +114,7 @@ class Device:
         enabled = self._layer.features(self.layer_id)
         self.has_integer_dot = "integer_dot_product" in enabled and "fast_integer_dot" in self.info.features
 
-    def buffer(self, n_words: int, *, tier: Tier = "local", is_host: bool = False) -> Buffer:
+    def buffer(self, n_words: int, *, tier: LayerTier = "local", is_host: bool = False) -> Buffer:
         """Allocates n_words (at least one) in a tier, with whatever is in the memory; only "local" is not mapped.
 
         is_host: a "readback" buffer of zeros, for what is small. Raises OutOfDeviceMemory or DeviceError.
@@ -144,7 +144,7 @@ class Device:
         """The device's heaps now, in the order of `info.heaps`: sizes, budgets, what is used."""
         return self._layer.heaps(self.layer_id)
 
-    def _no_memory(self, tier: Tier, n_bytes: int, said: str) -> DeviceError:
+    def _no_memory(self, tier: LayerTier, n_bytes: int, said: str) -> DeviceError:
         """Why a buffer could not be made, with what there is. said: Kompute's word for it."""
         call, result = self._layer.take_failure(self.layer_id) or (said, OUT_OF_MEMORY[1])
         if result not in OUT_OF_MEMORY:

@@ -16,7 +16,7 @@ from typing import Final
 
 from vkllm.errors import DeviceError, DeviceTimeout
 from vkllm.gpu.layer.loader import SYSTEM_FOLDERS, is_found, prepend
-from vkllm.gpu.layer.memory import TIERS, HeapUse, Placement, Tier
+from vkllm.gpu.layer.memory import TIERS, HeapUse, LayerTier, Placement
 from vkllm.gpu.layer.results import VK_SUCCESS, VK_TIMEOUT, error_of
 
 NAME: Final = "VK_LAYER_VKLLM_kompute"
@@ -202,7 +202,7 @@ class Layer:
         assert n_counters == n, "Statistics differ between layer.h and Python"
         return Statistics(*counters)
 
-    def place_next(self, tier: Tier) -> None:
+    def place_next(self, tier: LayerTier) -> None:
         """The tier of the next buffer that this thread makes; one that nothing is said of is "local", or "readback" if
         Kompute asks for host memory."""
         self._library.vkllm_layer_place_next(TIERS.index(tier))

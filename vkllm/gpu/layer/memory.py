@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Tier = Literal["local", "shared", "host", "readback"]
+LayerTier = Literal["local", "shared", "host", "readback"]
 """Kind of memory: "local", the GPU's own; "shared", the GPU's own that the CPU sees (unified memory, resizable BAR);
 "host", the host's, written by the CPU and read in place by the GPU; "readback", the host's, written by the GPU and
 quick to read for the CPU."""
 
-TIERS: Final[tuple[Tier, ...]] = ("local", "shared", "host", "readback")
+TIERS: Final[tuple[LayerTier, ...]] = ("local", "shared", "host", "readback")
 _DEVICE_LOCAL, _HOST_CACHED = 1, 8
 _UNKNOWN: Final = 2**64 - 1
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
-from vkllm.gpu.layer.memory import Tier
+from vkllm.gpu.layer.memory import LayerTier
 from vkllm.gpu.measure.timing import pass_s
 from vkllm.gpu.program.kernels import KERNELS
 
@@ -26,7 +26,7 @@ WARM_UP_S = 1.0
 """How long a GPU that was idle takes to reach its clocks, about; an H100 reads at half its speed before."""
 
 
-def read_bandwidth(device: Device, free_bytes: int, tier: Tier = "local") -> float:
+def read_bandwidth(device: Device, free_bytes: int, tier: LayerTier = "local") -> float:
     """Bytes a second that the device reads. free_bytes: memory of the tier that nobody uses; at most a quarter is
     taken, for the moment. Raises DeviceError."""
     most = CPU_BYTES if device.info.type == "cpu" else LARGEST_BYTES if tier == "local" else LARGEST_HOST_BYTES

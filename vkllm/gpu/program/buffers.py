@@ -19,7 +19,7 @@ from vkllm.errors import OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo, read_tensor
 from vkllm.formats.quants import BLOCK, dequantize
 from vkllm.gpu.device.kompute import Buffer, Device
-from vkllm.gpu.layer.memory import Tier as LayerTier
+from vkllm.gpu.layer.memory import LayerTier
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.weights import Tensor, Uploader, WeightPlanes
 from vkllm.model.graph import decoder, head, widths

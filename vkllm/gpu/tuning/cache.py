@@ -34,15 +34,15 @@ class TuningKey:
 
 
 @dataclass(frozen=True)
-class Speeds:
+class TokenSpeeds:
     """Tokens a second: decode by the tokens in the cache, prefill by the rows of a step."""
 
     decode: dict[int, float]
     prefill: dict[int, float]
 
-    def best(self, other: Speeds) -> Speeds:
+    def best(self, other: TokenSpeeds) -> TokenSpeeds:
         """The higher of two measurements at each place."""
-        return Speeds(
+        return TokenSpeeds(
             {n: max(speed, other.decode[n]) for n, speed in self.decode.items()},
             {n: max(speed, other.prefill[n]) for n, speed in self.prefill.items()},
         )
@@ -54,8 +54,8 @@ class KeptTuning:
 
     key: TuningKey
     choice: Tuning
-    before: Speeds
-    after: Speeds
+    before: TokenSpeeds
+    after: TokenSpeeds
 
 
 def tuning_key(info: DeviceInfo, model: ModelKind) -> TuningKey:
@@ -165,5 +165,5 @@ def _record(kind: type[Any], values: Any) -> Any:
     return kind(**values)
 
 
-def _speeds(values: Any) -> Speeds:
-    return Speeds(*({int(n): float(speed) for n, speed in values[name].items()} for name in ("decode", "prefill")))
+def _speeds(values: Any) -> TokenSpeeds:
+    return TokenSpeeds(*({int(n): float(speed) for n, speed in values[name].items()} for name in ("decode", "prefill")))

@@ -19,7 +19,7 @@ from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.program.kernels import KV_BLOCK
 from vkllm.gpu.program.program import N_SLOTS, WIDTHS, Program
 from vkllm.gpu.program.step import Row
-from vkllm.gpu.tuning.cache import KeptTuning, Speeds, TuningKey, keep, tuning_key
+from vkllm.gpu.tuning.cache import KeptTuning, TokenSpeeds, TuningKey, keep, tuning_key
 from vkllm.gpu.tuning.search import MIN_GAIN, Trial, search
 from vkllm.gpu.tuning.space import DECODE_FIELDS, PREFILL_FIELDS, fields_to_try, is_possible, model_kind
 
@@ -68,8 +68,8 @@ class TuningReport:
     key: TuningKey
     table: Tuning
     choice: Tuning
-    before: Speeds
-    after: Speeds
+    before: TokenSpeeds
+    after: TokenSpeeds
     trials: tuple[Trial, ...]
     seconds: float
     is_kept: bool
@@ -132,7 +132,7 @@ def tune(
     return TuningReport(info.name, key, table, choice, before, after, tuple(trials), seconds, is_kept)
 
 
-def _proven(table: Tuning, before: Speeds, choice: Tuning, after: Speeds) -> tuple[Tuning, Speeds]:
+def _proven(table: Tuning, before: TokenSpeeds, choice: Tuning, after: TokenSpeeds) -> tuple[Tuning, TokenSpeeds]:
     """The choices with those of decode or of prefill taken back that are no faster than the table's after all."""
     if choice.decode == table.decode or not _is_faster(after.decode, before.decode):
         choice, after = replace(choice, decode=table.decode), replace(after, decode=before.decode)
@@ -194,10 +194,10 @@ class _Timer:
         self._check("prefill", choices, {n: self._prefill_logits for n in self._widths})
         return fmean(self._rows_s(width) / width for width in self._widths)
 
-    def speeds(self, choices: Tuning) -> Speeds:
+    def speeds(self, choices: Tuning) -> TokenSpeeds:
         """Tokens a second at all depths and widths."""
         self._take(choices)
-        return Speeds(
+        return TokenSpeeds(
             {depth: 1 / self._step_s(depth) for depth in self._depths},
             {width: width / self._rows_s(width) for width in self._widths},
         )
