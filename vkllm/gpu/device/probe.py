@@ -32,8 +32,6 @@ PREFERENCE: Final[tuple[DeviceType, ...]] = ("discrete", "integrated", "virtual"
 Structure = tuple[str, tuple[int, int], str]
 _NEVER_CORE: Final = (9, 9)
 _FEATURE_STRUCTURES: Final[tuple[Structure, ...]] = (
-    ("VkPhysicalDevice16BitStorageFeatures", (1, 1), ""),
-    ("VkPhysicalDevice8BitStorageFeatures", (1, 2), "VK_KHR_8bit_storage"),
     ("VkPhysicalDeviceShaderFloat16Int8Features", (1, 2), "VK_KHR_shader_float16_int8"),
     ("VkPhysicalDeviceShaderIntegerDotProductFeatures", (1, 3), "VK_KHR_shader_integer_dot_product"),
     ("VkPhysicalDeviceSubgroupSizeControlFeatures", (1, 3), "VK_EXT_subgroup_size_control"),
@@ -41,16 +39,12 @@ _FEATURE_STRUCTURES: Final[tuple[Structure, ...]] = (
 )
 _FEATURE_FLAGS: Final = {
     "fp16": ("VkPhysicalDeviceShaderFloat16Int8Features", "shaderFloat16"),
-    "int8": ("VkPhysicalDeviceShaderFloat16Int8Features", "shaderInt8"),
-    "storage8": ("VkPhysicalDevice8BitStorageFeatures", "storageBuffer8BitAccess"),
-    "storage16": ("VkPhysicalDevice16BitStorageFeatures", "storageBuffer16BitAccess"),
     "integer_dot_product": ("VkPhysicalDeviceShaderIntegerDotProductFeatures", "shaderIntegerDotProduct"),
     "cooperative_matrix": ("VkPhysicalDeviceCooperativeMatrixFeaturesKHR", "cooperativeMatrix"),
     "subgroup_size_control": ("VkPhysicalDeviceSubgroupSizeControlFeatures", "subgroupSizeControl"),
 }
 _FEATURE_EXTENSIONS: Final = {
     "memory_budget": "VK_EXT_memory_budget",
-    "external_memory_host": "VK_EXT_external_memory_host",
 }
 _PROPERTY_STRUCTURES: Final[tuple[Structure, ...]] = (
     ("VkPhysicalDeviceSubgroupProperties", (1, 1), ""),

@@ -102,7 +102,7 @@ class Layer:
         names: list[str] = []
         while (feature := library.vkllm_layer_feature_name(len(names))) is not None:
             names.append(feature.decode())
-        self._feature_names = tuple(names)
+        self.feature_names = tuple(names)
 
     @classmethod
     def activate(cls) -> "Layer":
@@ -264,7 +264,7 @@ class Layer:
         return bool(self._library.vkllm_layer_save_pipeline_cache(device))
 
     def _named(self, mask: int) -> frozenset[str]:
-        return frozenset(name for bit, name in enumerate(self._feature_names) if mask >> bit & 1)
+        return frozenset(name for bit, name in enumerate(self.feature_names) if mask >> bit & 1)
 
     def _raise_failure(self, device: int) -> None:
         failure = self.take_failure(device)

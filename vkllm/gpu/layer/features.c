@@ -26,8 +26,6 @@ typedef struct {
 
 typedef struct {
   VkPhysicalDeviceFeatures2 core;
-  VkPhysicalDevice16BitStorageFeatures storage16;
-  VkPhysicalDevice8BitStorageFeatures storage8;
   VkPhysicalDeviceShaderFloat16Int8Features float16_int8;
   VkPhysicalDeviceVulkanMemoryModelFeatures memory_model;
   VkPhysicalDeviceShaderIntegerDotProductFeatures integer_dot;
@@ -43,9 +41,6 @@ typedef struct {
   const char *extension;
 } Structure;
 static const Structure structures[] = {
-    {offsetof(Chain, storage16), VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES, VK_API_VERSION_1_1, NULL},
-    {offsetof(Chain, storage8), VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_8BIT_STORAGE_FEATURES, VK_API_VERSION_1_2,
-     "VK_KHR_8bit_storage"},
     {offsetof(Chain, float16_int8), VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_FLOAT16_INT8_FEATURES, VK_API_VERSION_1_2,
      "VK_KHR_shader_float16_int8"},
     {offsetof(Chain, memory_model), VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_MEMORY_MODEL_FEATURES, VK_API_VERSION_1_2,
@@ -67,20 +62,12 @@ static const struct {
 } features[N_FEATURES] = {
 #define FLAG(name, structure, flag) {name, offsetof(Chain, structure), offsetof(Chain, structure.flag), NULL}
     FLAG("fp16", float16_int8, shaderFloat16),
-    FLAG("int8", float16_int8, shaderInt8),
-    FLAG("int16", core, features.shaderInt16),
-    FLAG("storage8", storage8, storageBuffer8BitAccess),
-    FLAG("uniform_storage8", storage8, uniformAndStorageBuffer8BitAccess),
-    FLAG("storage16", storage16, storageBuffer16BitAccess),
-    FLAG("uniform_storage16", storage16, uniformAndStorageBuffer16BitAccess),
     FLAG("integer_dot_product", integer_dot, shaderIntegerDotProduct),
     FLAG("memory_model", memory_model, vulkanMemoryModel),
-    FLAG("memory_model_device_scope", memory_model, vulkanMemoryModelDeviceScope),
     FLAG("cooperative_matrix", cooperative_matrix, cooperativeMatrix),
     FLAG("subgroup_size_control", subgroup_size, subgroupSizeControl),
     FLAG("compute_full_subgroups", subgroup_size, computeFullSubgroups),
     {"memory_budget", 0, 0, "VK_EXT_memory_budget"},
-    {"external_memory_host", 0, 0, "VK_EXT_external_memory_host"},
 #undef FLAG
 };
 
@@ -160,7 +147,7 @@ static uint64_t reported_features(Instance *instance, VkPhysicalDevice gpu, uint
       mask |= BIT(f);
   mask &= ~hidden_features();
   /* Shaders with cooperative matrices declare the Vulkan memory model: the one is of no use without the other. */
-  if (!(mask & BIT(MEMORY_MODEL))) mask &= ~(BIT(COOPERATIVE_MATRIX) | BIT(MEMORY_MODEL_DEVICE_SCOPE));
+  if (!(mask & BIT(MEMORY_MODEL))) mask &= ~BIT(COOPERATIVE_MATRIX);
   return mask;
 }
 
