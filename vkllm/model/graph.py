@@ -18,7 +18,7 @@ Kind = Literal["embed", "rms_norm", "matvec", "rope", "attention", "swiglu"]
 class Op:
     """One operation on T rows (tokens).
 
-    weights: GGUF tensor names; several of a `matvec` stand above each other, as one matrix with all their rows.
+    weights: GGUF tensor names; several of a `matvec` are stacked: one matrix with all their rows.
     inputs, output: names of activations, see `widths`. add: an activation that is added to a matvec's result.
     layer: which layer's key/value cache `rope` stores into and `attention` reads; -1 outside the layers.
     """

@@ -53,7 +53,7 @@ class ModelBuffers:
     """Everything that the operations of a model bind, besides the step.
 
     activations: by name in the graph. vectors: norms and the rope table. matrices: planes by the names of the tensors
-    that stand above each other, several where formats or tiers differ. caches: keys and values of each layer.
+    that are stacked, several where formats or tiers differ. caches: keys and values of each layer.
     moved_bytes: what the plan had meant for the device's own memory, and the driver refused.
     """
 

@@ -236,7 +236,7 @@ class _Timer:
         return widths or [best]
 
     def _table(self, n_tokens: int, *, is_scratch: bool) -> list[int]:
-        """Blocks for so many tokens: in order, or the last ones of the cache."""
+        """Blocks for n tokens: the first of the cache in order, or its last."""
         n_blocks = -(-n_tokens // KV_BLOCK)
         all_blocks = range(self._program.n_blocks)
         return list(all_blocks[-n_blocks:] if is_scratch else all_blocks[:n_blocks])

@@ -35,7 +35,7 @@ ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class Stack:
-    """Tensors of one format and width that stand above each other as one matrix."""
+    """Tensors of one format and width, stacked into one matrix."""
 
     tensors: tuple[str, ...]
     format: str
@@ -43,17 +43,17 @@ class Stack:
     n_columns: int
 
     def plane_bytes(self, n_rows: int) -> tuple[int, int]:
-        """Bytes of the planes of quants and of scales of so many rows."""
+        """Bytes of the planes of quants and of scales of n_rows rows."""
         quants, scales = weight_format(self.format).plane_words(n_rows * self.n_columns)
         return 4 * quants, 4 * scales
 
     def n_bytes(self, n_rows: int) -> int:
-        """Device memory of so many rows."""
+        """Bytes of device memory that n_rows rows take."""
         return sum(aligned(plane) for plane in self.plane_bytes(n_rows))
 
 
 def stacks(names: Iterable[str], tensors: Mapping[str, TensorInfo]) -> list[Stack]:
-    """Groups neighbours that can be one matrix: of one format and width, with whole units of it before each."""
+    """Stacks neighbours that can be one matrix: same format and width, each beginning at a whole unit."""
     groups: list[Stack] = []
     for name in names:
         n_rows, n_columns = tensors[name].shape
@@ -81,7 +81,7 @@ class Needs:
     type_v: str
 
     def matrices(self) -> list[tuple[str, ...]]:
-        """All matrices by the weights of their operation, those first that gain most by a fast memory.
+        """All matrices, by the weights of their operation; those that gain most from fast memory come first.
 
         The vocabulary projection, the layers from the last to the first, and an embedding table of its own.
         """
@@ -90,11 +90,11 @@ class Needs:
         return ordered if spec.output_weight == "token_embd.weight" else [*ordered, ("token_embd.weight",)]
 
     def is_read_whole(self, weights: tuple[str, ...]) -> bool:
-        """Whether every token reads all of a matrix; of an embedding table it reads a row."""
+        """Whether every token reads the whole matrix; of an embedding table it reads one row."""
         return weights != ("token_embd.weight",) or weights[0] == self.spec.output_weight
 
     def by_part(self, n_ctx: int) -> dict[str, int]:
-        """Bytes of all that is allocated, by what it is for."""
+        """Bytes of everything that is allocated, by purpose."""
         matrices = (stack for weights in self.matrices() for stack in stacks(weights, self.tensors))
         return {
             "weights": sum(stack.n_bytes(stack.n_rows) for stack in matrices) + self.norms_bytes(),
@@ -103,7 +103,7 @@ class Needs:
         }
 
     def norms_bytes(self) -> int:
-        """Bytes of the vectors that norms multiply with."""
+        """Bytes of the weights of all norms."""
         norms = [op.weights[0] for op in (*decoder(self.spec), *head(self.spec)) if op.kind == "rms_norm"]
         return sum(aligned(4 * math.prod(self.tensors[name].shape)) for name in norms)
 
