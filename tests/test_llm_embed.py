@@ -21,8 +21,8 @@ from vkllm import LLM, AsyncLLM, ContextOverflow, DeviceLost, InvalidParameter, 
 from vkllm.engine.process.handle import EngineProcess
 from vkllm.formats.gguf import ModelFile
 from vkllm.formats.quants import dequantize
+from vkllm.model.architectures import pooling
 from vkllm.model.reference import Reference
-from vkllm.model.spec import pooling
 
 MakeLLM = Callable[..., LLM]
 

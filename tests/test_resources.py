@@ -12,7 +12,7 @@ import pytest
 from vkllm import resources
 from vkllm.errors import VkllmError
 from vkllm.formats.gguf import ModelFile
-from vkllm.model.spec import model_spec
+from vkllm.model.architectures import model_spec
 from vkllm.resources import models_dir
 from vkllm.store import quantization_of
 from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource, catalog

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, TokenType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter, TokenType
 
 N_BYTES = 256
 IM_START, IM_END = N_BYTES, N_BYTES + 1
@@ -31,9 +33,11 @@ def write_tiny_gguf(
     down_format: GGMLQuantizationType | None = None,
     pooling: int | None = None,
     n_ctx: int = N_CTX,
+    fields: Mapping[str, Any] | None = None,
+    extra: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Path:
     """Writes the file and returns its path. down_format: of one matrix, whose bytes are zero then. pooling: its
-    pooling_type."""
+    pooling_type. fields: more metadata, or other values; integers become uint32 where they can. extra: more tensors."""
     writer = GGUFWriter(path, architecture)
     writer.add_name("Tiny")
     writer.add_context_length(n_ctx)
@@ -56,6 +60,12 @@ def write_tiny_gguf(
     writer.add_add_bos_token(False)
     if template is not None:
         writer.add_chat_template(template)
+    for key, value in (fields or {}).items():
+        kind = GGUFValueType.get_type(value)
+        if kind is GGUFValueType.INT32 and value >= 0:
+            kind = GGUFValueType.UINT32 if value < 2**32 else GGUFValueType.UINT64
+        writer.kv_data[0].pop(key, None)
+        writer.add_key_value(key, value, kind)
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (N_VOCAB, D),
         "output_norm.weight": (D,),
@@ -68,6 +78,7 @@ def write_tiny_gguf(
         "blk.0.ffn_gate.weight": (FF, D),
         "blk.0.ffn_up.weight": (FF, D),
         "blk.0.ffn_down.weight": (D, FF),
+        **(extra or {}),
     }
     random = np.random.default_rng(0)
     for name, shape in shapes.items():

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import struct
-import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import gguf
 import numpy as np
@@ -26,9 +21,6 @@ TENSORS: list[tuple[str, tuple[int, ...], str]] = [
     ("blk.0.ffn_gate.weight", (2, 256), "Q4_K"),
     ("blk.0.ffn_gate_exps.weight", (2, 3, 32), "Q8_0"),
 ]
-LIMIT_BYTES = 64 << 20
-"""More than reading any of these files may allocate."""
-
 TOKENS = ["<s>", "a", "", "ü", "▁Größe", "😀"]
 
 
@@ -88,27 +80,3 @@ class Patch:
     def open(self) -> ModelFile:
         self.path.write_bytes(self.data)
         return ModelFile.open(self.path)
-
-
-class TimeLimit(BaseException):
-    """Not an Exception, so that no handler under test swallows it."""
-
-
-@contextmanager
-def limits(seconds: float, n_bytes: int) -> Iterator[None]:
-    """Fails what runs longer or allocates more at its peak."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeLimit(f"ran longer than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    tracemalloc.start()
-    try:
-        yield
-        peak = tracemalloc.get_traced_memory()[1]
-        assert peak < n_bytes, f"allocated {peak} bytes"
-    finally:
-        tracemalloc.stop()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

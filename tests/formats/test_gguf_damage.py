@@ -7,7 +7,8 @@ from pathlib import Path
 
 import gguf
 import pytest
-from gguf_files import LIMIT_BYTES, Patch, limits, write
+from gguf_files import Patch, write
+from mutations import LIMIT_BYTES, limits
 
 from vkllm.errors import ModelFileError, ModelNotFound, UnsupportedModel
 from vkllm.formats.gguf import ModelFile, read_tensor

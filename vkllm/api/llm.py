@@ -26,8 +26,8 @@ from vkllm.engine.process.handle import EngineProcess
 from vkllm.engine.requests import EngineConfig, StateQuery
 from vkllm.errors import ContextOverflow, InvalidParameter, ModelFileError
 from vkllm.formats.gguf import ModelFile, main_format
+from vkllm.model.architectures import model_spec, pooling
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions
-from vkllm.model.spec import model_spec, pooling
 from vkllm.store import find_model
 from vkllm.text.chat import ChatTemplate
 from vkllm.text.tokenizer import Tokenizer

@@ -17,9 +17,10 @@ from vkllm.gpu.device.probe import choose_device, devices
 from vkllm.gpu.measure.speeds import measured_speeds
 from vkllm.gpu.program.buffers import HEAD_ROWS
 from vkllm.gpu.program.kernels import MAX_ROWS
+from vkllm.model.architectures import model_spec
 from vkllm.model.memory.limits import DeviceLimits
 from vkllm.model.memory.plan import USUAL_CONTEXT, MemoryPlan, PlanOptions, plan
-from vkllm.model.spec import ModelSpec, model_spec
+from vkllm.model.spec import ModelSpec
 from vkllm.store import find_model
 
 

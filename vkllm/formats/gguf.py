@@ -45,6 +45,9 @@ _LENGTH = struct.Struct("<Q")
 
 D = TypeVar("D")
 
+Plain = bool | int | float | str
+"""A value of the metadata that is no array."""
+
 
 class _Required(enum.Enum):
     REQUIRED = enum.auto()
@@ -118,6 +121,14 @@ class Metadata:
     def numbers(self, key: str) -> list[float]:
         """An array of floats or integers, as floats."""
         return [float(value) for value in self._value(key, _NUMBERS, is_array=True).tolist()]
+
+    def plain(self, key: str) -> Plain | list[Plain]:
+        """The value, of whatever type."""
+        kinds = self._fields[key].types
+        if kinds[-1] in _STRINGS:
+            return list(self.strings(key)) if self.is_array(key) else self.string(key)
+        values: list[Plain] = self._fields[key].parts[-1].tolist()
+        return values if self.is_array(key) else values[0]
 
     def is_array(self, key: str) -> bool:
         """Whether the key holds an array; some keys are written as one value or as one value a layer."""

@@ -53,10 +53,10 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
     """What a model's files say, for JSON."""
     import math
 
-    from vkllm.model.spec import model_spec
+    from vkllm.model.architectures import model_spec
 
     metadata, tensors = file.metadata, file.tensors.values()
-    architecture = metadata.string("general.architecture")
+    architecture = metadata.string("general.architecture", "none")
     formats: dict[str, dict[str, int]] = {}
     for tensor in tensors:
         count = formats.setdefault(tensor.format, {"n_tensors": 0, "n_bytes": 0})

@@ -91,7 +91,7 @@ def pull(name: _Name) -> None:
     A repository without a quantization means its Q4_K_M, or its Q4_0, or the only model in it.
     """
     from vkllm.formats.gguf import ModelFile
-    from vkllm.model.spec import model_spec
+    from vkllm.model.architectures import model_spec
 
     path = _fetch(name)
     print(path)
