@@ -31,6 +31,7 @@ from vkllm.formats.quants import weight_format  # noqa: E402
 from vkllm.gpu.device.kernel import KernelSpec  # noqa: E402
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch, Recording  # noqa: E402
 from vkllm.gpu.device.probe import DeviceInfo, Heap, devices  # noqa: E402
+from vkllm.gpu.device.requirements import prepared  # noqa: E402
 from vkllm.gpu.layer.memory import LayerTier, Placement  # noqa: E402
 from vkllm.gpu.program.choices import tuning  # noqa: E402
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS  # noqa: E402
@@ -94,7 +95,7 @@ class Use:
     kernel: str
     module: str
     constants: tuple[int, ...]
-    groups: tuple[int, int] = (1, 1)
+    groups: tuple[int, int, int] = (1, 1, 1)
     push: tuple[int, ...] = ()
 
     def constant(self, name: str) -> int:
@@ -167,13 +168,18 @@ def violations(result: FamilyResult) -> list[str]:
     return found
 
 
+def modules(kernel: KernelSpec) -> dict[str, tuple[str, ...]]:
+    """The modules of a kernel that AMD's drivers get, which promise full subgroups, and their symbols."""
+    return {module: symbols for module, symbols in kernel.modules().items() if "PLAIN" not in symbols}
+
+
 def dot4_modules() -> set[str]:
     """The modules that use integer dot products."""
     return {
         module
         for kernel in KERNELS.values()
         if kernel.uses_dot4
-        for module, symbols in kernel.modules().items()
+        for module, symbols in modules(kernel).items()
         if weight_format(symbols[0]).is_quantized and "SOFT_DOT" not in symbols
     }
 
@@ -186,7 +192,7 @@ class PaperDevice(Device):
 
     def __init__(self, info: DeviceInfo) -> None:
         # Mesa's null device has no memory
-        self.info = replace(info, heaps=(Heap(1 << 40, None, True),))
+        self.info = prepared(replace(info, heaps=(Heap(1 << 40, None, True),)))
         self.has_integer_dot = info.features >= FAST_DOT
         self.steps: list[tuple[Use, ...]] = []
 
@@ -207,10 +213,11 @@ class PaperDevice(Device):
         weight_format: str | None = None,
         is_independent: bool = False,
     ) -> Dispatch:
-        module = kernel.module(weight_format, is_soft=not self.has_integer_dot)
-        use = Use(kernel.name, module, tuple(map(int, constants)), groups, tuple(map(int, push)))
+        module = kernel.module(weight_format, is_soft=not self.has_integer_dot, is_plain=self.is_plain)
+        x_y_z = kernel.workgroups(*groups, self.info.max_groups)
+        use = Use(kernel.name, module, tuple(map(int, constants)), x_y_z, tuple(map(int, push)))
         pushed = np.array(push, np.uint32)
-        return Dispatch(kernel, weight_format, tuple(constants), groups, use, pushed, is_independent)
+        return Dispatch(kernel, weight_format, tuple(constants), x_y_z, use, pushed, is_independent)
 
     def record(self, dispatches: Iterable[Dispatch]) -> Recording:
         return Recording(tuple(dispatch.algorithm for dispatch in dispatches))
@@ -228,9 +235,8 @@ def decode_step(info: DeviceInfo, spec: ModelSpec, weight_format: str) -> tuple[
     return _steps(info, spec, weight_format, widths=(1,))[-1]
 
 
-def _steps(info: DeviceInfo, spec: ModelSpec, fmt: str, widths: Iterable[int] = WIDTHS) -> list[tuple[Use, ...]]:
-    """What is submitted to load a model whose matrices have one format, and to run a step of every width."""
-    device = PaperDevice(info)
+def paper_program(device: PaperDevice, spec: ModelSpec, fmt: str) -> Program:
+    """A model whose matrices have one format, loaded on such a device."""
     # the file has zeros enough for a vector; matrices are not read, since what they hold changes no dispatch
     with tempfile.NamedTemporaryFile() as file, patch("vkllm.gpu.program.weights.read_range"):
         tensors = {}
@@ -238,7 +244,13 @@ def _steps(info: DeviceInfo, spec: ModelSpec, fmt: str, widths: Iterable[int] = 
             n_bytes = weight_format(fmt).unit_bytes if len(shape) == 2 else 4 * shape[0]
             tensors[name] = TensorInfo(name, shape, fmt if len(shape) == 2 else "F32", 0, n_bytes)
         file.truncate(max(info.n_bytes for info in tensors.values()))
-        program = Program(device, spec, Path(file.name), tensors, spec.n_ctx_train)
+        return Program(device, spec, Path(file.name), tensors, spec.n_ctx_train)
+
+
+def _steps(info: DeviceInfo, spec: ModelSpec, fmt: str, widths: Iterable[int] = WIDTHS) -> list[tuple[Use, ...]]:
+    """What is submitted to load a model whose matrices have one format, and to run a step of every width."""
+    device = PaperDevice(info)
+    program = paper_program(device, spec, fmt)
     results: tuple[Result, ...] = ("logits", "sampled", "token")
     for width, result in itertools.product(widths, results):
         draw = Draw(1, 0, 0, 0.0, 0) if result == "sampled" else None
@@ -256,7 +268,7 @@ def _uses(info: DeviceInfo) -> list[Use]:
     stepless = [
         Use(kernel.name, module, (tuning(info).local_size,))
         for kernel in KERNELS.values()
-        for module in kernel.modules()
+        for module in modules(kernel)
         if module not in {module for module, _ in found} and not kernel.uses_matrices
     ]
     return sorted([*found.values(), *stepless], key=lambda use: (use.module, use.constants))
@@ -281,7 +293,7 @@ def _child() -> None:
     info = replace(info, n_cores=FAMILIES[os.environ["RADV_FORCE_FAMILY"]].n_cores)
     uses = _uses(info)
     compiler = _Compiler(vk)
-    missing = sorted({m for kernel in KERNELS.values() for m in kernel.modules()} - {use.module for use in uses})
+    missing = sorted({m for kernel in KERNELS.values() for m in modules(kernel)} - {use.module for use in uses})
     reason = f"{info.driver_version} has no VK_KHR_cooperative_matrix for this family"
     json.dump(
         {

@@ -4,13 +4,17 @@
 // push:
 // dispatch: x = n_heads / heads_per_workgroup, y = tokens / tokens_per_workgroup, rounded up; the tokens of a workgroup
 //   are of one sequence
-// requires: subgroup shuffle; lanes a power of two, at most the subgroup size; heads_per_workgroup divides the group
+// subgroup: shuffle
+// requires: full subgroups of 8 or more, or the _plain variant; lanes a power of two, at most the subgroup size, or 8;
+//   heads_per_workgroup divides the group
 // numerics: float32 scores and sums over a float16 or q8_0 cache, the same for a token however the step is cut
 // source: Milakov and Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
+#ifndef PLAIN
 #extension GL_KHR_shader_subgroup_shuffle : require
+#endif
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint LOCAL_SIZE = 128;
 layout(constant_id = 1) const uint N_HEADS = 32;
@@ -53,7 +57,11 @@ void main() {
   uint row = gl_WorkGroupID.y * TOKENS;
   if (row >= n_rows) return;
   for (uint t = 0; t < TOKENS; t++) n_keys[t] = rows[min(row + t, n_rows - 1)].y + 1; // rows that are not there repeat
+#ifdef PLAIN
+  uint self = gl_LocalInvocationIndex;
+#else
   uint self = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
+#endif
   lane = self % LANES;
   team = self / LANES;
   uint head = gl_WorkGroupID.x * HEADS;
@@ -62,6 +70,20 @@ void main() {
   load_values(table, kv_head, team, end);
   load_queries(row, head);
   attend(table, kv_head, 0, end);
+#ifdef PLAIN
+  for (uint block = self; block < OUT_FOURS / 8; block += LOCAL_SIZE) {
+    uint out_row = row + 8 * block / (HEADS * FOURS);
+    uint first = head * FOURS + 8 * block % (HEADS * FOURS);
+    if (out_row >= n_rows) break;
+    vec4 result[8];
+    [[unroll]] for (uint k = 0; k < 8; k++) {
+      uint i = 8 * block + k;
+      result[k] = merged_four(i) / merged_total(i / FOURS);
+      y[out_row * N_HEADS * FOURS + first + k] = result[k];
+    }
+    store_q16_block(out_row, N_HEADS * HEAD_DIM / 32, first / 8, result);
+  }
+#else
   for (uint i = self; i < OUT_FOURS; i += LOCAL_SIZE) {
     uint out_row = row + i / (HEADS * FOURS);
     uint four = head * FOURS + i % (HEADS * FOURS);
@@ -70,4 +92,5 @@ void main() {
     y[out_row * N_HEADS * FOURS + four] = result;
     store_q16(out_row, N_HEADS * HEAD_DIM / 32, four / 8, result);
   }
+#endif
 }

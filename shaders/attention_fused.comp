@@ -3,7 +3,8 @@
 // constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup rope_dims is_interleaved keys_at_once k_q8_0 v_q8_0 chained
 // push: n_parts arrivals link n_awaited
 // dispatch: x = n_heads / heads_per_workgroup * n_parts: the context is cut into n_parts parts at most
-// requires: subgroup shuffle, subgroups of 8 or more; lanes a power of two, at most the subgroup size;
+// subgroup: shuffle
+// requires: full subgroups of 8 or more; lanes a power of two, at most the subgroup size;
 //   heads_per_workgroup divides the group; local_size a multiple of 8
 // numerics: those of rope and attention; parts are merged in the same order, whichever ends last
 // source: Dao et al. 2023, Flash-Decoding

@@ -4,7 +4,8 @@
 // push:
 // dispatch: x = n_kv_heads, y = tokens / (TILE_ROWS / (n_heads / n_kv_heads)), rounded up; the tokens of a workgroup are
 //   of one sequence, in order
-// requires: cooperative_matrix (float16 to float32, of 8 or 16 in each direction), fp16, subgroup shuffle; local_size
+// subgroup: basic shuffle
+// requires: full subgroups; cooperative_matrix (float16 to float32, of 8 or 16 in each direction), fp16; local_size
 //   such that its subgroups have matrix_m queries each; head_dim a multiple of 32, at most 128
 // numerics: queries, keys, weights and values rounded to float16, float32 scores and sums; the same for a token however
 //   the step is cut

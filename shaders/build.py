@@ -18,6 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 SHADERS = Path(__file__).parent
 sys.path.insert(0, str(SHADERS.parent))
 
@@ -52,18 +54,40 @@ def header_errors(kernel: KernelSpec) -> list[str]:
     errors = []
     if not text.startswith(f"// {kernel.name}: "):
         errors.append(f"{kernel.name}.comp: the first line must be '// {kernel.name}: what it does'")
-    for field in ("bindings", "constants", "push", "formats"):
+    for field in ("bindings", "constants", "push", "formats", "subgroup"):
         line = re.search(rf"^// {field}:(.*)$", text, re.M)
         stated = tuple(line.group(1).split()) if line else ()
         if stated != getattr(kernel, field):
             errors.append(f"{kernel.name}.comp: header says {field} {stated}, kernels.py {getattr(kernel, field)}")
     declared = [name for name in ("numerics", "dispatch") if f"// {name}:" not in text]
     errors += [f"{kernel.name}.comp: the header lacks '// {name}:'" for name in declared]
+    has = {"z": "gl_WorkGroupID.z" in text, "loops": "gl_NumWorkGroups.x" in text and "gl_WorkGroupID.z" not in text}
+    if {kind for kind, is_there in has.items() if is_there} != {kernel.surplus} - {"none"}:
+        errors.append(f"{kernel.name}.comp: does not what kernels.py says of surplus workgroups, {kernel.surplus!r}")
     text_of_all = "".join(p.read_text() for p in sources(SHADERS / f"{kernel.name}.comp"))
     n_bindings = len(set(re.findall(r"(?:binding = |_BINDING )(\d+)", text_of_all)))
     if n_bindings != len(kernel.bindings):
         errors.append(f"{kernel.name}.comp: declares {n_bindings} bindings, kernels.py {len(kernel.bindings)}")
     return errors
+
+
+CAPABILITIES = {
+    "vote": 62, "arithmetic": 63, "ballot": 64, "shuffle": 65, "shuffle_relative": 66, "clustered": 67, "quad": 68,
+}  # fmt: skip
+"""Numbers of the SPIR-V capabilities for subgroup operations. Number 61, basic, comes with each of them."""
+
+
+def subgroup_errors(kernel: KernelSpec, module: str, symbols: tuple[str, ...]) -> list[str]:
+    """Where the subgroup operations that a compiled module declares are not those of the registry."""
+    words = np.fromfile(SHADERS / "spv" / f"{module}.spv", np.uint32)
+    declared, at = set(), 5
+    while at < len(words) and words[at] & 0xFFFF == 17:  # OpCapability: all of them come first
+        declared.add(int(words[at + 1]))
+        at += int(words[at] >> 16)
+    used = {name for name, number in CAPABILITIES.items() if number in declared}
+    wanted = set() if "PLAIN" in symbols else set(kernel.subgroup)
+    is_right = used == wanted - {"basic"} and (61 in declared) == bool(wanted)
+    return [] if is_right else [f"spv/{module}.spv uses subgroups for {sorted(used)}, kernels.py says {sorted(wanted)}"]
 
 
 def check() -> list[str]:
@@ -82,6 +106,8 @@ def check() -> list[str]:
                 errors.append(f"spv/{module}.spv is older than its sources; run python shaders/build.py")
             elif entry["spirv"] != hashlib.sha256(spv.read_bytes()).hexdigest():
                 errors.append(f"spv/{module}.spv is not what was compiled; run python shaders/build.py")
+            else:
+                errors += subgroup_errors(kernel, module, symbols)
     errors += [f"{p.name} belongs to no kernel" for p in SHADERS.glob("*.comp") if p.stem not in KERNELS]
     errors += [f"spv/{p.name} belongs to no kernel" for p in SHADERS.glob("spv/*.spv") if p.stem not in expected]
     return errors

@@ -4,7 +4,8 @@
 // push: n_weight_rows y_offset y_stride
 // dispatch: x = rows / tile_rows, rounded up; y = tokens / tile_tokens, rounded up
 // formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
-// requires: cooperative_matrix (float16 to float32, of 8 or 16 in each direction), fp16; rows a multiple of 16,
+// subgroup: basic
+// requires: full subgroups; cooperative_matrix (float16 to float32, of 8 or 16 in each direction), fp16; rows a multiple of 16,
 //   columns of TILE_COLUMNS; x and y hold whole tiles of tokens
 // numerics: weights and activations rounded to float16, float32 sums
 // source: own; tiles in shared memory as in ggml's mul_mm and CUTLASS

@@ -2,16 +2,20 @@
 // bindings: quants scales x x_scales add y step
 // constants: local_size columns rows_per_subgroup tokens_per_workgroup adds
 // push: n_weight_rows y_offset y_stride
-// dispatch: x = rows / (subgroups of a workgroup * rows_per_subgroup), y = tokens / tokens_per_workgroup
+// dispatch: x = rows / (subgroups of a workgroup * rows_per_subgroup), of which the surplus goes on in z;
+//   y = tokens / tokens_per_workgroup
 // formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
-// requires: subgroup arithmetic; integer dot product for quantized weights, or the _soft variant
+// subgroup: arithmetic
+// requires: full subgroups, or the _plain variant; integer dot product for quantized weights, or the _soft variant
 // numerics: quantized: integer products of 16-bit activations, exact within a block (_soft: float32, exact up to 4
 //   bits a weight and for Q6_K); float32 sums over blocks
 // source: own; the way of ggml's mul_mat_vec: a subgroup a row, lanes along the columns, one subgroupAdd
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
+#ifndef PLAIN
 #extension GL_KHR_shader_subgroup_arithmetic : require
+#endif
 #ifndef SOFT_DOT
 #extension GL_EXT_integer_dot_product : enable
 #endif
@@ -34,18 +38,22 @@ layout(std430, binding = 5) writeonly buffer Y { float y[]; };
 #define STEP_BINDING 6
 const uint BLOCKS = COLUMNS / 32;
 #include "lib/step.glsl"
+#include "lib/subgroups.glsl"
 #include "lib/weights.glsl"
 #include "lib/products.glsl"
 
 void main() {
   uint token0 = gl_WorkGroupID.y * TOKENS;
   if (token0 >= n_rows) return;
-  uint row0 = (gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID) * ROWS;
+  uint group = gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x;
+  uint row0 = (group * N_SUBGROUPS + SUBGROUP) * ROWS;
+#ifndef PLAIN // whose invocations stay together
   if (row0 >= n_weight_rows) return;
+#endif
 
   float sums[ROWS * TOKENS];
   [[unroll]] for (uint i = 0; i < ROWS * TOKENS; i++) sums[i] = 0.0;
-  for (uint block = gl_SubgroupInvocationID; block < BLOCKS; block += gl_SubgroupSize) {
+  for (uint block = LANE; block < BLOCKS; block += SUBGROUP_SIZE) {
     Weights w[ROWS];
     [[unroll]] for (uint r = 0; r < ROWS; r++) w[r] = load_weights(min(row0 + r, n_weight_rows - 1) * BLOCKS + block);
     [[unroll]] for (uint t = 0; t < TOKENS; t++) {
@@ -58,8 +66,8 @@ void main() {
   }
   [[unroll]] for (uint r = 0; r < ROWS; r++) {
     [[unroll]] for (uint t = 0; t < TOKENS; t++) {
-      float sum = subgroupAdd(sums[r * TOKENS + t]);
-      if (gl_SubgroupInvocationID == 0 && row0 + r < n_weight_rows && token0 + t < n_rows) {
+      float sum = sum_of_subgroup(sums[r * TOKENS + t]);
+      if (LANE == 0 && row0 + r < n_weight_rows && token0 + t < n_rows) {
         uint index = (token0 + t) * y_stride + y_offset + row0 + r;
         y[index] = ADDS != 0 ? sum + add[index] : sum;
       }

@@ -4,7 +4,8 @@
 // push: n_y_rows y_offset link n_awaited
 // dispatch: x = as many workgroups as run at once, or fewer: each takes rows until none are left
 // formats: Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
-// requires: subgroup arithmetic and shuffle, subgroups of 8 or more and of no fewer lanes than rows_per_subgroup;
+// subgroup: arithmetic shuffle
+// requires: full subgroups of 8 or more and of no fewer lanes than rows_per_subgroup;
 //   first_column a multiple of 256; 2.25 bytes of shared memory a column that it reads; integer dot product, or the
 //   _soft variant
 // numerics: those of rms_norm, matvec and swiglu; every workgroup quantizes the activations for itself

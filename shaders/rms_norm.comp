@@ -3,14 +3,17 @@
 // constants: local_size columns eps
 // push: first_row
 // dispatch: x = 1, y = tokens (x's row first_row + i goes to y's row i; LAST_ROW: only the last row of the step, to row 0)
-// requires: subgroup arithmetic and shuffle, subgroups of 8 or more
+// subgroup: arithmetic shuffle
+// requires: full subgroups of 8 or more, or the _plain variant
 // numerics: float32; eps is sent as the bits of a float32
 // source: Zhang and Sennrich 2019, arXiv 1910.07467
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
+#ifndef PLAIN
 #extension GL_KHR_shader_subgroup_arithmetic : require
 #extension GL_KHR_shader_subgroup_shuffle : require
+#endif
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint COLUMNS = 4096;
 layout(constant_id = 2) const uint EPS = 0x3727c5ac; // 1e-5
@@ -22,6 +25,7 @@ layout(std430, binding = 3) writeonly buffer YQ16 { uint y_q16[]; };
 layout(std430, binding = 4) writeonly buffer YScales { vec2 y_scales[]; };
 #define STEP_BINDING 5
 #include "lib/step.glsl"
+#include "lib/subgroups.glsl"
 #include "lib/q16.glsl"
 
 const uint FOURS = COLUMNS / 4;
@@ -30,25 +34,37 @@ const uint LAST_ROW = 0xffffffff; // vkllm/gpu/program/kernels.py has it too
 shared float partial[128];
 
 float sum_of_workgroup(float v) {
-  float sum = subgroupAdd(v);
-  if (gl_SubgroupInvocationID == 0) partial[gl_SubgroupID] = sum;
+  float sum = sum_of_subgroup(v);
+  if (LANE == 0) partial[SUBGROUP] = sum;
   barrier();
   sum = 0.0;
-  for (uint i = 0; i < gl_NumSubgroups; i++) sum += partial[i];
+  for (uint i = 0; i < N_SUBGROUPS; i++) sum += partial[i];
   return sum;
 }
 
 void main() {
   uint row = gl_WorkGroupID.y;
   if (row >= n_rows) return;
-  uint self = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
+  uint self = SUBGROUP * SUBGROUP_SIZE + LANE;
   uint x_row = (first_row == LAST_ROW ? n_rows - 1 : first_row + row) * FOURS;
   float squares = 0.0;
   for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) squares += dot(x[x_row + i], x[x_row + i]);
   float factor = inversesqrt(sum_of_workgroup(squares) / float(COLUMNS) + uintBitsToFloat(EPS));
+#ifdef PLAIN
+  for (uint block = self; block < FOURS / 8; block += gl_WorkGroupSize.x) {
+    vec4 v[8];
+    [[unroll]] for (uint k = 0; k < 8; k++) {
+      uint i = 8 * block + k;
+      v[k] = x[x_row + i] * factor * weight[i];
+      y[row * FOURS + i] = v[k];
+    }
+    store_q16_block(row, COLUMNS / 32, block, v);
+  }
+#else
   for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) {
     vec4 v = x[x_row + i] * factor * weight[i];
     y[row * FOURS + i] = v;
     store_q16(row, COLUMNS / 32, i / 8, v);
   }
+#endif
 }

@@ -3,13 +3,17 @@
 // constants: local_size n_heads n_kv_heads head_dim rope_dims is_interleaved k_q8_0 v_q8_0
 // push:
 // dispatch: x = (n_heads + 2 * n_kv_heads) * head_dim / 4 / local_size, y = tokens; four dimensions an invocation
-// requires: subgroup shuffle, subgroups of 8 or more; head_dim a multiple of 32
+// subgroup: shuffle
+// requires: full subgroups of 8 or more, or the _plain variant, of which an eighth of the invocations have work;
+//   head_dim a multiple of 32
 // numerics: float32, cosines and sines from a table computed in float64; the cache is float16 or q8_0
 // source: Su et al. 2021, arXiv 2104.09864
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
+#ifndef PLAIN
 #extension GL_KHR_shader_subgroup_shuffle : require
+#endif
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint N_HEADS = 32;
 layout(constant_id = 2) const uint N_KV_HEADS = 8;
@@ -31,6 +35,27 @@ layout(std430, binding = 2) writeonly buffer Q { vec4 q[]; };
 const uint HEADS = N_HEADS + 2 * N_KV_HEADS;
 const uint FOURS = HEAD_DIM / 4;
 
+#ifdef PLAIN
+void main() {
+  uint row = gl_WorkGroupID.y, i = 8 * gl_GlobalInvocationID.x;
+  if (row >= n_rows || i >= HEADS * FOURS) return;
+  uint position = rows[row].y;
+  uint head = i / FOURS, first = i % FOURS;
+  bool is_value = head >= N_HEADS + N_KV_HEADS;
+  vec4 v[8];
+  [[unroll]] for (uint k = 0; k < 8; k++) {
+    v[k] = four_of_head((row * HEADS + head) * HEAD_DIM, 4 * (first + k), position, !is_value);
+    if (head < N_HEADS) q[(row * N_HEADS + head) * FOURS + first + k] = v[k];
+  }
+  if (head < N_HEADS) return;
+  uint unit = unit_of(rows[row].z, (head - N_HEADS) % N_KV_HEADS, position);
+  float largest = largest_of_block(v);
+  [[unroll]] for (uint k = 0; k < 8; k++) {
+    if (is_value) store_value(unit, position % KV_BLOCK, first + k, cached_four(v[k], largest, V_Q8_0));
+    else store_key(unit, position % KV_BLOCK, first + k, cached_four(v[k], largest, K_Q8_0));
+  }
+}
+#else
 void main() {
   uint row = gl_WorkGroupID.y;
   uint i = gl_WorkGroupID.x * gl_WorkGroupSize.x + gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
@@ -47,3 +72,4 @@ void main() {
   if (is_value) store_value(unit, position % KV_BLOCK, four, cached_four(v, V_Q8_0));
   else store_key(unit, position % KV_BLOCK, four, cached_four(v, K_Q8_0));
 }
+#endif

@@ -3,13 +3,16 @@
 // constants: local_size columns
 // push:
 // dispatch: x = columns / 4 / local_size, y = tokens; gate_up has 2 * columns columns, gate first
-// requires: subgroup shuffle, subgroups of 8 or more
+// subgroup: shuffle
+// requires: full subgroups of 8 or more, or the _plain variant, of which an eighth of the invocations have work
 // numerics: float32
 // source: Shazeer 2020, arXiv 2002.05202
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
+#ifndef PLAIN
 #extension GL_KHR_shader_subgroup_shuffle : require
+#endif
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint COLUMNS = 11008;
 layout(std430, binding = 0) readonly buffer GateUp { vec4 gate_up[]; };
@@ -22,12 +25,25 @@ layout(std430, binding = 3) writeonly buffer YScales { vec2 y_scales[]; };
 
 const uint FOURS = COLUMNS / 4;
 
-void main() {
-  uint row = gl_WorkGroupID.y;
-  uint i = gl_WorkGroupID.x * gl_WorkGroupSize.x + gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
-  if (row >= n_rows || i >= FOURS) return;
+vec4 result(uint row, uint i) {
   vec4 gate = gate_up[2 * row * FOURS + i];
   vec4 v = gate / (1.0 + exp(-gate)) * gate_up[(2 * row + 1) * FOURS + i];
   y[row * FOURS + i] = v;
+  return v;
+}
+
+void main() {
+  uint row = gl_WorkGroupID.y;
+#ifdef PLAIN
+  uint block = gl_GlobalInvocationID.x;
+  if (row >= n_rows || block >= FOURS / 8) return;
+  vec4 v[8];
+  [[unroll]] for (uint k = 0; k < 8; k++) v[k] = result(row, 8 * block + k);
+  store_q16_block(row, COLUMNS / 32, block, v);
+#else
+  uint i = gl_WorkGroupID.x * gl_WorkGroupSize.x + gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
+  if (row >= n_rows || i >= FOURS) return;
+  vec4 v = result(row, i);
   store_q16(row, COLUMNS / 32, i / 8, v);
+#endif
 }

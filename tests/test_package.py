@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -46,8 +46,9 @@ def test_import_is_quick_and_touches_no_device() -> None:
     run = [sys.executable, "-c", script]
     times = []
     for _ in range(3):
-        start = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
-        times.append(time.monotonic() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert done.stdout.strip() == "[]"
-    assert min(times) < 0.3
+    assert min(times) < 0.3, "seconds of the processor's, however busy it is"

@@ -26,7 +26,7 @@ H100 = DeviceInfo(
     subgroup_size=32,
     min_subgroup_size=32,
     max_subgroup_size=32,
-    features=frozenset({"fp16", "cooperative_matrix"}),
+    features=frozenset({"fp16", "cooperative_matrix", "subgroup_size_control", "compute_full_subgroups"}),
     matrix_shape=(16, 16, 16),
     n_cores=132,
 )

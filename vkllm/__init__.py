@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         OutOfDeviceMemory,
         RequestError,
         StateFileError,
+        UnsupportedDevice,
         UnsupportedModel,
         VkllmError,
     )
@@ -73,6 +74,7 @@ __all__ = [
     "Stream",
     "TopLogprob",
     "TuningReport",
+    "UnsupportedDevice",
     "UnsupportedModel",
     "VkllmError",
     "__version__",

@@ -7,6 +7,7 @@
       StateFileError        a saved state is damaged, does not fit the model, or cannot be read or written
       DeviceError           Vulkan, Kompute or the layer
         NoDevice            there is no Vulkan device, or not the one asked for
+        UnsupportedDevice   the device or its driver lacks what kernels need, or computes wrongly
         OutOfDeviceMemory   an allocation failed, or a plan does not fit
         DeviceLost          the driver, the GPU or the engine process died
         DeviceTimeout       a wait ended at its time limit
@@ -93,6 +94,16 @@ class NoDevice(DeviceError):
     ... except NoDevice as error:
     ...     print(error)
     No Vulkan device is called 'Voodoo'; choose among ...
+    """
+
+
+class UnsupportedDevice(DeviceError):
+    """The device or its driver lacks what vkllm's kernels need, or computes wrongly.
+
+    >>> try:
+    ...     llm = LLM("smollm2")
+    ... except UnsupportedDevice as error:
+    ...     print(error, "or try device='llvmpipe', which computes on the CPU")
     """
 
 

@@ -24,6 +24,10 @@ vec4 sum[QUERIES * PIECES * 2];
 // what the team takes next: keys and values of AT_ONCE cached tokens
 uvec4 k[AT_ONCE * PIECES], v[AT_ONCE * PIECES];
 
+#ifdef PLAIN
+shared float lane_scores[QUERIES * AT_ONCE * LOCAL_SIZE]; // what each lane adds to its team's scores
+#endif
+
 void load_keys(uint table, uint kv_head, uint base, uint end) {
   [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
     uint position = min(base + i * TEAMS, end - 1);
@@ -73,12 +77,29 @@ void attend(uint table, uint kv_head, uint first, uint end) {
           products += query[(h * PIECES + p) * 2 + 1] * second_half(eight, K_Q8_0);
           score += scale_of(eight, K_Q8_0) * (products.x + products.y + products.z + products.w);
         }
+#ifdef PLAIN
+        lane_scores[(h * AT_ONCE + i) * LOCAL_SIZE + team * LANES + lane] = score;
+      }
+    }
+    barrier();
+    [[unroll]] for (uint h = 0; h < QUERIES; h++) {
+      uint query_end = min(n_keys[h / HEADS], end);
+      [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
+        uint from = (h * AT_ONCE + i) * LOCAL_SIZE + team * LANES;
+        float score = 0.0;
+        [[unroll]] for (uint l = 0; l < LANES; l++) score += lane_scores[from + l];
+        weights[h * AT_ONCE + i] = base + i * TEAMS < query_end ? score : -1e30;
+      }
+    }
+    barrier();
+#else
         [[unroll]] for (uint m = 0; m < 5; m++) { // counted by addition, which is what Mesa unrolls
           if ((1u << m) < LANES) score += subgroupShuffleXor(score, 1u << m);
         }
         weights[h * AT_ONCE + i] = base + i * TEAMS < query_end ? score : -1e30;
       }
     }
+#endif
     if (goes_on) load_keys(table, kv_head, base + STRIDE, end);
     [[unroll]] for (uint h = 0; h < QUERIES; h++) {
       uint query_end = min(n_keys[h / HEADS], end);

@@ -38,6 +38,14 @@ uvec4 load_value(uint unit, uint row, uint eight) {
   return uvec4(bytes, v_cache[scale_word(unit, row, eight / 4)], 0);
 }
 
+#ifdef PLAIN
+float largest_of_block(vec4 v[8]) {
+  vec4 sizes = abs(v[0]);
+  [[unroll]] for (uint k = 1; k < 8; k++) sizes = max(sizes, abs(v[k]));
+  return max(max(sizes.x, sizes.y), max(sizes.z, sizes.w));
+}
+#endif
+
 vec4 four_bytes(uint word) {
   int w = int(word);
   return vec4(bitfieldExtract(w, 0, 8), bitfieldExtract(w, 8, 8), bitfieldExtract(w, 16, 8), w >> 24);
@@ -54,11 +62,17 @@ float scale_of(uvec4 eight, uint is_q8_0) { return is_q8_0 != 0 ? uintBitsToFloa
 
 // Four values as they are cached: two words of float16, or a word of bytes and the scale that eight neighbouring lanes,
 // which have 32 values together, share. lane = gl_SubgroupInvocationID % 8.
+// In the _plain modules an invocation has the 32 values and says what their largest is.
+#ifdef PLAIN
+uvec2 cached_four(vec4 v, float largest, uint is_q8_0) {
+  if (is_q8_0 == 0) return uvec2(packHalf2x16(v.xy), packHalf2x16(v.zw));
+#else
 uvec2 cached_four(vec4 v, uint is_q8_0) {
   if (is_q8_0 == 0) return uvec2(packHalf2x16(v.xy), packHalf2x16(v.zw));
   vec4 sizes = abs(v);
   float largest = max(max(sizes.x, sizes.y), max(sizes.z, sizes.w));
   [[unroll]] for (uint i = 0; i < 3; i++) largest = max(largest, subgroupShuffleXor(largest, 1u << i));
+#endif
   uvec4 q = uvec4(ivec4(roundEven(v * (largest > 0.0 ? 127.0 / largest : 0.0)))) & 0xffu;
   return uvec2(q.x | q.y << 8 | q.z << 16 | q.w << 24, floatBitsToUint(largest / 127.0));
 }

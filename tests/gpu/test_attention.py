@@ -7,6 +7,7 @@ from kernel_case import cache_words, cached, filled, floats, nmse, poisoned, ste
 from vkllm.formats.quants import dequantize_q16
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
+from vkllm.gpu.program.operations import lanes_of_key
 from vkllm.model.reference import attention
 
 pytestmark = pytest.mark.gpu
@@ -44,14 +45,15 @@ def test_attention(
         cache = poisoned(device, cache_words(fmt, max(table) + 2, n_kv_heads, head_dim))
         write_cache(cache.words, x, table, fmt)
         caches.append(cache)
-    lanes = min(1 << (head_dim // 8 - 1).bit_length(), device.info.subgroup_size)
+    lanes = lanes_of_key(head_dim, device.info.subgroup_size)
+    size, at_once = (32, 2) if device.is_plain else (64, 6)  # scores need room there
     is_q8_0 = (int(k_format == "q8_0"), int(v_format == "q8_0"))
     device.run(
         [
             device.dispatch(
                 KERNELS["attention"],
                 (filled(device, q), *caches, *outputs, step),
-                constants=(64, n_heads, n_kv_heads, head_dim, lanes, heads, 2, 6, *is_q8_0),
+                constants=(size, n_heads, n_kv_heads, head_dim, lanes, heads, 2, at_once, *is_q8_0),
                 groups=(n_heads // heads, -(-n_rows // 2)),
             )
         ]

@@ -21,6 +21,7 @@ from model_specs import TINY_SPEC
 from vkllm.formats.quants import dequantize_q16
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, LINK_WORDS
+from vkllm.gpu.program.operations import lanes_of_key
 from vkllm.model.reference import attention, rope_table, rotate
 
 pytestmark = pytest.mark.gpu
@@ -63,7 +64,7 @@ def test_attention_fused(
     partials = poisoned(device, n_heads * n_parts * (head_dim + 4))
     arrivals = 2 * LINK_WORDS
     chain = filled(device, np.array([3, *[0] * (arrivals + n_heads - 1)], np.uint32))  # three workgroups have ended
-    lanes = min(1 << (head_dim // 8 - 1).bit_length(), device.info.subgroup_size)
+    lanes = lanes_of_key(head_dim, device.info.subgroup_size)
     is_q8_0 = int(fmt == "q8_0")
     n_groups = n_heads // heads * n_parts
     device.run(

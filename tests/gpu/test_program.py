@@ -15,11 +15,12 @@ from vkllm.engine.sampler import masked, pick, slope
 from vkllm.errors import ModelFileError, OutOfDeviceMemory
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.device.probe import Heap
+from vkllm.gpu.device.requirements import without_subgroups
 from vkllm.gpu.program import program as program_module
 from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.decode import Decode
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
-from vkllm.gpu.program.program import Program, Result
+from vkllm.gpu.program.program import WIDTHS, Program, Result
 from vkllm.gpu.program.step import KEEP_ALL, Draw, Row
 from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.plan import PlanOptions
@@ -143,6 +144,23 @@ def test_each_step_in_flight_has_its_own_mask(case: tuple, result: Result) -> No
     scores = [logits if mask is None else masked(logits, mask) for mask in masks]
     assert tokens == [int(np.argmax(s)) if draw is None else pick(s, draw) for s in scores]
     assert len(set(tokens)) > 3
+
+
+def test_without_subgroups_logits_equal_the_reference(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "info", without_subgroups(device.info))
+    spec, formats = MODELS["mixed"]
+    path = write_random_model(tmp_path / "model.gguf", spec, formats)
+    config = engine_config(path, spec)
+    program = Program(device, spec, path, config.tensors, config.n_ctx)
+    made = [dispatch for width in WIDTHS[:2] for dispatch in program.dispatches(width, "logits")]
+    assert all(dispatch.kernel.has_plain for dispatch in made if dispatch.kernel.subgroup)
+    tokens = [int(t) for t in np.random.default_rng(5).integers(0, spec.n_vocab, 40)]
+    wanted = reference(config).run(tokens)[-1]
+    whole = logits_of(program, tokens, MAX_ROWS)
+    assert nmse(whole, wanted) < BOUND and nmse(decoded_logits(program, tokens), wanted) < BOUND
+    assert np.array_equal(logits_of(program, tokens, 3), whole)
 
 
 def test_a_model_too_large_is_refused_before_loading(

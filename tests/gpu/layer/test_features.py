@@ -20,7 +20,8 @@ def test_only_reported_features_are_enabled_and_the_probe_sees_the_same(gpu: Gpu
     enabled, reported = gpu.layer.features(gpu.device), gpu.layer.reported(gpu.device)
     assert enabled <= reported
     assert devices()[0].features - {"fast_integer_dot"} == reported & {
-        "fp16", "integer_dot_product", "cooperative_matrix", "subgroup_size_control", "memory_budget",
+        "fp16", "integer_dot_product", "cooperative_matrix", "subgroup_size_control", "compute_full_subgroups",
+        "memory_budget",
     }  # fmt: skip
 
 

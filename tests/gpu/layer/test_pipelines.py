@@ -63,13 +63,17 @@ def test_a_required_subgroup_size_is_given_where_the_device_can(gpu: Gpu) -> Non
             algorithm = gpu.algorithm("subgroup", [sizes], 1)
         finally:
             gpu.layer.require_subgroup_size(0)
-        ignored = gpu.layer.statistics(gpu.device).subgroup_sizes_ignored - before.subgroup_sizes_ignored
+        after = gpu.layer.statistics(gpu.device)
+        ignored, full = (
+            getattr(after, name) - getattr(before, name) for name in ("subgroup_sizes_ignored", "full_subgroups")
+        )
         gpu.run(gpu.manager.sequence().record(gpu.dispatch(algorithm)))
         if info.min_subgroup_size <= n <= info.max_subgroup_size:
             assert ignored == 0
+            assert full == ("compute_full_subgroups" in gpu.layer.features(gpu.device))
             assert set(sizes.data()) == {n}
         else:
-            assert ignored == 1
+            assert (ignored, full) == (1, 0)
             assert set(sizes.data()) != {n}
 
 

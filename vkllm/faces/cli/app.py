@@ -185,7 +185,8 @@ def devices(json: Json = False) -> None:
     if json:
         from dataclasses import asdict
 
-        print_json([asdict(device) | {"features": sorted(device.features)} for device in found])
+        sets = ("features", "subgroup_operations")
+        print_json([asdict(device) | {name: sorted(getattr(device, name)) for name in sets} for device in found])
         return
     default = choose_device(found, None)
     for device in found:
@@ -193,7 +194,9 @@ def devices(json: Json = False) -> None:
 
 
 def _description(device: DeviceInfo, *, is_default: bool) -> list[str]:
-    """Lines for a person: the device, its driver, heaps, limits and features."""
+    """Lines for a person: the device, its driver, heaps, limits, features and subgroups."""
+    from vkllm.gpu.device.requirements import required_subgroup_size
+
     heaps = [
         f"{size(heap.size_bytes, 1024)}{' on the device' if heap.is_device_local else ''}"
         + ("" if heap.budget_bytes is None else f" (budget {size(heap.budget_bytes, 1024)})")
@@ -203,16 +206,20 @@ def _description(device: DeviceInfo, *, is_default: bool) -> list[str]:
         f"binding {size(device.max_binding_bytes, 1024)}",
         f"allocation {size(device.max_allocation_bytes, 1024)}",
         f"workgroup {device.max_workgroup_invocations}",
+        f"workgroups {device.max_groups[0]}",
         f"shared memory {size(device.max_shared_bytes, 1024)}",
         f"subgroup {device.subgroup_size} ({device.min_subgroup_size} to {device.max_subgroup_size})",
     ]
     api = ".".join(map(str, device.api_version))
+    asked = required_subgroup_size(device)
+    kernels = f"ask for {asked} lanes" if asked else "use none, and are slower"
     return [
         f"{'*' if is_default else ' '} {device.index}  {device.name} ({device.type})",
         f"     driver    {device.driver_name} {device.driver_version}, Vulkan {api}",
         f"     heaps     {', '.join(heaps)}",
         f"     limits    {', '.join(limits)}",
         f"     features  {', '.join(sorted(device.features)) or 'none'}",
+        f"     subgroups {', '.join(sorted(device.subgroup_operations)) or 'none'}; kernels {kernels}",
     ]
 
 

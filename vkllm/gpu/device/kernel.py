@@ -6,6 +6,10 @@ The kernels themselves are in `gpu/program/kernels.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from vkllm.errors import DeviceError
 
 QUANTIZED_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 
@@ -17,6 +21,10 @@ class KernelSpec:
     bindings: buffers by binding number. constants: specialisation constants by id; the first is the local size.
     push: push constants in order. formats: weight formats it is compiled for (none: one variant).
     uses_dot4: whether the quantized formats use integer dot products and so have a `_soft` variant too.
+    subgroup: kinds of subgroup operations that it uses; it then needs full subgroups of a size that is known.
+    has_plain: whether it has `_plain` variants too, which use no subgroups.
+    surplus: what it does with more workgroups along x than a device allows: "z" goes on in z, "loops" lets each do
+    more, "none" cannot.
     """
 
     name: str
@@ -25,23 +33,44 @@ class KernelSpec:
     push: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     uses_dot4: bool = False
+    subgroup: tuple[str, ...] = ()
+    has_plain: bool = False
+    surplus: Literal["z", "loops", "none"] = "none"
 
     @property
     def uses_matrices(self) -> bool:
         """Whether only devices with cooperative matrices can run it."""
         return "matrix_m" in self.constants
 
-    def module(self, weight_format: str | None = None, *, is_soft: bool = False) -> str:
+    def module(self, weight_format: str | None = None, *, is_soft: bool = False, is_plain: bool = False) -> str:
         """Name of the compiled module of a variant, without its extension."""
         assert (weight_format in self.formats) if self.formats else weight_format is None
         soft = "_soft" if is_soft and self.uses_dot4 and weight_format in QUANTIZED_FORMATS else ""
-        return self.name + (f"_{weight_format.lower()}" if weight_format else "") + soft
+        plain = "_plain" if is_plain and self.has_plain else ""
+        return self.name + (f"_{weight_format.lower()}" if weight_format else "") + soft + plain
+
+    def workgroups(self, x: int, y: int, most: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Workgroups along x, y and z that do the work of x and y. most: those that a device allows.
+
+        Raises DeviceError.
+        """
+        z = 1
+        if x > most[0] and self.surplus == "z":
+            z = -(-x // most[0])
+            x = -(-x // z)
+        elif self.surplus == "loops":
+            x = min(x, most[0])
+        if x > most[0] or y > most[1] or z > most[2]:
+            raise DeviceError(
+                f"{self.name} needs {x} x {y} x {z} workgroups, and the device allows {' x '.join(map(str, most))}; "
+                "use a smaller model or another device"
+            )
+        return x, y, z
 
     def modules(self) -> dict[str, tuple[str, ...]]:
         """Every compiled module of this kernel and the preprocessor symbols that it is compiled with."""
         variants: dict[str, tuple[str, ...]] = {}
-        for fmt in self.formats or (None,):
-            symbols = (fmt,) if fmt else ()
-            variants[self.module(fmt)] = symbols
-            variants.setdefault(self.module(fmt, is_soft=True), (*symbols, "SOFT_DOT"))
+        for fmt, is_plain, is_soft in product(self.formats or (None,), (False, True), (False, True)):
+            symbols = ((fmt,) if fmt else ()) + ("SOFT_DOT",) * is_soft + ("PLAIN",) * is_plain
+            variants.setdefault(self.module(fmt, is_soft=is_soft, is_plain=is_plain), symbols)
         return variants

@@ -17,15 +17,19 @@ import numpy.typing as npt
 from vkllm.errors import DeviceError, OutOfDeviceMemory
 from vkllm.gpu.device.kernel import KernelSpec
 from vkllm.gpu.device.probe import DeviceInfo, MemoryLimits, check_device, choose_device, devices
+from vkllm.gpu.device.requirements import (
+    SIZE_FEATURES,
+    check_requirements,
+    is_plain,
+    prepared,
+    without_subgroups,
+)
 from vkllm.gpu.layer import Layer
 from vkllm.gpu.layer.memory import HeapUse, LayerTier, Placement
 from vkllm.gpu.layer.results import OUT_OF_MEMORY, described, error_of
 from vkllm.resources import cache_dir, shader
 
 Words = npt.NDArray[np.uint32]
-
-MAX_GROUPS = 65535
-"""Workgroups that every Vulkan device allows in one direction."""
 
 
 class Buffer:
@@ -55,7 +59,7 @@ class _Mapped:
 
 @dataclass(frozen=True)
 class Dispatch:
-    """A kernel bound to buffers, with its constants and workgroups fixed.
+    """A kernel bound to buffers, with its constants and workgroups (along x, y and z) fixed.
 
     is_independent: it neither reads nor overwrites what the dispatches since the last ordered one write.
     """
@@ -63,7 +67,7 @@ class Dispatch:
     kernel: KernelSpec
     weight_format: str | None
     constants: tuple[int, ...]
-    groups: tuple[int, int]
+    groups: tuple[int, int, int]
     algorithm: Any
     push: Words
     is_independent: bool = False
@@ -98,6 +102,7 @@ class Device:
         limits = MemoryLimits.from_environment() if limits is None else limits
         self._layer = Layer.activate()
         self.info: DeviceInfo = choose_device(devices(limits), wanted)
+        check_requirements(self.info)
         self.timeout_s = timeout_s
         self.layer_id = -1
         self._layer.set_pipeline_cache(cache_dir() / "pipelines")
@@ -113,6 +118,12 @@ class Device:
         self._layer.asynchronous(True)
         enabled = self._layer.features(self.layer_id)
         self.has_integer_dot = "integer_dot_product" in enabled and "fast_integer_dot" in self.info.features
+        self.info = prepared(self.info if enabled >= SIZE_FEATURES else without_subgroups(self.info))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it runs the `_plain` modules, which use no subgroups."""
+        return is_plain(self.info)
 
     def buffer(self, n_words: int, *, tier: LayerTier = "local", is_host: bool = False) -> Buffer:
         """Allocates n_words (at least one) in a tier, with whatever is in the memory; only "local" is not mapped.
@@ -169,23 +180,37 @@ class Device:
         weight_format: str | None = None,
         is_independent: bool = False,
     ) -> Dispatch:
-        """Binds a kernel. buffers and constants stand in the order of its registry entry; groups are (x, y)."""
+        """Binds a kernel. buffers and constants stand in the order of its registry entry; groups are (x, y), which the
+        kernel does with fewer or elsewhere where the device does not allow so many along x. Raises DeviceError."""
         assert len(buffers) == len(kernel.bindings), kernel.name
         assert len(constants) == len(kernel.constants), kernel.name
         assert len(push) == len(kernel.push), kernel.name
-        if max(groups) > MAX_GROUPS:
-            raise DeviceError(f"{kernel.name} would need {groups} workgroups; {MAX_GROUPS} is the limit")
-        module = kernel.module(weight_format, is_soft=not self.has_integer_dot)
+        x_y_z = kernel.workgroups(*groups, self.info.max_groups)
+        module = kernel.module(weight_format, is_soft=not self.has_integer_dot, is_plain=self.is_plain)
+        if kernel.subgroup:
+            assert kernel.has_plain if self.is_plain else constants[0] % self.info.subgroup_size == 0, kernel.name
         push_words = np.array(push or (0,), np.uint32)  # Kompute takes no empty array
-        with self._kompute(f"make {kernel.name}"):
+        with self._kompute(f"make {kernel.name}"), self._subgroups_of(kernel):
             algorithm = self._manager.algorithm(
                 [buffer.tensor for buffer in buffers],
                 shader(module),
-                (*groups, 1),
+                x_y_z,
                 np.array(constants, np.uint32),
                 push_words,
             )
-        return Dispatch(kernel, weight_format, tuple(constants), groups, algorithm, push_words, is_independent)
+        return Dispatch(kernel, weight_format, tuple(constants), x_y_z, algorithm, push_words, is_independent)
+
+    @contextmanager
+    def _subgroups_of(self, kernel: KernelSpec) -> Iterator[None]:
+        """Around the making of a pipeline: subgroups that its kernel uses are full and of the size that is known."""
+        if not kernel.subgroup or self.is_plain:
+            yield
+            return
+        self._layer.require_subgroup_size(self.info.subgroup_size)
+        try:
+            yield
+        finally:
+            self._layer.require_subgroup_size(0)
 
     def record(self, dispatches: Iterable[Dispatch]) -> Recording:
         """Records dispatches in order; each sees what those before it wrote, unless it is independent."""

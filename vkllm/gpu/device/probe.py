@@ -42,6 +42,7 @@ _FEATURE_FLAGS: Final = {
     "integer_dot_product": ("VkPhysicalDeviceShaderIntegerDotProductFeatures", "shaderIntegerDotProduct"),
     "cooperative_matrix": ("VkPhysicalDeviceCooperativeMatrixFeaturesKHR", "cooperativeMatrix"),
     "subgroup_size_control": ("VkPhysicalDeviceSubgroupSizeControlFeatures", "subgroupSizeControl"),
+    "compute_full_subgroups": ("VkPhysicalDeviceSubgroupSizeControlFeatures", "computeFullSubgroups"),
 }
 _FEATURE_EXTENSIONS: Final = {
     "memory_budget": "VK_EXT_memory_budget",
@@ -58,6 +59,11 @@ _PROPERTY_STRUCTURES: Final[tuple[Structure, ...]] = (
 _MEMORY_STRUCTURES: Final[tuple[Structure, ...]] = (
     ("VkPhysicalDeviceMemoryBudgetPropertiesEXT", _NEVER_CORE, "VK_EXT_memory_budget"),
 )
+
+
+_OPERATIONS: Final = ("basic", "vote", "arithmetic", "ballot", "shuffle", "shuffle_relative", "clustered", "quad")
+SUBGROUP_OPERATIONS: Final = frozenset(_OPERATIONS)
+"""Vulkan's kinds of operations of a subgroup, in the order of VkSubgroupFeatureFlagBits in _OPERATIONS."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,9 @@ class DeviceInfo:
     n_cores: compute units of an AMD GPU, streaming multiprocessors of NVIDIA's; None where the driver does not tell.
     matrix_shape: rows, columns and inner size of the float16 matrices that a subgroup multiplies at once, with float32
     sums; None without cooperative matrices.
+    subgroup_size: what kernels get that ask for none; of an open device, what its kernels ask for. subgroup_operations:
+    those that compute shaders may use. max_workgroup_subgroups: subgroups of a workgroup that asks for their size; 0 if
+    a compute shader cannot ask. max_groups: workgroups of a dispatch along x, y and z.
     """
 
     index: int
@@ -98,6 +107,9 @@ class DeviceInfo:
     features: frozenset[str]
     n_cores: int | None = None
     matrix_shape: tuple[int, int, int] | None = None
+    subgroup_operations: frozenset[str] = SUBGROUP_OPERATIONS
+    max_workgroup_subgroups: int = 64
+    max_groups: tuple[int, int, int] = (65535, 65535, 65535)
 
 
 @dataclass(frozen=True)
@@ -279,7 +291,11 @@ class _Gpu:
         properties = self._ask("VkPhysicalDeviceProperties2", vk.vkGetPhysicalDeviceProperties2, _PROPERTY_STRUCTURES)
         flags = self._ask("VkPhysicalDeviceFeatures2", vk.vkGetPhysicalDeviceFeatures2, _FEATURE_STRUCTURES)
         limits = plain.limits
-        subgroup = properties["VkPhysicalDeviceSubgroupProperties"].subgroupSize if version >= (1, 1) else 0
+        subgroups = properties.get("VkPhysicalDeviceSubgroupProperties")
+        subgroup = subgroups.subgroupSize if subgroups else 0
+        operations = subgroups.supportedOperations if subgroups else 0
+        if subgroups and not subgroups.supportedStages & vk.VK_SHADER_STAGE_COMPUTE_BIT:
+            operations = 0
         sizes = properties.get("VkPhysicalDeviceSubgroupSizeControlProperties")
         maintenance = properties.get("VkPhysicalDeviceMaintenance3Properties")
         driver = properties.get("VkPhysicalDeviceDriverProperties")
@@ -311,6 +327,13 @@ class _Gpu:
             max_subgroup_size=sizes.maxSubgroupSize if sizes else subgroup,
             features=frozenset(features),
             n_cores=_n_cores(properties),
+            subgroup_operations=frozenset(name for bit, name in enumerate(_OPERATIONS) if operations >> bit & 1),
+            max_workgroup_subgroups=(
+                sizes.maxComputeWorkgroupSubgroups
+                if sizes and sizes.requiredSubgroupSizeStages & vk.VK_SHADER_STAGE_COMPUTE_BIT
+                else 0
+            ),
+            max_groups=tuple(limits.maxComputeWorkGroupCount),
             matrix_shape=self._matrix_shape() if {"cooperative_matrix", "fp16"} <= features else None,
         )
 

@@ -61,6 +61,7 @@ class Statistics:
     pipelines_created: int
     pipelines_shared: int  # were asked for and equal to one that was there
     subgroup_sizes_ignored: int  # pipelines whose required subgroup size the device cannot give
+    full_subgroups: int  # pipelines asked for that have a required size and full subgroups
     cache_loaded_bytes: int  # pipeline cache read from disk when the device was made
     cache_saved_bytes: int  # pipeline cache last written to disk
     objects: int  # Vulkan objects that Kompute made and has not destroyed
@@ -150,7 +151,8 @@ class Layer:
     def require_subgroup_size(self, n: int) -> None:
         """The subgroup size of the pipelines that this thread makes from now on; 0: the driver chooses.
 
-        A device that cannot give it ignores it; `Statistics.subgroup_sizes_ignored` counts those pipelines.
+        Their local size must be a multiple of it; where the device can promise that, their subgroups are full. A device
+        that cannot give the size ignores it, and `Statistics.subgroup_sizes_ignored` counts those pipelines.
         """
         self._library.vkllm_layer_require_subgroup_size(n)
 

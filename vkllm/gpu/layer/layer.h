@@ -66,6 +66,7 @@ typedef struct {
   uint64_t blocked_submits;         /* submits that first had to wait for a command buffer or a place in the ring */
   uint64_t pipelines_created, pipelines_shared;
   uint64_t subgroup_sizes_ignored;  /* pipelines whose required subgroup size the device cannot give */
+  uint64_t full_subgroups;          /* pipelines asked for that have a required size and full subgroups */
   uint64_t cache_loaded_bytes;      /* pipeline cache read from disk */
   uint64_t cache_saved_bytes;       /* pipeline cache last written to disk */
   uint64_t objects;                 /* that Kompute made and has not destroyed */

@@ -27,8 +27,9 @@ struct SharedPipeline {
 
 static THREAD_LOCAL uint32_t required_subgroup_size;
 
-/* The pipelines that this thread makes from now on have this subgroup size; 0: the driver chooses. Ignored, and
- * counted in subgroup_sizes_ignored, where the device cannot do it. */
+/* The pipelines that this thread makes from now on have this subgroup size, which their local size must be a multiple
+ * of, and full subgroups where the device can promise them; 0: the driver chooses. Ignored, and counted in
+ * subgroup_sizes_ignored, where the device cannot do it. */
 EXPORT void vkllm_layer_require_subgroup_size(uint32_t n) { required_subgroup_size = n; }
 
 /* ---- signatures of modules and layouts ---- */
@@ -192,6 +193,7 @@ static VkResult pipeline(Device *d, VkPipelineCache cache, const VkComputePipeli
   int size_given = size_wanted && size.requiredSubgroupSize >= d->min_subgroup_size &&
                    size.requiredSubgroupSize <= d->max_subgroup_size &&
                    !(size.requiredSubgroupSize & (size.requiredSubgroupSize - 1));
+  int full = size_given && (d->enabled & BIT(COMPUTE_FULL_SUBGROUPS));
   Key key;
   int shareable = key_of_pipeline(d, &info, size_given ? size.requiredSubgroupSize : 0, &key);
   SharedPipeline *p = shareable ? d->pipelines : NULL;
@@ -202,6 +204,7 @@ static VkResult pipeline(Device *d, VkPipelineCache cache, const VkComputePipeli
     *out = p->handle;
   } else {
     if (size_given) info.stage.pNext = &size;
+    if (full) info.stage.flags |= VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT;
     result = injected(INJECT_PIPELINE);
     if (!result && (!info.stage.module || !info.layout)) result = VK_ERROR_INITIALIZATION_FAILED;
     if (!result) result = d->next.CreateComputePipelines(d->handle, cache, 1, &info, alloc, out);
@@ -218,6 +221,7 @@ static VkResult pipeline(Device *d, VkPipelineCache cache, const VkComputePipeli
   else
     d->statistics.pipelines_created++;
   d->statistics.subgroup_sizes_ignored += size_wanted && !size_given;
+  d->statistics.full_subgroups += full;
   unlock(&d->lock);
   return result;
 }

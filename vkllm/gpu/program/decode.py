@@ -67,15 +67,17 @@ class Decode:
         self.chain = device.buffer(-(-_arrivals(spec, spec.n_layers) // 4) * 4)
         n_pieces = -(-buffers.n_blocks * KV_BLOCK // ATTENTION_PIECE)
         self._heads = heads_together(spec.n_heads // spec.n_kv_heads)
-        self._n_parts = min(n_pieces, max(tuning.attention_groups // spec.n_heads, 1), MAX_PARTS)
+        most = min(MAX_PARTS, device.info.max_groups[0] * self._heads // spec.n_heads)
+        self._n_parts = min(n_pieces, max(tuning.attention_groups // spec.n_heads, 1), most)
         self._partials = device.buffer(spec.n_heads * self._n_parts * (spec.head_dim + 4))
 
     def dispatches(self, ops: Sequence[Op]) -> list[Dispatch]:
         """Dispatches of neighbouring operations, in order."""
+        fusions = () if self._device.is_plain else FUSIONS  # the fused kernels need subgroups
         links: list[Link] = []
         rest = tuple(ops)
         while rest:
-            fusion = next((fusion for fusion in FUSIONS if fusion.suits(self, rest)), None)
+            fusion = next((fusion for fusion in fusions if fusion.suits(self, rest)), None)
             n = len(fusion.kinds) if fusion else 1
             fused, rest = rest[:n], rest[n:]
             if fused not in self._made:
@@ -140,7 +142,7 @@ class Decode:
                     is_independent=y_offset > 0,
                 )
             )
-            n_all += n_groups
+            n_all += dispatches[-1].groups[0]
             y_offset += n_rows
         return Link(tuple(dispatches), n_all if tuning.is_chained else 0)
 

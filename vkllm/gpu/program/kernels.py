@@ -49,6 +49,8 @@ KERNELS = {
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes"),
                 *("heads_per_workgroup", "tokens_per_workgroup", "keys_at_once", "k_q8_0", "v_q8_0"),
             ),
+            subgroup=("shuffle",),
+            has_plain=True,
         ),
         KernelSpec(
             "attention_fused",
@@ -61,6 +63,7 @@ KERNELS = {
                 *("rope_dims", "is_interleaved", "keys_at_once", "k_q8_0", "v_q8_0", "chained"),
             ),
             ("n_parts", "arrivals", "link", "n_awaited"),
+            subgroup=("shuffle",),
         ),
         KernelSpec(
             "attention_tiled",
@@ -69,19 +72,21 @@ KERNELS = {
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "k_q8_0", "v_q8_0"),
                 *("matrix_m", "matrix_n", "matrix_k"),
             ),
+            subgroup=("basic", "shuffle"),
         ),
         KernelSpec(
             "begin_step", ("slots", "next_token", "step", "chain"), ("local_size", "chain_words"), ("slot_word",)
         ),
-        KernelSpec("copy_words", ("source", "target"), ("local_size",), ("n_words", "target_word")),
+        KernelSpec("copy_words", ("source", "target"), ("local_size",), ("n_words", "target_word"), surplus="loops"),
         KernelSpec(
             "embed",
             ("quants", "scales", "x", "step"),
             ("local_size", "columns"),
             ("first_row", "n_table_rows"),
             WEIGHT_FORMATS,
+            surplus="loops",
         ),
-        KernelSpec("mask_logits", ("logits", "masks"), ("local_size", "n_vocab"), ("first_word",)),
+        KernelSpec("mask_logits", ("logits", "masks"), ("local_size", "n_vocab"), ("first_word",), surplus="loops"),
         KernelSpec(
             "matmul",
             ("quants", "scales", "x", "add", "y", "step"),
@@ -91,6 +96,7 @@ KERNELS = {
             ),
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,
+            subgroup=("basic",),
         ),
         KernelSpec(
             "matvec",
@@ -99,6 +105,9 @@ KERNELS = {
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,
             uses_dot4=True,
+            subgroup=("arithmetic",),
+            has_plain=True,
+            surplus="z",
         ),
         KernelSpec(
             "matvec_fused",
@@ -110,13 +119,17 @@ KERNELS = {
             ("n_y_rows", "y_offset", "link", "n_awaited"),
             QUANTIZED_FORMATS,
             uses_dot4=True,
+            subgroup=("arithmetic", "shuffle"),
+            surplus="loops",
         ),
-        KernelSpec("read_bandwidth", ("source", "sums"), ("local_size",), ("n_fours",)),
+        KernelSpec("read_bandwidth", ("source", "sums"), ("local_size",), ("n_fours",), surplus="loops"),
         KernelSpec(
             "rms_norm",
             ("x", "weight", "y", "y_q16", "y_scales", "step"),
             ("local_size", "columns", "eps"),
             ("first_row",),
+            subgroup=("arithmetic", "shuffle"),
+            has_plain=True,
         ),
         KernelSpec(
             "rope",
@@ -125,6 +138,8 @@ KERNELS = {
                 *("local_size", "n_heads", "n_kv_heads", "head_dim"),
                 *("rope_dims", "is_interleaved", "k_q8_0", "v_q8_0"),
             ),
+            subgroup=("shuffle",),
+            has_plain=True,
         ),
         KernelSpec("sample", ("largest", "next_token", "chosen", "step"), ("local_size", "n_vocab"), ("slot",)),
         KernelSpec(
@@ -133,9 +148,16 @@ KERNELS = {
             ("local_size",),
             ("n_units", "first_unit"),
             QUANTIZED_FORMATS,
+            surplus="loops",
         ),
         KernelSpec("score", ("logits", "targets", "logprobs"), ("local_size", "n_vocab"), ("first_row",)),
-        KernelSpec("swiglu", ("gate_up", "y", "y_q16", "y_scales", "step"), ("local_size", "columns")),
+        KernelSpec(
+            "swiglu",
+            ("gate_up", "y", "y_q16", "y_scales", "step"),
+            ("local_size", "columns"),
+            subgroup=("shuffle",),
+            has_plain=True,
+        ),
         KernelSpec("top_logits", ("logits", "largest"), ("local_size", "n_vocab")),
     )
 }

@@ -24,6 +24,7 @@ from vkllm.gpu.device.limits import device_limits
 from vkllm.gpu.program.buffers import HEAD_ROWS, ModelBuffers
 from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.program.decode import Decode
+from vkllm.gpu.program.fitting import fitted
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, MAX_ROWS, TOP_K, TOP_LOGITS
 from vkllm.gpu.program.operations import Operations
 from vkllm.gpu.program.step import Draw, Row, StepSlots
@@ -99,7 +100,7 @@ class Program:
         self._earlier: deque[dict[Hashable, list[Recording]]] = deque(maxlen=2)
         self._slot_tickets = [0] * N_SLOTS
         self._turn = 0
-        self.use(choices or tuning(info))
+        self.use(fitted(choices or tuning(info), info, spec.n_heads // spec.n_kv_heads, spec.head_dim))
 
     def use(self, choices: Tuning) -> None:
         """Makes later steps with these choices for the device; waits for those in flight. Raises DeviceError."""

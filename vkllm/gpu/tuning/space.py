@@ -12,8 +12,7 @@ from typing import Any
 from vkllm.formats.gguf import TensorInfo, main_format
 from vkllm.gpu.device.probe import NVIDIA, DeviceInfo
 from vkllm.gpu.program.choices import Tuning, tuning
-from vkllm.gpu.program.kernels import MAX_PARTS
-from vkllm.gpu.program.operations import heads_together, lanes_of_key
+from vkllm.gpu.program.fitting import attention_bytes, most_invocations
 from vkllm.model.spec import ModelSpec
 
 DECODE_FIELDS = (
@@ -107,11 +106,11 @@ def is_possible(choices: Tuning, info: DeviceInfo, kind: ModelKind) -> bool:
     small = {name: getattr(choices, name) for name in small_names}
     small_decode = {name: getattr(decode, name) for name in ("rows", "unroll", "keys_at_once")}
     return (
-        all(_is_power(size) and info.subgroup_size <= size <= info.max_workgroup_invocations for size in sizes)
+        all(_is_power(size) and info.subgroup_size <= size <= most_invocations(info) for size in sizes)
         and decode.size <= _MOST_SUBGROUPS * info.subgroup_size
         # some kernels take four times as many invocations
         and _is_power(choices.local_size)
-        and 4 * choices.local_size <= info.max_workgroup_invocations
+        and info.subgroup_size <= choices.local_size <= most_invocations(info) // 4
         and choices.narrow_rows in (32, 64, 128)
         and all(_is_power(value) and value <= _MOST[name] for name, value in (*small.items(), *small_decode.items()))
         and 0 < decode.groups <= _MOST_GROUPS
@@ -120,23 +119,9 @@ def is_possible(choices: Tuning, info: DeviceInfo, kind: ModelKind) -> bool:
         # elsewhere dispatches may not start in order, and a chain would wait for ever
         and (not decode.is_chained or info.vendor_id == NVIDIA)
         and (not (choices.has_matmul or choices.has_tiled_attention) or tuning(info).has_matmul)
-        and max(_attention_bytes(choices, info, kind)) <= info.max_shared_bytes
+        and max(attention_bytes(choices, info, kind.n_sharing, kind.head_dim)) <= info.max_shared_bytes
     )
 
 
 def _is_power(value: int) -> bool:
     return value > 0 and value & (value - 1) == 0
-
-
-def _attention_bytes(choices: Tuning, info: DeviceInfo, kind: ModelKind) -> tuple[int, int]:
-    """Shared memory of a workgroup of attention and of attention_fused."""
-    heads = heads_together(kind.n_sharing)
-    queries = max(choices.attention_queries // heads, 1) * heads
-    lanes = lanes_of_key(kind.head_dim, info.subgroup_size)
-
-    def online_softmax(size: int, n_queries: int) -> int:
-        return 4 * (size // lanes) * n_queries * (kind.head_dim + 3)
-
-    queries_and_newest, parts = 4 * heads * kind.head_dim + 4 * kind.head_dim, 12 * heads * MAX_PARTS
-    fused = online_softmax(choices.decode.attention_size, heads) + queries_and_newest + parts + 16
-    return online_softmax(choices.attention_size, queries), fused
