@@ -164,8 +164,26 @@ def test_tool_calls_that_are_not_in_the_usual_shape_go_to_the_template_as_they_a
 
 
 def test_with_tools_the_template_named_tool_use_is_taken(make_metadata: MakeMetadata) -> None:
-    template = template_of(make_metadata, "plain", **{"tokenizer.chat_template.tool_use": "with tools"})
-    assert (template.render(HELLO), template.render(HELLO, tools=[WEATHER])) == ("plain", "with tools")
+    source = "with {{ tools[0].function.name }}"
+    template = template_of(make_metadata, "plain", **{"tokenizer.chat_template.tool_use": source})
+    assert (template.render(HELLO), template.render(HELLO, tools=[WEATHER])) == ("plain", "with weather")
+
+
+@pytest.mark.parametrize("source", [None, "{{ messages[0].content }}", "{% set tools = 1 %}hello"])
+def test_tools_that_the_template_has_no_place_for_are_refused(make_metadata: MakeMetadata, source: str | None) -> None:
+    template = template_of(make_metadata, source)
+    with pytest.raises(InvalidParameter, match="no place for tools"):
+        template.render(HELLO, tools=[WEATHER])
+    assert template.render(HELLO, tools=[]) == template.render(HELLO, tools=None) == template.render(HELLO)
+
+
+def test_a_developer_s_message_is_the_system_s_unless_the_template_knows_developers(
+    make_metadata: MakeMetadata,
+) -> None:
+    messages = [{"role": "developer", "content": "Be brief."}]
+    source = "{{ messages[0].role }}"
+    assert template_of(make_metadata, source).render(messages) == "system"
+    assert template_of(make_metadata, source + "{# or developer #}").render(messages) == "developer"
 
 
 def test_a_file_without_a_template_gets_chatml(make_metadata: MakeMetadata) -> None:
@@ -228,9 +246,9 @@ def test_a_template_too_deep_to_compile_is_a_model_file_error(make_metadata: Mak
 @pytest.mark.parametrize(
     ("messages", "named"),
     [
-        (["hello"], "Message 0 is a str"),
-        ([{"role": "user"}], "content"),
-        ([{"role": "user", "content": None}], "TypeError"),
+        (["hello"], "message 0 is of type str"),
+        ([{"role": "user"}], "message 0 has neither content nor tool_calls"),
+        ([*HELLO, {"role": "user", "content": 3}], "message 1 has content of type int"),
     ],
 )
 def test_messages_that_a_template_cannot_render_are_the_caller_s_mistake(
@@ -250,7 +268,7 @@ def test_an_encoded_chat_begins_with_bos_once_and_gets_no_eos(
     tokenizer = Tokenizer.from_gguf(metadata)
     hello = tokenizer.encode("hello", add_special=False)
     has_bos = adds_bos or "bos" in source
-    ids = ChatTemplate.from_gguf(metadata, tokenizer).encode_chat(HELLO, tools=[WEATHER])
+    ids = ChatTemplate.from_gguf(metadata, tokenizer).encode_chat(HELLO)
     assert ids == ([tokenizer.bos_id] if has_bos else []) + hello
 
 

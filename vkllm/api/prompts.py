@@ -19,6 +19,7 @@ from vkllm.model.spec import Pooling
 from vkllm.text.chat import ChatTemplate
 from vkllm.text.grammar import answer_grammar
 from vkllm.text.long_chat import n_tokens_of_system, shortened_chat
+from vkllm.text.messages import plain_messages
 from vkllm.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -85,6 +86,7 @@ class Prompts:
     ) -> AnswerText:
         """The request to answer a conversation, in an answer that is still empty. Errors as in `LLM.chat`."""
         params = self._params(params, options)
+        messages = plain_messages(messages)
         token_ids, n_keep = self._template.encode_chat(messages, tools=tools), 0
         if params.context_shift:
             n_keep = n_tokens_of_system(self._template, messages, token_ids, tools=tools)

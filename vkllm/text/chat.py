@@ -1,30 +1,37 @@
 """Chat messages to the text that a model was trained on, by the Jinja template in its GGUF.
 
-Templates are programs from strangers: they run in jinja2's immutable sandbox, see only the messages and the variables
-given, and every way to fail ends in an error of vkllm. This module knows nothing of what a model answers.
+Templates are programs from strangers: they run within limits of time and memory, see only the messages and the
+variables given, and every way to fail ends in an error of vkllm. What messages say is content: it never becomes a
+control token, even if it reads like one. This module knows nothing of what a model answers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-import jinja2.ext
-from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vkllm.errors import InvalidParameter, ModelFileError
+from vkllm.text.messages import (
+    Messages,
+    arguments_as_json,
+    arguments_as_mapping,
+    plain_messages,
+    plain_tools,
+    plain_value,
+    with_arguments,
+)
+from vkllm.text.templates import marked
+from vkllm.text.templates.limits import Budget, TemplateLimit
+from vkllm.text.templates.program import Program
 
 if TYPE_CHECKING:
     from vkllm.formats.gguf import Metadata
     from vkllm.text.tokenizer import Tokenizer
-
-Messages = Sequence[Mapping[str, Any]]
 
 # For files without a template, as llama.cpp does.
 _CHATML = (
@@ -35,15 +42,17 @@ _CHATML = (
 _PROBE = "probe_argument"  # see _prints_arguments_of
 
 
+_PLAIN_ROLE = re.compile("[A-Za-z0-9_-]+")
+
+
 class ChatTemplate:
     """Renders chat messages. `is_fallback`: the file has no template, so ChatML is used, which may not fit."""
 
     def __init__(self, tokenizer: Tokenizer, source: str, tool_source: str | None = None, *, is_fallback: bool) -> None:
-        """Compiles the template, and the one to use when tools are given; raises jinja2.TemplateSyntaxError."""
-        environment = _environment()
+        """Parses the template, and the one to use when tools are given; raises jinja2.TemplateSyntaxError."""
         self._tokenizer = tokenizer
-        self._template = environment.from_string(source)
-        self._tool_template = self._template if tool_source is None else environment.from_string(tool_source)
+        self._program = Program(source)
+        self._tool_program = self._program if tool_source is None else Program(tool_source)
         self._special = {
             name: "" if token_id is None else tokenizer.token_text(token_id)
             for name, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))
@@ -76,39 +85,67 @@ class ChatTemplate:
     ) -> str:
         """The text of a chat, up to where the model's answer begins if `add_generation_prompt`.
 
-        Messages are mappings with `role`, `content`, perhaps `tool_calls`; other `variables` go to the template as
-        they are. Arguments of tool calls may be mappings or JSON text: each template gets the form it prints rightly.
-        Most templates write the BOS token themselves: encode the text with `encode_chat`, or by `Tokenizer.encode`,
-        which adds no second one. Raises InvalidParameter for messages that the template refuses or cannot render,
-        ModelFileError for a template that breaks out of the sandbox's rules.
+        Messages are mappings with `role`, `content`, perhaps `tool_calls`, in any form that `plain_messages` takes;
+        other `variables` go to the template too. Arguments of tool calls may be mappings or JSON text: each template
+        gets the form it prints rightly. To get the tokens use `encode_chat`, which tells what the template writes from
+        what the messages say; the text alone does not. Raises InvalidParameter for messages that the template refuses
+        or cannot render and for tools that it has no place for, ModelFileError for a template that exceeds its limits
+        of time and memory or reaches for what no template may.
         """
-        template = self._tool_template if tools else self._template
-        for i, message in enumerate(messages):
-            if not isinstance(message, Mapping):
-                raise InvalidParameter(
-                    f"Message {i} is a {type(message).__name__}; pass a mapping with role and content."
-                )
-        if any(message.get("tool_calls") for message in messages):
-            messages = self._arguments_as_printed(template, messages)
-        variables |= {"tools": tools or None, "add_generation_prompt": add_generation_prompt}
-        return self._render(template, messages, **variables)
+        text = self._rendered(messages, tools, {**variables, "add_generation_prompt": add_generation_prompt})
+        return str(text)
 
-    def encode_chat(self, messages: Messages, **variables: Any) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]:
         """Token ids of a rendered chat: begins with BOS once if the model wants it, and never ends with an added EOS.
 
-        Parameters and errors as for `render`.
+        Control tokens come from the template only; a message that reads like one is plain text. Parameters and errors
+        as for `render`.
         """
-        ids = self._tokenizer.encode(self.render(messages, **variables), add_special=False)
+        text = self._rendered(messages, tools, {**variables, "add_generation_prompt": add_generation_prompt})
+        ids = self._tokenizer.encode(str(text), add_special=False, content=marked.spans_of(text))
         bos_id = self._tokenizer.bos_id
         if self._tokenizer.adds_bos and bos_id is not None and ids[:1] != [bos_id]:
             ids.insert(0, bos_id)
         return ids
 
-    def _render(self, template: jinja2.Template, messages: Messages, **variables: Any) -> str:
+    def _rendered(self, messages: Messages, tools: Any, variables: dict[str, Any]) -> str:
+        """The text of a chat, with marks where it comes from the messages."""
+        plain: Messages = plain_messages(messages)
+        described = plain_tools(tools)
+        program = self._tool_program if described else self._program
+        if described and "tools" not in program.reads:
+            raise InvalidParameter(
+                "the model's chat template has no place for tools, so the model would not see them; leave tools out, "
+                "or describe them in the system message"
+            )
+        if not program.names_developer:
+            plain = [{**m, "role": "system"} if m["role"] == "developer" else m for m in plain]
+        if any(message.get("tool_calls") for message in plain):
+            plain = self._arguments_as_printed(program, plain)
+        return self._run(program, plain, {**plain_value(variables, "a variable"), "tools": described or None})
+
+    def _run(self, program: Program, messages: Messages, variables: dict[str, Any]) -> str:
+        values = {
+            "documents": None,
+            **{name: _as_content(value) for name, value in variables.items()},
+            **self._special,
+            "messages": [_message_as_content(message) for message in messages],
+        }
         try:
-            return template.render({"documents": None, **self._special, "messages": list(messages), **variables})
+            return program.run(values, Budget(len(messages), _n_characters(values)))
         except InvalidParameter:  # the template's own raise_exception
             raise
+        except TemplateLimit as error:
+            raise ModelFileError(
+                f"The model's chat template exceeds its limits of time and memory: {error}; do not trust this file."
+            ) from None
         except (SecurityError, OverflowError, RecursionError, MemoryError) as error:
             raise ModelFileError(
                 f"The model's chat template does what no template may ({error}); do not trust this file."
@@ -119,7 +156,7 @@ class ChatTemplate:
                 "check their roles and contents."
             ) from None
 
-    def _prints_arguments_of(self, template: jinja2.Template, arguments: Mapping[str, str] | str) -> bool:
+    def _prints_arguments_of(self, program: Program, arguments: Mapping[str, str] | str) -> bool:
         """Whether a tool call with these arguments, {_PROBE: ...} or its JSON text, comes out as JSON or as XML.
 
         A mapping that is printed as it is comes out as Python, with single quotes; JSON text that is converted once
@@ -129,85 +166,39 @@ class ChatTemplate:
         user = {"role": "user", "content": "x"}
         messages: Messages = [user, {"role": "assistant", "content": "", "tool_calls": [call]}]
         try:
-            text = self._render(template, messages, tools=None, add_generation_prompt=False)
+            text = self._run(program, messages, {"tools": None, "add_generation_prompt": False})
         except (InvalidParameter, ModelFileError):
             return False
         return f'"{_PROBE}"' in text or (_PROBE in text and f"'{_PROBE}'" not in text and f'\\"{_PROBE}' not in text)
 
-    def _arguments_as_printed(self, template: jinja2.Template, messages: Messages) -> list[Mapping[str, Any]]:
+    def _arguments_as_printed(self, program: Program, messages: Messages) -> Messages:
         """The messages, arguments of tool calls as mappings or as JSON text: as the template prints them rightly."""
         arguments = {_PROBE: "x"}
-        if self._prints_arguments_of(template, arguments):
-            convert = _as_mapping
-        elif self._prints_arguments_of(template, json.dumps(arguments)):
-            convert = _as_json
-        else:
-            return list(messages)
-        return [
-            {**message, "tool_calls": [_with_arguments(call, convert) for call in message["tool_calls"]]}
-            if message.get("tool_calls")
-            else message
-            for message in messages
-        ]
+        if self._prints_arguments_of(program, arguments):
+            return with_arguments(messages, arguments_as_mapping)
+        if self._prints_arguments_of(program, json.dumps(arguments)):
+            return with_arguments(messages, arguments_as_json)
+        return messages
 
 
-def _with_arguments(call: Any, convert: Callable[[Any], Any]) -> Any:
-    """A tool call with its arguments converted; as it is where it does not have the usual shape."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or "arguments" not in function:
-        return call
-    return {**call, "function": {**function, "arguments": convert(function["arguments"])}}
+def _as_content(value: Any) -> Any:
+    """A plain value whose texts are marked as content."""
+    if isinstance(value, str):
+        return marked.content(value)
+    if isinstance(value, Mapping):
+        return {_as_content(key): _as_content(item) for key, item in value.items()}
+    return [_as_content(item) for item in value] if isinstance(value, list) else value
 
 
-def _as_mapping(arguments: Any) -> Any:
-    if not isinstance(arguments, str):
-        return arguments
-    try:
-        parsed = json.loads(arguments)
-    except ValueError:
-        return arguments
-    return parsed if isinstance(parsed, dict) else arguments
+def _message_as_content(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose texts are marked as content, but for its role: templates make their own marks of it."""
+    role = message["role"]
+    return {**_as_content(message), "role": role if _PLAIN_ROLE.fullmatch(role) else marked.content(role)}
 
 
-def _as_json(arguments: Any) -> Any:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %}: marks the model's words for training; here only its content counts."""
-
-    tags = {"generation"}  # noqa: RUF012, as jinja2 declares it
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """What templates are written for: transformers' settings, filters and functions."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as models have seen it; jinja2's own filter would write < and & as escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise InvalidParameter(f"The model's chat template refuses these messages: {message}")
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+def _n_characters(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(_n_characters(key) + _n_characters(item) for key, item in value.items())
+    return sum(map(_n_characters, value)) if isinstance(value, list) else 0

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vkllm.errors import InvalidParameter
+from vkllm.text.messages import SYSTEM_ROLES, Messages
 
 if TYPE_CHECKING:
-    from vkllm.text.chat import ChatTemplate, Messages
-
-_SYSTEM = ("system", "developer")
+    from vkllm.text.chat import ChatTemplate
 
 
 def n_tokens_of_system(
@@ -29,7 +28,7 @@ def n_tokens_of_system(
     prompt: the tokens of the whole conversation. Some templates put the system message into the first user message,
     so it is what two chats that begin differently have in common.
     """
-    system = [message for message in messages if message.get("role") in _SYSTEM]
+    system = [message for message in messages if message.get("role") in SYSTEM_ROLES]
     try:
         chats = [template.encode_chat([*system, _user(text)], tools=tools) for text in ("A", "1")]
     except InvalidParameter:  # a template that takes these messages in no other conversation
@@ -58,7 +57,7 @@ def shortened_chat(
     what the engine has cached. Where even the last turn alone is too long, it is what is returned.
     """
     excess = len(prompt) - (n_ctx - 1)
-    spoken = [i for i, message in enumerate(messages) if message.get("role") not in _SYSTEM]
+    spoken = [i for i, message in enumerate(messages) if message.get("role") not in SYSTEM_ROLES]
     starts = [i for i in spoken[1:] if messages[i].get("role") == "user"]
     if excess <= 0 or not starts:
         return list(prompt)
@@ -66,7 +65,7 @@ def shortened_chat(
     to_drop = -(-excess // portion) * portion
 
     def from_turn(start: int) -> list[int]:
-        kept = [m for i, m in enumerate(messages) if i >= start or m.get("role") in _SYSTEM]
+        kept = [m for i, m in enumerate(messages) if i >= start or m.get("role") in SYSTEM_ROLES]
         return template.encode_chat(kept, tools=tools)
 
     turn = bisect_left(starts, to_drop, key=lambda start: len(prompt) - len(from_turn(start)))

@@ -7,7 +7,8 @@ chats, models or devices; how plain text is merged into tokens is vocabulary.py'
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vkllm.errors import InvalidParameter, UnsupportedModel
@@ -22,7 +23,7 @@ from vkllm.text.vocabulary import (
     read_vocabulary,
     sentencepiece_bpe,
 )
-from vkllm.text.whole_tokens import WholeTokens
+from vkllm.text.whole_tokens import Found, WholeTokens
 
 if TYPE_CHECKING:
     from vkllm.formats.gguf import Metadata
@@ -81,7 +82,9 @@ class Tokenizer:
         # Tokens that are found in a text before anything is merged.
         control = vocabulary.of_type(TokenType.CONTROL)
         user_defined = vocabulary.of_type(TokenType.USER_DEFINED)
-        self._whole = WholeTokens(user_defined | control | vocabulary.of_type(TokenType.UNKNOWN))
+        control |= vocabulary.of_type(TokenType.UNKNOWN)
+        self._whole = WholeTokens(user_defined | control)
+        self._control = WholeTokens(control)
         self._user_defined = WholeTokens(user_defined)
 
     @classmethod
@@ -97,12 +100,21 @@ class Tokenizer:
             )
         return cls(read_vocabulary(metadata), is_byte_level=model == "gpt2")
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = True,
+        content: Sequence[tuple[int, int]] = (),
+    ) -> list[int]:
         """Token ids of a text.
 
         `add_special` puts the beginning and end tokens around it where the model wants them, never a second one.
         `parse_special` takes control tokens written in the text, such as <|im_end|>, as those tokens; without it they
-        are plain text. Raises InvalidParameter for a text with half a surrogate pair.
+        are plain text. content: the ranges of characters that are plain text in any case, in order and apart: no
+        control token has a character in them. Apart from that they change nothing; words are merged across their ends.
+        Raises InvalidParameter for a text with half a surrogate pair.
         """
         try:
             text.encode()
@@ -112,7 +124,7 @@ class Tokenizer:
             ) from None
         ids: list[int] = []
         end = 0
-        for found in (self._whole if parse_special else self._user_defined).find(text):
+        for found in self._find_whole(text, parse_special, content):
             if end < found.start:
                 ids += self._merge(text[end : found.start])
             ids.append(found.token_id)
@@ -124,6 +136,28 @@ class Tokenizer:
         if add_special and self.adds_eos and self.eos_id is not None and ids[-1:] != [self.eos_id]:
             ids.append(self.eos_id)
         return ids
+
+    def _find_whole(self, text: str, parse_special: bool, content: Sequence[tuple[int, int]]) -> list[Found]:
+        """The tokens that are taken whole, in order."""
+        if not parse_special:
+            return self._user_defined.find(text)
+        tokens = self._whole.find(text)
+        starts = [start for start, _ in content]
+
+        def is_content(found: Found) -> bool:
+            before = bisect_left(starts, found.end) - 1
+            return before >= 0 and content[before][1] > found.start and self._types[found.token_id] in _NO_TEXT
+
+        if not any(map(is_content, tokens)):
+            return tokens
+        ends = [end for _, end in content]
+        tokens = []
+        for start, end in zip([0, *ends], [*starts, len(text)], strict=True):
+            tokens += self._control.find(text, start, end)
+        bounds = [0, *(bound for found in tokens for bound in (found.start, found.end)), len(text)]
+        for start, end in zip(bounds[::2], bounds[1::2], strict=True):
+            tokens += self._user_defined.find(text, start, end)
+        return sorted(tokens, key=lambda found: found.start)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True, continues: bool = False) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD. Parameters as in `detokenizer`."""

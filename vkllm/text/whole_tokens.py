@@ -31,7 +31,7 @@ class WholeTokens:
 
     def find(self, text: str, start: int = 0, end: int | None = None) -> list[Found]:
         """The tokens within a part of a text, none overlapping: the first ones, and the longest where several begin."""
-        if not self._ids:
+        if not self._ids or start == end:
             return []
         encoded = self._automaton.encode(text[start:end], add_special_tokens=False)
         return [

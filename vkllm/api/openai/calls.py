@@ -35,6 +35,7 @@ from vkllm.api.openai.completions import (
 )
 from vkllm.api.prompts import Message, Prompts, as_batch
 from vkllm.errors import InvalidParameter
+from vkllm.text.messages import plain_messages
 
 _MAX_CHOICES = 128  # as OpenAI has it
 _ANY_OBJECT = {"type": "object"}
@@ -141,7 +142,7 @@ class ChatCall(Call[ChatCompletion, ChatCompletionChunk]):
             raise InvalidParameter("top_logprobs needs logprobs=True")
         if (schema := _schema(given.get("response_format"))) is not None:
             sampling["json_schema"] = schema
-        plain = [_plain_message(message) for message in messages]
+        plain = plain_messages(messages)
         for choice in range(self.n_choices):
             options_of_choice = self._seeded(sampling, choice)
             self.answers.append(prompts.of_chat(plain, None, options_of_choice, given.get("tools")))
@@ -275,21 +276,3 @@ def _schema(response_format: Any) -> Any:
         'response_format must be {"type": "text"}, {"type": "json_object"} or '
         f'{{"type": "json_schema", "json_schema": {{"name": ..., "schema": ...}}}}, not {response_format!r}'
     )
-
-
-def _plain_message(message: Any) -> Message:
-    """A message as templates read it: a mapping whose content is a text, though it was given in parts."""
-    if isinstance(message, BaseModel):  # such as the message of an earlier answer
-        message = message.model_dump(exclude_none=True)
-    if not isinstance(message, Mapping):
-        raise InvalidParameter(f"a message must be a mapping with role and content, not a {type(message).__name__}")
-    content = message.get("content")
-    if not isinstance(content, list | tuple):
-        return message
-    texts = []
-    for part in content:
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise InvalidParameter(f"a message has a part of type {kind!r}; vkllm reads parts of type 'text' only")
-        texts.append(part["text"])
-    return {**message, "content": "\n".join(texts)}
