@@ -203,7 +203,7 @@ def test_response_formats_become_schemas(fake_llm: MakeLLM, monkeypatch: pytest.
         ({"n": 2.5}, "not 2.5"),
         ({"stream_options": {"usage": True}}, "stream_options must be"),
         ({"temperature": -1}, "temperature must be a number between 0 and 100"),
-        ({"messages": ["Hi"]}, "a message must be a mapping"),
+        ({"messages": ["Hi"]}, "message 0 is of type str; pass a mapping"),
     ],
 )
 def test_what_cannot_be_is_a_typed_error_that_names_it(fake_llm: MakeLLM, options: Any, message: str) -> None:
