@@ -35,7 +35,7 @@ ORDER = {
     "gpu": ("layer", "device", "program", "tuning", "measure"),
     "engine": (".", "process"),
     "model": (".", "architectures", "memory"),
-    "store": ("catalog", "downloads", "models"),
+    "store": ("catalog", "families", "downloads", "choice", "names", "models"),
     "faces": (".", "chat", "tui", "server", "cli"),
 }
 

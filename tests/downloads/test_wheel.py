@@ -53,7 +53,7 @@ def write_wheel(folder: Path, content: bytes = CONTENT, member: str = "tiny_mode
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder and a catalogue of one model."""
     monkeypatch.setenv("VKLLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("vkllm.store.models.catalog", lambda: [ENTRY])
+    monkeypatch.setattr("vkllm.store.catalog.read_catalog", lambda: [ENTRY])
     return tmp_path / "cache"
 
 

@@ -21,8 +21,7 @@ ENTRY = CatalogEntry("tiny", "A tiny model", "MIT", 10, 20, 30, None, HubSource(
 @pytest.fixture
 def models(hub: HubServer, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is here, and one of the catalogue that is not."""
-    monkeypatch.setattr("vkllm.store.models.catalog", lambda: [ENTRY])
-    monkeypatch.setattr("vkllm.store.catalog.catalog", lambda: [ENTRY])
+    monkeypatch.setattr("vkllm.store.catalog.read_catalog", lambda: [ENTRY])
     hub.hub["someone/other"] = {"other-Q8_0.gguf": tiny_gguf.read_bytes()}
     store.pull("hf.co/someone/other")
 
@@ -39,7 +38,7 @@ def test_what_goes_wrong_offers_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError("a broken folder")
 
     monkeypatch.setattr("vkllm.store.installed", fail)
-    monkeypatch.setattr("vkllm.store.catalog.catalog", fail)
+    monkeypatch.setattr("vkllm.store.catalog.read_catalog", fail)
     monkeypatch.setattr("vkllm.gpu.device.probe.devices", fail)
     assert completion.models("") == completion.models_here("") == completion.devices("") == []
 

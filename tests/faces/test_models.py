@@ -29,8 +29,7 @@ SMOLLM2 = CatalogEntry("smollm2", "The default", "MIT", 1, 2, 3, "0" * 64, Wheel
 @pytest.fixture(autouse=True)
 def tiny(hub: HubServer, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub with a model that runs and one that does not, and a catalogue of the first."""
-    monkeypatch.setattr("vkllm.store.models.catalog", lambda: [ENTRY])
-    monkeypatch.setattr("vkllm.store.catalog.catalog", lambda: [ENTRY])
+    monkeypatch.setattr("vkllm.store.catalog.read_catalog", lambda: [ENTRY])
     hub.hub[REPO] = {"tiny.F32.gguf": tiny_gguf.read_bytes()}
     other = write_tiny_gguf(tmp_path / "other.gguf", architecture="mamba", template=None)
     hub.hub["someone/other"] = {"other.gguf": other.read_bytes()}
@@ -98,7 +97,7 @@ def test_ctrl_c_in_a_download_says_that_it_can_go_on(
         ("tiny", "note: what has come is kept: `vkllm pull tiny` goes on, `vkllm rm tiny` deletes it"),
         ("smollm2", ""),  # what comes out of a wheel is not kept
     ):
-        monkeypatch.setattr("vkllm.store.models.catalog", lambda: [ENTRY, SMOLLM2])
+        monkeypatch.setattr("vkllm.store.catalog.read_catalog", lambda: [ENTRY, SMOLLM2])
         with pytest.raises(KeyboardInterrupt):
             models.pull(name)
         assert capsys.readouterr().err == (f"vkllm: {note}\n" if note else "")

@@ -102,6 +102,8 @@ def test_a_path_with_a_space_is_a_model(tmp_path: Path) -> None:
     path = tmp_path / "my model.gguf"
     path.touch()
     assert chosen(str(path), None) == str(path)
+    missing = str(tmp_path / "my missing model.gguf")
+    assert chosen(missing, None) == chosen(None, missing) == missing  # which the store then calls missing
 
 
 def test_files_and_a_pipe_are_appended_in_their_order(tmp_path: Path, stdin: Callable[[bytes | None], None]) -> None:

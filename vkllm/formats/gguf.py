@@ -23,7 +23,7 @@ from vkllm.errors import ModelFileError, ModelNotFound
 from vkllm.formats.gguf_header import Malformed, Reader, TensorInfo, check_header, tensor_table
 from vkllm.formats.splits import part_names
 
-__all__ = ["Metadata", "ModelFile", "TensorInfo", "main_format", "read_range", "read_tensor", "unreadable"]
+__all__ = ["Metadata", "ModelFile", "TensorInfo", "main_format", "no_model", "read_range", "read_tensor", "unreadable"]
 
 _INTEGERS = frozenset(
     {
@@ -44,6 +44,12 @@ _BOOLEANS = frozenset({GGUFValueType.BOOL})
 _LENGTH = struct.Struct("<Q")
 
 D = TypeVar("D")
+
+_NO_MODELS = {
+    "adapter": "an adapter (LoRA), which changes another model",
+    "imatrix": "an importance matrix, which quantizers read",
+    "mmproj": "a projector of images or sound, which belongs to another model",
+}
 
 Plain = bool | int | float | str
 """A value of the metadata that is no array."""
@@ -199,6 +205,11 @@ class ModelFile:
             raise ModelFileError(f"{self.path}: the model has no tensor {name!r}; download the file again.")
         info = self.tensors[name]
         return self._data[info.path or self.path][info.offset : info.offset + info.n_bytes]
+
+
+def no_model(metadata: Metadata) -> str | None:
+    """What a GGUF says of itself that it is, if that is no model."""
+    return _NO_MODELS.get(metadata.string("general.type", "model"))
 
 
 def main_format(tensors: Mapping[str, TensorInfo]) -> str:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection
 
 from vkllm.errors import UnsupportedModel
-from vkllm.formats.gguf import Metadata, Plain
+from vkllm.formats.gguf import Metadata, Plain, no_model
 from vkllm.model.spec import ModelSpec
 
 NEVER_COUNT = frozenset(
@@ -77,11 +77,6 @@ _MEANINGS = {
     "scale": "a scale of its own",
     "ssm": "a state space model",
 }
-_NO_MODELS = {
-    "adapter": "an adapter (LoRA), which changes another model",
-    "imatrix": "an importance matrix, which quantizers read",
-    "mmproj": "a projector of images or sound, which belongs to another model",
-}
 _SHOWN = 100
 """Characters of a name or a value in an error: files may hold megabytes of them."""
 
@@ -94,9 +89,8 @@ def shown(name: object) -> str:
 
 def check_is_model(metadata: Metadata) -> None:
     """Raises UnsupportedModel for a GGUF that says of itself that it is something else than a model."""
-    kind = metadata.string("general.type", "model")
-    if kind in _NO_MODELS:
-        raise UnsupportedModel(f"{metadata.path}: this file is {_NO_MODELS[kind]}; take the model's own file.")
+    if (kind := no_model(metadata)) is not None:
+        raise UnsupportedModel(f"{metadata.path}: this file is {kind}; take the model's own file.")
 
 
 def check_keys(spec: ModelSpec, metadata: Metadata, read: Collection[str]) -> None:

@@ -1,29 +1,29 @@
 """The models on this machine: what a name stands for, which models are here, how one comes and goes."""
 
+from vkllm.store.choice import choose as _choose
+from vkllm.store.choice import quantization_of
 from vkllm.store.models import (
-    HubRepo,
     InstalledModel,
-    WebSource,
     find_model,
     installed,
     local_model,
     local_path,
     pull,
-    quantization_of,
     remove,
     remove_unfinished,
-    source_of,
 )
-from vkllm.store.models import _choose as _choose
+from vkllm.store.names import HubRepo, WebSource, looks_like_path, source_of
 
 __all__ = [
     "HubRepo",
     "InstalledModel",
     "WebSource",
+    "_choose",
     "find_model",
     "installed",
     "local_model",
     "local_path",
+    "looks_like_path",
     "pull",
     "quantization_of",
     "remove",

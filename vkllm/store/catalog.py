@@ -5,6 +5,7 @@ Data only (models/catalog.toml); does not know how models are fetched or which a
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from dataclasses import dataclass
 
@@ -47,6 +48,12 @@ class CatalogEntry:
 
 def catalog() -> list[CatalogEntry]:
     """The models that have a short name, in the catalogue's order."""
+    return list(read_catalog())
+
+
+@functools.cache
+def read_catalog() -> tuple[CatalogEntry, ...]:
+    """The same, read once in a process."""
     entries = []
     for name, fields in tomllib.loads(catalog_path().read_text(encoding="utf-8")).items():
         source = (
@@ -66,4 +73,4 @@ def catalog() -> list[CatalogEntry]:
                 source=source,
             )
         )
-    return entries
+    return tuple(entries)

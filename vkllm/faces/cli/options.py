@@ -6,7 +6,6 @@ It knows Typer, and not what the options do.
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
@@ -97,8 +96,10 @@ def chosen(by_place: str | None, by_option: str | None, default: str | None = No
     """The one model that was named, by its place or with -m. Raises InvalidParameter."""
     if by_place and by_option:
         raise InvalidParameter(f"two models are named, {by_place} and {by_option} with -m; name one of them")
+    from vkllm.store import looks_like_path
+
     model = by_place or by_option or default
-    if model and " " in model and not os.path.exists(model):
+    if model and " " in model and not looks_like_path(model):
         raise InvalidParameter(f"{model[:40]!r} is no model but a prompt, so it seems; name a model before it")
     if model is None:
         raise InvalidParameter("name a model; `vkllm list` shows those that are here, `vkllm list --all` more to fetch")
