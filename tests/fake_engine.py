@@ -103,6 +103,7 @@ class FakeEngine:
         tier = TierPlan(Tier.LOCAL, 2**30, 0, 0, 0, 0, 1e9)
         self.plan = MemoryPlan(config.n_ctx or 256, {}, (), Tier.LOCAL, (tier,), 0.0)
         self.moved_bytes = 0
+        self.slow_paths: tuple[str, ...] = ("dot products", "matrices") if config.device == "wrong" else ()
         self._requests: list[Request | StateQuery] = []
         self._n_generated = 0
         self._cancelled: set[int] = set()

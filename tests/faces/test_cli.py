@@ -127,6 +127,12 @@ def test_stats_tell_of_a_full_context(
     assert (f"context {words} its middle dropped" in shown) if words else ("dropped" not in shown)
 
 
+def test_what_the_driver_computes_wrongly_is_told(command: Command, tiny: str) -> None:
+    done = command.run([*FAKE, "run", tiny, "Hi", "--device", "wrong"])
+    assert done.returncode == 0
+    assert "the driver of fake device computes wrongly with dot products and matrices; slower kernels" in done.stderr
+
+
 def test_a_cpu_driver_gets_a_warning_of_one_line(command: Command, tiny: str) -> None:
     done = command.run([*FAKE, "run", tiny, "Hi", "--device", "cpu"])
     assert done.stdout == "user\nHi\n"

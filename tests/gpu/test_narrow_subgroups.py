@@ -29,7 +29,6 @@ KERNEL_TESTS = (
     "test_attention.py::test_attention[[63]-4-4-32-1-f16-f16]",
     "test_program.py::test_without_subgroups_logits_equal_the_reference",
     "test_argmax.py",
-    "test_sample.py",
     "test_embed.py",
 )
 

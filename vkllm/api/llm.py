@@ -136,6 +136,11 @@ class LLM(Measuring):
         return self._engine.ready.moved_bytes
 
     @property
+    def slow_paths(self) -> tuple[str, ...]:
+        """What the driver computes wrongly, so that slower kernels do it: "dot products", "matrices", "subgroups"."""
+        return self._engine.ready.slow_paths
+
+    @property
     def n_params(self) -> int:
         """Numbers in all tensors of the file."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())

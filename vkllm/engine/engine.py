@@ -32,6 +32,7 @@ from vkllm.gpu.measure.kernel_times import step_times
 from vkllm.gpu.measure.step_times import StepTimes
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.program import WIDTHS, Program
+from vkllm.gpu.program.self_check import check_kernels
 from vkllm.gpu.program.step import Row
 from vkllm.gpu.tuning.cache import kept_choice
 from vkllm.gpu.tuning.search import Trial
@@ -61,6 +62,7 @@ class Engine:
         self.device_name = self._device.info.name
         with ExitStack() as undo, self._told(f"loading {config.path.name}"):
             undo.callback(self._device.close)
+            self.slow_paths = check_kernels(self._device)
             self._program = Program(
                 self._device,
                 config.spec,

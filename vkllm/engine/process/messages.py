@@ -43,12 +43,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is loaded. moved_bytes: what the driver refused in the memory that the plan had meant for it."""
+    """The model is loaded. moved_bytes: what the driver refused in the memory that the plan had meant for it.
+
+    slow_paths: what the device computes wrongly, so that slower kernels do it.
+    """
 
     device_name: str
     is_cpu_device: bool
     plan: MemoryPlan
     moved_bytes: int
+    slow_paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Engine(Protocol):
     is_cpu_device: bool
     plan: MemoryPlan
     moved_bytes: int
+    slow_paths: tuple[str, ...]
 
     @property
     def has_work(self) -> bool:
@@ -118,7 +119,7 @@ def _load_and_serve(parent: _Parent, factory: str) -> None:
         parent.send(EngineFailed(error))
         return
     try:
-        parent.send(Ready(engine.device_name, engine.is_cpu_device, engine.plan, engine.moved_bytes))
+        parent.send(Ready(engine.device_name, engine.is_cpu_device, engine.plan, engine.moved_bytes, engine.slow_paths))
         _serve(parent, engine)
     except VkllmError as error:
         parent.send(EngineFailed(error))

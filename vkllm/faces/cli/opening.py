@@ -36,5 +36,10 @@ def open_model(name: str, loading: dict[str, Any]) -> LLM:
 def tell_of_device(llm: LLM) -> None:
     """Says on standard error what makes this model slow on this device, if anything does."""
     tell_of_memory(llm)
+    if llm.slow_paths:
+        wrong = " and ".join(llm.slow_paths)
+        complain(
+            "warning", f"the driver of {llm.device_name} computes wrongly with {wrong}; slower kernels run instead"
+        )
     if llm.is_cpu_device:
         complain("warning", f"{llm.device_name} is a Vulkan driver on the CPU, which is slow")
