@@ -169,8 +169,9 @@ def violations(result: FamilyResult) -> list[str]:
 
 
 def modules(kernel: KernelSpec) -> dict[str, tuple[str, ...]]:
-    """The modules of a kernel that AMD's drivers get, which promise full subgroups, and their symbols."""
-    return {module: symbols for module, symbols in kernel.modules().items() if "PLAIN" not in symbols}
+    """The modules of a kernel that AMD's drivers get, which promise full subgroups and chain nothing; their symbols."""
+    left_out = {"PLAIN", "MEMORY_MODEL"}
+    return {module: symbols for module, symbols in kernel.modules().items() if not left_out & {*symbols}}
 
 
 def dot4_modules() -> set[str]:
@@ -212,6 +213,7 @@ class PaperDevice(Device):
         push: Sequence[int] = (),
         weight_format: str | None = None,
         is_independent: bool = False,
+        is_chained: bool = False,
     ) -> Dispatch:
         module = kernel.module(weight_format, is_soft=not self.has_integer_dot, is_plain=self.is_plain)
         x_y_z = kernel.workgroups(*groups, self.info.max_groups)

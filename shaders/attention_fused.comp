@@ -1,6 +1,6 @@
 // attention_fused: rope, the store into the cache and attention for one token, in one dispatch
-// bindings: qkv rope_table k_cache v_cache partials y y_q16 y_scales step chain
-// constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup rope_dims is_interleaved keys_at_once k_q8_0 v_q8_0 chained
+// bindings: qkv rope_table k_cache v_cache partials y y_q16 y_scales step chain failure
+// constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup rope_dims is_interleaved keys_at_once k_q8_0 v_q8_0 most_polls
 // push: n_parts arrivals link n_awaited
 // dispatch: x = n_heads / heads_per_workgroup * n_parts: the context is cut into n_parts parts at most
 // subgroup: shuffle
@@ -12,6 +12,10 @@
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_KHR_shader_subgroup_shuffle : require
+#ifdef MEMORY_MODEL
+#pragma use_vulkan_memory_model
+#extension GL_KHR_memory_scope_semantics : require
+#endif
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint LOCAL_SIZE = 128;
 layout(constant_id = 1) const uint N_HEADS = 32;
@@ -24,7 +28,7 @@ layout(constant_id = 7) const uint IS_INTERLEAVED = 1;
 layout(constant_id = 8) const uint AT_ONCE = 4; // keys whose loads are under way together
 layout(constant_id = 9) const uint K_Q8_0 = 0;
 layout(constant_id = 10) const uint V_Q8_0 = 0;
-layout(constant_id = 11) const uint CHAINED = 0;
+layout(constant_id = 11) const uint MOST_POLLS = 0; // of a wait; 0: there is none
 const uint TOKENS = 1;
 layout(push_constant) uniform Push {
   uint n_parts;
@@ -43,6 +47,7 @@ layout(std430, binding = 7) coherent writeonly buffer YScales { vec2 y_scales[];
 #define V_BINDING 3
 #define STEP_BINDING 8
 #define CHAIN_BINDING 9
+#define FAILURE_BINDING 10
 #include "lib/step.glsl"
 #include "lib/chain.glsl"
 #include "lib/q16.glsl"
@@ -132,15 +137,13 @@ bool leave_partial(uint self, uint head, uint part, uint n_used) {
     partials[to + 1 + i % FOURS] = merged_four(i);
     if (i % FOURS == 0) partials[to] = vec4(largest_of_teams(h), merged_total(h), 0.0, 0.0);
   }
-  if (CHAINED == 0) memoryBarrierBuffer(); // devices that chain need but one invocation's (lib/chain.glsl)
-  barrier();
+  workgroup_barrier();
   if (gl_LocalInvocationIndex == 0) {
-    memoryBarrierBuffer();
+    release();
     is_last = atomicAdd(ended[arrivals + head / HEADS], 1u) == n_used - 1;
-    memoryBarrierBuffer();
+    acquire();
   }
-  barrier();
-  if (CHAINED == 0) memoryBarrierBuffer();
+  workgroup_barrier();
   return is_last;
 }
 

@@ -1,5 +1,5 @@
 // begin_step: copies a step from a slot in host memory to the device, once a step instead of once a dispatch
-// bindings: slots next_token step chain
+// bindings: slots next_token step chain failure
 // constants: local_size chain_words
 // push: slot_word
 // dispatch: x = 1
@@ -15,10 +15,14 @@ layout(push_constant) uniform Push {
 layout(std430, binding = 0) readonly buffer Slots { uint slots[]; };
 layout(std430, binding = 1) readonly buffer NextToken { uint next_token; };
 layout(std430, binding = 2) writeonly buffer Step { uint step_words[]; };
-layout(std430, binding = 3) writeonly buffer Chain { uvec4 ended[]; }; // lib/chain.glsl
+layout(std430, binding = 3) writeonly buffer Chain { uvec4 chain[]; }; // lib/chain.glsl
+layout(std430, binding = 4) readonly buffer Failure { uint failure; };
 
 void main() {
-  for (uint i = gl_LocalInvocationID.x; i < CHAIN_WORDS / 4; i += gl_WorkGroupSize.x) ended[i] = uvec4(0);
+  // a wait that was given up in a step before ends those of this one, too, until the host has dealt with it
+  for (uint i = gl_LocalInvocationID.x; i < CHAIN_WORDS / 4; i += gl_WorkGroupSize.x) {
+    chain[i] = uvec4(i == 0 ? failure : 0, 0, 0, 0);
+  }
   uint n_rows = slots[slot_word];
   uint n_table = slots[slot_word + 1];
   if (gl_LocalInvocationID.x < HEADER_WORDS) {

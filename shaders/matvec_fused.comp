@@ -1,6 +1,6 @@
 // matvec_fused: y = W f(source) (+ add) for one token, f being rms_norm or nothing; or the swiglu of two such products
-// bindings: quants scales source norm_weight add y chain
-// constants: local_size columns first_column n_columns rows_per_subgroup unroll norms gates adds eps chained steps_touched doubles
+// bindings: quants scales source norm_weight add y chain failure
+// constants: local_size columns first_column n_columns rows_per_subgroup unroll norms gates adds eps most_polls steps_touched doubles
 // push: n_y_rows y_offset link n_awaited
 // dispatch: x = as many workgroups as run at once, or fewer: each takes rows until none are left
 // formats: Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
@@ -18,6 +18,10 @@
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
 #extension GL_KHR_shader_subgroup_shuffle : require
+#ifdef MEMORY_MODEL
+#pragma use_vulkan_memory_model
+#extension GL_KHR_memory_scope_semantics : require
+#endif
 #ifndef SOFT_DOT
 #extension GL_EXT_integer_dot_product : enable
 #endif
@@ -32,7 +36,7 @@ layout(constant_id = 6) const uint NORMS = 0;
 layout(constant_id = 7) const uint GATES = 0;
 layout(constant_id = 8) const uint ADDS = 0;
 layout(constant_id = 9) const uint EPS = 0x3727c5ac; // 1e-5
-layout(constant_id = 10) const uint CHAINED = 0;
+layout(constant_id = 10) const uint MOST_POLLS = 0; // of a wait; 0: there is none
 layout(constant_id = 11) const uint STEPS_TOUCHED = 0; // of the loop, whose weights are fetched into the cache meanwhile
 layout(constant_id = 12) const uint DOUBLES = 0; // whether all loads of a step begin before the products of the last
 layout(push_constant) uniform Push {
@@ -48,6 +52,7 @@ layout(std430, binding = 3) readonly buffer NormWeight { vec4 norm_weight[]; };
 layout(std430, binding = 4) coherent readonly buffer Add { float add[]; };
 layout(std430, binding = 5) coherent writeonly buffer Y { float y[]; };
 #define CHAIN_BINDING 6
+#define FAILURE_BINDING 7
 const uint ROW_BLOCKS = COLUMNS / 32; // of the matrix
 const uint BLOCKS = N_COLUMNS / 32;   // that are read
 const uint FOURS = N_COLUMNS / 4;

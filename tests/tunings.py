@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vkllm.gpu.device.probe import AMD, NVIDIA, DeviceInfo
+from vkllm.gpu.device.probe import AMD, NVIDIA, NVIDIA_DRIVER, DeviceInfo
 from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.tuning.cache import KeptTuning, TokenSpeeds, tuning_key
 from vkllm.gpu.tuning.space import ModelKind
@@ -27,6 +27,7 @@ H100 = DeviceInfo(
     min_subgroup_size=32,
     max_subgroup_size=32,
     features=frozenset({"fp16", "cooperative_matrix", "subgroup_size_control", "compute_full_subgroups"}),
+    driver_id=NVIDIA_DRIVER,
     matrix_shape=(16, 16, 16),
     n_cores=132,
 )
@@ -36,6 +37,7 @@ RADEON = replace(
     vendor_id=AMD,
     device_id=0x744C,
     driver_name="radv",
+    driver_id=3,
     driver_version="Mesa 25.0.0",
     max_shared_bytes=65536,
     subgroup_size=64,

@@ -62,8 +62,9 @@ def test_attention_fused(
     size = n_heads * head_dim
     outputs = [poisoned(device, n) for n in (size, size // 2, size // 16)]
     partials = poisoned(device, n_heads * n_parts * (head_dim + 4))
-    arrivals = 2 * LINK_WORDS
-    chain = filled(device, np.array([3, *[0] * (arrivals + n_heads - 1)], np.uint32))  # three workgroups have ended
+    arrivals, failure = 2 * LINK_WORDS, device.buffer(1, is_host=True)
+    chain = filled(device, np.zeros(LINK_WORDS + arrivals + n_heads, np.uint32))
+    chain.words[LINK_WORDS] = 3  # workgroups of link 0, before link 1, have ended
     lanes = lanes_of_key(head_dim, device.info.subgroup_size)
     is_q8_0 = int(fmt == "q8_0")
     n_groups = n_heads // heads * n_parts
@@ -73,14 +74,15 @@ def test_attention_fused(
                 KERNELS["attention_fused"],
                 (
                     *(filled(device, qkv), filled(device, turns), *caches, partials, *outputs),
-                    *(step_buffer(device, [position], [0], table), chain),
+                    *(step_buffer(device, [position], [0], table), chain, failure),
                 ),
                 constants=(
                     *(64, n_heads, n_kv_heads, head_dim, lanes, heads, head_dim // 2, int(pairing == "interleaved")),
-                    *(4, is_q8_0, is_q8_0, int(is_chained)),
+                    *(4, is_q8_0, is_q8_0, 100 * is_chained),
                 ),
                 groups=(n_groups, 1),
                 push=(n_parts, arrivals, 1, 3),
+                is_chained=is_chained,
             )
         ]
     )
@@ -96,6 +98,6 @@ def test_attention_fused(
     n_blocks = size // 32
     got = dequantize_q16(words(y_q16, (1, 4, n_blocks, 4)), floats(y_scales, (1, n_blocks, 2)))
     assert nmse(got.reshape(wanted.shape), floats(y, wanted.shape)) < Q16_BOUND
-    assert words(chain, (LINK_WORDS + 1,))[LINK_WORDS] == (n_groups if is_chained else 0), (
-        "workgroups that told their end"
-    )
+    told = words(chain, (chain.n_words,))
+    assert told[2 * LINK_WORDS] == (n_groups if is_chained else 0), "workgroups that told their end"
+    assert told[0] == words(failure, (1,))[0] == 0

@@ -16,7 +16,11 @@ pytestmark = pytest.mark.gpu
 BOUND = 4e-9  # activations are rounded to 1/32512 of a block's largest value, up to six sigma: (6 / 32512)^2 / 12
 
 
-@pytest.mark.parametrize("has_integer_dot", [True, False], ids=["dot4", "soft"])
+@pytest.mark.parametrize(
+    ("has_integer_dot", "is_chained"),
+    [(True, False), (False, False), (True, True), (False, True)],
+    ids=["dot4", "soft", "dot4, chained", "soft, chained"],
+)
 @pytest.mark.parametrize(
     ("n_rows", "columns", "rows", "unroll", "groups", "kind"),
     [
@@ -39,6 +43,7 @@ def test_matvec_fused(
     groups: int,
     kind: str,
     has_integer_dot: bool,
+    is_chained: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if has_integer_dot and "integer_dot_product" not in device.info.features:
@@ -52,22 +57,25 @@ def test_matvec_fused(
     source = rng.normal(0, 3, (1, columns)).astype(np.float32)
     norm_weight, eps = rng.normal(1, 0.3, columns).astype(np.float32), np.float32(1e-5)
     before = rng.normal(0, 1, n_rows + 7).astype(np.float32)
-    y, chain = poisoned(device, n_rows + 7), filled(device, np.array([2, *[0] * 2 * LINK_WORDS], np.uint32))
+    y, failure = poisoned(device, n_rows + 7), device.buffer(1, is_host=True)
+    chain = filled(device, np.zeros(3 * LINK_WORDS, np.uint32))
+    chain.words[LINK_WORDS] = 2  # workgroups of link 0, before link 1, have ended
     device.run(
         [
             device.dispatch(
                 KERNELS["matvec_fused"],
                 (
                     *planes(device, raw, fmt),
-                    *(filled(device, source), filled(device, norm_weight), filled(device, before), y, chain),
+                    *(filled(device, source), filled(device, norm_weight), filled(device, before), y, chain, failure),
                 ),
                 constants=(
                     *(64, columns, first, last - first, rows, unroll),
-                    *(int(norms), int(gates), int(adds), int(eps.view(np.uint32)), 1, unroll, rows % 2),
+                    *(int(norms), int(gates), int(adds), int(eps.view(np.uint32)), 100 * is_chained, unroll, rows % 2),
                 ),
                 groups=(groups, 1),
                 push=(n_rows, 3, 1, 2),
                 weight_format=fmt,
+                is_chained=is_chained,
             )
         ]
     )
@@ -77,4 +85,6 @@ def test_matvec_fused(
     got = floats(y, (n_rows + 7,))
     assert np.isnan(got[:3]).all() and np.isnan(got[3 + n_rows :]).all(), "wrote beyond its rows"
     assert nmse(got[3 : 3 + n_rows], wanted + (before[3 : 3 + n_rows] if adds else 0)) < BOUND * (4 if gates else 1)
-    assert words(chain, (LINK_WORDS + 1,))[LINK_WORDS] == groups, "workgroups that told their end"
+    told = words(chain, (chain.n_words,))
+    assert told[2 * LINK_WORDS] == (groups if is_chained else 0), "workgroups that told their end"
+    assert told[0] == words(failure, (1,))[0] == 0

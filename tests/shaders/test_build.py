@@ -4,8 +4,10 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
+from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 from vkllm.gpu.program.kernels import (
     ATTENTION_PIECE,
     KERNELS,
@@ -60,6 +62,16 @@ def test_constants_agree_with_the_shaders() -> None:
     assert f"#define HEADER_WORDS {HEADER_WORDS}\n" in (SHADERS / "begin_step.comp").read_text()
     largest = (SHADERS / "lib" / "largest.glsl").read_text()
     assert f"#define TOP_K {TOP_K}\n#define TOP_LOGITS {TOP_LOGITS}\n" in largest
+
+
+def test_only_modules_for_devices_with_the_memory_model_declare_it() -> None:
+    logical_vulkan = np.array([3 << 16 | 14, 0, 3], np.uint32).tobytes()  # OpMemoryModel Logical Vulkan
+    declare_it = {path.stem for path in (SHADERS / "spv").glob("*.spv") if logical_vulkan in path.read_bytes()}
+    matrices = {module for kernel in KERNELS.values() if kernel.uses_matrices for module in kernel.modules()}
+    in_chains = {
+        f"matvec_fused_{fmt.lower()}{soft}_memory_model" for fmt in QUANTIZED_FORMATS for soft in ("", "_soft")
+    }
+    assert declare_it == matrices | in_chains | {"attention_fused_memory_model"}
 
 
 def test_every_kernel_has_a_test() -> None:

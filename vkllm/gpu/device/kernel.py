@@ -25,6 +25,7 @@ class KernelSpec:
     has_plain: whether it has `_plain` variants too, which use no subgroups.
     surplus: what it does with more workgroups along x than a device allows: "z" goes on in z, "loops" lets each do
     more, "none" cannot.
+    chains: whether it can wait in the shader for the dispatch before it, and so has a `_memory_model` variant too.
     """
 
     name: str
@@ -36,18 +37,27 @@ class KernelSpec:
     subgroup: tuple[str, ...] = ()
     has_plain: bool = False
     surplus: Literal["z", "loops", "none"] = "none"
+    chains: bool = False
 
     @property
     def uses_matrices(self) -> bool:
         """Whether only devices with cooperative matrices can run it."""
         return "matrix_m" in self.constants
 
-    def module(self, weight_format: str | None = None, *, is_soft: bool = False, is_plain: bool = False) -> str:
+    def module(
+        self,
+        weight_format: str | None = None,
+        *,
+        is_soft: bool = False,
+        is_plain: bool = False,
+        has_memory_model: bool = False,
+    ) -> str:
         """Name of the compiled module of a variant, without its extension."""
         assert (weight_format in self.formats) if self.formats else weight_format is None
         soft = "_soft" if is_soft and self.uses_dot4 and weight_format in QUANTIZED_FORMATS else ""
         plain = "_plain" if is_plain and self.has_plain else ""
-        return self.name + (f"_{weight_format.lower()}" if weight_format else "") + soft + plain
+        model = "_memory_model" if has_memory_model and self.chains else ""
+        return self.name + (f"_{weight_format.lower()}" if weight_format else "") + soft + plain + model
 
     def workgroups(self, x: int, y: int, most: tuple[int, int, int]) -> tuple[int, int, int]:
         """Workgroups along x, y and z that do the work of x and y. most: those that a device allows.
@@ -70,7 +80,9 @@ class KernelSpec:
     def modules(self) -> dict[str, tuple[str, ...]]:
         """Every compiled module of this kernel and the preprocessor symbols that it is compiled with."""
         variants: dict[str, tuple[str, ...]] = {}
-        for fmt, is_plain, is_soft in product(self.formats or (None,), (False, True), (False, True)):
+        both = (False, True)
+        for fmt, is_plain, is_soft, has_model in product(self.formats or (None,), both, both, both):
             symbols = ((fmt,) if fmt else ()) + ("SOFT_DOT",) * is_soft + ("PLAIN",) * is_plain
-            variants.setdefault(self.module(fmt, is_soft=is_soft, is_plain=is_plain), symbols)
+            module = self.module(fmt, is_soft=is_soft, is_plain=is_plain, has_memory_model=has_model)
+            variants.setdefault(module, symbols + ("MEMORY_MODEL",) * has_model)
         return variants

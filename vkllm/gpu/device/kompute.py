@@ -118,6 +118,8 @@ class Device:
         self._layer.asynchronous(True)
         enabled = self._layer.features(self.layer_id)
         self.has_integer_dot = "integer_dot_product" in enabled and "fast_integer_dot" in self.info.features
+        # lavapipe 22.3 reports it, but takes every load of shared memory in it for a barrier
+        self.has_memory_model = "memory_model" in enabled and self.info.type != "cpu"
         self.info = prepared(self.info if enabled >= SIZE_FEATURES else without_subgroups(self.info))
 
     @property
@@ -179,14 +181,21 @@ class Device:
         push: Sequence[int] = (),
         weight_format: str | None = None,
         is_independent: bool = False,
+        is_chained: bool = False,
     ) -> Dispatch:
         """Binds a kernel. buffers and constants stand in the order of its registry entry; groups are (x, y), which the
-        kernel does with fewer or elsewhere where the device does not allow so many along x. Raises DeviceError."""
+        kernel does with fewer or elsewhere where the device does not allow so many along x. is_chained: it waits in the
+        shader for the dispatch before it (shaders/lib/chain.glsl). Raises DeviceError."""
         assert len(buffers) == len(kernel.bindings), kernel.name
         assert len(constants) == len(kernel.constants), kernel.name
         assert len(push) == len(kernel.push), kernel.name
         x_y_z = kernel.workgroups(*groups, self.info.max_groups)
-        module = kernel.module(weight_format, is_soft=not self.has_integer_dot, is_plain=self.is_plain)
+        module = kernel.module(
+            weight_format,
+            is_soft=not self.has_integer_dot,
+            is_plain=self.is_plain,
+            has_memory_model=is_chained and self.has_memory_model,
+        )
         if kernel.subgroup:
             assert kernel.has_plain if self.is_plain else constants[0] % self.info.subgroup_size == 0, kernel.name
         push_words = np.array(push or (0,), np.uint32)  # Kompute takes no empty array

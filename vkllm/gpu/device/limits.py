@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from vkllm.gpu.device.probe import NVIDIA, DeviceInfo, DeviceType
+from vkllm.gpu.device.probe import NVIDIA_DRIVER, DeviceInfo, DeviceType
 from vkllm.model.memory.limits import (
     CHAINED_LAYER_S,
     DeviceKind,
@@ -53,4 +53,4 @@ def available_host_bytes() -> int:
 def supposed_speeds(info: DeviceInfo) -> Speeds:
     """What is assumed of a device that was not measured."""
     speeds = assumed_speeds(_KINDS.get(info.type, "discrete"), os.cpu_count() or 1)
-    return replace(speeds, layer_s=CHAINED_LAYER_S) if info.vendor_id == NVIDIA else speeds
+    return replace(speeds, layer_s=CHAINED_LAYER_S) if info.driver_id == NVIDIA_DRIVER else speeds

@@ -24,6 +24,9 @@ ADVICE: Final = "install your GPU's driver (`apt install mesa-vulkan-drivers`, o
 NVIDIA, AMD = 0x10DE, 0x1002
 """Vendor ids."""
 
+NVIDIA_DRIVER: Final = 4
+"""VK_DRIVER_ID_NVIDIA_PROPRIETARY: NVIDIA's own driver. Others run its GPUs, too, such as Mesa's NVK."""
+
 DeviceType = Literal["discrete", "integrated", "virtual", "cpu", "other"]
 TYPES: Final[dict[int, DeviceType]] = {1: "integrated", 2: "discrete", 3: "virtual", 4: "cpu"}
 PREFERENCE: Final[tuple[DeviceType, ...]] = ("discrete", "integrated", "virtual", "cpu", "other")
@@ -80,6 +83,7 @@ class Heap:
 class DeviceInfo:
     """One Vulkan device. index: its place in Kompute's order. max_binding_bytes: largest storage buffer binding.
 
+    driver_id: which driver it is, a VkDriverId such as NVIDIA_DRIVER; 0 where the driver does not tell.
     n_cores: compute units of an AMD GPU, streaming multiprocessors of NVIDIA's; None where the driver does not tell.
     matrix_shape: rows, columns and inner size of the float16 matrices that a subgroup multiplies at once, with float32
     sums; None without cooperative matrices.
@@ -105,6 +109,7 @@ class DeviceInfo:
     min_subgroup_size: int
     max_subgroup_size: int
     features: frozenset[str]
+    driver_id: int = 0
     n_cores: int | None = None
     matrix_shape: tuple[int, int, int] | None = None
     subgroup_operations: frozenset[str] = SUBGROUP_OPERATIONS
@@ -326,6 +331,7 @@ class _Gpu:
             min_subgroup_size=sizes.minSubgroupSize if sizes else subgroup,
             max_subgroup_size=sizes.maxSubgroupSize if sizes else subgroup,
             features=frozenset(features),
+            driver_id=driver.driverID if driver else 0,
             n_cores=_n_cores(properties),
             subgroup_operations=frozenset(name for bit, name in enumerate(_OPERATIONS) if operations >> bit & 1),
             max_workgroup_subgroups=(

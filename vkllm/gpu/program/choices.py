@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vkllm.gpu.device.probe import AMD, NVIDIA, DeviceInfo
+from vkllm.gpu.device.probe import AMD, NVIDIA, NVIDIA_DRIVER, DeviceInfo
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,14 @@ ATTENTION_GROUPS_PER_CORE = {NVIDIA: 4, AMD: 8}
 """On an H100, 4 are the best for four heads a key head (a workgroup a core), and nearly so for one; AMD is a guess."""
 
 
+def may_chain(info: DeviceInfo) -> bool:
+    """Whether dispatches may be chained, if the device passes the test of gpu/program/chains.py when a model is loaded.
+
+    Nobody promises that dispatches start in order; with NVIDIA's own driver they were seen to.
+    """
+    return info.driver_id == NVIDIA_DRIVER
+
+
 def tuning(info: DeviceInfo) -> Tuning:
     """The table's choices for a device; `gpu/tuning/cache.py` may know better ones."""
     if info.type == "cpu":
@@ -134,6 +142,8 @@ def tuning(info: DeviceInfo) -> Tuning:
         groups = GROUPS_PER_CORE[info.vendor_id] * info.n_cores
         attention_groups = ATTENTION_GROUPS_PER_CORE[info.vendor_id] * info.n_cores
         choices = replace(choices, decode=replace(choices.decode, groups=groups, attention_groups=attention_groups))
+    if choices.decode.is_chained and not may_chain(info):
+        choices = replace(choices, decode=replace(choices.decode, is_chained=False))
     # Intel's want a subgroup size of their own, and nobody tried
     has_matmul = info.matrix_shape is not None and info.vendor_id in (NVIDIA, AMD)
     return replace(choices, has_matmul=has_matmul, has_tiled_attention=has_matmul and choices.has_tiled_attention)

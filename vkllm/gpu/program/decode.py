@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vkllm.errors import DeviceTimeout
 from vkllm.formats.quants import weight_format
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
-from vkllm.gpu.program.kernels import ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS
+from vkllm.gpu.program.kernels import ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS, MOST_POLLS
 from vkllm.gpu.program.operations import Operations, cache_constants, heads_together, lanes_of_key
 from vkllm.model.graph import Kind, Op, widths
 from vkllm.model.spec import ModelSpec
@@ -25,7 +26,7 @@ MAX_LINKS_OF_LAYER = 16
 
 
 def _arrivals(spec: ModelSpec, layer: int) -> int:
-    """Where the chain counts the parts of attention that have ended in a layer, after the counts of the links."""
+    """Where `ended` in the chain counts the parts of attention that have ended in a layer, after the links' counts."""
     return LINK_WORDS * MAX_LINKS_OF_LAYER * (spec.n_layers + 1) + spec.n_heads * layer
 
 
@@ -45,7 +46,8 @@ class Link:
 class Decode:
     """Makes the dispatches of steps of one token. step: the step buffer on the device.
 
-    chain: where links count their workgroups, to be cleared before each step.
+    chain: where links count their workgroups, to be cleared before each step. failure: a word for the host, the number
+    of the first link that waited in vain for the one before it, or 0.
     """
 
     def __init__(
@@ -63,8 +65,11 @@ class Decode:
         self._step = step
         self._tuning = tuning
         self._operations = operations
+        self._most_polls = MOST_POLLS if tuning.is_chained else 0
         self._made: dict[tuple[Op, ...], list[Link]] = {}
-        self.chain = device.buffer(-(-_arrivals(spec, spec.n_layers) // 4) * 4)
+        self.chain = device.buffer(-(-(LINK_WORDS + _arrivals(spec, spec.n_layers)) // 4) * 4)
+        self.failure = device.buffer(1, is_host=True)
+        self._link_names: dict[int, str] = {}
         n_pieces = -(-buffers.n_blocks * KV_BLOCK // ATTENTION_PIECE)
         self._heads = heads_together(spec.n_heads // spec.n_kv_heads)
         most = min(MAX_PARTS, device.info.max_groups[0] * self._heads // spec.n_heads)
@@ -83,7 +88,17 @@ class Decode:
             if fused not in self._made:
                 self._made[fused] = fusion.links(self, *fused) if fusion else self._single(fused[0])
             links += self._made[fused]
+        self._link_names |= {number: link.dispatches[0].kernel.name for number, link in enumerate(links, start=1)}
         return _chained(links)
+
+    def check(self) -> None:
+        """Raises DeviceTimeout if a dispatch of a step that is done waited in vain; so may those in flight."""
+        assert self.failure.words is not None
+        if link := int(self.failure.words[0]):
+            raise DeviceTimeout(
+                f"{self._link_names[link]} (number {link} of the step) waited in vain for the dispatch before it; "
+                "set VKLLM_CHAINS=off, so that the driver orders them"
+            )
 
     def _single(self, op: Op) -> list[Link]:
         """An operation as it runs in steps of several rows, outside the chain."""
@@ -130,16 +145,17 @@ class Decode:
             dispatches.append(
                 self._device.dispatch(
                     KERNELS["matvec_fused"],
-                    (planes.quants, planes.scales, source, norm_weight, add, y, self.chain),
+                    (planes.quants, planes.scales, source, norm_weight, add, y, self.chain, self.failure),
                     constants=(
                         *(tuning.size, planes.n_columns, first_column, n_columns or planes.n_columns),
                         *(rows, tuning.unroll, int(norm is not None), int(is_gated), int(op.add is not None)),
-                        *(eps, int(tuning.is_chained), tuning.steps_touched, int(tuning.doubles)),
+                        *(eps, self._most_polls, tuning.steps_touched, int(tuning.doubles)),
                     ),
                     groups=(n_groups, 1),
                     push=(n_rows, y_offset, 0, 0),
                     weight_format=planes.format,
                     is_independent=y_offset > 0,
+                    is_chained=tuning.is_chained,
                 )
             )
             n_all += dispatches[-1].groups[0]
@@ -158,15 +174,16 @@ class Decode:
             KERNELS["attention_fused"],
             (
                 *(qkv, self._buffers.vectors["rope_table"], k_cache, v_cache, self._partials),
-                *(y.values, y.q16, y.scales, self._step, self.chain),
+                *(y.values, y.q16, y.scales, self._step, self.chain, self.failure),
             ),
             constants=(
                 *(tuning.attention_size, spec.n_heads, spec.n_kv_heads, spec.head_dim),
                 *(lanes, self._heads, spec.rope_dims, int(spec.rope_pairing == "interleaved")),
-                *(tuning.keys_at_once, *cache_constants(self._buffers), int(tuning.is_chained)),
+                *(tuning.keys_at_once, *cache_constants(self._buffers), self._most_polls),
             ),
             groups=(n_groups, 1),
             push=(self._n_parts, _arrivals(spec, rope.layer), 0, 0),
+            is_chained=tuning.is_chained,
         )
         return Link((dispatch,), n_groups if tuning.is_chained else 0)
 

@@ -32,7 +32,16 @@ MAX_PARTS = 128
 """Most parts that `attention_fused` cuts the context into; `MAX_PARTS` in its shader."""
 
 LINK_WORDS = 8
-"""Words of a link of a chain; `LINK_WORDS` in shaders/lib/chain.glsl."""
+"""Words of a link of a chain, and of what comes before the first; `LINK_WORDS` in shaders/lib/chain.glsl."""
+
+MOST_POLLS = 1 << 23
+"""Polls after which a wait of a chain is given up (shaders/lib/chain.glsl).
+
+A poll is an atomic that goes to the L2 cache and back: 0.2 us on a small GPU at its highest clock, 0.7 us on an H100,
+somewhat more where hundreds of workgroups poll one word. So a wait ends after 2 to 10 s. Who waits rightly waits for
+one dispatch: at most some milliseconds, or 0.6 s where the largest matrix of a 405B model comes over a slow PCIe. While
+another process has the GPU, ours is suspended as a whole and polls nothing, so its time slices do not count.
+"""
 
 KV_BLOCK = 32
 """Tokens of a block of the key/value cache; `KV_BLOCK` in shaders/lib/step.glsl."""
@@ -56,14 +65,15 @@ KERNELS = {
             "attention_fused",
             (
                 *("qkv", "rope_table", "k_cache", "v_cache", "partials"),
-                *("y", "y_q16", "y_scales", "step", "chain"),
+                *("y", "y_q16", "y_scales", "step", "chain", "failure"),
             ),
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes", "heads_per_workgroup"),
-                *("rope_dims", "is_interleaved", "keys_at_once", "k_q8_0", "v_q8_0", "chained"),
+                *("rope_dims", "is_interleaved", "keys_at_once", "k_q8_0", "v_q8_0", "most_polls"),
             ),
             ("n_parts", "arrivals", "link", "n_awaited"),
             subgroup=("shuffle",),
+            chains=True,
         ),
         KernelSpec(
             "attention_tiled",
@@ -75,7 +85,10 @@ KERNELS = {
             subgroup=("basic", "shuffle"),
         ),
         KernelSpec(
-            "begin_step", ("slots", "next_token", "step", "chain"), ("local_size", "chain_words"), ("slot_word",)
+            "begin_step",
+            ("slots", "next_token", "step", "chain", "failure"),
+            ("local_size", "chain_words"),
+            ("slot_word",),
         ),
         KernelSpec("copy_words", ("source", "target"), ("local_size",), ("n_words", "target_word"), surplus="loops"),
         KernelSpec(
@@ -111,16 +124,17 @@ KERNELS = {
         ),
         KernelSpec(
             "matvec_fused",
-            ("quants", "scales", "source", "norm_weight", "add", "y", "chain"),
+            ("quants", "scales", "source", "norm_weight", "add", "y", "chain", "failure"),
             (
                 *("local_size", "columns", "first_column", "n_columns", "rows_per_subgroup", "unroll"),
-                *("norms", "gates", "adds", "eps", "chained", "steps_touched", "doubles"),
+                *("norms", "gates", "adds", "eps", "most_polls", "steps_touched", "doubles"),
             ),
             ("n_y_rows", "y_offset", "link", "n_awaited"),
             QUANTIZED_FORMATS,
             uses_dot4=True,
             subgroup=("arithmetic", "shuffle"),
             surplus="loops",
+            chains=True,
         ),
         KernelSpec("read_bandwidth", ("source", "sums"), ("local_size",), ("n_fours",), surplus="loops"),
         KernelSpec(
@@ -151,6 +165,9 @@ KERNELS = {
             surplus="loops",
         ),
         KernelSpec("score", ("logits", "targets", "logprobs"), ("local_size", "n_vocab"), ("first_row",)),
+        KernelSpec(
+            "start_order", ("order",), ("local_size", "shared_words", "work", "most_polls"), ("number", "n_before")
+        ),
         KernelSpec(
             "swiglu",
             ("gate_up", "y", "y_q16", "y_scales", "step"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from vkllm.formats.gguf import TensorInfo
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch, Recording
 from vkllm.gpu.device.limits import device_limits
 from vkllm.gpu.program.buffers import HEAD_ROWS, ModelBuffers
+from vkllm.gpu.program.chains import can_chain
 from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.program.decode import Decode
 from vkllm.gpu.program.fitting import fitted
@@ -98,6 +99,7 @@ class Program:
         self._recordings: dict[Hashable, list[Recording]] = {}
         # what the last two choices recorded: choices that are tried in turn share the pipelines
         self._earlier: deque[dict[Hashable, list[Recording]]] = deque(maxlen=2)
+        self._can_chain: bool | None = None
         self._slot_tickets = [0] * N_SLOTS
         self._turn = 0
         self.use(fitted(choices or tuning(info), info, spec.n_heads // spec.n_kv_heads, spec.head_dim))
@@ -106,6 +108,8 @@ class Program:
         """Makes later steps with these choices for the device; waits for those in flight. Raises DeviceError."""
         for ticket in self._slot_tickets:
             self.device.wait(ticket)
+        if choices.decode.is_chained and not self._may_chain():
+            choices = replace(choices, decode=replace(choices.decode, is_chained=False))
         self._earlier.append(dict(self._recordings))
         self._recordings.clear()
         self.tuning = choices
@@ -138,7 +142,7 @@ class Program:
         width = step_width(len(rows), is_prompt=is_prompt)
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
         recordings = self._recorded_step(width, result, slot, mask is not None, n_submits)
-        self.device.wait(self._slot_tickets[slot])
+        self._wait(self._slot_tickets[slot])
         self._slots.write(slot, rows, block_table, draw)
         if mask is not None:
             assert self._masks.words is not None
@@ -149,18 +153,18 @@ class Program:
         return Submitted(self._slot_tickets[slot], slot, submitted_s)
 
     def wait(self, submitted: Submitted) -> None:
-        """Waits for a step."""
-        self.device.wait(submitted.ticket)
+        """Waits for a step. Raises DeviceLost or DeviceTimeout, as all that wait do."""
+        self._wait(submitted.ticket)
 
     def token(self, submitted: Submitted) -> int:
         """Waits for a "token" or "sampled" step and returns what it chose."""
-        self.device.wait(submitted.ticket)
+        self._wait(submitted.ticket)
         assert self._chosen.words is not None
         return int(self._chosen.words[submitted.slot])
 
     def logits(self, submitted: Submitted) -> Floats:
         """Waits for a "logits" step and returns a copy of its logits (V,)."""
-        self.device.wait(submitted.ticket)
+        self._wait(submitted.ticket)
         assert self._host_logits.words is not None
         return self._host_logits.words[: self.spec.n_vocab].view(np.float32).copy()
 
@@ -202,6 +206,16 @@ class Program:
                 for width in WIDTHS[:2]:
                     self._recorded_step(width, result, slot, is_masked=False, n_submits=1)
 
+    def _may_chain(self) -> bool:
+        """Whether the device passes the test for chains, tried once."""
+        if self._can_chain is None:
+            self._can_chain = can_chain(self.device)
+        return self._can_chain
+
+    def _wait(self, ticket: int) -> None:
+        self.device.wait(ticket)
+        self._decode.check()
+
     def _recorded_step(self, width: int, result: Result, slot: int, is_masked: bool, n_submits: int) -> list[Recording]:
         """A step of one token is one submit. A prompt's are several, and all slots and results share its layers."""
         if width == 1:
@@ -234,7 +248,7 @@ class Program:
     def _begin_step(self, slot: int) -> Dispatch:
         return self.device.dispatch(
             KERNELS["begin_step"],
-            (self._slots.buffer, self._next_token, self._slots.on_device, self._decode.chain),
+            (self._slots.buffer, self._next_token, self._slots.on_device, self._decode.chain, self._decode.failure),
             constants=(4 * self._local_size, self._decode.chain.n_words),
             push=(slot * self._slots.slot_words,),
         )

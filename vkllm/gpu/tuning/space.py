@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vkllm.formats.gguf import TensorInfo, main_format
-from vkllm.gpu.device.probe import NVIDIA, DeviceInfo
-from vkllm.gpu.program.choices import Tuning, tuning
+from vkllm.gpu.device.probe import DeviceInfo
+from vkllm.gpu.program.choices import Tuning, may_chain, tuning
 from vkllm.gpu.program.fitting import attention_bytes, most_invocations
 from vkllm.model.spec import ModelSpec
 
@@ -116,8 +116,7 @@ def is_possible(choices: Tuning, info: DeviceInfo, kind: ModelKind) -> bool:
         and 0 < decode.groups <= _MOST_GROUPS
         and 0 < decode.attention_groups <= _MOST_GROUPS
         and 0 <= decode.steps_touched <= 4
-        # elsewhere dispatches may not start in order, and a chain would wait for ever
-        and (not decode.is_chained or info.vendor_id == NVIDIA)
+        and (not decode.is_chained or may_chain(info))
         and (not (choices.has_matmul or choices.has_tiled_attention) or tuning(info).has_matmul)
         and max(attention_bytes(choices, info, kind.n_sharing, kind.head_dim)) <= info.max_shared_bytes
     )

@@ -27,7 +27,7 @@ LAYER_S = 36e-6
 What speeds measured on an H100 with barriers left beside its read bandwidth was 33 to 43 us (docs/performance.md)."""
 
 CHAINED_LAYER_S = 18e-6
-"""The same where dispatches wait for each other in the shader, which is on NVIDIA: fitted to the H100's 7B Q4_0."""
+"""The same where dispatches wait for each other in the shader (NVIDIA's driver): fitted to the 7B Q4_0 of an H100."""
 
 PCIE_BYTES_PER_S = 25e9
 """What a card reads of system memory over PCIe 4 x16."""

@@ -1,0 +1,91 @@
+"""Whether a device may chain dispatches: whether it starts their workgroups in order, found by trying.
+
+In a chain (shaders/lib/chain.glsl) a workgroup waits for all of the dispatch before. If it could take the room that one
+of them still needs to start, both would wait for ever. Vulkan promises no order, so each loaded model tries it, which
+takes some hundredths of a second. Which devices are tried at all is said by `gpu/program/choices.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import numpy as np
+
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.kernels import KERNELS
+
+_COUNTERS_APART = 8
+_FIRST_COUNTER = _COUNTERS_APART * 65
+"""Words of `Order` in shaders/start_order.comp."""
+
+_ROUNDS = "wide", "narrow", "wide", "wide", "narrow", "narrow"
+"""Kinds of dispatches: a narrow workgroup finds room where a wide one has to wait for it."""
+
+_REPEATS = 3
+
+_GROUPS_PER_CORE = {"wide": 64, "narrow": 256}
+"""A core has room for 4 and for 32 of them, on the GPUs that are tried."""
+
+_DEFAULT_CORES = 2
+
+_WORK, _POLLS = 64, 256
+"""Atomics of a workgroup that works shortly, and of one that is late. Eight times as much is what some work; polls are
+fewer than that. They are enough for a workgroup elsewhere to count itself after it was started, even if a change from
+one process to another comes between."""
+
+
+def can_chain(device: Device) -> bool:
+    """Whether dispatches may wait for each other in the shader on this device. Raises DeviceError."""
+    return not is_off() and starts_in_order(device)
+
+
+def is_off() -> bool:
+    """Whether VKLLM_CHAINS tells to have the driver order all dispatches."""
+    return os.environ.get("VKLLM_CHAINS", "").casefold() in ("off", "0", "no")
+
+
+def starts_in_order(device: Device) -> bool:
+    """Whether no workgroup starts before all of the dispatches before it have. Raises DeviceError.
+
+    The better of three: a GPU that is busy with others may make a workgroup late once.
+    """
+    n_found = {True: 0, False: 0}
+    while max(n_found.values()) < 2:
+        n_found[n_late(device, list(_ROUNDS) * _REPEATS) == 0] += 1
+    return n_found[True] == 2
+
+
+def n_late(device: Device, kinds: list[str], order: list[int] | None = None) -> int:
+    """Workgroups that started before others of the dispatch before had. Raises DeviceError.
+
+    kinds: of the dispatches, by number. order: numbers in the order in which they are recorded, for tests.
+    """
+    kernel, info = KERNELS["start_order"], device.info
+    sizes = {"wide": min(512, info.max_workgroup_invocations), "narrow": min(64, info.max_workgroup_invocations)}
+    shared_words = {"wide": info.max_shared_bytes // 4, "narrow": 1}
+    n_cores, most = info.n_cores or _DEFAULT_CORES, info.max_groups[0]
+    n_groups = {kind: min(n * n_cores, most) for kind, n in _GROUPS_PER_CORE.items()}
+    n_words = _FIRST_COUNTER + _COUNTERS_APART * len(kinds)
+    counters, seen = device.buffer(n_words), device.buffer(n_words, is_host=True)
+    assert seen.words is not None
+    tried = [
+        device.dispatch(
+            kernel,
+            (counters,),
+            constants=(sizes[kind], shared_words[kind], _WORK, _POLLS),
+            groups=(n_groups[kind], 1),
+            push=(number, n_groups[kinds[number - 1]] if number else 0),
+            is_independent=True,
+        )
+        for number, kind in enumerate(kinds)
+    ]
+    clear, read = (
+        device.dispatch(KERNELS["copy_words"], pair, constants=(64,), groups=(1, 1), push=(n_words, 0))
+        for pair in ((seen, counters), (counters, seen))
+    )
+    first, *others = [tried[number] for number in order or range(len(kinds))]
+    device.run([clear, replace(first, is_independent=False), *others, read])
+    started = seen.words[_FIRST_COUNTER::_COUNTERS_APART][: len(kinds)]
+    assert np.array_equal(started, [n_groups[kind] for kind in kinds]), "each workgroup counts itself once"
+    return int(seen.words[0])
