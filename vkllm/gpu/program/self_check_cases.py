@@ -187,7 +187,7 @@ def _matvec_fused(device: Device) -> Case:
     x, norm, y = _random(5, 1, n_columns), _random(6, n_columns), _output(device, n_rows)
     dispatch = device.dispatch(
         KERNELS["matvec_fused"],
-        (*planes, _filled(device, x), _filled(device, norm), y, y, _filled(device, np.zeros(16, np.uint32))),
+        (*planes, _filled(device, x), _filled(device, norm), y, y, *(_output(device, 16) for _ in range(2))),
         constants=(SIZE, n_columns, 0, n_columns, 1, 1, 1, 0, 0, int(eps.view(np.uint32)), 0, 0, 0),
         groups=(2, 1),
         push=(n_rows, 0, 0, 0),
