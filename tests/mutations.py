@@ -75,7 +75,8 @@ def run_mutations(
 ) -> tuple[int, list[str]]:
     """How many of the mutated files opened, and every failure of `read` with the number of its mutation."""
     data = sound.read_bytes()
-    header_bytes = min(info.offset for info in ModelFile.open(sound).tensors.values())
+    offsets = (info.offset for info in ModelFile.open(sound).tensors.values())
+    header_bytes = min(offsets, default=len(data))
     n_opened = 0
     failures = []
     for number in range(n):

@@ -69,10 +69,11 @@ class ChatTemplate:
         tool_source = metadata.string("tokenizer.chat_template.tool_use", None)
         try:
             return cls(tokenizer, source or _CHATML, tool_source, is_fallback=not source)
-        except Exception as error:  # what cannot be compiled may also fail in Python's own compiler
+        except Exception as error:  # also RecursionError and TemplateLimit
             line = f" at line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            reason = error.message if isinstance(error, jinja2.TemplateSyntaxError) else error
             raise ModelFileError(
-                f"{metadata.path}: the chat template is not valid Jinja{line} ({error}); get the model again."
+                f"{metadata.path}: the chat template is not valid Jinja{line} ({_short(reason)}); get the model again."
             ) from None
 
     def render(
@@ -148,11 +149,11 @@ class ChatTemplate:
             ) from None
         except (SecurityError, OverflowError, RecursionError, MemoryError) as error:
             raise ModelFileError(
-                f"The model's chat template does what no template may ({error}); do not trust this file."
+                f"The model's chat template does what no template may ({_short(error)}); do not trust this file."
             ) from None
         except Exception as error:  # any Python error can come out of a template's expressions
             raise InvalidParameter(
-                f"The model's chat template cannot render these messages ({type(error).__name__}: {error}); "
+                f"The model's chat template cannot render these messages ({type(error).__name__}: {_short(error)}); "
                 "check their roles and contents."
             ) from None
 
@@ -194,6 +195,11 @@ def _message_as_content(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message whose texts are marked as content, but for its role: templates make their own marks of it."""
     role = message["role"]
     return {**_as_content(message), "role": role if _PLAIN_ROLE.fullmatch(role) else marked.content(role)}
+
+
+def _short(reason: object) -> str:
+    """The reason of an error on one line: templates write reasons too."""
+    return " ".join(str(reason).split())[:500]
 
 
 def _n_characters(value: Any) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-MAX_SOURCE = 300_000
-"""Characters of a template; the longest of models that we know has 20,000."""
+MAX_SOURCE = 100_000
+"""Characters of a template; the longest of a model that we know has 17,000."""
 
 MAX_STEPS = 500_000
 """Expressions, loop rounds and values of lists: some half a second. The templates of models take about 50 a message."""

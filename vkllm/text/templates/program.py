@@ -312,4 +312,4 @@ def _range(*bounds: int) -> range:
 
 
 def _raise_exception(message: str) -> NoReturn:
-    raise InvalidParameter(f"The model's chat template refuses these messages: {message[:1000]}")
+    raise InvalidParameter(f"The model's chat template refuses these messages: {' '.join(message[:1000].split())}")
