@@ -62,10 +62,13 @@ class Chat:
     ) -> Generation | Stream:
         """Answers a conversation: messages like {"role": "user", "content": "Hello"}, through the model's template.
 
-        tools: function descriptions in OpenAI's form, for templates that know them. With stream=True it returns a
-        `Stream`. on_token is called with each `Piece`, as in `LLM.generate`. With context_shift a conversation that is
-        too long loses its oldest turns, and an answer that fills the context the middle of it; system messages stay.
-        Raises what `generate` raises, and InvalidParameter for messages that the template refuses.
+        Contents may be text, None or lists of text parts, and messages objects of the openai package. What they say is
+        text, even if it reads like a special token. tools: function descriptions in OpenAI's form, for templates that
+        know them. With stream=True it returns a `Stream`. on_token is called with each `Piece`, as in `LLM.generate`.
+        With context_shift a conversation that is too long loses its oldest turns, and an answer that fills the context
+        the middle of it; system messages stay.
+        Raises what `generate` raises, InvalidParameter for messages that the template refuses and tools that it has no
+        place for, and ModelFileError for a template that exceeds its limits of time and memory.
         """
         answer = Stream(self._engine, self._prompts.of_chat(messages, params, options, tools))
         return answer if stream else answer.consume(on_token)

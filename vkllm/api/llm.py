@@ -183,6 +183,7 @@ class LLM(Measuring):
     ) -> Generation | list[Generation]:
         """Continues a prompt, given as text or as token ids, and returns the whole answer.
 
+        Special tokens written in the text, such as <|im_end|>, are those tokens; in messages of `chat` they are text.
         A list of texts or of lists of token ids is a batch: all its requests are sent at once, and the answers come as
         a list in the same order; an error in one, or Ctrl-C, cancels all.
 
