@@ -31,7 +31,7 @@ from random_model import engine_config, write_random_model  # noqa: E402
 
 from vkllm.engine.requests import EngineConfig  # noqa: E402
 from vkllm.errors import DeviceError  # noqa: E402
-from vkllm.gpu.device.kompute import Device, Recording  # noqa: E402
+from vkllm.gpu.device.kompute import Device, Dispatch, Recording  # noqa: E402
 from vkllm.gpu.program import program as program_module  # noqa: E402
 from vkllm.gpu.program.choices import tuning  # noqa: E402
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK  # noqa: E402
@@ -72,9 +72,12 @@ Floats = npt.NDArray[np.float32]
 
 
 class Decoder:
-    """A program whose steps of one token run BATCH at a time, in two halves that take turns."""
+    """A program whose steps of one token run BATCH at a time, in two halves that take turns.
 
-    def __init__(self, device: Device, config: EngineConfig, *, is_chained: bool) -> None:
+    has_barriers: has a barrier before each dispatch, in a chain or not.
+    """
+
+    def __init__(self, device: Device, config: EngineConfig, *, is_chained: bool, has_barriers: bool) -> None:
         choices = tuning(device.info)
         choices = replace(choices, decode=replace(choices.decode, is_chained=is_chained))
         self._program = Program(device, SPEC, config.path, config.tensors, N_CTX, choices=choices)
@@ -89,7 +92,8 @@ class Decoder:
         for first in (0, BATCH):
             dispatches = []
             for slot in range(first, first + BATCH):
-                dispatches += self._program.dispatches(1, "token", slot)
+                step = self._program.dispatches(1, "token", slot)
+                dispatches += [alone(dispatch) for dispatch in step] if has_barriers else step
                 dispatches.append(copy.with_push(SPEC.n_vocab, slot * SPEC.n_vocab))
             self._halves.append(device.record(dispatches))
         self._submitted = [Submitted(0, 0, 0.0)] * 2
@@ -110,6 +114,12 @@ class Decoder:
         return words[: 2 * BATCH * SPEC.n_vocab].view(np.float32).reshape(2, BATCH, SPEC.n_vocab)[batch % 2]
 
 
+def alone(dispatch: Dispatch) -> Dispatch:
+    """The same dispatch behind a barrier, which waits for none."""
+    push = [0 if name == "n_awaited" else dispatch.values[name] for name in dispatch.kernel.push]
+    return replace(dispatch.with_push(*push) if push else dispatch, is_independent=False)
+
+
 def difference(chained: Floats, ordered: Floats, first_step: int) -> str | None:
     """What differs between logits (T, V) of steps from first_step on; None if no bit does."""
     is_other = chained.view(np.uint32) != ordered.view(np.uint32)
@@ -123,12 +133,15 @@ def difference(chained: Floats, ordered: Floats, first_step: int) -> str | None:
     )
 
 
-def prove(device: Device, n_batches: int, seconds: float) -> int:
+def prove(device: Device, n_batches: int, seconds: float, *, same_modules: bool) -> int:
     """Compares batch by batch, for so long at most; the exit code."""
     program_module.N_SLOTS = 2 * BATCH
     with tempfile.TemporaryDirectory() as folder:
         config = engine_config(write_random_model(Path(folder) / "model.gguf", SPEC, FORMATS), SPEC, N_CTX)
-        decoders = [Decoder(device, config, is_chained=is_chained) for is_chained in (True, False)]
+        decoders = [
+            Decoder(device, config, is_chained=is_chained, has_barriers=has_barriers)
+            for is_chained, has_barriers in ((True, False), (same_modules, True))
+        ]
     if not decoders[0].is_chained:
         print("This device does not start dispatches in order, or VKLLM_CHAINS=off: nothing is chained.")
         return 2
@@ -185,6 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=1_000_000, help="decode steps of each kind")
     parser.add_argument("--seconds", type=float, default=540, help="stop after so long and tell how many it was")
     parser.add_argument("--device", help="index or part of the name")
+    parser.add_argument(
+        "--same-modules", action="store_true", help="behind barriers, run the modules of chains, not those without"
+    )
     parser.add_argument("--alone", action="store_true", help="without another process that keeps the device busy")
     parser.add_argument("--keep-busy", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -202,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("The other process could not use the device.")
             return 2
     try:
-        return prove(device, -(-options.steps // BATCH), options.seconds)
+        return prove(device, -(-options.steps // BATCH), options.seconds, same_modules=options.same_modules)
     except DeviceError as error:
         print(f"{type(error).__name__}: {error}")
         return 2

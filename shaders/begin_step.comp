@@ -19,10 +19,8 @@ layout(std430, binding = 3) writeonly buffer Chain { uvec4 chain[]; }; // lib/ch
 layout(std430, binding = 4) readonly buffer Failure { uint failure; };
 
 void main() {
-  // a wait that was given up in a step before ends those of this one, too, until the host has dealt with it
-  for (uint i = gl_LocalInvocationID.x; i < CHAIN_WORDS / 4; i += gl_WorkGroupSize.x) {
-    chain[i] = uvec4(i == 0 ? failure : 0, 0, 0, 0);
-  }
+  uint failed = failure; // on its way meanwhile
+  for (uint i = gl_LocalInvocationID.x; i < CHAIN_WORDS / 4; i += gl_WorkGroupSize.x) chain[i] = uvec4(0);
   uint n_rows = slots[slot_word];
   uint n_table = slots[slot_word + 1];
   if (gl_LocalInvocationID.x < HEADER_WORDS) {
@@ -39,4 +37,6 @@ void main() {
   for (uint i = gl_LocalInvocationID.x; i < n_table; i += gl_WorkGroupSize.x) {
     step_words[table + i] = slots[slot_word + table + i];
   }
+  // a wait that was given up in a step before ends those of this one, too, until the host has dealt with it
+  if (gl_LocalInvocationID.x == 0) chain[0].x = failed;
 }

@@ -7,9 +7,9 @@
 // source: own
 //
 // Each workgroup counts that it has started, looks whether all n_before of the dispatch before have, and then works for
-// a while, some eight times as long as others, so that parts of the device run ahead. One that was started while others
+// a while, some eight times as long as others, so that parts of the device run ahead. One that was started while many
 // of the dispatch before were still waiting for room sees that: they get none before somebody's work is done, and it
-// polls for a shorter time than that. It counts itself as late and goes on, so the test ends on every device.
+// polls no longer than that takes. It counts itself as late and goes on, so the test ends on every device.
 #version 450
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint SHARED_WORDS = 1; // room that a workgroup takes

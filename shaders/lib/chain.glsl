@@ -1,8 +1,8 @@
 // A chain: dispatches without barriers between them. A workgroup waits in the shader until all workgroups of the
 // dispatches before it have ended, so that it can start, and load weights, while the last of them are still at work.
 // It needs a device that starts the workgroups of dispatches in order, so that those that wait never keep those that
-// they wait for from starting (vkllm/gpu/program/chains.py tries that); elsewhere MOST_POLLS is 0, barriers order the dispatches,
-// and await_link and end_link do nothing.
+// they wait for from starting (vkllm/gpu/program/chains.py tries that); elsewhere MOST_POLLS is 0, barriers order the
+// dispatches, and await_link and end_link do nothing.
 //
 // What is handed on lies in coherent buffers: each access goes to where all workgroups of the queue see it. When it gets
 // there is a matter of order. Vulkan's barrier() orders shared memory only; a fence orders what its own invocation did,

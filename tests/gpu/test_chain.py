@@ -21,6 +21,7 @@ from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.errors import DeviceTimeout
 from vkllm.formats.quants import dequantize
+from vkllm.gpu.device import kompute
 from vkllm.gpu.device.kompute import Device, Dispatch, Recording
 from vkllm.gpu.device.probe import NVIDIA_DRIVER
 from vkllm.gpu.program import chains
@@ -221,6 +222,19 @@ def test_a_failure_that_the_host_has_not_dealt_with_lasts_into_the_next_step(dev
             ]
         )
         assert words(chain, (chain.n_words,)).tolist() == [failure] + [0] * (chain.n_words - 1)
+
+
+def test_a_chained_dispatch_takes_the_module_of_the_memory_model_where_the_device_has_it(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    read = kompute.shader
+    monkeypatch.setattr(kompute, "shader", lambda name: (taken.append(name), read(name))[1])
+    monkeypatch.setattr(device, "has_integer_dot", False)
+    for has_memory_model in (True, False):
+        monkeypatch.setattr(device, "has_memory_model", has_memory_model)
+        Links(device, 1).dispatch(1, 0)
+    assert taken == ["matvec_fused_q4_0_soft_memory_model", "matvec_fused_q4_0_soft"]
 
 
 # Programs and engines

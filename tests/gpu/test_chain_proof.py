@@ -23,6 +23,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain_proof.program_module, "N_SLOTS", 3)  # put back at the end
 
 
+def test_both_ways_give_the_same_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert chain_proof.main(["--steps", "40", "--alone", "--same-modules"]) == 0
+    assert "THE SAME: all 64 logits of 40 steps" in capsys.readouterr().out
+
+
 def test_both_ways_give_the_same_bits_beside_another_process(capsys: pytest.CaptureFixture[str]) -> None:
     assert chain_proof.main(["--steps", "20"]) == 0
     *_, result, other = capsys.readouterr().out.splitlines()

@@ -22,17 +22,16 @@ _FIRST_COUNTER = _COUNTERS_APART * 65
 _ROUNDS = "wide", "narrow", "wide", "wide", "narrow", "narrow"
 """Kinds of dispatches: a narrow workgroup finds room where a wide one has to wait for it."""
 
-_REPEATS = 3
+_REPEATS = 2
 
 _GROUPS_PER_CORE = {"wide": 64, "narrow": 256}
 """A core has room for 4 and for 32 of them, on the GPUs that are tried."""
 
 _DEFAULT_CORES = 2
 
-_WORK, _POLLS = 64, 256
-"""Atomics of a workgroup that works shortly, and of one that is late. Eight times as much is what some work; polls are
-fewer than that. They are enough for a workgroup elsewhere to count itself after it was started, even if a change from
-one process to another comes between."""
+_WORK, _POLLS = 128, 128
+"""Atomics that a workgroup works for (some for eight times as many), and polls before it counts itself as late: about
+0.1 ms. That is enough for one elsewhere that was started to count itself, and too short for one that waits for room."""
 
 
 def can_chain(device: Device) -> bool:
@@ -46,9 +45,9 @@ def is_off() -> bool:
 
 
 def starts_in_order(device: Device) -> bool:
-    """Whether no workgroup starts before all of the dispatches before it have. Raises DeviceError.
+    """Whether no workgroup starts before all of the dispatches before it have, in two tries of three.
 
-    The better of three: a GPU that is busy with others may make a workgroup late once.
+    A GPU that is busy with other processes may make a workgroup late once. Raises DeviceError.
     """
     n_found = {True: 0, False: 0}
     while max(n_found.values()) < 2:
@@ -57,7 +56,8 @@ def starts_in_order(device: Device) -> bool:
 
 
 def n_late(device: Device, kinds: list[str], order: list[int] | None = None) -> int:
-    """Workgroups that started before others of the dispatch before had. Raises DeviceError.
+    """Workgroups that started before others of the dispatch before had; all of them if the device counts wrongly.
+    Raises DeviceError.
 
     kinds: of the dispatches, by number. order: numbers in the order in which they are recorded, for tests.
     """
@@ -87,5 +87,5 @@ def n_late(device: Device, kinds: list[str], order: list[int] | None = None) -> 
     first, *others = [tried[number] for number in order or range(len(kinds))]
     device.run([clear, replace(first, is_independent=False), *others, read])
     started = seen.words[_FIRST_COUNTER::_COUNTERS_APART][: len(kinds)]
-    assert np.array_equal(started, [n_groups[kind] for kind in kinds]), "each workgroup counts itself once"
-    return int(seen.words[0])
+    counts_right = np.array_equal(started, [n_groups[kind] for kind in kinds])
+    return int(seen.words[0]) if counts_right else sum(n_groups[kind] for kind in kinds)
