@@ -43,7 +43,7 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fake_llm(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LLM]]:
     """Makes LLMs whose engine is fake_engine.FakeEngine in a process of its own; all are closed at the end."""
     monkeypatch.setattr(
-        "vkllm.api.llm.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
+        "vkllm.api.loading.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
     )
     made: list[LLM] = []
 

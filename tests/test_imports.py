@@ -14,15 +14,16 @@ import vkllm
 PACKAGE = Path(vkllm.__file__).parent
 
 # What each room may import of the others. Neither the GPU nor the engine knows text.
-_FILES = {"errors", "resources", "formats"}
+_FILES = {"errors", "parameters", "resources", "formats"}
 _DEVICE = _FILES | {"model", "gpu"}
 ALLOWED = {
     "errors": set(),
+    "parameters": {"errors"},
     "resources": {"errors"},
     "formats": {"errors"},
     "text": {"errors", "formats"},
     "store": _FILES,
-    "model": {"errors", "formats"},
+    "model": {"errors", "parameters", "formats"},
     "gpu": _FILES | {"model"},
     "engine": _DEVICE,
     "api": _DEVICE | {"engine", "text", "store"},

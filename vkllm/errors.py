@@ -173,3 +173,8 @@ class InvalidParameter(RequestError):
     ...     print(error)
     top_p must be a number between 0 and 1, not 2
     """
+
+
+def counted(n: int, noun: str) -> str:
+    """A count in words of a message: "1 token", "2 tokens"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

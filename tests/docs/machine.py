@@ -31,7 +31,7 @@ from vkllm.store.downloads.wheel import wheel_model_path
 ROOT = Path(__file__).parents[2]
 FAKE = (
     "import functools, vkllm.api.llm, vkllm.engine.process.handle as process\n"
-    "vkllm.api.llm.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
+    "vkllm.api.loading.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
     "from vkllm.faces.cli.app import main; main()"
 )
 REAL = "from vkllm.faces.cli.app import main; main()"

@@ -50,7 +50,7 @@ def test_our_lines_run_in_their_order(
     library: str, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a line calls the model, it gets the tiny one, and all that is asked of it really runs."""
-    monkeypatch.setattr("vkllm.api.llm.find_model", lambda name, on_progress: tiny_gguf)
+    monkeypatch.setattr("vkllm.api.loading.find_model", lambda name, on_progress: tiny_gguf)
     monkeypatch.chdir(tmp_path)
 
     async def run() -> None:

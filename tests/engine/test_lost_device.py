@@ -138,5 +138,5 @@ def test_a_process_killed_in_mid_answer_is_noticed_within_a_second_and_the_next_
     _, failed = ended(events)
     assert time.monotonic() - start_s < 1
     assert isinstance(failed, Failed) and isinstance(failed.error, DeviceLost)
-    assert "SIGKILL while answering 1 request(s) (prompt tokens: 20)" in str(failed.error)
+    assert "SIGKILL while answering 1 request (prompt tokens: 20)" in str(failed.error)
     assert answered(process) == undisturbed

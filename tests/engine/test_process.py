@@ -189,7 +189,7 @@ def test_a_killed_process_fails_open_requests_within_a_second_and_the_next_start
         last = events_until_last(queue)[-1]
         assert isinstance(last, Failed)
         assert isinstance(last.error, DeviceLost)
-        assert "killed by SIGKILL while answering 2 request(s) (prompt tokens: 3, 2) on fake device" in str(last.error)
+        assert "killed by SIGKILL while answering 2 requests (prompt tokens: 3, 2) on fake device" in str(last.error)
         assert "driver noise" in str(last.error)
     assert time.monotonic() - start < 1
     assert token_ids(events_until_last(engine.submit(request(3, 100, 5, max_tokens=2)))) == [5, 5]

@@ -133,9 +133,26 @@ def test_logprobs() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"temperature": -1}, {"top_p": 1.1}, {"min_p": float("nan")}, {"max_tokens": 0}, {"seed": -1}, {"stop": ("",)},
-     {"logprobs": 10**6}, {"temperature": "hot"}, {"top_k": -1}],
+    [{"temperature": -1}, {"top_p": 1.1}, {"min_p": float("nan")}, {"max_tokens": 0}, {"seed": -2}, {"stop": ("",)},
+     {"logprobs": 10**6}, {"temperature": "hot"}, {"top_k": -2}],
 )  # fmt: skip
 def test_values_out_of_range_are_named(options: dict[str, object]) -> None:
     with pytest.raises(InvalidParameter, match=next(iter(options))):
         SamplingParams(**options)
+
+
+def test_biases_are_added_before_penalties_and_the_cpu_chooses() -> None:
+    greedy = SamplingParams(temperature=0, logit_bias={3: 100, 1: -100})
+    sampler = Sampler(greedy, ())
+    assert not sampler.suits_gpu and Sampler(SamplingParams(temperature=0), ()).suits_gpu
+    assert sampler.choose(LOGITS) == 3
+    assert drawn(200, logit_bias={1: -100}, **NO_CUTS)[1] == 0  # type: ignore[arg-type]
+    # the penalty divides what the bias has made of a logit
+    both = SamplingParams(temperature=0, logit_bias={0: 10}, repetition_penalty=100)
+    assert Sampler(both, (0,)).choose(np.float32([0, 1, 0])) == 1
+    assert Sampler(both, ()).choose(np.float32([0, 1, 0])) == 0
+
+
+def test_a_seed_of_minus_one_is_drawn() -> None:
+    assert len({Sampler(SamplingParams(seed=-1), ()).seed for _ in range(3)}) == 3
+    assert Sampler(SamplingParams(seed=0), ()).seed == 0

@@ -22,7 +22,7 @@ FAKE = [
     sys.executable,
     "-c",
     "import functools, vkllm.api.llm, vkllm.engine.process.handle as process\n"
-    "vkllm.api.llm.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
+    "vkllm.api.loading.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
     "from vkllm.faces.cli.app import main; main()",
 ]
 

@@ -22,7 +22,7 @@ from vkllm.faces.cli.run import RunOptions
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An engine without a device, and a folder for kept chats."""
     monkeypatch.setattr(
-        "vkllm.api.llm.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
+        "vkllm.api.loading.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
     )
     monkeypatch.setenv("VKLLM_DATA", str(tmp_path / "data"))
     return tmp_path / "data"
@@ -146,7 +146,7 @@ def test_the_context_is_set_by_loading_again_and_the_conversation_stays(session:
     session.messages.append({"role": "user", "content": "Hi"})
     run_command(session, "/set parameter num_ctx 100")
     assert session.llm.n_ctx == 100 and len(session.messages) == 1
-    with pytest.raises(InvalidParameter, match="a context of 1 tokens is not possible"):
+    with pytest.raises(InvalidParameter, match="a context of 1 token is not possible"):
         run_command(session, "/set parameter num_ctx 1")
     assert session.llm.n_ctx == 100  # the model as it was answers again
     assert session.llm.chat(session.prompt_messages, max_tokens=3).text == "sys"

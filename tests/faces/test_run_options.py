@@ -209,7 +209,7 @@ def test_minus_one_is_no_limit_and_a_drawn_seed(asked: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"max_tokens": 0}, "^-n must be a number between 1"),
+        ({"max_tokens": 0}, "^-n must be a whole number between 1"),
         ({"temperature": -1.0}, "^--temp must be"),
         ({"top_p": 2.0}, "^--top-p must be"),
         ({"penalty_window": -2}, "^--repeat-last-n must be"),

@@ -327,10 +327,10 @@ def test_a_cache_above_the_largest_binding_is_refused_with_the_context_that_fits
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"type_k": "q5_1"}, "-ctk takes f16 or q8_0, not 'q5_1'"),
-        ({"type_v": "f32"}, "-ctv takes"),
-        ({"n_gpu_layers": -2}, "-ngl cannot be -2"),
-        ({"vram_limit": -1}, "--vram-limit cannot be -1"),
+        ({"type_k": "q5_1"}, "type_k (-ctk) must be f16 or q8_0, not 'q5_1'"),
+        ({"type_v": "f32"}, "type_v (-ctv) must be"),
+        ({"n_gpu_layers": -2}, "n_gpu_layers (-ngl) must be a whole number of at least 0, or -1 for all, not -2"),
+        ({"vram_limit": -1}, "vram_limit (--vram-limit) must be a whole number of at least 0, not -1"),
     ],
 )
 def test_options_that_no_device_could_meet_are_refused(options: dict[str, object], words: str) -> None:

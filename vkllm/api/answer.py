@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Self, TypedDict
 
 from vkllm.engine.events import Event, Failed, Finished, RunStats, Token
 from vkllm.engine.requests import Request
-from vkllm.errors import VkllmError
+from vkllm.errors import VkllmError, counted
 from vkllm.text.stop import StopStrings
 from vkllm.text.tokenizer import Detokenizer
 
@@ -46,7 +46,10 @@ class Logprob(NamedTuple):
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The fields of `SamplingParams`, as keyword arguments; `stop` may also be one string, `json_schema` the schema."""
+    """The fields of `SamplingParams`, as keyword arguments; `stop` may also be one string, `json_schema` the schema.
+
+    origin: whose text it is, such as a user's id; what was cached for one origin is never used for another.
+    """
 
     max_tokens: int | None
     temperature: float
@@ -61,11 +64,13 @@ class SamplingOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
-    logprobs: int | None
+    logprobs: int | bool | None
     context_shift: bool
     json_schema: str | Mapping[str, Any] | bool | None
     regex: str | None
     grammar: str | None
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,16 @@ class AnswerText:
     def is_stopped(self) -> bool:
         """Whether a stop string came."""
         return self._stops.is_matched
+
+    @property
+    def state(self) -> str:
+        """How far it is, in words."""
+        n = counted(len(self._token_ids), "token")
+        if self.error is not None:
+            return f"failed after {n}"
+        if self.generation is not None:
+            return f"ended after {n}: {self.generation.finish_reason}"
+        return f"closed after {n}" if self.is_over else f"{n} so far"
 
     def push(self, event: Event) -> Piece | None:
         """Takes in one event and returns the piece that it completes, if any. Raises the error of a `Failed`."""

@@ -7,39 +7,26 @@ leaves everything else to llm.py.
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, NoReturn, Self, Unpack, overload
 
 from vkllm.api.answer import Generation, OnToken, SamplingOptions
-from vkllm.api.async_stream import AsyncStream, results
-from vkllm.api.chat import AsyncChat
+from vkllm.api.async_stream import AsyncStream, all_answers
+from vkllm.api.chat import AsyncChat, async_chat
 from vkllm.api.embedding import async_embeddings
 from vkllm.api.llm import LLM
+from vkllm.api.loading import Loading, LoadOptions
 from vkllm.api.prompts import Message, Prompts, as_batch
 from vkllm.engine.events import EngineStats
 from vkllm.engine.params import SamplingParams
-from vkllm.engine.process.handle import EngineProcess
+from vkllm.engine.process.handle import EngineProcess, not_copied
 from vkllm.errors import DeviceLost, InvalidParameter
+from vkllm.parameters import checks_names
 
 if TYPE_CHECKING:
     from vkllm.api.openai.create import AsyncCompletions, AsyncEmbeddings
-
-
-class LoadOptions(TypedDict, total=False):
-    """The options of `LLM`."""
-
-    n_ctx: int | None
-    device: str | int | None
-    type_k: str
-    type_v: str
-    n_gpu_layers: int | None
-    vram_limit: int | None
-    ram_limit: int | None
-    seed: int | None
-    on_progress: Callable[[str, int, int], None] | None
 
 
 class AsyncLLM:
@@ -63,25 +50,38 @@ class AsyncLLM:
     [' Paris', '.']
     """
 
+    @checks_names(LoadOptions)
     def __init__(self, model: str | Path | LLM = "smollm2", **options: Unpack[LoadOptions]) -> None:
         if isinstance(model, LLM) and options:
             raise InvalidParameter(f"the model is loaded already; {', '.join(options)} cannot be chosen any more")
-        self._model = model if isinstance(model, str | Path) else model.path
         self._options = options
-        # One that is loaded later can be closed while that goes on.
-        self._llm = model if isinstance(model, LLM) else LLM.__new__(LLM)
+        self._llm: LLM | None = None
+        if isinstance(model, LLM):
+            self._llm = model
+            self._model: str | Path = model.path
+        else:
+            Loading(model, **options)  # wrong options are found now
+            self._model = model
+        self._loading: Loading | None = None
         self._load_lock = asyncio.Lock()
-        self._is_loaded = isinstance(model, LLM)
         self._is_closed = False
 
+    def __repr__(self) -> str:
+        if self._llm is not None:
+            return f"<Async{repr(self._llm)[1:]}"
+        return f"<AsyncLLM {self._model}, {'closed' if self._is_closed else 'not loaded'}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise not_copied("an AsyncLLM")
+
     async def load(self) -> None:
-        """Downloads and loads the model unless that is done. Raises what `LLM` raises."""
+        """Downloads and loads the model unless it is loaded. Raises what `LLM` raises."""
         await self._loaded()
 
     @property
     def llm(self) -> LLM:
         """The loaded model with all that it tells: n_ctx, device_name, plan and more. Its methods wait."""
-        if not self._is_loaded:
+        if self._llm is None:
             raise DeviceLost("the model is not loaded; await load() first")
         return self._llm
 
@@ -103,6 +103,7 @@ class AsyncLLM:
         **options: Unpack[SamplingOptions],
     ) -> list[Generation]: ...
 
+    @checks_names(SamplingOptions)
     async def generate(
         self,
         prompt: str | Sequence[int] | list[str] | list[list[int]],
@@ -117,8 +118,9 @@ class AsyncLLM:
         """
         prompts, is_batch = as_batch(prompt, on_token)
         streams = [self.stream(each, params, **options) for each in prompts]
-        return await (results(streams) if is_batch else streams[0].consume(on_token))
+        return await (all_answers(streams) if is_batch else streams[0].consume(on_token))
 
+    @checks_names(SamplingOptions)
     def stream(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
     ) -> AsyncStream:
@@ -128,69 +130,80 @@ class AsyncLLM:
     @property
     def chat(self) -> AsyncChat:
         """`await chat(messages)` answers a conversation, `await chat.completions.create(...)` in OpenAI's shape."""
-        return AsyncChat(self._opened)
+        return async_chat(self._opened)
 
     @property
     def completions(self) -> AsyncCompletions:
         """`await completions.create(prompt=...)` takes and returns what OpenAI's API for plain text does."""
-        from vkllm.api.openai.create import AsyncCompletions  # with pydantic, which takes 0.2 s to import
+        from vkllm.api.openai.create import Completions, in_event_loop  # with pydantic, which takes 0.2 s to import
 
-        return AsyncCompletions(self._opened)
+        return Completions(in_event_loop(self._opened))
 
     @property
     def embeddings(self) -> AsyncEmbeddings:
         """`await embeddings.create(input=...)` takes and returns what OpenAI's API does."""
-        from vkllm.api.openai.create import AsyncEmbeddings
+        from vkllm.api.openai.create import Embeddings, embed_in_event_loop
 
-        return AsyncEmbeddings(self._opened)
-
-    @overload
-    async def embed(self, text: str | Sequence[int]) -> list[float]: ...
+        return Embeddings(embed_in_event_loop(self._opened))
 
     @overload
-    async def embed(self, text: list[str] | list[list[int]]) -> list[list[float]]: ...
+    async def embed(self, text: str | Sequence[int], *, origin: str = "") -> list[float]: ...
 
-    async def embed(self, text: str | Sequence[int] | list[str] | list[list[int]]) -> list[float] | list[list[float]]:
+    @overload
+    async def embed(self, text: list[str] | list[list[int]], *, origin: str = "") -> list[list[float]]: ...
+
+    @checks_names()
+    async def embed(
+        self, text: str | Sequence[int] | list[str] | list[list[int]], *, origin: str = ""
+    ) -> list[float] | list[list[float]]:
         """The embedding of a text, or of each in a list; as `LLM.embed`."""
         texts, is_batch = as_batch(text)
         engine, prompts = await self._opened()
-        requests = await asyncio.to_thread(prompts.of_embeddings, texts)
+        requests = await asyncio.to_thread(prompts.of_embeddings, texts, origin)
         vectors = [found.vector for found in await async_embeddings(engine, requests)]
         return vectors if is_batch else vectors[0]
 
+    @checks_names()
     async def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """The token ids of a text; as `LLM.tokenize`."""
         llm = await self._loaded()
         return await asyncio.to_thread(llm.tokenize, text, add_special=add_special, parse_special=parse_special)
 
+    @checks_names()
     async def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids; as `LLM.detokenize`."""
         llm = await self._loaded()
         return await asyncio.to_thread(llm.detokenize, token_ids, skip_special=skip_special)
 
+    @checks_names()
     async def count_tokens(self, prompt: str | Sequence[Message], *, tools: Sequence[Message] | None = None) -> int:
         """How many tokens a text or a conversation takes; as `LLM.count_tokens`."""
         llm = await self._loaded()
         return await asyncio.to_thread(llm.count_tokens, prompt, tools=tools)
 
-    async def save_state(self, path: str | Path) -> None:
+    @checks_names()
+    async def save_state(self, path: str | Path, *, origin: str = "") -> None:
         """Writes what is cached to a file; as `LLM.save_state`."""
         llm = await self._loaded()
-        await asyncio.to_thread(llm.save_state, path)
+        await asyncio.to_thread(llm.save_state, path, origin=origin)
 
-    async def load_state(self, path: str | Path) -> list[int]:
+    @checks_names()
+    async def load_state(self, path: str | Path, *, origin: str = "") -> list[int]:
         """Reads what `save_state` wrote and returns its token ids; as `LLM.load_state`."""
         llm = await self._loaded()
-        return await asyncio.to_thread(llm.load_state, path)
+        return await asyncio.to_thread(llm.load_state, path, origin=origin)
 
     def stats(self) -> EngineStats:
         """Counts and seconds of all requests that ended since the model was loaded; as `LLM.stats`."""
-        return self._llm.stats() if self._is_loaded else EngineStats()
+        return EngineStats() if self._llm is None else self._llm.stats()
 
     async def close(self) -> None:
         """Ends the engine and releases the device; open streams fail. The second call does nothing."""
         self._is_closed = True
-        await asyncio.to_thread(_end_engine, self._llm)
+        if (loading := self._loading) is not None:
+            await asyncio.to_thread(loading.cancel)
+        if (llm := self._llm) is not None:
+            await asyncio.to_thread(llm.close)
 
     async def __aenter__(self) -> Self:
         await self.load()
@@ -207,41 +220,24 @@ class AsyncLLM:
 
     async def _loaded(self) -> LLM:
         async with self._load_lock:
-            if not self._is_loaded:
-                await self._load()
+            if self._llm is None:
+                self._llm = await self._load()
             return self._llm
 
-    async def _load(self) -> None:
+    async def _load(self) -> LLM:
         """Loads the model in a thread. A cancel of this task, or `close`, ends that."""
         if self._is_closed:
             raise DeviceLost("the engine was closed; open the model again")
-        loop = asyncio.get_running_loop()
-        llm = self._llm = LLM.__new__(LLM)
-        is_cancelled = threading.Event()
-        tell = self._options.get("on_progress")
+        loop, tell = asyncio.get_running_loop(), self._options.get("on_progress")
 
         def on_progress(what: str, done_bytes: int, total_bytes: int) -> None:
-            if is_cancelled.is_set() or self._is_closed:
-                raise DeviceLost("the model was closed while it was loaded; open it again")
             if tell is not None:
                 loop.call_soon_threadsafe(tell, what, done_bytes, total_bytes)
 
-        def load() -> None:
-            options: LoadOptions = {**self._options, "on_progress": on_progress}
-            LLM.__init__(llm, self._model, **options)
-            if is_cancelled.is_set() or self._is_closed:
-                llm.close()
-
+        options: LoadOptions = {**self._options, "on_progress": on_progress}
+        loading = self._loading = Loading(self._model, **options)
         try:
-            await asyncio.to_thread(load)
+            return LLM(await asyncio.to_thread(loading.run))
         except asyncio.CancelledError:
-            is_cancelled.set()
-            await asyncio.to_thread(_end_engine, llm)
+            await asyncio.to_thread(loading.cancel)
             raise
-        self._is_loaded = True
-
-
-def _end_engine(llm: LLM) -> None:
-    """Closes a model even while it is loaded by another thread."""
-    if (engine := getattr(llm, "_engine", None)) is not None:
-        engine.close()

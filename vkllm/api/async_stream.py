@@ -1,6 +1,6 @@
-"""An answer as it comes, for asyncio: the engine's events are brought to the event loop, which never waits for them.
+"""Answers as their pieces come, for asyncio: the engine's events are brought to the event loop, which never waits.
 
-It knows event loops and threads; text is generation.py's, prompts are prompts.py's.
+It knows event loops and threads; how pieces are put together is `api/answer.py`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from vkllm.api.answer import AnswerText, Generation, OnToken, Piece
 from vkllm.api.prompts import Prompts
 from vkllm.engine.events import Event
-from vkllm.engine.process.handle import EngineProcess
+from vkllm.engine.process.handle import EngineProcess, not_copied
 
 Opened = Callable[[], Awaitable[tuple[EngineProcess, Prompts]]]
-"""Loads the model unless that is done, and tells what takes its requests and what makes them."""
+"""Loads the model unless it is loaded; returns what takes its requests and what makes them."""
 
 
 class AsyncStream(AsyncIterator[Piece]):
@@ -46,6 +46,16 @@ class AsyncStream(AsyncIterator[Piece]):
         self._start: asyncio.Task[AnswerText] | None = None
         self._cancel: Callable[[], None] | None = None  # once the request was sent
         self._is_closed = False
+
+    def __repr__(self) -> str:
+        if self._is_closed:
+            return "<AsyncStream, closed>"
+        if self._start is None or not self._start.done() or self._start.cancelled() or self._start.exception():
+            return "<AsyncStream, not started>" if self._start is None else "<AsyncStream, not answered>"
+        return f"<AsyncStream, {self._start.result().state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise not_copied("an AsyncStream")
 
     async def __anext__(self) -> Piece:
         """The next piece. Raises InvalidParameter, ContextOverflow, DeviceLost and other errors of the engine."""
@@ -144,7 +154,7 @@ class AsyncStream(AsyncIterator[Piece]):
         return piece
 
 
-async def results(streams: Sequence[AsyncStream]) -> list[Generation]:
+async def all_answers(streams: Sequence[AsyncStream]) -> list[Generation]:
     """Sends all requests at once and waits for all answers; an error or a cancel ends them together."""
     async with contextlib.AsyncExitStack() as stack:
         for stream in streams:

@@ -1,31 +1,53 @@
 """`llm.chat`: a function that answers conversations, and the place of `llm.chat.completions.create(...)`.
 
-It knows what LLM and AsyncLLM have in common for that: prompts and the engine. How answers look in OpenAI's shape is
+It is one class for LLM and AsyncLLM, which differ in the streams that they open. How answers look in OpenAI's shape is
 api/openai/calls.py's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, Unpack, overload
 
-from vkllm.api.answer import Generation, OnToken, SamplingOptions
+from vkllm.api.answer import AnswerText, Generation, OnToken, SamplingOptions
 from vkllm.api.async_stream import AsyncStream, Opened
 from vkllm.api.prompts import Message, Prompts
 from vkllm.api.stream import Stream
 from vkllm.engine.params import SamplingParams
-from vkllm.engine.process.handle import EngineProcess
+from vkllm.engine.process.handle import EngineProcess, not_copied
+from vkllm.parameters import checks_names, truth
 
 if TYPE_CHECKING:
-    from vkllm.api.openai.create import AsyncChatCompletions, ChatCompletions
+    from vkllm.api.openai.create import AsyncChatCompletions, SyncChatCompletions
+
+AnswerT = TypeVar("AnswerT")
+StreamT = TypeVar("StreamT")
+CompletionsT = TypeVar("CompletionsT")
 
 
-class Chat:
-    """Answers conversations; it is called like a method: `llm.chat(messages, max_tokens=20)`."""
+class Chat(Generic[AnswerT, StreamT, CompletionsT]):
+    """Answers conversations; it is called like a method: `llm.chat(messages, max_tokens=20)`.
 
-    def __init__(self, engine: EngineProcess, prompts: Prompts) -> None:
-        self._engine = engine
-        self._prompts = prompts
+    For an `AsyncLLM`, `await llm.chat(messages)` is a `Generation` and `llm.chat(messages, stream=True)` an
+    `AsyncStream`.
+    """
+
+    def __init__(
+        self,
+        open_stream: Callable[[Callable[[Prompts], AnswerText]], StreamT],
+        consume: Callable[[StreamT, OnToken | None], AnswerT],
+        completions: Callable[[], CompletionsT],
+    ) -> None:
+        """open_stream: asks for an answer that is still empty. consume: reads a stream to its end."""
+        self._open_stream = open_stream
+        self._consume = consume
+        self._completions = completions
+
+    def __repr__(self) -> str:
+        return "<Chat: call it with messages, or use completions.create(messages=...)>"
+
+    def __reduce__(self) -> NoReturn:
+        raise not_copied("a Chat")
 
     @overload
     def __call__(
@@ -37,7 +59,7 @@ class Chat:
         stream: Literal[False] = False,
         on_token: OnToken | None = None,
         **options: Unpack[SamplingOptions],
-    ) -> Generation: ...
+    ) -> AnswerT: ...
 
     @overload
     def __call__(
@@ -48,8 +70,9 @@ class Chat:
         tools: Sequence[Message] | None = None,
         stream: Literal[True],
         **options: Unpack[SamplingOptions],
-    ) -> Stream: ...
+    ) -> StreamT: ...
 
+    @checks_names(SamplingOptions)
     def __call__(
         self,
         messages: Sequence[Message],
@@ -59,7 +82,7 @@ class Chat:
         stream: bool = False,
         on_token: OnToken | None = None,
         **options: Unpack[SamplingOptions],
-    ) -> Generation | Stream:
+    ) -> AnswerT | StreamT:
         """Answers a conversation: messages like {"role": "user", "content": "Hello"}, through the model's template.
 
         Contents may be text, None or lists of text parts, and messages objects of the openai package. What they say is
@@ -70,63 +93,37 @@ class Chat:
         Raises what `generate` raises, InvalidParameter for messages that the template refuses and tools that it has no
         place for, and ModelFileError for a template that exceeds its limits of time and memory.
         """
-        answer = Stream(self._engine, self._prompts.of_chat(messages, params, options, tools))
-        return answer if stream else answer.consume(on_token)
+        is_stream = truth("stream", stream or False)
+        answer = self._open_stream(lambda prompts: prompts.of_chat(messages, params, options, tools))
+        return answer if is_stream else self._consume(answer, on_token)
 
     @property
-    def completions(self) -> ChatCompletions:
+    def completions(self) -> CompletionsT:
         """`completions.create(messages=...)` takes and returns what OpenAI's API does."""
-        from vkllm.api.openai.create import ChatCompletions  # with pydantic, which takes 0.2 s to import
-
-        return ChatCompletions(self._engine, self._prompts)
+        return self._completions()
 
 
-class AsyncChat:
-    """As `Chat`: `await llm.chat(messages)` is a `Generation`, `llm.chat(messages, stream=True)` an `AsyncStream`."""
+SyncChat = Chat[Generation, Stream, "SyncChatCompletions"]
+AsyncChat = Chat[Coroutine[Any, Any, Generation], AsyncStream, "AsyncChatCompletions"]
 
-    def __init__(self, opened: Opened) -> None:
-        self._opened = opened
 
-    @overload
-    def __call__(
-        self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
-        *,
-        tools: Sequence[Message] | None = None,
-        stream: Literal[False] = False,
-        on_token: OnToken | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Coroutine[Any, Any, Generation]: ...
+def sync_chat(engine: EngineProcess, prompts: Prompts) -> SyncChat:
+    """`LLM.chat`."""
 
-    @overload
-    def __call__(
-        self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
-        *,
-        tools: Sequence[Message] | None = None,
-        stream: Literal[True],
-        **options: Unpack[SamplingOptions],
-    ) -> AsyncStream: ...
+    def completions() -> SyncChatCompletions:
+        from vkllm.api.openai.create import ChatCompletions, in_thread  # with pydantic, which takes 0.2 s to import
 
-    def __call__(
-        self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
-        *,
-        tools: Sequence[Message] | None = None,
-        stream: bool = False,
-        on_token: OnToken | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Coroutine[Any, Any, Generation] | AsyncStream:
-        """Answers a conversation; parameters and errors as for `LLM.chat`. on_token may be a coroutine function."""
-        answer = AsyncStream(self._opened, lambda prompts: prompts.of_chat(messages, params, options, tools))
-        return answer if stream else answer.consume(on_token)
+        return ChatCompletions(in_thread(engine, prompts))
 
-    @property
-    def completions(self) -> AsyncChatCompletions:
-        """`await completions.create(messages=...)` takes and returns what OpenAI's API does."""
-        from vkllm.api.openai.create import AsyncChatCompletions  # with pydantic, which takes 0.2 s to import
+    return Chat(lambda make_answer: Stream(engine, make_answer(prompts)), Stream.consume, completions)
 
-        return AsyncChatCompletions(self._opened)
+
+def async_chat(opened: Opened) -> AsyncChat:
+    """`AsyncLLM.chat`."""
+
+    def completions() -> AsyncChatCompletions:
+        from vkllm.api.openai.create import ChatCompletions, in_event_loop
+
+        return ChatCompletions(in_event_loop(opened))
+
+    return Chat(lambda make_answer: AsyncStream(opened, make_answer), AsyncStream.consume, completions)

@@ -1,44 +1,40 @@
-"""A model to talk to from Python: opens the file, starts the engine, turns text into requests.
+"""A model to talk to from Python: what can be asked of it, each a call or two of the parts beside this file.
 
-It knows prompts, templates and limits; it does not know devices, kernels or how tokens are chosen.
+It knows requests and answers; it does not know devices, kernels or how tokens are chosen.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
+from typing import TYPE_CHECKING, NoReturn, Self, Unpack, overload
 
+from vkllm.api import queries
 from vkllm.api.answer import Generation, OnToken, SamplingOptions
-from vkllm.api.chat import Chat
+from vkllm.api.chat import SyncChat, sync_chat
 from vkllm.api.embedding import embeddings
-from vkllm.api.measuring import Measuring
+from vkllm.api.loading import LoadedModel, Loading, OnProgress
 from vkllm.api.prompts import Message as Message
-from vkllm.api.prompts import Prompts, as_batch
-from vkllm.api.stream import Stream, results
-from vkllm.engine.events import RunStats, StateAnswer
+from vkllm.api.prompts import as_batch, checked_origin
+from vkllm.api.stream import Stream, all_answers
+from vkllm.engine.events import DeviceReport, EngineStats, RunStats
 from vkllm.engine.params import SamplingParams
-from vkllm.engine.process.handle import EngineProcess
-from vkllm.engine.requests import EngineConfig, StateQuery
-from vkllm.errors import ContextOverflow, InvalidParameter, ModelFileError
-from vkllm.formats.gguf import ModelFile, main_format
-from vkllm.model.architectures import model_spec, pooling
-from vkllm.model.memory.plan import MemoryPlan, PlanOptions
-from vkllm.store import find_model
-from vkllm.text.chat import ChatTemplate
-from vkllm.text.tokenizer import Tokenizer
+from vkllm.engine.process.handle import not_copied
+from vkllm.errors import ContextOverflow, counted
+from vkllm.formats.gguf import main_format
+from vkllm.model.memory.plan import MemoryPlan
+from vkllm.parameters import checks_names, whole_number
 
 if TYPE_CHECKING:
-    from vkllm.api.openai.create import Completions, Embeddings
+    from vkllm.api.openai.create import SyncCompletions, SyncEmbeddings
+    from vkllm.gpu.measure.step_times import StepTimes
+    from vkllm.gpu.tuning.search import Trial
+    from vkllm.gpu.tuning.tuner import TuningReport
 
-DEFAULT_N_CTX = 4096
 
-
-class LLM(Measuring):
+class LLM:
     """A loaded model. Safe to use from several threads; `close()` or a `with` block releases it.
 
     model: a name from `vkllm list`, a path to a .gguf file, or a folder with one.
@@ -51,17 +47,18 @@ class LLM(Measuring):
     seed: for requests that name none; without it each answer is drawn anew.
     on_progress(what, bytes done, bytes total) is called while the model is downloaded and loaded.
 
-    Raises ModelNotFound, ModelFileError, UnsupportedModel before it touches a device, then NoDevice,
-    OutOfDeviceMemory, DeviceLost.
+    Raises InvalidParameter, ModelNotFound, ModelFileError, UnsupportedModel before it touches a device, then NoDevice,
+    OutOfDeviceMemory, DeviceLost. It belongs to the process that made it: it can neither be pickled nor used in a fork.
 
     >>> with LLM("smollm2", n_ctx=512) as small:
     ...     print(small.generate("The capital of France is", max_tokens=1, temperature=0).text)
      Paris
     """
 
+    @checks_names()
     def __init__(
         self,
-        model: str | Path = "smollm2",
+        model: str | Path | LoadedModel = "smollm2",
         *,
         n_ctx: int | None = None,
         device: str | int | None = None,
@@ -71,49 +68,37 @@ class LLM(Measuring):
         vram_limit: int | None = None,
         ram_limit: int | None = None,
         seed: int | None = None,
-        on_progress: Callable[[str, int, int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
-        self.path = find_model(str(model), on_progress=on_progress)
-        self.name = self.path.stem if Path(model).exists() else str(model)
-        file = ModelFile.open(self.path)
-        self.spec = model_spec(file.metadata, file.tensors)
-        self.tokenizer = Tokenizer.from_gguf(file.metadata)
-        if self.tokenizer.n_vocab > self.spec.n_vocab:
-            raise ModelFileError(
-                f"{self.path}: the vocabulary has {self.tokenizer.n_vocab} tokens, but the embedding only "
-                f"{self.spec.n_vocab} rows; the file is damaged"
-            )
-        self.tensors = file.tensors
-        self.quantization = main_format(file.tensors)
-        self._template = ChatTemplate.from_gguf(file.metadata, self.tokenizer)
-        self._request_ids = itertools.count(1)
-        self._engine = EngineProcess(
-            EngineConfig(
-                path=self.path,
-                tensors=file.tensors,
-                spec=replace(self.spec, n_vocab=self.tokenizer.n_vocab),  # rows beyond it are padding
-                n_ctx=_context(n_ctx, self.spec.n_ctx_train),
-                device=None if device is None else str(device),
-                options=PlanOptions(
-                    type_k, type_v, None if n_gpu_layers == -1 else n_gpu_layers, vram_limit, ram_limit
-                ),
-                token_bytes=self.tokenizer.answer_bytes(),
-                end_ids=self.tokenizer.stop_ids,
-            ),
-            None if on_progress is None else lambda done, total: on_progress(f"loading {self.path.name}", done, total),
-        )
-        self._engine.start()
-        self.n_ctx = self._engine.ready.plan.n_ctx
-        self._prompts = Prompts(
-            self.tokenizer,
-            self._template,
-            SamplingParams(seed=seed),
-            self._request_ids,
-            model=self.name,
-            pooling=pooling(file.metadata),
-            n_ctx=self.n_ctx,
-            n_ctx_train=self.spec.n_ctx_train,
-        )
+        if not isinstance(model, LoadedModel):  # which AsyncLLM passes
+            model = Loading(
+                model,
+                n_ctx=n_ctx,
+                device=device,
+                type_k=type_k,
+                type_v=type_v,
+                n_gpu_layers=n_gpu_layers,
+                vram_limit=vram_limit,
+                ram_limit=ram_limit,
+                seed=seed,
+                on_progress=on_progress,
+            ).run()
+        self._model = model
+        self._engine = model.engine
+        self._prompts = model.prompts
+        self.path = model.path
+        self.name = model.name
+        self.spec = model.spec
+        self.tokenizer = model.tokenizer
+        self.tensors = model.tensors
+        self.quantization = main_format(model.tensors)
+        self.n_ctx = model.prompts.n_ctx
+
+    def __repr__(self) -> str:
+        return f"<LLM {self._model!r}>" if hasattr(self, "_model") else "<LLM, not loaded>"
+
+    def __reduce__(self) -> NoReturn:
+        raise not_copied("an LLM")
 
     @property
     def device_name(self) -> str:
@@ -153,7 +138,7 @@ class LLM(Measuring):
     @property
     def has_chat_template(self) -> bool:
         """Whether the file says how to chat with the model; base models do not, and `chat` guesses (ChatML)."""
-        return not self._template.is_fallback
+        return not self._model.template.is_fallback
 
     @overload
     def generate(
@@ -173,6 +158,7 @@ class LLM(Measuring):
         **options: Unpack[SamplingOptions],
     ) -> list[Generation]: ...
 
+    @checks_names(SamplingOptions)
     def generate(
         self,
         prompt: str | Sequence[int] | list[str] | list[list[int]],
@@ -203,8 +189,9 @@ class LLM(Measuring):
         """
         prompts, is_batch = as_batch(prompt, on_token)
         answers = [self._prompts.of_text(each, params, options) for each in prompts]
-        return results(self._engine, answers) if is_batch else Stream(self._engine, answers[0]).consume(on_token)
+        return all_answers(self._engine, answers) if is_batch else Stream(self._engine, answers[0]).consume(on_token)
 
+    @checks_names(SamplingOptions)
     def stream(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
     ) -> Stream:
@@ -215,29 +202,30 @@ class LLM(Measuring):
         return Stream(self._engine, self._prompts.of_text(prompt, params, options))
 
     @property
-    def chat(self) -> Chat:
+    def chat(self) -> SyncChat:
         """`chat(messages, ...)` answers a conversation; `chat.completions.create(...)` does so in OpenAI's shape.
 
         >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
         >>> llm.chat(messages, max_tokens=7, temperature=0).text
         'The capital of France is Paris.'
         """
-        return Chat(self._engine, self._prompts)
+        return sync_chat(self._engine, self._prompts)
 
     @property
-    def completions(self) -> Completions:
+    def completions(self) -> SyncCompletions:
         """`completions.create(prompt=...)` takes and returns what OpenAI's API for plain text does."""
-        from vkllm.api.openai.create import Completions  # with pydantic, which takes 0.2 s to import
+        from vkllm.api.openai.create import Completions, in_thread  # with pydantic, which takes 0.2 s to import
 
-        return Completions(self._engine, self._prompts)
+        return Completions(in_thread(self._engine, self._prompts))
 
     @property
-    def embeddings(self) -> Embeddings:
+    def embeddings(self) -> SyncEmbeddings:
         """`embeddings.create(input=...)` takes and returns what OpenAI's API does."""
-        from vkllm.api.openai.create import Embeddings
+        from vkllm.api.openai.create import Embeddings, embed_in_thread
 
-        return Embeddings(self._engine, self._prompts)
+        return Embeddings(embed_in_thread(self._engine, self._prompts))
 
+    @checks_names()
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """The token ids of a text, as `generate` makes them.
 
@@ -249,6 +237,7 @@ class LLM(Measuring):
         """
         return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
 
+    @checks_names()
     def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids; bytes that are no whole character become U+FFFD. Raises InvalidParameter.
 
@@ -259,6 +248,7 @@ class LLM(Measuring):
         """
         return self.tokenizer.decode(self._prompts.checked_tokens(token_ids), skip_special=skip_special)
 
+    @checks_names()
     def count_tokens(self, prompt: str | Sequence[Message], *, tools: Sequence[Message] | None = None) -> int:
         """How many tokens of the context a text takes, or a conversation with all that the template adds to it.
 
@@ -272,12 +262,15 @@ class LLM(Measuring):
         return self._prompts.count_tokens(prompt, tools)
 
     @overload
-    def embed(self, text: str | Sequence[int]) -> list[float]: ...
+    def embed(self, text: str | Sequence[int], *, origin: str = "") -> list[float]: ...
 
     @overload
-    def embed(self, text: list[str] | list[list[int]]) -> list[list[float]]: ...
+    def embed(self, text: list[str] | list[list[int]], *, origin: str = "") -> list[list[float]]: ...
 
-    def embed(self, text: str | Sequence[int] | list[str] | list[list[int]]) -> list[float] | list[list[float]]:
+    @checks_names()
+    def embed(
+        self, text: str | Sequence[int] | list[str] | list[list[int]], *, origin: str = ""
+    ) -> list[float] | list[list[float]]:
         """The embedding of a text, or of each in a list: d_model numbers, whose squares add up to 1.
 
         Texts are given as strings or as token ids. Their hidden states after the final norm are pooled as the model's
@@ -290,58 +283,94 @@ class LLM(Measuring):
         >>> similarity = sum(a * b for a, b in zip(cat, kitten))
         """
         texts, is_batch = as_batch(text)
-        vectors = [found.vector for found in embeddings(self._engine, self._prompts.of_embeddings(texts))]
+        vectors = [found.vector for found in embeddings(self._engine, self._prompts.of_embeddings(texts, origin))]
         return vectors if is_batch else vectors[0]
 
-    def save_state(self, path: str | Path) -> None:
+    @checks_names()
+    def save_state(self, path: str | Path, *, origin: str = "") -> None:
         """Saves what is cached now, after an answer the whole conversation: a later process need not run it again.
 
-        It waits for the requests before it. The file is an .npz that holds the token ids and, uncompressed, their keys
-        and values; a file that is there is replaced when the new one is whole. Raises InvalidParameter if nothing is
-        cached, StateFileError if the file cannot be written, DeviceLost.
+        It waits for the requests before it, and saves nothing that is of another origin. The file is an .npz that holds
+        the token ids and, uncompressed, their keys and values; a file that is there is replaced when the new one is
+        whole. Raises InvalidParameter if nothing is cached, StateFileError if the file cannot be written, DeviceLost.
 
         >>> answer = llm.generate("Once upon a time", max_tokens=4)
         >>> llm.save_state("story.npz")
         """
-        self._state("save", path)
+        queries.move_state(self._engine, self._prompts, "save", path, checked_origin(origin))
 
-    def load_state(self, path: str | Path) -> list[int]:
+    @checks_names()
+    def load_state(self, path: str | Path, *, origin: str = "") -> list[int]:
         """Caches again what `save_state` has saved, and returns the token ids: a prompt that begins with them, or a
         conversation that goes on from there, starts at once.
 
-        The last token of an answer may not be among them, because nothing was computed with it. What was cached before
-        is gone. Raises StateFileError if the file is damaged or was saved with another model or other cache types,
-        ContextOverflow if it is longer than the context, DeviceLost; then nothing is cached, and requests run their
-        whole prompts.
+        Only requests of the same origin use it. A state can make the model answer anything, so load only those of
+        people that you trust. The last token of an answer may not be among them, because nothing was computed with it.
+        What was cached before is gone. Raises StateFileError if the file is damaged or was saved with another model or
+        other cache types, ContextOverflow if it is longer than the context, DeviceLost; then nothing is cached, and
+        requests run their whole prompts.
 
         >>> answer = llm.generate("Once upon a time", max_tokens=4)
         >>> llm.save_state("story.npz")
         >>> token_ids = llm.load_state("story.npz")
         >>> answer = llm.generate(token_ids + llm.tokenize(" there"), max_tokens=4)
         """
-        return list(self._state("load", path))
+        return list(queries.move_state(self._engine, self._prompts, "load", path, checked_origin(origin)))
 
-    def _state(self, action: Literal["save", "load"], path: str | Path) -> tuple[int, ...]:
-        # the engine's process may have started in another folder
-        query = StateQuery(next(self._request_ids), action, Path(path).expanduser().absolute())
-        for event in self._events(query):
-            if isinstance(event, StateAnswer):
-                return event.token_ids
-        raise AssertionError("the engine did not answer")
+    @checks_names()
+    def score(self, token_ids: Sequence[int], *, first: int = 1, origin: str = "") -> list[float]:
+        """How likely the model finds a text: the natural logarithm of each token's probability after those before it.
+
+        The list begins with token_ids[first]. Token 0 has none, because nothing comes before it, so first is at least
+        1. A text may be as long as the context. Raises InvalidParameter, ContextOverflow, DeviceLost.
+
+        >>> logprobs = llm.score(llm.tokenize("The capital of France is Paris"))
+        >>> len(logprobs), round(logprobs[-1], 1)
+        (5, -0.3)
+        """
+        return queries.score(self._engine, self._prompts.of_scores(token_ids, first, origin))
+
+    def stats(self) -> EngineStats:
+        """Counts and seconds of all requests that ended since the model was loaded, and those of the last one."""
+        return self._engine.stats
+
+    def measure_device(self) -> DeviceReport:
+        """The device with its driver and limits, and how fast it reads memory, which takes a second to measure.
+
+        Raises OutOfDeviceMemory if there is no room for the measurement, DeviceLost.
+        """
+        return queries.measure_device(self._engine, self._prompts)
+
+    def measure_kernels(self, n_rows: int = 1, n_depth: int = 0) -> StepTimes:
+        """How long each kernel takes of a step of n_rows, up to 512, with n_depth tokens cached; 1 is decoding.
+
+        It takes seconds, and no other request may run meanwhile. Raises InvalidParameter, ContextOverflow,
+        OutOfDeviceMemory, DeviceLost.
+        """
+        return queries.measure_kernels(self._engine, self._prompts, n_rows, n_depth)
+
+    def tune(self, budget_s: float = 30.0, on_trial: Callable[[Trial], None] | None = None) -> TuningReport:
+        """Finds by trying how this device runs models like this one fastest, uses that, and keeps it for later loads.
+
+        budget_s: about how long it may take. on_trial is called after each trial. Raises InvalidParameter if
+        requests are open or come meanwhile, DeviceError.
+        """
+        return queries.tune(self._engine, self._prompts, budget_s, on_trial)
 
     def benchmark_generate(self, prompt: str | Sequence[int], generate_length: int) -> RunStats:
-        """Runs a prompt and generates exactly so many tokens, greedily; returns how fast both were.
+        """Runs a prompt and generates exactly this many tokens, greedily; returns how fast both were.
 
-        Times are the engine's: neither tokenizing nor the way of tokens to here counts. Prompt tokens that were
-        cached do not count as run. Raises InvalidParameter, ContextOverflow, DeviceLost.
+        Times are the engine's: neither tokenizing nor the way of the tokens to the caller counts. Prompt tokens that
+        were cached do not count as run. Raises InvalidParameter, ContextOverflow, DeviceLost.
         """
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        if len(token_ids) + generate_length > self.n_ctx:
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self._prompts.checked_tokens(prompt)
+        length = whole_number("generate_length", generate_length, 1, 2**31)
+        if len(token_ids) + length > self.n_ctx:
             raise ContextOverflow(
-                f"{len(token_ids)} prompt tokens and {generate_length} more do not fit into the context of "
+                f"{counted(len(token_ids), 'prompt token')} and {length} more do not fit into the context of "
                 f"{self.n_ctx}; load the model with a larger one"
             )
-        answer = self.generate(token_ids, max_tokens=generate_length, temperature=0, ignore_eos=True)
+        answer = self.generate(token_ids, max_tokens=length, temperature=0, ignore_eos=True)
         return answer.stats
 
     def close(self) -> None:
@@ -355,14 +384,3 @@ class LLM(Measuring):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _context(n_ctx: int | None, n_ctx_train: int) -> int:
-    if n_ctx is None:
-        return min(n_ctx_train, DEFAULT_N_CTX)
-    if n_ctx and not 1 < n_ctx <= n_ctx_train:
-        raise InvalidParameter(
-            f"a context of {n_ctx} tokens is not possible; the model was trained for 2 to {n_ctx_train}, "
-            "and 0 takes the longest that fits"
-        )
-    return n_ctx

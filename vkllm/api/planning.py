@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from vkllm.errors import InvalidParameter
 from vkllm.formats.gguf import ModelFile, TensorInfo
 from vkllm.gpu.device.limits import device_limits
 from vkllm.gpu.device.probe import choose_device, devices
@@ -19,8 +18,9 @@ from vkllm.gpu.program.buffers import HEAD_ROWS
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.model.architectures import model_spec
 from vkllm.model.memory.limits import DeviceLimits
-from vkllm.model.memory.plan import USUAL_CONTEXT, MemoryPlan, PlanOptions, plan
+from vkllm.model.memory.plan import MemoryPlan, PlanOptions, chosen_context, plan
 from vkllm.model.spec import ModelSpec
+from vkllm.parameters import checks_names
 from vkllm.store import find_model
 
 
@@ -41,6 +41,7 @@ class ModelPlan:
     plan: MemoryPlan
 
 
+@checks_names()
 def plan_model(
     model: str | Path,
     *,
@@ -67,10 +68,10 @@ def plan_model(
     Raises ModelNotFound, ModelFileError, UnsupportedModel, NoDevice, InvalidParameter, and OutOfDeviceMemory with what
     would fit.
     """
+    options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit)  # wrong ones fail first
     found = ModelToPlan.open(find_model(str(model)), n_ctx)
     info = choose_device(devices(), None if device is None else str(device))
     limits = device_limits(info, measured_speeds(info) if measures else None)
-    options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit)
     return ModelPlan(found.path, found.spec, info.name, limits, options, found.plan(limits, options))
 
 
@@ -88,14 +89,7 @@ class ModelToPlan:
         """Reads a file's header. Raises ModelFileError, UnsupportedModel, InvalidParameter."""
         file = ModelFile.open(path)
         spec = model_spec(file.metadata, file.tensors)
-        if n_ctx is None:
-            n_ctx = min(spec.n_ctx_train, USUAL_CONTEXT)
-        elif n_ctx and not 1 < n_ctx <= spec.n_ctx_train:
-            raise InvalidParameter(
-                f"a context of {n_ctx} tokens is not possible; the model was trained for 2 to {spec.n_ctx_train}, "
-                "and 0 takes the longest that fits"
-            )
-        return cls(path, spec, file.tensors, n_ctx)
+        return cls(path, spec, file.tensors, chosen_context(n_ctx, spec.n_ctx_train))
 
     def plan(self, limits: DeviceLimits, options: PlanOptions) -> MemoryPlan:
         """Where its parts lie within limits that are known. Raises OutOfDeviceMemory, InvalidParameter."""

@@ -6,7 +6,7 @@ It knows tokens, templates, the context's size and options; it knows no engine, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from operator import index
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 from vkllm.api.answer import AnswerText, OnToken, SamplingOptions
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
-from vkllm.errors import ContextOverflow, InvalidParameter, UnsupportedModel
+from vkllm.errors import ContextOverflow, InvalidParameter, UnsupportedModel, counted
 from vkllm.model.spec import Pooling
+from vkllm.parameters import whole_number
 from vkllm.text.chat import ChatTemplate
 from vkllm.text.grammar import answer_grammar
 from vkllm.text.long_chat import n_tokens_of_system, shortened_chat
@@ -25,27 +26,34 @@ from vkllm.text.tokenizer import Tokenizer
 Message = Mapping[str, Any]
 
 
-def as_batch(
-    prompt: str | Sequence[int] | list[str] | list[list[int]], on_token: OnToken | None = None
-) -> tuple[list[str | Sequence[int]], bool]:
+def as_batch(prompt: Any, on_token: OnToken | None = None) -> tuple[list[str | Sequence[int]], bool]:
     """The prompts, and whether they were given as a batch; a list of integers is one prompt of token ids.
 
-    Raises InvalidParameter for a batch with on_token, which could not tell the answers apart.
+    Raises InvalidParameter for what is neither text, nor ids, nor a batch of them, and for a batch with on_token, which
+    could not tell the answers apart.
     """
-    prompts: Any = prompt
-    is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) > 0
-    if not is_list or not isinstance(prompts[0], Sequence):  # a str is one
+    if isinstance(prompt, str):
+        return [prompt], False
+    if isinstance(prompt, bytes | bytearray | Mapping | Set) or not isinstance(prompt, Iterable):
+        raise InvalidParameter(f"{_shown(prompt)} is no prompt; pass text or a list of token ids")
+    prompts = list(prompt)
+    if prompts and not isinstance(prompts[0], Iterable):
         return [prompts], False
     if on_token is not None:
         raise InvalidParameter("on_token is for one prompt; for several use `stream` on each of them")
-    return list(prompts), True
+    return prompts, True
+
+
+def _shown(value: object) -> str:
+    """A value in a message: a short one as it is, a long one by its type."""
+    return text if len(text := repr(value)) <= 60 else f"a {type(value).__name__}"
 
 
 class Prompts:
     """Makes the requests of one loaded model. Safe to use from several threads.
 
     defaults: the options of requests that name none. request_ids: numbers no two open requests share. model: its name.
-    pooling: how it makes embeddings; None if that is not supported.
+    pooling: how it makes embeddings, of d_model numbers; None if that is not supported.
     """
 
     def __init__(
@@ -59,15 +67,21 @@ class Prompts:
         pooling: Pooling | None,
         n_ctx: int,
         n_ctx_train: int,
+        d_model: int,
     ) -> None:
         self.model = model
+        self.n_ctx = n_ctx
+        self.d_model = d_model
         self.tokenizer = tokenizer
         self.defaults = defaults
         self._template = template
         self._request_ids = request_ids
         self._pooling = pooling
-        self._n_ctx = n_ctx
         self._n_ctx_train = n_ctx_train
+
+    def next_id(self) -> int:
+        """A number that no other request has."""
+        return next(self._request_ids)
 
     def of_text(
         self, prompt: str | Sequence[int], params: SamplingParams | None, options: SamplingOptions
@@ -75,7 +89,8 @@ class Prompts:
         """The request to continue a prompt, in an answer that is still empty. Errors as in `LLM.generate`."""
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.checked_tokens(prompt)
         n_keep = int(token_ids[:1] == [self.tokenizer.bos_id])
-        return self._answer(token_ids, self._params(params, options), n_keep, continues_text=True)
+        origin = checked_origin(options.get("origin"))
+        return self._answer(token_ids, self._params(params, options), n_keep, origin, continues_text=True)
 
     def of_chat(
         self,
@@ -90,10 +105,26 @@ class Prompts:
         token_ids, n_keep = self._template.encode_chat(messages, tools=tools), 0
         if params.context_shift:
             n_keep = n_tokens_of_system(self._template, messages, token_ids, tools=tools)
-            token_ids = shortened_chat(self._template, messages, token_ids, self._n_ctx, n_keep, tools=tools)
-        return self._answer(token_ids, params, n_keep, continues_text=False)
+            token_ids = shortened_chat(self._template, messages, token_ids, self.n_ctx, n_keep, tools=tools)
+        return self._answer(token_ids, params, n_keep, checked_origin(options.get("origin")), continues_text=False)
 
-    def of_embeddings(self, texts: Sequence[str | Sequence[int]]) -> list[Request]:
+    def of_scores(self, token_ids: Sequence[int], first: int, origin: str) -> Request:
+        """The request for the log-probabilities of a text from token `first` on. Errors as in `LLM.score`."""
+        prompt = tuple(self.checked_tokens(token_ids))
+        if not 1 <= (start := whole_number("first", first, -(2**31), 2**31)) < len(prompt):
+            raise InvalidParameter(
+                f"token {start} of {len(prompt)} cannot be scored; take one of the text that has tokens before it"
+            )
+        if len(prompt) > self.n_ctx:
+            raise ContextOverflow(
+                f"the text has {counted(len(prompt), 'token')} and the context holds {self.n_ctx}; "
+                "score it in parts or load the model with a larger context"
+            )
+        return Request(
+            self.next_id(), prompt, SamplingParams(), frozenset(), score_from=start, origin=checked_origin(origin)
+        )
+
+    def of_embeddings(self, texts: Sequence[str | Sequence[int]], origin: str = "") -> list[Request]:
         """The requests for the embeddings of texts, or of token ids. Errors as in `LLM.embed`."""
         if self._pooling is None:
             raise UnsupportedModel(
@@ -101,18 +132,25 @@ class Prompts:
                 "supported: the mean of all tokens, the first token, the last token"
             )
         requests = []
-        for number, text in enumerate(texts):
-            what = "the text" if len(texts) == 1 else f"text {number} of {len(texts)}"
+        for place, text in enumerate(texts):
+            what = "the text" if len(texts) == 1 else f"text {place} of {len(texts)}"
             token_ids = self.tokenizer.encode(text) if isinstance(text, str) else self.checked_tokens(text)
             if len(text) == 0 or not token_ids:
                 raise InvalidParameter(f"{what} is empty and has no embedding; give at least one token of it")
-            if len(token_ids) > self._n_ctx:
+            if len(token_ids) > self.n_ctx:
                 raise ContextOverflow(
-                    f"{what} has {len(token_ids)} tokens and the context holds {self._n_ctx}; cut it into parts or "
-                    f"load the model with a larger context (the model's limit is {self._n_ctx_train})"
+                    f"{what} has {counted(len(token_ids), 'token')} and the context holds {self.n_ctx}; cut it into "
+                    f"parts or load the model with a larger context (the model's limit is {self._n_ctx_train})"
                 )
             requests.append(
-                Request(next(self._request_ids), tuple(token_ids), SamplingParams(), frozenset(), pooling=self._pooling)
+                Request(
+                    self.next_id(),
+                    tuple(token_ids),
+                    SamplingParams(),
+                    frozenset(),
+                    pooling=self._pooling,
+                    origin=checked_origin(origin),
+                )
             )
         return requests
 
@@ -134,20 +172,21 @@ class Prompts:
             except TypeError:
                 raise InvalidParameter(f"{token_id!r} is not a token id; pass text or a list of integers") from None
             if not 0 <= token_id < n_vocab:
-                raise InvalidParameter(f"token id {token_id} is not in the vocabulary of {n_vocab} tokens")
+                raise InvalidParameter(f"token id {token_id} is not in the vocabulary of {counted(n_vocab, 'token')}")
         return checked
 
     def _answer(
-        self, token_ids: Sequence[int], params: SamplingParams, n_keep: int, *, continues_text: bool
+        self, token_ids: Sequence[int], params: SamplingParams, n_keep: int, origin: str, *, continues_text: bool
     ) -> AnswerText:
         n_prompt = len(token_ids)
         if n_prompt == 0:
             raise InvalidParameter("the prompt is empty; give at least one token of it")
-        room = self._n_ctx - n_prompt
+        room = self.n_ctx - n_prompt
         if room < 1:
             raise ContextOverflow(
-                f"the prompt has {n_prompt} tokens, but the context holds {self._n_ctx}, one of them for the answer; "
-                f"shorten the prompt or ask for a larger context (the model's limit is {self._n_ctx_train})"
+                f"the prompt has {counted(n_prompt, 'token')}, but the context holds {self.n_ctx}, one of them for the "
+                "answer; shorten the prompt or ask for a larger context (the model's limit is "
+                f"{self._n_ctx_train})"
             )
         if not params.context_shift:
             params = replace(params, max_tokens=room if params.max_tokens is None else min(params.max_tokens, room))
@@ -156,31 +195,62 @@ class Prompts:
             stop_token_ids |= self.tokenizer.stop_ids
         grammar = answer_grammar(params.json_schema, params.regex, params.grammar)
         request = Request(
-            next(self._request_ids), tuple(token_ids), params, stop_token_ids, n_keep=n_keep, grammar=grammar
+            self.next_id(), tuple(token_ids), params, stop_token_ids, n_keep=n_keep, grammar=grammar, origin=origin
         )
         # a grammar is about all bytes of an answer, a space at its beginning too
         detokenizer = self.tokenizer.detokenizer(continues=continues_text or grammar is not None)
         return AnswerText(request, detokenizer, self.tokenizer.token_text)
 
     def _params(self, params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
-        changes: dict[str, Any] = dict(options)
-        if isinstance(stop := changes.get("stop"), str):
-            changes["stop"] = (stop,)
-        for name in ("stop", "stop_token_ids"):
-            if name in changes:
-                if not isinstance(values := changes[name] or (), Iterable):
-                    raise InvalidParameter(f"{name} must be a list, not {values!r}")
-                changes[name] = tuple(values)
-        schema = changes.get("json_schema")
-        if schema is not None and not isinstance(schema, str):
-            try:
-                changes["json_schema"] = json.dumps(schema)
-            except (TypeError, ValueError, RecursionError) as error:
-                raise InvalidParameter(f"json_schema cannot be written as JSON: {error}") from None
-        params = replace(params or self.defaults, **changes)
-        if params.seed is None:
-            params = replace(params, seed=self.defaults.seed)
-        self.checked_tokens(params.stop_token_ids)
-        if not all(isinstance(text, str) for text in params.stop):
-            raise InvalidParameter(f"stop must be strings, not {params.stop!r}")
-        return params
+        if not isinstance(params, SamplingParams | None):
+            raise InvalidParameter(f"params must be SamplingParams, not a {type(params).__name__}")
+        made = requested(params or self.defaults, options)
+        if made.seed is None:
+            made = replace(made, seed=self.defaults.seed)
+        self.checked_tokens(made.stop_token_ids)
+        self.checked_tokens(list(made.biases))
+        return made
+
+
+def requested(params: SamplingParams, options: SamplingOptions) -> SamplingParams:
+    """The parameters with the options that a call names; None keeps a parameter that is a number. Raises
+    InvalidParameter."""
+    changes: dict[str, Any] = {
+        name: value
+        for name, value in options.items()
+        if name != "origin" and (value is not None or name in _MAY_BE_NONE)
+    }
+    if "json_schema" in changes:
+        changes["json_schema"] = schema_text(changes["json_schema"])
+    return replace(params, **changes)
+
+
+_MAY_BE_NONE = {
+    "max_tokens",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "logprobs",
+    "json_schema",
+    "regex",
+    "grammar",
+    "logit_bias",
+}
+"""None takes these back: no limit, no seed and so on."""
+
+
+def schema_text(schema: Any) -> str | None:
+    """A JSON schema as text, which it may be already. Raises InvalidParameter for what cannot be written as JSON."""
+    if schema is None or isinstance(schema, str):
+        return schema
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidParameter(f"json_schema cannot be written as JSON: {error}") from None
+
+
+def checked_origin(origin: Any) -> str:
+    """Raises InvalidParameter unless it is text. None is the default, an empty one."""
+    if not isinstance(origin, str | None):
+        raise InvalidParameter(f"origin must be text, not {origin!r}")
+    return origin or ""

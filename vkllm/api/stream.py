@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from vkllm.api.answer import AnswerText, Generation, OnToken, Piece
-from vkllm.engine.process.handle import EngineProcess
+from vkllm.engine.process.handle import EngineProcess, not_copied
 
 
 class Stream(Iterator[Piece]):
@@ -33,6 +33,12 @@ class Stream(Iterator[Piece]):
         self._engine = engine
         self._answer = answer
         self._events = engine.submit(answer.request)
+
+    def __repr__(self) -> str:
+        return f"<Stream, {self._answer.state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise not_copied("a Stream")
 
     def __next__(self) -> Piece:
         """The next piece. Raises DeviceLost and other errors of the engine."""
@@ -77,7 +83,7 @@ class Stream(Iterator[Piece]):
     def _advance(self) -> Piece | None:
         """Takes in one event and returns the piece that it completes."""
         try:
-            event = self._events.get()
+            event = self._engine.wait(self._events)
         except KeyboardInterrupt:
             self.close()
             raise
@@ -87,7 +93,7 @@ class Stream(Iterator[Piece]):
         return piece
 
 
-def results(engine: EngineProcess, answers: Sequence[AnswerText]) -> list[Generation]:
+def all_answers(engine: EngineProcess, answers: Sequence[AnswerText]) -> list[Generation]:
     """Sends all requests at once and waits for all answers; an error or Ctrl-C cancels them together."""
     with ExitStack() as stack:
         streams = [stack.enter_context(Stream(engine, answer)) for answer in answers]

@@ -24,7 +24,7 @@ from vkllm.engine.requests import EngineConfig, Request, StateQuery
 from vkllm.engine.running import Run
 from vkllm.engine.sampler import Sampler, logprobs
 from vkllm.engine.saved_state import SavedStates
-from vkllm.errors import ContextOverflow, DeviceLost, DeviceTimeout, InvalidParameter, VkllmError
+from vkllm.errors import ContextOverflow, DeviceLost, DeviceTimeout, InvalidParameter, VkllmError, counted
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.measure.arithmetic import product_rate
 from vkllm.gpu.measure.bandwidth import read_bandwidth
@@ -174,11 +174,13 @@ class Engine:
         if self.has_work:
             raise InvalidParameter("the model is answering a request; time kernels when it is idle")
         if not (0 < n_rows <= MAX_ROWS and n_depth >= 0):
-            raise InvalidParameter(f"there is no step of {n_rows} rows at depth {n_depth}; take 1 to {MAX_ROWS} rows")
+            raise InvalidParameter(
+                f"there is no step of {counted(n_rows, 'row')} at depth {n_depth}; take 1 to {MAX_ROWS} rows"
+            )
         if n_depth + n_rows > self._n_ctx:
             raise ContextOverflow(
-                f"a step of {n_rows} rows at depth {n_depth} is longer than the context of {self._n_ctx} tokens; "
-                "load the model with a larger one"
+                f"a step of {counted(n_rows, 'row')} at depth {n_depth} is longer than the context of {self._n_ctx} "
+                "tokens; load the model with a larger one"
             )
         program = self._program
         token_ids = [i % program.spec.n_vocab for i in range(n_depth)]
@@ -217,10 +219,11 @@ class Engine:
         # an answer needs room for a token at least
         if not 0 < len(prompt) <= self._n_ctx - request.is_answered:
             error = ContextOverflow(
-                f"the prompt has {len(prompt)} tokens and the context holds {self._n_ctx}; "
+                f"the prompt has {counted(len(prompt), 'token')} and the context holds {self._n_ctx}; "
                 "shorten the prompt or load the model with a larger context"
             )
             return [Failed(request.id, error)]
+        self._cache.belong_to(request.origin)
         n_cached = self._cache.reuse(prompt[: wanted_rows(request).start + 1])
         sampler = Sampler(request.params, prompt)
         self._run = Run(request, sampler, submitted_s, time.perf_counter(), n_cached, list(prompt))
@@ -244,7 +247,7 @@ class Engine:
 
     def _run_chunk(self, token_ids: Sequence[int], start: int) -> None:
         """Runs tokens of a prompt that choose none, and waits for them."""
-        self._doing = f"running {len(token_ids)} tokens of a prompt from position {start} on"
+        self._doing = f"running {counted(len(token_ids), 'token')} of a prompt from position {start} on"
         rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
         table = self._cache.block_table(start + len(rows))
         step = self._program.submit(rows, table, "none", is_prompt=True, n_submits=self._lengths.n_submits(len(rows)))
@@ -267,10 +270,12 @@ class Engine:
         self._doing = f"{'saving' if query.action == 'save' else 'loading'} a state"
         try:
             if query.action == "save":
-                self._saved_states.save(query.path, self._cache.tokens)
-            else:
-                self._cache.tokens.clear()
-                self._cache.tokens += self._saved_states.load(query.path)
+                tokens = self._cache.tokens if self._cache.origin == query.origin else []
+                self._saved_states.save(query.path, tokens)
+                return StateAnswer(query.id, tuple(tokens))
+            self._cache.tokens.clear()
+            self._cache.belong_to(query.origin)
+            self._cache.tokens += self._saved_states.load(query.path)
         except (DeviceLost, DeviceTimeout):
             raise
         except VkllmError as error:
@@ -280,7 +285,7 @@ class Engine:
     def _submit(self, run: Run, token_ids: Sequence[int | None], *, is_prompt: bool = False) -> None:
         """Submits a step that continues the sequence and chooses a token."""
         start = len(self._cache.tokens) + max(len(run.in_flight) - 1, 0)
-        what = f"the last {len(token_ids)} tokens of a prompt" if is_prompt else "a token of an answer"
+        what = f"the end of a prompt ({counted(len(token_ids), 'token')})" if is_prompt else "a token of an answer"
         self._doing = f"running {what} at position {start}"
         rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
         table = self._cache.block_table(start + len(rows))

@@ -10,12 +10,22 @@ from collections.abc import Sequence
 
 
 class KVCache:
-    """Cache of n_blocks blocks of block_tokens tokens. `tokens`: the ids whose keys and values are stored."""
+    """Cache of n_blocks blocks of block_tokens tokens.
+
+    tokens: the ids whose keys and values are stored. origin: whose they are; nobody else's request uses them.
+    """
 
     def __init__(self, n_blocks: int, block_tokens: int) -> None:
         self.block_tokens = block_tokens
         self.tokens: list[int] = []
+        self.origin = ""
         self._blocks = list(range(n_blocks))
+
+    def belong_to(self, origin: str) -> None:
+        """Forgets all tokens unless they are of this origin; those to come are."""
+        if origin != self.origin:
+            self.tokens.clear()
+            self.origin = origin
 
     def reuse(self, prompt: Sequence[int]) -> int:
         """Keeps what agrees with the beginning of a prompt, forgets the rest; returns how many tokens stay.

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any
 
 from vkllm.errors import InvalidParameter
+from vkllm.parameters import checks_fields, number, truth, whole_number
+
+RANDOM_SEED = -1
 
 
+@checks_fields
 @dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen. The samplers run in llama.cpp's order: penalties, top-k, top-p, min-p, temperature.
 
-    temperature: 0 is greedy; top_k: 0 keeps all; top_p: 1 keeps all; min_p: 0 keeps all.
+    temperature: 0 is greedy; top_k: 0 or -1 keeps all; top_p: 1 keeps all; min_p: 0 keeps all.
     repetition_penalty (1 = off), presence_penalty and frequency_penalty (0 = off) look at the last
     `penalty_window` tokens of prompt and answer (0 = none, -1 = all).
-    max_tokens: None means as many as the context holds. seed: None draws one.
+    max_tokens: None or -1 means as many as the context holds. seed: -1 draws one, None too unless the model was loaded
+    with one.
     context_shift: an answer that fills the context goes on after its middle was dropped (`Request.n_keep`), instead of
     ending there; then max_tokens None is no limit.
-    stop: strings that end the answer (handled in `vkllm.api.llm`). logprobs: how many alternatives to report.
+    stop: strings that end the answer, which does not contain them. logprobs: how many alternatives to report for each
+    token; True is 0. logit_bias: token ids and what is added to their logits before anything else, -100 to 100.
     json_schema, regex, grammar: at most one; the whole answer is JSON of this schema (given as text), matches this
     expression (Rust's syntax) or is of this grammar (Lark as llguidance reads it, or llama.cpp's GBNF), unless
     max_tokens, a stop string or a stop token ends it early. It ends where nothing may follow, ignore_eos or not.
@@ -46,20 +54,14 @@ class SamplingParams:
     json_schema: str | None = None
     regex: str | None = None
     grammar: str | None = None
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises InvalidParameter for a value out of its range."""
-        _within("max_tokens", self.max_tokens, 1, 2**31)
-        _within("temperature", self.temperature, 0, 100)
-        _within("top_k", self.top_k, 0, 2**31)
-        _within("top_p", self.top_p, 0, 1)
-        _within("min_p", self.min_p, 0, 1)
-        _within("repetition_penalty", self.repetition_penalty, 0.01, 100)
-        _within("presence_penalty", self.presence_penalty, -2, 2)
-        _within("frequency_penalty", self.frequency_penalty, -2, 2)
-        _within("penalty_window", self.penalty_window, -1, 2**31)
-        _within("seed", self.seed, 0, 2**64 - 1)
-        _within("logprobs", self.logprobs, 0, 1000)
+        """Turns None into the default and numbers into plain ones. Raises InvalidParameter for values out of range."""
+        for field in fields(self):
+            value, check = getattr(self, field.name), _CHECKS.get(field.name)
+            checked = field.default if value is None else value if check is None else check(field.name, value)
+            object.__setattr__(self, field.name, checked)
         if any(not text for text in self.stop):
             raise InvalidParameter("stop must not contain an empty string; leave it out instead")
         given = {name: getattr(self, name) for name in ("json_schema", "regex", "grammar")}
@@ -71,6 +73,11 @@ class SamplingParams:
                 raise InvalidParameter(f"{name} must be a string, not {type(text).__name__}")
 
     @property
+    def biases(self) -> dict[int, float]:
+        """What is added to the logits of which tokens."""
+        return dict(self.logit_bias)
+
+    @property
     def has_penalties(self) -> bool:
         """Whether the logits depend on earlier tokens beyond the model itself."""
         return self.penalty_window != 0 and (
@@ -78,8 +85,68 @@ class SamplingParams:
         )
 
 
-def _within(name: str, value: float | None, low: float, high: float) -> None:
-    if value is None:
-        return
-    if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value) or not low <= value <= high:
-        raise InvalidParameter(f"{name} must be a number between {low} and {high}, not {value!r}")
+def _number(low: float, high: float) -> Callable[[str, Any], float]:
+    return lambda name, value: number(name, value, low, high)
+
+
+def _unlimited(low: int, high: int, meaning: str, unlimited: int | None) -> Callable[[str, Any], int | None]:
+    """A whole number, or -1, which becomes `unlimited`."""
+
+    def check(name: str, value: Any) -> int | None:
+        if isinstance(value, Real) and value == -1:
+            return unlimited
+        return whole_number(name, value, low, high, also=f", or -1 for {meaning}")
+
+    return check
+
+
+def _logprobs(name: str, value: Any) -> int | None:
+    """True asks for the tokens' own log-probabilities, False for none."""
+    if isinstance(value, bool):
+        return 0 if value else None
+    return whole_number(name, value, 0, 1000)
+
+
+def _stop(name: str, value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
+    if texts is None or not all(isinstance(text, str) for text in texts):
+        raise InvalidParameter(f"{name} must be a string or a list of strings, not {value!r}")
+    return texts
+
+
+def _token_ids(name: str, value: Any) -> tuple[int, ...]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise InvalidParameter(f"{name} must be a list of token ids, not {value!r}")
+    return tuple(whole_number(f"a token id of {name}", token_id, 0, 2**31) for token_id in value)
+
+
+def _logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    """Pairs of a token id, which JSON writes as text, and what is added to its logit."""
+    if not isinstance(value, Mapping | tuple):
+        raise InvalidParameter(f"{name} must map token ids to numbers between -100 and 100, not {value!r}")
+    biases: dict[int, float] = {}
+    for key, bias in value.items() if isinstance(value, Mapping) else value:
+        token_id = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else key
+        token_id = whole_number(f"a token id of {name}", token_id, 0, 2**31)
+        biases[token_id] = number(f"{name} of token {token_id}", bias, -100, 100)
+    return tuple(biases.items())
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "max_tokens": _unlimited(1, 2**31, "no limit", None),
+    "temperature": _number(0, 100),
+    "top_k": _unlimited(0, 2**31, "all tokens", 0),
+    "top_p": _number(0, 1),
+    "min_p": _number(0, 1),
+    "repetition_penalty": _number(0.01, 100),
+    "presence_penalty": _number(-2, 2),
+    "frequency_penalty": _number(-2, 2),
+    "penalty_window": _unlimited(0, 2**31, "all tokens", -1),
+    "seed": _unlimited(0, 2**64 - 1, "a random one", RANDOM_SEED),
+    "stop": _stop,
+    "stop_token_ids": _token_ids,
+    "ignore_eos": truth,
+    "logprobs": _logprobs,
+    "context_shift": truth,
+    "logit_bias": _logit_bias,
+}

@@ -22,7 +22,8 @@ class Request:
     score_from: generate nothing, but report (as `Scores`) the log-probability of each prompt token from this one on;
     at least 1, because nothing comes before token 0. pooling: generate nothing, but report the prompt's embedding (as
     `Embedded`), made of its rows in this way. n_keep: prompt tokens, from the first on, that no context shift
-    drops. grammar: llguidance's grammar of the answer, from params' json_schema, regex or grammar.
+    drops. grammar: llguidance's grammar of the answer, from params' json_schema, regex or grammar. origin: whose text
+    it is; what is cached of one origin is never used for another.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Request:
     pooling: Pooling | None = None
     n_keep: int = 0
     grammar: str | None = None
+    origin: str = ""
 
     @property
     def is_answered(self) -> bool:
@@ -66,7 +68,7 @@ class KernelQuery:
 
 @dataclass(frozen=True)
 class StateQuery:
-    """Saves what is cached to a file, or caches what a file holds; the answer is `StateAnswer`.
+    """Saves what is cached of an origin to a file, or caches for it what a file holds; the answer is `StateAnswer`.
 
     It waits for its turn among the requests, so it finds what the one before it has left.
     """
@@ -74,6 +76,7 @@ class StateQuery:
     id: int
     action: Literal["save", "load"]
     path: Path
+    origin: str = ""
 
 
 Query = DeviceQuery | TuningQuery | KernelQuery | StateQuery

@@ -1,4 +1,4 @@
-"""Chooses the next token from logits: penalties, top-k, top-p, min-p, temperature, a seeded draw.
+"""Chooses the next token from logits: biases, penalties, top-k, top-p, min-p, temperature, a seeded draw.
 
 The order is llama.cpp's. Draws come from a counter-based generator, so the n-th token of a seed does not
 depend on what ran before or how steps were batched. `masked` is the truth for the kernel `mask_logits`, `pick` for
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vkllm.engine.events import TokenLogprob
-from vkllm.engine.params import SamplingParams
+from vkllm.engine.params import RANDOM_SEED, SamplingParams
 from vkllm.gpu.program.kernels import TOP_K
 from vkllm.gpu.program.step import KEEP_ALL, Draw
 
@@ -36,20 +36,23 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> None:
         self.params = params
-        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self.seed = secrets.randbits(64) if params.seed in (None, RANDOM_SEED) else params.seed
+        self._biases = params.biases
         self._tokens = list(prompt_token_ids)
         self._n_drawn = 0
 
     @property
     def suits_gpu(self) -> bool:
-        """Whether the GPU can choose: it keeps the TOP_K largest logits and knows no penalties."""
+        """Whether the GPU can choose: it keeps the TOP_K largest logits and knows neither penalties nor biases."""
         params = self.params
-        return not params.has_penalties and (params.temperature == 0 or 0 < params.top_k <= TOP_K)
+        is_plain = not (params.has_penalties or params.logit_bias)
+        return is_plain and (params.temperature == 0 or 0 < params.top_k <= TOP_K)
 
     def choose(self, logits: Floats, mask: Words | None = None) -> int:
         """The next token from logits (V,), of those that a mask allows; later ones' penalties count it as generated."""
         params = self.params
-        scores = self._penalized(logits) if params.has_penalties else logits
+        scores = self._biased(logits) if params.logit_bias else logits
+        scores = self._penalized(scores) if params.has_penalties else scores
         if mask is not None:
             scores = masked(scores, mask)
         token_id = int(np.argmax(scores)) if params.temperature == 0 else pick(scores, self.next_draw())
@@ -68,6 +71,13 @@ class Sampler:
         )
         self._n_drawn += 1
         return draw
+
+    def _biased(self, logits: Floats) -> Floats:
+        """Adds what the caller wants added. OpenAI's API."""
+        scores = logits.copy()
+        for token_id, bias in self._biases.items():
+            scores[token_id] += np.float32(bias)
+        return scores
 
     def _penalized(self, logits: Floats) -> Floats:
         """Lowers the scores of recent tokens. Keskar et al. 2019, arXiv 1909.05858; OpenAI's API."""

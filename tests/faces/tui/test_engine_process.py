@@ -30,7 +30,7 @@ OpenReal = Callable[..., AbstractAsyncContextManager[Scene]]
 def open_real(tmp_path: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> OpenReal:
     """The chat with an LLM whose engine is fake_engine.FakeEngine in a child process. device: how it behaves."""
     monkeypatch.setattr(
-        "vkllm.api.llm.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
+        "vkllm.api.loading.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
     )
 
     @asynccontextmanager

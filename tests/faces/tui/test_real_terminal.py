@@ -20,7 +20,7 @@ PATIENCE_S = 30.0
 # The command with tests/fake_engine.py in the place of the engine, its steps slow enough to be stopped.
 FAKE = (
     "import functools, vkllm.api.llm, vkllm.engine.process.handle as process\n"
-    "vkllm.api.llm.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
+    "vkllm.api.loading.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
     "from vkllm.faces.cli.app import main; main()"
 )
 

@@ -1,8 +1,7 @@
 """One call of `create(...)`: its parameters become requests, and the answers to these OpenAI's objects.
 
-It knows parameters and shapes; who sends requests and waits for answers, a thread or an event loop, is create.py's.
-Parameters have the openai package's names, and top_k, min_p and repeat_penalty those of llama.cpp's server. One that is
-not known is refused: a call in Python has no reason to carry it but a mistake.
+It knows requests and shapes; parameters are options.py's, and who sends requests and waits for answers, a thread or an
+event loop, is create.py's.
 """
 
 from __future__ import annotations
@@ -10,18 +9,17 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
-from typing import Any, Generic, TypedDict, TypeVar, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel
 
 from vkllm.api.answer import AnswerText, Generation, Piece, SamplingOptions
 from vkllm.api.openai.completions import (
+    AssistantMessage,
     ChatChoice,
     ChatCompletion,
     ChatCompletionChunk,
-    ChatMessage,
     ChunkChoice,
     Completion,
     Delta,
@@ -33,52 +31,25 @@ from vkllm.api.openai.completions import (
     text_logprobs,
     usage_of,
 )
+from vkllm.api.openai.options import (
+    ChatOptions,
+    TextOptions,
+    chat_logprobs_option,
+    given_options,
+    includes_usage,
+    n_choices,
+    sampling_options,
+    schema_of,
+    tools_for_template,
+)
 from vkllm.api.prompts import Message, Prompts, as_batch
+from vkllm.engine.params import RANDOM_SEED
 from vkllm.errors import InvalidParameter
+from vkllm.parameters import truth
 from vkllm.text.messages import plain_messages
-
-_MAX_CHOICES = 128  # as OpenAI has it
-_ANY_OBJECT = {"type": "object"}
 
 WholeT = TypeVar("WholeT")
 ChunkT = TypeVar("ChunkT")
-
-
-class CommonOptions(TypedDict, total=False):
-    """What both kinds of call take; None is the default of `SamplingParams`."""
-
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    repeat_penalty: float | None
-    frequency_penalty: float | None
-    presence_penalty: float | None
-    max_tokens: int | None
-    stop: str | Sequence[str] | None
-    seed: int | None
-    n: int | None
-    stream_options: Mapping[str, bool] | None
-
-
-class ChatOptions(CommonOptions, total=False):
-    """The parameters of `chat.completions.create` beside messages, model and stream."""
-
-    max_completion_tokens: int | None
-    logprobs: bool | None
-    top_logprobs: int | None
-    response_format: Mapping[str, Any] | None
-    tools: Sequence[Message] | None
-
-
-class TextOptions(CommonOptions, total=False):
-    """The parameters of `completions.create` beside prompt, model and stream."""
-
-    logprobs: int | None
-
-
-_OUR_NAMES = {"repeat_penalty": "repetition_penalty", "max_completion_tokens": "max_tokens"}
-_SAMPLING = CommonOptions.__annotations__.keys() - {"n", "stream_options"} | {"max_completion_tokens"}
 
 
 class Call(ABC, Generic[WholeT, ChunkT]):
@@ -86,8 +57,8 @@ class Call(ABC, Generic[WholeT, ChunkT]):
 
     def __init__(self, prompts: Prompts, kind: str, options: dict[str, Any]) -> None:
         self.answers: list[AnswerText] = []
-        self.n_choices = _checked_n(options.get("n"))
-        self.includes_usage = _includes_usage(options.get("stream_options"))
+        self.n_choices = n_choices(options)
+        self.includes_usage = includes_usage(options)
         self._prompts = prompts
         self._head: dict[str, Any] = {
             "id": f"{kind}-{uuid.uuid4().hex}",
@@ -122,7 +93,7 @@ class Call(ABC, Generic[WholeT, ChunkT]):
     def _seeded(self, sampling: dict[str, Any], choice: int) -> SamplingOptions:
         """The options of one of several answers to a prompt, which would be the same with the same seed."""
         seed = sampling.get("seed", self._prompts.defaults.seed)
-        if seed is not None and choice:
+        if seed not in (None, RANDOM_SEED) and choice:
             sampling = {**sampling, "seed": (seed + choice) % 2**64}
         return cast(SamplingOptions, sampling)
 
@@ -130,22 +101,19 @@ class Call(ABC, Generic[WholeT, ChunkT]):
 class ChatCall(Call[ChatCompletion, ChatCompletionChunk]):
     """A call of `chat.completions.create`. Raises InvalidParameter, ContextOverflow."""
 
-    def __init__(self, prompts: Prompts, messages: Sequence[Message | BaseModel], options: ChatOptions) -> None:
-        given = _given(options, ChatOptions)
+    def __init__(self, prompts: Prompts, messages: Iterable[Message | BaseModel], options: ChatOptions) -> None:
+        given = given_options(options, ChatOptions)
         super().__init__(prompts, "chatcmpl", given)
-        if "max_tokens" in given and "max_completion_tokens" in given:
-            raise InvalidParameter("max_tokens and max_completion_tokens are the same; give one of them")
-        sampling = _sampling(given)
-        if given.get("logprobs"):
-            sampling["logprobs"] = given.get("top_logprobs", 0)
-        elif "top_logprobs" in given:
-            raise InvalidParameter("top_logprobs needs logprobs=True")
-        if (schema := _schema(given.get("response_format"))) is not None:
+        sampling = sampling_options(given) | {"logprobs": chat_logprobs_option(given)}
+        if (schema := schema_of(given.get("response_format"))) is not None:
+            if "json_schema" in sampling:
+                raise InvalidParameter("response_format and json_schema are the same; give one of them")
             sampling["json_schema"] = schema
+        tools = tools_for_template(given)
         plain = plain_messages(messages)
         for choice in range(self.n_choices):
             options_of_choice = self._seeded(sampling, choice)
-            self.answers.append(prompts.of_chat(plain, None, options_of_choice, given.get("tools")))
+            self.answers.append(prompts.of_chat(plain, None, options_of_choice, tools))
 
     def first_chunk(self, index: int) -> ChatCompletionChunk:
         """Says that the model speaks."""
@@ -170,7 +138,7 @@ class ChatCall(Call[ChatCompletion, ChatCompletionChunk]):
         choices = [
             ChatChoice(
                 index=index,
-                message=ChatMessage(content=generation.text),
+                message=AssistantMessage(content=generation.text),
                 logprobs=chat_logprobs(logprobs_of_text(generation, tokenizer), tokenizer),
                 finish_reason=finish_reason(generation),
             )
@@ -188,18 +156,20 @@ class TextCall(Call[Completion, Completion]):
     def __init__(
         self, prompts: Prompts, prompt: str | Sequence[int] | list[str] | list[list[int]], options: TextOptions
     ) -> None:
-        given = _given(options, TextOptions)
+        given = given_options(options, TextOptions)
         super().__init__(prompts, "cmpl", given)
-        sampling = _sampling(given)
-        if (n_top := given.get("logprobs")) is not None:
-            sampling["logprobs"] = n_top
+        sampling = sampling_options(given) | {"logprobs": given.get("logprobs")}
+        self._echoes = truth("echo", given.get("echo", False))
+        if self._echoes and sampling["logprobs"] not in (None, False):
+            raise InvalidParameter("echo has no logprobs of the prompt; leave one of them out, or use llm.score")
         for each in as_batch(prompt)[0]:
             for choice in range(self.n_choices):
                 self.answers.append(prompts.of_text(each, None, self._seeded(sampling, choice)))
         self._offsets = [0] * len(self.answers)
 
-    def first_chunk(self, index: int) -> None:
-        """Nothing: text needs no beginning."""
+    def first_chunk(self, index: int) -> Completion | None:
+        """The prompt, if it is to be repeated: text needs no other beginning."""
+        return self._completion(TextChoice(index=index, text=self._echo(index))) if self._echoes else None
 
     def chunk(self, index: int, piece: Piece) -> Completion:
         """Some text."""
@@ -220,7 +190,7 @@ class TextCall(Call[Completion, Completion]):
         choices = [
             TextChoice(
                 index=index,
-                text=generation.text,
+                text=self._echo(index) + generation.text,
                 logprobs=text_logprobs(logprobs_of_text(generation, self._prompts.tokenizer), 0),
                 finish_reason=finish_reason(generation),
             )
@@ -228,51 +198,11 @@ class TextCall(Call[Completion, Completion]):
         ]
         return Completion(**self._head, choices=choices, usage=self._usage(generations))
 
+    def _echo(self, index: int) -> str:
+        """What comes before an answer's own text."""
+        if not self._echoes:
+            return ""
+        return self._prompts.tokenizer.decode(list(self.answers[index].request.prompt_token_ids))
+
     def _completion(self, choice: TextChoice) -> Completion:
         return Completion(**self._head, choices=[choice])
-
-
-def _given(options: Mapping[str, Any], known: type[Any]) -> dict[str, Any]:
-    """The options that are not None. Raises InvalidParameter for names that are not known."""
-    names = known.__annotations__
-    for name in options:
-        if name not in names:
-            close = get_close_matches(name, names, 1)
-            advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(names))}"
-            raise InvalidParameter(f"{name} is no parameter that vkllm knows; {advice}")
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {_OUR_NAMES.get(name, name): value for name, value in given.items() if name in _SAMPLING}
-
-
-def _checked_n(n: Any) -> int:
-    if n is None:
-        return 1
-    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= _MAX_CHOICES:
-        raise InvalidParameter(f"n must be a whole number between 1 and {_MAX_CHOICES}, not {n!r}")
-    return n
-
-
-def _includes_usage(stream_options: Any) -> bool:
-    if stream_options is None:
-        return False
-    if not isinstance(stream_options, Mapping) or stream_options.keys() - {"include_usage"}:
-        raise InvalidParameter(f'stream_options must be {{"include_usage": True}} or left out, not {stream_options!r}')
-    return bool(stream_options.get("include_usage"))
-
-
-def _schema(response_format: Any) -> Any:
-    """The JSON schema that answers must follow, or None."""
-    match response_format:
-        case None | {"type": "text"}:
-            return None
-        case {"type": "json_object"}:
-            return _ANY_OBJECT
-        case {"type": "json_schema", "json_schema": {"schema": schema}}:
-            return schema
-    raise InvalidParameter(
-        'response_format must be {"type": "text"}, {"type": "json_object"} or '
-        f'{{"type": "json_schema", "json_schema": {{"name": ..., "schema": ...}}}}, not {response_format!r}'
-    )

@@ -63,7 +63,7 @@ class Usage(Shape):
     prompt_tokens_details: PromptTokensDetails
 
 
-class ChatMessage(Shape):
+class AssistantMessage(Shape):
     """What the model said."""
 
     role: Literal["assistant"] = "assistant"
@@ -76,7 +76,7 @@ class ChatChoice(Shape):
     """One answer to a conversation."""
 
     index: int
-    message: ChatMessage
+    message: AssistantMessage
     logprobs: ChoiceLogprobs | None
     finish_reason: Reason
 

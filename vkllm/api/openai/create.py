@@ -6,7 +6,8 @@ It knows how answers are waited for, by a thread or by an event loop; calls.py k
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
@@ -16,7 +17,7 @@ from vkllm.api import async_stream
 from vkllm.api.answer import AnswerText, Generation
 from vkllm.api.async_stream import AsyncStream, Opened
 from vkllm.api.embedding import async_embeddings, embeddings
-from vkllm.api.openai.calls import Call, ChatCall, ChatOptions, TextCall, TextOptions
+from vkllm.api.openai.calls import Call, ChatCall, TextCall
 from vkllm.api.openai.completions import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -24,12 +25,19 @@ from vkllm.api.openai.completions import (
     EmbeddingResponse,
     embedding_response,
 )
+from vkllm.api.openai.options import ChatOptions, EmbeddingOptions, TextOptions, given_options
 from vkllm.api.prompts import Message, Prompts, as_batch
-from vkllm.api.stream import Stream, results
+from vkllm.api.stream import Stream, all_answers
 from vkllm.engine.process.handle import EngineProcess
+from vkllm.engine.requests import Request
 from vkllm.errors import InvalidParameter
+from vkllm.parameters import checks_names, truth
 
 ChunkT = TypeVar("ChunkT")
+WholeT = TypeVar("WholeT")
+StreamT = TypeVar("StreamT")
+ResultT = TypeVar("ResultT")
+Awaited = Coroutine[Any, Any, ResultT]
 TextPrompt = str | Sequence[int] | list[str] | list[list[int]]
 
 
@@ -97,60 +105,62 @@ class AsyncCompletionStream(AsyncIterator[ChunkT], Generic[ChunkT]):
         await self.close()
 
 
-class ChatCompletions:
+Answering = Callable[[Callable[[Prompts], Call[Any, Any]], bool], Any]
+"""Makes a call, sends its requests, and returns what `create` does; for an event loop, what is awaited for that. The
+second argument says whether it is a stream."""
+
+
+class ChatCompletions(Generic[WholeT, StreamT]):
     """`llm.chat.completions`."""
 
-    def __init__(self, engine: EngineProcess, prompts: Prompts) -> None:
-        self._engine = engine
-        self._prompts = prompts
+    def __init__(self, answer: Answering) -> None:
+        self._answer = answer
 
     @overload
     def create(
         self,
         *,
-        messages: Sequence[Message | BaseModel],
+        messages: Iterable[Message | BaseModel],
         model: str | None = None,
         stream: Literal[False] | None = None,
         **options: Unpack[ChatOptions],
-    ) -> ChatCompletion: ...
+    ) -> WholeT: ...
 
     @overload
     def create(
         self,
         *,
-        messages: Sequence[Message | BaseModel],
+        messages: Iterable[Message | BaseModel],
         model: str | None = None,
         stream: Literal[True],
         **options: Unpack[ChatOptions],
-    ) -> CompletionStream[ChatCompletionChunk]: ...
+    ) -> StreamT: ...
 
+    @checks_names(ChatOptions)
     def create(
         self,
         *,
-        messages: Sequence[Message | BaseModel],
+        messages: Iterable[Message | BaseModel],
         model: str | None = None,
         stream: bool | None = None,
         **options: Unpack[ChatOptions],
-    ) -> ChatCompletion | CompletionStream[ChatCompletionChunk]:
+    ) -> WholeT | StreamT:
         """Answers a conversation, in OpenAI's shape.
 
         model is there for programs that name one; the one that answers is the one that was loaded. n answers have the
         seeds seed, seed + 1 and so on. response_format asks for JSON, perhaps of a schema. With stream=True it yields
-        chunks, and with stream_options={"include_usage": True} counts in the last of them. Raises InvalidParameter,
-        also for parameters that it does not know, ContextOverflow, DeviceLost.
+        chunks, and with stream_options={"include_usage": True} counts in the last of them. The calls of an `AsyncLLM`
+        are awaited, and streams then read with `async for`. Raises InvalidParameter, also for parameters that it does
+        not know, ContextOverflow, DeviceLost.
         """
-        call = ChatCall(self._prompts, messages, options)
-        if stream:
-            return CompletionStream(self._engine, call)
-        return call.whole(results(self._engine, call.answers))
+        return self._answer(lambda prompts: ChatCall(prompts, messages, options), _is_stream(stream))  # type: ignore[no-any-return]
 
 
-class Completions:
+class Completions(Generic[WholeT, StreamT]):
     """`llm.completions`."""
 
-    def __init__(self, engine: EngineProcess, prompts: Prompts) -> None:
-        self._engine = engine
-        self._prompts = prompts
+    def __init__(self, answer: Answering) -> None:
+        self._answer = answer
 
     @overload
     def create(
@@ -160,7 +170,7 @@ class Completions:
         model: str | None = None,
         stream: Literal[False] | None = None,
         **options: Unpack[TextOptions],
-    ) -> Completion: ...
+    ) -> WholeT: ...
 
     @overload
     def create(
@@ -170,8 +180,9 @@ class Completions:
         model: str | None = None,
         stream: Literal[True],
         **options: Unpack[TextOptions],
-    ) -> CompletionStream[Completion]: ...
+    ) -> StreamT: ...
 
+    @checks_names(TextOptions)
     def create(
         self,
         *,
@@ -179,142 +190,104 @@ class Completions:
         model: str | None = None,
         stream: bool | None = None,
         **options: Unpack[TextOptions],
-    ) -> Completion | CompletionStream[Completion]:
-        """Continues a prompt, or each of a list of them, in OpenAI's shape; the rest is as for a chat."""
-        call = TextCall(self._prompts, prompt, options)
-        if stream:
-            return CompletionStream(self._engine, call)
-        return call.whole(results(self._engine, call.answers))
+    ) -> WholeT | StreamT:
+        """Continues a prompt, or each of a list of them, in OpenAI's shape; the rest is as for a chat.
+
+        With echo=True the prompt comes before each continuation.
+        """
+        return self._answer(lambda prompts: TextCall(prompts, prompt, options), _is_stream(stream))  # type: ignore[no-any-return]
 
 
-class AsyncChatCompletions:
-    """`llm.chat.completions` of an `AsyncLLM`."""
-
-    def __init__(self, opened: Opened) -> None:
-        self._opened = opened
-
-    @overload
-    async def create(
-        self,
-        *,
-        messages: Sequence[Message | BaseModel],
-        model: str | None = None,
-        stream: Literal[False] | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> ChatCompletion: ...
-
-    @overload
-    async def create(
-        self,
-        *,
-        messages: Sequence[Message | BaseModel],
-        model: str | None = None,
-        stream: Literal[True],
-        **options: Unpack[ChatOptions],
-    ) -> AsyncCompletionStream[ChatCompletionChunk]: ...
-
-    async def create(
-        self,
-        *,
-        messages: Sequence[Message | BaseModel],
-        model: str | None = None,
-        stream: bool | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> ChatCompletion | AsyncCompletionStream[ChatCompletionChunk]:
-        """As `ChatCompletions.create`; with stream=True what is awaited is read with `async for`."""
-        _, prompts = await self._opened()
-        call = await asyncio.to_thread(ChatCall, prompts, messages, options)
-        streams = _async_streams(self._opened, call.answers)
-        return AsyncCompletionStream(call, streams) if stream else call.whole(await async_stream.results(streams))
-
-
-class AsyncCompletions:
-    """`llm.completions` of an `AsyncLLM`."""
-
-    def __init__(self, opened: Opened) -> None:
-        self._opened = opened
-
-    @overload
-    async def create(
-        self,
-        *,
-        prompt: TextPrompt,
-        model: str | None = None,
-        stream: Literal[False] | None = None,
-        **options: Unpack[TextOptions],
-    ) -> Completion: ...
-
-    @overload
-    async def create(
-        self,
-        *,
-        prompt: TextPrompt,
-        model: str | None = None,
-        stream: Literal[True],
-        **options: Unpack[TextOptions],
-    ) -> AsyncCompletionStream[Completion]: ...
-
-    async def create(
-        self,
-        *,
-        prompt: TextPrompt,
-        model: str | None = None,
-        stream: bool | None = None,
-        **options: Unpack[TextOptions],
-    ) -> Completion | AsyncCompletionStream[Completion]:
-        """As `Completions.create`; with stream=True what is awaited is read with `async for`."""
-        _, prompts = await self._opened()
-        call = await asyncio.to_thread(TextCall, prompts, prompt, options)
-        streams = _async_streams(self._opened, call.answers)
-        return AsyncCompletionStream(call, streams) if stream else call.whole(await async_stream.results(streams))
-
-
-class Embeddings:
+class Embeddings(Generic[WholeT]):
     """`llm.embeddings`."""
 
-    def __init__(self, engine: EngineProcess, prompts: Prompts) -> None:
-        self._engine = engine
-        self._prompts = prompts
+    def __init__(self, answer: Callable[[Callable[[Prompts], list[Request]], bool], WholeT]) -> None:
+        """answer: sends the requests that it has made; the second argument says whether vectors become base64."""
+        self._answer = answer
 
-    def create(
-        self, *, input: TextPrompt, model: str | None = None, encoding_format: str | None = None
-    ) -> EmbeddingResponse:
+    @checks_names(EmbeddingOptions)
+    def create(self, *, input: TextPrompt, model: str | None = None, **options: Unpack[EmbeddingOptions]) -> WholeT:
         """The embeddings of a text or of each in a list, in OpenAI's shape; what they are `LLM.embed` says.
 
-        encoding_format: "float", which is the default, or "base64". Raises what `LLM.embed` raises.
+        encoding_format: "float", which is the default, or "base64". dimensions: only as many as the model has. Raises
+        what `LLM.embed` raises.
         """
-        in_base64 = _is_base64(encoding_format)
-        requests = self._prompts.of_embeddings(as_batch(input)[0])
-        return embedding_response(embeddings(self._engine, requests), self._prompts.model, in_base64=in_base64)
+        given = given_options(options, EmbeddingOptions)
+        if (encoding := given.get("encoding_format", "float")) not in ("float", "base64"):
+            raise InvalidParameter(f'encoding_format must be "float" or "base64", not {encoding!r}')
+
+        def requests(prompts: Prompts) -> list[Request]:
+            if (n := given.get("dimensions", prompts.d_model)) != prompts.d_model:
+                raise InvalidParameter(
+                    f"dimensions must be {prompts.d_model}, which the model's embeddings have, not {n!r}"
+                )
+            return prompts.of_embeddings(as_batch(input)[0], given.get("origin", ""))
+
+        return self._answer(requests, encoding == "base64")
 
 
-class AsyncEmbeddings:
-    """`llm.embeddings` of an `AsyncLLM`."""
+SyncChatCompletions = ChatCompletions[ChatCompletion, CompletionStream[ChatCompletionChunk]]
+SyncCompletions = Completions[Completion, CompletionStream[Completion]]
+SyncEmbeddings = Embeddings[EmbeddingResponse]
+AsyncChatCompletions = ChatCompletions[Awaited[ChatCompletion], Awaited[AsyncCompletionStream[ChatCompletionChunk]]]
+AsyncCompletions = Completions[Awaited[Completion], Awaited[AsyncCompletionStream[Completion]]]
+AsyncEmbeddings = Embeddings[Awaited[EmbeddingResponse]]
 
-    def __init__(self, opened: Opened) -> None:
-        self._opened = opened
 
-    async def create(
-        self, *, input: TextPrompt, model: str | None = None, encoding_format: str | None = None
-    ) -> EmbeddingResponse:
-        """As `Embeddings.create`."""
-        in_base64 = _is_base64(encoding_format)
-        engine, prompts = await self._opened()
-        requests = await asyncio.to_thread(prompts.of_embeddings, as_batch(input)[0])
+def in_thread(engine: EngineProcess, prompts: Prompts) -> Answering:
+    """For an `LLM`: the thread that calls waits."""
+
+    def answer(make_call: Callable[[Prompts], Call[Any, Any]], is_stream: bool) -> Any:
+        call = make_call(prompts)
+        return CompletionStream(engine, call) if is_stream else call.whole(all_answers(engine, call.answers))
+
+    return answer
+
+
+def in_event_loop(opened: Opened) -> Answering:
+    """For an `AsyncLLM`: what takes long besides answers, as tokenizing does, runs in a thread."""
+
+    async def answer(make_call: Callable[[Prompts], Call[Any, Any]], is_stream: bool) -> Any:
+        _, prompts = await opened()
+        call = await asyncio.to_thread(make_call, prompts)
+        streams = [AsyncStream(opened, partial(_given_answer, answer)) for answer in call.answers]
+        return (
+            AsyncCompletionStream(call, streams) if is_stream else call.whole(await async_stream.all_answers(streams))
+        )
+
+    return answer
+
+
+def embed_in_thread(
+    engine: EngineProcess, prompts: Prompts
+) -> Callable[[Callable[[Prompts], list[Request]], bool], EmbeddingResponse]:
+    """As `in_thread`, for embeddings."""
+
+    def answer(make_requests: Callable[[Prompts], list[Request]], in_base64: bool) -> EmbeddingResponse:
+        return embedding_response(embeddings(engine, make_requests(prompts)), prompts.model, in_base64=in_base64)
+
+    return answer
+
+
+def embed_in_event_loop(
+    opened: Opened,
+) -> Callable[[Callable[[Prompts], list[Request]], bool], Awaited[EmbeddingResponse]]:
+    """As `in_event_loop`, for embeddings."""
+
+    async def answer(make_requests: Callable[[Prompts], list[Request]], in_base64: bool) -> EmbeddingResponse:
+        engine, prompts = await opened()
+        requests = await asyncio.to_thread(make_requests, prompts)
         return embedding_response(await async_embeddings(engine, requests), prompts.model, in_base64=in_base64)
 
-
-def _is_base64(encoding_format: str | None) -> bool:
-    if encoding_format not in (None, "float", "base64"):
-        raise InvalidParameter(f'encoding_format must be "float" or "base64", not {encoding_format!r}')
-    return encoding_format == "base64"
+    return answer
 
 
-def _async_streams(opened: Opened, answers: Sequence[AnswerText]) -> list[AsyncStream]:
-    def stream(answer: AnswerText) -> AsyncStream:
-        return AsyncStream(opened, lambda _: answer)
+def _given_answer(answer: AnswerText, prompts: Prompts) -> AnswerText:
+    return answer
 
-    return [stream(answer) for answer in answers]
+
+def _is_stream(stream: bool | None) -> bool:
+    return stream is not None and truth("stream", stream)
 
 
 def _chunks(call: Call[Any, ChunkT], streams: Sequence[Stream]) -> Generator[ChunkT]:

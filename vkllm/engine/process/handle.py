@@ -17,12 +17,12 @@ from collections.abc import Callable
 from multiprocessing import Pipe
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from vkllm.engine.events import Answer, EngineStats, Event, Failed, Finished
-from vkllm.engine.process.messages import Cancel, EngineFailed, Progress, Ready, Stop
+from vkllm.engine.process.messages import Cancel, EngineFailed, LoadProgress, Ready, Stop
 from vkllm.engine.requests import EngineConfig, Query, Request
-from vkllm.errors import DeviceLost, VkllmError
+from vkllm.errors import DeviceLost, RequestError, VkllmError, counted
 
 ENGINE = "vkllm.engine.engine:Engine"
 
@@ -52,6 +52,7 @@ class EngineProcess:
         self._ready: Ready | None = None
         self._stop_child: Callable[[], object] = lambda: None
         self._is_closed = False
+        self._owner_pid = os.getpid()
 
     def start(self) -> None:
         """Starts the process unless it runs, and waits until the model is loaded.
@@ -59,6 +60,22 @@ class EngineProcess:
         Raises what loading raised (ModelFileError, NoDevice, OutOfDeviceMemory...), or DeviceLost if the process died.
         """
         self._running_child()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
+
+    def __reduce__(self) -> NoReturn:
+        raise not_copied("an engine's process")
+
+    def check_owner(self) -> None:
+        """Raises RequestError in a fork of the process that made this: no thread there would ever bring an event."""
+        if (pid := os.getpid()) != self._owner_pid:
+            raise RequestError(
+                f"the model was opened in process {self._owner_pid} and this is its fork {pid}, which cannot use it; "
+                "open the model in each process that uses it"
+            )
 
     @property
     def ready(self) -> Ready:
@@ -90,6 +107,11 @@ class EngineProcess:
         while not self._running_child().send(request, on_event):
             pass  # it died between the two calls
 
+    def wait(self, events: SimpleQueue[Event]) -> Event:
+        """The next event of a queue that `submit` returned. Raises RequestError in a forked process."""
+        self.check_owner()
+        return events.get()
+
     def cancel(self, request_id: int) -> None:
         """Asks the engine to end a request; its queue still gets `Finished` last. Unknown ids are ignored."""
         if self._child is not None:
@@ -110,6 +132,7 @@ class EngineProcess:
         self.close()
 
     def _running_child(self) -> _Child:
+        self.check_owner()  # before the lock, which another thread may have held when this process was forked
         with self._start_lock:
             if not self._is_closed and (self._child is None or not self._child.is_alive):
                 if self._child is not None:
@@ -126,6 +149,14 @@ class EngineProcess:
                 raise DeviceLost("the engine was closed; open the model again")
             assert self._child is not None
             return self._child
+
+
+def not_copied(what: str) -> RequestError:
+    """The error for what is pickled, as for another process, and cannot be."""
+    return RequestError(
+        f"{what} cannot be pickled or copied, because its engine belongs to this process; "
+        "open the model in each process that uses it"
+    )
 
 
 class _Tally:
@@ -186,7 +217,7 @@ class _Child:
         try:
             while True:
                 match self._receive():
-                    case Progress(done_bytes, total_bytes):
+                    case LoadProgress(done_bytes, total_bytes):
                         if on_progress is not None:
                             on_progress(done_bytes, total_bytes)
                     case Ready() as ready:
@@ -311,7 +342,7 @@ class _Child:
             n_prompt_tokens = [len(request.prompt_token_ids) for request in self._requests.values()]
         if self.ready:
             prompts = ", ".join(str(n) for n in n_prompt_tokens)
-            answering = f"answering {len(n_prompt_tokens)} request(s) (prompt tokens: {prompts})"
+            answering = f"answering {counted(len(n_prompt_tokens), 'request')} (prompt tokens: {prompts})"
             self._work = f"{answering if n_prompt_tokens else 'idle'} on {self.ready.device_name}"
         message = f"the engine's process {_ending(self._process.returncode)} while {self._work}"
         last_words = self._output.decode(errors="replace").strip()

@@ -1,6 +1,6 @@
 """What passes through the pipe between a caller's process and its engine, besides requests and their events.
 
-To the engine: an `EngineConfig` first, then `Request`, a `Query`, `Cancel` and, last, `Stop`. From it: `Progress`
+To the engine: an `EngineConfig` first, then `Request`, a `Query`, `Cancel` and, last, `Stop`. From it: `LoadProgress`
 until `Ready`, then lists of events; `EngineFailed` at any time, as its last word. All of them pickle.
 """
 
@@ -34,7 +34,7 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Progress:
+class LoadProgress:
     """How far loading is, in bytes."""
 
     done_bytes: int

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vkllm.engine.events import DeviceAnswer, DeviceReport, Event, Failed, KernelAnswer, TuningAnswer, TuningTrial
-from vkllm.engine.process.messages import Cancel, EngineFailed, Progress, Ready, Stop, open_connection
+from vkllm.engine.process.messages import Cancel, EngineFailed, LoadProgress, Ready, Stop, open_connection
 from vkllm.engine.requests import DeviceQuery, EngineConfig, KernelQuery, Request, StateQuery, TuningQuery
 from vkllm.errors import DeviceLost, DeviceTimeout, VkllmError
 from vkllm.model.memory.plan import MemoryPlan
@@ -114,7 +114,7 @@ def _load_and_serve(parent: _Parent, factory: str) -> None:
     try:
         module, _, name = factory.partition(":")
         make_engine: EngineFactory = getattr(importlib.import_module(module), name)
-        engine = make_engine(config, lambda done, total: parent.send(Progress(done, total)))
+        engine = make_engine(config, lambda done, total: parent.send(LoadProgress(done, total)))
     except VkllmError as error:
         parent.send(EngineFailed(error))
         return

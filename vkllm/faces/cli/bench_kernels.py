@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vkllm import LLM, DeviceReport, InvalidParameter, KernelTime, StepTimes, __version__
-from vkllm.api.llm import DEFAULT_N_CTX
 from vkllm.faces.cli.bench import Measured, Setup, device_line, driver, model_type, n_gpu_layers
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.gpu.program.program import WIDTHS
+from vkllm.model.memory.plan import USUAL_CONTEXT
 
 LONGEST_STEP_S = 0.1
 """Prompts run in no wider steps than one that takes so long (engine.py), so none wider is measured unasked."""
@@ -47,7 +47,7 @@ class KernelOptions:
     def n_ctx(self) -> int | None:
         """Context that it needs; None: the usual one is enough."""
         n_ctx = max(self.depths) + max(self.prompts or (MAX_ROWS,))
-        return n_ctx if n_ctx > DEFAULT_N_CTX else None
+        return n_ctx if n_ctx > USUAL_CONTEXT else None
 
 
 class StepResult(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from vkllm.errors import InvalidParameter, OutOfDeviceMemory
+from vkllm.errors import InvalidParameter, OutOfDeviceMemory, counted
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import weight_format
 from vkllm.model.memory.limits import DeviceLimits, Tier, memory_size, without_margin
@@ -26,6 +26,7 @@ from vkllm.model.memory.needs import (
 )
 from vkllm.model.memory.placement import DoesNotFit, MatrixRows, Tiers
 from vkllm.model.spec import ModelSpec
+from vkllm.parameters import whole_number
 
 __all__ = ["DeviceLimits", "MemoryPlan", "PlanOptions", "cache_bytes_per_token", "decode_bytes", "plan"]
 
@@ -33,7 +34,8 @@ SHORTEST_CONTEXT = 256
 """A context below this is not worth a plan: `n_ctx` 0 does not go lower, and no error suggests less."""
 
 USUAL_CONTEXT = 4096
-"""With `n_ctx` 0, weights leave the device's own memory for a context of so many tokens, but for no longer one."""
+"""The context where none is asked for. With `n_ctx` 0, weights leave the device's own memory for a context of so many
+tokens, but for no longer one."""
 
 SMALLER_FORMATS = ("Q8_0", "Q6_K", "Q5_K", "Q4_0")
 """Formats that an error may suggest, the largest first."""
@@ -44,9 +46,9 @@ class PlanOptions:
     """What a user may ask of a plan.
 
     type_k, type_v: of the cache, "f16" or "q8_0". n_gpu_layers: layers, counted from the last, whose weights may lie
-    in a card's own memory; one more than the model has includes the vocabulary projection and the embedding; None is
-    all. It means nothing where memory is unified. vram_limit, ram_limit: bytes that the plan may take of a card's own
-    and of system memory, or, where memory is unified, of all of it.
+    in a card's own memory; one more than the model has includes the vocabulary projection and the embedding; None or
+    -1 is all. It means nothing where memory is unified. vram_limit, ram_limit: bytes that the plan may take of a card's
+    own and of system memory, or, where memory is unified, of all of it.
     """
 
     type_k: str = "f16"
@@ -54,6 +56,18 @@ class PlanOptions:
     n_gpu_layers: int | None = None
     vram_limit: int | None = None
     ram_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InvalidParameter for options that no device could meet."""
+        for name, option, cache_type in (("type_k", "-ctk", self.type_k), ("type_v", "-ctv", self.type_v)):
+            if not isinstance(cache_type, str) or cache_type not in CACHE_TYPES:
+                raise InvalidParameter(f"{name} ({option}) must be {' or '.join(CACHE_TYPES)}, not {cache_type!r}")
+        for name, option in (("n_gpu_layers", "-ngl"), ("vram_limit", "--vram-limit"), ("ram_limit", "--ram-limit")):
+            if (value := getattr(self, name)) is not None:
+                is_all = name == "n_gpu_layers" and isinstance(value, int | float) and value == -1
+                also = ", or -1 for all" if name == "n_gpu_layers" else ""
+                checked = None if is_all else whole_number(f"{name} ({option})", value, 0, also=also)
+                object.__setattr__(self, name, checked)
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,6 @@ def plan(
     InvalidParameter for options that no device could meet.
     """
     options = options or PlanOptions()
-    _check(options, n_ctx)
     needs = Needs(spec, tensors, max_rows, head_rows, options.type_k, options.type_v)
     planner = _Planner(needs, limits, options)
     made = planner.automatic() if n_ctx == 0 else planner.attempt(n_ctx)
@@ -318,19 +331,19 @@ class _Planner:
         return may_be_local, [weights for weights in ordered if _layer(weights[0]) < first_layer]
 
 
-def _check(options: PlanOptions, n_ctx: int) -> None:
-    for option, cache_type in (("-ctk", options.type_k), ("-ctv", options.type_v)):
-        if cache_type not in CACHE_TYPES:
-            raise InvalidParameter(f"{option} takes {' or '.join(CACHE_TYPES)}, not {cache_type!r}")
-    numbers = {
-        "the context": n_ctx,
-        "-ngl": options.n_gpu_layers,
-        "--vram-limit": options.vram_limit,
-        "--ram-limit": options.ram_limit,
-    }
-    for name, number in numbers.items():
-        if number is not None and number < 0:
-            raise InvalidParameter(f"{name} cannot be {number}; take 0 or more")
+def chosen_context(n_ctx: int | None, n_ctx_train: int) -> int:
+    """The context to plan for, where a user asks for n_ctx: None is USUAL_CONTEXT or what the model was trained for.
+
+    0 stays 0. Raises InvalidParameter.
+    """
+    if n_ctx is None:
+        return min(n_ctx_train, USUAL_CONTEXT)
+    if whole_number("n_ctx", n_ctx, -(2**31), 2**31) and not 1 < n_ctx <= n_ctx_train:
+        raise InvalidParameter(
+            f"a context of {counted(int(n_ctx), 'token')} is not possible; the model was trained for 2 to "
+            f"{n_ctx_train}, and 0 takes the longest that fits"
+        )
+    return int(n_ctx)
 
 
 def _layer(tensor: str) -> int:

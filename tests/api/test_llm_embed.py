@@ -53,9 +53,10 @@ def test_a_batch_is_sent_before_the_first_answer_and_counts_as_requests(fake_llm
 
 def test_what_cannot_be_embedded_is_refused_before_anything_runs(fake_llm: MakeLLM) -> None:
     llm = fake_llm()
-    for empty in ("", [], [""], [[]]):
+    for empty in ("", [""], [[]]):
         with pytest.raises(InvalidParameter, match="the text is empty and has no embedding"):
             llm.embed(empty)
+    assert llm.embed([]) == []
     with pytest.raises(InvalidParameter, match="text 1 of 3 is empty"):
         llm.embed(["a", "", "b"])
     with pytest.raises(ContextOverflow, match=f"text 2 of 3 has {N_CTX + 1} tokens and the context holds {N_CTX}"):
@@ -120,7 +121,7 @@ def test_an_error_in_one_cancels_the_others(fake_llm: MakeLLM) -> None:
 async def test_asyncio_goes_on_meanwhile_and_a_cancel_ends_the_batch(
     tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vkllm.api.llm.EngineProcess", partial(EngineProcess, factory="fake_engine:FakeEngine"))
+    monkeypatch.setattr("vkllm.api.loading.EngineProcess", partial(EngineProcess, factory="fake_engine:FakeEngine"))
     async with AsyncLLM(tiny_gguf) as llm:
         assert await llm.embed("Xab") == fake_vector(3, ord("b"))
         assert await llm.embed(["Xab", "c"]) == [fake_vector(3, ord("b")), fake_vector(1, ord("c"))]

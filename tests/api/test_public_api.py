@@ -18,12 +18,12 @@ from tiny_gguf import write_tiny_gguf
 
 import vkllm
 from vkllm import LLM, AsyncLLM
-from vkllm.api import chat, measuring
+from vkllm.api import chat
 from vkllm.api.openai import create
 
 PUBLIC = [name for name in vkllm.__all__ if name != "__version__"]
 # What they return has methods too, which are not reached by a public name.
-MODULES = sorted({getattr(vkllm, name).__module__ for name in PUBLIC} | {m.__name__ for m in (chat, create, measuring)})
+MODULES = sorted({getattr(vkllm, name).__module__ for name in PUBLIC} | {m.__name__ for m in (chat, create)})
 
 # Measurements take many seconds on a real device, and a model that was closed cannot serve other examples: these use an
 # engine without a device.

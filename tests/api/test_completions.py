@@ -28,7 +28,8 @@ from vkllm import (
     EmbeddingResponse,
     InvalidParameter,
 )
-from vkllm.api.openai.calls import ChatOptions, TextOptions
+from vkllm.api.answer import SamplingOptions
+from vkllm.api.openai.options import ChatOptions, EmbeddingOptions, TextOptions
 from vkllm.engine.requests import Request
 
 MakeLLM = Callable[..., LLM]
@@ -196,7 +197,7 @@ def test_response_formats_become_schemas(fake_llm: MakeLLM, monkeypatch: pytest.
     ("options", "message"),
     [
         ({"temprature": 1}, "temprature is no parameter that vkllm knows; did you mean temperature"),
-        ({"logit_bias": {"5": 1}}, "logit_bias is no parameter that vkllm knows; there are frequency_penalty, "),
+        ({"mirostat": 2}, "mirostat is no parameter that vkllm knows; there are audio, "),
         ({"max_tokens": 3, "max_completion_tokens": 3}, "give one of them"),
         ({"top_logprobs": 3}, "needs logprobs=True"),
         ({"n": 0}, "n must be a whole number between 1 and 128, not 0"),
@@ -325,8 +326,15 @@ def test_json_of_an_answer_is_read_back_as_the_same(fake_llm: MakeLLM) -> None:
     assert ChatCompletion.model_validate(json.loads(made.model_dump_json())) == made
 
 
-def test_the_parameters_are_openais_and_a_few_of_llama_cpps() -> None:
-    theirs = inspect.signature(OpenAIChat.create).parameters.keys()
-    assert ChatOptions.__annotations__.keys() - theirs == {"top_k", "min_p", "repeat_penalty"}
-    theirs = inspect.signature(openai.resources.Completions.create).parameters.keys()
-    assert TextOptions.__annotations__.keys() - theirs == {"top_k", "min_p", "repeat_penalty"}
+def test_every_parameter_of_the_openai_package_is_known_and_the_others_are_sampling_params() -> None:
+    ours = {*SamplingOptions.__annotations__, "repeat_penalty"}
+    for options, create, explicit in (
+        (ChatOptions, OpenAIChat.create, {"messages", "model", "stream"}),
+        (TextOptions, openai.resources.Completions.create, {"prompt", "model", "stream"}),
+        (EmbeddingOptions, openai.resources.Embeddings.create, {"input", "model"}),
+    ):
+        theirs = inspect.signature(create).parameters.keys() - {"self"} - explicit
+        known = options.__annotations__.keys()
+        assert theirs <= known
+        assert known - theirs <= ours
+        assert options is EmbeddingOptions or ours <= known

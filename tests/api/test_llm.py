@@ -207,7 +207,7 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers(fake_llm: 
     ("prompt", "options"),
     [
         ("", {}),
-        ([], {}),
+        ([[]], {}),
         ([N_VOCAB], {}),
         ([-1], {}),
         ("a", {"temperature": -1}),
@@ -232,7 +232,7 @@ def test_bad_files_are_typed_errors_before_an_engine_starts(
     def no_engine(*_: object) -> None:
         raise AssertionError("an engine was started")
 
-    monkeypatch.setattr("vkllm.api.llm.EngineProcess", no_engine)
+    monkeypatch.setattr("vkllm.api.loading.EngineProcess", no_engine)
     with pytest.raises(ModelNotFound):
         LLM(tmp_path / "missing.gguf")
     cut = tmp_path / "cut.gguf"

@@ -42,7 +42,7 @@ HI = [{"role": "user", "content": "Hi"}]
 def make(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeLLM]:
     """Makes AsyncLLMs whose engine is fake_engine.FakeEngine in a process of its own; all are closed at the end."""
     monkeypatch.setattr(
-        "vkllm.api.llm.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
+        "vkllm.api.loading.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
     )
     made: list[AsyncLLM] = []
 
@@ -275,7 +275,8 @@ async def test_a_cancel_or_close_while_the_model_is_loaded_ends_that(make: MakeL
     start = time.monotonic()
     task = asyncio.create_task(llm.load())
     await asyncio.sleep(0.5)
-    pid = llm._llm._engine.pid
+    assert llm._loading is not None and llm._loading._engine is not None
+    pid = llm._loading._engine.pid
     assert pid is not None
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -1,0 +1,152 @@
+"""Loads a model: finds its file, reads what it holds, starts its engine. Another thread can cancel that.
+
+It knows files and the options of loading; not what is asked of a loaded model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypedDict
+
+from vkllm.api.prompts import Prompts
+from vkllm.engine.params import SamplingParams
+from vkllm.engine.process.handle import EngineProcess
+from vkllm.engine.requests import EngineConfig
+from vkllm.errors import DeviceLost, InvalidParameter, ModelFileError
+from vkllm.formats.gguf import ModelFile, TensorInfo, main_format
+from vkllm.model.architectures import model_spec, pooling
+from vkllm.model.memory.plan import PlanOptions, chosen_context
+from vkllm.model.spec import ModelSpec
+from vkllm.store import find_model
+from vkllm.text.chat import ChatTemplate
+from vkllm.text.tokenizer import Tokenizer
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is going on, bytes done and bytes in all; an error in it ends the loading and is raised."""
+
+
+class LoadOptions(TypedDict, total=False):
+    """The options of `LLM`."""
+
+    n_ctx: int | None
+    device: str | int | None
+    type_k: str
+    type_v: str
+    n_gpu_layers: int | None
+    vram_limit: int | None
+    ram_limit: int | None
+    seed: int | None
+    on_progress: OnProgress | None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model whose engine runs: what its file holds, what makes requests, what takes them."""
+
+    path: Path
+    name: str
+    spec: ModelSpec
+    tensors: dict[str, TensorInfo]
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    prompts: Prompts
+    engine: EngineProcess
+
+    def __repr__(self) -> str:
+        """Says what it is in one line."""
+        if self.engine.is_closed:
+            state = "closed"
+        else:
+            state = f"{self.engine.ready.plan.n_ctx} tokens of context on {self.engine.ready.device_name}"
+        return f"{self.name} in {main_format(self.tensors)}, {state}"
+
+
+class Loading:
+    """The loading of one model. Raises InvalidParameter for options that are wrong whatever the model."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        n_ctx: int | None = None,
+        device: str | int | None = None,
+        type_k: str = "f16",
+        type_v: str = "f16",
+        n_gpu_layers: int | None = None,
+        vram_limit: int | None = None,
+        ram_limit: int | None = None,
+        seed: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        if not isinstance(model, str | Path):
+            raise InvalidParameter(f"model must be a name or a path, not {model!r}")
+        if device is not None and (not isinstance(device, str | int) or isinstance(device, bool)):
+            raise InvalidParameter(f"device must be an index or a part of a name, not {device!r}")
+        if on_progress is not None and not callable(on_progress):
+            raise InvalidParameter(f"on_progress must be a function, not {on_progress!r}")
+        self._model = model
+        self._n_ctx = n_ctx
+        self._device = None if device is None else str(device)
+        self._options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit)
+        self._defaults = SamplingParams(seed=seed)
+        self._tell = on_progress
+        self._is_cancelled = threading.Event()
+        self._engine: EngineProcess | None = None
+
+    def run(self) -> LoadedModel:
+        """Loads the model. Raises what `LLM` raises, and DeviceLost if another thread has cancelled it."""
+        path = find_model(str(self._model), on_progress=self._on_progress)
+        name = path.stem if Path(self._model).exists() else str(self._model)
+        file = ModelFile.open(path)
+        spec = model_spec(file.metadata, file.tensors)
+        n_ctx = chosen_context(self._n_ctx, spec.n_ctx_train)
+        tokenizer = Tokenizer.from_gguf(file.metadata)
+        if tokenizer.n_vocab > spec.n_vocab:
+            raise ModelFileError(
+                f"{path}: the vocabulary has {tokenizer.n_vocab} tokens, but the embedding only {spec.n_vocab} rows; "
+                "the file is damaged"
+            )
+        template = ChatTemplate.from_gguf(file.metadata, tokenizer)
+        config = EngineConfig(
+            path=path,
+            tensors=file.tensors,
+            spec=replace(spec, n_vocab=tokenizer.n_vocab),  # rows beyond it are padding
+            n_ctx=n_ctx,
+            device=self._device,
+            options=self._options,
+            token_bytes=tokenizer.answer_bytes(),
+            end_ids=tokenizer.stop_ids,
+        )
+        what = f"loading {path.name}"
+        engine = self._engine = EngineProcess(config, lambda done, total: self._on_progress(what, done, total))
+        if self._is_cancelled.is_set():  # when there was no engine to close
+            engine.close()
+        engine.start()
+        prompts = Prompts(
+            tokenizer,
+            template,
+            self._defaults,
+            itertools.count(1),
+            model=name,
+            pooling=pooling(file.metadata),
+            n_ctx=engine.ready.plan.n_ctx,
+            n_ctx_train=spec.n_ctx_train,
+            d_model=spec.d_model,
+        )
+        return LoadedModel(path, name, spec, file.tensors, tokenizer, template, prompts, engine)
+
+    def cancel(self) -> None:
+        """Ends the loading, or closes what was loaded."""
+        self._is_cancelled.set()
+        if self._engine is not None:
+            self._engine.close()
+
+    def _on_progress(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        if self._is_cancelled.is_set():
+            raise DeviceLost("the model was closed while it was loaded; open it again")
+        if self._tell is not None:
+            self._tell(what, done_bytes, total_bytes)

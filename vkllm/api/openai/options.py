@@ -1,0 +1,206 @@
+"""The parameters of `create(...)`: which there are, and what of them becomes options of vkllm's own.
+
+They have the openai package's names, beside which there are those of llama.cpp's server and of `SamplingParams`. One
+that asks for what vkllm cannot do is refused by name; one that means nothing here, such as `user`, is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from vkllm.api.prompts import Message
+from vkllm.errors import InvalidParameter
+from vkllm.parameters import check_names, truth, whole_number
+
+_MAX_CHOICES = 128  # as OpenAI has it
+_ANY_OBJECT = {"type": "object"}
+
+
+class TransportOptions(TypedDict, total=False):
+    """What the openai package's client takes for its requests. Only extra_body matters: it holds more parameters."""
+
+    user: str | None
+    extra_headers: Mapping[str, Any] | None
+    extra_query: Mapping[str, Any] | None
+    extra_body: Mapping[str, Any] | None
+    timeout: Any
+
+
+class CommonOptions(TransportOptions, total=False):
+    """What chats and texts take; None is the default of `SamplingParams`."""
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repeat_penalty: float | None
+    repetition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    penalty_window: int | None
+    max_tokens: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    context_shift: bool | None
+    seed: int | None
+    logit_bias: Mapping[str, float] | Mapping[int, float] | None
+    json_schema: str | Mapping[str, Any] | bool | None
+    regex: str | None
+    grammar: str | None
+    origin: str | None
+    n: int | None
+    stream_options: Mapping[str, bool] | None
+
+
+class ChatOptions(CommonOptions, total=False):
+    """The parameters of `chat.completions.create` beside messages, model and stream."""
+
+    max_completion_tokens: int | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    response_format: Any
+    tools: Sequence[Message] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
+    reasoning_effort: str | None
+    verbosity: str | None
+    modalities: Sequence[str] | None
+    audio: Any
+    functions: Any
+    function_call: Any
+    moderation: Any
+    web_search_options: Any
+    metadata: Mapping[str, str] | None
+    prediction: Any
+    prompt_cache_key: str | None
+    prompt_cache_options: Any
+    prompt_cache_retention: str | None
+    safety_identifier: str | None
+    service_tier: str | None
+    store: bool | None
+
+
+class TextOptions(CommonOptions, total=False):
+    """The parameters of `completions.create` beside prompt, model and stream."""
+
+    logprobs: int | bool | None
+    best_of: int | None
+    echo: bool | None
+    suffix: str | None
+
+
+class EmbeddingOptions(TransportOptions, total=False):
+    """The parameters of `embeddings.create` beside input and model."""
+
+    dimensions: int | None
+    encoding_format: str | None
+    origin: str | None
+
+
+_OUR_NAMES = {"repeat_penalty": "repetition_penalty", "max_completion_tokens": "max_tokens"}
+_OTHER = TransportOptions.__annotations__.keys() | {"n", "stream_options"}
+_SAMPLING = CommonOptions.__annotations__.keys() - _OTHER | {"max_completion_tokens"}
+
+_NOT_HERE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "audio": (lambda value: False, "answers are text"),
+    "function_call": (lambda value: value in ("none", "auto"), "describe functions in tools"),
+    "functions": (lambda value: not value, "describe functions in tools"),
+    "modalities": (lambda value: list(value) == ["text"], 'answers are text; give ["text"] or leave it out'),
+    "moderation": (lambda value: False, "nothing checks the texts; leave it out"),
+    "suffix": (lambda value: value == "", "a text is continued at its end only; leave it out"),
+    "web_search_options": (lambda value: False, "nothing is searched; put what the model shall know into the messages"),
+}
+"""Parameters that ask for what vkllm cannot do: which values ask for nothing, and what to do instead."""
+
+
+def given_options(options: Mapping[str, Any], known: type[Any]) -> dict[str, Any]:
+    """The options that are given, also in extra_body. Raises InvalidParameter for one that cannot be met."""
+    names = known.__annotations__
+    more = options.get("extra_body")
+    if more is not None and not isinstance(more, Mapping):
+        raise InvalidParameter(f"extra_body must map names to values, not be {more!r}")
+    options = {**options, **(more or {})}
+    check_names(options, names)
+    given = {name: value for name, value in options.items() if value is not None and not _is_left_out(value)}
+    for name, (asks_for_nothing, advice) in _NOT_HERE.items():
+        if name in given and not asks_for_nothing(given[name]):
+            raise InvalidParameter(f"{name} is not in vkllm: {advice}")
+    return given
+
+
+def _is_left_out(value: object) -> bool:
+    """Whether it is what the openai package passes for a parameter that is left out."""
+    return type(value).__name__ in ("NotGiven", "Omit") and type(value).__module__.startswith("openai.")
+
+
+def sampling_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the options becomes `SamplingOptions`."""
+    for theirs, ours in _OUR_NAMES.items():
+        if theirs in given and ours in given:
+            raise InvalidParameter(f"{ours} and {theirs} are the same; give one of them")
+    return {_OUR_NAMES.get(name, name): value for name, value in given.items() if name in _SAMPLING}
+
+
+def chat_logprobs_option(given: Mapping[str, Any]) -> int | None:
+    """How many alternatives to report for each token, or None."""
+    wanted = truth("logprobs", given.get("logprobs", False))
+    if not wanted and given.get("top_logprobs"):
+        raise InvalidParameter("top_logprobs needs logprobs=True")
+    return whole_number("top_logprobs", given.get("top_logprobs", 0), 0, 1000) if wanted else None
+
+
+def tools_for_template(given: Mapping[str, Any]) -> Sequence[Message] | None:
+    """The tools that the model is told of. Raises InvalidParameter for a choice that vkllm cannot enforce."""
+    tools = list(given.get("tools") or ()) or None
+    match given.get("tool_choice", "auto"):
+        case "none":
+            return None
+        case "auto":
+            pass
+        case choice:
+            raise InvalidParameter(
+                f'tool_choice must be "auto" or "none", not {choice!r}: vkllm cannot make a model call a tool'
+            )
+    if tools and not truth("parallel_tool_calls", given.get("parallel_tool_calls", True)):
+        raise InvalidParameter("parallel_tool_calls=False is not in vkllm: the model decides how many calls it writes")
+    return tools
+
+
+def n_choices(given: Mapping[str, Any]) -> int:
+    """How many answers to each prompt."""
+    n = whole_number("n", given.get("n", 1), 1, _MAX_CHOICES)
+    best_of = whole_number("best_of", given.get("best_of", n), 1, _MAX_CHOICES)
+    if best_of != n:
+        raise InvalidParameter(
+            f"best_of must be the same as n, {n}, not {best_of}: vkllm does not choose among answers"
+        )
+    return n
+
+
+def includes_usage(given: Mapping[str, Any]) -> bool:
+    """Whether counts come last in a stream."""
+    options = given.get("stream_options", {})
+    if not isinstance(options, Mapping) or options.keys() - {"include_usage", "include_obfuscation"}:
+        raise InvalidParameter(f'stream_options must be {{"include_usage": True}} or left out, not {options!r}')
+    return truth("include_usage", options.get("include_usage") or False)
+
+
+def schema_of(response_format: Any) -> Any:
+    """The JSON schema that answers must follow, or None."""
+    if hasattr(response_format, "model_json_schema"):  # a class of pydantic's
+        return response_format.model_json_schema()
+    match response_format:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object", "schema": schema}:  # as llama.cpp's server has it
+            return schema
+        case {"type": "json_object"}:
+            return _ANY_OBJECT
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            return schema
+    raise InvalidParameter(
+        'response_format must be {"type": "text"}, {"type": "json_object"} or '
+        f'{{"type": "json_schema", "json_schema": {{"name": ..., "schema": ...}}}}, not {response_format!r}'
+    )

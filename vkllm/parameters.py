@@ -1,0 +1,127 @@
+"""Parameters as callers give them: names that are not known are refused with the nearest one, numbers become plain.
+
+Every part that takes options uses these, so that the same mistake gets the same sentence everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from functools import wraps
+from numbers import Real
+from typing import Any, TypeVar, cast
+
+from vkllm.errors import InvalidParameter
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+ClassT = TypeVar("ClassT", bound=type[Any])
+
+_ELSEWHERE = {
+    "cache_type_k": ("type_k",),
+    "cache_type_v": ("type_v",),
+    "context_length": ("n_ctx",),
+    "ctx_size": ("n_ctx",),
+    "gpu_layers": ("n_gpu_layers",),
+    "guided_json": ("json_schema",),
+    "guided_regex": ("regex",),
+    "kv_cache_dtype": ("type_k",),
+    "max_completion_tokens": ("max_tokens",),
+    "max_gen_len": ("max_tokens",),
+    "max_model_len": ("n_ctx",),
+    "max_new_tokens": ("max_tokens",),
+    "model_path": ("model",),
+    "n_predict": ("max_tokens",),
+    "num_ctx": ("n_ctx",),
+    "num_gpu": ("n_gpu_layers",),
+    "num_predict": ("max_tokens",),
+    "penalty_last_n": ("penalty_window",),
+    "repeat_last_n": ("penalty_window",),
+    "repeat_penalty": ("repeat_penalty", "repetition_penalty"),
+    "repetition_penalty": ("repetition_penalty", "repeat_penalty"),
+    "response_format": ("response_format", "json_schema"),
+    "schema": ("json_schema",),
+    "stop_sequences": ("stop",),
+    "temp": ("temperature",),
+}
+"""What other libraries and programs call a parameter, and what it is called here."""
+
+
+def checks_names(*options: type[Any]) -> Callable[[FunctionT], FunctionT]:
+    """Makes a function refuse keyword arguments that it does not know, by InvalidParameter with the nearest name.
+
+    options: the TypedDicts whose keys it takes besides its own parameters.
+    """
+
+    def decorate(function: FunctionT) -> FunctionT:
+        parameters = inspect.signature(function).parameters.values()
+        known = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        known -= {"self", "cls"}
+        known.update(*(each.__annotations__ for each in options))
+
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def awaited(*args: Any, **kwargs: Any) -> Any:
+                check_names(kwargs, known)
+                return await function(*args, **kwargs)
+
+            return cast(FunctionT, awaited)
+
+        @wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            check_names(kwargs, known)
+            return function(*args, **kwargs)
+
+        return cast(FunctionT, checked)
+
+    return decorate
+
+
+def checks_fields(made: ClassT) -> ClassT:
+    """Makes a dataclass refuse names that are not its fields, as `checks_names` does."""
+    setattr(made, "__init__", checks_names()(made.__init__))  # noqa: B010  (mypy forbids the assignment)
+    return made
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises InvalidParameter for the first name that is not known, with the nearest one that is."""
+    names = sorted(known)
+    for name in given:
+        if name not in names:
+            same = [other for other in _ELSEWHERE.get(name, ()) if other in names]
+            close = same or get_close_matches(name, names, 1)
+            advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+            raise InvalidParameter(f"{name} is no parameter that vkllm knows; {advice}")
+
+
+def number(name: str, value: Any, low: float, high: float, *, also: str = "") -> float:
+    """The value as a float or int. also: what else may be given, for the sentence. Raises InvalidParameter.
+
+    numpy's numbers are numbers too; True and False are not, nor is NaN.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool):
+        plain = int(value) if isinstance(value, int) else float(value)
+        if not math.isnan(plain) and low <= plain <= high:
+            return plain
+    raise InvalidParameter(f"{name} must be a number between {low} and {high}{also}, not {value!r}")
+
+
+def whole_number(name: str, value: Any, low: int, high: int | None = None, *, also: str = "") -> int:
+    """The value as an int, which 16.0 and numpy's integers are too. Raises InvalidParameter as `number` does."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):  # NaN and infinity are no integers
+            exact = int(value)  # type: ignore[call-overload]  # every Real has __trunc__
+            if exact == value and low <= exact and (high is None or exact <= high):
+                return int(exact)
+    range_ = f"of at least {low}" if high is None else f"between {low} and {high}"
+    raise InvalidParameter(f"{name} must be a whole number {range_}{also}, not {value!r}")
+
+
+def truth(name: str, value: Any) -> bool:
+    """The value as True or False; the text "false" is neither. Raises InvalidParameter."""
+    if type(value).__name__ in ("bool", "bool_") or (isinstance(value, int) and value in (0, 1)):  # numpy's too
+        return bool(value)
+    raise InvalidParameter(f"{name} must be True or False, not {value!r}")
