@@ -18,6 +18,7 @@ from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
 from vkllm.gpu.program.kernels import ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS, MOST_POLLS
 from vkllm.gpu.program.operations import Operations, cache_constants, heads_together, lanes_of_key
+from vkllm.gpu.program.rounds import PORTION_ROUNDS, portion_rounds
 from vkllm.model.graph import Kind, Op, widths
 from vkllm.model.spec import ModelSpec
 
@@ -135,13 +136,16 @@ class Decode:
         norm_weight = self._buffers.vectors[norm.weights[0]] if norm else source  # bound, but not read
         add = self._buffers.activations[op.add].values if op.add else source
         rows = max(tuning.rows // (2 if is_gated else 1), 1)
-        rows_per_group = rows * max(tuning.size // self._device.info.subgroup_size, 1)
+        subgroup_size = self._device.info.subgroup_size
+        rows_per_group = rows * max(tuning.size // subgroup_size, 1)
         eps = int(np.float32(self._spec.norm_eps).view(np.uint32))
         dispatches: list[Dispatch] = []
         y_offset = n_all = 0
         for planes in self._buffers.matrices[op.weights]:
             n_rows = planes.n_rows // 2 if is_gated else min(planes.n_rows, widths(self._spec)[last.output] - y_offset)
-            n_groups = _even(-(-n_rows // rows_per_group), tuning.groups)
+            n_portions = -(-n_rows // rows_per_group)
+            n_rounds = n_portions * portion_rounds(n_columns or planes.n_columns, tuning.unroll, subgroup_size)
+            n_groups = _even(n_portions, tuning.groups and max(tuning.groups, -(-n_rounds // PORTION_ROUNDS)))
             dispatches.append(
                 self._device.dispatch(
                     KERNELS["matvec_fused"],

@@ -28,6 +28,7 @@ from vkllm.gpu.program.decode import Decode
 from vkllm.gpu.program.fitting import fitted
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, MAX_ROWS, TOP_K, TOP_LOGITS
 from vkllm.gpu.program.operations import Operations
+from vkllm.gpu.program.rounds import check_rounds
 from vkllm.gpu.program.step import Draw, Row, StepSlots
 from vkllm.model.graph import decoder, head
 from vkllm.model.memory.plan import PlanOptions, plan
@@ -232,9 +233,11 @@ class Program:
         return [*begin, *layers, *end]
 
     def _recorded(self, key: Hashable, dispatches: Callable[[], list[Dispatch]], n_submits: int = 1) -> list[Recording]:
-        """Dispatches in n_submits recordings, made once for a key."""
+        """Dispatches in n_submits recordings, made once for a key. Raises DeviceError."""
         if key not in self._recordings:
             made = dispatches()
+            for dispatch in made:
+                check_rounds(dispatch, self.device.info, self.n_blocks * KV_BLOCK)
             cuts = [len(made) * i // n_submits for i in range(n_submits + 1)]
             self._recordings[key] = [self.device.record(made[i:j]) for i, j in pairwise(cuts)]
         return self._recordings[key]

@@ -1,0 +1,114 @@
+"""How many rounds an invocation's loops take, all loops together: lavapipe ends them after 65,535, without a word.
+
+An upper bound for each kernel, from its constants, its workgroups and the cached tokens. A loop takes a round more than
+its body runs, in which it ends; loops that a shader asks to unroll are none. `tests/gpu/test_rounds.py` holds the loops of the shaders against this file.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vkllm.errors import DeviceError
+from vkllm.gpu.device.kompute import Dispatch
+from vkllm.gpu.device.probe import DeviceInfo
+from vkllm.gpu.device.requirements import described
+from vkllm.gpu.program.kernels import KV_BLOCK, MAX_PARTS, MAX_ROWS, TOP_K, TOP_LOGITS
+
+BUDGET: Final = 65_535
+"""Rounds of an invocation on lavapipe (Mesa 22.3.6, measured)."""
+
+PORTION_ROUNDS: Final = BUDGET // 2
+"""Most rounds of the loop over rows of matvec_fused; more rows take more workgroups."""
+
+
+def check_rounds(dispatch: Dispatch, info: DeviceInfo, n_keys: int) -> None:
+    """Raises DeviceError if lavapipe would end a kernel's loops too early. n_keys: cached tokens, at most."""
+    if info.driver_name == "llvmpipe" and (n := rounds(dispatch, info.subgroup_size, n_keys)) > BUDGET:
+        raise DeviceError(
+            f"{described(info)} ends the loops of a kernel after {BUDGET:,} rounds, and {dispatch.kernel.name} would "
+            f"need {n:,}; use a shorter context or a smaller model, or another device"
+        )
+
+
+def rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
+    """Most rounds of all loops of an invocation together."""
+    return 16 + _rounds(dispatch, subgroup_size, n_keys)  # each loop's last, of loops that are in no other
+
+
+def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
+    v, kernel = dispatch.values, dispatch.kernel.name
+    size = v["local_size"]
+    n = dispatch.groups[0] * dispatch.groups[2] * size  # invocations along x
+    match kernel:
+        case "argmax":
+            return _up(v["n_vocab"], 8 * size) + size.bit_length()
+        case "attention" | "attention_fused":
+            return _attention(v, subgroup_size, n_keys)
+        case "attention_tiled":
+            load = _up(KV_BLOCK * v["head_dim"] // 8, size)
+            row_lanes = max(size // 64, 1)
+            per_block = 3 + load + _up(v["matrix_n"], row_lanes)
+            store = v["head_dim"] // 32 * (1 + _up(8 * v["matrix_m"], subgroup_size))
+            return 2 * (2 + load) + _up(n_keys, KV_BLOCK) * per_block + v["matrix_n"] + store
+        case "begin_step":
+            return _up(v["chain_words"] // 4, size) + _up(MAX_ROWS, size) + _up(_up(n_keys, KV_BLOCK), size)
+        case "copy_words":
+            return _up(v["n_words"], n)
+        case "embed":
+            return _up(v["columns"], n)
+        case "mask_logits":
+            return _up(v["n_vocab"], n)
+        case "matmul":
+            return _up(v["columns"] // 32, v["steps_ahead"])
+        case "matvec":
+            return _up(v["columns"] // 32, subgroup_size)
+        case "matvec_fused":
+            portions = _up(_up(v["n_y_rows"], v["rows_per_subgroup"]), n // subgroup_size)
+            source = max(_up(v["n_columns"] // 4, size) - 8, 0) + size // subgroup_size
+            return source + portions * portion_rounds(v["n_columns"], v["unroll"], subgroup_size) + v["most_polls"]
+        case "read_bandwidth":
+            return _up(v["n_fours"], 8 * n) + 8
+        case "rms_norm":
+            return 2 * _up(v["columns"] // 4, size) + size // subgroup_size
+        case "sample":
+            merges = sum(3 + _up(m * TOP_K, size) + 6 * (2 + _up(m * TOP_K // 2, size)) for m in (16, 8, 4, 2, 1))
+            return _up(_up(v["n_vocab"], TOP_LOGITS), 31) * (3 + _up(32 * TOP_K, size) + merges) + 2 * TOP_K
+        case "score":
+            return 2 * (_up(v["n_vocab"], size) + size.bit_length())
+        case "split_planes":
+            return _up(4 * v["n_units"], n)
+        case "top_logits":
+            share = _up(TOP_LOGITS, size)
+            return 2 * share + size + _up(TOP_K * share, size) * (2 + TOP_K * share)
+        case "rope" | "swiglu":
+            return 0
+    raise NotImplementedError(kernel)
+
+
+def portion_rounds(n_columns: int, unroll: int, subgroup_size: int) -> int:
+    """Rounds of matvec_fused for the rows that a subgroup computes together."""
+    return 2 + _up(n_columns // 32, unroll * subgroup_size)
+
+
+def _attention(v: dict[str, int], subgroup_size: int, n_keys: int) -> int:
+    size, tokens = v["local_size"], v.get("tokens_per_workgroup", 1)
+    teams, queries = size // v["lanes"], tokens * v["heads_per_workgroup"]
+    out_fours = queries * v["head_dim"] // 4
+    outputs = _up(out_fours, size)
+    parts = v.get("n_parts", 1)
+    # parts are of whole steps, and few tokens make one part
+    keys = n_keys if parts == 1 else max(_up(n_keys, parts), 2 * 64)
+    walk = tokens + _up(keys, v["keys_at_once"] * teams) + 1
+    merge = _up(teams * queries, size) * (2 + teams) + max(outputs, 8 * _up(out_fours, 8 * size)) * (3 + 2 * teams)
+    if "n_parts" not in v:
+        return walk + merge
+    rope = outputs + _up(v["head_dim"] // 2, size)
+    slices = max(size // out_fours, 1)
+    leave = outputs * (4 + 3 * teams)
+    shares = queries * (3 + 2 * _up(MAX_PARTS, subgroup_size) + 8)
+    sums = _up(out_fours * slices, size) * (2 + _up(MAX_PARTS, 8 * slices)) + outputs * (2 + slices)
+    return walk + merge + rope + leave + shares + sums + v["most_polls"]
+
+
+def _up(n: int, step: int) -> int:
+    return -(-n // step)
