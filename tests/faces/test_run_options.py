@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from terminal import FAKE, Command, terminal
+from terminal import FAKE, Command
 
 from vkllm.errors import InvalidParameter
 from vkllm.faces.cli import app as cli
-from vkllm.faces.cli.loading import IgnoredFlags, LoadingFlags
+from vkllm.faces.cli.loading import LoadingFlags
 from vkllm.faces.cli.options import chosen
 from vkllm.faces.cli.run import RunOptions
-from vkllm.faces.prompt import MOST_BYTES, read_text, whole_prompt
 from vkllm.faces.sampling import SamplingFlags, StructureFlags
 
 SCHEMA = '{"type": "object"}'
-
-
-@pytest.fixture
-def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes | None], None]:
-    """Sets standard input: bytes of a pipe, or None for a person's terminal."""
-
-    def set_stdin(content: bytes | None) -> None:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content or b"")))
-        monkeypatch.setattr(sys.stdin, "isatty", lambda: content is None)
-
-    return set_stdin
 
 
 @pytest.fixture
@@ -81,7 +67,7 @@ def test_a_model_and_a_prompt_have_a_place_or_an_option(
     [
         ([], "name a model"),
         (["-p", "Hi"], "name a model"),
-        (["Why is it?"], "'Why is it.' is no model but a prompt"),
+        (["Why is it?"], "'Why is it.' seems to be a prompt; name a model"),
         (["-m", "a", "-hf", "b"], "two models are named"),
         (["m", "Hi", "-p", "Ho"], "the prompt is given twice"),
     ],
@@ -98,86 +84,36 @@ def test_the_commands_that_take_one_model_take_it_by_place_or_option() -> None:
         chosen("a", "b")
 
 
-def test_a_path_with_a_space_is_a_model(tmp_path: Path) -> None:
-    path = tmp_path / "my model.gguf"
-    path.touch()
-    assert chosen(str(path), None) == str(path)
-    missing = str(tmp_path / "my missing model.gguf")
-    assert chosen(missing, None) == chosen(None, missing) == missing  # which the store then calls missing
-
-
-def test_files_and_a_pipe_are_appended_in_their_order(tmp_path: Path, stdin: Callable[[bytes | None], None]) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.write_text("\n\n  indented\nlast  \n\n")
-    two.write_bytes(b"\xef\xbb\xbftw\xc3\xb6\r\n")  # as some editors on Windows write it
-    stdin(b"piped\n")
-    assert whole_prompt("Sum up:", [one, two]) == "Sum up:\n\n  indented\nlast\n\ntwö\n\npiped"
-    stdin(None)
-    assert whole_prompt(None, [two]) == "twö"
-    assert whole_prompt("Hi", []) == "Hi"
-    assert whole_prompt(None, []) is None
-    stdin(b"piped\n")
-    assert whole_prompt("Hi", [Path("-")]) == "Hi\n\npiped"
-    stdin(b"piped\n")
-    assert whole_prompt(None, []) == "piped"
-
-
-def test_a_dash_reads_a_terminal_to_its_end(stdin: Callable[[bytes | None], None]) -> None:
-    stdin(None)
-    assert sys.stdin.buffer.write(b"typed\n") == 6 and sys.stdin.buffer.seek(0) == 0
-    assert whole_prompt("Hi", [Path("-")]) == "Hi\n\ntyped"
+@pytest.mark.parametrize("name", ["my model.gguf", "missing model.gguf", "/no such/folder", "./no such", "~/no such"])
+def test_a_path_with_a_space_is_a_model_even_if_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my model.gguf").touch()
+    Path("a folder").mkdir()
+    assert chosen(name, None) == chosen(None, name) == name
+    assert chosen("a folder", None) == "a folder"
+    assert chosen(None, "a name of two words") == "a name of two words"  # -m is never a prompt
 
 
 @pytest.mark.parametrize(
-    ("prompt", "piped", "message"),
+    "arguments",
     [
-        ("", None, "the prompt is empty"),
-        ("   ", None, "the prompt is empty"),
-        (None, b" \n\n", "there is no prompt"),
-        (None, b"", "there is no prompt"),
-        (None, b"GGUF\0\0", "standard input is not text"),
+        ["run", "{path}", "hello there"],
+        ["run", "-m", "{path}", "-p", "hello"],
+        ["chat", "--plain", "{path}"],
+        ["show", "{path}"],
+        ["plan", "{path}"],
+        ["bench", "-m", "{path}"],
+        ["tune", "{path}"],
+        ["perplexity", "{path}", "-f", __file__],
     ],
 )
-def test_no_words_are_no_prompt(
-    stdin: Callable[[bytes | None], None], prompt: str | None, piped: bytes | None, message: str
-) -> None:
-    stdin(piped)
-    with pytest.raises(InvalidParameter, match=message):
-        whole_prompt(prompt, [])
-
-
-def test_closed_standard_input_is_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(InvalidParameter, match="there is no prompt"):
-        whole_prompt(None, [])
-    assert whole_prompt("Hi", [Path("-")]) == "Hi"
-
-
-def test_a_file_that_is_no_text_or_not_there_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "picture"
-    path.write_bytes(b"PNG\0")
-    with pytest.raises(InvalidParameter, match="picture is not text"):
-        read_text(path)
-    with pytest.raises(InvalidParameter, match=r"cannot read .*none: No such file"):
-        read_text(tmp_path / "none")
-    with pytest.raises(InvalidParameter, match=r"cannot read .*: Is a directory"):
-        read_text(tmp_path)
-    path.write_bytes(b"x" * (MOST_BYTES + 1))
-    with pytest.raises(InvalidParameter, match="picture has more than 16 MiB"):
-        read_text(path)
-
-
-def test_an_endless_pipe_is_told() -> None:
-    with pytest.raises(InvalidParameter, match="/dev/urandom has more than 16 MiB"):
-        read_text(Path("/dev/urandom"))
-
-
-def test_a_prompt_of_any_script_reaches_the_model(tmp_path: Path, tiny_gguf: Path) -> None:
-    text = "日本語で「こんにちは」 😀 é"
-    path = tmp_path / "prompt.txt"
-    path.write_text(text, encoding="utf-8")
-    done = Command(tmp_path).run([*FAKE, "run", "-m", str(tiny_gguf), "-f", str(path)])
-    assert (done.returncode, done.stdout) == (0, f"user\n{text}\n")
+def test_every_command_calls_a_missing_path_with_a_space_missing(tmp_path: Path, arguments: list[str]) -> None:
+    path = tmp_path / "my models" / "missing.gguf"
+    done = Command(tmp_path).run([*FAKE, *(argument.format(path=path) for argument in arguments)])
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{path}: no such file" in done.stderr
 
 
 # --- Sampling and loading --------------------------------------------------------------------------------------------
@@ -201,9 +137,51 @@ def test_llama_cpps_short_options_reach_sampling_and_loading(asked: list[Any]) -
     }
 
 
-def test_minus_one_is_no_limit_and_a_drawn_seed(asked: list[Any]) -> None:
-    run("run", "m", "Hi", "-n", "-1", "-s", "-1")
-    assert asked[0][1] == {}
+def test_negative_numbers_mean_what_they_mean_in_llama_cpp(asked: list[Any]) -> None:
+    for n in ("-1", "-2"):
+        run("run", "m", "Hi", "-n", n, "-s", "-1", "-ngl", n)
+        assert asked[-1][1] == {} and asked[-1][0].loading["n_gpu_layers"] is None
+    run("run", "m", "Hi", "--top-k", "-1", "--repeat-last-n", "-1", "--presence-penalty", "-0.5")
+    assert asked[-1][1] == {"top_k": 0, "penalty_window": -1, "presence_penalty": -0.5}
+    run("run", "m", "Hi", "--top_k=0", "--repeat_last_n=0", "--seed=0")
+    assert asked[-1][1] == {"top_k": 0, "penalty_window": 0, "seed": 0}
+
+
+def test_an_answer_may_go_on_where_the_model_would_end_it(asked: list[Any]) -> None:
+    run("run", "m", "Hi", "--ignore-eos")
+    assert asked[0][1] == {"ignore_eos": True}
+
+
+# --- Escapes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt", "stop"),
+    [
+        (["-p", r"a\nb", "--stop", r"\n\n"], "a\nb", "\n\n"),
+        (["-p", r"a\nb", "--stop", r"\n", "-e"], "a\nb", "\n"),
+        (["-p", r"a\nb", "--stop", r"\n", "--no-escape"], r"a\nb", r"\n"),
+        (["-p", r"a\nb", "-r", r"\t"], "a\nb", "\t"),
+        ([r"a\nb", "--stop", "x"], r"a\nb", "x"),  # as ollama has it
+        ([r"a\nb", "--stop", "x", "--escape"], "a\nb", "x"),
+    ],
+)
+def test_escapes_are_read_in_p_and_stop_unless_told_not_to(
+    asked: list[Any], arguments: list[str], prompt: str, stop: str
+) -> None:
+    run("run", "m", *arguments, "-sys", r"raw\n")
+    [(options, sampling)] = asked
+    assert (options.prompt, sampling["stop"], options.system) == (prompt, (stop,), r"raw\n")
+
+
+def test_a_system_message_may_come_from_a_file(asked: list[Any], tmp_path: Path) -> None:
+    path = tmp_path / "system.txt"
+    path.write_bytes(b"\xef\xbb\xbfBe short.\n")
+    for option in ("-sysf", "--system-prompt-file", "-spf"):
+        run("run", "m", "Hi", option, str(path))
+        assert asked[-1][0].system == "Be short."
+    with pytest.raises(InvalidParameter, match="the system message is given twice"):
+        run("run", "m", "Hi", "-sysf", str(path), "-sys", "x")
 
 
 @pytest.mark.parametrize(
@@ -242,24 +220,6 @@ def test_all_loading_options_have_their_argument() -> None:
         "vram_limit": 2**30,
         "ram_limit": 2**20,
     }
-
-
-def test_options_without_effect_are_taken_and_told_of_once(
-    asked: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    run("run", "m", "Hi", "-t", "8", "-b", "2048", "-ub", "512", "-fa", "on")
-    assert len(asked) == 1 and capsys.readouterr() == ("", "")  # a script need not be told
-    for flags, names in ((IgnoredFlags(threads="8"), "-t"), (IgnoredFlags(batch_size="1", flash_attn="on"), "-b, -fa")):
-        assert flags.note() == f"{names} has no effect here: the device computes, in steps as its speed allows"
-    assert IgnoredFlags().note() is None
-
-
-def test_a_person_is_told_of_options_without_effect(tmp_path: Path, tiny_gguf: Path) -> None:
-    with terminal(Command(tmp_path), [*FAKE, "run", str(tiny_gguf), "Hi", "-t", "8", "-ub", "512"]) as screen:
-        screen.expect("vkllm: note: -t, -ub has no effect here")
-        screen.expect("user\nHi\n")
-        screen.expect_exit()
-        assert screen.exit_code == 0
 
 
 # --- The form of an answer -------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def test_ctrl_c_while_a_pipe_is_read_is_130(command: Command, tiny: str) -> None
 
 
 def test_a_mistake_of_vkllm_is_code_1_and_a_traceback(command: Command, tiny: str) -> None:
-    code = FAKE[2].replace("; main()", "\nvkllm.llm.LLM.chat = lambda *a, **b: 1 / 0\nmain()")
+    code = FAKE[2].replace("; main()", "\nvkllm.api.llm.LLM.chat = lambda *a, **b: 1 / 0\nmain()")
     done = command.run([FAKE[0], "-c", code, "run", tiny, "Hi"])
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
 

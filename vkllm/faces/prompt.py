@@ -5,6 +5,7 @@ It knows files and standard input; it does not know what the text is for.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from vkllm.errors import InvalidParameter
 
 MOST_BYTES = 16 << 20
 """Several times what the longest context holds, so that an endless pipe or a wrong file ends in a sentence."""
+_ESCAPE = re.compile(rb"\\(x[0-9A-Fa-f]{2}|[nrt'\"\\])")
+_ESCAPED = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 
 def whole_prompt(prompt: str | None, files: Sequence[Path]) -> str | None:
@@ -35,6 +38,15 @@ def whole_prompt(prompt: str | None, files: Sequence[Path]) -> str | None:
     return text
 
 
+def system_message(text: str | None, file: Path | None) -> str | None:
+    """The system message, as text or in a file. Raises InvalidParameter, also if both are given."""
+    if file is None:
+        return text
+    if text is not None:
+        raise InvalidParameter("the system message is given twice, with -sys and with -sysf; give it once")
+    return _trimmed(read_text(file))
+
+
 def read_text(path: Path) -> str:
     """A file's text. Raises InvalidParameter if it cannot be read or is no text."""
     try:
@@ -44,9 +56,22 @@ def read_text(path: Path) -> str:
         raise InvalidParameter(f"cannot read {path}: {error.strerror}") from error
 
 
+def unescaped(text: str) -> str:
+    """The text with the escapes that llama.cpp knows (\\n, \\r, \\t, \\', \\", \\\\ and \\x41) as what they stand for.
+
+    \\x.. is a byte, so several of them may make a character of UTF-8; other backslashes stay as they are.
+    """
+    found = _ESCAPE.sub(lambda match: _character(match[1]), text.encode(errors="surrogateescape"))
+    return found.decode(errors="replace")
+
+
 def joined(words: Sequence[str] | None) -> str | None:
     """Words of a command line as one text, so that a short prompt needs no quotes; None if there are none."""
     return " ".join(words) if words else None
+
+
+def _character(escape: bytes) -> bytes:
+    return bytes.fromhex(escape[1:].decode()) if escape[:1] == b"x" else _ESCAPED.get(escape, escape)
 
 
 def _text(file: BinaryIO, name: str) -> str:

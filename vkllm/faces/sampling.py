@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from vkllm.errors import InvalidParameter
-from vkllm.faces.prompt import read_text
+from vkllm.faces.prompt import read_text, unescaped
 
 # Field of SamplingParams -> the option that sets it.
 OPTIONS = {
@@ -65,6 +65,13 @@ class SamplingFlags:
     penalty_window: Annotated[int | None, _option("--repeat-last-n", help="Tokens that the penalties look at.")] = None
     seed: Annotated[int | None, _option("-s", "--seed", help="The same seed gives the same answer.")] = None
     stop: Annotated[list[str] | None, _option("--stop", metavar="TEXT", help="End the answer before this text.")] = None
+    escapes: Annotated[
+        bool | None,
+        _option(
+            "-e", "--escape/--no-escape", help=r"Read \n, \t and the like in -p and --stop as what they stand for."
+        ),
+    ] = None
+    ignore_eos: Annotated[bool, _option("--ignore-eos", help="Go on where the model would end its answer.")] = False
     context_shift: Annotated[
         bool, _option("--context-shift", help="When the context is full, go on without the older half of the chat.")
     ] = False
@@ -72,9 +79,15 @@ class SamplingFlags:
     def arguments(self) -> dict[str, Any]:
         """Fields of SamplingParams by name, those that were given. Raises InvalidParameter."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        given["stop"] = tuple(self.stop or ()) or None
-        given["context_shift"] = self.context_shift or None
+        del given["escapes"]
+        given["stop"] = tuple(self.unescaped(text) for text in self.stop or ()) or None
+        for name in ("context_shift", "ignore_eos"):
+            given[name] = given[name] or None
         return checked(given)
+
+    def unescaped(self, text: str) -> str:
+        """The text of -p or --stop, in which llama.cpp reads escapes unless --no-escape was given."""
+        return text if self.escapes is False else unescaped(text)
 
 
 def _structure(*names: str, **more: Any) -> Any:
@@ -134,14 +147,17 @@ class StructureFlags:
 def checked(values: dict[str, Any]) -> dict[str, Any]:
     """The values that are not None, as SamplingParams takes them; errors name the option and not the field.
 
-    -1 is llama.cpp's word for no limit of tokens and for a drawn seed.
+    As in llama.cpp, -1 is no limit of tokens (so is -2, up to the end of the context) and a random seed, and a top-k
+    below 0 is off.
     """
     from vkllm import SamplingParams
 
     given = {name: value for name, value in values.items() if value is not None}
-    for name in ("max_tokens", "seed"):
-        if given.get(name) == -1:
+    for name, none in (("max_tokens", (-1, -2)), ("seed", (-1,))):
+        if given.get(name) in none:
             del given[name]
+    if given.get("top_k", 0) < 0:
+        given["top_k"] = 0
     try:
         SamplingParams(**given)
     except InvalidParameter as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -141,6 +141,16 @@ def size(n_bytes: int, step: int = 1000) -> str:
     while amount >= step and unit < len(units) - 1:
         amount, unit = amount / step, unit + 1
     return f"{amount:.1f} {units[unit]}" if unit and amount < 100 else f"{amount:.0f} {units[unit]}"
+
+
+def counted(n: int, word: str) -> str:
+    """A number with its word: "1 token", "2 tokens"."""
+    return f"{n} {word}{'' if n == 1 else 's'}"
+
+
+def enumerated(words: Sequence[str]) -> str:
+    """Words as in a sentence: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def print_json(value: object) -> None:

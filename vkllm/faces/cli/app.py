@@ -8,6 +8,7 @@ more. Code 1 comes with a traceback: a mistake of vkllm's own.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,8 +17,9 @@ import typer
 
 from vkllm.errors import InvalidParameter, VkllmError
 from vkllm.faces.cli import measure_commands, models
-from vkllm.faces.cli.loading import IgnoredFlags, LoadingFlags
+from vkllm.faces.cli.loading import LoadingFlags
 from vkllm.faces.cli.options import Json, ModelName, ModelOption, add_command, chosen, examples
+from vkllm.faces.cli.other_commands import Commands
 from vkllm.faces.sampling import SamplingFlags, StructureFlags
 from vkllm.faces.terminal import INTERRUPTED, complain, ending, print_json, size, write_nowhere
 
@@ -27,9 +29,15 @@ if TYPE_CHECKING:
 System = Annotated[
     str | None, typer.Option("-sys", "--system", metavar="TEXT", help="The system message.", show_default=False)
 ]
-
+SystemFile = Annotated[
+    Path | None,
+    typer.Option(
+        "-sysf", "--system-prompt-file", metavar="FILE", help="A file with the system message.", show_default=False
+    ),
+]
 
 app = typer.Typer(
+    cls=Commands,
     help="Large language models on any GPU with a Vulkan driver. Without a command: chat.",
     epilog=examples(
         'vkllm run smollm2 "Why is the sky blue?"', "vkllm list --all", "vkllm pull llama-3.2-1b", "vkllm run --help"
@@ -42,7 +50,11 @@ app = typer.Typer(
 def main() -> None:
     """Runs the command line; what is wrong with it or fails becomes one line on standard error and exit code 2."""
     try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # __main__ had another handler during imports
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.exit(app(prog_name="vkllm", standalone_mode=False))
+    except (KeyboardInterrupt, typer.Abort):  # before a command has begun; a command sees to its own end
+        sys.exit(INTERRUPTED)
     except VkllmError as error:
         if os.environ.get("VKLLM_DEBUG"):
             raise
@@ -84,18 +96,20 @@ def _options(
 
         with ending():
             if not has_screen():
-                print(context.get_help())
-                raise typer.Exit(2)
+                raise InvalidParameter(
+                    "`vkllm` alone is the chat, which needs a terminal; `vkllm run MODEL PROMPT` answers without one; "
+                    "see `vkllm --help`"
+                )
             start_chat(sampling={})
 
 
 def chat(
     sampling: SamplingFlags,
     loading: LoadingFlags,
-    ignored: IgnoredFlags,
     model: ModelName = None,
     model_option: ModelOption = None,
     system: System = None,
+    system_file: SystemFile = None,
     plain: Annotated[bool, typer.Option("--plain", help="Line by line instead of on the whole screen.")] = False,
 ) -> None:
     """Chat on the whole terminal; chats are kept. F1 there shows the keys.
@@ -103,13 +117,14 @@ def chat(
     Without a model it is the last one. Everything else can be set there too: model, sampling, system message, theme.
     """
     from vkllm.faces.cli.start_chat import start_chat
+    from vkllm.faces.prompt import system_message
 
     name = chosen(model, model_option, "") or None
-    ignored.tell()
     values, how = sampling.arguments(), loading.arguments()
     if name is not None:
         models.ensure_here(name)
-    if not start_chat(name, sampling=values, loading=how, system=system, is_plain=plain):
+    message = system_message(system, system_file)
+    if not start_chat(name, sampling=values, loading=how, system=message, is_plain=plain):
         raise typer.Exit(INTERRUPTED)
 
 
@@ -117,13 +132,11 @@ def run(
     sampling: SamplingFlags,
     structure: StructureFlags,
     loading: LoadingFlags,
-    ignored: IgnoredFlags,
     model: ModelName = None,
     words: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="What to answer; without it, chat.", show_default=False)
     ] = None,
     model_option: ModelOption = None,
-    hub: Annotated[str | None, typer.Option("-hf", metavar="REPO[:QUANT]", help="The model, of Hugging Face.")] = None,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The prompt, as an option.")
     ] = None,
@@ -132,6 +145,7 @@ def run(
         typer.Option("-f", "--file", metavar="FILE", help="Append a file to the prompt.", show_default=False),
     ] = None,
     system: System = None,
+    system_file: SystemFile = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without a chat template.")] = False,
     stats: Annotated[
         bool, typer.Option("--stats", "--verbose", help="Print counts and speeds to standard error.")
@@ -146,19 +160,21 @@ def run(
     """
     from vkllm.faces.cli.opening import RunOptions
     from vkllm.faces.cli.run import run_model
-    from vkllm.faces.prompt import joined
+    from vkllm.faces.prompt import joined, system_message, unescaped
 
     words = words or []
-    if model is not None and (model_option or hub):  # then all that has a place is the prompt
+    if model is not None and model_option:  # then all that has a place is the prompt
         words = [model, *words]
         model = None
-    name = chosen(model_option, f"hf.co/{hub}" if hub else model)
+    name = chosen(model, model_option)
     if prompt is not None and words:
         raise InvalidParameter("the prompt is given twice, as an argument and with -p; give it once")
-    ignored.tell()
-    options = RunOptions(
-        name, joined(words) if prompt is None else prompt, files or [], system, loading.arguments(), stats, raw
-    )
+    if prompt is not None:
+        prompt = sampling.unescaped(prompt)
+    elif (prompt := joined(words)) is not None and sampling.escapes:  # such a prompt is read as it is otherwise
+        prompt = unescaped(prompt)
+    message = system_message(system, system_file)
+    options = RunOptions(name, prompt, files or [], message, loading.arguments(), stats, raw)
     if not run_model(options, sampling.arguments() | structure.arguments()):
         raise typer.Exit(INTERRUPTED)
 

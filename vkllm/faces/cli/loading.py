@@ -5,15 +5,15 @@ Several commands share these options; they become arguments of `LLM` and `plan_m
 
 from __future__ import annotations
 
-import sys
-from dataclasses import astuple, dataclass
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vkllm.errors import InvalidParameter
 from vkllm.faces.cli.options import DeviceName
-from vkllm.faces.terminal import complain, is_terminal
+from vkllm.faces.terminal import complain
 
 if TYPE_CHECKING:
     from vkllm import LLM
@@ -65,7 +65,7 @@ class LoadingFlags:
         """Arguments of `LLM` by name. Raises InvalidParameter."""
         return {
             "n_ctx": self.ctx_size,
-            "device": self.device,
+            "device": device_named(self.device),
             "type_k": self.cache_type_k,
             "type_v": self.cache_type_v,
             "n_gpu_layers": layers(self.gpu_layers),
@@ -74,43 +74,26 @@ class LoadingFlags:
         }
 
 
-def _ignored(*names: str, **more: Any) -> Any:
-    return typer.Option(
-        *names, metavar="X", rich_help_panel="Of llama.cpp, without effect here", show_default=False, **more
-    )
-
-
-@dataclass(frozen=True)
-class IgnoredFlags:
-    """Options that llama.cpp's command lines have and that mean nothing where the GPU does all the work."""
-
-    threads: Annotated[str | None, _ignored("-t", "--threads", help="The device computes, not threads.")] = None
-    batch_size: Annotated[str | None, _ignored("-b", "--batch-size", help="The speed decides.")] = None
-    ubatch_size: Annotated[str | None, _ignored("-ub", "--ubatch-size", help="The speed decides.")] = None
-    flash_attn: Annotated[str | None, _ignored("-fa", "--flash-attn", help="Attention is always so.")] = None
-
-    def note(self) -> str | None:
-        """What to tell of those that were given."""
-        given = [name for name, value in zip(("-t", "-b", "-ub", "-fa"), astuple(self), strict=True) if value]
-        if not given:
-            return None
-        return f"{', '.join(given)} has no effect here: the device computes, in steps as its speed allows"
-
-    def tell(self) -> None:
-        """Tells a person; a script need not hear it each time."""
-        if is_terminal(sys.stderr) and (note := self.note()):
-            complain("note", note)
-
-
 def _size(text: str | None, option: str) -> int | None:
     from vkllm.gpu.device.probe import memory_bytes
 
     return None if text is None else memory_bytes(text, option)
 
 
+def device_named(text: str | None) -> str | None:
+    """The device of -dev, whose names may be llama.cpp's, such as Vulkan0. Raises InvalidParameter."""
+    if text is None:
+        return None
+    if re.fullmatch(r"[A-Za-z]*\d+(,[A-Za-z]*\d+)+", text):
+        raise InvalidParameter(f"-dev {text} names several devices; vkllm runs a model on one GPU, so name one of them")
+    if text == "none":
+        raise InvalidParameter("-dev none is not in vkllm: it runs on Vulkan; -dev llvmpipe is the driver on the CPU")
+    return re.sub(r"^Vulkan(?=\d+$)", "", text)
+
+
 def layers(text: str | None) -> int | None:
     """The number of -ngl; "all", "auto" and -1 are all layers."""
-    if text is None or text.strip().lower() in ("all", "auto", "-1"):
+    if text is None or text.strip().lower() in ("all", "auto", "-1", "-2"):
         return None
     if not text.strip().isdecimal():
         raise InvalidParameter(f"-ngl takes a number of layers or all, not {text!r}")

@@ -12,7 +12,7 @@ import typer
 
 from vkllm.errors import InvalidParameter
 from vkllm.faces.cli import completion
-from vkllm.faces.cli.loading import IgnoredFlags
+from vkllm.faces.cli.loading import device_named
 from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.cli.options import DeviceName, Json, ModelName, ModelOption, add_command, chosen
 
@@ -45,7 +45,6 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def bench(
-    ignored: IgnoredFlags,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -128,7 +127,6 @@ def bench(
         is_shown = {"type_k": types_k != ["f16"], "type_v": types_v != ["f16"], "dev": bool(device)}
         shown = [title for title, is_asked in is_shown.items() if is_asked]
         lines = markdown(results, shown) if output == "md" else FORMATS[output](results)
-    ignored.tell()
     for name in names:
         ensure_here(name)
     for line in lines:  # each when it is measured
@@ -148,7 +146,7 @@ def perplexity(
 
     name = chosen(model, model_option, "smollm2")
     limit = n_chunks if n_chunks > 0 else None
-    measure_perplexity(name, file, n_ctx=ctx_size, n_chunks=limit, device=device)
+    measure_perplexity(name, file, n_ctx=ctx_size, n_chunks=limit, device=device_named(device))
 
 
 def tune(
@@ -178,4 +176,4 @@ def tune(
     else:
         name = chosen(model, model_option, "smollm2")
         ensure_here(name)
-        tune_model(name, device=device, budget_s=budget, as_json=json)
+        tune_model(name, device=device_named(device), budget_s=budget, as_json=json)

@@ -14,6 +14,7 @@ import typer
 
 from vkllm.errors import InvalidParameter
 from vkllm.faces.cli import completion
+from vkllm.faces.cli.arguments import OrderedCommand
 from vkllm.faces.terminal import ending
 
 ModelName = Annotated[
@@ -27,7 +28,13 @@ ModelName = Annotated[
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option("-m", "--model", metavar="MODEL", help="The model, as an option.", autocompletion=completion.models),
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="The model, as an option; -hf OWNER/REPO is one of Hugging Face.",
+        autocompletion=completion.models,
+    ),
 ]
 DeviceName = Annotated[
     str | None,
@@ -50,7 +57,8 @@ def add_command(
     # Rich keeps line ends, so the lines of a paragraph are joined to look well at any width.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    app.command(name, help=_plain(text), epilog=examples(*lines), rich_help_panel=panel)(_flat(command))
+    declare = app.command(name, cls=OrderedCommand, help=_plain(text), epilog=examples(*lines), rich_help_panel=panel)
+    declare(_flat(command))
 
 
 def examples(*lines: str) -> str:
@@ -98,9 +106,9 @@ def chosen(by_place: str | None, by_option: str | None, default: str | None = No
         raise InvalidParameter(f"two models are named, {by_place} and {by_option} with -m; name one of them")
     from vkllm.store import looks_like_path
 
+    if by_place and " " in by_place and not looks_like_path(by_place):
+        raise InvalidParameter(f"{by_place[:40]!r} seems to be a prompt; name a model before it")
     model = by_place or by_option or default
-    if model and " " in model and not looks_like_path(model):
-        raise InvalidParameter(f"{model[:40]!r} is no model but a prompt, so it seems; name a model before it")
     if model is None:
         raise InvalidParameter("name a model; `vkllm list` shows those that are here, `vkllm list --all` more to fetch")
     return model

@@ -1,0 +1,203 @@
+"""Options of llama.cpp: taken, ignored or refused in a sentence, but never read as something else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from terminal import FAKE, REAL, Command, terminal
+
+from vkllm.errors import InvalidParameter
+from vkllm.faces.cli import app as cli
+from vkllm.faces.cli.arguments import Arguments, OwnOption, in_order, own_options
+from vkllm.faces.cli.llama_options import HUB_FILE, HUB_REPO, LLAMA_OPTIONS, OTHER_NAMES
+
+GROUP: Any = typer.main.get_command(cli.app)
+COMMANDS: dict[str, Any] = GROUP.commands
+
+
+def own(command: str) -> dict[str, OwnOption]:
+    return own_options(COMMANDS[command], typer.Context(COMMANDS[command]))
+
+
+def read(*arguments: str, command: str = "run") -> Arguments:
+    return in_order(arguments, own(command), f"vkllm {command}")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What `run` hands on, instead of running it."""
+    calls: list[Any] = []
+    monkeypatch.setattr(
+        "vkllm.faces.cli.run.run_model", lambda options, sampling: calls.append((options, sampling)) or True
+    )
+    yield calls
+
+
+def run(*arguments: str) -> None:
+    assert cli.app(["run", *arguments], prog_name="vkllm", standalone_mode=False) is None
+
+
+# --- Ignored ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-tb 8",
+        "-t 8 -tb 8 -b 2048 -ub 512",
+        "--threads-batch 8 --batch_size=512",
+        "-fa",
+        "-fa on",
+        "-fa auto",
+        "--flash-attn=off",
+        "-fa 1 -cb",
+        "--no-mmap --mlock",
+        "-lm mlock",
+        "-sm none --split-mode layer",
+        "-np 1",
+        "-bs",
+        "-cnv",
+        "-st --color --jinja",
+        "--color on --simple-io",
+        "--mirostat 0 --typical 1.0 --dry-multiplier 0.00 --top-nsigma -1",
+        "--log-disable -lv 3 -v",
+        "--warmup --no-perf --prio 2 --poll 50 --numa distribute -C ff",
+        "--keep -1 -nkvo --no-context-shift",
+    ],
+)
+def test_what_changes_no_answer_is_ignored_with_its_value(asked: list[Any], line: str) -> None:
+    run("m", *line.split(), "Hi", "-n", "5")
+    run("m", "Hi", "-n", "5", *line.split())
+    for options, sampling in asked:
+        assert (options.model, options.prompt, sampling) == ("m", "Hi", {"max_tokens": 5})
+    assert len(asked) == 2
+
+
+def test_a_person_is_told_of_options_without_effect_and_a_script_is_not(
+    tmp_path: Path, tiny_gguf: Path, asked: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("m", "Hi", "-t", "8", "-fa")
+    assert capsys.readouterr() == ("", "")
+    with terminal(Command(tmp_path), [*FAKE, "run", str(tiny_gguf), "Hi", "-t", "8", "-ub", "512"]) as screen:
+        screen.expect("vkllm: note: -t and -ub have no effect in vkllm\n")
+        screen.expect("user\nHi\n")
+        screen.expect_exit()
+        assert screen.exit_code == 0
+
+
+def test_bench_takes_the_lists_of_llama_bench() -> None:
+    found = read("-fa", "0,1", "-t", "4,8", "-nkvo", "0", "m", "-p", "64", command="bench")
+    assert found == Arguments(["-p", "64", "--", "m"], ["-fa", "-t", "-nkvo"])
+
+
+# --- Taken -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("m --predict 5", "--n-predict 5 -- m"),
+        ("m -n=5", "-n 5 -- m"),
+        ("m -n5 Hi", "-n 5 -- m Hi"),
+        ("m -ngl=99 --gpu_layers 9", "-ngl 99 --n-gpu-layers 9 -- m"),
+        ("m -r User: --system-prompt Short", "--stop User: --system Short -- m"),
+        ("-mu https://h/m.gguf Hi", "--model https://h/m.gguf -- Hi"),
+        ("m -no-cnv -p Hi", "--raw -p Hi -- m"),
+        ("m -p --help", "-p --help -- m"),
+        ("m --stop=-n --stop -- Hi", "--stop -n --stop -- -- m Hi"),
+        ("m -- -n 5 -- x", "-- m -n 5 -- x"),
+        ("-hf o/r Hi", "--model hf.co/o/r -- Hi"),
+        ("-hfr o/r:Q8_0 -hff f.gguf", "--model hf:o/r/f.gguf"),
+        ("-hff f.gguf -hf o/r -p Hi", "-p Hi --model hf:o/r/f.gguf"),
+    ],
+)
+def test_what_vkllm_has_is_taken_under_its_name(given: str, line: str) -> None:
+    assert read(*given.split()) == Arguments(line.split(), [])
+
+
+def test_a_text_that_begins_with_a_dash_is_no_option() -> None:
+    assert read("m", "- one\n- two", "-5 + 3 = ?").line == ["--", "m", "- one\n- two", "-5 + 3 = ?"]
+    assert read("m", "-p", "-1", "-sys", "- be short").line == ["-p", "-1", "-sys", "- be short", "--", "m"]
+
+
+@pytest.mark.parametrize(("text", "device"), [("Vulkan1", "1"), ("0", "0"), ("llvmpipe (LLVM 15, 256 bits)", None)])
+def test_a_device_may_have_llama_cpps_name(asked: list[Any], text: str, device: str | None) -> None:
+    run("m", "Hi", "-dev", text)
+    assert asked[0][0].loading["device"] == (device or text)
+
+
+# --- Refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("m Hi -md draft.gguf", "-md is not in vkllm: vkllm does not decode speculatively; leave it out"),
+        ("m Hi --draft 16", "--draft is not in vkllm"),
+        ("m Hi -np 4", "-np is not in vkllm: vkllm answers one prompt at a time"),
+        ("m Hi -sm row", "-sm is not in vkllm: vkllm runs a model on one GPU; choose it with -dev"),
+        ("m Hi -ts 3,1", "-ts is not in vkllm"),
+        ("m Hi -mg 1", "-mg is not in vkllm: vkllm runs a model on one GPU"),
+        ("m Hi -dev 0,1", "-dev 0,1 names several devices; vkllm runs a model on one GPU"),
+        ("m Hi -dev Vulkan0,Vulkan1", "names several devices"),
+        ("m Hi --device none", "-dev none is not in vkllm"),
+        ("m Hi --lora a.gguf", "--lora is not in vkllm: vkllm cannot apply adapters yet"),
+        ("m Hi --image a.png", "--image is not in vkllm: vkllm reads and writes text only"),
+        ("m Hi -mm p.gguf", "-mm is not in vkllm: vkllm reads and writes text only"),
+        ("m Hi --mirostat 2", "--mirostat is not in vkllm: the samplers of vkllm are"),
+        ("m Hi -ot exps=CPU", "-ot is not in vkllm: vkllm places the parts of a model itself"),
+        ("m Hi --port 8080", "--port is not in vkllm: vkllm has no server yet"),
+        ("m Hi --rope-freq-base 1e6", "--rope-freq-base is not in vkllm: vkllm takes this from the model's file"),
+        ("m Hi --control-vector-layer-range 1 2", "vkllm has no control vectors"),
+        ("m Hi --gpt-oss-20b-default", "vkllm has no such presets"),
+        ("m Hi -hft secret", "-hft is not in vkllm: set the environment variable HF_TOKEN"),
+        ("m -hff f.gguf", "-hff names a file of a repository; name the repository with -hf"),
+        ("-m a -hf o/r", "two models are named, with -m and with -hf"),
+        ("m Hi -xyz", "No such option: -xyz; a prompt that begins with a dash comes after --; see `vkllm run --help`"),
+        ("m Hi -nx", "No such option: -nx"),
+        ("m -c", "Option '-c' requires a value; see `vkllm run --help`"),
+        ("m -c --temp 0", "Option '-c' requires a value before --temp; see `vkllm run --help`"),
+        ("m -f -n 5", "Option '-f' requires a value before -n"),
+        ("m -p", "Option '-p' requires a value; see `vkllm run --help`"),
+        ("m -t", "Option '-t' requires a value"),
+        ("m -hf", "Option '-hf' requires a value"),
+    ],
+)
+def test_the_rest_is_one_sentence_and_exit_code_2(tmp_path: Path, line: str, words: str) -> None:
+    done = Command(tmp_path).run([*REAL, "run", *line.split()])
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("vkllm: error: ") and words in done.stderr
+
+
+def test_an_option_of_another_command_is_called_that() -> None:
+    with pytest.raises(InvalidParameter, match=r"^--temp is an option of `vkllm run`, not of `vkllm plan`; see `vkllm"):
+        cli.app(["plan", "m", "--temp", "0"], prog_name="vkllm", standalone_mode=False)
+
+
+# --- The table -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "plan", "bench", "perplexity"])
+def test_no_option_of_llama_cpp_is_read_as_another_or_reaches_the_prompt(command: str) -> None:
+    options = own(command)
+    for name, option in LLAMA_OPTIONS.items():
+        if name in options:
+            continue
+        values = ["7"] * option.n_values if not option.is_switch else []
+        try:
+            found = read("m", name, *values, "Hi", command=command)
+        except InvalidParameter as error:
+            assert str(error) == f"{name} is not in vkllm: {option.refusal}"
+        else:
+            assert found == Arguments(["--", "m", "Hi"], [name])
+
+
+def test_every_name_stands_in_one_table_only_and_leads_to_an_option() -> None:
+    tables = [set(LLAMA_OPTIONS), set(OTHER_NAMES), HUB_REPO, HUB_FILE]
+    assert sum(map(len, tables)) == len(set().union(*tables)) > 450
+    assert set(OTHER_NAMES.values()) - {"--help"} <= set(own("run"))
+    assert {"-tb", "-md", "-np", "-sm", "-bs", "-cnv", "-fa", "--mlock"} <= set(LLAMA_OPTIONS)

@@ -1,0 +1,244 @@
+"""What vkllm does with the options of llama.cpp: takes them as its own, ignores them, or says what to use instead.
+
+The options are those of llama.cpp 0.5.0's programs and of llama-bench, and earlier ones that are still in scripts. This
+file knows names and how many values follow; `arguments.py` knows how a command line is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LlamaOption:
+    """An option of llama.cpp that vkllm does not have.
+
+    n_values: how many values follow it. is_switch: the value may be left out, as in -fa and in -fa on.
+    refusal: what is missing and what to use instead; None if the option is ignored, because nothing depends on it.
+    harmless: values with which it changes nothing, so that it is ignored.
+    """
+
+    n_values: int
+    is_switch: bool = False
+    refusal: str | None = None
+    harmless: frozenset[str] = frozenset()
+
+
+OTHER_NAMES = {
+    "--predict": "--n-predict",
+    "--gpu-layers": "--n-gpu-layers",
+    "--system-prompt": "--system",
+    "-r": "--stop",
+    "--reverse-prompt": "--stop",
+    "-mu": "--model",
+    "--model-url": "--model",
+    "-bf": "--file",
+    "--binary-file": "--file",
+    "-spf": "--system-prompt-file",
+    "-no-cnv": "--raw",
+    "--no-conversation": "--raw",
+    "--show-timings": "--stats",
+    "--usage": "--help",
+}
+"""Options of llama.cpp -> what vkllm calls the same."""
+HUB_REPO = {"-hf", "-hfr", "--hf-repo"}
+HUB_FILE = {"-hff", "--hf-file"}
+SWITCH_WORDS = {"on", "off", "auto", "enabled", "disabled", "true", "false", "1", "0", "-1"}
+"""Values of options such as -fa, which older versions of llama.cpp have without a value."""
+
+_IGNORED_SWITCHES = """
+    -fa --flash-attn -co --color --log-colors -nkvo --no-kv-offload --repack --no-host -nopo --no-op-offload
+"""
+_IGNORED_WITH_VALUE = """
+    -t --threads -tb --threads-batch -C --cpu-mask -Cr --cpu-range --cpu-strict --prio --poll -Cb --cpu-mask-batch -Crb
+    --cpu-range-batch --cpu-strict-batch --prio-batch --poll-batch --numa -b --batch-size -ub --ubatch-size --keep
+    -ctxcp --ctx-checkpoints --swa-checkpoints -cms --checkpoint-min-step -cram --cache-ram -dt --defrag-thold -lm
+    --load-mode -lzm --lazy-mode -fit --fit -lv --verbosity --log-verbosity -ptc --print-token-count -gqa -eps
+    --delay -oe --output-err --keepalive
+"""
+_IGNORED_FLAGS = """
+    --swa-full -kvu --kv-unified -no-kvu --no-kv-unified -kvo --kv-offload -nr --no-repack
+    --op-offload -cb --cont-batching -nocb --no-cont-batching
+    --mmproj-auto --no-mmproj --no-mmproj-auto --mmproj-offload --no-mmproj-offload --mmap --no-mmap --mlock -dio
+    --direct-io -ndio --no-direct-io --check-tensors -bs --backend-sampling --warmup --no-warmup --perf --no-perf
+    --no-show-timings --no-context-shift --jinja --no-jinja --simple-io -mli --multiline-input --no-display-prompt
+    --display-prompt --verbose-prompt -cnv --conversation -st --single-turn --log-disable --log-enable --log-jsonl
+    --no-log-jsonl --log-prefix --no-log-prefix --log-timestamps --no-log-timestamps -v --verbose --log-verbose
+    --reasoning-preserve --no-reasoning-preserve --skip-chat-parsing --no-skip-chat-parsing --memory-f32 -mmq
+    --mul-mat-q --no-mul-mat-q --penalize-nl --no-penalize-nl --nowordwrap --progress
+"""
+
+_SPECULATION = "vkllm does not decode speculatively; leave it out, the answers are the same"
+_SERVER = "vkllm has no server yet; in Python `llm.chat.completions.create(...)` answers as OpenAI's API does"
+_SAMPLER = "the samplers of vkllm are penalties, top-k, top-p, min-p and temperature, in this order"
+_ONE_DEVICE = "vkllm runs a model on one GPU; choose it with -dev"
+_PLACES = "vkllm places the parts of a model itself; set the limits with -ngl, --vram-limit and --ram-limit"
+_TEXT_ONLY = "vkllm reads and writes text only"
+_FROM_FILE = "vkllm takes this from the model's file"
+_EMBEDDINGS = "the command line makes no embeddings; in Python `llm.embed(...)` does"
+_TRAINING = "vkllm trains and converts no models; use the tools of llama.cpp"
+_TASKS = "vkllm measures perplexity only; use llama-perplexity for other scores"
+_REASONING = "vkllm prints an answer as the model writes it, with its reasoning"
+_TEMPLATE = "vkllm uses the chat template of the model's file; --raw leaves it out"
+_PRESET = "vkllm has no such presets; name a model, as in -hf OWNER/REPO; `vkllm list --all` shows some"
+_ADAPTERS = "vkllm cannot apply adapters yet; merge it into the model with llama-export-lora first"
+_VECTORS = "vkllm has no control vectors"
+_INTERACTIVE = "leave the prompt out to chat line by line"
+_BATCHED = "vkllm answers one prompt at a time"
+
+# What to do instead -> options that are followed by values, and flags.
+_REFUSED: dict[str, tuple[str, str]] = {
+    _SPECULATION: (
+        """
+        --spec-draft-hf -hfd -hfrd --hf-repo-draft --spec-draft-threads -td --threads-draft --spec-draft-threads-batch
+        -tbd --threads-batch-draft --spec-draft-cpu-mask -Cd --cpu-mask-draft --spec-draft-cpu-range -Crd
+        --cpu-range-draft --spec-draft-cpu-strict --cpu-strict-draft --spec-draft-prio --prio-draft --spec-draft-poll
+        --poll-draft --spec-draft-cpu-mask-batch -Cbd --cpu-mask-batch-draft --spec-draft-cpu-range-batch -Crbd
+        --cpu-range-batch-draft --spec-draft-cpu-strict-batch --cpu-strict-batch-draft --spec-draft-prio-batch
+        --prio-batch-draft --spec-draft-poll-batch --poll-batch-draft --spec-draft-type-k -ctkd --cache-type-k-draft
+        --spec-draft-type-v -ctvd --cache-type-v-draft --spec-draft-override-tensor -otd --override-tensor-draft
+        --spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft --spec-draft-n-max --spec-draft-n-min
+        --spec-synth-len --spec-synth-rates --spec-draft-p-split --draft-p-split --spec-draft-p-min --draft-p-min
+        --spec-draft-device -devd --device-draft --spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft
+        --spec-draft-model -md --model-draft --spec-type --spec-ngram-mod-n-min --spec-ngram-mod-n-max
+        --spec-ngram-mod-n-match --spec-ngram-simple-size-n --spec-ngram-simple-size-m --spec-ngram-simple-min-hits
+        --spec-ngram-map-k-size-n --spec-ngram-map-k-size-m --spec-ngram-map-k-min-hits --spec-ngram-map-k4v-size-n
+        --spec-ngram-map-k4v-size-m --spec-ngram-map-k4v-min-hits --draft --draft-n --draft-max --draft-min
+        --draft-n-min --spec-ngram-size-n --spec-ngram-size-m --spec-ngram-min-hits -cd --ctx-size-draft -lcs
+        --lookup-cache-static -lcd --lookup-cache-dynamic
+        """,
+        "--spec-draft-cpu-moe -cmoed --cpu-moe-draft --spec-draft-backend-sampling --no-spec-draft-backend-sampling "
+        "--spec-default --mtp --dflash --eagle3",
+    ),
+    _SERVER: (
+        """
+        --server-base --kv-unified-per-slot -a --alias --tags --host --port --path --cors-origins --cors-methods
+        --cors-headers --api-prefix --ui-config --webui-config --ui-config-file --webui-config-file --tools
+        --tools-runtime --mcp-servers-config --mcp-servers-json --api-key --api-key-file --ssl-key-file --ssl-cert-file
+        -to --timeout --sse-ping-interval --threads-http --cache-reuse --slot-save-path --media-path --models-dir
+        --models-preset --models-max -sps --slot-prompt-similarity --sleep-idle-seconds --log-prompts-dir
+        """,
+        """
+        --cache-idle-slots --no-cache-idle-slots --spm-infill --reuse-port --cors-credentials --no-cors-credentials
+        --ui-mcp-proxy --webui-mcp-proxy --no-ui-mcp-proxy --no-webui-mcp-proxy -ag --agent -no-ag --no-agent --ui
+        --webui --no-ui --no-webui --cache-prompt --no-cache-prompt --metrics --props --slots --no-slots
+        --models-autoload --no-models-autoload --prefill-assistant --no-prefill-assistant --lora-init-without-apply
+        """,
+    ),
+    _SAMPLER: (
+        "--samplers --sampler-seq --sampling-seq --top-nsigma --top-n-sigma --xtc-probability --xtc-threshold "
+        "--typical --typical-p --tfs --dry-multiplier --dry-base --dry-allowed-length --dry-penalty-last-n "
+        "--dry-sequence-breaker --adaptive-target --adaptive-decay --dynatemp-range --dynatemp-exp --mirostat "
+        "--mirostat-lr --mirostat-ent -l --logit-bias --cfg-scale --cfg-negative-prompt",
+        "",
+    ),
+    _ONE_DEVICE: ("-sm --split-mode -ts --tensor-split -mg --main-gpu --rpc -rpc", ""),
+    _PLACES: (
+        "-ot --override-tensor -ncmoe --n-cpu-moe -ncffn --n-cpu-ffn -fitp --fit-print -fitt --fit-target -fitc "
+        "--fit-ctx",
+        "-cmoe --cpu-moe",
+    ),
+    _TEXT_ONLY: (
+        "-mm --mmproj -mmu --mmproj-url --image --audio --video --image-min-tokens --image-max-tokens "
+        "--mtmd-batch-max-tokens --video-fps --video-timestamp-interval --video-ffmpeg-dir --tts-lang "
+        "--tts-speaker-file -mv --model-vocoder -hfrv --hf-repo-v -hffv --hf-file-v -hfv",
+        "",
+    ),
+    _FROM_FILE: (
+        "--rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx --yarn-ext-factor "
+        "--yarn-attn-factor --yarn-beta-slow --yarn-beta-fast -gan --grp-attn-n -gaw --grp-attn-w --override-kv",
+        "",
+    ),
+    _EMBEDDINGS: (
+        "--pooling --attention --embd-normalize --embd-output-format --embd-separator --cls-separator --context-file "
+        "--chunk-size --chunk-separator",
+        "--embedding --embeddings -embd --rerank --reranking",
+    ),
+    _TRAINING: (
+        "--in-file -ofreq --output-frequency --output-format --save-frequency --chunk --from-chunk --positive-file "
+        "--negative-file --pca-batch --pca-iter --method -lr --learning-rate -lr-min --learning-rate-min "
+        "-decay-epochs --learning-rate-decay-epochs -wd --weight-decay -val-split --val-split -epochs --epochs -opt "
+        "--optimizer --logits-output-dir --tensor-filter --diffusion-steps --diffusion-eps --diffusion-algorithm "
+        "--diffusion-alg-temp --diffusion-block-length --diffusion-cfg-scale --diffusion-add-gumbel-noise",
+        "--process-output --ppl --no-ppl --show-statistics --parse-special --check --save-logits --diffusion-visual "
+        "--ids --stdin --no-bos --no-parse-special --show-count",
+    ),
+    _TASKS: (
+        "--hellaswag-tasks --winogrande-tasks --multiple-choice-tasks --save-all-logits --kl-divergence-base "
+        "--ppl-stride --ppl-output-type",
+        "--hellaswag --winogrande --multiple-choice --kl-divergence",
+    ),
+    _REASONING: (
+        "--reasoning-format -rea --reasoning --reasoning-effort --reasoning-budget --reasoning-budget-message --think",
+        "--hidethinking",
+    ),
+    _TEMPLATE: (
+        "--chat-template --chat-template-file --chat-template-kwargs --in-prefix --in-suffix",
+        "--in-prefix-bos -ins --instruct -cml --chatml --infill",
+    ),
+    _PRESET: (
+        "",
+        "--embd-gemma-default --fim-qwen-1.5b-default --fim-qwen-3b-default --fim-qwen-7b-default --fim-qwen-7b-spec "
+        "--fim-qwen-14b-spec --fim-qwen-30b-default --gpt-oss-20b-default --gpt-oss-120b-default "
+        "--vision-gemma-4b-default --vision-gemma-12b-default",
+    ),
+    _ADAPTERS: ("--lora --lora-scaled --lora-base", ""),
+    _VECTORS: ("--control-vector --control-vector-scaled", ""),
+    _INTERACTIVE: ("", "-i --interactive -if --interactive-first"),
+    _BATCHED: ("-np --parallel -ns --sequences -npp -ntg -npl --junk --pos", "-pps -tgs"),
+    "`vkllm devices` lists the GPUs": ("", "--list-devices"),
+    "`vkllm list` lists the models on this machine": ("", "-cl --cache-list"),
+    "`vkllm --install-completion` sets completion up": ("", "--completion-bash"),
+    "in Python `llm.save_state(...)` keeps what was computed": (
+        "--prompt-cache",
+        "--prompt-cache-all --prompt-cache-ro",
+    ),
+    "set the environment variable HF_TOKEN, or run `hf auth login` once": ("-hft --hf-token", ""),
+    "set the environment variable HF_HUB_OFFLINE=1": ("", "--offline"),
+    "name a repository of Hugging Face with -hf, or a file": ("-dr --docker-repo", ""),
+    "errors go to standard error, so write 2> FILE": ("--log-file -ld --logdir", ""),
+    "answers have no special tokens; `llm.detokenize(..., skip_special=False)` shows them in Python": (
+        "",
+        "-sp --special",
+    ),
+    "write the answer to a file with > FILE": ("-o --output --output-file", ""),
+}
+# Values that switch an option off.
+_OFF = {
+    "--mirostat": "0",
+    "--typical": "1",
+    "--typical-p": "1",
+    "--tfs": "1",
+    "--top-nsigma": "-1",
+    "--top-n-sigma": "-1",
+    "--xtc-probability": "0",
+    "--dry-multiplier": "0",
+    "--dynatemp-range": "0",
+    "--cfg-scale": "1",
+    "-sm": "none layer",
+    "--split-mode": "none layer",
+    "-np": "1 -1",
+    "--parallel": "1 -1",
+    "-rea": "auto",
+    "--reasoning": "auto",
+    "--reasoning-format": "auto none",
+    "--reasoning-budget": "-1",
+    "-ncmoe": "0",
+    "--n-cpu-moe": "0",
+}
+
+
+def _table() -> dict[str, LlamaOption]:
+    options = {name: LlamaOption(1, is_switch=True) for name in _IGNORED_SWITCHES.split()}
+    options |= {name: LlamaOption(1) for name in _IGNORED_WITH_VALUE.split()}
+    options |= {name: LlamaOption(0) for name in _IGNORED_FLAGS.split()}
+    for refusal, (with_value, flags) in _REFUSED.items():
+        for name in with_value.split():
+            options[name] = LlamaOption(1, refusal=refusal, harmless=frozenset(_OFF.get(name, "").split()))
+        options |= {name: LlamaOption(0, refusal=refusal) for name in flags.split()}
+    options["--control-vector-layer-range"] = LlamaOption(2, refusal=_VECTORS)
+    return options
+
+
+LLAMA_OPTIONS = _table()
+"""Name -> what is done with it. Options that vkllm has, under any name, are not in here."""
