@@ -87,7 +87,7 @@ class FakeEngine:
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None) -> None:
         print("driver noise", file=sys.stderr, flush=True)
         match config.device:
-            case "none":
+            case "none" | "missing":
                 raise NoDevice("no Vulkan device was found; install a driver")
             case "crash":
                 raise RuntimeError("a mistake in loading")

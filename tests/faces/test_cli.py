@@ -245,7 +245,7 @@ def test_a_prompt_longer_than_the_context_is_one_line_with_both_numbers(command:
 
 
 def test_no_device_is_one_line(command: Command, tiny: str) -> None:
-    assert_one_line_error(command.run([*FAKE, "run", tiny, "Hi", "--device", "none"]), "no Vulkan device")
+    assert_one_line_error(command.run([*FAKE, "run", tiny, "Hi", "--device", "missing"]), "no Vulkan device")
 
 
 @pytest.mark.gpu

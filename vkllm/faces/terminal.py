@@ -23,6 +23,12 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
 NOBODY_READS = 141
 """The exit code where standard output was closed, as by `head`: 128 and the number of SIGPIPE."""
+_VISIBLE = (
+    {n: f"^{chr(n ^ 0x40)}" for n in (*range(0x20), 0x7F) if chr(n) not in "\n\t"}
+    | {n: f"<{n:02X}>" for n in range(0x80, 0xA0)}
+    | {n: f"<U+{n:04X}>" for n in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+)
+"""Control characters -> how they are shown: those of ASCII, the eight-bit ones, and those that change the direction."""
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
@@ -36,13 +42,27 @@ def has_colours(stream: TextIO | None) -> bool:
     return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
 
 
+def visible(text: str) -> str:
+    """The text as a terminal can show it without obeying it: ^[ for an escape character, and the like.
+
+    A model's answer, its file or a name may hold sequences that clear the screen, write the clipboard or turn the text
+    around. Line ends and tabs stay. Each character stands for itself, so a text may come in pieces.
+    """
+    return text.translate(_VISIBLE)
+
+
+def say(text: str = "", end: str = "\n") -> None:
+    """Prints to standard output text that is not all vkllm's own: made visible on a terminal, as it is in a pipe."""
+    print(visible(text) if is_terminal(sys.stdout) else text, end=end, flush=True)
+
+
 def complain(kind: str, message: object) -> None:
     """Writes one line to standard error. kind: "error", "warning" or "note"."""
     if sys.stderr is not None:
         head = f"vkllm: {kind}:"
         if has_colours(sys.stderr):
             head = typer.style(head, fg=_COLOURS[kind], bold=True)
-        print(f"{head} {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+        print(f"{head} {visible(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
 
 
 def show(answer: Stream) -> bool:
@@ -51,7 +71,7 @@ def show(answer: Stream) -> bool:
     with answer:
         try:
             for piece in answer:
-                print(piece, end="", flush=True)
+                say(piece, end="")
         except KeyboardInterrupt:
             is_complete = False
         except VkllmError:
@@ -68,14 +88,20 @@ def print_stats(llm: LLM, stats: RunStats) -> None:
     lines = {
         "device": llm.device_name,
         "model": f"{llm.path.name} ({llm.spec.architecture}, {llm.quantization}, context {llm.n_ctx})",
-        "prompt": f"{stats.n_prompt} tokens ({stats.n_cached} cached), {stats.prompt_per_s:.2f} tok/s",
-        "answer": f"{stats.n_generated} tokens, {stats.generate_per_s:.2f} tok/s, "
-        f"the first after {stats.first_token_s:.2f} s",
+        "prompt": f"{counted(stats.n_prompt, 'token')} ({stats.n_cached} cached){_speed(stats.prompt_per_s)}",
+        "answer": f"{counted(stats.n_generated, 'token')}{_speed(stats.generate_per_s)}",
     }
+    if stats.n_generated:
+        lines["answer"] += f", the first after {stats.first_token_s:.2f} s"
     if stats.n_shifts:
-        lines["context"] = f"full {stats.n_shifts} time{'s' if stats.n_shifts > 1 else ''}, its middle dropped"
+        lines["context"] = f"full {counted(stats.n_shifts, 'time')}, its middle dropped"
     for name, text in lines.items():
-        print(f"{name:8}{text}", file=sys.stderr)
+        print(visible(f"{name:8}{text}"), file=sys.stderr)
+
+
+def _speed(per_s: float) -> str:
+    """A speed at the end of a line; nothing where none was measured."""
+    return f", {per_s:.2f} tok/s" if per_s else ""
 
 
 @contextmanager
@@ -92,11 +118,12 @@ def loading_bar() -> Iterator[Callable[[str, int, int], None] | None]:
         def render(self, task: Task) -> Text:
             return super().render(task) if task.total else Text()  # and not 0 of ? bytes
 
-    columns = (TextColumn("{task.description}"), BarColumn(), Amount(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), Amount(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("opening", total=None)
 
         def on_progress(what: str, done_bytes: int, total_bytes: int) -> None:
+            what = visible(what)
             if progress.tasks[0].description != what:
                 progress.reset(task, description=what)
             progress.update(task, completed=done_bytes, total=total_bytes)

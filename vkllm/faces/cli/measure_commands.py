@@ -15,6 +15,7 @@ from vkllm.faces.cli import completion
 from vkllm.faces.cli.loading import device_named
 from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.cli.options import DeviceName, Json, ModelName, ModelOption, add_command, chosen
+from vkllm.faces.terminal import say
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -130,7 +131,7 @@ def bench(
     for name in names:
         ensure_here(name)
     for line in lines:  # each when it is measured
-        print(line, flush=True)
+        say(line)
 
 
 def perplexity(

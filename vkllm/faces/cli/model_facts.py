@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from vkllm.errors import VkllmError
-from vkllm.faces.terminal import size
+from vkllm.faces.terminal import counted, size
 
 if TYPE_CHECKING:
     from vkllm.formats.gguf import ModelFile
@@ -96,7 +96,7 @@ def lines_of(fields: dict[str, Any]) -> Iterable[tuple[str, str]]:
         "size": size(fields["n_bytes"]),
         "memory": f"{size(memory)} with a context of 4096 tokens" if (memory := fields["memory_bytes"]) else "",
         "formats": ", ".join(f"{n['n_tensors']} {name} ({size(n['n_bytes'])})" for name, n in formats.items()),
-        "context": f"{fields['n_ctx_train']} tokens" if fields.get("n_ctx_train") else "",
+        "context": counted(fields["n_ctx_train"], "token") if fields.get("n_ctx_train") else "",
         "layers": str(fields.get("n_layers") or ""),
         "width": str(fields.get("d_model") or ""),
         "chat template": ""

@@ -17,7 +17,7 @@ from vkllm.errors import InvalidParameter, ModelNotFound, VkllmError
 from vkllm.faces.cli import completion
 from vkllm.faces.cli.model_facts import fields_of_entry, fields_of_file, fields_of_installed, lines_of, main_format_of
 from vkllm.faces.cli.options import Json, add_command
-from vkllm.faces.terminal import complain, is_terminal, loading_bar, print_json, size
+from vkllm.faces.terminal import complain, counted, is_terminal, loading_bar, print_json, say, size, visible
 
 if TYPE_CHECKING:
     from vkllm.store import InstalledModel
@@ -94,7 +94,7 @@ def pull(name: _Name) -> None:
     from vkllm.model.architectures import model_spec
 
     path = _fetch(name)
-    print(path)
+    say(str(path))
     try:
         file = ModelFile.open(path)
         model_spec(file.metadata, file.tensors)
@@ -157,7 +157,7 @@ def show(name: _Name, json: Json = False) -> None:
         print_json(fields)
         return
     for key, text in lines_of(fields):
-        print(f"{key:14}{text}")
+        say(f"{key:14}{text}")
 
 
 def remove(
@@ -179,7 +179,7 @@ def remove(
         if not is_whole[name]:
             if not (n_bytes := store.remove_unfinished(name)):
                 raise ModelNotFound(f"{name} is not on this machine; `vkllm list` shows what is.")
-            print(f"What was fetched of {name} is deleted; {size(n_bytes)} are free again.")
+            say(f"What was fetched of {name} is deleted; {size(n_bytes)} are free again.")
     for model in models:
         if not yes:
             if not is_terminal(sys.stdin):
@@ -188,7 +188,7 @@ def remove(
             if not _says_yes(f"Delete {model.name} ({where})? [y/N] ", default=False):
                 continue
         store.remove(model)
-        print(f"{model.name} is deleted; {size(model.n_bytes)} are free again.")
+        say(f"{model.name} is deleted; {size(model.n_bytes)} are free again.")
 
 
 def _installed(name: str) -> InstalledModel:
@@ -209,7 +209,7 @@ def _ago(then_s: float | None) -> str:
     passed_s = time.time() - then_s
     for unit, unit_s in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if (n := int(passed_s // unit_s)) > 0:
-            return f"{n} {unit}{'s' if n > 1 else ''} ago"
+            return f"{counted(n, unit)} ago"
     return "just now"
 
 
@@ -222,7 +222,7 @@ def _short(path: Path) -> str:
 
 def _says_yes(question: str, *, default: bool) -> bool:
     try:
-        answer = input(question).strip().lower()
+        answer = input(visible(question)).strip().lower()
     except EOFError:
         print()
         return False
@@ -232,4 +232,4 @@ def _says_yes(question: str, *, default: bool) -> bool:
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     for row in (head, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vkllm import LLM, InvalidParameter
 from vkllm.faces.cli.models import ensure_here
-from vkllm.faces.terminal import loading_bar
+from vkllm.faces.terminal import counted, loading_bar
 
 
 def measure_perplexity(model: str, file: Path, *, n_ctx: int, n_chunks: int | None, device: str | None) -> None:
@@ -29,7 +29,8 @@ def measure_perplexity(model: str, file: Path, *, n_ctx: int, n_chunks: int | No
         token_ids = tokenizer.encode(text, parse_special=False)
         if len(token_ids) < n_ctx:
             raise InvalidParameter(
-                f"{file} has {len(token_ids)} tokens, fewer than a chunk of {n_ctx}; take a longer text or a smaller -c"
+                f"{file} has {counted(len(token_ids), 'token')}, fewer than a chunk of {n_ctx}; "
+                "take a longer text or a smaller -c"
             )
         logprobs: list[float] = []
         parts = list(chunks(token_ids, n_ctx, tokenizer.bos_id if tokenizer.adds_bos else None))[:n_chunks]

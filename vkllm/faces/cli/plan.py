@@ -11,13 +11,14 @@ from dataclasses import asdict
 from typing import Any
 
 from vkllm import ModelPlan, plan_model
+from vkllm.faces.terminal import counted, say
 from vkllm.model.memory.limits import memory_size
 
 
 def print_plan(model: str, loading: dict[str, Any], *, as_json: bool) -> None:
     """Plans and prints. loading: as `vkllm.faces.cli.loading` makes them. Raises any VkllmError."""
     made = plan_model(model, **loading)
-    print(json.dumps(fields(made), indent=2) if as_json else "\n".join(lines(made)))
+    say(json.dumps(fields(made), indent=2) if as_json else "\n".join(lines(made)))
 
 
 def lines(made: ModelPlan) -> list[str]:
@@ -38,7 +39,7 @@ def lines(made: ModelPlan) -> list[str]:
     reads = ", ".join(f"{tier.tier} {tier.bytes_per_s / 1e9:.3g} GB/s" for tier in plan.tiers if tier.used_bytes)
     return [
         f"{made.path.name} on {made.device_name}",
-        f"context   {plan.n_ctx} tokens (keys {made.options.type_k}, values {made.options.type_v})",
+        f"context   {counted(plan.n_ctx, 'token')} (keys {made.options.type_k}, values {made.options.type_v})",
         "",
         *table,
         "",

@@ -12,7 +12,7 @@ from vkllm.faces.cli.line_chat import chat
 from vkllm.faces.cli.opening import RunOptions, open_model, tell_of_device
 from vkllm.faces.prompt import whole_prompt
 from vkllm.faces.sampling import FORMS
-from vkllm.faces.terminal import complain, print_stats, show
+from vkllm.faces.terminal import complain, counted, print_stats, show
 from vkllm.store import local_model
 
 
@@ -45,8 +45,8 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
         if options.wants_stats:
             print_stats(llm, generation.stats)
         if generation.finish_reason == "length" and FORMS & sampling.keys():
+            length = counted(len(generation.token_ids), "token")
             raise VkllmError(
-                f"the answer was cut after {len(generation.token_ids)} tokens, before the form asked for was complete; "
-                "give it more with -n or -c"
+                f"the answer was cut after {length}, before the form asked for was complete; give it more with -n or -c"
             )
         return is_complete

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vkllm import LLM, NoDevice, TuningReport, VkllmError
-from vkllm.faces.terminal import complain, loading_bar, print_json
+from vkllm.faces.terminal import complain, loading_bar, print_json, say
 from vkllm.gpu.device.probe import DeviceInfo, devices
 from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.tuning.cache import (
@@ -33,7 +33,7 @@ def tune_model(model: str, *, device: str | None, budget_s: float, as_json: bool
         llm = LLM(model, device=device, on_progress=on_progress)
     with llm:
         if not as_json:
-            print(f"{llm.path.name} on {llm.device_name}, for about {budget_s:g} s")
+            say(f"{llm.path.name} on {llm.device_name}, for about {budget_s:g} s")
             print(f"{'choice':<26}{'value':>8}{'ms':>12}{'best ms':>12}", flush=True)
         report = llm.tune(budget_s, None if as_json else _print_trial)
     if as_json:
@@ -62,7 +62,7 @@ def show_kept(*, as_json: bool) -> None:
     elif not kept:
         print("Nothing is kept; `vkllm tune MODEL` finds what this device runs fastest.")
     for entry in kept or ():
-        print("\n".join(_kept_lines(entry, _state(entry, found), found)))
+        say("\n".join(_kept_lines(entry, _state(entry, found), found)))
 
 
 def remove_kept() -> None:
