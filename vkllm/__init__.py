@@ -6,8 +6,8 @@ Importing this touches no device and reads no model; each public name is importe
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as in typing, whose import would take longer than all of this
 if TYPE_CHECKING:
     from vkllm.api.answer import Generation, Logprob, Piece, TopLogprob
     from vkllm.api.async_llm import AsyncLLM

@@ -6,16 +6,16 @@ the command line is there, Ctrl-C ends the process at once, with the exit code t
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # `signal` itself takes milliseconds to import
 import os
-import signal
 
 _INTERRUPTED = 130
 
 
 def main() -> None:
     """Runs the command line; it ends the process."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
-        signal.signal(signal.SIGINT, lambda number, frame: os._exit(_INTERRUPTED))
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not where a shell has it ignored
+        _signal.signal(_signal.SIGINT, lambda number, frame: os._exit(_INTERRUPTED))
     from vkllm.faces.cli.app import main as run
 
     run()
