@@ -35,7 +35,10 @@ class Faults:
     """Of every answer with a file."""
     announced_sha256: str | None = None
     """Instead of the right one."""
+    commit: str = COMMIT
     ignores_ranges: bool = False
+    has_lengths: bool = True
+    """Whether answers with a file say how long it is."""
     has_etags: bool = True
     is_gated: bool = False
     is_no_hub: bool = False
@@ -136,8 +139,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         # As the hub does with large files: another host has the bytes, the hub says how many there are of what.
         self.send_response(302)
         self.send_header("Location", f"http://localhost:{self.server.server_port}/cdn/{sha256}")
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("X-Linked-Size", str(len(content)))
+        self.send_header("X-Repo-Commit", faults.commit)
+        if faults.has_lengths:
+            self.send_header("X-Linked-Size", str(len(content)))
         self.send_header("X-Linked-ETag", f'"{faults.announced_sha256 or sha256}"')
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -160,7 +164,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
+        if faults.has_lengths:
+            self.send_header("Content-Length", str(len(content) - start))
+        else:
+            self.close_connection = True
         is_page = self.path.endswith("/")
         if is_page:
             self.send_header("Content-Type", "text/html")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # as in typing, whose import would take longer than all of this
+# As in typing, whose import would take longer than all of this, and which with `python -m vkllm` may still be one in
+# the current folder.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vkllm.api.answer import Generation, Logprob, Piece, TopLogprob
     from vkllm.api.async_llm import AsyncLLM

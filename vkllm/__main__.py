@@ -4,10 +4,9 @@ Python prints a traceback if Ctrl-C comes while it imports, which takes most of 
 the command line is there, Ctrl-C ends the process at once, with the exit code that it has everywhere.
 """
 
-from __future__ import annotations
-
 import _signal  # type: ignore[import-not-found]  # `signal` itself takes milliseconds to import
 import os
+import sys
 
 _INTERRUPTED = 130
 
@@ -22,4 +21,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # Python has put the current folder first, and a json.py beside a downloaded model would run; the command `vkllm`
+    # and `python -P -m vkllm` do not have it there at all.
+    if not sys.flags.safe_path and sys.path and sys.path[0] in ("", os.getcwd()):
+        del sys.path[0]
     main()

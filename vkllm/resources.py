@@ -1,11 +1,13 @@
 """What comes with vkllm and where it keeps things: shaders, the model catalogue's file, the user's cache folder.
 
-Knows a checkout from an installed wheel. Does not know what is inside the catalogue, a model or a shader.
+And how it starts Python again in a child process. Knows a checkout from an installed wheel. Does not know what is
+inside the catalogue, a model or a shader.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from vkllm.errors import VkllmError
@@ -56,3 +58,23 @@ def cache_dir() -> Path:
 def models_dir() -> Path:
     """The folder of fetched models (those from Hugging Face are in the hub's own cache)."""
     return cache_dir() / "models"
+
+
+def child_python(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of Python's path in a child process; `child_environment` belongs to it.
+
+    -P: Python would put the current folder before its own modules, and a json.py beside a downloaded model would run.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """The environment of a Python that is started as a child: this process's modules, none of the current folder.
+
+    The current folder is in this process's path where Python put it there (`python -m`, `python -c`, an interactive
+    session); it stays only if vkllm itself is in it, a checkout.
+    """
+    here, home = os.getcwd(), str(_CHECKOUT)
+    paths = [os.path.abspath(path) for path in sys.path if path]
+    safe = [path for path in paths if path != here or path == home]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(safe), "PYTHONSAFEPATH": "1"} | variables

@@ -21,6 +21,12 @@ def part_names(name: str) -> list[str]:
     return [f"{match['stem']}-{number:05}-of-{match['count']}.gguf" for number in range(1, int(match["count"]) + 1)]
 
 
+def n_parts(name: str) -> int:
+    """Of how many files a model consists, as the name of one of them says."""
+    match = _PART.fullmatch(name)
+    return int(match["count"]) if match else 1
+
+
 def stem(name: str) -> str:
     """The name of a model's file without `.gguf` and without the number of its part."""
     match = _PART.fullmatch(name)

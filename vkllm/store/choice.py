@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from vkllm.errors import ModelNotFound, UnsupportedModel
 from vkllm.formats.quants import FORMATS
-from vkllm.formats.splits import part_names, stem
+from vkllm.formats.splits import n_parts, part_names, stem
 
 _QUANTIZATION = re.compile(
     r"(?<![A-Za-z0-9])((?:UD[-_])?(?:(?:I|T)?Q\d\w*|(?:MX|NV)FP\d\w*|BF16|FP?16|FP?32))(?![A-Za-z0-9])", re.IGNORECASE
@@ -85,7 +85,8 @@ def whole_models(files: Iterable[str]) -> list[str]:
     Files beside models, which no text model can be started from, do not count.
     """
     here = set(files)
-    models = [file for file in here if (parts := part_names(file))[0] == file and here.issuperset(parts)]
+    whole = (file for file in here if n_parts(file) <= len(here))  # a name may claim 99,999
+    models = [file for file in whole if (parts := part_names(file))[0] == file and here.issuperset(parts)]
     return sorted(file for file in models if may_be_model(file))
 
 

@@ -17,6 +17,7 @@ from vkllm.formats.gguf import ModelFile, no_model
 from vkllm.formats.splits import part_names
 from vkllm.store.catalog import CatalogEntry, HubSource, catalog
 from vkllm.store.choice import may_be_model, without_seldom
+from vkllm.store.downloads.files import is_inside
 from vkllm.store.families import FAMILIES
 
 _HUB = re.compile(r"hf:|(?:https?://)?(?:hf\.co|huggingface\.co)/")
@@ -47,7 +48,7 @@ def source_of(name: str) -> CatalogEntry | HubRepo | HubSource | WebSource | Non
             return entry
     if hub := _HUB.match(name):
         rest = name[hub.end() :]
-        if (match := _HUB_FILE.fullmatch(rest)) and not _leads_elsewhere(match[2]):
+        if (match := _HUB_FILE.fullmatch(rest)) and is_inside(match[2]):
             return HubSource(match[1], match[2])
         if match := _HUB_REPO.fullmatch(rest):
             return HubRepo(match[1], match[2])
@@ -84,11 +85,6 @@ def path_of(name: str) -> Path:
     if looks_like_path(name):
         raise ModelNotFound(f"{name}: no such file; check the path, or write hf.co/OWNER/REPO for one of the hub.")
     raise ModelNotFound(_nothing_of_that_name(name[:100]))
-
-
-def _leads_elsewhere(file: str) -> bool:
-    """Whether the name of a file in a repository has parts that no file has, such as `..`."""
-    return any(part in ("", ".", "..") for part in file.split("/")) or "\\" in file or "\0" in file
 
 
 def _only_model_in(folder: Path) -> Path:

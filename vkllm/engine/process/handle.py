@@ -23,6 +23,7 @@ from vkllm.engine.events import Answer, EngineStats, Event, Failed, Finished
 from vkllm.engine.process.messages import Cancel, EngineFailed, LoadProgress, Ready, Stop
 from vkllm.engine.requests import EngineConfig, Query, Request
 from vkllm.errors import DeviceLost, RequestError, VkllmError, counted
+from vkllm.resources import child_environment, child_python
 
 ENGINE = "vkllm.engine.engine:Engine"
 
@@ -373,14 +374,11 @@ def _spawn(factory: str, theirs: Any) -> subprocess.Popen[bytes]:
         options = {"startupinfo": startup, "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     else:
         options = {"pass_fds": (theirs.fileno(),), "process_group": 0}
-    environment = dict(os.environ)
-    # The same modules as here, and -P: a random.py in the current folder must not take the place of Python's.
-    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "vkllm.engine.process.worker", factory, str(theirs.fileno())],
+        child_python("vkllm.engine.process.worker", factory, str(theirs.fileno())),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment,
+        env=child_environment(),
         **options,
     )

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vkllm.faces.tui.fit import Fit, FitQuestion, ModelToFit, write_question
+from vkllm.resources import child_environment, child_python
 
 _OF_ITS_OWN: dict[str, Any] = {} if sys.platform == "win32" else {"process_group": 0}
-_WORKER = (sys.executable, "-P", "-m", "vkllm.faces.tui.fit_worker")
+_WORKER = tuple(child_python("vkllm.faces.tui.fit_worker"))
 
 
 class Fits:
@@ -51,7 +52,6 @@ class Fits:
             return True
         question = FitQuestion(unknown, self._loading | {"n_ctx": n_ctx}, held_bytes)
         self.problem = ""
-        environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         try:
             self._process = subprocess.Popen(
                 self._command,
@@ -59,7 +59,7 @@ class Fits:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-                env=environment,
+                env=child_environment(),
                 **_OF_ITS_OWN,
             )
         except OSError as error:

@@ -18,7 +18,7 @@ from vkllm.gpu.device.limits import device_limits, supposed_speeds
 from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.measure.bandwidth import read_bandwidth
 from vkllm.model.memory.limits import Speeds
-from vkllm.resources import cache_dir
+from vkllm.resources import cache_dir, child_environment, child_python
 
 MEASURE_TIMEOUT_S = 60
 
@@ -70,9 +70,9 @@ def _keep(path: Path, known: dict[str, tuple[float, float]]) -> None:
 
 
 def _measure_in_child(index: int) -> tuple[float, float] | None:
-    command = [sys.executable, "-m", "vkllm.gpu.measure.speeds", str(index)]
+    command, env = child_python("vkllm.gpu.measure.speeds", str(index)), child_environment()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=MEASURE_TIMEOUT_S, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=MEASURE_TIMEOUT_S, check=True, env=env)
         local, host = done.stdout.split()[-2:]
         return float(local), float(host)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):

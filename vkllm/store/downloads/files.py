@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,10 +25,14 @@ OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done and bytes in all."""
 
 CHUNK_BYTES = 1 << 20
+ROOM_KEPT_BYTES = 256 << 20
+"""Of a disk, what a download of unknown length leaves free."""
+_ROOM_CHECK_BYTES = 16 << 20
 N_TRIES = 4
 """How often a download is tried again without getting any further."""
 RETRY_WAIT_S = 1.0
 
+_LENGTH = re.compile("[0-9]{1,18}")
 _REASONS = {
     401: "it asks for a login (401)",
     403: "access is forbidden (403)",
@@ -156,11 +161,17 @@ def _attempt(remote: RemoteFile, file: _PartFile, on_progress: OnProgress) -> No
         n_bytes = remote.n_bytes or length_of(response)
         if n_bytes is not None:
             _check_room(remote, file.path.parent, n_bytes - file.n_bytes)
+        next_check = file.n_bytes
         for chunk in chunks_of(response):
+            if n_bytes is None and file.n_bytes >= next_check:
+                _check_room(remote, file.path.parent, ROOM_KEPT_BYTES)
+                next_check = file.n_bytes + _ROOM_CHECK_BYTES
+            if n_bytes is not None and file.n_bytes + len(chunk) > n_bytes:
+                raise BrokenOff("the server sent more than the whole file")
             file.append(chunk)
             on_progress(f"fetching {remote.what}", file.n_bytes, n_bytes or file.n_bytes)
     if n_bytes is not None and file.n_bytes != n_bytes:
-        raise BrokenOff("the server sent less or more than the whole file")
+        raise BrokenOff("the server sent less than the whole file")
 
 
 def _continues(response: Any, n_done: int) -> bool:
@@ -210,7 +221,7 @@ def length_of(response: Any) -> int | None:
     if "Content-Encoding" in response.headers:
         return None
     text = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length", "")
-    return int(text) if text.isdigit() else None
+    return int(text) if _LENGTH.fullmatch(text) else None
 
 
 def chunks_of(response: Any) -> Iterator[bytes]:
@@ -237,6 +248,12 @@ def told_for(what: str, folder: Path, setting: str) -> Iterator[None]:
             f"{what} could not be fetched into {folder}: {error.strerror or error}; "
             f"{kept}set {setting} to use another folder."
         ) from error
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative name, joined to a folder, stays in it."""
+    drives = ":" if os.name == "nt" else ""
+    return not any(part in ("", ".", "..") or re.search(rf"[\\\x00-\x1f{drives}]", part) for part in name.split("/"))
 
 
 def first_line(error: BaseException) -> str:

@@ -2,12 +2,13 @@
 
 Knows the hub's protocol and the layout of its cache (huggingface_hub does the most of both); does not know which file
 of a repository is wanted. `hf_hub_download` starts again from nothing when a process ended in the middle, so the bytes
-come by `files.py`, into the cache's own part files and under its locks; the hub's function then finds them there and
-does the rest. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold as everywhere.
+come by `files.py`, into the cache's own part files and under its locks; what a server calls a file is checked before it
+becomes a path. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold as everywhere.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from pathlib import Path
 
 from vkllm.errors import ModelNotFound
 from vkllm.store.catalog import HubSource
-from vkllm.store.downloads.files import OnProgress, RemoteFile, download, first_line, told_for
+from vkllm.store.downloads.files import OnProgress, RemoteFile, download, first_line, is_inside, told_for
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ETAG = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _PREFIX = "models--"
 
 
@@ -28,33 +31,52 @@ def fetch_from_hub(what: str, source: HubSource, sha256: str | None, on_progress
     sha256: of the wanted file, where known; the hub tells the one of what it has, and both have to agree with the
     bytes. Raises ModelNotFound. What was fetched of an unfinished download stays in the cache for the next attempt.
     """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # but documented
 
+    if not is_inside(source.file) or len(source.repo.split("/")) != 2 or not is_inside(source.repo):
+        raise ModelNotFound(f"{what}: {source.repo}/{source.file} cannot be the name of a file of the hub; check it.")
     with _explained(what, source.repo, source.file):
         url = hf_hub_url(source.repo, source.file)
         metadata = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    if metadata.etag is None or metadata.commit_hash is None:
+    # Both become names of files, so they have to be what a hub gives: hashes.
+    etag, commit = metadata.etag or "", metadata.commit_hash or ""
+    if not _ETAG.fullmatch(etag) or not _COMMIT.fullmatch(commit):
         raise ModelNotFound(
             f"{what} could not be fetched: {constants.ENDPOINT} does not answer like a hub; check HF_ENDPOINT."
         )
-    published = metadata.etag if _SHA256.fullmatch(metadata.etag) else sha256
+    published = etag if _SHA256.fullmatch(etag) else sha256
     if sha256 is not None and published != sha256:
         raise ModelNotFound(
             f"{what}: {source.file} of {source.repo} is not the file of the catalogue any more (its sha256 differs); "
             f"`hf:{source.repo}/{source.file}` takes it as it is."
         )
-    cache = Path(constants.HF_HUB_CACHE)
-    blob = _repo_folder(source.repo) / "blobs" / metadata.etag
-    lock = cache / ".locks" / _repo_folder(source.repo).name / f"{metadata.etag}.lock"
+    cache, folder = Path(constants.HF_HUB_CACHE), _repo_folder(source.repo)
+    blob = folder / "blobs" / etag
+    lock = cache / ".locks" / folder.name / f"{etag}.lock"
     with told_for(what, cache, "HF_HOME"):
         lock.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
-            if not blob.exists():
+            pointer = folder / "snapshots" / commit / source.file
+            if not blob.exists() and not (pointer.is_file() and not pointer.is_symlink()):
                 remote = RemoteFile(what, url, metadata.size, published, "HF_HOME", build_hf_headers())
                 download(remote, blob.with_name(f"{blob.name}.incomplete"), blob, on_progress)
-    with _explained(what, source.repo, source.file):
-        return Path(hf_hub_download(source.repo, source.file))
+            _point_to(blob, pointer)
+            (folder / "refs").mkdir(exist_ok=True)
+            (folder / "refs" / "main").write_text(commit)
+    return pointer
+
+
+def _point_to(blob: Path, pointer: Path) -> None:
+    """Makes a file of a snapshot the one with these bytes, as huggingface_hub does."""
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    if not blob.exists() or (pointer.exists() and pointer.resolve() == blob.resolve()):
+        return
+    pointer.unlink(missing_ok=True)
+    try:
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    except OSError:  # Windows, where people may not make links: then the file itself is in the snapshot.
+        os.replace(blob, pointer)
 
 
 def files_on_hub(what: str, repo: str) -> dict[str, int | None]:
@@ -63,7 +85,8 @@ def files_on_hub(what: str, repo: str) -> dict[str, int | None]:
 
     with _explained(what, repo):
         info = HfApi().model_info(repo, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    return {file.rfilename: file.size for file in info.siblings or [] if file.rfilename.endswith(".gguf")}
+    files = {file.rfilename: file.size for file in info.siblings or []}
+    return {name: n_bytes for name, n_bytes in files.items() if name.endswith(".gguf") and is_inside(name)}
 
 
 def cached_files(repo: str) -> dict[str, Path]:
@@ -71,7 +94,9 @@ def cached_files(repo: str) -> dict[str, Path]:
     folder = _repo_folder(repo)
     try:
         commit = (folder / "refs" / "main").read_text().strip()
-    except OSError:
+    except (OSError, ValueError):
+        return {}
+    if not _COMMIT.fullmatch(commit):
         return {}
     snapshot = folder / "snapshots" / commit
     paths = sorted(path for path in snapshot.rglob("*.gguf") if path.is_file())

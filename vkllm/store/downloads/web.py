@@ -17,6 +17,7 @@ from vkllm.store.downloads.files import (
     RemoteFile,
     chunks_of,
     download,
+    is_inside,
     length_of,
     response_to,
     told_for,
@@ -37,7 +38,7 @@ def web_path(url: str) -> Path:
     names = [unquote(name) for name in parts.path.split("/")[1:]]
     if not parts.hostname or not names or not names[-1].endswith(".gguf"):
         raise ModelNotFound(f"{url}: this is not the address of a model; it has to end in .gguf.")
-    if any(name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name for name in names):
+    if any("/" in name or not is_inside(name) for name in names) or set(parts.hostname) <= {"."}:
         raise ModelNotFound(f"{url}: this address cannot be kept as a path; download the file and give its path.")
     host = quote(parts.hostname + port, safe="")
     return models_dir().joinpath(parts.scheme, host, *names)

