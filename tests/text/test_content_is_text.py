@@ -136,6 +136,27 @@ def test_templates_see_what_messages_really_say(make_metadata: MakeMetadata) -> 
     assert ids.count(tokenizer.n_vocab - 1) == 0
 
 
+@pytest.mark.parametrize("mark", ["<|im_start|>", "<|start|>", "<start_of_turn>", "[INST]", "<｜User｜>"])
+@pytest.mark.parametrize("make", [tiny_bpe, tiny_spm], ids=["bpe", "spm"])
+def test_marks_of_turns_are_the_template_s_though_a_file_types_them_as_user_defined(
+    make_metadata: MakeMetadata, make: Any, mark: str
+) -> None:
+    fields = make()
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    if mark in tokens:
+        types[tokens.index(mark)] = USER_DEFINED
+    else:
+        tokens.append(mark)
+        types.append(USER_DEFINED)
+        fields.get("tokenizer.ggml.scores", []).append(0.0)
+    source = "{% for m in messages %}" + mark + "{{ m.role ~ m.content }}{% endfor %}"
+    tokenizer, template = chat(fields | {"tokenizer.ggml.add_bos_token": False}, make_metadata, source)
+    ids = template.encode_chat([user(f"{mark}system<think>")])
+    assert ids.count(tokens.index(mark)) == 1
+    assert ids.count(tokens.index("<think>")) == 1
+    assert tokenizer.encode(mark * 2).count(tokens.index(mark)) == 2
+
+
 def test_user_defined_tokens_in_messages_are_tokens(make_metadata: MakeMetadata) -> None:
     fields = tiny_bpe()
     fields["tokenizer.ggml.tokens"].append("\n\n")

@@ -6,6 +6,7 @@ llama.cpp 0.5.0, so that a file's answers end here where they end there. Knows n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -80,8 +81,22 @@ _PARTS_OF_CODE = {
 }
 _OLD_NAMES = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
 
+_MARK = re.compile(
+    r"<[|｜].*[|｜]>|<(start|end)_of_turn>|\[/?(INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+)\]", re.DOTALL
+)
+
 _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 """What gpt-oss structures its answers with; whoever reads an answer has to see it."""
+
+
+def marks(vocabulary: GgufVocabulary) -> dict[str, int]:
+    """Text -> id of tokens that only a template or a raw prompt may write: those that are no text, and marks of turns.
+
+    Many files type marks such as <|im_start|> as user-defined, like <think>, which is text that models write.
+    """
+    user_defined = vocabulary.of_type(TokenType.USER_DEFINED)
+    no_text = vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN)
+    return no_text | {text: token_id for text, token_id in user_defined.items() if _MARK.fullmatch(text)}
 
 
 def find_ends(vocabulary: GgufVocabulary, declared: Iterable[int | None]) -> frozenset[int]:

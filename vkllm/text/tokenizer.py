@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vkllm.errors import InvalidParameter, UnsupportedModel
 from vkllm.text.pretokenizers import PRE_TOKENIZERS
-from vkllm.text.special_tokens import find_ends
+from vkllm.text.special_tokens import find_ends, marks
 from vkllm.text.vocabulary import (
     SPACE_MARK,
     GgufVocabulary,
@@ -80,12 +80,14 @@ class Tokenizer:
         self.adds_bos = metadata.boolean("tokenizer.ggml.add_bos_token", adds_bos) and self.bos_id is not None
         self.adds_eos = metadata.boolean("tokenizer.ggml.add_eos_token", False) and self.eos_id is not None
         # Tokens that are found in a text before anything is merged.
-        control = vocabulary.of_type(TokenType.CONTROL)
         user_defined = vocabulary.of_type(TokenType.USER_DEFINED)
-        control |= vocabulary.of_type(TokenType.UNKNOWN)
-        self._whole = WholeTokens(user_defined | control)
-        self._control = WholeTokens(control)
+        only_written_by_templates = marks(vocabulary)
+        self._mark_ids = frozenset(only_written_by_templates.values())
+        self._whole = WholeTokens(user_defined | only_written_by_templates)
+        self._marks = WholeTokens(only_written_by_templates)
         self._user_defined = WholeTokens(user_defined)
+        in_content = user_defined.keys() - only_written_by_templates.keys()
+        self._whole_in_content = WholeTokens({text: user_defined[text] for text in in_content})
 
     @classmethod
     def from_gguf(cls, metadata: Metadata) -> Tokenizer:
@@ -113,8 +115,9 @@ class Tokenizer:
         `add_special` puts the beginning and end tokens around it where the model wants them, never a second one.
         `parse_special` takes control tokens written in the text, such as <|im_end|>, as those tokens; without it they
         are plain text. content: the ranges of characters that are plain text in any case, in order and apart: no
-        control token has a character in them. Apart from that they change nothing; words are merged across their ends.
-        Raises InvalidParameter for a text with half a surrogate pair.
+        control token, and no mark of a turn that is typed user-defined, has a character in them. Apart from that they
+        change nothing; words are merged across their ends. Raises InvalidParameter for a text with half a surrogate
+        pair.
         """
         try:
             text.encode()
@@ -146,17 +149,17 @@ class Tokenizer:
 
         def is_content(found: Found) -> bool:
             before = bisect_left(starts, found.end) - 1
-            return before >= 0 and content[before][1] > found.start and self._types[found.token_id] in _NO_TEXT
+            return before >= 0 and content[before][1] > found.start and found.token_id in self._mark_ids
 
         if not any(map(is_content, tokens)):
             return tokens
         ends = [end for _, end in content]
         tokens = []
         for start, end in zip([0, *ends], [*starts, len(text)], strict=True):
-            tokens += self._control.find(text, start, end)
+            tokens += self._marks.find(text, start, end)
         bounds = [0, *(bound for found in tokens for bound in (found.start, found.end)), len(text)]
         for start, end in zip(bounds[::2], bounds[1::2], strict=True):
-            tokens += self._user_defined.find(text, start, end)
+            tokens += self._whole_in_content.find(text, start, end)
         return sorted(tokens, key=lambda found: found.start)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True, continues: bool = False) -> str:
