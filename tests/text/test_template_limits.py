@@ -64,6 +64,8 @@ STOPPED = {
         *("{{ 1.5 | round(99999, 'ceil') }}", "{{ [1] | batch(99999999, 0) }}", "{{ [1] | slice(99999999) }}"),
         *("{{ '%999999999d' is divisibleby 1 }}", "{{ 'a' | truncate(9, end='x' * 9999) }}"),
     ],
+    "many widths": ["{{ '%9999d' * 5000 % ([1] * 5000) }}", "{% set f = '%9999d' * 9999 %}{{ f % dict(a=1) }}"],
+    "pieces": [LONG + "{{ ((long * 9) | replace('b', ' ')).split() }}", LONG + "{{ (long * 99).split('a') }}"],
     "loops": [
         "{% for a in range(999) %}{% for b in range(999) %}{% for c in range(9) %}{% endfor %}{% endfor %}{% endfor %}",
         "{% for a in range(99999) %}{% for b in range(99999) %}text{% endfor %}{% endfor %}",

@@ -125,6 +125,7 @@ def _replace(budget: Budget, value: Any, old: Any, new: Any, count: int | None =
 def _indent(budget: Budget, s: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     margin = width if isinstance(width, str) else " " * checked_width(width, "an indent")
     text = to_text(budget, s)
+    budget.step(len(text) // 10)
     lines = marked.splitlines(marked.join((text, "\n")))
     budget.write(len(text) + len(lines) * len(margin))
     kept = [marked.join((margin, line)) if i and (line or blank) else line for i, line in enumerate(lines)]

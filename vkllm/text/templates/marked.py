@@ -80,10 +80,10 @@ def strip(text: str, characters: str | None = None, *, left: bool = True, right:
     return cut(text, start, stop)
 
 
-def split(text: str, separator: str | None = None, maxsplit: int = -1, *, from_right: bool = False) -> list[str]:
+def split(text: str, sep: str | None = None, maxsplit: int = -1, *, from_right: bool = False) -> list[str]:
     """As str.split and rsplit."""
-    pieces = (str.rsplit if from_right else str.split)(text, separator, maxsplit)
-    return _located(text, pieces, 0 if separator is None else len(separator))
+    pieces = (str.rsplit if from_right else str.split)(text, sep, maxsplit)
+    return _located(text, pieces, 0 if sep is None else len(sep))
 
 
 def splitlines(text: str, keepends: bool = False) -> list[str]:

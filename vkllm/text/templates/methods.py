@@ -89,13 +89,12 @@ def call_method(budget: Budget, method: Method, args: tuple[Any, ...], named: di
     if name in _ASKS:
         return getattr(str(value), name)(*args)
     if name in ("split", "rsplit"):
-        pieces = marked.split(value, *args, **named, from_right=name == "rsplit")
-        budget.step(len(pieces))
-        return pieces
+        separator = args[0] if args else named.get("sep")
+        budget.step(len(value) // 10 if separator is None else value.count(separator))
+        return marked.split(value, *args, **named, from_right=name == "rsplit")
     if name == "splitlines":
-        lines = marked.splitlines(value, *args, **named)
-        budget.step(len(lines))
-        return lines
+        budget.step(len(value) // 10)
+        return marked.splitlines(value, *args, **named)
     return _TEXT_METHODS[name](value, *args)
 
 

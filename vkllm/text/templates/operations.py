@@ -194,7 +194,7 @@ def get_slice(budget: Budget, value: Any, start: Any, stop: Any, step: Any) -> A
 
 def percent_format(budget: Budget, text: str, values: Any) -> str:
     """text % values."""
-    _check_widths(text)
+    budget.write(_widths(text))
     if "*" in text:
         raise TemplateLimit("it formats with a width that is not written out")
 
@@ -229,14 +229,14 @@ def brace_format(budget: Budget, text: str, values: tuple[Any, ...], named: Mapp
             value = to_text(budget, [value])[1:-1]
         elif conversion is not None or isinstance(value, _CONTAINERS):
             value = to_text(budget, value)
-        _check_widths(spec or "")
+        budget.write(_widths(spec or ""))
         piece = value if not spec and isinstance(value, str) else marked.like(format(value, spec or ""), value)
         budget.write(len(piece))
         parts.append(piece)
     return marked.join(parts)
 
 
-def _check_widths(spec: str) -> None:
-    """Raises TemplateLimit if a format has an absurd width or precision."""
-    for digits in "".join(c if c.isdigit() else " " for c in spec).split():
-        checked_width(int(digits.lstrip("0")[:9] or "0"))
+def _widths(spec: str) -> int:
+    """All widths and precisions of a format together; raises TemplateLimit if one is absurd."""
+    numbers = "".join(c if c.isdigit() else " " for c in spec).split()
+    return sum(checked_width(int(digits.lstrip("0")[:9] or "0")) for digits in numbers)
