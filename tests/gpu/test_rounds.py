@@ -191,7 +191,7 @@ def test_a_context_that_would_take_more_is_refused() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("share", [0.98, 1.05])
 def test_rows_are_computed_up_to_the_budget(device: Device, share: float) -> None:
-    """One workgroup of one subgroup takes all rows: a round for the row, one for its blocks, and one where that ends."""
+    """One subgroup takes all rows: of each a round for the row, one for its blocks, and one where these end."""
     if device.is_plain:
         pytest.skip("the kernel needs subgroups")
     size = device.info.subgroup_size

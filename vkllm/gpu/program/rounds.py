@@ -1,7 +1,8 @@
 """How many rounds an invocation's loops take, all loops together: lavapipe ends them after 65,535, without a word.
 
-An upper bound for each kernel, from its constants, its workgroups and the cached tokens. A loop takes a round more than
-its body runs, in which it ends; loops that a shader asks to unroll are none. `tests/gpu/test_rounds.py` holds the loops of the shaders against this file.
+An upper bound for each kernel, from its constants, its workgroups and the cached tokens. A loop takes one more than its
+body runs, in which it ends; loops that a shader asks to unroll take none. `tests/gpu/test_rounds.py` holds the loops of
+the shaders against this file.
 """
 
 from __future__ import annotations
