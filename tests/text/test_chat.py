@@ -79,6 +79,8 @@ PRINTS_XML = PRINTS_TEXT.replace(
     "{% for name, value in call.function.arguments.items() %}<{{ name }}>{{ value }}</{{ name }}>{% endfor %}",
 )
 
+PRINTS_CITY = "{% for call in messages[-1].tool_calls %}in {{ call.function.arguments.city }}{% endfor %}"
+
 
 def template_of(make_metadata: MakeMetadata, source: str | None, **fields: Any) -> ChatTemplate:
     sources = {} if source is None else {"tokenizer.chat_template": source}
@@ -145,8 +147,9 @@ def test_a_template_s_own_refusal_reaches_the_user_in_its_words(make_metadata: M
         (PRINTS_TEXT, 'weather{"city": "Köln & <Bonn>"}'),
         (PRINTS_AS_IS, '{"city": "Köln & <Bonn>"}'),
         (PRINTS_XML, "<city>Köln & <Bonn></city>"),
+        (PRINTS_CITY, "in Köln & <Bonn>"),
     ],
-    ids=["tojson", "joined", "as it is", "xml"],
+    ids=["tojson", "joined", "as it is", "xml", "one name"],
 )
 def test_each_template_gets_tool_arguments_in_the_form_that_it_prints_rightly(
     make_metadata: MakeMetadata, source: str, expected: str, given: Any

@@ -157,11 +157,11 @@ class ChatTemplate:
                 "check their roles and contents."
             ) from None
 
-    def _prints_arguments_of(self, program: Program, arguments: Mapping[str, str] | str) -> bool:
+    def _prints_arguments_of(self, program: Program, arguments: Mapping[str, str] | str) -> bool | None:
         """Whether a tool call with these arguments, {_PROBE: ...} or its JSON text, comes out as JSON or as XML.
 
-        A mapping that is printed as it is comes out as Python, with single quotes; JSON text that is converted once
-        more comes out with backslashes.
+        None if the template fails on them. A mapping that is printed as it is comes out as Python, with single quotes;
+        JSON text that is converted once more comes out with backslashes.
         """
         call = {"id": "123456789", "type": "function", "function": {"name": "f", "arguments": arguments}}
         user = {"role": "user", "content": "x"}
@@ -169,17 +169,17 @@ class ChatTemplate:
         try:
             text = self._run(program, messages, {"tools": None, "add_generation_prompt": False})
         except (InvalidParameter, ModelFileError):
-            return False
+            return None
         return f'"{_PROBE}"' in text or (_PROBE in text and f"'{_PROBE}'" not in text and f'\\"{_PROBE}' not in text)
 
     def _arguments_as_printed(self, program: Program, messages: Messages) -> Messages:
         """The messages, arguments of tool calls as mappings or as JSON text: as the template prints them rightly."""
         arguments = {_PROBE: "x"}
-        if self._prints_arguments_of(program, arguments):
-            return with_arguments(messages, arguments_as_mapping)
-        if self._prints_arguments_of(program, json.dumps(arguments)):
+        prints_mappings = self._prints_arguments_of(program, arguments)
+        if not prints_mappings and self._prints_arguments_of(program, json.dumps(arguments)):
             return with_arguments(messages, arguments_as_json)
-        return messages
+        # Mappings too where only arguments of certain names come out.
+        return messages if prints_mappings is None else with_arguments(messages, arguments_as_mapping)
 
 
 def _as_content(value: Any) -> Any:
