@@ -166,11 +166,7 @@ def test_lark_and_gbnf_are_told_apart(grammar: str, text: str, is_of_it: bool) -
         ("start: /(/", "regex parse error: unclosed group"),
         ('start: %json {"type": "int"}', "failed to compile JSON schema: Invalid type: int"),
         ('start: "\ud800"', "not JSON serializable"),
-        ("root ::= foo", "Rule 'foo' not found"),
-        ('x ::= "a"', "No 'root' rule found"),
-        ('root ::= "a', "Unexpected end of input at line 1"),
-        ('root ::= "a\\', "it ends inside an escape"),
-        ("root ::= " + "(" * 5000, "maximum recursion depth"),
+        ('x ::= "a"', "it has no rule `root ::= ...`"),
     ],
 )
 def test_a_grammar_that_is_none_is_refused_with_the_reason(grammar: str, why: str) -> None:

@@ -193,7 +193,7 @@ class Prompts:
         stop_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_token_ids |= self.tokenizer.stop_ids
-        grammar = answer_grammar(params.json_schema, params.regex, params.grammar)
+        grammar = answer_grammar(params.json_schema, params.regex, params.grammar, self.tokenizer)
         request = Request(
             self.next_id(), tuple(token_ids), params, stop_token_ids, n_keep=n_keep, grammar=grammar, origin=origin
         )

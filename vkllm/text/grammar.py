@@ -7,25 +7,36 @@ tokens may follow is engine/constraint.py's.
 from __future__ import annotations
 
 import json
+import re
 
 from llguidance import LLMatcher, regex_to_lark
-from llguidance.gbnf_to_lark import any_to_lark, is_lark_syntax
 
 from vkllm.errors import InvalidParameter
+from vkllm.text.gbnf_to_lark import lark_of_gbnf
+from vkllm.text.tokenizer import Tokenizer
+
+_GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
+_LARK_START = re.compile(r"^[ \t]*(%llguidance\b|start\b[^:\n]*:)", re.MULTILINE)
 
 
-def answer_grammar(json_schema: str | None = None, regex: str | None = None, grammar: str | None = None) -> str | None:
+def answer_grammar(
+    json_schema: str | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> str | None:
     """The grammar of an answer of which at most one of these is asked; None without any.
 
     json_schema: a schema as JSON text. regex: in Rust's syntax, for the whole answer; \\d is 0 to 9.
     grammar: Lark as llguidance reads it (it begins at `start`), or llama.cpp's GBNF (it begins at `root`).
+    tokenizer: of the model that answers; GBNF may name its tokens. Without one, the texts are checked.
     Raises InvalidParameter for a text that is not of its language, or asks for what cannot be enforced.
     """
     if json_schema is not None:
         return _of_json_schema(json_schema)
     if regex is not None:
         return _of_regex(regex)
-    return None if grammar is None else _of_grammar(grammar)
+    return None if grammar is None else _of_grammar(grammar, tokenizer)
 
 
 def _of_json_schema(text: str) -> str:
@@ -53,25 +64,33 @@ def _of_regex(text: str) -> str:
     return _checked(lark, "regex")
 
 
-def _of_grammar(text: str) -> str:
-    if not is_lark_syntax(text) and "::=" not in text:
+def _of_grammar(text: str, tokenizer: Tokenizer | None) -> str:
+    if _GBNF_RULE.search(text):
+        try:
+            return _checked(lark_of_gbnf(text, tokenizer), "grammar")
+        except _Panic:
+            return _checked(lark_of_gbnf(text, tokenizer, by_character=True), "grammar")
+    if not _LARK_START.search(text):
         raise InvalidParameter(
             "grammar is neither Lark, which has a rule `start: ...`, nor GBNF, which has a rule `root ::= ...`"
         )
-    try:
-        lark = any_to_lark(text)
-    except IndexError:
-        raise InvalidParameter("grammar cannot be used: it ends inside an escape") from None
-    except Exception as error:  # the converter has no class of its own for some mistakes
-        raise InvalidParameter(f"grammar cannot be used: {error}") from None
-    return _checked(lark, "grammar")
+    return _checked(text, "grammar")
 
 
 def _checked(grammar: str, option: str) -> str:
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    try:
+        is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of a failed assertion in llguidance; no Exception
+            raise
+        raise _Panic(f"{option} cannot be used: llguidance fails on it; write it another way") from None
     if is_error:
         raise InvalidParameter(f"{option} cannot be used: {_reason(messages[0])}")
     return grammar
+
+
+class _Panic(InvalidParameter):
+    """llguidance failed on a grammar instead of saying what is wrong with it."""
 
 
 def _reason(message: str) -> str:
