@@ -90,7 +90,15 @@ def test_a_space_at_the_beginning_is_a_part_of_an_answer_with_a_grammar(tmp_path
     tokenizer = Tokenizer.from_gguf(metadata)
     template = ChatTemplate.from_gguf(metadata, tokenizer)
     prompts = Prompts(
-        tokenizer, template, SamplingParams(), itertools.count(), model="tiny", pooling=None, n_ctx=256, n_ctx_train=256
+        tokenizer,
+        template,
+        SamplingParams(),
+        itertools.count(),
+        model="tiny",
+        pooling=None,
+        d_model=64,
+        n_ctx=256,
+        n_ctx_train=256,
     )
     (the,) = tokenizer.encode("the", add_special=False)
     for options, text in (({}, "the"), ({"regex": " the"}, " the")):

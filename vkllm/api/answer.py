@@ -66,7 +66,7 @@ class SamplingOptions(TypedDict, total=False):
     ignore_eos: bool
     logprobs: int | bool | None
     context_shift: bool
-    json_schema: str | Mapping[str, Any] | bool | None
+    json_schema: str | Mapping[str, Any] | bool | type | None
     regex: str | None
     grammar: str | None
     logit_bias: Mapping[int, float] | Mapping[str, float] | None

@@ -240,9 +240,12 @@ _MAY_BE_NONE = {
 
 
 def schema_text(schema: Any) -> str | None:
-    """A JSON schema as text, which it may be already. Raises InvalidParameter for what cannot be written as JSON."""
+    """A JSON schema, or a class of pydantic, as text, which it may be already. Raises InvalidParameter for what cannot
+    be written as JSON."""
     if schema is None or isinstance(schema, str):
         return schema
+    if hasattr(schema, "model_json_schema"):
+        schema = schema.model_json_schema()
     try:
         return json.dumps(schema)
     except (TypeError, ValueError, RecursionError) as error:

@@ -14,6 +14,17 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from vkllm.errors import InvalidParameter
 
+# No step takes longer than some tenths of a second; with llguidance's own limits one can take 15 s. A JSON grammar read
+# character by character, on a vocabulary of 152,000 tokens, needs a fifth of these.
+_LIMITS = LLParserLimits(
+    initial_lexer_fuel=500_000,
+    step_lexer_fuel=100_000,
+    step_max_items=25_000,
+    max_items_in_row=1000,
+    max_grammar_size=200_000,
+    precompute_large_lexemes=False,
+    verbose_errors=False,
+)
 Words = npt.NDArray[np.uint32]
 
 
@@ -42,8 +53,7 @@ class Constraint:
     """How far one answer is in its grammar. Made by `Vocabulary.constraint`."""
 
     def __init__(self, tree: LLTokenizer, grammar: str, n_words: int) -> None:
-        limits = LLParserLimits(verbose_errors=False)
-        self._matcher = LLMatcher(tree, grammar, log_level=0, limits=limits)
+        self._matcher = LLMatcher(tree, grammar, log_level=0, limits=_LIMITS)
         self._n_words = n_words
         self._check()
 

@@ -120,7 +120,15 @@ class StructureFlags:
     grammar_file: Annotated[Path | None, _structure("--grammar-file", metavar="FILE", help="The same, a file.")] = None
 
     def arguments(self) -> dict[str, Any]:
-        """Fields of SamplingParams by name. Raises InvalidParameter, also if more than one was given."""
+        """Fields of SamplingParams by name. Raises InvalidParameter, also if more than one was given or it is wrong."""
+        form = self._form()
+        if form:
+            from vkllm.text.grammar import answer_grammar
+
+            answer_grammar(**form)  # found wrong before a model is loaded for it
+        return form
+
+    def _form(self) -> dict[str, Any]:
         given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
         if len(given) > 1:
             raise InvalidParameter("an answer has one form; give one schema, format, regular expression or grammar")

@@ -6,17 +6,29 @@ tokens may follow is engine/constraint.py's.
 
 from __future__ import annotations
 
-import json
 import re
 
-from llguidance import LLMatcher, regex_to_lark
+from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 
 from vkllm.errors import InvalidParameter
 from vkllm.text.gbnf_to_lark import lark_of_gbnf
+from vkllm.text.json_schema import prepared, read_schema
 from vkllm.text.tokenizer import Tokenizer
 
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
+_LARK_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\\n]|\\.)+/')
+_LARK_RULE = re.compile(r"^[ \t]*[?!_]*[A-Za-z][\w-]*[^:\n]*:", re.MULTILINE)
 _LARK_START = re.compile(r"^[ \t]*(%llguidance\b|start\b[^:\n]*:)", re.MULTILINE)
+
+# llguidance bounds the work of one step, not the time that it takes. With these limits no grammar that was tried took
+# longer than a second, on a vocabulary of 152,000 tokens.
+MAX_REGEX_LENGTH = 16_384
+MAX_LARK_LENGTH = 32_768
+MAX_LARK_RULES = 400
+"""llguidance follows rules on its stack, which ends at about 1,000 that lead from one to the next."""
+MAX_ANDS = 8
+"""Each doubles the states; 20 take 8 s."""
+LIMITS = LLParserLimits(initial_lexer_fuel=500_000, max_grammar_size=200_000, verbose_errors=False)
 
 
 def answer_grammar(
@@ -40,22 +52,20 @@ def answer_grammar(
 
 
 def _of_json_schema(text: str) -> str:
-    try:
-        schema = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidParameter(f"json_schema is not valid JSON: {error}") from None
+    schema = read_schema(text)
     schema = {} if schema is True else schema
     if not isinstance(schema, dict):
         raise InvalidParameter(f'json_schema must be an object, such as {{"type": "object"}}, not {text.strip()[:40]}')
     try:
         # without whitespace between its parts, which a small model can go on with for ever; "x-guidance" can allow it
-        grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
+        grammar = LLMatcher.grammar_from_json_schema(prepared(schema), defaults={"whitespace_flexible": False})
     except ValueError as error:
         raise InvalidParameter(f"json_schema cannot be used: {error}") from None
     return _checked(grammar, "json_schema")
 
 
 def _of_regex(text: str) -> str:
+    _check_length(text, "regex", MAX_REGEX_LENGTH)
     try:
         # \d would be the digits of all scripts too, which few programs expect
         lark = f"start: /{regex_to_lark(text, 'd')}/"
@@ -74,12 +84,23 @@ def _of_grammar(text: str, tokenizer: Tokenizer | None) -> str:
         raise InvalidParameter(
             "grammar is neither Lark, which has a rule `start: ...`, nor GBNF, which has a rule `root ::= ...`"
         )
+    _check_length(text, "grammar", MAX_LARK_LENGTH)
+    signs = _LARK_QUOTED.sub("", text)
+    if signs.count("&") > MAX_ANDS:
+        raise InvalidParameter(f"grammar is too complex: it joins more than {MAX_ANDS} expressions by &")
+    if len(_LARK_RULE.findall(signs)) > MAX_LARK_RULES:
+        raise InvalidParameter(f"grammar is too complex: it has more than {MAX_LARK_RULES} rules and terminals")
     return _checked(text, "grammar")
+
+
+def _check_length(text: str, option: str, most: int) -> None:
+    if len(text) > most:
+        raise InvalidParameter(f"{option} is too large: it has {len(text)} characters, at most {most} are read")
 
 
 def _checked(grammar: str, option: str) -> str:
     try:
-        is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+        is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of a failed assertion in llguidance; no Exception
             raise

@@ -191,6 +191,8 @@ def schema_of(response_format: Any) -> Any:
     """The JSON schema that answers must follow, or None."""
     if hasattr(response_format, "model_json_schema"):  # a class of pydantic's
         return response_format.model_json_schema()
+    if hasattr(response_format, "model_json_schema"):  # a class of pydantic
+        return response_format
     match response_format:
         case None | {"type": "text"}:
             return None

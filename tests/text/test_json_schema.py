@@ -1,0 +1,201 @@
+"""Schemas: what asserts nothing is taken, numbers are kept exactly, and what cannot be kept is refused by its name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from llguidance import LLMatcher, LLTokenizer
+
+from vkllm.errors import InvalidParameter
+from vkllm.text.grammar import answer_grammar
+
+BYTES = LLTokenizer("byte")
+
+
+def takes(schema: Any, text: str) -> bool:
+    grammar = answer_grammar(json_schema=schema if isinstance(schema, str) else json.dumps(schema))
+    assert grammar is not None
+    matcher = LLMatcher(BYTES, grammar, log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    raw = list(text.encode())
+    return bool(matcher.try_consume_tokens(raw) == len(raw) and matcher.is_accepting())
+
+
+def reason(schema: Any) -> str:
+    with pytest.raises(InvalidParameter) as caught:
+        answer_grammar(json_schema=schema if isinstance(schema, str) else json.dumps(schema))
+    assert "\n" not in str(caught.value), "one sentence"
+    return str(caught.value)
+
+
+VALUES = [None, True, False, 0, 1, 2, 3, 5, 7, -1, 1.5, 10, "", "a", "ab", "abc", "x", [], [1], [1, 1], [1, 2], ["a"]]
+VALUES += [{}, {"a": 1}, {"a": "x"}, {"b": 2}, {"a": 1, "b": 2}, {"kind": "cat", "n": 1}, {"kind": "dog", "n": 1}]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "uniqueItems": False},
+        {"type": "array", "uniqueItems": True, "maxItems": 1},
+        {"type": "string", "not": False},
+        {"type": "string", "minLength": 1.0, "maxLength": 2.0},
+        {"type": "array", "minItems": 1.0, "maxItems": 1e0, "contains": {"type": "null"}, "minContains": 0},
+        {"type": "object", "minProperties": 1.0, "propertyNames": True, "dependentRequired": {"a": []}},
+        {"type": "object", "properties": {"a": {"type": "integer"}}, "unevaluatedProperties": False},
+        {"type": "string", "format": "password"},
+        {"type": "string", "format": "binary"},
+        {"type": "string", "format": "path", "title": "T", "x-unknown": {"not": 1}, "discriminator": {"a": 1}},
+        {"type": "integer", "format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1},
+        {"type": "integer", "minimum": 0, "maximum": 2**64 - 1},
+        {"type": "integer", "exclusiveMinimum": 0.5, "exclusiveMaximum": 3.0},
+        {"type": "number", "minimum": -0.0, "maximum": 1e3},
+        {"type": "integer", "multipleOf": 0.5},
+        {"type": "integer", "multipleOf": 5.0},
+        {"if": {"type": "string"}},
+        {"then": False, "else": False},
+        {"oneOf": [{"const": 1}, {"const": "a"}, {"const": None}]},
+        {"oneOf": [{"enum": [1, 2]}, {"enum": [2.0, 3]}]},
+        {"oneOf": [{"type": "integer"}, {"type": "string"}, {"type": "null"}]},
+        {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}], "$defs": {"a": {"const": 1}, "b": {"const": 2}}},
+        {
+            "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
+            "discriminator": {"propertyName": "kind", "mapping": {"cat": "#/$defs/Cat", "dog": "#/$defs/Dog"}},
+            "$defs": {
+                name.title(): {
+                    "type": "object",
+                    "properties": {"kind": {"const": name, "type": "string"}, "n": {"type": "integer"}},
+                    "required": ["kind", "n"],
+                }
+                for name in ("cat", "dog")
+            },
+        },
+        {"type": "string", "$defs": {"unused": {"not": {"type": "string"}}}},
+    ],
+)
+def test_what_asserts_nothing_is_taken(schema: dict[str, Any]) -> None:
+    validator = Draft202012Validator(schema)
+    for value in VALUES:
+        assert takes(schema, json.dumps(value, separators=(",", ":"))) == validator.is_valid(value), value
+
+
+BIG = 2**53
+
+
+@pytest.mark.parametrize("value", [BIG, BIG + 2, -BIG, 2**60, 2**63 - 1024, 0, -7, 1.5, 0.1, 1e-7, 1e20, 123456789.125])
+@pytest.mark.parametrize("keyword", ["const", "enum"])
+def test_a_constant_number_is_itself(keyword: str, value: float) -> None:
+    schema = {"const": value} if keyword == "const" else {"enum": [value]}
+    written = f"{value:.7f}" if value == 1e-7 else str(int(value)) if value == int(value) else str(value)
+    assert takes(schema, written) and json.loads(written) == value
+    for other in (value + max(1, abs(value) // 2**52), value - max(1, abs(value) // 2**52)):
+        assert not takes(schema, str(int(other)))
+
+
+@pytest.mark.parametrize("value", [BIG + 1, -BIG - 1, 2**63 - 1, 2**63, 2**64 - 1, 10**30])
+def test_an_integer_that_would_become_another_is_refused(value: int) -> None:
+    for schema in ({"const": value}, {"enum": ["a", value]}, {"const": [{"a": value}]}):
+        assert f"the integer {value} cannot be kept exactly" in reason({"properties": {"a": schema}})
+    assert "#/properties/a/const" in reason({"properties": {"a": {"const": value}}})
+    assert "kept" in reason({"type": "integer", "minimum": value, "maximum": value})
+
+
+@pytest.mark.parametrize(
+    ("bounds", "taken", "refused"),
+    [
+        ({"minimum": BIG + 1}, [BIG + 2, BIG + 3], [BIG, BIG + 0]),
+        ({"maximum": BIG + 1}, [BIG, 5, -BIG], [BIG + 2, BIG + 3]),
+        ({"exclusiveMinimum": BIG}, [BIG + 2], [BIG]),
+        ({"exclusiveMaximum": BIG}, [BIG - 1], [BIG]),
+        (
+            {"minimum": -(2**63), "maximum": 2**63 - 1},
+            [0, -BIG, 9 * 10**18, -9 * 10**18],
+            [2**63, -(2**63) - 1, 10**19],
+        ),
+        ({"minimum": 0, "maximum": 2**64 - 1}, [0, 2**53 + 1], [-1, 2**64]),
+        ({"minimum": 1, "exclusiveMaximum": 4}, [1, 3], [0, 4]),
+        ({"minimum": 1, "exclusiveMinimum": True, "maximum": 4}, [2, 4], [1, 5]),
+    ],
+)
+def test_bounds_of_integers_are_never_wider(bounds: dict[str, Any], taken: list[int], refused: list[int]) -> None:
+    schema = {"type": "integer", **bounds}
+    assert all(takes(schema, str(value)) for value in taken)
+    assert not any(takes(schema, str(value)) for value in refused)
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"properties": {"a": {"not": {"type": "string"}}}}, "not is not supported; leave it out"),
+        ({"properties": {"a": {"not": {"type": "string"}}}}, "(at #/properties/a)"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems is not supported"),
+        ({"contains": {"type": "null"}}, "contains is not supported"),
+        ({"if": {"type": "string"}, "then": {"maxLength": 1}}, "if is not supported"),
+        ({"dependentRequired": {"a": ["b"]}}, "dependentRequired is not supported"),
+        (
+            {"$schema": "http://json-schema.org/draft-07/schema#", "dependentRequired": {"a": ["b"]}},
+            "dependentRequired",
+        ),
+        ({"dependencies": {"a": ["b"]}}, "dependencies is not supported"),
+        ({"dependentSchemas": {"a": {"required": ["b"]}}}, "dependentSchemas is not supported"),
+        ({"propertyNames": {"maxLength": 3}}, "propertyNames is not supported"),
+        ({"anyOf": [{}], "unevaluatedProperties": False}, "unevaluatedProperties is not supported"),
+        ({"anyOf": [{}], "unevaluatedItems": False}, "unevaluatedItems is not supported"),
+        ({"$dynamicRef": "#x"}, "$dynamicRef is not supported"),
+        ({"$recursiveRef": "#"}, "$recursiveRef is not supported"),
+        ({"$ref": "https://example.com/a"}, "only #/... within the schema is"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf is supported where no value can be of two"),
+        ({"oneOf": [{"const": 1}, {"const": 1.0}]}, "nsatisfiable"),
+        ({"minLength": -1}, "minLength must be a whole number from 0 on, not -1"),
+        ({"maxItems": 1.5}, "maxItems must be a whole number"),
+        ({"minimum": "1"}, "minimum must be a number"),
+        ({"multipleOf": 0}, "multipleOf must be a number above 0"),
+        ({"multipleOf": 0.0000123}, "has too many digits"),
+        ('{"const": 0.1000000000000000055511}', "the number 0.1000000000000000055511 has more digits than can be kept"),
+        ('{"const": 1e400}', "1e400 has more digits than can be kept"),
+        ({"items": 5}, "a schema must be an object, true or false, not 5"),
+        ({"properties": {"a": None}}, "(at #/properties/a)"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_by_its_name(schema: Any, why: str) -> None:
+    assert why in reason(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ('{"items":' * 100 + "{}" + "}" * 100, "nested more than 64 deep"),
+        ({"properties": {f"p{i}": {} for i in range(1001)}}, "1001 members"),
+        ({"allOf": [{"type": "string", "pattern": f"w{i}"} for i in range(30)]}, "more than 6 patterns and formats"),
+        ({"const": "x" * 20_000}, "more than 16384 characters"),
+        ({"enum": ["x" * 300] * 1000}, "too large"),
+        (
+            {"$ref": "#/$defs/d0", "$defs": {f"d{i}": {"items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(900)}},
+            "more than 200 different $refs",
+        ),
+    ],
+)
+def test_a_schema_that_would_take_too_long_is_refused(schema: Any, why: str) -> None:
+    assert why in reason(schema)
+
+
+def test_a_schema_may_refer_to_itself() -> None:
+    tree = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#"}}}, "required": ["kids"]}
+    assert takes({**tree, "additionalProperties": False}, '{"kids":[{"kids":[]}]}')
+    linked = {
+        "$ref": "#/$defs/Node",
+        "$defs": {
+            "Node": {
+                "type": "object",
+                "properties": {
+                    "n": {"type": "integer"},
+                    "next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]},
+                },
+                "required": ["n", "next"],
+                "additionalProperties": False,
+            }
+        },
+    }
+    assert takes(linked, '{"n":1,"next":{"n":2,"next":null}}') and not takes(linked, '{"n":1,"next":2}')

@@ -1,0 +1,364 @@
+"""JSON schemas, made such that llguidance keeps exactly what they assert.
+
+llguidance takes numbers as float64, refuses some keywords that assert nothing, and cannot keep others. What asserts
+nothing is left out here, numbers are made exact, and what cannot be kept is refused by its name and place.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from vkllm.errors import InvalidParameter
+from vkllm.text.one_of import any_of_apart
+
+MAX_LENGTH = 262_144
+"""Characters of a schema."""
+MAX_DEPTH = 64
+MAX_PROPERTIES = 1000
+"""Of one object. llguidance takes 0.7 s for 3,000."""
+MAX_REFS = 200
+"""Different $refs. llguidance follows them on its stack, which ends at some hundreds."""
+MAX_PATTERNS = 6
+"""Patterns and formats of one text, by allOf and the like; each more than doubles the time, and 20 take seconds."""
+MAX_TEXT = 16_384
+"""Characters of one constant or pattern: each step of an answer reads it again."""
+_MAX_COUNT = 1_000_000
+_LAST_INTEGER = 2**63 - 1024  # the largest float64 that llguidance can take for an integer
+
+_FORMATS = {
+    "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
+}  # fmt: skip
+_ANNOTATIONS = {
+    "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment",
+    "contentMediaType", "contentEncoding", "contentSchema", "discriminator", "$anchor", "$vocabulary", "x-guidance",
+}  # fmt: skip
+_COUNTS = {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"}
+_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+_MAPS = {"properties", "patternProperties"}
+_LISTS = {"allOf", "anyOf", "oneOf", "prefixItems"}
+_SINGLE = {"additionalProperties", "items", "additionalItems"}
+# Keyword -> the values with which it asserts nothing. With others it is refused.
+_IDLE: dict[str, tuple[Any, ...]] = {
+    "uniqueItems": (False,),
+    "not": (False,),
+    "propertyNames": (True, {}),
+    "unevaluatedProperties": (True, {}),
+    "unevaluatedItems": (True, {}),
+    "dependentRequired": ({},),
+    "dependentSchemas": ({},),
+    "dependencies": ({},),
+    "contains": (),
+    "minContains": (),
+    "maxContains": (),
+    "if": (),
+    "then": (),
+    "else": (),
+    "$dynamicRef": (),
+    "$recursiveRef": (),
+}
+
+
+def read_schema(text: str) -> Any:
+    """The schema of a JSON text. Raises InvalidParameter."""
+    if len(text) > MAX_LENGTH:
+        raise InvalidParameter(
+            f"json_schema is too large: it has {len(text)} characters, at most {MAX_LENGTH} are read"
+        )
+    try:
+        return json.loads(text, parse_float=_exact_float)
+    except (ValueError, RecursionError) as error:
+        raise InvalidParameter(f"json_schema is not valid JSON: {error}") from None
+
+
+def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema that asserts the same as this one, or, where numbers need it, a little more, and that llguidance keeps.
+
+    Raises InvalidParameter for what cannot be kept, with the keyword and its place.
+    """
+    return _Preparation(schema).whole()
+
+
+def _exact_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value) or Decimal(digits) != Decimal(repr(value)):
+        raise InvalidParameter(f"json_schema cannot be used: the number {digits} has more digits than can be kept")
+    return value
+
+
+class _Preparation:
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root = root
+        self._definitions: dict[tuple[str, str], Any] = {}
+        self._refs: list[str] = []
+
+    def whole(self) -> dict[str, Any]:
+        made = self._object(self._root, "#", 0)
+        for key in ("$schema", "$id", "x-guidance"):
+            if key in self._root:
+                made[key] = self._root[key]
+        for ref in self._refs:  # grows meanwhile
+            parts = ref.split("/")
+            if len(parts) >= 3 and parts[0] == "#" and parts[1] in ("$defs", "definitions"):
+                group, name = parts[1], parts[2].replace("~1", "/").replace("~0", "~")
+                found = self._root.get(group)
+                if isinstance(found, Mapping) and name in found:
+                    made.setdefault(group, {})[name] = self._schema(found[name], f"#/{group}/{name}", 1)
+        self._check_patterns()
+        return made
+
+    def _schema(self, schema: Any, place: str, depth: int) -> Any:
+        if isinstance(schema, bool):
+            return schema
+        if not isinstance(schema, Mapping):
+            raise _error(f"a schema must be an object, true or false, not {_short(schema)}", place)
+        return self._object(schema, place, depth)
+
+    def _object(self, schema: Mapping[str, Any], place: str, depth: int) -> dict[str, Any]:
+        if depth > MAX_DEPTH:
+            raise InvalidParameter(f"json_schema is too complex: it is nested more than {MAX_DEPTH} deep; use $ref")
+        made: dict[str, Any] = {}
+        for key, value in schema.items():
+            at = f"{place}/{key}"
+            if key in _ANNOTATIONS or key in ("$schema", "$id", "id", "$defs", "definitions"):
+                continue
+            if key in _IDLE:
+                self._idle(schema, key, value, place, made)
+            elif key in _COUNTS:
+                if (count := _count(value, key, place)) is not None:
+                    made[key] = count
+            elif key == "format":
+                if value in _FORMATS:
+                    made[key] = value
+            elif key in _MAPS and isinstance(value, Mapping):
+                if len(value) > MAX_PROPERTIES:
+                    raise InvalidParameter(
+                        f"json_schema is too complex: {at} has {len(value)} members, more than {MAX_PROPERTIES}"
+                    )
+                made[key] = {name: self._schema(each, f"{at}/{name}", depth + 1) for name, each in value.items()}
+            elif key in _SINGLE and not isinstance(value, list):
+                made[key] = self._schema(value, at, depth + 1)
+            elif (key in _LISTS or key in _SINGLE) and isinstance(value, list):
+                made[key] = [self._schema(each, f"{at}/{i}", depth + 1) for i, each in enumerate(value)]
+            elif key in ("const", "enum"):
+                _check_constant(value, at)
+                made[key] = value
+            elif key == "pattern" and isinstance(value, str) and len(value) > MAX_TEXT:
+                raise InvalidParameter(f"json_schema is too complex: {at} is longer than {MAX_TEXT} characters")
+            elif key == "$ref":
+                self._ref(value, at)
+                made[key] = value
+            else:
+                made[key] = value
+        if "oneOf" in made:
+            self._one_of(made, place)
+        _set_bounds(made, place)
+        return made
+
+    def _ref(self, ref: Any, place: str) -> None:
+        if isinstance(ref, str) and ref not in self._refs:
+            if not ref.startswith("#"):
+                raise _error(f"$ref to {ref} is not supported; only #/... within the schema is", place)
+            self._refs.append(ref)
+            if len(self._refs) > MAX_REFS:
+                raise InvalidParameter(f"json_schema is too complex: it has more than {MAX_REFS} different $refs")
+
+    def _idle(self, schema: Mapping[str, Any], key: str, value: Any, place: str, made: dict[str, Any]) -> None:
+        """A keyword that cannot be kept, unless it asserts nothing here or another keyword says the same."""
+        if any(value == idle and type(value) is type(idle) for idle in _IDLE[key]):
+            return
+        most = schema.get("maxItems")
+        lonely = {"if": {"then", "else"}, "then": {"if"}, "else": {"if"}, "minContains": {"contains"}}
+        lonely["maxContains"] = {"contains"}
+        if key in lonely and not lonely[key] & schema.keys():
+            return
+        if key == "uniqueItems" and value is True and isinstance(most, int | float) and most <= 1:
+            return
+        if key in ("contains", "minContains") and schema.get("minContains") == 0 and "maxContains" not in schema:
+            return
+        if key in ("dependentRequired", "dependencies") and isinstance(value, Mapping) and not any(value.values()):
+            return
+        applicators = {"allOf", "anyOf", "oneOf", "$ref", "if", "$dynamicRef", "dependentSchemas"}
+        if key == "unevaluatedProperties" and not applicators & schema.keys():
+            made.setdefault("additionalProperties", self._schema(value, f"{place}/{key}", 1))
+            return
+        if key == "unevaluatedItems" and not (applicators | {"contains", "items"}) & schema.keys():
+            made["items"] = self._schema(value, f"{place}/{key}", 1)
+            return
+        raise _error(f"{key} is not supported; leave it out, or say the same with other keywords", place)
+
+    def _one_of(self, made: dict[str, Any], place: str) -> None:
+        options = made.pop("oneOf")
+        if not isinstance(options, list):
+            raise _error("oneOf must be a list", place)
+        found = any_of_apart(options, self._root)
+        if found is None:
+            raise _error("oneOf is supported where no value can be of two of its schemas; use anyOf", place)
+        if "anyOf" in made:
+            made["allOf"] = [*made.get("allOf", []), {"anyOf": found}]
+        else:
+            made["anyOf"] = found
+
+    def _check_patterns(self) -> None:
+        """Counts the patterns that one text must match at once. Raises InvalidParameter for too many."""
+        known: dict[int, int] = {}
+
+        def count(schema: Any) -> int:
+            if not isinstance(schema, Mapping):
+                return 0
+            if id(schema) not in known:
+                known[id(schema)] = 0  # a circle adds nothing
+                below = [count(each) for key in _MAPS | _SINGLE | {"prefixItems"} for each in _below(schema, key)]
+                own = ("pattern" in schema) + ("format" in schema) + max(below, default=0)
+                own += sum(count(each) for each in _below(schema, "allOf"))
+                for key in ("anyOf", "oneOf"):
+                    own += max((count(each) for each in _below(schema, key)), default=0)
+                own += count(resolved(schema["$ref"], self._root)) if isinstance(schema.get("$ref"), str) else 0
+                known[id(schema)] = own
+            return known[id(schema)]
+
+        if max(
+            count(each) for key in ("$defs", "definitions", "") for each in (self._root, *_below(self._root, key))
+        ) > (MAX_PATTERNS):
+            raise InvalidParameter(
+                f"json_schema is too complex: one text must match more than {MAX_PATTERNS} patterns and formats at once"
+            )
+
+
+def _below(schema: Mapping[str, Any], key: str) -> list[Any]:
+    """The schemas that a keyword holds."""
+    value = schema.get(key)
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, Mapping):
+        return []
+    return [value] if key in _SINGLE else list(value.values())
+
+
+def resolved(ref: str, root: Mapping[str, Any]) -> Any:
+    """What a $ref of this schema leads to, or None."""
+    if not ref.startswith("#"):
+        return None
+    found: Any = root
+    for part in ref[1:].split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, Mapping) and name in found:
+            found = found[name]
+        elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        else:
+            return None
+    return found
+
+
+def _count(value: Any, key: str, place: str) -> int | None:
+    """A number of characters, items or members; None if it is too large to matter."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != int(value):
+        raise _error(f"{key} must be a whole number from 0 on, not {_short(value)}", place)
+    if value > _MAX_COUNT:
+        if key.startswith("max"):
+            return None
+        raise _error(f"{key} above {_MAX_COUNT} is not supported", place)
+    return int(value)
+
+
+def _check_constant(value: Any, place: str) -> None:
+    """Raises InvalidParameter if llguidance would write another number than this one, or take too long."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            waiting += [*part, *part.values()]
+        elif isinstance(part, list):
+            waiting += part
+        elif isinstance(part, str) and len(part) > MAX_TEXT:
+            raise InvalidParameter(f"json_schema is too complex: {place} has a text of more than {MAX_TEXT} characters")
+        elif isinstance(part, int) and not isinstance(part, bool) and not _is_kept(part):
+            raise _error(f"the integer {part} cannot be kept exactly, because it is beyond 2^53; use a string", place)
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise _error(f"{part} is not a number of JSON", place)
+
+
+def _is_kept(value: int) -> bool:
+    return abs(value) <= _LAST_INTEGER and int(float(value)) == value
+
+
+def _set_bounds(made: dict[str, Any], place: str) -> None:
+    """Makes the bounds of numbers such that float64 holds them, never wider."""
+    for key in _BOUNDS & made.keys():
+        value = made[key]
+        if isinstance(value, bool):
+            continue  # as draft 4 writes it
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise _error(f"{key} must be a number, not {_short(value)}", place)
+    if made.get("type") == "integer":
+        _set_integer_bounds(made, place)
+    else:
+        for key in _BOUNDS & made.keys():
+            if not isinstance(made[key], bool):
+                made[key] = _inside(made[key], key.lower().endswith("minimum"))
+    if (step := made.get("multipleOf")) is not None:
+        _set_step(made, step, place)
+
+
+def _set_integer_bounds(made: dict[str, Any], place: str) -> None:
+    low, high = made.pop("minimum", None), made.pop("maximum", None)
+    above, below = made.pop("exclusiveMinimum", None), made.pop("exclusiveMaximum", None)
+    if above is True or above is False:
+        above, low = (low, None) if above else (None, low)
+    if below is True or below is False:
+        below, high = (high, None) if below else (None, high)
+    lows = [math.ceil(low)] if low is not None else []
+    lows += [math.floor(above) + 1] if above is not None else []
+    highs = [math.floor(high)] if high is not None else []
+    highs += [math.ceil(below) - 1] if below is not None else []
+    if lows and highs and max(lows) > min(highs):
+        raise _error(f"no integer is from {max(lows)} to {min(highs)}: minimum is greater than maximum", place)
+    if lows:
+        made["minimum"] = int(_inside(max(lows), True))
+    if highs:
+        made["maximum"] = int(_inside(min(highs), False))
+    if lows and highs and made["minimum"] > made["maximum"]:
+        raise _error(f"integers from {max(lows)} to {min(highs)} are beyond 2^53 and cannot be kept exactly", place)
+
+
+def _inside(value: int | float, is_minimum: bool) -> int | float:
+    """The nearest number that float64 and int64 hold, at or above a minimum, at or below a maximum."""
+    if abs(value) > _LAST_INTEGER:
+        outside = (value > 0) == is_minimum
+        if outside:
+            raise InvalidParameter(f"json_schema cannot be used: the bound {value} is beyond what can be kept, 2^63")
+        return -_LAST_INTEGER if is_minimum else _LAST_INTEGER
+    if isinstance(value, float):
+        return 0 if value == 0 else value
+    near = float(value)
+    if int(near) != value and (int(near) > value) != is_minimum:
+        near = math.nextafter(near, math.inf if is_minimum else -math.inf)
+    return int(near)
+
+
+def _set_step(made: dict[str, Any], step: Any, place: str) -> None:
+    if isinstance(step, bool) or not isinstance(step, int | float) or step <= 0:
+        raise _error(f"multipleOf must be a number above 0, not {_short(step)}", place)
+    exact = Decimal(repr(step))
+    if made.get("type") == "integer" and (1 / exact) % 1 == 0:
+        del made["multipleOf"]  # as all integers are
+        return
+    value, exponent = float(step), 0  # llguidance finds the decimals so
+    while value % 1 and exponent < 20:
+        value, exponent = value * 10, exponent + 1
+    if value >= 2**32 or Decimal(int(value)).scaleb(-exponent) != exact:
+        raise _error(f"multipleOf {step} has too many digits to be kept exactly", place)
+    made["multipleOf"] = int(step) if step == int(step) else step
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) < 60 else f"{text[:50]} ..."
+
+
+def _error(problem: str, place: str) -> InvalidParameter:
+    return InvalidParameter(f"json_schema cannot be used: {problem} (at {place})")
