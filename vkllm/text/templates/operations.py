@@ -102,22 +102,16 @@ def items_of(budget: Budget, value: Any) -> list[Any]:
 
 def compare(budget: Budget, kind: str, left: Any, right: Any) -> Any:
     """left == right, left in right and their like, by jinja2's names of them."""
-    for side in (left, right):
+    for side, other in ((left, right), (right, left)):
         if isinstance(side, str):
             budget.write(len(side) // 10)
+        elif isinstance(side, _CONTAINERS) and isinstance(other, _CONTAINERS):
+            measure(budget, side)  # goes through both
         elif isinstance(side, _CONTAINERS):
-            measure_shallow(budget, side, left if side is right else right)
+            budget.step(len(side) // 10 + 1)
     if isinstance(right, dict) and kind in ("in", "notin"):
         key(left)
     return _COMPARISONS[kind](left, right)
-
-
-def measure_shallow(budget: Budget, side: Any, other: Any) -> None:
-    """Counts what comparing a container costs: all of it if the other side is one too, else its items."""
-    if isinstance(other, _CONTAINERS):
-        measure(budget, side)
-    else:
-        budget.step(len(side) // 10 + 1)
 
 
 def key(value: Any) -> Any:
