@@ -70,6 +70,10 @@ def test_every_limit_keeps_the_vulkan_specifications_minimum(found: list[DeviceI
         assert device.max_allocation_bytes >= 2**30
         assert device.max_workgroup_invocations >= 128
         assert device.max_shared_bytes >= 16384
+        assert min(device.max_groups) >= 65535
+        assert "basic" in device.subgroup_operations
+        if "subgroup_size_control" in device.features and device.max_workgroup_subgroups:
+            assert device.max_workgroup_subgroups * device.max_subgroup_size >= 128
         assert 1 <= device.min_subgroup_size <= device.subgroup_size <= device.max_subgroup_size <= 128
         assert any(heap.is_device_local for heap in device.heaps)
         assert all(heap.size_bytes > 0 for heap in device.heaps)
