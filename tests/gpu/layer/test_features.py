@@ -34,7 +34,7 @@ def test_features_are_those_that_shaders_declare_and_the_layer_uses(gpu: Gpu) ->
     always = {1, *range(61, 67)}  # Shader, GroupNonUniform and its kinds
     declared = {capability for path in SPV.glob("*.spv") for capability in capabilities(path.read_bytes())} - always
     needed = {feature_of[capability] for capability in declared}
-    by_the_layer = {"subgroup_size_control", "compute_full_subgroups", "memory_budget"}
+    by_the_layer = {"subgroup_size_control", "compute_full_subgroups", "memory_budget", "memory_model_device_scope"}
     assert set(gpu.layer.feature_names) == needed | by_the_layer
 
 
@@ -54,8 +54,8 @@ def test_a_feature_that_the_device_lacks_is_not_enabled(has_validation: None, tm
     assert messages == ""
     hidden = {"fp16", "memory_model", "memory_budget"}
     without, messages = under_validation("half", tmp_path, VKLLM_LAYER_HIDE_FEATURES=",".join(sorted(hidden)))
-    # Cooperative matrices are of no use without the memory model.
-    hidden |= {"cooperative_matrix"}
+    # Cooperative matrices and the device's scope are of no use without the memory model.
+    hidden |= {"cooperative_matrix", "memory_model_device_scope"}
     assert set(without["enabled"]) == set(with_it["enabled"]) - hidden
     # The driver's side of it: the shader's capability was not there. What else was enabled is as before.
     assert "Capability (Float16) was declared, but none of the requirements were met" in messages

@@ -64,6 +64,7 @@ static const struct {
     FLAG("fp16", float16_int8, shaderFloat16),
     FLAG("integer_dot_product", integer_dot, shaderIntegerDotProduct),
     FLAG("memory_model", memory_model, vulkanMemoryModel),
+    FLAG("memory_model_device_scope", memory_model, vulkanMemoryModelDeviceScope),
     FLAG("cooperative_matrix", cooperative_matrix, cooperativeMatrix),
     FLAG("subgroup_size_control", subgroup_size, subgroupSizeControl),
     FLAG("compute_full_subgroups", subgroup_size, computeFullSubgroups),
@@ -147,7 +148,9 @@ static uint64_t reported_features(Instance *instance, VkPhysicalDevice gpu, uint
       mask |= BIT(f);
   mask &= ~hidden_features();
   /* Shaders with cooperative matrices declare the Vulkan memory model: the one is of no use without the other. */
-  if (!(mask & BIT(MEMORY_MODEL))) mask &= ~BIT(COOPERATIVE_MATRIX);
+  /* And atomics of shaders that declare none have the device's scope, which must then be enabled too. */
+  uint64_t model = BIT(MEMORY_MODEL) | BIT(MEMORY_MODEL_DEVICE_SCOPE);
+  if ((mask & model) != model) mask &= ~(model | BIT(COOPERATIVE_MATRIX));
   return mask;
 }
 

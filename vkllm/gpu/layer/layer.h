@@ -55,7 +55,7 @@ typedef struct Instance {
 
 /* Features, in the order of feature_names in features.c; bit n of a mask is feature n. */
 typedef enum {
-  FP16, INTEGER_DOT_PRODUCT, MEMORY_MODEL, COOPERATIVE_MATRIX, SUBGROUP_SIZE_CONTROL,
+  FP16, INTEGER_DOT_PRODUCT, MEMORY_MODEL, MEMORY_MODEL_DEVICE_SCOPE, COOPERATIVE_MATRIX, SUBGROUP_SIZE_CONTROL,
   COMPUTE_FULL_SUBGROUPS, MEMORY_BUDGET, N_FEATURES
 } Feature;
 #define BIT(feature) (1ull << (feature))
