@@ -290,3 +290,19 @@ def test_a_damaged_vocabulary_is_a_model_file_error_that_names_what_is_wrong(
     with pytest.raises(ModelFileError, match=re.escape(named)) as caught:
         Tokenizer.from_gguf(make_metadata(fields))
     assert "vocabulary.gguf" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        damaged_bpe(model="x" * 100_000),
+        damaged_bpe(pre="x" * 100_000),
+        damaged_bpe(tokens=["x" * 100_000] * 2, token_type=[1, 1]),
+        damaged_spm("tokens", 5, ["x" * 100_000]),
+    ],
+    ids=["model", "pre", "twice", "byte"],
+)
+def test_an_error_quotes_the_beginning_of_a_long_text_only(make_metadata: MakeMetadata, fields: dict[str, Any]) -> None:
+    with pytest.raises((ModelFileError, UnsupportedModel), match="xxx") as caught:
+        Tokenizer.from_gguf(make_metadata(fields))
+    assert len(str(caught.value)) < 1000

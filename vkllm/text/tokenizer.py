@@ -65,8 +65,8 @@ class Tokenizer:
             pre = metadata.string("tokenizer.ggml.pre", "default")
             if pre not in PRE_TOKENIZERS:
                 raise UnsupportedModel(
-                    f"{metadata.path}: the pre-tokenizer {pre!r} is not supported, and others would give wrong ids; "
-                    f"use a model with one of {', '.join(PRE_TOKENIZERS)}."
+                    f"{metadata.path}: the pre-tokenizer {pre[:50]!r} is not supported, and others would give wrong "
+                    f"ids; use a model with one of {', '.join(PRE_TOKENIZERS)}."
                 )
             rules = PRE_TOKENIZERS[pre]
             adds_bos = rules.adds_bos
@@ -98,7 +98,7 @@ class Tokenizer:
         model = metadata.string("tokenizer.ggml.model")
         if model not in ("gpt2", "llama"):
             raise UnsupportedModel(
-                f"{metadata.path}: the tokenizer {model!r} is not supported; use a model with 'gpt2' or 'llama'."
+                f"{metadata.path}: the tokenizer {model[:50]!r} is not supported; use a model with 'gpt2' or 'llama'."
             )
         return cls(read_vocabulary(metadata), is_byte_level=model == "gpt2")
 

@@ -96,7 +96,7 @@ def read_vocabulary(metadata: Metadata) -> GgufVocabulary:
         raise vocabulary.error(f"tokenizer.ggml.token_type has values that are none of 0 to {max(TokenType)}")
     if len(ids) + texts.count("") != len(texts):
         twice = next(text for i, text in enumerate(texts) if text and ids[text] != i)
-        raise vocabulary.error(f"tokenizer.ggml.tokens has {twice!r} twice")
+        raise vocabulary.error(f"tokenizer.ggml.tokens has {twice[:50]!r} twice")
     if metadata.string("tokenizer.ggml.model", None) == "llama":
         # Some files type them as plain text, whose name would be the answer's text.
         for text, i in ids.items():
@@ -124,7 +124,7 @@ def byte_level_bpe(vocabulary: GgufVocabulary, rules: PreTokenizer) -> Merger:
     try:
         backend = tokenizers.Tokenizer(BPE(ids, merges, ignore_merges=rules.ignore_merges))
     except Exception as error:  # the package has no class of its own
-        raise vocabulary.error(f"tokenizer.ggml.merges does not fit the tokens ({error})") from None
+        raise vocabulary.error(f"tokenizer.ggml.merges does not fit the tokens ({str(error)[:200]})") from None
     splits = [Split(tokenizers.Regex(pattern), "isolated") for pattern in rules.patterns]
     to_alphabet = ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = PreTokenizerSequence([*splits, to_alphabet])
@@ -148,7 +148,9 @@ def sentencepiece_bpe(vocabulary: GgufVocabulary, *, adds_space: bool) -> Merger
     byte_ids = {}
     for text, i in vocabulary.of_type(TokenType.BYTE).items():
         if (byte := byte_value(text)) is None:
-            raise vocabulary.error(f"tokenizer.ggml.tokens item {i} is a byte, but {text!r} is not <0x00> to <0xFF>")
+            raise vocabulary.error(
+                f"tokenizer.ggml.tokens item {i} is a byte, but {text[:50]!r} is not <0x00> to <0xFF>"
+            )
         byte_ids[f"<0x{byte:02X}>"] = i
     # Control tokens are no pieces: plain text must never spell one.
     pieces = vocabulary.of_type(TokenType.UNDEFINED, TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
