@@ -19,3 +19,13 @@ def test_the_last_prompt_token_runs_again() -> None:
 def test_the_table_names_enough_blocks() -> None:
     cache = KVCache(4, 32)
     assert cache.block_table(32) == [0] and cache.block_table(33) == [0, 1] and len(cache.block_table(128)) == 4
+
+
+def test_another_origin_finds_nothing() -> None:
+    cache = KVCache(4, 32)
+    cache.belong_to("a")
+    cache.tokens += [1, 2, 3]
+    cache.belong_to("a")
+    assert cache.tokens == [1, 2, 3]
+    cache.belong_to("b")
+    assert cache.tokens == [] and cache.reuse([1, 2, 3, 4]) == 0

@@ -160,8 +160,11 @@ class Prompts:
             return len(self.tokenizer.encode(prompt))
         return len(self._template.encode_chat(prompt, tools=tools))
 
-    def checked_tokens(self, token_ids: Sequence[int]) -> list[int]:
-        """The ids as plain integers. Raises InvalidParameter for what is none, or not in the vocabulary."""
+    def checked_tokens(self, token_ids: Sequence[int], *, of: str = "") -> list[int]:
+        """The ids as plain integers. Raises InvalidParameter for what is none, or not in the vocabulary.
+
+        of: the name of the parameter that they are given in, for the message.
+        """
         if not isinstance(token_ids, Iterable):
             raise InvalidParameter(f"{token_ids!r} is no prompt; pass text or a list of token ids")
         n_vocab = self.tokenizer.n_vocab
@@ -172,7 +175,9 @@ class Prompts:
             except TypeError:
                 raise InvalidParameter(f"{token_id!r} is not a token id; pass text or a list of integers") from None
             if not 0 <= token_id < n_vocab:
-                raise InvalidParameter(f"token id {token_id} is not in the vocabulary of {counted(n_vocab, 'token')}")
+                raise InvalidParameter(
+                    f"token id {token_id}{of and f' in {of}'} is not in the vocabulary of {counted(n_vocab, 'token')}"
+                )
         return checked
 
     def _answer(
@@ -207,8 +212,8 @@ class Prompts:
         made = requested(params or self.defaults, options)
         if made.seed is None:
             made = replace(made, seed=self.defaults.seed)
-        self.checked_tokens(made.stop_token_ids)
-        self.checked_tokens(list(made.biases))
+        self.checked_tokens(made.stop_token_ids, of="stop_token_ids")
+        self.checked_tokens(list(made.biases), of="logit_bias")
         return made
 
 

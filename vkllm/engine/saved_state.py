@@ -65,7 +65,10 @@ class SavedStates:
                 raise unsound(path, f"token id {token_ids.max()} is not in the vocabulary")
             blocks = CachedBlocks(self._program, n_tokens)
             for name in blocks.names:
-                blocks.write(name, partial(file.read_into, name))
+                try:
+                    blocks.write(name, partial(file.read_into, name))
+                except ValueError as error:
+                    raise unsound(path, str(error)) from error
         return [int(token_id) for token_id in token_ids]
 
     def _header(self) -> dict[str, str | int]:

@@ -6,6 +6,7 @@ whole or not at all. Does not know what the arrays are (engine/saved_state.py).
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -23,6 +24,8 @@ from vkllm.errors import StateFileError
 HEADER = "header.json"
 MAX_HEADER_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 20
+MAX_READ_BYTES = 4 << 20
+"""Nothing reads more at once: the archive's own directory is as long as whoever wrote the file wanted it."""
 
 _npy: Any = np.lib.format  # numpy has no types for it
 
@@ -112,11 +115,24 @@ class StateReader:
         return self._archive.open(name)
 
 
+class _BoundedFile(io.BufferedReader):
+    """A file of which no one reads very much at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        is_bounded = size is not None and 0 <= size <= MAX_READ_BYTES
+        found = super().read(size if is_bounded else MAX_READ_BYTES + 1)
+        if len(found) > MAX_READ_BYTES:
+            raise ValueError("its directory is too long")
+        return found
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[StateReader]:
     """A file that `writing` has made. Raises StateFileError if there is none or it is none."""
     try:
-        file = path.open("rb")
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would never end
+            raise StateFileError(f"{path}: the state cannot be read (it is no file); check the path")
+        file = _BoundedFile(io.FileIO(path))
     except OSError as error:
         raise StateFileError(f"{path}: the state cannot be read ({error.strerror}); check the path") from error
     with file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from state_steps import (
     error_of,
     load,
     run,
+    save,
 )
 
 from vkllm.engine.engine import Engine
@@ -144,6 +146,43 @@ def test_members_with_more_than_their_array_are_refused(engine: Engine, saved: P
     )
     error = refused(engine, repacked(saved, tmp_path / "short", {"keys.1.npy": keys[:-1]}))
     assert type(error) is StateFileError and "not a sound saved state" in str(error)
+
+
+@pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7E01])
+def test_values_that_are_no_numbers_are_refused(engine: Engine, saved: Path, tmp_path: Path, bits: int) -> None:
+    with np.load(saved) as arrays:
+        keys = arrays["keys.1"]
+    keys[1, 0, 5] = bits << 16
+    error = refused(engine, rewritten(saved, tmp_path / "odd", {"keys.1": keys}))
+    assert type(error) is StateFileError and "keys.1 has a number that is not finite" in str(error)
+
+
+def test_scales_that_are_no_numbers_are_refused(make_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = make_engine(("q8_0", "q8_0"))
+    answer(engine, PROMPT)
+    save(engine, tmp_path / "saved")
+    with np.load(tmp_path / "saved") as arrays:
+        values = arrays["values.0"]
+    odd = values.copy()
+    odd[0, 1, -1] = 0x7FC00000
+    error = refused(engine, rewritten(tmp_path / "saved", tmp_path / "odd", {"values.0": odd}))
+    assert type(error) is StateFileError and "values.0 has a number that is not finite" in str(error)
+    values[:, :, 0] = 0x7FC00000  # four signed bytes: any bits are values
+    assert load(engine, rewritten(tmp_path / "saved", tmp_path / "bytes", {"values.0": values}))[:70] == PROMPT
+
+
+def test_a_long_directory_is_not_read(engine: Engine, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "long").write_bytes(saved.read_bytes())
+    with zipfile.ZipFile(tmp_path / "long", "a") as archive:
+        for number in range(state_file.MAX_READ_BYTES // 60_000 + 1):
+            archive.writestr(f"{number:060000}", b"")
+    error = refused(engine, tmp_path / "long")
+    assert type(error) is StateFileError and "its directory is too long" in str(error)
+
+
+def test_what_is_no_file_is_not_waited_for(engine: Engine, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "the state cannot be read (it is no file)" in str(refused(engine, tmp_path / "pipe"))
 
 
 def test_headers_that_are_none_are_refused(engine: Engine, saved: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from vkllm.api.openai.completions import (
     EmbeddingResponse,
     embedding_response,
 )
-from vkllm.api.openai.options import ChatOptions, EmbeddingOptions, TextOptions, given_options
+from vkllm.api.openai.options import ChatOptions, EmbeddingOptions, TextOptions, given_options, is_left_out
 from vkllm.api.prompts import Message, Prompts, as_batch
 from vkllm.api.stream import Stream, all_answers
 from vkllm.engine.process.handle import EngineProcess
@@ -287,7 +287,7 @@ def _given_answer(answer: AnswerText, prompts: Prompts) -> AnswerText:
 
 
 def _is_stream(stream: bool | None) -> bool:
-    return stream is not None and truth("stream", stream)
+    return not is_left_out(stream) and truth("stream", stream)
 
 
 def _chunks(call: Call[Any, ChunkT], streams: Sequence[Stream]) -> Generator[ChunkT]:

@@ -119,20 +119,24 @@ def given_options(options: Mapping[str, Any], known: type[Any]) -> dict[str, Any
     """The options that are given, also in extra_body. Raises InvalidParameter for one that cannot be met."""
     names = known.__annotations__
     more = options.get("extra_body")
-    if more is not None and not isinstance(more, Mapping):
+    if is_left_out(more):
+        more = {}
+    if not isinstance(more, Mapping):
         raise InvalidParameter(f"extra_body must map names to values, not be {more!r}")
-    options = {**options, **(more or {})}
+    options = {**options, **more}
     check_names(options, names)
-    given = {name: value for name, value in options.items() if value is not None and not _is_left_out(value)}
+    given = {name: value for name, value in options.items() if not is_left_out(value)}
     for name, (asks_for_nothing, advice) in _NOT_HERE.items():
         if name in given and not asks_for_nothing(given[name]):
             raise InvalidParameter(f"{name} is not in vkllm: {advice}")
     return given
 
 
-def _is_left_out(value: object) -> bool:
-    """Whether it is what the openai package passes for a parameter that is left out."""
-    return type(value).__name__ in ("NotGiven", "Omit") and type(value).__module__.startswith("openai.")
+def is_left_out(value: object) -> bool:
+    """Whether it is None, or what the openai package passes for a parameter that is left out."""
+    return value is None or (
+        type(value).__name__ in ("NotGiven", "Omit") and type(value).__module__.partition(".")[0] == "openai"
+    )
 
 
 def sampling_options(given: Mapping[str, Any]) -> dict[str, Any]:

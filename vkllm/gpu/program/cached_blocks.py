@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from vkllm.gpu.device.kompute import Buffer, Words
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
 from vkllm.gpu.program.program import Program
@@ -51,16 +53,26 @@ class CachedBlocks:
     def write(self, name: str, fill: Callable[[Words], None]) -> None:
         """Replaces a part by what `fill` writes into an array of the shape that `read` returns.
 
-        Raises DeviceError and what `fill` raises.
+        Raises DeviceError, what `fill` raises, and ValueError for a number that no model computes: infinity or NaN.
         """
         cache, cache_type = self._parts[name]
-        fill(self._staged(cache_type))
+        words = self._staged(cache_type)
+        fill(words)
+        if not self._is_finite(words, cache_type):
+            raise ValueError(f"{name} has a number that is not finite")
         self._copy(self._staging, cache, self._n_words(cache_type))
 
     def _unit_words(self, cache_type: str) -> int:
         """Words that one head has in a block."""
         row_words = self._spec.head_dim // 4 + self._spec.head_dim // 32
         return KV_BLOCK * (row_words if cache_type == "q8_0" else self._spec.head_dim // 2)
+
+    def _is_finite(self, words: Words, cache_type: str) -> bool:
+        """Whether the float16 values, or the scales of q8_0, are numbers."""
+        if cache_type == "q8_0":
+            scales = words[:, :, KV_BLOCK * self._spec.head_dim // 4 :]
+            return bool(np.isfinite(scales.view(np.float32)).all())
+        return all(bool(np.isfinite(block.view(np.float16)).all()) for block in words)
 
     def _n_words(self, cache_type: str) -> int:
         return self._n_blocks * self._spec.n_kv_heads * self._unit_words(cache_type)

@@ -1,0 +1,168 @@
+"""An `LLM` as an object of Python: what it says of itself, names it refuses, processes it does not follow into."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import multiprocessing
+import os
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import fake_engine as fake
+import numpy as np
+import pytest
+
+from vkllm import LLM, AsyncLLM, InvalidParameter, RequestError, plan_model
+
+MakeLLM = Callable[..., LLM]
+
+
+def test_repr_says_what_it_is(fake_llm: MakeLLM, tiny_gguf: Any) -> None:
+    llm = fake_llm(n_ctx=64)
+    assert repr(llm) == "<LLM tiny in F32, 64 tokens of context on fake device>"
+    assert repr(AsyncLLM(llm)) == "<AsyncLLM tiny in F32, 64 tokens of context on fake device>"
+    assert repr(AsyncLLM("smollm2")) == "<AsyncLLM smollm2, not loaded>"
+    assert repr(llm.chat).startswith("<Chat: call it with messages")
+    stream = llm.stream("Xab", max_tokens=2)
+    assert repr(stream) == "<Stream, 0 tokens so far>"
+    next(stream)
+    assert repr(stream) == "<Stream, 1 token so far>"
+    stream.result()
+    assert repr(stream) == "<Stream, ended after 2 tokens: length>"
+    assert repr(AsyncLLM(llm).stream("Xab")) == "<AsyncStream, not started>"
+    llm.close()
+    assert repr(llm) == "<LLM tiny in F32, closed>"
+
+
+@pytest.mark.asyncio
+async def test_repr_of_a_stream_that_is_read(fake_llm: MakeLLM) -> None:
+    async with AsyncLLM(fake_llm()).stream("Xab", max_tokens=2) as stream:
+        await stream.result()
+        assert repr(stream) == "<AsyncStream, ended after 2 tokens: length>"
+
+
+def test_nothing_that_belongs_to_the_process_can_be_pickled_or_copied(fake_llm: MakeLLM) -> None:
+    llm = fake_llm()
+    for thing in (llm, llm.chat, llm._engine, llm.stream("Xab"), AsyncLLM(llm), AsyncLLM(llm).stream("Xab")):
+        for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(RequestError, match=r"cannot be pickled .*; open the model in each"):
+                copied(thing)
+    with pytest.raises(RequestError, match="cannot be pickled"):
+        multiprocessing.get_context("spawn").Process(target=print, args=(llm,)).start()
+    assert llm.generate("Xab", max_tokens=1).text == "a"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_gets_a_sentence_and_the_model_stays_with_its_process(fake_llm: MakeLLM) -> None:
+    llm = fake_llm()
+    stream = llm.stream(chr(fake.SLOW) + "abc", max_tokens=5)
+    uses = [
+        lambda: llm.generate("Xab"),
+        lambda: llm.chat([{"role": "user", "content": "Hi"}]),
+        lambda: next(stream),
+        lambda: llm.embed("ab"),
+        lambda: llm.score([97, 98]),
+        lambda: asyncio.run(AsyncLLM(llm).generate("Xab")),
+    ]
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:  # whatever happens here must not go on as a second run of the tests
+        try:
+            for use in uses:
+                try:
+                    use()
+                except RequestError as error:
+                    os.write(writing, str(error).encode() + b"\n")
+            llm.close()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as told:
+        lines = told.read().splitlines()
+    os.waitpid(pid, 0)
+    sentence = f"the model was opened in process {os.getpid()} and this is its fork {pid}, which cannot use it; "
+    assert lines == [sentence + "open the model in each process that uses it"] * len(uses)
+    assert stream.result().text == "abcab", "the parent's requests go on"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda llm: LLM(llm.path, n_ctxt=5), "n_ctxt is no parameter that vkllm knows; did you mean n_ctx?"),
+        (lambda llm: LLM(llm.path, max_model_len=5), "did you mean n_ctx?"),
+        (lambda llm: AsyncLLM(llm.path, gpu_layers=5), "did you mean n_gpu_layers?"),
+        (lambda llm: plan_model(llm.path, n_context=5), "did you mean n_ctx?"),
+        (lambda llm: llm.generate("a", temprature=1), "temprature .* did you mean temperature?"),
+        (lambda llm: llm.generate("a", ontoken=print), "did you mean on_token?"),
+        (lambda llm: llm.stream("a", max_new_tokens=1), "did you mean max_tokens?"),
+        (lambda llm: llm.chat([], tool=[]), "did you mean tools?"),
+        (lambda llm: llm.embed(texts="a"), "did you mean text?"),
+        (lambda llm: llm.tokenize("a", add_specials=True), "did you mean add_special?"),
+        (lambda llm: llm.save_state(pth="a"), "did you mean path?"),
+        (lambda llm: asyncio.run(AsyncLLM(llm).generate("a", temprature=1)), "did you mean temperature?"),
+        (lambda llm: asyncio.run(AsyncLLM(llm).chat([], temprature=1)), "did you mean temperature?"),
+    ],
+)
+def test_mistyped_names_are_told_the_nearest(fake_llm: MakeLLM, call: Callable[[LLM], Any], message: str) -> None:
+    with pytest.raises(InvalidParameter, match=message):
+        call(fake_llm())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"type_k": "q4_0"}, "type_k .* must be f16 or q8_0, not 'q4_0'"),
+        ({"type_v": 8}, "type_v .* must be f16 or q8_0, not 8"),
+        ({"n_ctx": 1}, "a context of 1 token is not possible"),
+        ({"n_ctx": "4096"}, "n_ctx must be a whole number"),
+        ({"n_gpu_layers": -2}, "n_gpu_layers .* must be a whole number of at least 0, or -1 for all, not -2"),
+        ({"vram_limit": "8GiB"}, "vram_limit .* must be a whole number"),
+        ({"ram_limit": -1}, "ram_limit"),
+        ({"device": True}, "device must be an index or a part of a name, not True"),
+        ({"device": 1.5}, "device must be"),
+        ({"seed": -2}, "seed must be"),
+        ({"seed": "7"}, "seed must be"),
+        ({"on_progress": 5}, "on_progress must be a function"),
+    ],
+)
+def test_options_that_are_wrong_are_found_before_a_process_starts(
+    tiny_gguf: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    def no_process(*_: object, **__: object) -> None:
+        raise AssertionError("the engine was started")
+
+    monkeypatch.setattr("vkllm.api.loading.EngineProcess", no_process)
+    with pytest.raises(InvalidParameter, match=message):
+        LLM(tiny_gguf, **options)
+    if "n_ctx" not in options:
+        with pytest.raises(InvalidParameter, match=message):
+            AsyncLLM(tiny_gguf, **options)
+
+
+@pytest.mark.asyncio
+async def test_batches_of_all_kinds(fake_llm: MakeLLM) -> None:
+    llm = fake_llm()
+    again = AsyncLLM(llm)
+    assert llm.generate([]) == [] == llm.generate(()) == await again.generate([])
+    assert llm.embed([]) == [] == await again.embed([])
+    assert llm.completions.create(prompt=[]).choices == []
+    for batch in (
+        ["Xab", "Xcd"],
+        ("Xab", "Xcd"),
+        (text for text in ("Xab", "Xcd")),
+        {"Xab": 1, "Xcd": 2}.keys() | set(),
+    ):
+        if isinstance(batch, set):  # a set has no order
+            with pytest.raises(InvalidParameter, match="is no prompt"):
+                llm.generate(batch)
+        else:
+            assert [answer.text for answer in llm.generate(batch, max_tokens=2)] == ["ab", "cd"]
+    assert [answer.text for answer in llm.generate(np.array([[88, 97], [88, 98]]), max_tokens=1)] == ["a", "b"]
+    assert llm.generate(np.array([88, 97]), max_tokens=1).text == "a"
+    for wrong in (b"Xab", {"prompt": "Xab"}, {"Xab"}, None, 5):
+        with pytest.raises(InvalidParameter, match="is no prompt; pass text or a list of token ids"):
+            llm.generate(wrong)
+    with pytest.raises(InvalidParameter, match="params must be SamplingParams, not a dict"):
+        llm.generate("Xab", {"temperature": 0})
