@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -163,6 +164,31 @@ def test_what_goes_wrong_is_a_typed_error(grammar: str, ids: tuple[int, ...], wh
     vocabulary = Vocabulary([b"a", b"b", b"\xff<end>"], {2})
     with pytest.raises(InvalidParameter, match=f"^the grammar of the answer cannot be kept: .*{why}.*$"):
         after(vocabulary, grammar, ids).mask()
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        "start: " + "c? " * 1500 + "\nc: /[a-z]/ | c c",
+        "start: T\nT: " + "/[a-z]*/ " * 3000,
+    ],
+)
+def test_a_grammar_that_is_too_complex_ends_the_answer_in_a_second(grammar: str) -> None:
+    vocabulary = Vocabulary(
+        [bytes([97 + i]) for i in range(26)] + [b"a" * n for n in range(2, 40)] + [b"\xff<end>"], {64}
+    )
+    vocabulary.constraint('start: "a"')  # the tree grows
+    started = time.process_time()
+    with pytest.raises(InvalidParameter, match="the grammar of the answer is too complex; make it smaller"):
+        after(vocabulary, grammar, ()).mask()
+    assert time.process_time() - started < 1
+
+
+def test_an_expression_with_many_repetitions_does_not_hold_up_a_step() -> None:
+    vocabulary = Vocabulary([*(bytes([97 + i]) for i in range(26)), b"aa", b"aaa", b"\xff<end>"], {28})
+    started = time.process_time()
+    assert allowed(after(vocabulary, "start: /(a?){3000}a{3000}/", (0, 27)), 29)
+    assert time.process_time() - started < 1
 
 
 def test_a_model_without_end_tokens_takes_no_grammar() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
@@ -168,6 +169,35 @@ def test_lark_and_gbnf_are_told_apart(grammar: str, text: str, is_of_it: bool) -
 )
 def test_a_grammar_that_is_none_is_refused_with_the_reason(grammar: str, why: str) -> None:
     assert why in reason(grammar=grammar)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "why"),
+    [
+        ("regex", "a" * 20_000, "regex is too large: it has 20000 characters, at most 16384 are read"),
+        ("grammar", 'start: "' + "a" * 40_000 + '"', "grammar is too large"),
+        (
+            "grammar",
+            "start: T\nT: " + " & ".join(f"/.*{i}.*/" for i in range(20)),
+            "more than 8 expressions",
+        ),
+        ("grammar", "start: r0\n" + "".join(f"r{i}: r{i + 1}\n" for i in range(500)), "more than 400 rules"),
+        (
+            "grammar",
+            "start: T0\n" + "".join(f"T{i}: T{i + 1} T{i + 1}\n" for i in range(60)) + "T60: /[a-z]*/",
+            "complex",
+        ),
+        (
+            "json_schema",
+            '{"type": "string", "pattern": "^(.*a){30}$", "minLength": 4000, "maxLength": 4001}',
+            "complex",
+        ),
+    ],
+)
+def test_what_would_take_too_long_is_refused(option: str, text: str, why: str) -> None:
+    started = time.process_time()
+    assert why in reason(**{option: text})
+    assert time.process_time() - started < 1
 
 
 def test_errors_of_random_texts_are_typed() -> None:

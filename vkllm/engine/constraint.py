@@ -6,6 +6,7 @@ requests, logits or devices; `masked` in engine/sampler.py and the kernel `mask_
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,17 +15,17 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from vkllm.errors import InvalidParameter
 
-# No step takes longer than some tenths of a second; with llguidance's own limits one can take 15 s. A JSON grammar read
-# character by character, on a vocabulary of 152,000 tokens, needs a fifth of these.
+# Less than llguidance's own, with which one step could take 15 s. What was tried stays at about a second at most: a text of
+# a million characters that are all given. A JSON grammar read character by character works on 152,000 tokens.
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=500_000,
     step_lexer_fuel=100_000,
     step_max_items=25_000,
     max_items_in_row=1000,
     max_grammar_size=200_000,
-    precompute_large_lexemes=False,
     verbose_errors=False,
 )
+_TOO_COMPLEX = re.compile(r"too (many|big|large|complex)|max is|fuel|limit", re.IGNORECASE)
 Words = npt.NDArray[np.uint32]
 
 
@@ -81,6 +82,10 @@ class Constraint:
             reason = self._matcher.get_error().splitlines()[0]
             if reason == "NoExtensionBias":
                 reason = "no token may follow"
+            if _TOO_COMPLEX.search(reason):
+                raise InvalidParameter(
+                    "the grammar of the answer is too complex; make it smaller, with fewer choices or repetitions"
+                )
             raise InvalidParameter(f"the grammar of the answer cannot be kept: {reason}")
 
 

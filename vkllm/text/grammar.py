@@ -16,6 +16,7 @@ from vkllm.text.json_schema import prepared, read_schema
 from vkllm.text.tokenizer import Tokenizer
 
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
+_TOO_COMPLEX = re.compile(r"too (big|large)|fuel|limit|Unable to determine|can't determine")
 _LARK_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\\n]|\\.)+/')
 _LARK_RULE = re.compile(r"^[ \t]*[?!_]*[A-Za-z][\w-]*[^:\n]*:", re.MULTILINE)
 _LARK_START = re.compile(r"^[ \t]*(%llguidance\b|start\b[^:\n]*:)", re.MULTILINE)
@@ -106,7 +107,12 @@ def _checked(grammar: str, option: str) -> str:
             raise
         raise _Panic(f"{option} cannot be used: llguidance fails on it; write it another way") from None
     if is_error:
-        raise InvalidParameter(f"{option} cannot be used: {_reason(messages[0])}")
+        reason = _reason(messages[0])
+        if _TOO_COMPLEX.search(reason):
+            raise InvalidParameter(
+                f"{option} is too complex; make it smaller, with fewer choices, repetitions or patterns ({reason})"
+            )
+        raise InvalidParameter(f"{option} cannot be used: {reason}")
     return grammar
 
 
