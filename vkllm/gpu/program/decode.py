@@ -16,9 +16,9 @@ from vkllm.formats.quants import weight_format
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
-from vkllm.gpu.program.kernels import ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS, MOST_POLLS
+from vkllm.gpu.program.kernels import ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS
 from vkllm.gpu.program.operations import Operations, cache_constants, heads_together, lanes_of_key
-from vkllm.gpu.program.rounds import PORTION_ROUNDS, portion_rounds
+from vkllm.gpu.program.rounds import PORTION_ROUNDS, most_polls, portion_rounds
 from vkllm.model.graph import Kind, Op, widths
 from vkllm.model.spec import ModelSpec
 
@@ -66,7 +66,7 @@ class Decode:
         self._step = step
         self._tuning = tuning
         self._operations = operations
-        self._most_polls = MOST_POLLS if tuning.is_chained else 0
+        self._most_polls = most_polls(device.info) if tuning.is_chained else 0
         self._made: dict[tuple[Op, ...], list[Link]] = {}
         self.chain = device.buffer(-(-(LINK_WORDS + _arrivals(spec, spec.n_layers)) // 4) * 4)
         self.failure = device.buffer(1, is_host=True)
