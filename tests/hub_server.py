@@ -95,7 +95,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
+        start, _ = self._range()
         self.server.seen.append(Seen(f"{self.command} {self.path}", start, self.headers.get("Authorization")))
         path = unquote(urlsplit(self.path).path)
         if path in self.server.redirects:
@@ -158,14 +158,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if faults.status is not None:
             return self._refuse(faults.status)
         wanted = self.headers.get("Range")
-        start = 0 if wanted is None or faults.ignores_ranges else int(wanted.removeprefix("bytes=").split("-")[0])
+        is_part = wanted is not None and not faults.ignores_ranges
+        start, last = self._range() if is_part else (0, None)
+        end = len(content) if last is None else min(last + 1, len(content))
         if start >= len(content) > 0:
             return self._refuse(416)
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_response(206 if is_part else 200)
+        if is_part:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         if faults.has_lengths:
-            self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("Content-Length", str(end - start))
         else:
             self.close_connection = True
         is_page = self.path.endswith("/")
@@ -178,7 +180,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         if not is_page:
             self.server.may_go_on.wait(STALL_S)
-        rest = content[start:]
+        rest = content[start:end]
         if faults.cut_after is not None and faults.n_cuts != 0 and len(rest) > faults.cut_after:
             faults.n_cuts -= 1
             if faults.stalls_after_cut:
@@ -186,6 +188,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             rest = rest[: faults.cut_after]
             self.close_connection = True
         self.wfile.write(rest)
+
+    def _range(self) -> tuple[int, int | None]:
+        """First and last byte that are asked for."""
+        start, _, last = (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")
+        return int(start), int(last) if last else None
 
     def _refuse(self, status: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

@@ -14,16 +14,17 @@ import vkllm
 PACKAGE = Path(vkllm.__file__).parent
 
 # What each room may import of the others. Neither the GPU nor the engine knows text.
-_FILES = {"errors", "parameters", "resources", "formats"}
+_FILES = {"errors", "parameters", "resources", "formats", "sizes"}
 _DEVICE = _FILES | {"model", "gpu"}
 ALLOWED = {
     "errors": set(),
     "parameters": {"errors"},
     "resources": {"errors"},
+    "sizes": set(),
     "formats": {"errors"},
     "text": {"errors", "formats"},
     "store": _FILES,
-    "model": {"errors", "parameters", "formats"},
+    "model": {"errors", "parameters", "formats", "sizes"},
     "gpu": _FILES | {"model"},
     "engine": _DEVICE,
     "api": _DEVICE | {"engine", "text", "store"},

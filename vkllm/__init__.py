@@ -3,8 +3,6 @@
 Importing this touches no device and reads no model; each public name is imported when it is first used.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 
 # As in typing, whose import would take longer than all of this, and which with `python -m vkllm` may still be one in

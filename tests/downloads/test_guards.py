@@ -141,7 +141,7 @@ def test_a_download_of_unknown_length_leaves_room_on_the_disk(
     monkeypatch.setattr(files, "_ROOM_CHECK_BYTES", 1000)
     with monkeypatch.context() as context:
         context.setattr(shutil, "disk_usage", lambda _path: Usage(10**12, 0, next(free)))
-        with pytest.raises(ModelNotFound, match=r"needs 2\d\d M.* more in .* make room, or set"):
+        with pytest.raises(ModelNotFound, match=r"needs 256 MiB more in .* make room, or set"):
             pull(name)
     (part,) = [path for path in tmp_path.rglob("*.incomplete")]
     assert 0 < part.stat().st_size < len(CONTENT) * 30

@@ -149,7 +149,7 @@ def test_files_of_a_repository_are_its_ggufs_with_their_sizes() -> None:
 def test_a_download_that_breaks_off_is_an_error_and_goes_on_later(hub: HubServer, tmp_path: Path) -> None:
     hub.faults.cut_after = 0
     error = fetch_error()
-    assert "the download broke off after 0.0 of 3.0 MB" in error and "it goes on from there" in error
+    assert "the download broke off after 0 B of 2.9 MiB (" in error and "it goes on from there" in error
     hub.faults.cut_after, hub.faults.n_cuts = 1_200_000, 1
     hub.faults.status = None
     assert fetch().read_bytes() == CONTENT
@@ -229,8 +229,8 @@ def test_a_full_disk_is_noticed_before_the_download(
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as context:
         context.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9, 1_000_000))
-        assert "tiny needs 3 MB more in " in (error := fetch_error())
-        assert "and 1 MB are free; make room, or set HF_HOME to use another folder" in error
+        assert "tiny needs 2.9 MiB more in " in (error := fetch_error())
+        assert "and 977 KiB are free; make room, or set HF_HOME to use another folder" in error
     assert fetch().read_bytes() == CONTENT
 
 

@@ -190,7 +190,7 @@ def test_a_full_disk_is_noticed_before_the_download(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9, 1_000_000))
-    with pytest.raises(ModelNotFound, match=r"tiny needs 2 MB in .*, and 1 MB are free; make room"):
+    with pytest.raises(ModelNotFound, match=r"tiny needs 2\.0 MiB in .*, and 977 KiB are free; make room"):
         find_model("tiny")
     assert files_in(cache) == []
 

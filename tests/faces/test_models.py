@@ -121,7 +121,7 @@ def test_a_download_stopped_with_ctrl_c_goes_on(hub: HubServer, tmp_path: Path) 
     )
     done = command.run([*REAL, "rm", "hf.co/someone/large"])
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "What was fetched of hf.co/someone/large is deleted; 20.0 MB are free again.\n"
+    assert done.stdout == "What was fetched of hf.co/someone/large is deleted; 19.1 MiB are free again.\n"
     done = command.run([*REAL, "rm", "hf.co/someone/large"])
     assert done.stderr.startswith("vkllm: error: hf.co/someone/large is not on this machine; `vkllm list` shows")
 
@@ -135,7 +135,7 @@ def test_list_shows_what_is_here_and_with_all_what_is_not(capsys: pytest.Capture
     models.list_models(show_all=True)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].split() == ["NAME", "SIZE", "MEMORY", "LICENCE", "DESCRIPTION"]
-    assert lines[-1].split() == ["tiny", "150", "kB", "2.0", "MB", "MIT", "A", "tiny", "model"]
+    assert lines[-1].split() == ["tiny", "146", "KiB", "1.9", "MiB", "MIT", "A", "tiny", "model"]
     store.find_model("tiny")
     models.pull("hf.co/someone/other")
     capsys.readouterr()
@@ -143,7 +143,7 @@ def test_list_shows_what_is_here_and_with_all_what_is_not(capsys: pytest.Capture
     head, first, second = capsys.readouterr().out.splitlines()
     assert head.split() == ["NAME", "SIZE", "FORMAT", "USED", "WHERE"]
     n_bytes = store.installed()[0].n_bytes
-    assert first.split()[:6] == ["tiny", f"{n_bytes / 1000:.0f}", "kB", "F32", "just", "now"]
+    assert first.split()[:6] == ["tiny", f"{n_bytes / 1024:.0f}", "KiB", "F32", "just", "now"]
     assert first.endswith("models--someone--tiny-GGUF")  # which is enough to find it; `show` has the whole path
     assert second.split()[0] == "hf:someone/other/other.gguf"
     assert second.split()[3:5] == ["F32", "never"]  # The name does not say it, the file does.
@@ -289,7 +289,7 @@ def test_a_model_in_use_can_be_deleted_and_is_used_to_the_end(hub: HubServer, tm
 def test_a_model_that_is_not_here_is_fetched_on_yes(person: Answers) -> None:
     questions = person("")
     models.ensure_here("tiny")
-    assert questions == ["tiny (150 kB) is not on this machine. Fetch it? [Y/n] "]
+    assert questions == ["tiny (146 KiB) is not on this machine. Fetch it? [Y/n] "]
     assert store.local_model("tiny") is not None
     models.ensure_here("tiny")
     assert len(questions) == 1
@@ -299,7 +299,7 @@ def test_without_a_yes_or_a_terminal_the_error_says_the_command(
     person: Answers, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     person("n")
-    with pytest.raises(ModelNotFound, match=r"tiny is not on this machine; `vkllm pull tiny` fetches it \(150 kB\)"):
+    with pytest.raises(ModelNotFound, match=r"tiny is not on this machine; `vkllm pull tiny` fetches it \(146 KiB\)"):
         models.ensure_here("tiny")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
     with pytest.raises(ModelNotFound, match=r"`vkllm pull hf\.co/a/b` fetches it"):
@@ -308,7 +308,7 @@ def test_without_a_yes_or_a_terminal_the_error_says_the_command(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["chat"], ["plan"], ["bench"], ["bench", "smollm2"], ["tune"], ["perplexity", "-f", __file__]]
+    "arguments", [["chat"], ["bench"], ["bench", "smollm2"], ["tune"], ["perplexity", "-f", __file__]]
 )
 def test_every_command_asks_before_it_fetches(hub: HubServer, tmp_path: Path, arguments: list[str]) -> None:
     command = Command(tmp_path, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), VKLLM_CACHE=str(tmp_path / "c"))

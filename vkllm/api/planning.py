@@ -1,6 +1,6 @@
 """Plans a model on a device without loading it: what `vkllm plan` and model pickers show.
 
-It joins what other files know: where models are, what they hold, what a device has room for.
+Joins what the parts know: where models are, what is in them, what a device can hold.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from vkllm.model.memory.limits import DeviceLimits
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, chosen_context, plan
 from vkllm.model.spec import ModelSpec
 from vkllm.parameters import checks_names
-from vkllm.store import find_model
+from vkllm.store import find_model, headers_of, local_model, source_of
+from vkllm.store.catalog import WheelSource
+from vkllm.store.downloads.headers import FetchedHeaders
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """The plan of a model on a device, with the limits and options that it was made from.
+    """A model, a device, and the plan that brings them together; limits and options are what it was made from.
+
+    missing_bytes: of the model's files where they are not on this machine; then path is only their name.
 
     >>> made = plan_model("smollm2", n_ctx=1024, measures=False)
     >>> made.path.name, made.plan.n_ctx
@@ -39,6 +43,7 @@ class ModelPlan:
     limits: DeviceLimits
     options: PlanOptions
     plan: MemoryPlan
+    missing_bytes: int = 0
 
 
 @checks_names()
@@ -56,6 +61,8 @@ def plan_model(
 ) -> ModelPlan:
     """Says where each part of a model would lie and how fast it would be, without loading it.
 
+    Of a model of the hub or of an address that is not on this machine only the header is fetched, and not kept.
+
     >>> made = plan_model("smollm2", n_ctx=1024, measures=False)
     >>> print(f"It takes {made.plan.total_bytes / 2**20:.0f} MiB, {made.plan.tokens_per_s:.0f} tokens/s are expected.")
     It takes ... MiB, ... tokens/s are expected.
@@ -63,16 +70,27 @@ def plan_model(
     n_ctx: tokens of context; 0 takes the longest that costs no speed; the default is what the model was trained for,
     at most 4096. device: index or part of the name. type_k, type_v: of the cache. n_gpu_layers: layers, counted from
     the last, whose weights may lie in a card's own memory. vram_limit, ram_limit: bytes. measures: times the device's
-    memory, which takes seconds the first time; otherwise a typical speed of its kind is assumed.
+    memory, which takes seconds the first time; otherwise an assumption for its kind is taken.
 
     Raises ModelNotFound, ModelFileError, UnsupportedModel, NoDevice, InvalidParameter, and OutOfDeviceMemory with what
     would fit.
     """
     options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit)  # wrong ones fail first
-    found = ModelToPlan.open(find_model(str(model)), n_ctx)
+    found = _to_plan(str(model), n_ctx)
     info = choose_device(devices(), None if device is None else str(device))
     limits = device_limits(info, measured_speeds(info) if measures else None)
-    return ModelPlan(found.path, found.spec, info.name, limits, options, found.plan(limits, options))
+    made = found.plan(limits, options)
+    return ModelPlan(found.path, found.spec, info.name, limits, options, made, found.missing_bytes)
+
+
+def _to_plan(name: str, n_ctx: int | None) -> ModelToPlan:
+    """Opens a model, or the headers of one that would have to be fetched from the hub or from an address."""
+    path = local_model(name)
+    source = source_of(name)
+    if path is not None or isinstance(getattr(source, "source", source), WheelSource):
+        return ModelToPlan.open(path or find_model(name), n_ctx)
+    with headers_of(name) as headers:
+        return ModelToPlan.of_headers(headers, n_ctx)
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,7 @@ class ModelToPlan:
     spec: ModelSpec
     tensors: Mapping[str, TensorInfo]
     n_ctx: int
+    missing_bytes: int = 0
 
     @classmethod
     def open(cls, path: Path, n_ctx: int | None) -> Self:
@@ -90,6 +109,14 @@ class ModelToPlan:
         file = ModelFile.open(path)
         spec = model_spec(file.metadata, file.tensors)
         return cls(path, spec, file.tensors, chosen_context(n_ctx, spec.n_ctx_train))
+
+    @classmethod
+    def of_headers(cls, headers: FetchedHeaders, n_ctx: int | None) -> Self:
+        """The same of headers whose files are elsewhere."""
+        file = ModelFile.open(headers.path, headers.whole_bytes)
+        spec = model_spec(file.metadata, file.tensors)
+        n_ctx = chosen_context(n_ctx, spec.n_ctx_train)
+        return cls(Path(headers.path.name), spec, file.tensors, n_ctx, headers.n_bytes)
 
     def plan(self, limits: DeviceLimits, options: PlanOptions) -> MemoryPlan:
         """Where its parts lie within limits that are known. Raises OutOfDeviceMemory, InvalidParameter."""

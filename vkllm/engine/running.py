@@ -1,4 +1,4 @@
-"""The request that an engine is running: its progress and its counts."""
+"""The request that an engine is running: how far it is, and what it counted."""
 
 from __future__ import annotations
 

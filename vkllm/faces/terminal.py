@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 import typer
 
 from vkllm.errors import VkllmError
+from vkllm.sizes import size as size
 
 if TYPE_CHECKING:
     from vkllm import LLM, RunStats, Stream
@@ -118,7 +119,12 @@ def loading_bar() -> Iterator[Callable[[str, int, int], None] | None]:
         def render(self, task: Task) -> Text:
             return super().render(task) if task.total else Text()  # and not 0 of ? bytes
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), Amount(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        Amount(binary_units=True),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("opening", total=None)
 
@@ -159,15 +165,6 @@ def write_nowhere(*streams: TextIO | None) -> None:
     for stream in streams:
         if stream is not None:
             os.dup2(nowhere, stream.fileno())
-
-
-def size(n_bytes: int, step: int = 1000) -> str:
-    """A size for people: decimal for files, binary (step 1024) for memory."""
-    units = ("B", "kB", "MB", "GB", "TB") if step == 1000 else ("B", "KiB", "MiB", "GiB", "TiB")
-    amount, unit = float(n_bytes), 0
-    while amount >= step and unit < len(units) - 1:
-        amount, unit = amount / step, unit + 1
-    return f"{amount:.1f} {units[unit]}" if unit and amount < 100 else f"{amount:.0f} {units[unit]}"
 
 
 def counted(n: int, word: str) -> str:

@@ -20,10 +20,20 @@ import numpy.typing as npt
 from gguf import GGUFValueType, ReaderField
 
 from vkllm.errors import ModelFileError, ModelNotFound
-from vkllm.formats.gguf_header import Malformed, Reader, TensorInfo, check_header, tensor_table
+from vkllm.formats.gguf_header import Malformed, Reader, TensorInfo, Truncated, check_header, tensor_table
 from vkllm.formats.splits import part_names
 
-__all__ = ["Metadata", "ModelFile", "TensorInfo", "main_format", "no_model", "read_range", "read_tensor", "unreadable"]
+__all__ = [
+    "Metadata",
+    "ModelFile",
+    "TensorInfo",
+    "has_whole_header",
+    "main_format",
+    "no_model",
+    "read_range",
+    "read_tensor",
+    "unreadable",
+]
 
 _INTEGERS = frozenset(
     {
@@ -186,17 +196,20 @@ class ModelFile:
         self._data = {part.path: part.data for part in parts}
 
     @classmethod
-    def open(cls, path: Path | str) -> ModelFile:
+    def open(cls, path: Path | str, whole_bytes: Mapping[str, int] | None = None) -> ModelFile:
         """Maps the file, or all parts of the model that it is a part of, and reads headers; tensor data is not touched.
+
+        whole_bytes: of files whose beginnings alone are here, by name, how long they are; `raw` is not for them.
 
         Raises ModelNotFound (no such file), ModelFileError (not a GGUF, damaged or truncated; a part is missing or
         belongs to another model) or UnsupportedModel (a tensor of a type that this version does not know).
         """
-        part = _read(Path(path))
+        whole_bytes = whole_bytes or {}
+        part = _read(Path(path), whole_bytes)
         n_parts = part.metadata.integer("split.count", 1)
         if n_parts <= 1:
             return cls([part], part.tensors)
-        parts = _all_parts(part, n_parts)
+        parts = _all_parts(part, n_parts, whole_bytes)
         return cls(parts, _joined_tensors(parts))
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
@@ -260,12 +273,24 @@ def unreadable(path: Path, name: str, reason: str | None) -> ModelFileError:
     return ModelFileError(f"{path}: tensor {name!r} can no longer be read ({reason}); was the file moved or changed?")
 
 
-def _read(path: Path) -> _Part:
+def has_whole_header(path: Path) -> bool:
+    """Whether a file, of which only the beginning may be here, has all of its header, be it sound or not."""
+    try:
+        check_header(path)
+        Reader(path)
+    except Truncated:
+        return False
+    except (Malformed, OSError, ValueError, LookupError, OverflowError):
+        pass
+    return True
+
+
+def _read(path: Path, whole_bytes: Mapping[str, int]) -> _Part:
     """Reads and checks the header of one file."""
     try:
         check_header(path)
         reader = Reader(path)
-        tensors = tensor_table(path, reader)
+        tensors = tensor_table(path, reader, whole_bytes.get(path.name, reader.data.size))
     except FileNotFoundError:
         raise ModelNotFound(f"{path}: no such file; check the path.") from None
     except (Malformed, OSError, ValueError, LookupError, OverflowError) as error:
@@ -281,7 +306,7 @@ def _problem(error: Exception) -> str:
     return str(error.args[0]) if isinstance(error, KeyError) else str(error)
 
 
-def _all_parts(given: _Part, n_parts: int) -> list[_Part]:
+def _all_parts(given: _Part, n_parts: int, whole_bytes: Mapping[str, int]) -> list[_Part]:
     """All parts of a split model in order, each checked to be the one that its name says."""
     names = part_names(given.path.name)
     if len(names) != n_parts:
@@ -298,7 +323,7 @@ def _all_parts(given: _Part, n_parts: int) -> list[_Part]:
                 f"{path}: this part of the model is missing; all {n_parts} parts have to be in one folder, "
                 "so download it too."
             )
-        part = given if path == given.path else _read(path)
+        part = given if path == given.path else _read(path, whole_bytes)
         found = tuple(part.metadata.integer(f"split.{key}", -1) for key in ("no", "count", "tensors.count"))
         if found != (number, n_parts, n_tensors):
             raise ModelFileError(

@@ -52,6 +52,13 @@ class Malformed(Exception):
     """What is wrong with a header, without the file's name."""
 
 
+class Truncated(Malformed):
+    """The file ends inside its header."""
+
+    def __init__(self, n_bytes: int) -> None:
+        super().__init__(f"it ends inside its header, at {n_bytes} bytes")
+
+
 class Reader(GGUFReader):
     """GGUFReader that refuses reads past the end and absurd lengths, takes arrays as one view, and leaves the tensors'
     data alone: `tensor_fields` holds their entries of the header.
@@ -63,7 +70,7 @@ class Reader(GGUFReader):
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> npt.NDArray[Any]:
         if offset + np.dtype(dtype).itemsize * int(count) > self.data.size:
-            raise Malformed(f"it ends inside its header, at {self.data.size} bytes")
+            raise Truncated(self.data.size)
         return super()._get(offset, dtype, count, override_order)
 
     def _get_str(self, offset: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
@@ -98,7 +105,7 @@ class Reader(GGUFReader):
             for _ in range(count):
                 offset += 8 + length_at(data, offset)[0]
         except struct.error:
-            raise Malformed(f"it ends inside its header, at {self.data.size} bytes") from None
+            raise Truncated(self.data.size) from None
         return offset
 
     def _get_tensor_info_field(self, orig_offs: int) -> ReaderField:
@@ -120,7 +127,7 @@ def check_header(path: Path) -> None:
     if header[:4] != b"GGUF":
         raise Malformed("it does not begin with the letters GGUF")
     if len(header) < _HEADER.size:
-        raise Malformed(f"it ends inside its header, at {len(header)} bytes")
+        raise Truncated(len(header))
     _, version, n_tensors, n_fields = _HEADER.unpack(header)
     if version & 0xFFFF == 0:
         raise Malformed("it is big-endian, and vkllm reads little-endian files")
@@ -130,13 +137,13 @@ def check_header(path: Path) -> None:
         raise Malformed(f"its header counts {n_tensors} tensors and {n_fields} metadata fields")
 
 
-def tensor_table(path: Path, reader: Reader) -> dict[str, TensorInfo]:
+def tensor_table(path: Path, reader: Reader, file_bytes: int) -> dict[str, TensorInfo]:
     """The tensors in the order of the header, each checked against the file's size, its format and the others."""
     tensors: dict[str, TensorInfo] = {}
     for field in reader.tensor_fields:
         if field.name in tensors:
             raise Malformed(f"two tensors have the name {field.name!r}")
-        tensors[field.name] = _tensor_info(path, reader, field)
+        tensors[field.name] = _tensor_info(path, reader, field, file_bytes)
     in_place = sorted(tensors.values(), key=lambda tensor: tensor.offset)
     for before, after in itertools.pairwise(in_place):
         if before.offset + before.n_bytes > after.offset:
@@ -144,7 +151,7 @@ def tensor_table(path: Path, reader: Reader) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _tensor_info(path: Path, reader: Reader, field: ReaderField) -> TensorInfo:
+def _tensor_info(path: Path, reader: Reader, field: ReaderField, file_bytes: int) -> TensorInfo:
     _, _, _, dims, raw_type, raw_offset = field.parts
     try:
         kind = GGMLQuantizationType(int(raw_type[0]))
@@ -161,9 +168,9 @@ def _tensor_info(path: Path, reader: Reader, field: ReaderField) -> TensorInfo:
     offset = int(reader.data_offset) + int(raw_offset[0])
     if int(raw_offset[0]) % int(reader.alignment):
         raise Malformed(f"tensor {field.name!r} begins at byte {offset}, which is not aligned")
-    if offset + n_bytes > reader.data.size:
+    if offset + n_bytes > file_bytes:
         raise Malformed(
-            f"tensor {field.name!r} reaches to byte {offset + n_bytes}, but the file ends at {reader.data.size}, "
+            f"tensor {field.name!r} reaches to byte {offset + n_bytes}, but the file ends at {file_bytes}, "
             "cut short or damaged"
         )
     return TensorInfo(field.name, shape, kind.name, offset, n_bytes)

@@ -5,6 +5,7 @@ from vkllm.store.choice import quantization_of
 from vkllm.store.models import (
     InstalledModel,
     find_model,
+    headers_of,
     installed,
     local_model,
     local_path,
@@ -20,6 +21,7 @@ __all__ = [
     "WebSource",
     "_choose",
     "find_model",
+    "headers_of",
     "installed",
     "local_model",
     "local_path",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from vkllm.resources import cache_dir
 from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource, catalog
 from vkllm.store.choice import candidates, choose, quantization_of, whole_models
 from vkllm.store.downloads.checks import is_as_published, is_marked_checked, mark_checked, mark_path
-from vkllm.store.downloads.files import OnProgress
+from vkllm.store.downloads.files import OnProgress, RemoteFile
+from vkllm.store.downloads.headers import FetchedHeaders, fetched_headers
 from vkllm.store.downloads.hub import (
     cached_files,
     cached_repos,
     fetch_from_hub,
     files_on_hub,
+    remote_file,
     remove_from_cache,
     remove_unfinished_from_cache,
 )
@@ -106,6 +109,26 @@ def pull(name: str, *, on_progress: OnProgress | None = None) -> Path:
         case WebSource(url):
             return _each_part(name, url, lambda what, part: fetch_from_web(what, part, on_progress))
     return path_of(name)
+
+
+@contextmanager
+def headers_of(name: str) -> Iterator[FetchedHeaders]:
+    """The headers of a model of the hub or of an address, whose files are not fetched. Raises ModelNotFound."""
+    source = source_of(name)
+    match source:
+        case HubRepo(repo, quantization):
+            file = choose(name, files_on_hub(name, repo), quantization)
+            remotes = [remote_file(name, HubSource(repo, part)) for part in part_names(file)]
+        case CatalogEntry(source=HubSource() as of_hub) | (HubSource() as of_hub):
+            remotes = [remote_file(name, HubSource(of_hub.repo, part)) for part in part_names(of_hub.file)]
+        case WebSource(url):
+            for part in part_names(url):
+                web_path(part)  # it has to be the address of a model
+            remotes = [RemoteFile(name, part, None, None, "VKLLM_CACHE") for part in part_names(url)]
+        case _:
+            raise ModelNotFound(f"{name}: only models of the hub and of addresses can be planned without their files.")
+    with fetched_headers(remotes) as headers:
+        yield headers
 
 
 def installed() -> list[InstalledModel]:

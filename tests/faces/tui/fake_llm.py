@@ -103,7 +103,7 @@ class FakeLLM:
             case "missing":
                 raise ModelNotFound("There is no model 'missing'")
             case "huge" if n_ctx is None or n_ctx > 2048:
-                raise OutOfDeviceMemory("huge needs 9 GB and 4 GB are free; take a shorter context")
+                raise OutOfDeviceMemory("huge needs 9 GiB and 4 GiB are free; take a shorter context")
             case "slow":
                 for done in range(0, 10_000_000_000, 10_000_000):
                     on_progress("loading slow.gguf", done, 10_000_000_000)

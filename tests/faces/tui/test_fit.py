@@ -277,7 +277,7 @@ async def test_the_list_shows_for_each_model_where_it_fits(
         await scene.pilot.resize_terminal(80, 24)
         await scene.until(lambda: "fits · 612 tok/s" in scene.shown and "+3.0 GiB RAM · 6.1 tok/s" in scene.shown)
         assert "too large: 43.0 GiB" in scene.shown
-        assert "large · to fetch, 40.0 GB" in scene.shown
+        assert "large · to fetch, 37.3 GiB" in scene.shown
         scene.app.screen.query_one(Input).value = "spill"
         await scene.until(lambda: "612" not in scene.shown and "6.1 tok/s" in scene.shown)
 

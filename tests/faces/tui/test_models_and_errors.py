@@ -43,14 +43,14 @@ def test_models_here_come_first_also_files_used_before(tiny_gguf: Path, tmp_path
 
 
 async def listed(scene: Scene) -> None:
-    await scene.until(lambda: isinstance(scene.app.screen, ModelsScreen) and "98.4 MB" in scene.shown)
+    await scene.until(lambda: isinstance(scene.app.screen, ModelsScreen) and "93.8 MiB" in scene.shown)
 
 
 @pytest.mark.asyncio
 async def test_the_first_start_asks_for_a_model_and_answers_what_was_asked_meanwhile(open_chat: OpenChat) -> None:
     async with open_chat(model=None) as scene:
         await listed(scene)
-        assert "40.0 GB  to fetch" in scene.shown
+        assert "37.3 GiB  to fetch" in scene.shown
         assert "●" not in scene.shown  # nothing is open
         await scene.press("escape")
         await scene.until(lambda: scene.app.screen is scene.chat)
@@ -85,7 +85,7 @@ async def test_another_model_takes_the_place_of_the_first(open_chat: OpenChat) -
 @pytest.mark.asyncio
 async def test_a_load_shows_its_progress_takes_keys_and_can_be_given_up(open_chat: OpenChat) -> None:
     async with open_chat(model="slow") as scene:
-        await scene.until(lambda: "of 10.0 GB" in scene.shown)
+        await scene.until(lambda: "of 9.3 GiB" in scene.shown)
         await scene.press("x")
         assert scene.chat.prompt.text == "x"
         await scene.press("escape")

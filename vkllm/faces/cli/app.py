@@ -182,13 +182,14 @@ def run(
 def plan(loading: LoadingFlags, model: ModelName = None, model_option: ModelOption = None, json: Json = False) -> None:
     """Show where a model's parts would lie, what stays free, and the speed to expect, without loading it.
 
+    Of a model that is not on this machine only its header is fetched, some megabytes, and not kept.
+
     Sizes end in K, M, G or T, also as GiB or GB; a G is 2^30 bytes, as in llama.cpp's tools. Where the GPU has no
     memory of its own, -ngl changes nothing, and each limit is one for all memory.
     """
     from vkllm.faces.cli.plan import print_plan
 
     name, how = chosen(model, model_option), loading.arguments()
-    models.ensure_here(name)
     print_plan(name, how, as_json=json)
 
 
@@ -214,16 +215,16 @@ def _description(device: DeviceInfo, *, is_default: bool) -> list[str]:
     from vkllm.gpu.device.requirements import required_subgroup_size
 
     heaps = [
-        f"{size(heap.size_bytes, 1024)}{' on the device' if heap.is_device_local else ''}"
-        + ("" if heap.budget_bytes is None else f" (budget {size(heap.budget_bytes, 1024)})")
+        f"{size(heap.size_bytes)}{' on the device' if heap.is_device_local else ''}"
+        + ("" if heap.budget_bytes is None else f" (budget {size(heap.budget_bytes)})")
         for heap in device.heaps
     ]
     limits = [
-        f"binding {size(device.max_binding_bytes, 1024)}",
-        f"allocation {size(device.max_allocation_bytes, 1024)}",
+        f"binding {size(device.max_binding_bytes)}",
+        f"allocation {size(device.max_allocation_bytes)}",
         f"workgroup {device.max_workgroup_invocations}",
         f"workgroups {device.max_groups[0]}",
-        f"shared memory {size(device.max_shared_bytes, 1024)}",
+        f"shared memory {size(device.max_shared_bytes)}",
         f"subgroup {device.subgroup_size} ({device.min_subgroup_size} to {device.max_subgroup_size})",
     ]
     api = ".".join(map(str, device.api_version))

@@ -102,11 +102,11 @@ def layers(text: str | None) -> int | None:
 
 def tell_of_memory(llm: LLM) -> None:
     """Says on standard error if a part of the model lies in memory that makes it slower."""
-    from vkllm.model.memory.limits import memory_size
+    from vkllm.sizes import size
 
     fastest, *others = llm.plan.tiers
     slow = [tier for tier in others if tier.bytes_per_s < fastest.bytes_per_s]
     if n_bytes := sum(tier.weights_bytes + tier.cache_bytes for tier in slow):
-        complain("note", f"{memory_size(n_bytes)} of the model lie in system memory, which is slower; see `vkllm plan`")
+        complain("note", f"{size(n_bytes)} of the model lie in system memory, which is slower; see `vkllm plan`")
     if llm.moved_bytes:
-        complain("warning", f"the driver refused {memory_size(llm.moved_bytes)}, which now lie in slower memory")
+        complain("warning", f"the driver refused {size(llm.moved_bytes)}, which now lie in slower memory")

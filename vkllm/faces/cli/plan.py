@@ -12,13 +12,18 @@ from typing import Any
 
 from vkllm import ModelPlan, plan_model
 from vkllm.faces.terminal import counted, say
-from vkllm.model.memory.limits import memory_size
+from vkllm.sizes import size
 
 
 def print_plan(model: str, loading: dict[str, Any], *, as_json: bool) -> None:
     """Plans and prints. loading: as `vkllm.faces.cli.loading` makes them. Raises any VkllmError."""
     made = plan_model(model, **loading)
-    say(json.dumps(fields(made), indent=2) if as_json else "\n".join(lines(made)))
+    if as_json:
+        say(json.dumps(fields(made), indent=2))
+        return
+    say("\n".join(lines(made)))
+    if made.missing_bytes:
+        say(f"file      not on this machine; `vkllm pull {model}` fetches {size(made.missing_bytes)}")
 
 
 def lines(made: ModelPlan) -> list[str]:
@@ -28,7 +33,7 @@ def lines(made: ModelPlan) -> list[str]:
     rows: list[tuple[str, ...]] = [("memory", "weights", "cache", "working", "used", "free")]
     for tier in plan.tiers:
         amounts = (tier.weights_bytes, tier.cache_bytes, tier.arena_bytes, tier.used_bytes, tier.free_bytes)
-        rows.append((tier.tier, *map(memory_size, amounts)))
+        rows.append((tier.tier, *map(size, amounts)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = [
         "  ".join((name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))))
@@ -55,6 +60,8 @@ def fields(made: ModelPlan) -> dict[str, Any]:
     contents = weights_by_tier(made)
     return {
         "model": str(made.path),
+        "is_here": not made.missing_bytes,
+        "missing_bytes": made.missing_bytes,
         "device": made.device_name,
         "kind": made.limits.kind,
         "n_ctx": plan.n_ctx,

@@ -84,8 +84,8 @@ class Fit:
         if self.problem:
             return "cannot run"
         if not self.is_fitting:
-            return f"too large: {size(self.needed_bytes, 1024)}"
-        where = f"+{size(self.slow_bytes, 1024)} RAM" if self.slow_bytes else "fits"
+            return f"too large: {size(self.needed_bytes)}"
+        where = f"+{size(self.slow_bytes)} RAM" if self.slow_bytes else "fits"
         return f"{where} · {_speed(self.tokens_per_s)}" if self.tokens_per_s else where
 
     @property
@@ -93,13 +93,13 @@ class Fit:
         """Part of a sentence: where it lies and how fast it is to be, or why it cannot run."""
         if self.problem:
             return self.problem
-        needed, available = size(self.needed_bytes, 1024), size(self.available_bytes, 1024)
+        needed, available = size(self.needed_bytes), size(self.available_bytes)
         if not self.is_fitting:
             return f"does not fit: needs {needed}, {available} there"
         if self.slow_bytes:
-            where = f"fits · {size(self.slow_bytes, 1024)} in RAM"
+            where = f"fits · {size(self.slow_bytes)} in RAM"
         elif self.kind == "discrete":
-            where = f"fits · {needed} of {size(self.fast_available_bytes, 1024)} VRAM"
+            where = f"fits · {needed} of {size(self.fast_available_bytes)} VRAM"
         else:
             where = f"fits · {needed} of {available}"
         return f"{where}, about {_speed(self.tokens_per_s)}" if self.tokens_per_s else where

@@ -42,7 +42,9 @@ class LoadBar(Horizontal):
         bar.display = progress.n_total > 0
         figures = ""
         if progress.n_total > 0:
-            figures = f"{size(progress.n_done)} of {size(progress.n_total)}{self._time_left(progress)}"
+            done, total = size(progress.n_done), size(progress.n_total)
+            done = done.removesuffix(total[total.index(" ") :])  # one unit said once leaves room for the time
+            figures = f"{done} of {total}{self._time_left(progress)}"
             if progress.n_done >= progress.n_total and progress.what.startswith("loading"):
                 figures = f"{size(progress.n_total)}, starting"
             bar.update(total=progress.n_total, progress=progress.n_done)

@@ -76,10 +76,10 @@ def memory_in_use(session: Session) -> list[str]:
         return []
     own, total = held.get(Tier.LOCAL, 0), sum(held.values())
     if llm.is_cpu_device:
-        return [f"RAM {size(total, 1024)}"]
-    shared = f" · shared {size(total - own, 1024)}" if total > own else ""
+        return [f"RAM {size(total)}"]
+    shared = f" · shared {size(total - own)}" if total > own else ""
     available = sum(tier.available_bytes for tier in llm.plan.tiers if tier.tier is Tier.LOCAL)
-    return [f"VRAM {size(own, 1024)} of {size(available, 1024)}{shared}", f"VRAM {size(own, 1024)}{shared}"]
+    return [f"VRAM {size(own)} of {size(available)}{shared}", f"VRAM {size(own)}{shared}"]
 
 
 def _activity(session: Session, answer: AnswerJob | None, speed: str) -> str:

@@ -112,11 +112,6 @@ def without_margin(budget_bytes: int) -> int:
     return max(budget_bytes - min(budget_bytes // MARGIN_SHARE, MAX_MARGIN_BYTES), 0)
 
 
-def memory_size(n_bytes: int) -> str:
-    """Bytes for people, as 3.53 GiB or 92.1 MiB."""
-    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
-
-
 def assumed_speeds(kind: DeviceKind, n_cores: int) -> Speeds:
     """Speeds of a device that nobody measured. n_cores: of the CPU, for drivers that run on it."""
     local = {

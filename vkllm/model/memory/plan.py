@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from vkllm.errors import InvalidParameter, OutOfDeviceMemory, counted
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import weight_format
-from vkllm.model.memory.limits import DeviceLimits, Tier, memory_size, without_margin
+from vkllm.model.memory.limits import DeviceLimits, Tier, without_margin
 from vkllm.model.memory.needs import (
     CACHE_TOKENS,
     CACHE_TYPES,
@@ -27,6 +27,7 @@ from vkllm.model.memory.needs import (
 from vkllm.model.memory.placement import DoesNotFit, MatrixRows, Tiers
 from vkllm.model.spec import ModelSpec
 from vkllm.parameters import whole_number
+from vkllm.sizes import size
 
 __all__ = ["DeviceLimits", "MemoryPlan", "PlanOptions", "cache_bytes_per_token", "decode_bytes", "plan"]
 
@@ -223,18 +224,16 @@ class _Planner:
         name = max(buffers, key=lambda key: buffers[key])
         if buffers[name] > self.limits.max_buffer_bytes:
             reason = (
-                f"{name} of {n_ctx} tokens takes {memory_size(buffers[name])}, and this device can bind "
-                f"{memory_size(self.limits.max_buffer_bytes)} at once"
+                f"{name} of {n_ctx} tokens takes {size(buffers[name])}, and this device can bind "
+                f"{size(self.limits.max_buffer_bytes)} at once"
             )
         else:
-            parts = ", ".join(f"{part} {memory_size(n_bytes)}" for part, n_bytes in by_part.items())
-            tiers = ", ".join(f"{tier} {memory_size(n_bytes)}" for tier, n_bytes in self.capacities() if n_bytes)
-            missing = (
-                f"{memory_size(needed - available)} are missing" if needed > available else "not where parts may lie"
-            )
+            parts = ", ".join(f"{part} {size(n_bytes)}" for part, n_bytes in by_part.items())
+            tiers = ", ".join(f"{tier} {size(n_bytes)}" for tier, n_bytes in self.capacities() if n_bytes)
+            missing = f"{size(needed - available)} are missing" if needed > available else "not where parts may lie"
             reason = (
-                f"the model needs {memory_size(needed)} with a context of {n_ctx} tokens ({parts}), and this device "
-                f"can give it {memory_size(available)} ({tiers or 'none'}): {missing}"
+                f"the model needs {size(needed)} with a context of {n_ctx} tokens ({parts}), and this device "
+                f"can give it {size(available)} ({tiers or 'none'}): {missing}"
             )
         fitting = self._what_would_fit(n_ctx)
         advice = f"{' or '.join(fitting)} would fit" if fitting else "use a smaller model or quantization"

@@ -20,6 +20,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from vkllm.errors import ModelNotFound
+from vkllm.sizes import size
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done and bytes in all."""
@@ -136,10 +137,10 @@ def _fetch_rest(remote: RemoteFile, file: _PartFile, on_progress: OnProgress) ->
         except BrokenOff as error:
             n_fruitless = 0 if file.n_bytes > n_before else n_fruitless + 1
             if n_fruitless == N_TRIES:
-                total = "" if remote.n_bytes is None else f" of {remote.n_bytes / 1e6:.1f}"
+                total = "" if remote.n_bytes is None else f" of {size(remote.n_bytes)}"
                 raise ModelNotFound(
-                    f"{remote.what} could not be fetched: the download broke off after {file.n_bytes / 1e6:.1f}{total} "
-                    f"MB ({error}); check the network and try again, it goes on from there."
+                    f"{remote.what} could not be fetched: the download broke off after {size(file.n_bytes)}{total} "
+                    f"({error}); check the network and try again, it goes on from there."
                 ) from error
         time.sleep(RETRY_WAIT_S)
 
@@ -184,7 +185,7 @@ def _continues(response: Any, n_done: int) -> bool:
 def _check_room(remote: RemoteFile, folder: Path, needed: int) -> None:
     if (free := shutil.disk_usage(folder).free) < needed:
         raise ModelNotFound(
-            f"{remote.what} needs {needed / 1e6:.0f} MB more in {folder}, and {free / 1e6:.0f} MB are free; "
+            f"{remote.what} needs {size(needed)} more in {folder}, and {size(free)} are free; "
             f"make room, or set {remote.setting} to use another folder."
         )
 

@@ -31,20 +31,10 @@ def fetch_from_hub(what: str, source: HubSource, sha256: str | None, on_progress
     sha256: of the wanted file, where known; the hub tells the one of what it has, and both have to agree with the
     bytes. Raises ModelNotFound. What was fetched of an unfinished download stays in the cache for the next attempt.
     """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import constants
     from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # but documented
 
-    if not is_inside(source.file) or len(source.repo.split("/")) != 2 or not is_inside(source.repo):
-        raise ModelNotFound(f"{what}: {source.repo}/{source.file} cannot be the name of a file of the hub; check it.")
-    with _explained(what, source.repo, source.file):
-        url = hf_hub_url(source.repo, source.file)
-        metadata = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    # Both become names of files, so they have to be what a hub gives: hashes.
-    etag, commit = metadata.etag or "", metadata.commit_hash or ""
-    if not _ETAG.fullmatch(etag) or not _COMMIT.fullmatch(commit):
-        raise ModelNotFound(
-            f"{what} could not be fetched: {constants.ENDPOINT} does not answer like a hub; check HF_ENDPOINT."
-        )
+    url, etag, commit, n_bytes = _located(what, source)
     published = etag if _SHA256.fullmatch(etag) else sha256
     if sha256 is not None and published != sha256:
         raise ModelNotFound(
@@ -59,12 +49,38 @@ def fetch_from_hub(what: str, source: HubSource, sha256: str | None, on_progress
         with WeakFileLock(lock):
             pointer = folder / "snapshots" / commit / source.file
             if not blob.exists() and not (pointer.is_file() and not pointer.is_symlink()):
-                remote = RemoteFile(what, url, metadata.size, published, "HF_HOME", build_hf_headers())
+                remote = RemoteFile(what, url, n_bytes, published, "HF_HOME", build_hf_headers())
                 download(remote, blob.with_name(f"{blob.name}.incomplete"), blob, on_progress)
             _point_to(blob, pointer)
             (folder / "refs").mkdir(exist_ok=True)
             (folder / "refs" / "main").write_text(commit)
     return pointer
+
+
+def remote_file(what: str, source: HubSource) -> RemoteFile:
+    """A file of the hub, to read parts of it. Raises ModelNotFound."""
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # but documented
+
+    url, _, _, n_bytes = _located(what, source)
+    return RemoteFile(what, url, n_bytes, None, "HF_HOME", build_hf_headers())
+
+
+def _located(what: str, source: HubSource) -> tuple[str, str, str, int | None]:
+    """Where a file of the hub is: address, ETag, commit, bytes. Raises ModelNotFound."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+    if not is_inside(source.file) or len(source.repo.split("/")) != 2 or not is_inside(source.repo):
+        raise ModelNotFound(f"{what}: {source.repo}/{source.file} cannot be the name of a file of the hub; check it.")
+    with _explained(what, source.repo, source.file):
+        url = hf_hub_url(source.repo, source.file)
+        metadata = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    # Both become names of files, so they have to be what a hub gives: hashes.
+    etag, commit = metadata.etag or "", metadata.commit_hash or ""
+    if not _ETAG.fullmatch(etag) or not _COMMIT.fullmatch(commit):
+        raise ModelNotFound(
+            f"{what} could not be fetched: {constants.ENDPOINT} does not answer like a hub; check HF_ENDPOINT."
+        )
+    return url, etag, commit, metadata.size
 
 
 def _point_to(blob: Path, pointer: Path) -> None:

