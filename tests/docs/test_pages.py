@@ -92,3 +92,17 @@ def test_the_table_of_sampling_has_every_option_with_its_default() -> None:
     assert [row for row in rows if row and row[0].startswith("-") and row[0] != "---"] == [
         [option, name, shown[name]] for name, option in OPTIONS.items()
     ]
+
+
+def test_the_six_names_of_a_tokens_path_are_defined_in_their_files() -> None:
+    section = (ROOT / "README.md").read_text().partition("## Where to read the code first")[2].partition("\n## ")[0]
+    names = re.findall(r"^\d\. `([\w.]+)` \(`([\w./]+)`\)", section, re.MULTILINE)
+    assert len(names) == 6
+    for name, file in names:
+        owner, _, function = name.rpartition(".")
+        text = (ROOT / file).read_text()
+        assert re.search(rf"\b(def|void) {function}\(", text), f"{file} has no {name}"
+        assert not owner or f"class {owner}" in text
+    calls = [("run_model", "llm.chat("), ("Engine.step", "_program.submit("), ("Program.submit", "decoder(")]
+    for name, call in calls:
+        assert call in (ROOT / dict(names)[name]).read_text(), f"{name} does not lead to {call}"

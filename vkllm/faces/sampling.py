@@ -52,18 +52,38 @@ def _option(*names: str, **more: Any) -> Any:
 class SamplingFlags:
     """Options of the commands that answer; the names are those of the fields of SamplingParams."""
 
-    max_tokens: Annotated[int | None, _option("-n", "--n-predict", help="At most so many tokens.")] = None
-    temperature: Annotated[
-        float | None, _option("--temp", "--temperature", help="0 always takes the likeliest token.")
+    max_tokens: Annotated[
+        int | None, _option("-n", "--n-predict", help="Limit the answer to N tokens; -1 is no limit.")
     ] = None
-    top_k: Annotated[int | None, _option("--top-k", help="Choose among the k likeliest; 0 is off.")] = None
-    top_p: Annotated[float | None, _option("--top-p", help="Choose among the likeliest p; 1 is off.")] = None
-    min_p: Annotated[float | None, _option("--min-p", help="Drop what is this less likely; 0 is off.")] = None
-    repetition_penalty: Annotated[float | None, _option("--repeat-penalty", help="Above 1 against repeats.")] = None
-    presence_penalty: Annotated[float | None, _option("--presence-penalty", help="Likewise, added once.")] = None
-    frequency_penalty: Annotated[float | None, _option("--frequency-penalty", help="Likewise, each time.")] = None
-    penalty_window: Annotated[int | None, _option("--repeat-last-n", help="Tokens that the penalties look at.")] = None
-    seed: Annotated[int | None, _option("-s", "--seed", help="The same seed gives the same answer.")] = None
+    temperature: Annotated[
+        float | None, _option("--temp", "--temperature", help="Randomness; 0 always takes the likeliest token.")
+    ] = None
+    top_k: Annotated[int | None, _option("--top-k", help="Choose among the K likeliest tokens; 0 is off.")] = None
+    top_p: Annotated[
+        float | None,
+        _option("--top-p", help="Choose among the likeliest tokens that together have this probability; 1 is off."),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        _option("--min-p", help="Drop tokens less likely than this fraction of the likeliest one; 0 is off."),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, _option("--repeat-penalty", help="Make tokens that occurred less likely; 1 is off.")
+    ] = None
+    presence_penalty: Annotated[
+        float | None,
+        _option("--presence-penalty", help="Subtract this from the logits of tokens that occurred; 0 is off."),
+    ] = None
+    frequency_penalty: Annotated[
+        float | None,
+        _option("--frequency-penalty", help="Subtract this for each time that a token occurred; 0 is off."),
+    ] = None
+    penalty_window: Annotated[
+        int | None, _option("--repeat-last-n", help="How many of the last tokens the penalties look at; -1 is all.")
+    ] = None
+    seed: Annotated[
+        int | None, _option("-s", "--seed", help="The same seed gives the same answer; -1 is a random one.")
+    ] = None
     stop: Annotated[list[str] | None, _option("--stop", metavar="TEXT", help="End the answer before this text.")] = None
     escapes: Annotated[
         bool | None,
@@ -73,7 +93,7 @@ class SamplingFlags:
     ] = None
     ignore_eos: Annotated[bool, _option("--ignore-eos", help="Go on where the model would end its answer.")] = False
     context_shift: Annotated[
-        bool, _option("--context-shift", help="When the context is full, go on without the older half of the chat.")
+        bool, _option("--context-shift", help="When the context is full, drop the older half of the chat and continue.")
     ] = False
 
     def arguments(self) -> dict[str, Any]:
@@ -100,24 +120,32 @@ class StructureFlags:
 
     json_schema: Annotated[
         str | None,
-        _structure("-j", "--json-schema", metavar="SCHEMA", help="JSON of this schema: a file, or the schema itself."),
+        _structure(
+            "-j", "--json-schema", metavar="SCHEMA", help="Answer with JSON of this schema, given as text or as a file."
+        ),
     ] = None
     json_schema_file: Annotated[
-        Path | None, _structure("-jf", "--json-schema-file", metavar="FILE", help="The same, a file.")
+        Path | None, _structure("-jf", "--json-schema-file", metavar="FILE", help="A file with such a schema.")
     ] = None
     output_format: Annotated[
-        str | None, _structure("--format", metavar="json", help="Any JSON object.", autocompletion=lambda: ["json"])
+        str | None,
+        _structure("--format", metavar="json", help="Answer with any JSON object.", autocompletion=lambda: ["json"]),
     ] = None
     regex: Annotated[
-        str | None, _structure("--regex", metavar="REGEX", help="What matches this regular expression.")
+        str | None,
+        _structure("--regex", metavar="REGEX", help="Answer with text that matches this regular expression."),
     ] = None
     grammar: Annotated[
         str | None,
         _structure(
-            "--grammar", metavar="GRAMMAR", help="What this grammar allows, GBNF or Lark: a file, or the grammar."
+            "--grammar",
+            metavar="GRAMMAR",
+            help="Answer as this GBNF or Lark grammar allows, given as text or as a file.",
         ),
     ] = None
-    grammar_file: Annotated[Path | None, _structure("--grammar-file", metavar="FILE", help="The same, a file.")] = None
+    grammar_file: Annotated[
+        Path | None, _structure("--grammar-file", metavar="FILE", help="A file with such a grammar.")
+    ] = None
 
     def arguments(self) -> dict[str, Any]:
         """Fields of SamplingParams by name. Raises InvalidParameter, also if more than one was given or it is wrong."""

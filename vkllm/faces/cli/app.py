@@ -110,7 +110,7 @@ def chat(
     model_option: ModelOption = None,
     system: System = None,
     system_file: SystemFile = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Line by line instead of on the whole screen.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Chat line by line instead of on the whole screen.")] = False,
 ) -> None:
     """Chat on the whole terminal; chats are kept. F1 there shows the keys.
 
@@ -134,7 +134,8 @@ def run(
     loading: LoadingFlags,
     model: ModelName = None,
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT", help="What to answer; without it, chat.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="The prompt to answer; without one, a chat begins.", show_default=False),
     ] = None,
     model_option: ModelOption = None,
     prompt: Annotated[
@@ -142,7 +143,9 @@ def run(
     ] = None,
     files: Annotated[
         list[Path] | None,
-        typer.Option("-f", "--file", metavar="FILE", help="Append a file to the prompt.", show_default=False),
+        typer.Option(
+            "-f", "--file", metavar="FILE", help="Append the text of this file to the prompt.", show_default=False
+        ),
     ] = None,
     system: System = None,
     system_file: SystemFile = None,
@@ -180,7 +183,8 @@ def run(
 
 
 def plan(loading: LoadingFlags, model: ModelName = None, model_option: ModelOption = None, json: Json = False) -> None:
-    """Show where a model's parts would lie, what stays free, and the speed to expect, without loading it.
+    """Show where the parts of a model would be placed, how much memory stays free and what speed to expect, without
+    loading it.
 
     Of a model that is not on this machine only its header is fetched, some megabytes, and not kept.
 

@@ -28,10 +28,16 @@ class LoadingFlags:
     """Options of the commands that load a model, or plan to."""
 
     ctx_size: Annotated[
-        int | None, _option("-c", "--ctx-size", help="Tokens of prompt and answer; 0: the most that costs no speed.")
+        int | None,
+        _option(
+            "-c",
+            "--ctx-size",
+            help="Context size: tokens of prompt and answer together; 0 is the longest that costs no speed.",
+        ),
     ] = None
     gpu_layers: Annotated[
-        str | None, _option("-ngl", "--n-gpu-layers", metavar="N|all", help="Layers in the GPU's own memory.")
+        str | None,
+        _option("-ngl", "--n-gpu-layers", metavar="N|all", help="How many layers to keep in the GPU's own memory."),
     ] = None
     device: DeviceName = None
     cache_type_k: Annotated[
@@ -40,7 +46,7 @@ class LoadingFlags:
             "-ctk",
             "--cache-type-k",
             metavar="f16|q8_0",
-            help="How keys are cached.",
+            help="Data type of the cached keys.",
             autocompletion=lambda: ["f16", "q8_0"],
         ),
     ] = "f16"
@@ -50,15 +56,17 @@ class LoadingFlags:
             "-ctv",
             "--cache-type-v",
             metavar="f16|q8_0",
-            help="How values are cached.",
+            help="Data type of the cached values.",
             autocompletion=lambda: ["f16", "q8_0"],
         ),
     ] = "f16"
     vram_limit: Annotated[
-        str | None, _option("--vram-limit", metavar="SIZE", help="Most of the GPU's own memory, such as 16GiB.")
+        str | None,
+        _option("--vram-limit", metavar="SIZE", help="Use at most this much of the GPU's own memory, such as 16GiB."),
     ] = None
     ram_limit: Annotated[
-        str | None, _option("--ram-limit", metavar="SIZE", help="Most of the system's memory, such as 500MiB.")
+        str | None,
+        _option("--ram-limit", metavar="SIZE", help="Use at most this much of the system's memory, such as 500MiB."),
     ] = None
 
     def arguments(self) -> dict[str, Any]:

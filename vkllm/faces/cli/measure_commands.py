@@ -60,17 +60,20 @@ def bench(
         typer.Option("-m", "--model", metavar="MODEL", help="Models, as options.", autocompletion=completion.models),
     ] = None,
     n_prompt: Annotated[
-        list[str] | None, typer.Option("-p", "--n-prompt", metavar="N", help="Tokens of a prompt [512].")
+        list[str] | None, typer.Option("-p", "--n-prompt", metavar="N", help="Length of the prompt in tokens [512].")
     ] = None,
     n_gen: Annotated[
-        list[str] | None, typer.Option("-n", "--n-gen", metavar="N", help="Tokens to generate [128].")
+        list[str] | None, typer.Option("-n", "--n-gen", metavar="N", help="How many tokens to generate [128].")
     ] = None,
-    pairs: Annotated[list[str] | None, typer.Option("-pg", metavar="PP,TG", help="Both, in one test.")] = None,
+    pairs: Annotated[
+        list[str] | None, typer.Option("-pg", metavar="PP,TG", help="A prompt and generated tokens in one test.")
+    ] = None,
     n_depth: Annotated[
-        list[str] | None, typer.Option("-d", "--n-depth", metavar="N", help="Tokens before those [0].")
+        list[str] | None,
+        typer.Option("-d", "--n-depth", metavar="N", help="Tokens that are in the context before the test [0]."),
     ] = None,
-    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Times to repeat each test.")] = 5,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="md|csv|json|jsonl", help="What to print.")] = "md",
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="How often to repeat each test.")] = 5,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="md|csv|json|jsonl", help="Output format.")] = "md",
     type_k: Annotated[
         list[str] | None, typer.Option("-ctk", "--cache-type-k", metavar="TYPE", help="f16 (default) or q8_0.")
     ] = None,
@@ -83,11 +86,11 @@ def bench(
     device: Annotated[
         list[str] | None, typer.Option("-dev", "--device", metavar="DEVICE", help="Indices or names of devices.")
     ] = None,
-    no_warmup: Annotated[bool, typer.Option("--no-warmup", help="Do not run each test once before it counts.")] = False,
+    no_warmup: Annotated[bool, typer.Option("--no-warmup", help="Skip the warm-up run before each test.")] = False,
     kernels: Annotated[
         bool,
         typer.Option(
-            "--kernels", help="Time each kernel instead: of a step of decoding, and of steps of -p tokens of a prompt."
+            "--kernels", help="Time each kernel instead, for one step of decoding and for prompts of -p tokens."
         ),
     ] = False,
 ) -> None:
@@ -135,11 +138,11 @@ def bench(
 
 
 def perplexity(
-    file: Annotated[Path, typer.Option("-f", "--file", help="The text.")],
+    file: Annotated[Path, typer.Option("-f", "--file", help="The file with the text.")],
     model: ModelName = None,
     model_option: ModelOption = None,
-    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=4, help="Tokens of a chunk.")] = 512,
-    n_chunks: Annotated[int, typer.Option("--chunks", help="At most so many chunks; -1 is all.")] = -1,
+    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=4, help="Length of a chunk in tokens.")] = 512,
+    n_chunks: Annotated[int, typer.Option("--chunks", help="Limit the number of chunks; -1 is all.")] = -1,
     device: DeviceName = None,
 ) -> None:
     """Measure how well a model predicts a text, as llama.cpp does: the second half of each chunk counts."""
@@ -154,9 +157,7 @@ def tune(
     model: ModelName = None,
     model_option: ModelOption = None,
     device: DeviceName = None,
-    budget: Annotated[
-        float, typer.Option("--budget", min=1, max=3600, help="Seconds that it may take, roughly.")
-    ] = 30.0,
+    budget: Annotated[float, typer.Option("--budget", min=1, max=3600, help="About how many seconds to spend.")] = 30.0,
     show: Annotated[bool, typer.Option("--show", help="Show what was found before, and whether it is used.")] = False,
     reset: Annotated[bool, typer.Option("--reset", help="Forget what was found before.")] = False,
     json: Json = False,
