@@ -54,6 +54,8 @@ ARC = replace(sizes(H100, 32, 8, 32), name="Intel Arc A770", vendor_id=INTEL, ma
         (replace(ARC, features=ARC.features - {"subgroup_size_control"}), None),
         (replace(ARC, features=ARC.features - {"compute_full_subgroups"}), None),
         (replace(ARC, max_workgroup_subgroups=0), None),
+        (replace(sizes(RADEON, 64, 64, 64), max_workgroup_subgroups=0), 64),  # Vega: one size, and none to ask for
+        (replace(sizes(RADEON, 64, 32, 64), max_workgroup_subgroups=0), None),
         (replace(H100, subgroup_operations=frozenset({"basic", "arithmetic", "vote"})), None),
         (replace(H100, subgroup_operations=frozenset()), None),
     ],

@@ -37,10 +37,11 @@ LEAST_SHARED_BYTES = 16384
 def required_subgroup_size(info: DeviceInfo) -> int | None:
     """The subgroup size that kernels ask for, a power of two; None where the device cannot promise one that suits."""
     smallest, largest = max(info.min_subgroup_size, SMALLEST), min(info.max_subgroup_size, LARGEST)
-    if not (info.features >= SIZE_FEATURES and info.max_workgroup_subgroups and info.subgroup_operations >= OPERATIONS):
+    if not (info.features >= SIZE_FEATURES and info.subgroup_operations >= OPERATIONS) or smallest > largest:
         return None
-    if smallest > largest:
-        return None
+    if not info.max_workgroup_subgroups:  # AMD's GPUs before RDNA: there is one size, and nothing to ask for
+        is_fixed = info.min_subgroup_size == info.max_subgroup_size == info.subgroup_size
+        return info.subgroup_size if is_fixed and info.subgroup_size & (info.subgroup_size - 1) == 0 else None
     size = min(max(PREFERRED_SIZES.get(info.vendor_id, info.subgroup_size), smallest), largest)
     has_room = info.max_workgroup_subgroups * size >= max(_least_invocations(info), 4 * size)
     return size if has_room and size & (size - 1) == 0 else None

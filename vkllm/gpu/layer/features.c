@@ -79,6 +79,7 @@ struct DeviceRequest {
   const char **extensions;
   uint64_t reported, enabled;
   uint32_t min_subgroup_size, max_subgroup_size;
+  int can_require_size;
 };
 
 /* The short name of a feature; NULL past the last. */
@@ -159,7 +160,7 @@ static void subgroup_limits(Instance *instance, VkPhysicalDevice gpu, DeviceRequ
       .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES};
   VkPhysicalDeviceProperties2 properties = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &limits};
   INSTANCE_FUNCTION(instance, vkGetPhysicalDeviceProperties2)(gpu, &properties);
-  if (!(limits.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT)) return;
+  request->can_require_size = !!(limits.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT);
   request->min_subgroup_size = limits.minSubgroupSize;
   request->max_subgroup_size = limits.maxSubgroupSize;
 }
@@ -235,6 +236,7 @@ void features_granted(const DeviceRequest *request, Device *d) {
   d->enabled = request->enabled;
   d->min_subgroup_size = request->min_subgroup_size;
   d->max_subgroup_size = request->max_subgroup_size;
+  d->can_require_size = request->can_require_size;
 }
 
 void features_free(DeviceRequest *request) {

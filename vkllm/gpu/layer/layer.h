@@ -125,7 +125,8 @@ typedef struct Device {
   VkPhysicalDevice gpu;
   uint8_t gpu_uuid[VK_UUID_SIZE];
   uint64_t reported, enabled;       /* feature masks */
-  uint32_t min_subgroup_size, max_subgroup_size;                   /* 0 if no size can be required */
+  uint32_t min_subgroup_size, max_subgroup_size;                   /* 0 if the device does not tell */
+  int can_require_size;             /* whether a compute pipeline can ask for one of them */
 
   Lock lock;                        /* guards all down to the pipelines; not held while the driver waits */
   Statistics statistics;

@@ -190,12 +190,13 @@ static VkResult pipeline(Device *d, VkPipelineCache cache, const VkComputePipeli
       .pNext = (void *)info.stage.pNext,
       .requiredSubgroupSize = required_subgroup_size};
   int size_wanted = size.requiredSubgroupSize != 0;
-  int size_given = size_wanted && size.requiredSubgroupSize >= d->min_subgroup_size &&
-                   size.requiredSubgroupSize <= d->max_subgroup_size &&
-                   !(size.requiredSubgroupSize & (size.requiredSubgroupSize - 1));
-  int full = size_given && (d->enabled & BIT(COMPUTE_FULL_SUBGROUPS));
+  int size_got = size_wanted && size.requiredSubgroupSize >= d->min_subgroup_size &&
+                 size.requiredSubgroupSize <= d->max_subgroup_size &&
+                 !(size.requiredSubgroupSize & (size.requiredSubgroupSize - 1)) &&
+                 (d->can_require_size || d->min_subgroup_size == d->max_subgroup_size);
+  int full = size_got && (d->enabled & BIT(COMPUTE_FULL_SUBGROUPS));
   Key key;
-  int shareable = key_of_pipeline(d, &info, size_given ? size.requiredSubgroupSize : 0, &key);
+  int shareable = key_of_pipeline(d, &info, size_got ? size.requiredSubgroupSize : 0, &key);
   SharedPipeline *p = shareable ? d->pipelines : NULL;
   while (p && memcmp(&p->key, &key, sizeof key)) p = p->next;
   VkResult result = VK_SUCCESS;
@@ -203,7 +204,7 @@ static VkResult pipeline(Device *d, VkPipelineCache cache, const VkComputePipeli
     p->users++;
     *out = p->handle;
   } else {
-    if (size_given) info.stage.pNext = &size;
+    if (size_got && d->can_require_size) info.stage.pNext = &size;
     if (full) info.stage.flags |= VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT;
     result = injected(INJECT_PIPELINE);
     if (!result && (!info.stage.module || !info.layout)) result = VK_ERROR_INITIALIZATION_FAILED;
@@ -220,7 +221,7 @@ static VkResult pipeline(Device *d, VkPipelineCache cache, const VkComputePipeli
     d->statistics.pipelines_shared++;
   else
     d->statistics.pipelines_created++;
-  d->statistics.subgroup_sizes_ignored += size_wanted && !size_given;
+  d->statistics.subgroup_sizes_ignored += size_wanted && !size_got;
   d->statistics.full_subgroups += full;
   unlock(&d->lock);
   return result;

@@ -55,7 +55,7 @@ def fitted(choices: Tuning, info: DeviceInfo, n_sharing: int, head_dim: int) -> 
 def most_invocations(info: DeviceInfo) -> int:
     """Most invocations of a workgroup: a power of two."""
     most = info.max_workgroup_invocations
-    if not is_plain(info):
+    if not is_plain(info) and info.max_workgroup_subgroups:
         most = min(most, info.subgroup_size * info.max_workgroup_subgroups)
     return 1 << most.bit_length() - 1
 
