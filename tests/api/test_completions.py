@@ -29,7 +29,7 @@ from vkllm import (
     InvalidParameter,
 )
 from vkllm.api.answer import SamplingOptions
-from vkllm.api.openai.options import ChatOptions, EmbeddingOptions, TextOptions
+from vkllm.api.openai.options import ChatCompletionOptions, EmbeddingOptions, TextOptions
 from vkllm.engine.requests import Request
 
 MakeLLM = Callable[..., LLM]
@@ -329,7 +329,7 @@ def test_json_of_an_answer_is_read_back_as_the_same(fake_llm: MakeLLM) -> None:
 def test_every_parameter_of_the_openai_package_is_known_and_the_others_are_sampling_params() -> None:
     ours = {*SamplingOptions.__annotations__, "repeat_penalty"}
     for options, create, explicit in (
-        (ChatOptions, OpenAIChat.create, {"messages", "model", "stream"}),
+        (ChatCompletionOptions, OpenAIChat.create, {"messages", "model", "stream"}),
         (TextOptions, openai.resources.Completions.create, {"prompt", "model", "stream"}),
         (EmbeddingOptions, openai.resources.Embeddings.create, {"input", "model"}),
     ):

@@ -15,7 +15,7 @@ from vkllm.api import queries
 from vkllm.api.answer import Generation, OnToken, SamplingOptions
 from vkllm.api.chat import SyncChat, sync_chat
 from vkllm.api.embedding import embeddings
-from vkllm.api.loading import LoadedModel, Loading, OnProgress
+from vkllm.api.loading import LoadedModel, Loading
 from vkllm.api.prompts import Message as Message
 from vkllm.api.prompts import as_batch, checked_origin
 from vkllm.api.stream import Stream, all_answers
@@ -26,6 +26,7 @@ from vkllm.errors import ContextOverflow, counted
 from vkllm.formats.gguf import main_format
 from vkllm.model.memory.plan import MemoryPlan
 from vkllm.parameters import checks_names, whole_number
+from vkllm.store.downloads.files import OnProgress
 
 if TYPE_CHECKING:
     from vkllm.api.openai.create import SyncCompletions, SyncEmbeddings

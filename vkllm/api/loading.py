@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -22,11 +21,9 @@ from vkllm.model.architectures import model_spec, pooling
 from vkllm.model.memory.plan import PlanOptions, chosen_context
 from vkllm.model.spec import ModelSpec
 from vkllm.store import find_model
+from vkllm.store.downloads.files import OnProgress
 from vkllm.text.chat import ChatTemplate
 from vkllm.text.tokenizer import Tokenizer
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with what is going on, bytes done and bytes in all; an error in it ends the loading and is raised."""
 
 
 class LoadOptions(TypedDict, total=False):

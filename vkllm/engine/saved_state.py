@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vkllm.engine.requests import EngineConfig
-from vkllm.errors import ContextOverflow, InvalidParameter, StateFileError
+from vkllm.errors import ContextOverflow, InvalidParameter, StateFileError, counted
 from vkllm.formats.state_file import reading, unsound, writing
 from vkllm.gpu.program.cached_blocks import CachedBlocks
 from vkllm.gpu.program.kernels import KV_BLOCK
@@ -111,7 +111,7 @@ class SavedStates:
             raise unsound(path, f"it says that it has {n_tokens!r} tokens")
         if n_tokens > self._program.plan.n_ctx:
             raise ContextOverflow(
-                f"{path}: the state has {n_tokens} tokens and the context holds {self._program.plan.n_ctx}; "
+                f"{path}: the state has {counted(n_tokens, 'token')} and the context holds {self._program.plan.n_ctx}; "
                 "load the model with a larger context"
             )
         return n_tokens

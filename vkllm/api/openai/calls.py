@@ -32,7 +32,7 @@ from vkllm.api.openai.completions import (
     usage_of,
 )
 from vkllm.api.openai.options import (
-    ChatOptions,
+    ChatCompletionOptions,
     TextOptions,
     chat_logprobs_option,
     given_options,
@@ -101,8 +101,10 @@ class Call(ABC, Generic[WholeT, ChunkT]):
 class ChatCall(Call[ChatCompletion, ChatCompletionChunk]):
     """A call of `chat.completions.create`. Raises InvalidParameter, ContextOverflow."""
 
-    def __init__(self, prompts: Prompts, messages: Iterable[Message | BaseModel], options: ChatOptions) -> None:
-        given = given_options(options, ChatOptions)
+    def __init__(
+        self, prompts: Prompts, messages: Iterable[Message | BaseModel], options: ChatCompletionOptions
+    ) -> None:
+        given = given_options(options, ChatCompletionOptions)
         super().__init__(prompts, "chatcmpl", given)
         sampling = sampling_options(given) | {"logprobs": chat_logprobs_option(given)}
         if (schema := schema_of(given.get("response_format"))) is not None:

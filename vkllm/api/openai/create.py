@@ -25,7 +25,7 @@ from vkllm.api.openai.completions import (
     EmbeddingResponse,
     embedding_response,
 )
-from vkllm.api.openai.options import ChatOptions, EmbeddingOptions, TextOptions, given_options, is_left_out
+from vkllm.api.openai.options import ChatCompletionOptions, EmbeddingOptions, TextOptions, given_options, is_left_out
 from vkllm.api.prompts import Message, Prompts, as_batch
 from vkllm.api.stream import Stream, all_answers
 from vkllm.engine.process.handle import EngineProcess
@@ -123,7 +123,7 @@ class ChatCompletions(Generic[WholeT, StreamT]):
         messages: Iterable[Message | BaseModel],
         model: str | None = None,
         stream: Literal[False] | None = None,
-        **options: Unpack[ChatOptions],
+        **options: Unpack[ChatCompletionOptions],
     ) -> WholeT: ...
 
     @overload
@@ -133,17 +133,17 @@ class ChatCompletions(Generic[WholeT, StreamT]):
         messages: Iterable[Message | BaseModel],
         model: str | None = None,
         stream: Literal[True],
-        **options: Unpack[ChatOptions],
+        **options: Unpack[ChatCompletionOptions],
     ) -> StreamT: ...
 
-    @checks_names(ChatOptions)
+    @checks_names(ChatCompletionOptions)
     def create(
         self,
         *,
         messages: Iterable[Message | BaseModel],
         model: str | None = None,
         stream: bool | None = None,
-        **options: Unpack[ChatOptions],
+        **options: Unpack[ChatCompletionOptions],
     ) -> WholeT | StreamT:
         """Answers a conversation, in OpenAI's shape.
 

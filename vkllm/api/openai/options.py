@@ -54,7 +54,7 @@ class CommonOptions(TransportOptions, total=False):
     stream_options: Mapping[str, bool] | None
 
 
-class ChatOptions(CommonOptions, total=False):
+class ChatCompletionOptions(CommonOptions, total=False):
     """The parameters of `chat.completions.create` beside messages, model and stream."""
 
     max_completion_tokens: int | None

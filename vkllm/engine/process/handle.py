@@ -32,7 +32,7 @@ _KILL_S = 2.0  # for the operating system to end a process that was told to
 _OUTPUT_BYTES = 8192
 _OUTPUT_LINES_IN_MESSAGE = 4
 
-OnProgress = Callable[[int, int], None]
+OnBytes = Callable[[int, int], None]
 OnEvent = Callable[[Event], object]
 
 
@@ -43,7 +43,7 @@ class EngineProcess:
     factory: "module:callable" of the engine; tests put theirs here.
     """
 
-    def __init__(self, config: EngineConfig, on_progress: OnProgress | None = None, *, factory: str = ENGINE) -> None:
+    def __init__(self, config: EngineConfig, on_progress: OnBytes | None = None, *, factory: str = ENGINE) -> None:
         self._config = config
         self._on_progress = on_progress
         self._factory = factory
@@ -213,7 +213,7 @@ class _Child:
         """Whether it takes requests."""
         return self._error is None and self._process.poll() is None
 
-    def load(self, on_progress: OnProgress | None) -> None:
+    def load(self, on_progress: OnBytes | None) -> None:
         """Waits until the model is loaded; ends the process and raises if that fails."""
         try:
             while True:
