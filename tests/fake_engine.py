@@ -110,6 +110,7 @@ class FakeEngine:
         self._cached: tuple[int, ...] = ()
         self._has_memory = config.device != "full"
         self._close_s = 0.5 if config.device == "slow close" else 0.0
+        self._never_ends = config.device == "no end"  # of answers: only who stops them goes on
         self._is_slow = config.device == "slow steps"
 
     @property
@@ -131,7 +132,7 @@ class FakeEngine:
         if request.id in self._cancelled:
             return [self._finish("cancelled")]
         kind, *script = request.prompt_token_ids
-        time.sleep(0.05 if kind == SLOW or self._is_slow else STEP_S)
+        time.sleep(0.05 if kind == SLOW or self._is_slow or self._never_ends else STEP_S)
         if kind == HANG:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(60)
@@ -152,6 +153,8 @@ class FakeEngine:
         token_id = script[self._n_generated % len(script)] if script else kind
         if kind == SEED:
             token_id = request.params.seed or 0
+        if self._never_ends and token_id in request.stop_token_ids:
+            return []
         self._n_generated += 1
         top = tuple(TokenLogprob(token_id + i, -0.5 - i) for i in range(request.params.logprobs or 0))
         logprob = None if request.params.logprobs is None else -0.5

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fake_llm import FakeFits, FakeLLM
 from rich.cells import cell_len
+from textual import events
 from textual.pilot import Pilot
 
 from vkllm.faces.chat.store import ChatStore
@@ -90,8 +91,14 @@ class Scene:
         await self.pilot.pause()
 
     async def press(self, *keys: str) -> None:
+        """Presses keys and waits until each has been handled to its end."""
         await self.pilot.press(*keys)
-        await self.pilot.pause()
+        await self.until(lambda: self.app.keys.is_idle)
+
+    def press_at_once(self, *keys: str) -> None:
+        """Presses keys as one burst, as a fast typist or a paste without marks does; waits for nothing."""
+        for key in keys:
+            self.app.post_message(events.Key("space", " ") if key == " " else events.Key(key, None))
 
     async def seconds_for(self, key: str) -> tuple[float, float]:
         """Presses a key in the prompt; how long it takes until its character is drawn, and of that this thread's work.
@@ -142,19 +149,26 @@ OpenChat = Callable[..., AbstractAsyncContextManager[Scene]]
 
 @pytest.fixture
 def open_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenChat]:
-    """Opens the chat on one store a test. model: of FakeLLM; size: of the terminal."""
+    """Opens the chat on one store a test. model: of FakeLLM; size: of the terminal.
+
+    notifications: whether they are drawn.
+    """
     FakeLLM.opened.clear()
     for name in ("TMUX", "DISPLAY", "WAYLAND_DISPLAY", "VTE_VERSION", "TERM_PROGRAM"):  # nobody's clipboard changes
         monkeypatch.delenv(name, raising=False)
 
     @asynccontextmanager
     async def open_one(
-        model: str | None = "tiny", size: tuple[int, int] = (80, 24), **options: Any
+        model: str | None = "tiny",
+        size: tuple[int, int] = (80, 24),
+        *,
+        notifications: bool = False,
+        **options: Any,
     ) -> AsyncIterator[Scene]:
         store = ChatStore(tmp_path / "chats.db")
         app = ChatApp(ChatOptions(model=model, **options), store, FakeLLM, FakeFits())
         app.animation_level = "none"
-        async with app.run_test(size=size) as pilot:
+        async with app.run_test(size=size, notifications=notifications) as pilot:
             scene = Scene(app, pilot, store)
             await pilot.pause()
             if model is not None and model not in ("missing", "huge", "slow", "hanging"):

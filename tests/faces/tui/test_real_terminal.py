@@ -16,8 +16,8 @@ import pytest
 from vkllm.faces.chat.store import ChatStore
 
 ROOT = Path(__file__).parent.parent.parent.parent
-PATIENCE_S = 30.0
-# The command with tests/fake_engine.py in the place of the engine, its steps slow enough to be stopped.
+PATIENCE_S = 120.0  # a machine may be busy with anything; what is waited for is on the screen far sooner
+# The command with tests/fake_engine.py in the place of the engine; "no end": its answers last until they are stopped.
 FAKE = (
     "import functools, vkllm.api.llm, vkllm.engine.process.handle as process\n"
     "vkllm.api.loading.EngineProcess = functools.partial(process.EngineProcess, factory='fake_engine:FakeEngine')\n"
@@ -64,8 +64,8 @@ class Tmux:
     def screen(self) -> str:
         return self.run("capture-pane", "-p", "-t", "chat")
 
-    def until(self, holds: Callable[[str], bool]) -> str:
-        deadline = time.monotonic() + PATIENCE_S
+    def until(self, holds: Callable[[str], bool], patience_s: float = PATIENCE_S) -> str:
+        deadline = time.monotonic() + patience_s
         while not holds(screen := self.screen):
             assert time.monotonic() < deadline, screen
             time.sleep(0.05)
@@ -74,10 +74,7 @@ class Tmux:
     def quit(self) -> str:
         """Presses Ctrl+Q and waits for the end; what is on the screen then."""
         self.press("C-q")
-        start = time.monotonic()
-        screen = self.until(lambda screen: "exit code" in screen)
-        assert time.monotonic() - start < 5
-        return screen
+        return self.until(lambda screen: "exit code" in screen)
 
 
 @pytest.fixture
@@ -102,7 +99,7 @@ def engines() -> set[str]:
 
 
 def test_a_person_types_stops_repeats_quits_and_finds_the_chat_again(tmux: Tmux, tiny_gguf: Path) -> None:
-    command = [sys.executable, "-c", FAKE, "chat", str(tiny_gguf), "--device", "slow steps"]
+    command = [sys.executable, "-c", FAKE, "chat", str(tiny_gguf), "--device", "no end"]
     tmux.start(command)
     tmux.until(lambda screen: "ready" in screen)
     tmux.type("a question")
@@ -120,10 +117,10 @@ def test_a_person_types_stops_repeats_quits_and_finds_the_chat_again(tmux: Tmux,
     tmux.end()
     tmux.start(command)
     tmux.until(lambda screen: "ready" in screen)
-    tmux.press("F2")
-    tmux.until(lambda screen: "Chats" in screen and "a question" in screen)
-    tmux.press("Enter")
-    tmux.until(lambda screen: "2/2" in screen and "stopped" in screen and "that goes on" in screen)
+    tmux.press("F2", "Enter", "x", "y")  # in one burst: the dialog is not there yet when the others come
+    tmux.until(lambda screen: "2/2" in screen and "stopped" in screen and "that goes on" in screen and "│ xy" in screen)
+    tmux.press("F4", "0", ".", "2", "5", "Tab", "5", "0", "C-s", "z")
+    tmux.until(lambda screen: "temperature 0.25" in screen and "│ xyz" in screen)
     tmux.quit()
 
 
@@ -131,18 +128,15 @@ def test_a_person_types_stops_repeats_quits_and_finds_the_chat_again(tmux: Tmux,
 def test_quitting_while_a_model_is_loaded_leaves_nothing(tmux: Tmux, tiny_gguf: Path, keys: list[str]) -> None:
     tmux.start([sys.executable, "-c", FAKE, "chat", str(tiny_gguf), "--device", "slow start"])
     tmux.until(lambda screen: "loading" in screen and bool(engines()))
-    start = time.monotonic()
-    for key in keys:
-        tmux.press(key)
-    screen = tmux.until(lambda screen: "exit code" in screen)
-    assert time.monotonic() - start < 5
+    tmux.press(*keys)
+    screen = tmux.until(lambda screen: "exit code" in screen, 50)  # the load would take 60 s
     assert "exit code 0" in screen and "Traceback" not in screen
     assert engines() == set()
 
 
 @pytest.mark.parametrize("keys", [["C-q"], ["C-c", "C-c"]])
 def test_quitting_in_mid_answer_leaves_nothing_but_the_chat(tmux: Tmux, tiny_gguf: Path, keys: list[str]) -> None:
-    tmux.start([sys.executable, "-c", FAKE, "chat", str(tiny_gguf), "--device", "slow steps"])
+    tmux.start([sys.executable, "-c", FAKE, "chat", str(tiny_gguf), "--device", "no end"])
     tmux.until(lambda screen: "ready" in screen)
     tmux.type("a question that is as long as its answer will be, so that there is time to leave in between")
     tmux.press("Enter")
@@ -156,7 +150,7 @@ def test_quitting_in_mid_answer_leaves_nothing_but_the_chat(tmux: Tmux, tiny_ggu
 
 
 def test_a_terminal_that_is_closed_in_mid_answer_leaves_nothing_but_the_chat(tmux: Tmux, tiny_gguf: Path) -> None:
-    tmux.start([sys.executable, "-c", FAKE, "chat", str(tiny_gguf), "--device", "slow steps"])
+    tmux.start([sys.executable, "-c", FAKE, "chat", str(tiny_gguf), "--device", "no end"])
     tmux.until(lambda screen: "ready" in screen)
     tmux.type("a question that is as long as its answer will be, so that there is time to leave in between")
     tmux.press("Enter")

@@ -8,13 +8,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.drivers._writer_thread import WriterThread
+from textual.filter import LineFilter
 from textual.screen import Screen
 
 from vkllm import LLM, VkllmError
@@ -24,7 +26,9 @@ from vkllm.faces.tui.chat_screen import ChatScreen
 from vkllm.faces.tui.clipboard import copy_by_program, terminal_doubt
 from vkllm.faces.tui.fits import Fits
 from vkllm.faces.tui.jobs import OpenModel
+from vkllm.faces.tui.key_order import KeyOrder
 from vkllm.faces.tui.parameters_screen import Parameters
+from vkllm.faces.tui.printable import PrintableLines, without_controls
 from vkllm.faces.tui.session import Session
 
 _TWICE_S = 3.0  # the second Ctrl+C quits if it comes within this time
@@ -57,6 +61,8 @@ class ChatApp(App[None]):
         self.session = Session(open_model, fits, n_ctx=options.n_ctx, device=options.device)
         self._store = store
         self.event_loop: asyncio.AbstractEventLoop | None = None
+        self._printable = PrintableLines()
+        self.keys = KeyOrder(self, super().on_event)
         self._last_interrupt_s = 0.0
         # What was used last. It is read here, where an error of the store is still told without a screen.
         stored = store.setting("parameters", {"system": "", "sampling": {}})
@@ -78,6 +84,23 @@ class ChatApp(App[None]):
             for name in (signal.SIGTERM, signal.SIGHUP):
                 self.event_loop.add_signal_handler(name, self.leave)
 
+    async def on_event(self, event: events.Event) -> None:
+        """Takes keys and pastes in order."""
+        if isinstance(event, events.Key | events.Paste) and not event.is_forwarded:
+            self.keys.add(event)
+            return
+        if isinstance(event, events.MouseDown | events.MouseUp):
+            self.keys.expect_change()
+        await super().on_event(event)
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """What each line goes through before it is drawn."""
+        return [*super().get_line_filters(), self._printable]
+
+    def on_unmount(self) -> None:
+        """Nobody waits for keys any more."""
+        self.keys.close()
+
     def leave(self) -> None:
         """Keeps what there is of an answer and ends the application."""
         for screen in self.screen_stack:
@@ -87,13 +110,14 @@ class ChatApp(App[None]):
 
     def copy_to_clipboard(self, text: str) -> None:
         """Copies through the terminal and, where there is one, a program; says so if neither may have worked."""
+        text = without_controls(text)  # pasted into a shell they would be keys
         super().copy_to_clipboard(text)
         self.run_worker(partial(self._copy_by_program, text), thread=True, exit_on_error=False)
 
     def _copy_by_program(self, text: str) -> None:
         if not copy_by_program(text) and (doubt := terminal_doubt(text)):
             advice = f"{doubt}. “Export chat” in the palette (Ctrl+P) writes a file."
-            self.call_from_thread(self.notify, advice, severity="warning", timeout=8)
+            self.call_from_thread(self.notify, advice, severity="warning", timeout=8, markup=False)
 
     async def action_quit(self) -> None:
         """Ctrl+Q."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from rich.cells import cell_len, set_cell_size
 
+from vkllm.faces.tui.printable import one_line
+
 
 def cut(text: str, width: int) -> str:
-    """The text, or its beginning and an ellipsis, in at most so many cells."""
+    """The text on one line, or its beginning and an ellipsis, in at most so many cells."""
+    text = one_line(text)
     if cell_len(text) <= width:
         return text
     return set_cell_size(text, width - 1).rstrip() + "…" if width > 0 else ""
@@ -19,6 +22,7 @@ def padded(text: str, width: int) -> str:
 
 def at_both_ends(left: str, right: str, width: int) -> str:
     """A line with one text at its left and one at its right; what is too long is cut, the left one first."""
+    left, right = one_line(left), one_line(right)
     right = cut(right, max(width // 2, width - cell_len(left) - 2))
     room = width - cell_len(right) - 2
     return padded(left, room) + "  " + right

@@ -8,7 +8,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from textual import on, work
+from rich.text import Text
+from textual import on
 from textual.binding import Binding
 from textual.widgets import Footer
 
@@ -17,6 +18,7 @@ from vkllm.faces.chat.reasoning import split_reasoning
 from vkllm.faces.chat.store import ChatMessage, ChatStore, State, title_of
 from vkllm.faces.tui.cells import cut
 from vkllm.faces.tui.errors_shown import context_is_full, notice_for
+from vkllm.faces.tui.footer_keys import NARROW
 from vkllm.faces.tui.jobs import AnswerJob
 from vkllm.faces.tui.live_answer import LiveAnswer
 from vkllm.faces.tui.load_bar import LoadBar
@@ -29,7 +31,6 @@ from vkllm.faces.tui.status_bar import ContextUsed, StatusBar
 
 _TICK_S = 0.05
 _N_RECENT = 10
-_NARROW = 76  # the keys at the bottom stand closer together
 
 
 class ChatScreen(ReadingScreen):
@@ -71,7 +72,7 @@ class ChatScreen(ReadingScreen):
 
     def on_resize(self) -> None:
         """Cuts the lines to the new width."""
-        self.query_one(Footer).compact = self.size.width < _NARROW
+        self.query_one(Footer).compact = self.size.width < NARROW
         self._show_lines()
 
     # --- Questions ---------------------------------------------------------------------------------------------------
@@ -273,13 +274,14 @@ class ChatScreen(ReadingScreen):
         names = [model, *(name for name in self._recent_models() if name != model)]
         self.store.set_setting("recent_models", names[:_N_RECENT])
 
-    @work
-    async def action_models(self) -> None:
+    def action_models(self) -> None:
         """Lets the user choose a model and loads it."""
         with self.errors_told():
-            model = await self.app.push_screen_wait(ModelsScreen(self._recent_models(), self.session))
-            if model is not None:
-                self.call_later(self.load, model)
+            self.app.push_screen(ModelsScreen(self._recent_models(), self.session), self._load_chosen)
+
+    def _load_chosen(self, model: str | None) -> None:
+        if model is not None:
+            self.call_later(self.load, model)
 
     def action_load_with_context(self, n_ctx: int) -> None:
         """Loads the model with another length of context, and then answers the question that waits."""
@@ -292,10 +294,11 @@ class ChatScreen(ReadingScreen):
             self._is_answer_due = bool(self.messages) and self.messages[-1].role == "user"
             await self.load(self.session.model)
 
-    @work
-    async def action_parameters(self) -> None:
+    def action_parameters(self) -> None:
         """The panel of parameters; they hold from the next answer on."""
-        changed = await self.app.push_screen_wait(ParametersScreen(self.parameters))
+        self.app.push_screen(ParametersScreen(self.parameters), self._take_changed)
+
+    def _take_changed(self, changed: Parameters | None) -> None:
         if changed is not None:
             self.call_later(self._take_parameters, changed)
 
@@ -329,7 +332,8 @@ class ChatScreen(ReadingScreen):
 
     def _show_lines(self) -> None:
         self.show_title()
-        self.prompt.border_subtitle = cut(self.parameters.in_short, self.size.width - 8)
+        in_short = Text(cut(self.parameters.in_short, self.size.width - 8))  # a str would be read as markup
+        self.prompt.border_subtitle = in_short
         job = None if self._answer is None else self._answer.job
         self.query_one(StatusBar).show(self.session, job, self._speed, self._used)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from textual import work
 from textual.app import ComposeResult
 from textual.binding import ActiveBinding, Binding
 from textual.containers import Vertical
@@ -69,11 +68,18 @@ class ChatsScreen(ModalScreen[int | None]):
         """Cuts the titles to the new width."""
         self.call_after_refresh(lambda: self._list(self.query_one(Input).value))
 
-    def on_input_changed(self, event: Input.Changed) -> None:
+    def on_input_changed(self) -> None:
         """Searches once no more keys come: in years of chats that takes a moment."""
         if self._search is not None:
             self._search.stop()
-        self._search = self.set_timer(_SEARCH_AFTER_S, lambda: self._list(event.value))
+        self._search = self.set_timer(_SEARCH_AFTER_S, self._search_now)
+
+    def _search_now(self) -> None:
+        """Does the search that waits, if there is one: what was typed holds for the keys after it."""
+        if self._search is not None:
+            self._search.stop()
+            self._search = None
+            self._list(self.query_one(Input).value)
 
     def on_option_list_option_selected(self) -> None:
         """A click opens."""
@@ -81,40 +87,50 @@ class ChatsScreen(ModalScreen[int | None]):
 
     def action_open(self) -> None:
         """Closes with the chosen chat."""
+        self._search_now()
         if chat := self._chosen():
             self.dismiss(chat.id)
 
     def action_move(self, step: int) -> None:
         """Moves the choice while the search line keeps the keys."""
+        self._search_now()
         choices = self.query_one(OptionList)
         if step > 0:
             choices.action_cursor_down()
         else:
             choices.action_cursor_up()
 
-    @work
-    async def action_rename(self) -> None:
+    def action_rename(self) -> None:
         """Asks for another title."""
+        self._search_now()
         if chat := self._chosen():
-            title = await self.app.push_screen_wait(AskText("Rename chat", chat.title))
-            if title is not None:
-                self._change(lambda: self._store.rename_chat(chat.id, title))
+            self.app.push_screen(AskText("Rename chat", chat.title), lambda title: self._rename(chat, title))
 
-    @work
-    async def action_delete(self) -> None:
+    def _rename(self, chat: Chat, title: str | None) -> None:
+        if title is not None:
+            self._change(lambda: self._store.rename_chat(chat.id, title))
+
+    def action_delete(self) -> None:
         """Deletes, after a question."""
+        self._search_now()
         if chat := self._chosen():
-            chat_id = chat.id
-            if await self.app.push_screen_wait(Confirm(f"Delete “{chat.title}” for good?")):
-                self._change(lambda: self._store.delete_chat(chat_id))
+            question = Confirm(f"Delete “{chat.title}” for good?")
+            self.app.push_screen(question, lambda is_sure: self._delete(chat, is_sure))
 
-    @work
-    async def action_export(self) -> None:
+    def _delete(self, chat: Chat, is_sure: bool | None) -> None:
+        if is_sure:
+            self._change(lambda: self._store.delete_chat(chat.id))
+
+    def action_export(self) -> None:
         """Writes the chat to a file."""
+        self._search_now()
         if chat := self._chosen():
-            path = await self.app.push_screen_wait(AskText("Export as Markdown to", file_name(chat.title)))
-            if path is not None:
-                self._change(lambda: self.notify(f"Written to {export_chat(self._store, chat, Path(path))}"))
+            question = AskText("Export as Markdown to", file_name(chat.title))
+            self.app.push_screen(question, lambda path: self._export(chat, path))
+
+    def _export(self, chat: Chat, path: str | None) -> None:
+        if path is not None:
+            self._change(lambda: self.notify(f"Written to {export_chat(self._store, chat, Path(path))}", markup=False))
 
     def _change(self, change: Callable[[], None]) -> None:
         try:

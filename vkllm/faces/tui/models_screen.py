@@ -44,6 +44,8 @@ class ModelsScreen(ModalScreen[str | None]):
         self._n_found = -1
         self._has_asked = False
         self._found: list[KnownModel] | None = None
+        self._moves_due: list[int] = []  # keys that were pressed before the list was there
+        self._is_choice_due = False
 
     def compose(self) -> ComposeResult:
         """The search line above the list."""
@@ -66,6 +68,7 @@ class ModelsScreen(ModalScreen[str | None]):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Searches at each key."""
+        self._moves_due.clear()
         self._list(event.value)
 
     def on_option_list_option_highlighted(self) -> None:
@@ -78,6 +81,9 @@ class ModelsScreen(ModalScreen[str | None]):
 
     def action_move(self, step: int) -> None:
         """Moves the choice while the search line keeps the keys."""
+        if self._all is None:
+            self._moves_due.append(step)
+            return
         choices = self.query_one(OptionList)
         if step > 0:
             choices.action_cursor_down()
@@ -86,6 +92,9 @@ class ModelsScreen(ModalScreen[str | None]):
 
     def action_choose(self) -> None:
         """Closes with the chosen model, or with what was typed if no model's name holds it."""
+        if self._all is None:
+            self._is_choice_due = True
+            return
         typed = self.query_one(Input).value.strip()
         if (model := self._chosen()) is not None:
             self.dismiss(model.name)
@@ -104,6 +113,11 @@ class ModelsScreen(ModalScreen[str | None]):
         if self._all is None and not self._thread.is_alive():
             self._all = self._found or []
             self._list(self.query_one(Input).value)
+            for step in self._moves_due:
+                self.action_move(step)
+            if self._is_choice_due:
+                self.action_choose()
+                return
         if self._all is not None:
             if not self._has_asked:  # once, because a driver that crashes does so again
                 models = [model.to_fit for model in self._all]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from textual import on, work
+from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import ActiveBinding, Binding
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
@@ -23,6 +24,7 @@ from vkllm.faces.tui.cells import at_both_ends
 from vkllm.faces.tui.chats_screen import ChatsScreen, export_chat
 from vkllm.faces.tui.conversation import Conversation
 from vkllm.faces.tui.dialogs import AskText, Confirm
+from vkllm.faces.tui.footer_keys import that_fit
 from vkllm.faces.tui.help_screen import HelpScreen
 from vkllm.faces.tui.load_bar import LoadBar
 from vkllm.faces.tui.long_text import LongText
@@ -69,6 +71,14 @@ class ReadingScreen(Screen[None]):
     def on_screen_resume(self) -> None:
         """Its keys are back."""
         self.query_one(Footer).visible = True
+
+    @property
+    def active_bindings(self) -> dict[str, ActiveBinding]:
+        """All keys; the footer shows those that there is room for, on a message above all the message's own."""
+        active = super().active_bindings
+        others = {one.binding.action for one in active.values() if one.node is self} - {"help", "stop"}
+        never = others if isinstance(self.focused, MessageView) else set()
+        return that_fit(active, self.size.width, self.app.get_key_display, always=("help",), never=never)
 
     @property
     def conversation(self) -> Conversation:
@@ -212,8 +222,7 @@ class ReadingScreen(Screen[None]):
                 if view := self.conversation.view(variants[index]):
                     view.focus()
 
-    @work
-    async def _delete(self, message: ChatMessage) -> None:
+    def _delete(self, message: ChatMessage) -> None:
         """Deletes the last answer alone, anything else as question and answer: templates want them in turns."""
         ids = [other.id for other in self.messages]
         if message.id not in ids:
@@ -223,9 +232,14 @@ class ReadingScreen(Screen[None]):
         if message.role == "assistant" and not is_last_answer:
             index -= 1
         what = "this answer" if is_last_answer else "this question and its answers"
-        if await self.app.push_screen_wait(Confirm(f"Delete {what} for good?")):
-            answer_id = ids[index + 1] if index + 1 < len(ids) and not is_last_answer else None
-            self.call_later(self._delete_now, self.messages[index], answer_id)
+        answer_id = ids[index + 1] if index + 1 < len(ids) and not is_last_answer else None
+        first = self.messages[index]
+
+        def delete(is_sure: bool | None) -> None:
+            if is_sure:
+                self.call_later(self._delete_now, first, answer_id)
+
+        self.app.push_screen(Confirm(f"Delete {what} for good?"), delete)
 
     async def _delete_now(self, message: ChatMessage, answer_id: int | None) -> None:
         self.stop_answer()
@@ -239,11 +253,12 @@ class ReadingScreen(Screen[None]):
         """Begins a chat with the parameters of the last one."""
         self.call_later(self.show_chat, None)
 
-    @work
-    async def action_chats(self) -> None:
+    def action_chats(self) -> None:
         """Lets the user choose a chat and shows it."""
         current_id = None if self.chat is None else self.chat.id
-        chat_id = await self.app.push_screen_wait(ChatsScreen(self.store, current_id))
+        self.app.push_screen(ChatsScreen(self.store, current_id), self._after_list_of_chats)
+
+    def _after_list_of_chats(self, chat_id: int | None) -> None:
         self.call_later(self._after_list, chat_id)
 
     async def _after_list(self, chat_id: int | None) -> None:
@@ -258,29 +273,31 @@ class ReadingScreen(Screen[None]):
                     await self.show_chat(None)
                 self.show_title()
 
-    @work
-    async def action_rename(self) -> None:
+    def action_rename(self) -> None:
         """Gives this chat another name."""
         if self.chat is None:
             self.notify("This chat has no message yet.")
             return
-        title = await self.app.push_screen_wait(AskText("Rename chat", self.chat.title))
+        self.app.push_screen(AskText("Rename chat", self.chat.title), partial(self._rename, self.chat.id))
+
+    def _rename(self, chat_id: int, title: str | None) -> None:
         if title is not None:
             with self.errors_told():
-                self.store.rename_chat(self.chat.id, title)
-                self.chat = self.store.chat(self.chat.id)
-                self.show_title()
+                self.store.rename_chat(chat_id, title)
+                self.call_later(self._after_list, None)
 
-    @work
-    async def action_export(self) -> None:
+    def action_export(self) -> None:
         """Writes this chat to a Markdown file."""
         if self.chat is None:
             self.notify("This chat has no message yet.")
             return
-        path = await self.app.push_screen_wait(AskText("Export as Markdown to", file_name(self.chat.title)))
+        question = AskText("Export as Markdown to", file_name(self.chat.title))
+        self.app.push_screen(question, partial(self._export, self.chat))
+
+    def _export(self, chat: Chat, path: str | None) -> None:
         if path is not None:
             with self.errors_told():
-                self.notify(f"Written to {export_chat(self.store, self.chat, Path(path))}", markup=False)
+                self.notify(f"Written to {export_chat(self.store, chat, Path(path))}", markup=False)
 
     # --- Places ------------------------------------------------------------------------------------------------------
 

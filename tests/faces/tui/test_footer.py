@@ -1,0 +1,96 @@
+"""The two lines at the bottom fit: figures of the model, and keys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import OpenChat, Scene
+from rich.cells import cell_len
+from textual.widgets import Footer
+from textual.widgets._footer import FooterKey
+
+from vkllm.faces.tui.session import KnownModel
+from vkllm.model.memory.limits import Tier
+from vkllm.model.memory.plan import MemoryPlan, TierPlan
+
+pytestmark = pytest.mark.asyncio
+
+GIB = 2**30
+LOCAL = TierPlan(Tier.LOCAL, 140 * GIB, 104 * GIB, 104 * GIB, GIB, 0, 4e11)
+HOST = TierPlan(Tier.HOST, 500 * GIB, 130 * GIB, 130 * GIB, 0, 0, 2e10)
+WIDTHS = [200, 120, 100, 80, 76, 75, 60, 46, 30]
+
+
+@pytest.fixture(autouse=True)
+def models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "vkllm.faces.tui.models_screen.known_models",
+        lambda recent: [KnownModel("tiny", "", 98_362_432, "/m/tiny.gguf")],
+    )
+
+
+def assert_keys_fit(scene: Scene) -> list[str]:
+    """No key of the footer is cut; the names of those that are shown."""
+    footer = scene.app.screen.query_one(Footer)
+    keys = list(footer.query(FooterKey))
+    assert keys, scene.shown
+    for key in keys:
+        assert key.region.right <= footer.content_region.right and key.region.x >= footer.content_region.x, (
+            key.description,
+            scene.shown,
+        )
+    return [key.description for key in keys]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+async def test_figures_of_a_large_model_fit_and_the_important_ones_stay(open_chat: OpenChat, width: int) -> None:
+    async with open_chat(size=(width, 24)) as scene:
+        llm: Any = scene.chat.session.llm
+        llm.path = SimpleNamespace(stem="Meta-Llama-3.1-405B-Instruct-Q4_K_M-日本語-" * 4, name="x")
+        llm.device_name = "NVIDIA GeForce RTX 4090 Laptop GPU (RADV STRIX1)"
+        llm.n_ctx = 131_072
+        llm.plan = MemoryPlan(131_072, {}, (), Tier.LOCAL, (LOCAL, replace(HOST)), 0.0)
+        llm.gate.clear()
+        await scene.ask("word " * 100_000, waits=False)
+        await scene.until(lambda: "reading" in scene.shown.split("\n")[-2])
+        for is_over in (False, True):
+            if is_over:
+                llm.gate.set()
+                await scene.until(lambda: not scene.chat.is_answering)
+            line, title = scene.shown.split("\n")[-2], scene.shown.split("\n")[0]
+            assert cell_len(line) == cell_len(title) == width
+            if width >= 60:
+                assert "context" in line and "/131072" in line
+            if width >= 80:
+                assert not is_over or ("VRAM 105 GiB" in line and "shared 130 GiB" in line)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+async def test_keys_are_whole_and_help_is_always_there(open_chat: OpenChat, width: int) -> None:
+    async with open_chat(size=(width, 24)) as scene:
+        await scene.ask("think")
+        await scene.until(lambda: assert_keys_fit(scene))
+        shown = assert_keys_fit(scene)
+        assert shown[0] == "Help" and "Chats" in shown
+        if width >= 80:
+            assert shown == ["Help", "Chats", "Models", "Parameters", "Stop", "New", "Again"]
+        await scene.press("up")
+        await scene.until(lambda: "Copy" in [key.description for key in scene.app.screen.query(FooterKey)])
+        shown = assert_keys_fit(scene)
+        assert shown[0] == "Copy" and "Help" in shown
+        if width >= 80:
+            assert shown == ["Copy", "Copy code", "Again", "Delete", "Thoughts", "Help", "Stop"]
+
+
+@pytest.mark.parametrize("width", [width for width in WIDTHS if width >= 60])
+@pytest.mark.parametrize("key", ["f2", "f3", "f4"])
+async def test_keys_of_dialogs_are_whole(open_chat: OpenChat, key: str, width: int) -> None:
+    async with open_chat(size=(width, 24)) as scene:
+        await scene.ask("Hi")
+        await scene.press(key)
+        await scene.until(lambda: scene.app.screen is not scene.chat and scene.app.screen.query(FooterKey))
+        await scene.pilot.pause()
+        assert assert_keys_fit(scene)[-1] in ("Back", "Cancel")
