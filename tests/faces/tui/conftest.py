@@ -20,7 +20,7 @@ from vkllm.faces.tui.app import ChatApp, ChatOptions
 from vkllm.faces.tui.chat_screen import ChatScreen
 from vkllm.faces.tui.message_view import MessageView, Notice
 
-PATIENCE_S = 40.0
+PATIENCE_S = 120.0  # a machine may be busy with anything
 
 
 class Scene:

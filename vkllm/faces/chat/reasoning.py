@@ -39,6 +39,18 @@ def split_reasoning(content: str) -> Answer:
     return Answer("", content, False)
 
 
+def prompt_messages(system: str, messages: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """A conversation as the model gets it: earlier reasoning is no part of it, as models are trained.
+
+    system: the system message, "" for none. messages: roles and contents.
+    """
+    first = [("system", system)] if system else []
+    return [
+        {"role": role, "content": split_reasoning(content).text if role == "assistant" else content}
+        for role, content in [*first, *messages]
+    ]
+
+
 def as_drawn(text: str) -> str:
     """The Markdown to draw: an answer that is a JSON object, as a schema asks for, is a block of code."""
     return f"```json\n{text.strip()}\n```" if _JSON_BEGINS.match(text) else text

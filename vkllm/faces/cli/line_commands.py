@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vkllm import LLM, InvalidParameter, ModelNotFound, SamplingParams, VkllmError
-from vkllm.faces.chat.reasoning import split_reasoning
+from vkllm.faces.chat.reasoning import prompt_messages
 from vkllm.faces.chat.store import Chat, ChatStore, Role, chats_path
 from vkllm.faces.cli.loading import tell_of_memory
 from vkllm.faces.cli.model_facts import fields_of_file, lines_of
@@ -70,14 +70,8 @@ class Session:
 
     @property
     def prompt_messages(self) -> list[dict[str, str]]:
-        """The conversation as the model gets it: earlier reasoning is no part of it, as models are trained."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return system + [
-            message | {"content": split_reasoning(message["content"]).text}
-            if message["role"] == "assistant"
-            else message
-            for message in self.messages
-        ]
+        """The conversation as the model gets it."""
+        return prompt_messages(self.system, [(message["role"], message["content"]) for message in self.messages])
 
     def open(self, model: str, loading: dict[str, Any]) -> None:
         """Opens another model, or this one in another way; if that fails, the last one is opened again.

@@ -20,12 +20,13 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from vkllm import LLM, VkllmError
+from vkllm.faces.chat.model_check import check_model
 from vkllm.faces.chat.store import ChatStore, chats_path
 from vkllm.faces.terminal import complain
 from vkllm.faces.tui.chat_screen import ChatScreen
 from vkllm.faces.tui.clipboard import copy_by_program, terminal_doubt
 from vkllm.faces.tui.fits import Fits
-from vkllm.faces.tui.jobs import OpenModel
+from vkllm.faces.tui.jobs import CheckModel, OpenModel
 from vkllm.faces.tui.key_order import KeyOrder
 from vkllm.faces.tui.parameters_screen import Parameters
 from vkllm.faces.tui.printable import PrintableLines, without_controls
@@ -47,18 +48,23 @@ class ChatOptions:
 
 
 class ChatApp(App[None]):
-    """The application. open_model: as `LLM`; fits: how models fit. Tests have both without a device."""
+    """The application. open_model: as `LLM`; fits: how models fit; check: see `Session`. Tests need no device."""
 
     TITLE = "vkllm"
     CSS_PATH = "chat.tcss"
     ENABLE_COMMAND_PALETTE = True
 
     def __init__(
-        self, options: ChatOptions, store: ChatStore, open_model: OpenModel = LLM, fits: Fits | None = None
+        self,
+        options: ChatOptions,
+        store: ChatStore,
+        open_model: OpenModel = LLM,
+        fits: Fits | None = None,
+        check: CheckModel | None = None,
     ) -> None:
         super().__init__()
         fits = fits or Fits({"device": options.device})
-        self.session = Session(open_model, fits, n_ctx=options.n_ctx, device=options.device)
+        self.session = Session(open_model, fits, n_ctx=options.n_ctx, device=options.device, check=check)
         self._store = store
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self._printable = PrintableLines()
@@ -191,7 +197,7 @@ def run_chat(options: ChatOptions, loading: Mapping[str, Any]) -> None:
     store = ChatStore(chats_path())
     fits = Fits(dict(loading) | {"device": options.device})
     try:
-        app = ChatApp(options, store, partial(LLM, **loading), fits)
+        app = ChatApp(options, store, partial(LLM, **loading), fits, check_model)
         try:
             with outliving_terminal(app):
                 app.run()

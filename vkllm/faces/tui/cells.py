@@ -15,6 +15,13 @@ def cut(text: str, width: int) -> str:
     return set_cell_size(text, width - 1).rstrip() + "…" if width > 0 else ""
 
 
+def speed(tokens_per_s: float) -> str:
+    """Tokens a second; "" where nothing was measured."""
+    if tokens_per_s <= 0:
+        return ""
+    return f"{tokens_per_s:.1f} tok/s" if tokens_per_s >= 0.05 else "less than 0.1 tok/s"
+
+
 def padded(text: str, width: int) -> str:
     """The same in exactly so many."""
     return set_cell_size(cut(text, width), max(width, 0))

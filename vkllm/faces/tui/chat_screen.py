@@ -14,8 +14,9 @@ from textual.binding import Binding
 from textual.widgets import Footer
 
 from vkllm import LLM, Generation
-from vkllm.faces.chat.reasoning import split_reasoning
+from vkllm.faces.chat.reasoning import prompt_messages
 from vkllm.faces.chat.store import ChatMessage, ChatStore, State, title_of
+from vkllm.faces.sampling import FORMS
 from vkllm.faces.tui.cells import cut
 from vkllm.faces.tui.errors_shown import context_is_full, notice_for
 from vkllm.faces.tui.footer_keys import NARROW
@@ -139,15 +140,9 @@ class ChatScreen(ReadingScreen):
         self._timer.resume()
 
     def _prompt_messages(self) -> list[dict[str, str]]:
-        """What the model is told: earlier reasoning is no part of it, as models are trained."""
-        system = [{"role": "system", "content": self.parameters.system}] if self.parameters.system else []
-        return system + [
-            {
-                "role": message.role,
-                "content": split_reasoning(message.content).text if message.role == "assistant" else message.content,
-            }
-            for message in self.messages
-        ]
+        """The conversation as the model gets it."""
+        messages = [(message.role, message.content) for message in self.messages]
+        return prompt_messages(self.parameters.system, messages)
 
     @property
     def is_answering(self) -> bool:
@@ -256,8 +251,12 @@ class ChatScreen(ReadingScreen):
         bar.show(None)
         job = self.session.finish_loading()
         self.show_title()
-        await self.conversation.show_notice(None if job.error is None else notice_for(job.error, self.session))
-        if job.llm is not None:
+        await self.conversation.show_notice(
+            None if job.error is None else notice_for(job.error, self.session, job.kept)
+        )
+        if job.kept is not None:
+            self.parameters = Parameters(self.parameters.system, self.parameters.sampling, job.kept.n_ctx)
+        elif job.llm is not None:
             self._remember(job.model)
             if job.llm.is_cpu_device:
                 self.notify(f"{job.llm.device_name} is a Vulkan driver on the CPU, which is slow.", markup=False)
@@ -305,7 +304,7 @@ class ChatScreen(ReadingScreen):
     async def _take_parameters(self, changed: Parameters) -> None:
         with self.errors_told():
             self.parameters = Parameters(changed.system, changed.sampling, self.parameters.n_ctx)
-            usual = {name: value for name, value in changed.sampling.items() if name != "json_schema"}
+            usual = {name: value for name, value in changed.sampling.items() if name not in FORMS}
             self.store.set_setting("parameters", {"system": changed.system, "sampling": usual})
             if self.chat is not None:
                 self.store.set_parameters(self.chat.id, changed.system, changed.sampling)

@@ -8,6 +8,7 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Button, Static
 
+from vkllm.errors import counted
 from vkllm.faces.chat.store import ChatMessage
 from vkllm.faces.tui.message_view import MessageView, Notice
 
@@ -119,4 +120,4 @@ class Conversation(VerticalScroll, can_focus=False):
         self.query_one("#welcome").display = not self.views
         button = self.query_one("#earlier", Button)
         button.display = bool(self._earlier)
-        button.label = f"{len(self._earlier)} earlier messages"
+        button.label = counted(len(self._earlier), "earlier message")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from vkllm import ContextOverflow, InvalidParameter, OutOfDeviceMemory, VkllmError
+from vkllm.errors import counted
+from vkllm.faces.tui.jobs import OpenedModel
 from vkllm.faces.tui.message_view import Notice, WayOn
 from vkllm.faces.tui.session import MIN_N_CTX, Session
 
@@ -12,8 +14,12 @@ _NEW = WayOn("New chat (^N)", "new_chat")
 _PARAMETERS = WayOn("Parameters (F4)", "parameters")
 
 
-def notice_for(error: VkllmError, session: Session) -> Notice:
-    """The card for an error of the engine, or of opening a model."""
+def notice_for(error: VkllmError, session: Session, kept: OpenedModel | None = None) -> Notice:
+    """The card for an error of the engine, or of opening a model. kept: the model that is open in its place."""
+    if kept is not None:
+        context = counted(kept.llm.n_ctx, "token")
+        text = f"{_sentence(str(error))} {kept.llm.path.stem} stays open, with {context} of context."
+        return Notice(text, [_MODEL, _PARAMETERS])
     match error:
         case ContextOverflow():
             ways = [*_larger_context(session), _NEW, _RETRY]
@@ -29,7 +35,7 @@ def notice_for(error: VkllmError, session: Session) -> Notice:
 def context_is_full(session: Session) -> Notice:
     """The card for an answer that ended because there was no room for more."""
     return Notice(
-        f"The context of {session.llm.n_ctx if session.llm else 0} tokens is full, so the answer ends here.",
+        f"The context of {counted(session.llm.n_ctx if session.llm else 0, 'token')} is full, so the answer ends here.",
         [*_larger_context(session), _NEW],
     )
 
@@ -38,12 +44,12 @@ def _larger_context(session: Session) -> list[WayOn]:
     if session.llm is None or session.llm.n_ctx >= session.llm.spec.n_ctx_train:
         return []
     n_ctx = min(2 * session.llm.n_ctx, session.llm.spec.n_ctx_train)
-    return [WayOn(f"Load with {n_ctx} tokens", f"load_with_context({n_ctx})")]
+    return [WayOn(f"Load with {counted(n_ctx, 'token')}", f"load_with_context({n_ctx})")]
 
 
 def _shorter_context(session: Session) -> list[WayOn]:
     n_ctx = (session.llm.n_ctx if session.llm else session.n_ctx or 4096) // 2
-    return [WayOn(f"Load with {n_ctx} tokens", f"load_with_context({n_ctx})")] if n_ctx >= MIN_N_CTX else []
+    return [WayOn(f"Load with {counted(n_ctx, 'token')}", f"load_with_context({n_ctx})")] if n_ctx >= MIN_N_CTX else []
 
 
 def _sentence(text: str) -> str:

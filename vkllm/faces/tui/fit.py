@@ -106,4 +106,4 @@ class Fit:
 
 
 def _speed(tokens_per_s: float) -> str:
-    return f"{tokens_per_s:.0f} tok/s" if tokens_per_s >= 9.5 else f"{tokens_per_s:.1f} tok/s"
+    return f"{tokens_per_s:.0f} tok/s" if tokens_per_s >= 9.5 else f"{max(tokens_per_s, 0.1):.1f} tok/s"

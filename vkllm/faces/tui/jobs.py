@@ -16,11 +16,25 @@ from typing import Any, NamedTuple
 
 from vkllm import LLM, Generation, Stream, VkllmError
 from vkllm.api.llm import Message
+from vkllm.errors import counted
+from vkllm.faces.tui.cells import speed
 
 _PATIENCE_S = 2.0  # with a load that was cancelled
 
 OpenModel = Callable[..., LLM]
 """Opens a model as `LLM` does: (model, n_ctx=, device=, on_progress=)."""
+
+
+CheckModel = Callable[[str, int | None, Callable[[str, int, int], None]], None]
+"""Raises VkllmError for what can be known to be wrong before a model is opened: (model, n_ctx, on_progress)."""
+
+
+class OpenedModel(NamedTuple):
+    """A model that is open. model, n_ctx: what it was opened with."""
+
+    model: str
+    n_ctx: int | None
+    llm: LLM
 
 
 class Progress(NamedTuple):
@@ -36,19 +50,30 @@ class _Abandoned(BaseException):
 
 
 class LoadJob:
-    """Closes the model that was open, then fetches and loads another one.
+    """Checks a model, closes the one that was open, then loads the new one.
 
-    `llm` is the model once `is_over`, or None with `error` if it failed, or without if it was cancelled.
+    Once `is_over`, `llm` is the model that is open now: the new one, or the one before with `kept`, if `error` came up
+    before that was closed or it could be opened again; None if there is none, also after a load that was cancelled.
     """
 
     def __init__(
-        self, open_model: OpenModel, model: str, *, n_ctx: int | None, device: str | None, previous: LLM | None
+        self,
+        open_model: OpenModel,
+        model: str,
+        *,
+        n_ctx: int | None,
+        device: str | None,
+        previous: OpenedModel | None,
+        check: CheckModel | None = None,
     ) -> None:
         self.model = model
         self.progress = Progress(f"opening {model}", 0, 0)
         self.llm: LLM | None = None
         self.error: VkllmError | None = None
         self.is_over = False
+        self.kept: OpenedModel | None = None
+        self._check = check
+        self._is_previous_open = previous is not None
         self._is_cancelled = False
         self._cancelled_s = 0.0
         self._open_model = open_model
@@ -59,7 +84,7 @@ class LoadJob:
         self._thread.start()
 
     def cancel(self) -> None:
-        """Gives the load up at its next progress; the model, should it be there already, is closed."""
+        """Gives the load up at its next progress; the new model, should it be there already, is closed."""
         if not self._is_cancelled:
             self._is_cancelled = True
             self._cancelled_s = time.monotonic()
@@ -68,6 +93,11 @@ class LoadJob:
     def is_stuck(self) -> bool:
         """Whether it was cancelled a while ago and still waits, mostly for a network; nobody need wait with it."""
         return self._is_cancelled and time.monotonic() - self._cancelled_s > _PATIENCE_S
+
+    def leave(self) -> None:
+        """After a load that is stuck: the model before it is kept if it is open."""
+        if not self.is_over and self._previous is not None and self._is_previous_open:
+            self.llm, self.kept = self._previous.llm, self._previous
 
     def join(self, timeout_s: float) -> None:
         """Waits for the thread's end, but no longer than so many seconds."""
@@ -81,8 +111,12 @@ class LoadJob:
     def _run(self) -> None:
         try:
             if self._previous is not None:
-                self._previous.close()
-            llm = self._open_model(self.model, n_ctx=self._n_ctx, device=self._device, on_progress=self._on_progress)
+                if self._check is not None:
+                    self._check(self.model, self._n_ctx, self._on_progress)
+                self._on_progress(f"opening {self.model}", 0, 0)
+                self._is_previous_open = False
+                self._previous.llm.close()
+            llm = self._open(self.model, self._n_ctx)
             if self._is_cancelled:
                 llm.close()
             else:
@@ -92,8 +126,20 @@ class LoadJob:
             pass
         except Exception as error:  # a screen that waits for ever would hide the mistake
             self.error = _as_vkllm_error(error)
+            if self._previous is not None and not self._is_previous_open:
+                self._open_again(self._previous)
         finally:
+            self.leave()
             self.is_over = True
+
+    def _open(self, model: str, n_ctx: int | None) -> LLM:
+        return self._open_model(model, n_ctx=n_ctx, device=self._device, on_progress=self._on_progress)
+
+    def _open_again(self, previous: OpenedModel) -> None:
+        """Opens the model that was closed for one that could not be loaded; what that one lacked has been told."""
+        with contextlib.suppress(_Abandoned, Exception):
+            llm = self._open(previous.model, previous.n_ctx)
+            self.llm, self.kept = llm, previous._replace(llm=llm)
 
 
 class AnswerJob:
@@ -137,8 +183,9 @@ class AnswerJob:
     def activity(self) -> str:
         """What it does, until the first token, then how fast."""
         if self.first_s is None:
-            return f"reading {self.n_prompt} tokens, {time.monotonic() - self.begun_s:.0f} s"
-        return f"{self.generate_per_s:.1f} tok/s"
+            tokens = f" {counted(self.n_prompt, 'token')}" if self.n_prompt else ""
+            return f"reading{tokens}, {time.monotonic() - self.begun_s:.0f} s"
+        return speed(self.generate_per_s) or "writing"
 
     @property
     def generate_per_s(self) -> float:

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 from vkllm.faces.chat.store import ChatMessage, ChatStore, State
+from vkllm.faces.tui.cells import speed
 from vkllm.faces.tui.jobs import AnswerJob
 from vkllm.faces.tui.message_view import MessageView
 
@@ -66,7 +67,7 @@ class LiveAnswer:
         """Tokens a second: the engine's own figure where there is one."""
         generation = self.job.generation
         per_s = generation.stats.generate_per_s if generation is not None else self.job.generate_per_s
-        return f"{per_s:.1f} tok/s" if per_s else ""
+        return speed(per_s)
 
     @property
     def _note(self) -> str:

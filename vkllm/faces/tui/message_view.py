@@ -14,6 +14,7 @@ from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widgets import Button, Collapsible, Static
 
+from vkllm.errors import counted
 from vkllm.faces.chat.reasoning import as_drawn, split_reasoning
 from vkllm.faces.chat.store import ChatMessage
 from vkllm.faces.tui.long_text import LongText
@@ -151,7 +152,7 @@ def _folded(reasoning: str, title: str) -> Collapsible:
 
 
 def _folded_title(reasoning: str, *, is_thinking: bool) -> str:
-    return f"{'Thinking…' if is_thinking else 'Thoughts'} ({len(reasoning.split())} words)"
+    return f"{'Thinking…' if is_thinking else 'Thoughts'} ({counted(len(reasoning.split()), 'word')})"
 
 
 @dataclass(frozen=True)

@@ -2,57 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.containers import Grid, Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Label, Static, TextArea
 
-from vkllm import InvalidParameter, SamplingParams
-from vkllm.faces.sampling import StructureFlags
-
-_DEFAULTS = SamplingParams()
-
-
-def _on_or_off(text: str) -> bool:
-    return {"on": True, "true": True, "off": False, "false": False}[text.lower()]
-
-
-def _shown(value: float | None) -> str:
-    return "" if value is None else ("off", "on")[value] if isinstance(value, bool) else str(value)
-
-
-def _schema(text: str) -> Any:
-    return StructureFlags(json_schema=text).arguments()["json_schema"]
-
-
-class _Field(NamedTuple):
-    """name: of a field of SamplingParams, or n_ctx. read: what makes its text into a value. kind: of such a text."""
-
-    name: str
-    label: str
-    read: Callable[[str], Any]
-    default: str
-    kind: str = "a number"
-
-
-_FIELDS = (
-    _Field("temperature", "Temperature", float, f"{_DEFAULTS.temperature}"),
-    _Field("max_tokens", "Longest answer", int, "no limit"),
-    _Field("top_k", "Top k", int, f"{_DEFAULTS.top_k}"),
-    _Field("seed", "Seed", int, "drawn anew"),
-    _Field("top_p", "Top p", float, f"{_DEFAULTS.top_p}"),
-    _Field("n_ctx", "Context", int, "the model's"),
-    _Field("min_p", "Min p", float, f"{_DEFAULTS.min_p}"),
-    _Field("context_shift", "Context shift", _on_or_off, "off", "on or off"),
-    _Field("repetition_penalty", "Repeat penalty", float, f"{_DEFAULTS.repetition_penalty}"),
-    _Field("presence_penalty", "Presence pen.", float, f"{_DEFAULTS.presence_penalty}"),
-)
-_SCHEMA = _Field("json_schema", "JSON schema", _schema, "none; else a schema, or a file with one")
+from vkllm import InvalidParameter
+from vkllm.faces.sampling import FORMS
+from vkllm.faces.tui.parameter_fields import LABELS, NUMBERS, TEXTS, ParameterField
 
 
 @dataclass(frozen=True)
@@ -69,10 +30,12 @@ class Parameters:
     @property
     def in_short(self) -> str:
         """What is not as usual, so that nobody wonders later; "" if all is."""
-        labels = {field.name: field.label.lower() for field in _FIELDS}
-        parts = ["system prompt"] * bool(self.system) + ["JSON schema"] * ("json_schema" in self.sampling)
-        others = {name: value for name, value in self.sampling.items() if name != "json_schema"}
-        parts += [f"{labels.get(name, name)} {_shown(value)}" for name, value in others.items()]
+        fields = {field.name: field for field in (*NUMBERS, *TEXTS)}
+        parts = ["system prompt"] * bool(self.system) + [LABELS[name] for name in self.sampling if name in FORMS]
+        for name, value in self.sampling.items():
+            if name not in FORMS:
+                text = fields[name].text(value) if name in fields else str(value)
+                parts.append(f"{LABELS.get(name, name).lower()} {text}")
         return " · ".join(parts)
 
 
@@ -89,51 +52,66 @@ class ParametersScreen(ModalScreen[Parameters | None]):
         self._parameters = parameters
 
     def compose(self) -> ComposeResult:
-        """A line for each number, and the system prompt."""
+        """Rows of fields, below each the place for what is wrong with one of them, and the system prompt."""
         values = self._parameters.sampling | {"n_ctx": self._parameters.n_ctx}
         with Vertical(classes="dialog large") as box:
             box.border_title = "Parameters of this chat"
-            with Grid(id="fields"):
-                for field in _FIELDS:
-                    yield Label(field.label)
-                    value = values.get(field.name)
-                    yield Input(_shown(value), placeholder=field.default, id=field.name, compact=True)
-            with Horizontal(id="schema-line"):
-                yield Label(_SCHEMA.label)
-                schema = _shown(values.get("json_schema"))
-                yield Input(schema, placeholder=_SCHEMA.default, id="json_schema", compact=True)
-            yield Label("System prompt")
-            yield TextArea(self._parameters.system, id="system", compact=True, highlight_cursor_line=False)
-            yield Static("", id="problem", markup=False)
+            with VerticalScroll(id="fields", can_focus=False):
+                for start in range(0, len(NUMBERS), 2):
+                    yield from self._row(NUMBERS[start : start + 2], values)
+                for field in TEXTS:
+                    yield from self._row((field,), values)
+                yield Label("System prompt")
+                yield TextArea(self._parameters.system, id="system", compact=True, highlight_cursor_line=False)
             yield Footer(show_command_palette=False)
+
+    def _row(self, fields: tuple[ParameterField, ...], values: dict[str, Any]) -> ComposeResult:
+        with Horizontal(classes="fields"):
+            for field in fields:
+                yield Label(field.label)
+                text = field.text(values.get(field.name))
+                if field.name in ("json_schema", "grammar"):  # they may have several lines
+                    yield TextArea(
+                        text, id=field.name, placeholder=field.default, compact=True, highlight_cursor_line=False
+                    )
+                else:
+                    yield Input(text, placeholder=field.default, id=field.name, compact=True)
+        yield Static("", id=f"problem-{fields[0].name}", classes="problem", markup=False)
 
     def on_input_submitted(self) -> None:
         """Enter in a line accepts."""
         self.action_accept()
 
     def action_accept(self) -> None:
-        """Closes with the values, or says which one is wrong."""
-        try:
-            fields = (*_FIELDS, _SCHEMA)
-            names = {field.name for field in fields}
-            kept = {name: value for name, value in self._parameters.sampling.items() if name not in names}
-            values = kept | {field.name: value for field in fields if (value := self._value(field)) is not None}
-            n_ctx = values.pop("n_ctx", None)
-            if n_ctx is not None and n_ctx < 2:
-                raise InvalidParameter("Context must be at least 2 tokens")
-            SamplingParams(**values)
-        except InvalidParameter as error:
-            self.query_one("#problem", Static).update(str(error))
-            return
-        self.dismiss(Parameters(self.query_one("#system", TextArea).text.strip(), values, n_ctx))
+        """Closes with the values, or says at its field which one is wrong."""
+        for problem in self.query(".problem").results(Static):
+            problem.update("")
+            problem.display = False
+        fields = (*NUMBERS, *TEXTS)
+        values: dict[str, Any] = {}
+        for field in fields:
+            try:
+                value = field.value(self._text(field))
+                if field.name in FORMS and value is not None and (others := values.keys() & FORMS):
+                    raise InvalidParameter(f"an answer has one form; empty this field or {LABELS[min(others)]}")
+            except InvalidParameter as error:
+                self._tell(field, str(error))
+                return
+            if value is not None:
+                values[field.name] = value
+        n_ctx = values.pop("n_ctx", None)
+        kept = {name: value for name, value in self._parameters.sampling.items() if name not in LABELS}
+        self.dismiss(Parameters(self.query_one("#system", TextArea).text.strip(), kept | values, n_ctx))
 
-    def _value(self, field: _Field) -> Any:
-        text = self.query_one(f"#{field.name}", Input).value.strip()
-        try:
-            return field.read(text) if text else None
-        except InvalidParameter:
-            self.query_one(f"#{field.name}", Input).focus()
-            raise
-        except (ValueError, KeyError):
-            self.query_one(f"#{field.name}", Input).focus()
-            raise InvalidParameter(f"{field.label} must be {field.kind}, not {text!r}") from None
+    def _text(self, field: ParameterField) -> str:
+        widget = self.query_one(f"#{field.name}")
+        return widget.text if isinstance(widget, TextArea) else self.query_one(f"#{field.name}", Input).value
+
+    def _tell(self, field: ParameterField, sentence: str) -> None:
+        rows = [[one.name for one in NUMBERS[start : start + 2]] for start in range(0, len(NUMBERS), 2)]
+        first = next((row[0] for row in rows if field.name in row), field.name)
+        problem = self.query_one(f"#problem-{first}", Static)
+        problem.display = True
+        problem.update(sentence)
+        self.query_one(f"#{field.name}").focus()
+        self.call_after_refresh(problem.scroll_visible, animate=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from vkllm import LLM
 from vkllm.faces.tui.fit import ModelToFit
 from vkllm.faces.tui.fits import Fits
-from vkllm.faces.tui.jobs import LoadJob, OpenModel
+from vkllm.faces.tui.jobs import CheckModel, LoadJob, OpenedModel, OpenModel
 from vkllm.model.memory.limits import Tier
 from vkllm.store import installed
 from vkllm.store.catalog import catalog
@@ -68,11 +68,17 @@ def known_models(recent: list[str]) -> list[KnownModel]:
 class Session:
     """At most one open model. n_ctx: tokens of context to ask for, None for the model's own choice.
 
-    fits: how models fit, for the list of models.
+    fits: how models fit, for the list of models. check: is asked before the open model is closed for another one.
     """
 
     def __init__(
-        self, open_model: OpenModel, fits: Fits, *, n_ctx: int | None = None, device: str | None = None
+        self,
+        open_model: OpenModel,
+        fits: Fits,
+        *,
+        n_ctx: int | None = None,
+        device: str | None = None,
+        check: CheckModel | None = None,
     ) -> None:
         self.model: str | None = None
         self.llm: LLM | None = None
@@ -81,6 +87,8 @@ class Session:
         self.fits = fits
         self._open_model = open_model
         self._device = device
+        self._check = check
+        self._opened_n_ctx = n_ctx
 
     @property
     def name(self) -> str:
@@ -104,15 +112,26 @@ class Session:
     def load(self, model: str) -> None:
         """Begins to open a model in place of the one that is open; call `finish_loading` once `loading.is_over`."""
         assert self.loading is None
-        previous, self.llm = self.llm, None
-        self.model = model
-        self.loading = LoadJob(self._open_model, model, n_ctx=self.n_ctx, device=self._device, previous=previous)
+        previous = None
+        if self.llm is not None and self.model is not None:
+            previous = OpenedModel(self.model, self._opened_n_ctx, self.llm)
+        self.model, self.llm = model, None
+        self.loading = LoadJob(
+            self._open_model, model, n_ctx=self.n_ctx, device=self._device, previous=previous, check=self._check
+        )
 
     def finish_loading(self) -> LoadJob:
-        """Takes over what a load that is over brought, or forgets one that is stuck."""
+        """Takes over what a load that is over brought, or forgets one that is stuck.
+
+        If the model before it was kept, `model` and `n_ctx` are that one's again.
+        """
         assert self.loading is not None and (self.loading.is_over or self.loading.is_stuck)
         job, self.loading = self.loading, None
+        job.leave()
         self.llm = job.llm
+        if job.kept is not None:
+            self.model, self.n_ctx = job.kept.model, job.kept.n_ctx
+        self._opened_n_ctx = self.n_ctx
         return job
 
     def close(self) -> None:
