@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import pytest
 from tiny_gguf import write_tiny_gguf
 
-from vkllm import InvalidParameter, ModelNotFound, SamplingParams
+from vkllm import InvalidParameter, NoDevice, SamplingParams, VkllmError
 from vkllm.engine.process.handle import EngineProcess
 from vkllm.faces.chat.store import ChatStore, chats_path
-from vkllm.faces.cli.line_chat import chat
-from vkllm.faces.cli.line_commands import Session, is_command, run_command
+from vkllm.faces.cli.checks import check_model
+from vkllm.faces.cli.line_chat import chat_by_line
+from vkllm.faces.cli.line_commands import LineChat, is_command, run_command
 from vkllm.faces.cli.run import RunOptions
+from vkllm.model.memory.limits import DeviceLimits
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +31,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def session(tiny_gguf: Path) -> Iterator[Session]:
-    session = Session(RunOptions(str(tiny_gguf), system="Be short."), {"temperature": 0.5})
-    yield session
-    session.close()
+def line_chat(tiny_gguf: Path) -> Iterator[LineChat]:
+    line_chat = LineChat(RunOptions(str(tiny_gguf), system="Be short."), {"temperature": 0.5})
+    yield line_chat
+    line_chat.close()
 
 
 class Shown(NamedTuple):
@@ -52,7 +54,7 @@ def typed(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     def type_lines(*lines: str, **options: Any) -> Shown:
         left = iter([*lines, "/bye"])
         monkeypatch.setattr("builtins.input", lambda prompt: next(left))
-        chat(RunOptions(str(tiny_gguf), **options), {})
+        chat_by_line(RunOptions(str(tiny_gguf), **options), {})
         shown = capsys.readouterr()
         return Shown(shown.out.splitlines()[1:], shown.err.splitlines())
 
@@ -72,14 +74,14 @@ def test_other_text_with_a_slash_is_for_the_model(text: str) -> None:
     assert is_command(text) == (text == "/home")  # a word alone may well be a mistyped command
 
 
-def test_an_unknown_command_is_told_and_not_sent_to_the_model(session: Session) -> None:
+def test_an_unknown_command_is_told_and_not_sent_to_the_model(line_chat: LineChat) -> None:
     with pytest.raises(InvalidParameter, match=r"there is no command /bey; /\? lists them"):
-        run_command(session, "/bey")
+        run_command(line_chat, "/bey")
 
 
 @pytest.mark.parametrize("text", ["/bye", "/exit", "/quit"])
-def test_leaving(session: Session, text: str) -> None:
-    assert not run_command(session, text)
+def test_leaving(line_chat: LineChat, text: str) -> None:
+    assert not run_command(line_chat, text)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +89,9 @@ def test_leaving(session: Session, text: str) -> None:
     [("/?", "/save NAME"), ("/help", "/load NAME"), ("/? set", "/set noformat"), ("/? /show", "/show template")],
 )
 def test_help_is_there_for_all_and_for_each(
-    session: Session, text: str, words: str, capsys: pytest.CaptureFixture[str]
+    line_chat: LineChat, text: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command(session, text)
+    assert run_command(line_chat, text)
     assert words in capsys.readouterr().out
 
 
@@ -108,16 +110,18 @@ def test_help_is_there_for_all_and_for_each(
         ("seed 3", {"temperature": 0.5, "seed": 3}),
     ],
 )
-def test_parameters_have_ollamas_and_llama_cpps_names(session: Session, words: str, sampling: dict[str, Any]) -> None:
-    run_command(session, f"/set parameter {words}")
-    assert session.sampling == sampling
-    SamplingParams(**session.sampling)
+def test_parameters_have_ollamas_and_llama_cpps_names(
+    line_chat: LineChat, words: str, sampling: dict[str, Any]
+) -> None:
+    run_command(line_chat, f"/set parameter {words}")
+    assert line_chat.sampling == sampling
+    SamplingParams(**line_chat.sampling)
 
 
-def test_minus_one_takes_a_limit_and_a_seed_back(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+def test_minus_one_takes_a_limit_and_a_seed_back(line_chat: LineChat, capsys: pytest.CaptureFixture[str]) -> None:
     for words in ("seed 3", "seed -1", "num_predict 9", "num_predict -1"):
-        run_command(session, f"/set parameter {words}")
-    assert session.sampling == {"temperature": 0.5}
+        run_command(line_chat, f"/set parameter {words}")
+    assert line_chat.sampling == {"temperature": 0.5}
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "seed is drawn anew for each answer.",
         "num_predict is 9.",
@@ -136,20 +140,20 @@ def test_minus_one_takes_a_limit_and_a_seed_back(session: Session, capsys: pytes
         ("num_ctx big", "num_ctx takes a number, not 'big'"),
     ],
 )
-def test_a_wrong_parameter_changes_nothing(session: Session, words: str, message: str) -> None:
+def test_a_wrong_parameter_changes_nothing(line_chat: LineChat, words: str, message: str) -> None:
     with pytest.raises(InvalidParameter, match=message):
-        run_command(session, f"/set parameter {words}")
-    assert session.sampling == {"temperature": 0.5}
+        run_command(line_chat, f"/set parameter {words}")
+    assert line_chat.sampling == {"temperature": 0.5}
 
 
-def test_the_context_is_set_by_loading_again_and_the_conversation_stays(session: Session) -> None:
-    session.messages.append({"role": "user", "content": "Hi"})
-    run_command(session, "/set parameter num_ctx 100")
-    assert session.llm.n_ctx == 100 and len(session.messages) == 1
+def test_the_context_is_set_by_loading_again_and_the_conversation_stays(line_chat: LineChat) -> None:
+    line_chat.messages.append({"role": "user", "content": "Hi"})
+    run_command(line_chat, "/set parameter num_ctx 100")
+    assert line_chat.llm.n_ctx == 100 and len(line_chat.messages) == 1
     with pytest.raises(InvalidParameter, match="a context of 1 token is not possible"):
-        run_command(session, "/set parameter num_ctx 1")
-    assert session.llm.n_ctx == 100  # the model as it was answers again
-    assert session.llm.chat(session.prompt_messages, max_tokens=3).text == "sys"
+        run_command(line_chat, "/set parameter num_ctx 1")
+    assert line_chat.llm.n_ctx == 100  # the model as it was answers again
+    assert line_chat.llm.chat(line_chat.prompt_messages, max_tokens=3).text == "sys"
 
 
 def test_the_system_message_is_one_line_or_several(typed: Typed) -> None:
@@ -158,13 +162,13 @@ def test_the_system_message_is_one_line_or_several(typed: Typed) -> None:
     assert typed('/set system """Be brief"""', "Hi", system="Be long").lines[1:] == ["system", "Be brief"]
 
 
-def test_a_format_and_its_end(session: Session) -> None:
-    run_command(session, "/set format json")
-    assert session.sampling == {"temperature": 0.5, "json_schema": '{"type": "object"}'}
-    run_command(session, "/set noformat")
-    assert session.sampling == {"temperature": 0.5}
+def test_a_format_and_its_end(line_chat: LineChat) -> None:
+    run_command(line_chat, "/set format json")
+    assert line_chat.sampling == {"temperature": 0.5, "json_schema": '{"type": "object"}'}
+    run_command(line_chat, "/set noformat")
+    assert line_chat.sampling == {"temperature": 0.5}
     with pytest.raises(InvalidParameter, match="the format can be json, not 'xml'"):
-        run_command(session, "/set format xml")
+        run_command(line_chat, "/set format xml")
 
 
 def test_verbose_shows_counts_until_quiet(typed: Typed) -> None:
@@ -173,44 +177,46 @@ def test_verbose_shows_counts_until_quiet(typed: Typed) -> None:
 
 
 @pytest.mark.parametrize("text", ["/set", "/set parameter", "/set parameter seed", "/set system", "/set x", "/show x"])
-def test_half_a_command_shows_what_there_is(session: Session, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(session, text)
+def test_half_a_command_shows_what_there_is(line_chat: LineChat, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(line_chat, text)
     assert text[:5] in capsys.readouterr().out
 
 
 # --- /show -----------------------------------------------------------------------------------------------------------
 
 
-def shown(session: Session, what: str, capsys: pytest.CaptureFixture[str]) -> str:
+def shown(line_chat: LineChat, what: str, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
-    run_command(session, f"/show {what}")
+    run_command(line_chat, f"/show {what}")
     return capsys.readouterr().out
 
 
 def test_show_tells_the_model_the_parameters_and_the_texts(
-    session: Session, capsys: pytest.CaptureFixture[str]
+    line_chat: LineChat, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "architecture  llama" in shown(session, "info", capsys)
-    parameters = dict(line.split(maxsplit=1) for line in shown(session, "parameters", capsys).splitlines())
+    assert "architecture  llama" in shown(line_chat, "info", capsys)
+    parameters = dict(line.split(maxsplit=1) for line in shown(line_chat, "parameters", capsys).splitlines())
     assert parameters["temperature"] == "0.5" and parameters["top_k"] == "40" and parameters["num_ctx"] == "256"
     assert parameters["seed"] == "drawn anew for each answer" and parameters["stop"] == "none"
-    assert shown(session, "system", capsys) == "Be short.\n"
-    assert "<|im_start|>" in shown(session, "template", capsys)
-    assert shown(session, "license", capsys) == "The file names no licence.\n"
+    assert shown(line_chat, "system", capsys) == "Be short.\n"
+    assert "<|im_start|>" in shown(line_chat, "template", capsys)
+    assert shown(line_chat, "license", capsys) == "The file names no licence.\n"
 
 
-def test_show_modelfile_is_what_ollama_would_read(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    run_command(session, "/set parameter stop a b")
-    lines = shown(session, "modelfile", capsys).splitlines()
-    assert lines[0] == f"FROM {session.llm.path}"
-    assert lines[1:6] == [
+def test_show_modelfile_has_what_was_set(line_chat: LineChat, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(line_chat, "/set parameter stop a b")
+    run_command(line_chat, "/set parameter num_gpu 3")
+    lines = shown(line_chat, "modelfile", capsys).splitlines()
+    assert lines[:-1] == [
+        f"FROM {line_chat.llm.path}",
         "PARAMETER num_ctx 256",
+        "PARAMETER num_gpu 3",
         "PARAMETER temperature 0.5",
         "PARAMETER stop a",
         "PARAMETER stop b",
-        'SYSTEM """Be short."""',
+        "SYSTEM Be short.",
     ]
-    assert lines[6].startswith('TEMPLATE """{% for message in messages %}')
+    assert lines[-1].startswith("# The chat template is that of the file")
 
 
 # --- /save, /load and /clear -----------------------------------------------------------------------------------------
@@ -224,22 +230,22 @@ def test_a_saved_conversation_is_gone_on_with_another_time(typed: Typed) -> None
     assert "max_tokens          9" in lines and lines[-1] == "Be short"
 
 
-def test_the_whole_conversation_comes_back(session: Session, folder: Path) -> None:
-    session.messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
-    run_command(session, "/save x")
-    kept = session.messages
-    session.messages, session.system, session.sampling = [], "", {}
-    run_command(session, "/load x")
-    assert session.messages == kept and session.system == "Be short." and session.sampling == {"temperature": 0.5}
-    assert [message["role"] for message in session.prompt_messages] == ["system", "user", "assistant"]
+def test_the_whole_conversation_comes_back(line_chat: LineChat, folder: Path) -> None:
+    line_chat.messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    run_command(line_chat, "/save x")
+    kept = line_chat.messages
+    line_chat.messages, line_chat.system, line_chat.sampling = [], "", {}
+    run_command(line_chat, "/load x")
+    assert line_chat.messages == kept and line_chat.system == "Be short." and line_chat.sampling == {"temperature": 0.5}
+    assert [message["role"] for message in line_chat.prompt_messages] == ["system", "user", "assistant"]
     assert (folder / "chats.db").exists()
 
 
-def test_saving_again_adds_what_is_new_and_keeps_what_differs_as_versions(session: Session) -> None:
+def test_saving_again_adds_what_is_new_and_keeps_what_differs_as_versions(line_chat: LineChat) -> None:
     def say(*texts: str) -> None:
         roles = ("user", "assistant") * len(texts)
-        session.messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
-        run_command(session, "/save x")
+        line_chat.messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+        run_command(line_chat, "/save x")
 
     say("one", "two")
     say("one", "two", "three", "four")
@@ -254,49 +260,91 @@ def test_saving_again_adds_what_is_new_and_keeps_what_differs_as_versions(sessio
     store.close()
 
 
-def test_earlier_reasoning_is_kept_but_not_told_to_the_model(session: Session) -> None:
-    session.messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "<think>hm</think>A"}]
-    assert session.prompt_messages[-1]["content"] == "A"
-    assert session.messages[-1]["content"] == "<think>hm</think>A"
+def test_earlier_reasoning_is_kept_but_not_told_to_the_model(line_chat: LineChat) -> None:
+    line_chat.messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "<think>hm</think>A"}]
+    assert line_chat.prompt_messages[-1]["content"] == "A"
+    assert line_chat.messages[-1]["content"] == "<think>hm</think>A"
 
 
 def test_load_opens_another_model_and_the_conversation_stays(
-    session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    line_chat: LineChat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = write_tiny_gguf(tmp_path / "other.gguf")
-    session.messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
-    run_command(session, f"/load {other}")
-    assert session.llm.path == other and session.model == str(other) and len(session.messages) == 2
+    line_chat.messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    run_command(line_chat, f"/load {other}")
+    assert line_chat.llm.path == other and line_chat.model == str(other) and len(line_chat.messages) == 2
     assert "other on fake device, context of 256 tokens." in capsys.readouterr().out
 
 
-def test_a_model_that_cannot_be_loaded_leaves_the_one_before(session: Session, tmp_path: Path) -> None:
-    path = session.llm.path
-    with pytest.raises(ModelNotFound, match="no conversation is kept as 'nothing', and as a model: There is no model"):
-        run_command(session, "/load nothing")
-    damaged = tmp_path / "damaged.gguf"
-    damaged.write_bytes(b"GGUF")
-    with pytest.raises(Exception, match=r"damaged\.gguf"):
-        run_command(session, f"/load {damaged}")
-    assert session.llm.path == path
-    assert session.llm.generate("Xab", max_tokens=2).text == "ab"
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("/load nothing", "no conversation is kept as 'nothing', and as a model: There is no model"),
+        ("/load {folder}/missing.gguf", "no such file"),
+        ("/load {folder}/damaged.gguf", r"damaged\.gguf"),
+        ("/load {folder}/other.gguf", "architecture 'mamba' is not supported"),
+        ("/load {folder}/text.gguf", r"text\.gguf"),
+        ("/load {folder}/template.gguf", "the chat template is not valid Jinja"),
+        ("/set parameter num_ctx 1", "a context of 1 token is not possible"),
+        ("/set parameter num_ctx 9999", "a context of 9999 tokens is not possible"),
+        ("/set parameter num_ctx -5", "a context of -5 tokens is not possible"),
+        ("/set parameter num_gpu -7", "n_gpu_layers"),
+    ],
+)
+def test_what_cannot_be_loaded_is_known_before_the_open_model_is_closed(
+    line_chat: LineChat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    (tmp_path / "damaged.gguf").write_bytes(b"GGUF")
+    (tmp_path / "text.gguf").write_text("a letter " * 100)
+    write_tiny_gguf(tmp_path / "other.gguf", architecture="mamba")
+    write_tiny_gguf(tmp_path / "template.gguf", template="{% if %}")
+    before = line_chat.llm
+    monkeypatch.setattr(before, "close", lambda: pytest.fail("the open model was closed"))
+    with pytest.raises(VkllmError, match=message):
+        run_command(line_chat, command.format(folder=tmp_path))
+    monkeypatch.undo()
+    assert line_chat.llm is before and line_chat.llm.generate("Xab", max_tokens=2).text == "ab"
 
 
-def test_names_are_asked_for_and_nothing_is_no_conversation(session: Session, folder: Path) -> None:
+def test_a_model_that_fails_while_it_is_loaded_brings_the_one_before_back(line_chat: LineChat, tmp_path: Path) -> None:
+    other = write_tiny_gguf(tmp_path / "other.gguf")
+    line_chat.loading = line_chat.loading | {"device": "none"}  # of which only the engine knows that it is not there
+    before = line_chat.llm.path
+    with pytest.raises(NoDevice):
+        line_chat.open(str(other), line_chat.loading)
+    line_chat.loading = {}
+    line_chat.open(line_chat.model, {})
+    assert line_chat.llm.path == before and line_chat.llm.generate("Xab", max_tokens=2).text == "ab"
+
+
+def test_a_plan_counts_the_memory_of_the_open_model_as_free(
+    monkeypatch: pytest.MonkeyPatch, line_chat: LineChat
+) -> None:
+    seen: list[DeviceLimits] = []
+    monkeypatch.setattr("vkllm.faces.cli.checks.choose_device", lambda found, name: None)
+    monkeypatch.setattr("vkllm.faces.cli.checks.devices", lambda: [])
+    monkeypatch.setattr("vkllm.faces.cli.checks.device_limits", lambda info: DeviceLimits(10**6, 10**9))
+    monkeypatch.setattr("vkllm.api.planning.ModelToPlan.plan", lambda self, limits, options: seen.append(limits))
+    check_model(line_chat.model, {}, line_chat.llm.plan)
+    local = line_chat.llm.plan.tiers[0]
+    assert seen[0].memory_bytes == 10**6 + local.used_bytes
+
+
+def test_names_are_asked_for_and_nothing_is_no_conversation(line_chat: LineChat, folder: Path) -> None:
     for text, message in (
         ("/save", "give the conversation a name"),
         ("/save x", "nothing to save yet"),
         ("/load", "name a kept conversation or a model"),
     ):
         with pytest.raises(InvalidParameter, match=message):
-            run_command(session, text)
+            run_command(line_chat, text)
     assert not folder.exists()  # looking for a conversation makes no file
 
 
-def test_clear_forgets_the_conversation_and_no_setting(session: Session) -> None:
-    session.messages = [{"role": "user", "content": "Q"}]
-    run_command(session, "/clear")
-    assert session.messages == [] and session.system == "Be short." and session.sampling == {"temperature": 0.5}
+def test_clear_forgets_the_conversation_and_no_setting(line_chat: LineChat) -> None:
+    line_chat.messages = [{"role": "user", "content": "Q"}]
+    run_command(line_chat, "/clear")
+    assert line_chat.messages == [] and line_chat.system == "Be short." and line_chat.sampling == {"temperature": 0.5}
 
 
 def test_an_error_of_a_command_is_one_line_and_the_chat_goes_on(typed: Typed) -> None:

@@ -6,28 +6,28 @@ import contextlib
 from typing import Any
 
 from vkllm import VkllmError
-from vkllm.faces.cli.line_commands import Session, is_command, run_command
+from vkllm.faces.cli.line_commands import LineChat, is_command, run_command
 from vkllm.faces.cli.opening import RunOptions, tell_of_device
-from vkllm.faces.terminal import complain, print_stats, show
+from vkllm.faces.terminal import complain, print_stats, say, show
 
 _QUOTES = '"""'
 
 
-def chat(options: RunOptions, sampling: dict[str, Any]) -> None:
+def chat_by_line(options: RunOptions, sampling: dict[str, Any]) -> None:
     """Reads messages and answers them until the user leaves. sampling: fields of SamplingParams by name."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives input() line editing and history)
-    with contextlib.closing(Session(options, sampling)) as session:
-        tell_of_device(session.llm)
-        print(f"{session.llm.path.stem} on {session.llm.device_name}. /help lists the commands.")
+    with contextlib.closing(LineChat(options, sampling)) as chat:
+        tell_of_device(chat.llm)
+        say(f"{chat.llm.path.stem} on {chat.llm.device_name}. /help lists the commands.")
         while True:
             try:
                 text = _read_message()
                 if not text.strip():
                     continue
                 if not is_command(text):
-                    _answer(session, text)
-                elif not run_command(session, text):
+                    _answer(chat, text)
+                elif not run_command(chat, text):
                     return
             except KeyboardInterrupt:
                 print("\nPress Ctrl-D or type /bye to leave.")
@@ -38,19 +38,19 @@ def chat(options: RunOptions, sampling: dict[str, Any]) -> None:
                 complain("error", error)
 
 
-def _answer(session: Session, text: str) -> None:
+def _answer(chat: LineChat, text: str) -> None:
     """Answers a message. Where that fails, the conversation is as if it had not been sent. Raises any VkllmError."""
-    session.messages.append({"role": "user", "content": text})
+    chat.messages.append({"role": "user", "content": text})
     try:
-        answer = session.llm.chat(session.prompt_messages, stream=True, **session.sampling)
+        answer = chat.llm.chat(chat.prompt_messages, stream=True, **chat.sampling)
         show(answer)
         generation = answer.result()
     except (VkllmError, KeyboardInterrupt):
-        session.messages.pop()
+        chat.messages.pop()
         raise
-    session.messages.append({"role": "assistant", "content": generation.text})
-    if session.wants_stats:
-        print_stats(session.llm, generation.stats)
+    chat.messages.append({"role": "assistant", "content": generation.text})
+    if chat.wants_stats:
+        print_stats(chat.llm, generation.stats)
 
 
 def _read_message() -> str:

@@ -13,11 +13,14 @@ from typing import Any
 from vkllm import LLM, InvalidParameter, ModelNotFound, SamplingParams, VkllmError
 from vkllm.faces.chat.reasoning import prompt_messages
 from vkllm.faces.chat.store import Chat, ChatStore, Role, chats_path
+from vkllm.faces.cli.checks import check_model
 from vkllm.faces.cli.loading import tell_of_memory
 from vkllm.faces.cli.model_facts import fields_of_file, lines_of
+from vkllm.faces.cli.modelfile import modelfile
 from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.cli.opening import RunOptions, open_model
 from vkllm.faces.sampling import FORMS, OPTIONS, parameter, schema_of_format
+from vkllm.faces.terminal import counted, say
 from vkllm.formats.gguf import ModelFile
 from vkllm.store import source_of
 from vkllm.store.catalog import CatalogEntry
@@ -55,7 +58,7 @@ _HELP_ON = {
 _LOADING = {"num_ctx": "n_ctx", "num_gpu": "n_gpu_layers"}  # ollama's parameters that are ours of loading
 
 
-class Session:
+class LineChat:
     """A plain chat: its open model, what was said so far, how answers are made."""
 
     def __init__(self, options: RunOptions, sampling: dict[str, Any]) -> None:
@@ -74,11 +77,13 @@ class Session:
         return prompt_messages(self.system, [(message["role"], message["content"]) for message in self.messages])
 
     def open(self, model: str, loading: dict[str, Any]) -> None:
-        """Opens another model, or this one in another way; if that fails, the last one is opened again.
+        """Opens another model, or this one in another way. Raises any VkllmError, and then the last one is still open.
 
-        The last one is closed first, because two may not fit. Raises any VkllmError.
+        All that can be checked is checked first. Then the last one is closed, because two may not fit; if the other
+        fails even so, the last one is opened again.
         """
         ensure_here(model)
+        check_model(model, loading, self.llm.plan)
         self.llm.close()
         try:
             self.llm = open_model(model, loading)
@@ -87,7 +92,7 @@ class Session:
             raise
         self.model, self.loading = model, loading
         tell_of_memory(self.llm)
-        print(f"{self.llm.path.stem} on {self.llm.device_name}, context of {self.llm.n_ctx} tokens.")
+        say(f"{self.llm.path.stem} on {self.llm.device_name}, context of {counted(self.llm.n_ctx, 'token')}.")
 
     def close(self) -> None:
         """Ends the engine."""
@@ -99,7 +104,7 @@ def is_command(text: str) -> bool:
     return re.match(r"/[a-z?]+(\s|$)", text) is not None
 
 
-def run_command(session: Session, text: str) -> bool:
+def run_command(chat: LineChat, text: str) -> bool:
     """Does what a line says; False if it says that the user leaves. Raises VkllmError, and then nothing has changed."""
     command, _, rest = text.strip().partition(" ")
     rest = rest.strip()
@@ -109,16 +114,16 @@ def run_command(session: Session, text: str) -> bool:
         case "/help" | "/?":
             print(_HELP_ON.get(rest.removeprefix("/"), _HELP))
         case "/clear":
-            session.messages.clear()
+            chat.messages.clear()
             print("The conversation is forgotten.")
         case "/set":
-            _set(session, rest)
+            _set(chat, rest)
         case "/show":
-            _show(session, rest)
+            _show(chat, rest)
         case "/save":
-            _save(session, rest)
+            _save(chat, rest)
         case "/load":
-            _load(session, rest)
+            _load(chat, rest)
         case _:
             raise InvalidParameter(f"there is no command {command}; /? lists them")
     return True
@@ -127,24 +132,24 @@ def run_command(session: Session, text: str) -> bool:
 # --- /set ------------------------------------------------------------------------------------------------------------
 
 
-def _set(session: Session, rest: str) -> None:
+def _set(chat: LineChat, rest: str) -> None:
     what, _, value = rest.partition(" ")
     value = value.strip()
     match what:
         case "parameter" if len(words := value.split()) > 1:
-            _set_parameter(session, words[0], words[1:])
+            _set_parameter(chat, words[0], words[1:])
         case "system" if value:
-            session.system = value
+            chat.system = value
             print("The system message is set.")
         case "format" if value:
-            session.sampling = _without_form(session.sampling) | {"json_schema": schema_of_format(value)}
+            chat.sampling = _without_form(chat.sampling) | {"json_schema": schema_of_format(value)}
             print("Answers are JSON now; say so to the model too.")
         case "noformat":
-            session.sampling = _without_form(session.sampling)
+            chat.sampling = _without_form(chat.sampling)
             print("Answers are text of any form.")
         case "verbose" | "quiet":
-            session.wants_stats = what == "verbose"
-            print(f"Counts and speeds are {'shown' if session.wants_stats else 'not shown'} after answers.")
+            chat.wants_stats = what == "verbose"
+            print(f"Counts and speeds are {'shown' if chat.wants_stats else 'not shown'} after answers.")
         case "history" | "nohistory":
             with contextlib.suppress(ImportError):
                 import readline
@@ -155,18 +160,18 @@ def _set(session: Session, rest: str) -> None:
             print(_HELP_ON["set"])
 
 
-def _set_parameter(session: Session, name: str, words: list[str]) -> None:
+def _set_parameter(chat: LineChat, name: str, words: list[str]) -> None:
     if field := _LOADING.get(name):
         if len(words) != 1 or not re.fullmatch(r"-?\d+", words[0]):
             raise InvalidParameter(f"{name} takes a number, not {' '.join(words)!r}")
-        session.open(session.model, session.loading | {field: int(words[0])})
+        chat.open(chat.model, chat.loading | {field: int(words[0])})
         return
     field, value = parameter(name, words)
     if value is None:
-        session.sampling.pop(field, None)
+        chat.sampling.pop(field, None)
     else:
-        session.sampling[field] = value
-    print(f"{name} is {_text_of(field, session.sampling)}.")
+        chat.sampling[field] = value
+    say(f"{name} is {_text_of(field, chat.sampling)}.")
 
 
 def _without_form(sampling: dict[str, Any]) -> dict[str, Any]:
@@ -176,53 +181,42 @@ def _without_form(sampling: dict[str, Any]) -> dict[str, Any]:
 # --- /show -----------------------------------------------------------------------------------------------------------
 
 
-def _show(session: Session, what: str) -> None:
-    shows: dict[str, Callable[[Session], str]] = {
+def _show(chat: LineChat, what: str) -> None:
+    shows: dict[str, Callable[[LineChat], str]] = {
         "info": _info,
         "parameters": _parameters,
-        "system": lambda session: session.system or "There is no system message.",
-        "template": lambda session: _template(session) or "The file has no chat template; ChatML is used.",
+        "system": lambda chat: chat.system or "There is no system message.",
+        "template": lambda chat: _template(chat) or "The file has no chat template; ChatML is used.",
         "license": _licence,
         "licence": _licence,
-        "modelfile": _modelfile,
+        "modelfile": lambda chat: modelfile(chat.llm.path, chat.llm.n_ctx, chat.loading, chat.sampling, chat.system),
     }
-    print(shows[what](session) if what in shows else _HELP_ON["show"])
+    say(shows[what](chat) if what in shows else _HELP_ON["show"])
 
 
-def _info(session: Session) -> str:
-    facts = lines_of(fields_of_file(session.model, ModelFile.open(session.llm.path), _entry(session)))
+def _info(chat: LineChat) -> str:
+    facts = lines_of(fields_of_file(chat.model, ModelFile.open(chat.llm.path), _entry(chat)))
     return "\n".join(f"{key:14}{text}" for key, text in facts)
 
 
-def _parameters(session: Session) -> str:
-    lines = {field: _text_of(field, session.sampling) for field in OPTIONS} | {"num_ctx": str(session.llm.n_ctx)}
+def _parameters(chat: LineChat) -> str:
+    lines = {field: _text_of(field, chat.sampling) for field in OPTIONS} | {"num_ctx": str(chat.llm.n_ctx)}
     return "\n".join(f"{name:20}{text}" for name, text in lines.items())
 
 
-def _licence(session: Session) -> str:
-    metadata = ModelFile.open(session.llm.path).metadata
-    entry = _entry(session)
+def _licence(chat: LineChat) -> str:
+    metadata = ModelFile.open(chat.llm.path).metadata
+    entry = _entry(chat)
     names = [metadata.string(f"general.license{end}", None) for end in ("", ".name", ".link")]
     return "\n".join(filter(None, names)) or (entry.licence if entry else "The file names no licence.")
 
 
-def _modelfile(session: Session) -> str:
-    lines = [f"FROM {session.llm.path}", f"PARAMETER num_ctx {session.llm.n_ctx}"]
-    for field, value in session.sampling.items():
-        if field in OPTIONS:
-            lines += [f"PARAMETER {field} {part}" for part in (value if field == "stop" else [value])]
-    for word, text in (("SYSTEM", session.system), ("TEMPLATE", _template(session))):
-        if text:
-            lines.append(f'{word} """{text}"""')
-    return "\n".join(lines)
+def _template(chat: LineChat) -> str:
+    return ModelFile.open(chat.llm.path).metadata.string("tokenizer.chat_template", None) or ""
 
 
-def _template(session: Session) -> str:
-    return ModelFile.open(session.llm.path).metadata.string("tokenizer.chat_template", None) or ""
-
-
-def _entry(session: Session) -> CatalogEntry | None:
-    source = source_of(session.model)
+def _entry(chat: LineChat) -> CatalogEntry | None:
+    source = source_of(chat.model)
     return source if isinstance(source, CatalogEntry) else None
 
 
@@ -237,44 +231,43 @@ def _text_of(field: str, sampling: dict[str, Any]) -> str:
 # --- /save and /load -------------------------------------------------------------------------------------------------
 
 
-def _save(session: Session, name: str) -> None:
+def _save(chat: LineChat, name: str) -> None:
     """Keeps the conversation under a name. Where there is one of that name already, both are kept as its versions."""
     if not name:
         raise InvalidParameter("give the conversation a name, as in /save NAME")
-    if not session.messages:
+    if not chat.messages:
         raise InvalidParameter("there is nothing to save yet; ask something first")
     with contextlib.closing(ChatStore(chats_path())) as store:
-        chat = _chat_named(store, name) or store.new_chat(name, session.system, session.sampling)
-        store.set_parameters(chat.id, session.system, session.sampling)
-        kept = store.messages(chat.id)
+        kept = _chat_named(store, name) or store.new_chat(name, chat.system, chat.sampling)
+        store.set_parameters(kept.id, chat.system, chat.sampling)
         parent_id = None
         n_same = 0
-        for message, old in zip(session.messages, kept, strict=False):
+        for message, old in zip(chat.messages, store.messages(kept.id), strict=False):
             if (message["role"], message["content"]) != (old.role, old.content):
                 break
             parent_id, n_same = old.id, n_same + 1
-        for message in session.messages[n_same:]:
+        for message in chat.messages[n_same:]:
             role: Role = "user" if message["role"] == "user" else "assistant"
-            parent_id = store.add_message(chat.id, parent_id, role, message["content"]).id
-    print(f"The conversation is kept as {name}; /load {name} goes on with it, and F2 of `vkllm chat` lists it.")
+            parent_id = store.add_message(kept.id, parent_id, role, message["content"]).id
+    say(f"The conversation is kept as {name}; /load {name} goes on with it, and F2 of `vkllm chat` lists it.")
 
 
-def _load(session: Session, name: str) -> None:
+def _load(chat: LineChat, name: str) -> None:
     """A kept conversation if there is one of that name, else a model."""
     if not name:
         raise InvalidParameter("name a kept conversation or a model, as in /load NAME")
     path = chats_path()
     if path.exists():
         with contextlib.closing(ChatStore(path)) as store:
-            if chat := _chat_named(store, name):
-                messages = [message for message in store.messages(chat.id) if message.content]
-                session.messages = [{"role": message.role, "content": message.content} for message in messages]
-                session.system, session.sampling = chat.system, dict(chat.sampling)
-                print(f"{chat.title}: {len(messages)} messages" + (", the last one:" if messages else ""))
-                print("\n".join(message.content for message in messages[-1:]))
+            if kept := _chat_named(store, name):
+                messages = [message for message in store.messages(kept.id) if message.content]
+                chat.messages = [{"role": message.role, "content": message.content} for message in messages]
+                chat.system, chat.sampling = kept.system, dict(kept.sampling)
+                say(f"{kept.title}: {counted(len(messages), 'message')}" + (", the last one:" if messages else ""))
+                say("\n".join(message.content for message in messages[-1:]))
                 return
     try:
-        session.open(name, session.loading)
+        chat.open(name, chat.loading)
     except ModelNotFound as error:
         raise ModelNotFound(f"no conversation is kept as {name!r}, and as a model: {error}") from None
 

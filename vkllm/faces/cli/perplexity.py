@@ -13,6 +13,9 @@ from pathlib import Path
 from vkllm import LLM, InvalidParameter
 from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.terminal import counted, loading_bar
+from vkllm.formats.gguf import ModelFile
+from vkllm.store import find_model
+from vkllm.text.tokenizer import Tokenizer
 
 
 def measure_perplexity(model: str, file: Path, *, n_ctx: int, n_chunks: int | None, device: str | None) -> None:
@@ -23,15 +26,16 @@ def measure_perplexity(model: str, file: Path, *, n_ctx: int, n_chunks: int | No
         raise InvalidParameter(f"cannot read {file}: {error.strerror}") from error
     ensure_here(model)
     with loading_bar() as on_progress:
-        llm = LLM(model, n_ctx=n_ctx, device=device, on_progress=on_progress)
-    with llm:
-        tokenizer = llm.tokenizer
+        path = find_model(model, on_progress=on_progress)
+        tokenizer = Tokenizer.from_gguf(ModelFile.open(path).metadata)
         token_ids = tokenizer.encode(text, parse_special=False)
         if len(token_ids) < n_ctx:
             raise InvalidParameter(
                 f"{file} has {counted(len(token_ids), 'token')}, fewer than a chunk of {n_ctx}; "
                 "take a longer text or a smaller -c"
             )
+        llm = LLM(model, n_ctx=n_ctx, device=device, on_progress=on_progress)
+    with llm:
         logprobs: list[float] = []
         parts = list(chunks(token_ids, n_ctx, tokenizer.bos_id if tokenizer.adds_bos else None))[:n_chunks]
         for i, chunk in enumerate(parts):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from vkllm import InvalidParameter, VkllmError
-from vkllm.faces.cli.line_chat import chat
+from vkllm.faces.cli.checks import check_form, check_room, messages_of
+from vkllm.faces.cli.line_chat import chat_by_line
 from vkllm.faces.cli.opening import RunOptions, open_model, tell_of_device
 from vkllm.faces.prompt import whole_prompt
 from vkllm.faces.sampling import FORMS
@@ -27,18 +28,19 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
             "a system prompt (-sys) needs the chat template, which --raw leaves out; give one of them"
         )
     local_model(options.model)  # a name that stands for nothing is told before a prompt is read
+    check_form(sampling)
     prompt = whole_prompt(options.prompt, options.files)
     if prompt is None:
-        chat(options, sampling)
+        chat_by_line(options, sampling)
         return True
+    check_room(options.model, options.loading.get("n_ctx"), prompt, options.system, sampling, is_raw=options.is_raw)
     with open_model(options.model, options.loading) as llm:
         if options.system and not llm.has_chat_template:
             complain("warning", f"{llm.name} has no chat template, so the system prompt (-sys) has no effect")
         if options.is_raw or not llm.has_chat_template:
             answer = llm.stream(prompt, **sampling)
         else:
-            system = [{"role": "system", "content": options.system}] if options.system else []
-            answer = llm.chat([*system, {"role": "user", "content": prompt}], stream=True, **sampling)
+            answer = llm.chat(messages_of(prompt, options.system), stream=True, **sampling)
         tell_of_device(llm)  # after the request was taken: an error is one line alone
         is_complete = show(answer)
         generation = answer.result()
