@@ -7,7 +7,10 @@ import copy
 import multiprocessing
 import os
 import pickle
+import signal
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fake_engine as fake
@@ -142,6 +145,25 @@ def test_options_that_are_wrong_are_found_before_a_process_starts(
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1}, "temperature must be"),
+        ({"json_schema": "{"}, "json_schema"),
+        ({"regex": "("}, "regex"),
+        ({"grammar": "root ::= nothing"}, "grammar"),
+        ({"params": {"top_p": 1}}, "params must be SamplingParams"),
+        ({"origin": 5}, "origin must be text"),
+    ],
+)
+async def test_wrong_options_are_found_before_the_model_is_loaded(options: dict[str, Any], message: str) -> None:
+    llm = AsyncLLM("there is no such model")
+    for answer in (llm.generate("a", **options), llm.chat([{"role": "user", "content": "Hi"}], **options)):
+        with pytest.raises(InvalidParameter, match=message):
+            await answer
+
+
+@pytest.mark.asyncio
 async def test_batches_of_all_kinds(fake_llm: MakeLLM) -> None:
     llm = fake_llm()
     again = AsyncLLM(llm)
@@ -166,3 +188,14 @@ async def test_batches_of_all_kinds(fake_llm: MakeLLM) -> None:
             llm.generate(wrong)
     with pytest.raises(InvalidParameter, match="params must be SamplingParams, not a dict"):
         llm.generate("Xab", {"temperature": 0})
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are counted in /proc")
+def test_ctrl_c_while_a_model_is_loaded_leaves_no_process(fake_llm: MakeLLM) -> None:
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before = children.read_text()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        fake_llm(device="slow start")
+    assert children.read_text() == before
+    assert fake_llm().generate("Xab", max_tokens=1).text == "a"

@@ -1,7 +1,7 @@
 """vkllm's models in LangChain: `pip install "vkllm[langchain]"`, then `ChatVkllm(model="smollm2").invoke("Hello")`.
 
-It knows LangChain's chat models and messages, and vkllm's public names. Tools are not bound: vkllm does not take calls
-of tools out of a model's text.
+It knows LangChain's chat models and messages, and vkllm's public names. Tools cannot be bound, because vkllm does not
+parse calls of tools in a model's text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vkllm import LLM, AsyncLLM, Generation
 
 
 class ChatVkllm(BaseChatModel):
-    """A chat model of LangChain. It is loaded when it is made.
+    """A chat model of LangChain. The model is loaded when the object is made.
 
     model: a name or path, as `vkllm.LLM` takes it. load_options: the other arguments of `vkllm.LLM`. The rest are
     fields of `vkllm.SamplingParams`; all of these may also be given to `invoke`, `stream` or `bind`. Raises what

@@ -26,12 +26,12 @@ class Options(llm.Model.Options):
     """What `llm -o NAME VALUE` takes: fields of `vkllm.SamplingParams`."""
 
     temperature: float | None = Field(default=None, description="0 takes the likeliest token each time")
-    max_tokens: int | None = Field(default=None, description="tokens of the answer at most")
-    top_k: int | None = Field(default=None, description="draw from so many likeliest tokens; 0 is all")
+    max_tokens: int | None = Field(default=None, description="most tokens of the answer")
+    top_k: int | None = Field(default=None, description="draw from this many of the likeliest tokens; 0 is all")
     top_p: float | None = Field(default=None, description="draw from the likeliest tokens of this total probability")
-    min_p: float | None = Field(default=None, description="leave out tokens less likely than this share of the best")
-    repetition_penalty: float | None = Field(default=None, description="above 1 makes tokens that came less likely")
-    seed: int | None = Field(default=None, description="the same seed draws the same answer")
+    min_p: float | None = Field(default=None, description="leave out tokens below this share of the likeliest")
+    repetition_penalty: float | None = Field(default=None, description="above 1 makes earlier tokens less likely")
+    seed: int | None = Field(default=None, description="the same seed gives the same answer; -1 is a random one")
 
 
 class Loaded:

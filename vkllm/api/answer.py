@@ -75,7 +75,7 @@ class SamplingOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Generation:
-    """A whole answer.
+    """A complete answer.
 
     token_ids: every token generated; a stop token is the last of them, and no part of `text`. `text` ends
     before a stop string, though token_ids hold the tokens that completed it. logprobs: one entry a token,
@@ -120,10 +120,10 @@ OnToken = Callable[[Piece], object]
 
 
 class AnswerText:
-    """One answer, put together event by event. It knows no engine: threads and event loops bring it the events.
+    """One answer, put together event by event. It knows no engine: threads and event loops pass it the events.
 
     is_over: no more pieces come. generation: the whole answer once it ended. error: what ended it early. is_stopped:
-    a stop string came, of which the engine knows nothing: who brings the events cancels the request.
+    a stop string came, which the engine does not know: whoever passes the events cancels the request.
     """
 
     def __init__(self, request: Request, detokenizer: Detokenizer, token_text: Callable[[int], str]) -> None:

@@ -18,7 +18,7 @@ from vkllm.api.chat import AsyncChat, async_chat
 from vkllm.api.embedding import async_embeddings
 from vkllm.api.llm import LLM
 from vkllm.api.loading import Loading, LoadOptions
-from vkllm.api.prompts import Message, Prompts, as_batch
+from vkllm.api.prompts import Message, Prompts, as_batch, check_options
 from vkllm.engine.events import EngineStats
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.process.handle import EngineProcess, not_copied
@@ -125,7 +125,11 @@ class AsyncLLM:
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
     ) -> AsyncStream:
         """Like `generate`, but returns the pieces as they come: `async for piece in llm.stream(...)`."""
-        return AsyncStream(self._opened, lambda prompts: prompts.of_text(prompt, params, options))
+        return AsyncStream(
+            self._opened,
+            lambda prompts: prompts.of_text(prompt, params, options),
+            lambda: check_options(params, options),
+        )
 
     @property
     def chat(self) -> AsyncChat:

@@ -38,8 +38,17 @@ class AsyncStream(AsyncIterator[Piece]):
      Paris.
     """
 
-    def __init__(self, opened: Opened, make_answer: Callable[[Prompts], AnswerText]) -> None:
-        """make_answer is called in a thread, because it tokenizes and renders templates."""
+    def __init__(
+        self,
+        opened: Opened,
+        make_answer: Callable[[Prompts], AnswerText],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """make_answer and check are called in a thread, because they tokenize, render templates and read grammars.
+
+        check: raises what is wrong whatever the model, before that is loaded.
+        """
+        self._check = check
         self._opened = opened
         self._make_answer = make_answer
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -66,7 +75,7 @@ class AsyncStream(AsyncIterator[Piece]):
         raise StopAsyncIteration
 
     async def result(self) -> Generation:
-        """The whole answer; waits for what is left of it. After `close()` it is what there was until then."""
+        """The whole answer, once it has ended. After `close()` it is what had come until then."""
         answer = await self._started()
         while answer.generation is None:
             if answer.error is not None:
@@ -84,7 +93,7 @@ class AsyncStream(AsyncIterator[Piece]):
             return await self.result()
 
     async def close(self) -> None:
-        """Cancels the request unless it is done. There are no pieces after this."""
+        """Cancels the request unless it has ended. No pieces come after this."""
         self._close()
 
     async def __aenter__(self) -> Self:
@@ -108,7 +117,7 @@ class AsyncStream(AsyncIterator[Piece]):
         """The answer whose request was sent."""
         if self._start is None:
             self._start = asyncio.create_task(self._send())
-            # Who waits for it may have been cancelled, and then nobody takes its error.
+            # The task that waits for it may be cancelled, and then nobody takes its error.
             self._start.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             # The request is sent in a thread, which cannot be stopped: it must always be known what was sent.
@@ -118,11 +127,12 @@ class AsyncStream(AsyncIterator[Piece]):
             raise
 
     async def _send(self) -> AnswerText:
+        await asyncio.to_thread(self._check)
         engine, prompts = await self._opened()
         loop, put = asyncio.get_running_loop(), self._events.put_nowait
 
         def on_event(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and so have all who waited
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(put, event)
 
         def send() -> AnswerText:
@@ -142,7 +152,7 @@ class AsyncStream(AsyncIterator[Piece]):
         return await asyncio.to_thread(send)
 
     async def _advance(self, answer: AnswerText) -> Piece | None:
-        """Takes in one event and returns the piece that it completes."""
+        """Waits for one event and returns the piece that it completes, if any."""
         try:
             event = await self._events.get()
         except asyncio.CancelledError:
@@ -155,7 +165,7 @@ class AsyncStream(AsyncIterator[Piece]):
 
 
 async def all_answers(streams: Sequence[AsyncStream]) -> list[Generation]:
-    """Sends all requests at once and waits for all answers; an error or a cancel ends them together."""
+    """Sends all requests at once and waits for all answers; an error or a cancelled task cancels all requests."""
     async with contextlib.AsyncExitStack() as stack:
         for stream in streams:
             await stack.enter_async_context(stream)

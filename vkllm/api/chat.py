@@ -7,11 +7,12 @@ api/openai/calls.py's.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, Unpack, overload
 
 from vkllm.api.answer import AnswerText, Generation, OnToken, SamplingOptions
 from vkllm.api.async_stream import AsyncStream, Opened
-from vkllm.api.prompts import Message, Prompts
+from vkllm.api.prompts import Message, Prompts, check_options
 from vkllm.api.stream import Stream
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.process.handle import EngineProcess, not_copied
@@ -34,11 +35,12 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
 
     def __init__(
         self,
-        open_stream: Callable[[Callable[[Prompts], AnswerText]], StreamT],
+        open_stream: Callable[[Callable[[Prompts], AnswerText], Callable[[], None]], StreamT],
         consume: Callable[[StreamT, OnToken | None], AnswerT],
         completions: Callable[[], CompletionsT],
     ) -> None:
-        """open_stream: asks for an answer that is still empty. consume: reads a stream to its end."""
+        """open_stream: asks for the answer that its first argument makes; its second one checks the options before a
+        model is loaded. consume: reads a stream to its end."""
         self._open_stream = open_stream
         self._consume = consume
         self._completions = completions
@@ -94,7 +96,9 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
         place for, and ModelFileError for a template that exceeds its limits of time and memory.
         """
         is_stream = truth("stream", stream or False)
-        answer = self._open_stream(lambda prompts: prompts.of_chat(messages, params, options, tools))
+        answer = self._open_stream(
+            lambda prompts: prompts.of_chat(messages, params, options, tools), lambda: check_options(params, options)
+        )
         return answer if is_stream else self._consume(answer, on_token)
 
     @property
@@ -115,7 +119,7 @@ def sync_chat(engine: EngineProcess, prompts: Prompts) -> SyncChat:
 
         return ChatCompletions(in_thread(engine, prompts))
 
-    return Chat(lambda make_answer: Stream(engine, make_answer(prompts)), Stream.consume, completions)
+    return Chat(lambda make_answer, _: Stream(engine, make_answer(prompts)), Stream.consume, completions)
 
 
 def async_chat(opened: Opened) -> AsyncChat:
@@ -126,4 +130,4 @@ def async_chat(opened: Opened) -> AsyncChat:
 
         return ChatCompletions(in_event_loop(opened))
 
-    return Chat(lambda make_answer: AsyncStream(opened, make_answer), AsyncStream.consume, completions)
+    return Chat(partial(AsyncStream, opened), AsyncStream.consume, completions)

@@ -26,7 +26,7 @@ class Embedding:
 
 
 def embeddings(engine: EngineProcess, requests: Sequence[Request]) -> list[Embedding]:
-    """Sends all requests at once and waits for all; an error or Ctrl-C cancels them together."""
+    """Sends all requests at once and waits for all of them; an error or Ctrl-C cancels them all."""
     try:
         futures = [sent(engine, request) for request in requests]
         return [future.result() for future in futures]
@@ -57,7 +57,7 @@ async def async_embeddings(engine: EngineProcess, requests: Sequence[Request]) -
 def sent(engine: EngineProcess, request: Request) -> Future[Embedding]:
     """Sends a request; the future gets its embedding, or the error that ended it."""
     future: Future[Embedding] = Future()
-    future.set_running_or_notify_cancel()  # nobody can cancel it any more but the engine
+    future.set_running_or_notify_cancel()  # from now on only the engine can end it
     vector: list[float] = []
 
     def on_event(event: Event) -> None:
@@ -76,6 +76,6 @@ def sent(engine: EngineProcess, request: Request) -> Future[Embedding]:
 
 
 def cancel(engine: EngineProcess, requests: Sequence[Request]) -> None:
-    """Ends requests; those that are done already do not mind."""
+    """Cancels requests unless they have ended."""
     for request in requests:
         engine.cancel(request.id)

@@ -171,8 +171,8 @@ class LLM:
         """Continues a prompt, given as text or as token ids, and returns the whole answer.
 
         Special tokens written in the text, such as <|im_end|>, are those tokens; in messages of `chat` they are text.
-        A list of texts or of lists of token ids is a batch: all its requests are sent at once, and the answers come as
-        a list in the same order; an error in one, or Ctrl-C, cancels all.
+        A list of texts or of lists of token ids is a batch: all requests are sent at once, and the answers come as a
+        list in the same order; an error in one, or Ctrl-C, cancels all. The batch may be empty.
 
         on_token is called with each `Piece` as it comes; an exception in it cancels the request and is raised.
         options are the fields of `SamplingParams`; they override those of `params`. max_tokens is cut to the room

@@ -1,6 +1,6 @@
 """Plans a model on a device without loading it: what `vkllm plan` and model pickers show.
 
-Joins what the parts know: where models are, what is in them, what a device can hold.
+It joins what other files know: where models are, what they hold, what a device has room for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vkllm.store.downloads.headers import FetchedHeaders
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model, a device, and the plan that brings them together; limits and options are what it was made from.
+    """The plan of a model on a device, with the limits and options that it was made from.
 
     missing_bytes: of the model's files where they are not on this machine; then path is only their name.
 
@@ -70,7 +70,7 @@ def plan_model(
     n_ctx: tokens of context; 0 takes the longest that costs no speed; the default is what the model was trained for,
     at most 4096. device: index or part of the name. type_k, type_v: of the cache. n_gpu_layers: layers, counted from
     the last, whose weights may lie in a card's own memory. vram_limit, ram_limit: bytes. measures: times the device's
-    memory, which takes seconds the first time; otherwise an assumption for its kind is taken.
+    memory, which takes seconds the first time; otherwise a typical speed of its kind is assumed.
 
     Raises ModelNotFound, ModelFileError, UnsupportedModel, NoDevice, InvalidParameter, and OutOfDeviceMemory with what
     would fit.

@@ -207,8 +207,6 @@ class Prompts:
         return AnswerText(request, detokenizer, self.tokenizer.token_text)
 
     def _params(self, params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
-        if not isinstance(params, SamplingParams | None):
-            raise InvalidParameter(f"params must be SamplingParams, not a {type(params).__name__}")
         made = requested(params or self.defaults, options)
         if made.seed is None:
             made = replace(made, seed=self.defaults.seed)
@@ -220,6 +218,8 @@ class Prompts:
 def requested(params: SamplingParams, options: SamplingOptions) -> SamplingParams:
     """The parameters with the options that a call names; None keeps a parameter that is a number. Raises
     InvalidParameter."""
+    if not isinstance(params, SamplingParams):
+        raise InvalidParameter(f"params must be SamplingParams, not a {type(params).__name__}")
     changes: dict[str, Any] = {
         name: value
         for name, value in options.items()
@@ -242,6 +242,13 @@ _MAY_BE_NONE = {
     "logit_bias",
 }
 """None takes these back: no limit, no seed and so on."""
+
+
+def check_options(params: SamplingParams | None, options: SamplingOptions) -> None:
+    """Finds what is wrong with options whatever the model, grammars included. Raises InvalidParameter."""
+    made = requested(params or SamplingParams(), options)
+    answer_grammar(made.json_schema, made.regex, made.grammar)
+    checked_origin(options.get("origin"))
 
 
 def schema_text(schema: Any) -> str | None:

@@ -48,7 +48,7 @@ class Stream(Iterator[Piece]):
         raise StopIteration
 
     def result(self) -> Generation:
-        """The whole answer; waits for what is left of it. After `close()` it is what there was until then."""
+        """The whole answer, once it has ended. After `close()` it is what had come until then."""
         while self._answer.generation is None:
             if self._answer.error is not None:
                 raise self._answer.error
@@ -56,7 +56,7 @@ class Stream(Iterator[Piece]):
         return self._answer.generation
 
     def consume(self, on_token: OnToken | None = None) -> Generation:
-        """The whole answer; on_token is called with each piece of it. What ends this early cancels the request."""
+        """The whole answer; on_token is called with each piece. An error in it, or Ctrl-C, cancels the request."""
         with self:
             if on_token is not None:
                 for piece in self:
@@ -64,7 +64,7 @@ class Stream(Iterator[Piece]):
             return self.result()
 
     def close(self) -> None:
-        """Cancels the request unless it is done. There are no pieces after this."""
+        """Cancels the request unless it has ended. No pieces come after this."""
         if not self._answer.is_over:
             self._answer.is_over = True
             self._engine.cancel(self._answer.request.id)
@@ -81,7 +81,7 @@ class Stream(Iterator[Piece]):
         self.close()
 
     def _advance(self) -> Piece | None:
-        """Takes in one event and returns the piece that it completes."""
+        """Waits for one event and returns the piece that it completes, if any."""
         try:
             event = self._engine.wait(self._events)
         except KeyboardInterrupt:
@@ -94,7 +94,7 @@ class Stream(Iterator[Piece]):
 
 
 def all_answers(engine: EngineProcess, answers: Sequence[AnswerText]) -> list[Generation]:
-    """Sends all requests at once and waits for all answers; an error or Ctrl-C cancels them together."""
+    """Sends all requests at once and waits for all answers; an error or Ctrl-C cancels all requests."""
     with ExitStack() as stack:
         streams = [stack.enter_context(Stream(engine, answer)) for answer in answers]
         return [stream.result() for stream in streams]

@@ -40,7 +40,7 @@ from vkllm.gpu.tuning.space import model_kind
 from vkllm.gpu.tuning.tuner import TuningReport, tune
 
 IN_FLIGHT = 3
-"""Decode steps that run ahead of the token that was read last."""
+"""Decode steps that may be submitted before their input token was read."""
 
 
 class Engine:
@@ -120,7 +120,7 @@ class Engine:
         return self._run is not None or bool(self._waiting)
 
     def step(self) -> list[Event]:
-        """Does a little work (at most one chunk or token) and returns what came of it. Raises DeviceError."""
+        """Does a little work, at most one chunk or token, and returns the events of it. Raises DeviceError."""
         with self._told(self._doing):
             if self._cancelled:
                 return self._drop_cancelled()
@@ -150,7 +150,7 @@ class Engine:
     def tune(
         self, budget_s: float, on_trial: Callable[[Trial], None], is_interrupted: Callable[[], bool]
     ) -> TuningReport:
-        """Finds the best choices for the device, uses and keeps them. budget_s: how long it may take, roughly.
+        """Finds the best choices for the device, uses and keeps them. budget_s: about how long it may take.
 
         Raises InvalidParameter while a request is open and when is_interrupted; DeviceError.
         """
@@ -255,7 +255,7 @@ class Engine:
         self._lengths.measured(len(rows), time.perf_counter() - step.submitted_s)
 
     def _read(self, run: Run) -> list[Event]:
-        """Runs the next chunk of a prompt that nothing follows, and reports what is wanted of its rows."""
+        """Runs the next chunk of a prompt without an answer, and reports the results of its rows."""
         prompt, start = run.request.prompt_token_ids, len(self._cache.tokens)
         n_wanted = wanted_rows(run.request).stop
         end = min(start + self._lengths.n_rows(), n_wanted)

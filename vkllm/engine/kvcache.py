@@ -22,7 +22,7 @@ class KVCache:
         self._blocks = list(range(n_blocks))
 
     def belong_to(self, origin: str) -> None:
-        """Forgets all tokens unless they are of this origin; those to come are."""
+        """Forgets all tokens of another origin; the next tokens are of this one."""
         if origin != self.origin:
             self.tokens.clear()
             self.origin = origin
@@ -46,6 +46,6 @@ class KVCache:
 
 
 def shifted(tokens: Sequence[int], n_keep: int) -> list[int]:
-    """What a full context goes on with: the first n_keep tokens and the newer half of the others, less one at least."""
+    """What stays of a full context: the first n_keep tokens, and the newer half of the others or one token less."""
     kept, others = tokens[:n_keep], tokens[n_keep:]
     return [*kept, *others[-(-len(others) // 2) :]]

@@ -74,12 +74,12 @@ class SamplingParams:
 
     @property
     def biases(self) -> dict[int, float]:
-        """What is added to the logits of which tokens."""
+        """logit_bias as a dictionary: token ids, and what is added to their logits."""
         return dict(self.logit_bias)
 
     @property
     def has_penalties(self) -> bool:
-        """Whether the logits depend on earlier tokens beyond the model itself."""
+        """Whether penalties change the logits."""
         return self.penalty_window != 0 and (
             self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
         )

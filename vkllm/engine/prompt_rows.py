@@ -1,4 +1,4 @@
-"""What is reported of a prompt that nothing follows: scores of its tokens, or its embedding.
+"""What is reported of a prompt without an answer: scores of its tokens, or its embedding.
 
 Knows which rows of a prompt these are made of and how. Which chunks run when is the engine's.
 """

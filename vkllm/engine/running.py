@@ -1,4 +1,4 @@
-"""The request that an engine is running: how far it is, and what it counted."""
+"""The request that an engine is running: its progress and its counts."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from vkllm.gpu.program.program import Program
 FORMAT, VERSION = "vkllm state", 1
 
 SAMPLE_BYTES = 4096
-"""What is looked at of each tensor: files of equal shapes differ in nearly every block of their weights."""
+"""Bytes of each tensor that are hashed: files of equal shapes differ in nearly every block of their weights."""
 
 
 class SavedStates:
@@ -55,7 +55,7 @@ class SavedStates:
     def load(self, path: Path) -> list[int]:
         """Fills the cache's first blocks and returns the tokens whose keys and values they hold then.
 
-        Raises StateFileError, ContextOverflow, DeviceError; what the blocks hold then is nothing to be used.
+        Raises StateFileError, ContextOverflow, DeviceError; then the blocks must not be used.
         """
         with reading(path) as file:
             n_tokens = self._checked_length(path, file.header())

@@ -1,6 +1,6 @@
 """`create(...)` as in the openai package: `llm.chat.completions`, `llm.completions`, `llm.embeddings`.
 
-It knows how answers are waited for, by a thread or by an event loop; calls.py knows what is asked and told.
+It knows how a thread or an event loop waits for answers; calls.py knows parameters and the shape of answers.
 """
 
 from __future__ import annotations

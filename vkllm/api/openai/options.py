@@ -110,7 +110,7 @@ _NOT_HERE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "modalities": (lambda value: list(value) == ["text"], 'answers are text; give ["text"] or leave it out'),
     "moderation": (lambda value: False, "nothing checks the texts; leave it out"),
     "suffix": (lambda value: value == "", "a text is continued at its end only; leave it out"),
-    "web_search_options": (lambda value: False, "nothing is searched; put what the model shall know into the messages"),
+    "web_search_options": (lambda value: False, "nothing is searched; leave it out"),
 }
 """Parameters that ask for what vkllm cannot do: which values ask for nothing, and what to do instead."""
 

@@ -1,7 +1,8 @@
 """The caller's side of the engine's process: starts it, hands requests over, deals events out, ends it.
 
-It knows processes, pipes and threads, not models, devices or text. A process that dies takes its open
-requests with it, each with a typed error; the next request starts a new one.
+It knows processes, pipes and threads, not models, devices or text. If the process dies, each of its open requests
+fails with a typed error, and the next request starts a new one. The pipe carries pickles: the process isolates crashes
+of drivers, and is no security boundary.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class EngineProcess:
 
     @property
     def ready(self) -> Ready:
-        """What the last start told: the device, the memory plan. One must have ended well; another may be going on."""
+        """What the last successful start reported: the device, the memory plan. There must have been one."""
         assert self._ready is not None
         return self._ready
 
@@ -119,7 +120,7 @@ class EngineProcess:
             self._child.outbox.put(Cancel(request_id))
 
     def close(self) -> None:
-        """Ends the process: politely, then by force, within about ten seconds. Open requests fail."""
+        """Asks the process to end, and forces it after some seconds; about ten at most. Open requests fail."""
         self._is_closed = True
         self._stop_child()
 
@@ -153,7 +154,7 @@ class EngineProcess:
 
 
 def not_copied(what: str) -> RequestError:
-    """The error for what is pickled, as for another process, and cannot be."""
+    """The error for an object that cannot be pickled, as for another process."""
     return RequestError(
         f"{what} cannot be pickled or copied, because its engine belongs to this process; "
         "open the model in each process that uses it"
@@ -334,7 +335,7 @@ class _Child:
                 self._output = (self._output + chunk)[-_OUTPUT_BYTES:]
 
     def _death(self) -> DeviceLost:
-        """The error for a process that ended without a word of its own."""
+        """The error for a process that ended without saying why."""
         if self._is_stopping:
             return DeviceLost("the engine was closed; open the model again")
         self._end_process(0.5)
