@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -245,6 +247,46 @@ def test_installed_models_have_names_that_find_them(hub: HubServer) -> None:
     assert hub.lines() == []
     now = time.time()
     assert all(model.last_used_s is not None and abs(now - model.last_used_s) < 60 for model in installed())
+
+
+def test_a_cache_copied_without_times_is_listed_and_used_without_the_network(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = content("packed")
+    entry = replace(WHEEL_ENTRY, n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    monkeypatch.setattr("vkllm.store.catalog.read_catalog", lambda: [entry])
+    models_dir().mkdir(parents=True)
+    path = models_dir() / "packed.gguf"
+    path.write_bytes(data)
+    mark_path(entry).write_text(f"{entry.sha256} {len(data)} 12345\n")  # of another time
+    hub.files["/w.gguf"] = content("w")
+    pull(f"hf.co/{REPO}:Q4_K_M"), pull(f"{hub.url}/w.gguf")
+    for file in (*cache_dir().rglob("*"), *(tmp_path / "hub").rglob("*")):
+        os.utime(file, (1, 1))
+    assert [model.name for model in installed()] == ["packed", f"hf.co/{REPO}:Q4_K_M", f"{hub.url}/w.gguf"]
+    assert find_model("packed") == path and mark_path(entry).read_text().endswith(f"{path.stat().st_mtime_ns}\n")
+    mark_path(entry).unlink()
+    assert local_model("packed") == path, "nor does it need its mark"
+    path.write_bytes(b"X" * len(data))
+    assert local_model("packed") is None and next(iter(installed())).name != "packed"
+
+
+def test_odd_files_in_the_caches_do_not_hide_the_models(hub: HubServer, tmp_path: Path) -> None:
+    pull("tiny")
+    hub.files["/w.gguf"] = content("w")
+    web = pull(f"{hub.url}/w.gguf")
+    snapshot = next((tmp_path / "hub").rglob("tiny.Q8_0.gguf")).parent
+    for folder in (web.parent, web.parent.parent, snapshot, models_dir()):
+        (folder / "broken.gguf").symlink_to(folder / "nothing")
+        (folder / "folder.gguf").mkdir()
+        (folder / "half-00001-of-00002.gguf").write_bytes(b"GGUF")
+        (folder / "x.gguf.incomplete").touch()
+    (web.parent.parent / "top.gguf").touch()
+    for name in ("models--", "models--x", "models--a--b--c", "datasets--a--b", "file"):
+        (tmp_path / "hub" / name).mkdir()
+    (tmp_path / "hub" / "models--d--e").touch()
+    (tmp_path / "hub" / "models--f--g" / "refs" / "main").mkdir(parents=True)
+    assert [model.name for model in installed()] == ["tiny", f"{hub.url}/w.gguf"]
 
 
 def test_two_models_of_one_quantization_are_named_by_their_files(hub: HubServer) -> None:

@@ -124,7 +124,7 @@ def test_a_whole_file_without_a_mark_is_checked_and_kept(cache: Path, no_network
     models_dir().mkdir(parents=True)
     path = models_dir() / "tiny.gguf"
     path.write_bytes(CONTENT)
-    assert local_path(ENTRY) is None
+    assert local_path(ENTRY) == path  # as a copied cache has it: read once, then marked
     assert find_model("tiny") == path == local_path(ENTRY)
 
 

@@ -18,7 +18,7 @@ from vkllm.formats.splits import part_names
 from vkllm.resources import cache_dir
 from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource, catalog
 from vkllm.store.choice import candidates, choose, quantization_of, whole_models
-from vkllm.store.downloads.checks import is_as_published, is_marked_checked, mark_checked, mark_path
+from vkllm.store.downloads.checks import is_as_published, is_checked, mark_checked, mark_path
 from vkllm.store.downloads.files import OnProgress, RemoteFile
 from vkllm.store.downloads.headers import FetchedHeaders, fetched_headers
 from vkllm.store.downloads.hub import (
@@ -89,7 +89,7 @@ def local_model(name: str) -> Path | None:
 def local_path(entry: CatalogEntry) -> Path | None:
     """The path of a catalogue model that is on disk, whole and checked; None if it has to be fetched."""
     path = _cached(entry.source) if isinstance(entry.source, HubSource) else wheel_model_path(entry.source)
-    return path if path is not None and (entry.sha256 is None or is_marked_checked(entry, path)) else None
+    return path if path is not None and (entry.sha256 is None or is_checked(entry, path)) else None
 
 
 def pull(name: str, *, on_progress: OnProgress | None = None) -> Path:
@@ -239,7 +239,7 @@ def _installed(
         last_used_s = _use_mark(paths[0]).stat().st_mtime
     except OSError:
         last_used_s = None
-    n_bytes = sum(path.stat().st_size for path in paths)
+    n_bytes = sum(path.stat().st_size for path in paths if path.exists())  # another process may delete it meanwhile
     return InstalledModel(name, tuple(paths), n_bytes, quantization_of(paths[0].name), last_used_s, source, entry)
 
 

@@ -14,7 +14,7 @@ LayerTier = Literal["local", "shared", "host", "readback"]
 quick to read for the CPU."""
 
 TIERS: Final[tuple[LayerTier, ...]] = ("local", "shared", "host", "readback")
-_DEVICE_LOCAL, _HOST_CACHED = 1, 8
+_DEVICE_LOCAL = 1
 _UNKNOWN: Final = 2**64 - 1
 
 
@@ -32,11 +32,6 @@ class Placement:
     def is_device_local(self) -> bool:
         """Whether it is the GPU's own memory."""
         return bool(self.flags & _DEVICE_LOCAL)
-
-    @property
-    def is_cached(self) -> bool:
-        """Whether the CPU's caches help its reads."""
-        return bool(self.flags & _HOST_CACHED)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ Knows nothing of models or devices; `gpu/device/kompute.py` turns an entry into 
 from __future__ import annotations
 
 from vkllm.gpu.device.kernel import QUANTIZED_FORMATS, KernelSpec
+from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE as ATTENTION_PIECE
+from vkllm.model.memory.kernel_sizes import KV_BLOCK as KV_BLOCK
+from vkllm.model.memory.kernel_sizes import MAX_PARTS as MAX_PARTS
 
 WEIGHT_FORMATS = ("F32", "F16", "BF16", *QUANTIZED_FORMATS)
 
@@ -25,12 +28,6 @@ TOP_K = 64
 TOP_LOGITS = 2048
 """Logits that a workgroup of `top_logits` takes; `TOP_LOGITS` in shaders/lib/largest.glsl."""
 
-ATTENTION_PIECE = 64
-"""Cached tokens that are worth a workgroup of `attention_fused`; `PIECE` in its shader."""
-
-MAX_PARTS = 128
-"""Most parts that `attention_fused` cuts the context into; `MAX_PARTS` in its shader."""
-
 LINK_WORDS = 8
 """Words of a link of a chain, and of what comes before the first; `LINK_WORDS` in shaders/lib/chain.glsl."""
 
@@ -42,9 +39,6 @@ somewhat more where hundreds of workgroups poll one word. So a wait ends after 2
 one dispatch: at most some milliseconds, or 0.6 s where the largest matrix of a 405B model comes over a slow PCIe. While
 another process has the GPU, ours is suspended as a whole and polls nothing, so its time slices do not count.
 """
-
-KV_BLOCK = 32
-"""Tokens of a block of the key/value cache; `KV_BLOCK` in shaders/lib/step.glsl."""
 
 
 KERNELS = {

@@ -12,19 +12,11 @@ from dataclasses import dataclass
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.model.graph import decoder, head, widths
+from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_PARTS
 from vkllm.model.spec import ModelSpec, expected_shapes
 
 CACHE_TYPES = {"f16": 64, "q8_0": 36}
 """Bytes of 32 cached values (shaders/lib/kvcache.glsl)."""
-
-CACHE_TOKENS = 32
-"""Tokens of a block of the cache; `KV_BLOCK` in gpu/program/kernels.py."""
-
-CONTEXT_PIECE = 64
-"""Cached tokens that a workgroup of attention takes; `ATTENTION_PIECE` in gpu/program/kernels.py."""
-
-MOST_PIECES = 128
-"""Most workgroups that attention's context is cut into; `MAX_PARTS` in gpu/program/kernels.py."""
 
 Q16_BYTES = 72
 """Bytes of 32 activations in 16-bit integers: two planes of bytes and two scales."""
@@ -136,7 +128,7 @@ class Needs:
 
     def _context_buffers(self, n_ctx: int) -> dict[str, int]:
         spec = self.spec
-        n_pieces = min(-(-n_ctx // CONTEXT_PIECE), MOST_PIECES)
+        n_pieces = min(-(-n_ctx // ATTENTION_PIECE), MAX_PARTS)
         return {
             "the table of rotations": 4 * whole_blocks(n_ctx) * spec.rope_dims,
             "the working memory of attention": 4 * spec.n_heads * n_pieces * (spec.head_dim + 4),
@@ -150,7 +142,7 @@ def aligned(n_bytes: int) -> int:
 
 def whole_blocks(n_tokens: int) -> int:
     """Tokens that the cache holds for a context of n_tokens."""
-    return -(-n_tokens // CACHE_TOKENS) * CACHE_TOKENS
+    return -(-n_tokens // KV_BLOCK) * KV_BLOCK
 
 
 def tensor_bytes(tensor: TensorInfo) -> int:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from vkllm.errors import InvalidParameter, OutOfDeviceMemory, counted
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import weight_format
+from vkllm.model.memory.kernel_sizes import KV_BLOCK
 from vkllm.model.memory.limits import DeviceLimits, Tier, without_margin
 from vkllm.model.memory.needs import (
-    CACHE_TOKENS,
     CACHE_TYPES,
     Needs,
     cache_bytes_per_token,
@@ -265,14 +265,14 @@ class _Planner:
             return 0
         if fits(most):
             return most
-        low, high = least // CACHE_TOKENS, most // CACHE_TOKENS + 1  # in blocks: low fits, high does not
+        low, high = least // KV_BLOCK, most // KV_BLOCK + 1  # in blocks: low fits, high does not
         while high - low > 1:
             middle = (low + high) // 2
-            if middle * CACHE_TOKENS < most and fits(middle * CACHE_TOKENS):
+            if middle * KV_BLOCK < most and fits(middle * KV_BLOCK):
                 low = middle
             else:
                 high = middle
-        return max(low * CACHE_TOKENS, least)
+        return max(low * KV_BLOCK, least)
 
     def _place(self, n_ctx: int, capacities: list[tuple[Tier, int]]) -> MemoryPlan:
         needs, limits, n_layers = self.needs, self.limits, self.needs.spec.n_layers

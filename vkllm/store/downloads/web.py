@@ -50,6 +50,8 @@ def web_files() -> dict[str, Path]:
     for scheme in ("http", "https"):
         for path in sorted((models_dir() / scheme).rglob("*.gguf")):
             host, *names = path.relative_to(models_dir() / scheme).parts
+            if not names or not path.is_file():  # a folder, or a link to nothing
+                continue
             found[f"{scheme}://{unquote(host)}/{'/'.join(quote(name) for name in names)}"] = path
     return found
 
