@@ -21,10 +21,10 @@ class KernelSpec:
     bindings: buffers by binding number. constants: specialisation constants by id; the first is the local size.
     push: push constants in order. formats: weight formats it is compiled for (none: one variant).
     uses_dot4: whether the quantized formats use integer dot products and so have a `_soft` variant too.
-    subgroup: kinds of subgroup operations that it uses; it then needs full subgroups of a size that is known.
+    subgroup: kinds of subgroup operations that it uses; a kernel that uses any needs full subgroups of a known size.
     has_plain: whether it has `_plain` variants too, which use no subgroups.
-    surplus: what it does with more workgroups along x than a device allows: "z" goes on in z, "loops" lets each do
-    more, "none" cannot.
+    surplus: what happens to workgroups along x beyond the device's limit. "z": they run along z; "loops": the others do
+    their work too; "none": DeviceError.
     chains: whether it can wait in the shader for the dispatch before it, and so has a `_memory_model` variant too.
     """
 
@@ -60,7 +60,7 @@ class KernelSpec:
         return self.name + (f"_{weight_format.lower()}" if weight_format else "") + soft + plain + model
 
     def workgroups(self, x: int, y: int, most: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Workgroups along x, y and z that do the work of x and y. most: those that a device allows.
+        """Arranges x by y workgroups as the x, y and z that a device allows. most: its limits along x, y and z.
 
         Raises DeviceError.
         """

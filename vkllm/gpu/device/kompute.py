@@ -94,7 +94,7 @@ class Recording:
 class Device:
     """An open device. wanted: index or part of the name; None takes the best one.
 
-    limits: memory that it is taken to have; None takes the environment's VKLLM_VRAM_LIMIT and VKLLM_RAM_LIMIT.
+    limits: how much memory to use at most; None takes VKLLM_VRAM_LIMIT and VKLLM_RAM_LIMIT from the environment.
     """
 
     def __init__(self, wanted: str | None = None, timeout_s: float = 120.0, limits: MemoryLimits | None = None) -> None:
@@ -118,7 +118,7 @@ class Device:
         self._layer.asynchronous(True)
         enabled = self._layer.features(self.layer_id)
         self.has_integer_dot = "integer_dot_product" in enabled and "fast_integer_dot" in self.info.features
-        # lavapipe 22.3 reports it, but takes every load of shared memory in it for a barrier
+        # lavapipe 22.3 reports it, but then treats every load from shared memory as a barrier
         self.has_memory_model = "memory_model" in enabled and self.info.type != "cpu"
         self.info = prepared(self.info if enabled >= SIZE_FEATURES else without_subgroups(self.info))
 
@@ -128,9 +128,9 @@ class Device:
         return is_plain(self.info)
 
     def buffer(self, n_words: int, *, tier: LayerTier = "local", is_host: bool = False) -> Buffer:
-        """Allocates n_words (at least one) in a tier, with whatever is in the memory; only "local" is not mapped.
+        """Allocates n_words uint32 words in a tier, uninitialized. All tiers but "local" are mapped.
 
-        is_host: a "readback" buffer of zeros, for what is small. Raises OutOfDeviceMemory or DeviceError.
+        is_host: a small "readback" buffer, filled with zeros. Raises OutOfDeviceMemory or DeviceError.
         """
         tier = "readback" if is_host else tier
         n_words = max(n_words, 4)
@@ -142,7 +142,7 @@ class Device:
             )
         self._layer.place_next(tier)
         try:
-            # Of a storage tensor Kompute takes the size and reads nothing, so these pages are never touched.
+            # Kompute takes only the size of a storage tensor and reads no data, so these pages are never touched.
             size_only = np.empty(n_words, np.uint32)
             tensor = self._manager.tensor_t(size_only, self._kp.TensorTypes.storage)
         except (RuntimeError, MemoryError) as error:
@@ -158,7 +158,7 @@ class Device:
         return self._layer.heaps(self.layer_id)
 
     def _no_memory(self, tier: LayerTier, n_bytes: int, said: str) -> DeviceError:
-        """Why a buffer could not be made, with what there is. said: Kompute's word for it."""
+        """The error for a buffer that could not be allocated, with the room in each heap. said: Kompute's message."""
         call, result = self._layer.take_failure(self.layer_id) or (said, OUT_OF_MEMORY[1])
         if result not in OUT_OF_MEMORY:
             return error_of(call, result)
@@ -183,9 +183,9 @@ class Device:
         is_independent: bool = False,
         is_chained: bool = False,
     ) -> Dispatch:
-        """Binds a kernel. buffers and constants stand in the order of its registry entry; groups are (x, y), which the
-        kernel does with fewer or elsewhere where the device does not allow so many along x. is_chained: it waits in the
-        shader for the dispatch before it (shaders/lib/chain.glsl). Raises DeviceError."""
+        """Binds a kernel. buffers and constants: in the order of its registry entry. groups: workgroups (x, y),
+        arranged by `KernelSpec.workgroups` where the device does not allow as many along x. is_chained: it waits in the
+        shader for the previous dispatch (shaders/lib/chain.glsl). Raises DeviceError."""
         assert len(buffers) == len(kernel.bindings), kernel.name
         assert len(constants) == len(kernel.constants), kernel.name
         assert len(push) == len(kernel.push), kernel.name
@@ -211,7 +211,7 @@ class Device:
 
     @contextmanager
     def _subgroups_of(self, kernel: KernelSpec) -> Iterator[None]:
-        """Around the making of a pipeline: subgroups that its kernel uses are full and of the size that is known."""
+        """Wraps the creation of a pipeline: a kernel with subgroups gets full ones of the device's known size."""
         if not kernel.subgroup or self.is_plain:
             yield
             return
@@ -255,13 +255,13 @@ class Device:
         self.wait(self.submit(recording))
 
     def check(self) -> None:
-        """Raises what the layer has kept of calls whose results Kompute ignores."""
+        """Raises the first failure that the layer recorded in calls whose results Kompute ignores."""
         if self.layer_id >= 0:
             self._layer.check(self.layer_id)
 
     @contextmanager
     def _kompute(self, doing: str) -> Iterator[None]:
-        """Around calls of Kompute: what fails in them, heeded by Kompute or not, is raised as vkllm's errors."""
+        """Wraps calls of Kompute: failures in them, also those that Kompute ignores, are raised as vkllm's errors."""
         try:
             yield
         except RuntimeError as error:

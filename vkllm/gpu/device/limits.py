@@ -1,4 +1,4 @@
-"""What a plan may take of a real device: DeviceInfo and the system's memory -> DeviceLimits. Knows no model."""
+"""What a plan may use of a real device: DeviceInfo and the system's memory -> DeviceLimits. Knows no model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vkllm.model.memory.limits import (
 )
 
 HOST_RESERVE_BYTES = 2 * 2**30
-"""System memory that no plan takes: 1.5 GiB may be in use while a model is loaded, and the rest of the system lives."""
+"""System memory that no plan uses: loading a model may take 1.5 GiB, and other programs need some too."""
 
 UNKNOWN_HOST_BYTES = 4 * 2**30
 """System memory that a plan may take where the system does not say what is free."""
@@ -28,7 +28,7 @@ _KINDS: dict[DeviceType, DeviceKind] = {"integrated": "unified", "cpu": "cpu"}
 
 
 def device_limits(info: DeviceInfo, speeds: Speeds | None = None) -> DeviceLimits:
-    """What a plan may take of a device now. speeds: those assumed for its kind by default."""
+    """How much memory of a device a plan may use now. speeds: by default those assumed for its kind."""
     kind = _KINDS.get(info.type, "discrete")
     return limits_of_heaps(
         kind,
@@ -41,7 +41,7 @@ def device_limits(info: DeviceInfo, speeds: Speeds | None = None) -> DeviceLimit
 
 
 def available_host_bytes() -> int:
-    """System memory that a plan may take now."""
+    """Bytes of system memory that a plan may use now."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

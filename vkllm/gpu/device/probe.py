@@ -5,7 +5,7 @@ nothing on any device, and knows nothing of Kompute but that it numbers devices 
 here is what it could do; what is enabled on an open device is `Layer.features`.
 
 The first look makes a Vulkan instance that the process keeps: later looks only read the budgets again, and drivers stay
-loaded. Without it each instance would load and unload them, which NVIDIA's bears about fifteen times.
+loaded. Without it, each instance would load and unload them, and NVIDIA's driver fails after about fifteen times.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ NVIDIA, AMD = 0x10DE, 0x1002
 """Vendor ids."""
 
 NVIDIA_DRIVER: Final = 4
-"""VK_DRIVER_ID_NVIDIA_PROPRIETARY: NVIDIA's own driver. Others run its GPUs, too, such as Mesa's NVK."""
+"""VK_DRIVER_ID_NVIDIA_PROPRIETARY: NVIDIA's own driver. Other drivers, such as Mesa's NVK, run NVIDIA's GPUs too."""
 
 DeviceType = Literal["discrete", "integrated", "virtual", "cpu", "other"]
 TYPES: Final[dict[int, DeviceType]] = {1: "integrated", 2: "discrete", 3: "virtual", 4: "cpu"}
 PREFERENCE: Final[tuple[DeviceType, ...]] = ("discrete", "integrated", "virtual", "cpu", "other")
 
-# A structure that a device may know: name, first Vulkan version that has it in its core, extension that brings it.
+# A structure that a device may know: name, first Vulkan version with it in its core, extension that provides it.
 Structure = tuple[str, tuple[int, int], str]
 _NEVER_CORE: Final = (9, 9)
 _FEATURE_STRUCTURES: Final[tuple[Structure, ...]] = (
@@ -66,13 +66,13 @@ _MEMORY_STRUCTURES: Final[tuple[Structure, ...]] = (
 
 _OPERATIONS: Final = ("basic", "vote", "arithmetic", "ballot", "shuffle", "shuffle_relative", "clustered", "quad")
 SUBGROUP_OPERATIONS: Final = frozenset(_OPERATIONS)
-"""Vulkan's kinds of operations of a subgroup, in the order of VkSubgroupFeatureFlagBits in _OPERATIONS."""
+"""Vulkan's kinds of subgroup operations, in the order of VkSubgroupFeatureFlagBits in _OPERATIONS."""
 
 
 @dataclass(frozen=True)
 class Heap:
     """One memory heap. budget_bytes: what this process can hold before things fail or slow down, its own allocations
-    included; it changes from moment to moment, and is None where the driver does not tell."""
+    included; it changes all the time, and is None where the driver does not report it."""
 
     size_bytes: int
     budget_bytes: int | None
@@ -83,13 +83,13 @@ class Heap:
 class DeviceInfo:
     """One Vulkan device. index: its place in Kompute's order. max_binding_bytes: largest storage buffer binding.
 
-    driver_id: which driver it is, a VkDriverId such as NVIDIA_DRIVER; 0 where the driver does not tell.
-    n_cores: compute units of an AMD GPU, streaming multiprocessors of NVIDIA's; None where the driver does not tell.
-    matrix_shape: rows, columns and inner size of the float16 matrices that a subgroup multiplies at once, with float32
-    sums; None without cooperative matrices.
-    subgroup_size: what kernels get that ask for none; of an open device, what its kernels ask for. subgroup_operations:
-    those that compute shaders may use. max_workgroup_subgroups: subgroups of a workgroup that asks for their size; 0 if
-    a compute shader cannot ask. max_groups: workgroups of a dispatch along x, y and z.
+    driver_id: which driver it is, a VkDriverId such as NVIDIA_DRIVER; 0 where the driver does not report it.
+    n_cores: compute units of an AMD GPU, streaming multiprocessors of NVIDIA's; None where the driver does not report
+    them. matrix_shape: rows, columns and inner size of the float16 matrices that a subgroup multiplies at once, with
+    float32 sums; None without cooperative matrices. subgroup_size: the size that kernels get if they request none; on
+    an open device, the size that its kernels request. subgroup_operations: those that compute shaders may use.
+    max_workgroup_subgroups: most subgroups in a workgroup of a kernel that requests their size; 0 if compute shaders
+    cannot request one. max_groups: most workgroups of a dispatch along x, y and z.
     """
 
     index: int
@@ -119,7 +119,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class MemoryLimits:
-    """What devices are taken to have: vram_bytes of each device-local heap, ram_bytes of each other; None: all."""
+    """The most memory to use: vram_bytes of each device-local heap, ram_bytes of each other heap; None: no limit."""
 
     vram_bytes: int | None = None
     ram_bytes: int | None = None
@@ -162,10 +162,11 @@ _known: list[tuple[_Gpu, DeviceInfo]] = []
 
 
 def devices(limits: MemoryLimits | None = None) -> list[DeviceInfo]:
-    """All Vulkan devices, in the order in which Kompute numbers them, with their budgets of this moment.
+    """All Vulkan devices, in the order in which Kompute numbers them, with their current budgets.
 
-    limits: memory that they are taken to have; None takes the environment's. Raises NoDevice if there is no Vulkan
-    loader, driver or device, DeviceError if a driver fails, InvalidParameter if the environment's limits are malformed.
+    limits: how much of their memory to use at most; None takes the environment's limits. Raises NoDevice if there is no
+    Vulkan loader, driver or device, DeviceError if a driver fails, InvalidParameter if the environment's limits are
+    malformed.
     """
     limits = MemoryLimits.from_environment() if limits is None else limits
     return [replace(info, heaps=tuple(limits.applied(heap) for heap in gpu.heaps())) for gpu, info in _found()]
@@ -174,7 +175,8 @@ def devices(limits: MemoryLimits | None = None) -> list[DeviceInfo]:
 def check_device(index: int) -> None:
     """Opens a device and closes it again.
 
-    Raises OutOfDeviceMemory or DeviceError if the driver refuses; Kompute would take the process down with it.
+    Raises OutOfDeviceMemory or DeviceError if the driver refuses; inside Kompute the same failure would end the
+    process.
     """
     gpu, info = _found()[index]
     try:
@@ -216,7 +218,7 @@ def _look() -> list[tuple[_Gpu, DeviceInfo]]:
         gpus = [_Gpu(vk, instance, handle) for handle in vk.vkEnumeratePhysicalDevices(instance)]
         found = [(gpu, gpu.info(index)) for index, gpu in enumerate(gpus)]
     except vk.VkErrorInitializationFailed:
-        pass  # what some loaders say for no device
+        pass  # what some loaders report when there is no device
     except vk.VkError as error:
         raise DeviceError(f"A driver failed ({type(error).__name__}); `vulkaninfo --summary` may say why.") from error
     finally:
@@ -228,9 +230,9 @@ def _look() -> list[tuple[_Gpu, DeviceInfo]]:
 
 
 def choose_device(devices: Iterable[DeviceInfo], wanted: str | None) -> DeviceInfo:
-    """The device to use: by index or part of the name (case does not count), or the most able type if wanted is None.
+    """The device to use: by index or part of the name in any case, or the most capable type if wanted is None.
 
-    Among equals the first one wins. Raises NoDevice if none is as wanted, naming those there are.
+    Of several that match, the first one. Raises NoDevice if none matches, with a list of all devices.
     """
     known = list(devices)
     if not known:
@@ -265,7 +267,7 @@ class _Gpu:
         self._extensions = frozenset(extension.extensionName for extension in listed)
 
     def heaps(self) -> tuple[Heap, ...]:
-        """Its heaps, with the budgets of this moment."""
+        """Its heaps, with their current budgets."""
         vk = self.vk
         memory = self._ask(
             "VkPhysicalDeviceMemoryProperties2", vk.vkGetPhysicalDeviceMemoryProperties2, _MEMORY_STRUCTURES
@@ -291,7 +293,7 @@ class _Gpu:
         vk.vkDestroyDevice(device, None)
 
     def info(self, index: int) -> DeviceInfo:
-        """All that is known of it."""
+        """Everything that is known about it."""
         vk, plain, version, extensions = self.vk, self._plain, self._version, self._extensions
         properties = self._ask("VkPhysicalDeviceProperties2", vk.vkGetPhysicalDeviceProperties2, _PROPERTY_STRUCTURES)
         flags = self._ask("VkPhysicalDeviceFeatures2", vk.vkGetPhysicalDeviceFeatures2, _FEATURE_STRUCTURES)
@@ -312,7 +314,7 @@ class _Gpu:
         }
         features |= {name for name, extension in _FEATURE_EXTENSIONS.items() if extension in extensions}
         if dot and dot.integerDotProduct4x8BitPackedSignedAccelerated:
-            features.add("fast_integer_dot")  # others write it out in slow 32-bit multiplications
+            features.add("fast_integer_dot")  # others emulate it with slow 32-bit multiplications
         return DeviceInfo(
             index=index,
             name=plain.deviceName,
@@ -344,7 +346,7 @@ class _Gpu:
         )
 
     def _matrix_shape(self) -> tuple[int, int, int] | None:
-        """The shape for the kernels: 16x16x16 if there is one, else the largest of those with sides of 8 and 16."""
+        """The shape that kernels use: 16x16x16 if the device has it, else the largest with sides of 8 and 16."""
         vk = self.vk
         ask = vk.vkGetInstanceProcAddr(self._instance, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR")
         types = ("AType", "BType", "CType", "ResultType", "scope")
@@ -357,7 +359,7 @@ class _Gpu:
         return max((shape for shape in shapes if {*shape} <= {8, 16}), key=math.prod, default=None)
 
     def _ask(self, base: str, function: Callable[[Any, Any], Any], structures: Iterable[Structure]) -> dict[str, Any]:
-        """Has a function fill a base structure and those chained to it that the device knows; returns them by name."""
+        """Has a function fill a base structure and, chained to it, all that the device knows; returns them by name."""
         vk = self.vk
         chain = {base: vk.ffi.new(f"{base}*")}
         for name, core_since, extension in structures:

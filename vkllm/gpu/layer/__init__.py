@@ -1,8 +1,8 @@
-"""The Vulkan layer's Python side: puts the layer before Kompute, and talks to it.
+"""The Vulkan layer's Python side: places the layer below Kompute, and talks to it.
 
 Knows the layer's exported functions (ctypes on the very file that the Vulkan loader loads, so both see the same state)
 and how to make the loader use it. Knows nothing of Kompute: it imports no `kp`, and has to be activated before the
-first `kp.Manager`. What the layer does is told at the top of each of its C files.
+first `kp.Manager`. The top of each of its C files says what the layer does.
 
 A device is named by the number that `open_device` returns. ctypes lets other Python threads run during each call.
 """
@@ -59,7 +59,7 @@ class Statistics:
     submits: int
     blocked_submits: int  # had to wait for their own command buffer, or for a place among 64 in flight
     pipelines_created: int
-    pipelines_shared: int  # were asked for and equal to one that was there
+    pipelines_shared: int  # were requested and equal to an existing one
     subgroup_sizes_ignored: int  # pipelines whose required subgroup size the device cannot give
     full_subgroups: int  # pipelines asked for that have a required size and full subgroups
     cache_loaded_bytes: int  # pipeline cache read from disk when the device was made
@@ -109,8 +109,8 @@ class Layer:
     def activate(cls) -> "Layer":
         """Makes every Vulkan instance of this process from now on use the layer, and returns the layer.
 
-        Sets VK_INSTANCE_LAYERS, keeping what the user has there below ours, and VK_ADD_LAYER_PATH or, for a loader that
-        does not heed that one, VK_LAYER_PATH. Raises DeviceError if the library is missing or the loader ignores it.
+        Sets VK_INSTANCE_LAYERS, which keeps the user's layers, below ours, and VK_ADD_LAYER_PATH or, for loaders that
+        ignore that one, VK_LAYER_PATH. Raises DeviceError if the library is missing or the loader ignores it.
         """
         with cls._activation:
             if cls._active is None:
@@ -127,7 +127,7 @@ class Layer:
     def open_device(self) -> int:
         """The number of the newest Vulkan device of this process.
 
-        Raises DeviceError if the loader passed the layer by, or no device was made. A vkCreateDevice that fails never
+        Raises DeviceError if the loader bypassed the layer, or no device was made. A vkCreateDevice that fails never
         gets here: Kompute goes on with a null device and the Vulkan loader aborts the process, after the layer has
         written the reason to stderr. `probe.check_device` finds that out before.
         """
@@ -165,7 +165,7 @@ class Layer:
         """Waits until the submit with this ticket and all before it are done; other Python threads run meanwhile.
 
         Raises DeviceTimeout after `timeout_s`, and at once DeviceLost, OutOfDeviceMemory or DeviceError if the device
-        is lost or one of these submits failed. The submits of a wait that timed out go on; it can be repeated.
+        is lost or one of these submits failed. After a timeout the submits go on, and the wait can be repeated.
         """
         result: int = self._library.vkllm_layer_wait(device, ticket, int(min(max(timeout_s, 0.0) * 1e9, 2**63)))
         if result == VK_SUCCESS:
@@ -205,8 +205,8 @@ class Layer:
         return Statistics(*counters)
 
     def place_next(self, tier: LayerTier) -> None:
-        """The tier of the next buffer that this thread makes; one that nothing is said of is "local", or "readback" if
-        Kompute asks for host memory."""
+        """Sets the tier of the next buffer that this thread makes; the default is "local", or "readback" if Kompute
+        asks for host memory."""
         self._library.vkllm_layer_place_next(TIERS.index(tier))
 
     def placement(self) -> Placement:
@@ -225,7 +225,7 @@ class Layer:
         return tuple(HeapUse.of(*numbers[n * i : n * (i + 1)]) for i in range(n_heaps))
 
     def limit_memory(self, device: int, vram_bytes: int | None, ram_bytes: int | None) -> None:
-        """Takes each device-local heap of a device to have at most vram_bytes, and each other ram_bytes; None: all."""
+        """Limits each device-local heap of a device to vram_bytes, and each other heap to ram_bytes; None: no limit."""
         limits = (NO_LIMIT if limit is None else limit for limit in (vram_bytes, ram_bytes))
         self._library.vkllm_layer_limit_memory(device, *limits)
 
@@ -235,19 +235,19 @@ class Layer:
         return n
 
     def inject(self, kind: str, n: int, result: int = 0) -> None:
-        """Test mode: the n-th next call of a kind (see INJECTIONS) fails with a VkResult; n = 0 takes that back.
+        """Test mode: the n-th next call of a kind (see INJECTIONS) fails with a VkResult; n = 0 cancels that.
 
         A "hang" makes a wait last for its whole time limit; it needs a result that is not 0.
         """
         self._library.vkllm_layer_inject(INJECTIONS.index(kind), n, result)
 
     def injection_pending(self, kind: str) -> int:
-        """Calls of a kind that are still to come before the planned one has failed; 0: it has, or none is planned."""
+        """Calls of a kind up to the one that will fail; 0: it has failed, or none is planned."""
         n: int = self._library.vkllm_layer_injection_pending(INJECTIONS.index(kind))
         return n
 
     def set_pipeline_cache(self, folder: Path | None) -> None:
-        """Keeps the pipeline caches of devices made from now on in a folder, which is made; None: keeps none.
+        """Keeps the pipeline caches of devices made from now on in a folder, which is created; None: not on disk.
 
         Raises DeviceError if the folder cannot be made.
         """
@@ -285,14 +285,14 @@ def _load() -> ctypes.CDLL:
         return ctypes.CDLL(str(LIBRARY))
     except OSError as error:
         raise DeviceError(
-            f"The Vulkan layer cannot be loaded ({error}); build it anew: `python -m vkllm.gpu.layer.build --force`."
+            f"The Vulkan layer cannot be loaded ({error}); rebuild it: `python -m vkllm.gpu.layer.build --force`."
         ) from error
 
 
 def _why_unused() -> str:
-    """Why the Vulkan loader may have passed the layer by, as a sentence."""
+    """Why the Vulkan loader may have bypassed the layer, as a sentence."""
     if os.geteuid() != os.getuid() or os.getegid() != os.getgid():
-        reason = "it heeds no environment in a process with raised rights; run vkllm as an ordinary user"
+        reason = "it ignores the environment in a process with elevated rights; run vkllm as an ordinary user"
     elif NAME not in os.environ.get("VK_INSTANCE_LAYERS", "").split(os.pathsep):
         reason = "VK_INSTANCE_LAYERS does not name it; activate it before the first Kompute manager"
     else:

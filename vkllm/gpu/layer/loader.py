@@ -1,4 +1,4 @@
-"""How the Vulkan loader is led to a layer: the environment variables that it reads, and what it finds with them."""
+"""How the Vulkan loader finds a layer: the environment variables that it reads, and what it finds with them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What Python and the layer say to each other of memory: tiers, where a buffer lies, what heaps hold.
+"""What Python and the layer tell each other about memory: tiers, where a buffer lies, what heaps hold.
 
-Pure data, in the order of the layer's numbers; which types make a tier is told in tiers.c.
+Pure data, in the order of the layer's numbers; tiers.c says which memory types belong to a tier.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class HeapUse:
     """A heap at one moment, in bytes. size and budget are no more than the limit that was set.
 
     budget_bytes: what this process can hold of it, its own use included, and driver_usage_bytes: that use as the driver
-    counts it; both are None where the driver tells no budget. allocated_bytes: blocks that this process holds on this
+    counts it; both are None where the driver reports no budget. allocated_bytes: blocks that this process holds on this
     GPU. used_bytes: buffers of this device. room_bytes: what a new block can take.
     """
 

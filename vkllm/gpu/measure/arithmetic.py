@@ -26,7 +26,7 @@ HALF_BITS = 0x2C00
 
 
 def product_rate(device: Device, operations: Operations, *, by_matrices: bool) -> float:
-    """Operations a second of the largest product, a multiplication and an addition being two.
+    """Operations a second of the largest product; a multiplication and an addition count as two.
 
     by_matrices: whether by cooperative matrices. Overwrites the step buffer. Raises DeviceError.
     """
@@ -37,7 +37,7 @@ def product_rate(device: Device, operations: Operations, *, by_matrices: bool) -
     n_quants, n_scales = fmt.plane_words(columns * columns)
     weights = random.normal(0, 0.02, columns * columns).astype(np.float16)
     planes = WeightPlanes(device.buffer(n_quants), device.buffer(n_scales), fmt.name, columns, columns)
-    # any bytes are a plane of Q4_0's quants, and these are not all alike
+    # any bytes are valid quants of Q4_0, and these are not all equal
     uploader.words(np.resize(weights.view(np.uint32), n_quants), planes.quants)
     uploader.words(np.full(n_scales, HALF_BITS << 16 | HALF_BITS, np.uint32), planes.scales)
     values = random.normal(0, 1, (n_tokens, columns)).astype(np.float32)

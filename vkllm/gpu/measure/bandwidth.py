@@ -20,15 +20,15 @@ CPU_BYTES = 2**26
 LOCAL_SIZE = 256
 MOST_GROUPS = 2048
 LOADS = 32
-"""Loads of an invocation at least."""
+"""Fewest loads of an invocation."""
 
 WARM_UP_S = 1.0
-"""How long a GPU that was idle takes to reach its clocks, about; an H100 reads at half its speed before."""
+"""About how long an idle GPU takes to reach its full clocks; until then, an H100 reads at half its speed."""
 
 
 def read_bandwidth(device: Device, free_bytes: int, tier: LayerTier = "local") -> float:
-    """Bytes a second that the device reads. free_bytes: memory of the tier that nobody uses; at most a quarter is
-    taken, for the moment. Raises DeviceError."""
+    """Bytes a second that the device reads. free_bytes: unused memory of the tier; at most a quarter of it is
+    allocated, and freed again. Raises DeviceError."""
     most = CPU_BYTES if device.info.type == "cpu" else LARGEST_BYTES if tier == "local" else LARGEST_HOST_BYTES
     n_bytes = max(min(most, free_bytes // 4, device.info.max_binding_bytes), SMALLEST_BYTES)
     n_words = n_bytes // 64 * 16
@@ -48,7 +48,7 @@ def read_bandwidth(device: Device, free_bytes: int, tier: LayerTier = "local") -
 
 
 def _filling(device: Device, target: Buffer, words: Buffer) -> list[Dispatch]:
-    """Writes all of target: a system may give memory that was never written no place of its own."""
+    """Writes all of target: a system may not back memory with real pages until it is written."""
     copy = device.dispatch(
         KERNELS["copy_words"], (words, target), constants=(LOCAL_SIZE,), groups=(1024, 1), push=(0, 0)
     )

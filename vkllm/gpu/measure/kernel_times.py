@@ -34,7 +34,7 @@ def step_times(
 
     submits = [submit] * N_SLOTS
     whole_s = interval_s(program.device, submits, MEASURE_S)
-    if whole_s < MEASURE_S / 2:  # what the first ones had to record counts, and there is time for more
+    if whole_s < MEASURE_S / 2:  # the first steps include their recording, and there is time for more
         whole_s = interval_s(program.device, submits, MEASURE_S)
         whole_s = interval_s(program.device, submits, whole_s)
 
@@ -59,7 +59,7 @@ def _group_s(program: Program, dispatches: Sequence[Dispatch], begin: Dispatch, 
     alone = [_alone(dispatch) for dispatch in dispatches]
     if "arrivals" not in dispatches[0].values:
         return pass_s(program.device, alone)
-    # the parts of attention count each other, from what the beginning of a step has cleared
+    # the parts of attention use a counter that the beginning of a step clears
     return max(pass_s(program.device, [begin, *alone]) - begin_s, 0.0)
 
 

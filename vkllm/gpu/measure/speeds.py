@@ -1,6 +1,6 @@
 """How fast a device reads its own and system memory, for plans: measured once a device and driver, then kept.
 
-`python -m vkllm.gpu.measure.speeds INDEX` measures, in bytes a second; `measured_speeds` has it run in a process of its
+`python -m vkllm.gpu.measure.speeds INDEX` measures, in bytes a second; `measured_speeds` runs that in a process of its
 own, because a driver may crash. Knows no model.
 """
 

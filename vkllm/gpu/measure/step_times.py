@@ -1,4 +1,4 @@
-"""What is reported of a step's kernels: their work, their times. `gpu/measure/kernel_times.py` measures.
+"""What is reported about a step's kernels: their work, their times. `gpu/measure/kernel_times.py` measures.
 
 Plain numbers that pickle; knows no device.
 """
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class KernelWork:
-    """What a dispatch does, whichever layer's it is.
+    """What a dispatch does, in whichever layer.
 
     weight_format: "" where it reads no matrix. shape: of a matrix rows x columns, with what is fused; of attention
     heads / key heads x dimensions. n_tokens: rows of the step that it takes. read_bytes: weights, keys and values that
-    it cannot do without. n_flops: multiplications and additions of products and of attention.
+    it must read. n_flops: multiplications and additions of products and of attention.
 
     >>> work = KernelWork("matvec_fused", "Q4_1", "576 x 1536", read_bytes=552_960, n_flops=1_769_472)
     >>> work.n_flops / work.read_bytes
@@ -31,7 +31,7 @@ class KernelWork:
 
 @dataclass(frozen=True)
 class KernelTime:
-    """n_dispatches: in a step; 0 for those that only a step with a temperature has. dispatch_s: seconds of each.
+    """n_dispatches: how many a step has; 0 for kernels that run only with a temperature. dispatch_s: seconds of each.
 
     >>> times = llm.measure_kernels()
     >>> slowest = max(times.kernels, key=lambda time: time.n_dispatches * time.dispatch_s)
@@ -46,8 +46,8 @@ class KernelTime:
 
 @dataclass(frozen=True)
 class StepTimes:
-    """A step of n_rows that chooses a token greedily, with n_depth tokens cached: its kernels, in the order in which
-    they come, and itself as it really runs. n_rows 1 is a step of decoding, more are a prompt.
+    """A step of n_rows that chooses a token greedily, with n_depth tokens cached: its kernels, in their order, and the
+    time of the whole step. n_rows 1 is a step of decoding, more are a prompt.
 
     product_flops_per_s: what this device reaches in the largest product (`gpu/measure/arithmetic.py`).
 
@@ -69,10 +69,10 @@ class StepTimes:
 
     @property
     def read_bytes(self) -> int:
-        """What the step must read."""
+        """Bytes that the step must read."""
         return sum(time.n_dispatches * time.work.read_bytes for time in self.kernels)
 
     @property
     def n_flops(self) -> int:
-        """Of the step."""
+        """Multiplications and additions of the step's products and attention."""
         return sum(time.n_dispatches * time.work.n_flops for time in self.kernels)

@@ -17,10 +17,10 @@ from functools import partial
 from vkllm.gpu.device.kompute import Device, Dispatch
 
 SUBMIT_S = 0.005
-"""How long a timed submit takes at least."""
+"""Shortest time of a timed submit."""
 
 MEASURE_S = 0.2
-"""How long a measurement takes, about."""
+"""About how long a measurement takes."""
 
 MAX_DISPATCHES = 4096
 """Most dispatches of a submit."""
@@ -37,7 +37,7 @@ def pass_s(device: Device, dispatches: Sequence[Dispatch]) -> float:
         took_s = time.perf_counter() - start_s
         if took_s >= SUBMIT_S or n_passes == most:
             break
-        # most of a short time is the submit's own, so more passes than it says are tried
+        # a short time is mostly the submit's own cost, so more passes are tried than it suggests
         n_passes = min(math.ceil(n_passes * min(max(1.5 * SUBMIT_S / took_s, 2), 16)), most)
     if took_s > MEASURE_S / 2:
         return took_s / n_passes
@@ -46,8 +46,9 @@ def pass_s(device: Device, dispatches: Sequence[Dispatch]) -> float:
 
 
 def interval_s(device: Device, submits: Sequence[Callable[[], int]], expected_s: float) -> float:
-    """Median seconds from the end of a submit to that of the next. submits: each makes one and returns its ticket;
-    they are called in turn, and as many are in flight. expected_s: about how long one takes. Raises DeviceError."""
+    """Median seconds from the end of a submit to that of the next. submits: functions that submit once and return the
+    ticket; they are called in turn, with that many submits in flight. expected_s: about how long one takes. Raises
+    DeviceError."""
     n_submits = min(max(round(MEASURE_S / expected_s), len(submits) + 1), 100)
     tickets: deque[int] = deque()
     ends_s: list[float] = []

@@ -1,6 +1,6 @@
 """A model's memory on a device: weights, key/value caches, activations.
 
-Allocates and fills it once, at load. Knows which activations exist and which weights stand together, not what is
+Allocates and fills it once, at load. Knows which activations exist and which weights are stacked, not what is
 computed with them (`gpu/program/operations.py`) or when (`gpu/program/program.py`).
 """
 
@@ -33,7 +33,7 @@ from vkllm.model.spec import ModelSpec
 Floats = npt.NDArray[np.float32]
 
 HEAD_ROWS = 8
-"""Rows whose logits there is room for at once."""
+"""Most rows whose logits the device holds at once."""
 
 
 LAYER_TIERS: dict[Tier, LayerTier] = {Tier.LOCAL: "local", Tier.SHARED: "host", Tier.HOST: "host"}
@@ -54,7 +54,7 @@ class ModelBuffers:
 
     activations: by name in the graph. vectors: norms and the rope table. matrices: planes by the names of the tensors
     that are stacked, several where formats or tiers differ. caches: keys and values of each layer.
-    moved_bytes: what the plan had meant for the device's own memory, and the driver refused.
+    moved_bytes: planned for the device's own memory, but refused there by the driver.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ModelBuffers:
         self._load(path, tensors, on_bytes)
 
     def _allocate(self, n_words: int, tier: Tier) -> Buffer:
-        """A buffer in a tier, or in the last one if there is no room after all: budgets are the driver's guess."""
+        """A buffer in a tier, or in the last tier if there is no room after all: budgets are the driver's estimate."""
         try:
             return self.device.buffer(n_words, tier=LAYER_TIERS[tier])
         except OutOfDeviceMemory:

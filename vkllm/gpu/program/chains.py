@@ -1,8 +1,8 @@
-"""Whether a device may chain dispatches: whether it starts their workgroups in order, found by trying.
+"""Whether a device may chain dispatches: whether it starts their workgroups in order, found by a test.
 
 In a chain (shaders/lib/chain.glsl) a workgroup waits for all of the dispatch before. If it could take the room that one
-of them still needs to start, both would wait for ever. Vulkan promises no order, so each loaded model tries it, which
-takes some hundredths of a second. Which devices are tried at all is said by `gpu/program/choices.py`.
+of them still needs to start, both would wait for ever. Vulkan guarantees no order, so it is tested whenever a model is
+loaded, which takes some hundredths of a second. `gpu/program/choices.py` says which devices are tested at all.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _GROUPS_PER_CORE = {"wide": 64, "narrow": 256}
 _DEFAULT_CORES = 2
 
 _WORK, _POLLS = 128, 128
-"""Atomics that a workgroup works for (some for eight times as many), and polls before it counts itself as late: about
-0.1 ms. That is enough for one elsewhere that was started to count itself, and too short for one that waits for room."""
+"""Atomics that a workgroup executes as its work (some execute eight times as many), and polls before it counts itself
+as late, about 0.1 ms: enough for a workgroup that has already started to count itself, too short for one that waits for
+room."""
 
 
 def can_chain(device: Device) -> bool:
@@ -40,14 +41,14 @@ def can_chain(device: Device) -> bool:
 
 
 def is_off() -> bool:
-    """Whether VKLLM_CHAINS tells to have the driver order all dispatches."""
+    """Whether VKLLM_CHAINS switches chains off, so that the driver orders all dispatches."""
     return os.environ.get("VKLLM_CHAINS", "").casefold() in ("off", "0", "no")
 
 
 def starts_in_order(device: Device) -> bool:
-    """Whether no workgroup starts before all of the dispatches before it have, in two tries of three.
+    """Whether every workgroup starts after all workgroups of earlier dispatches, in two of three tries.
 
-    A GPU that is busy with other processes may make a workgroup late once. Raises DeviceError.
+    On a GPU that is busy with other processes, one try may fail. Raises DeviceError.
     """
     n_found = {True: 0, False: 0}
     while max(n_found.values()) < 2:
@@ -56,7 +57,7 @@ def starts_in_order(device: Device) -> bool:
 
 
 def n_late(device: Device, kinds: list[str], order: list[int] | None = None) -> int:
-    """Workgroups that started before others of the dispatch before had; all of them if the device counts wrongly.
+    """How many workgroups started before all of the previous dispatch had; all of them if the device counts wrongly.
     Raises DeviceError.
 
     kinds: of the dispatches, by number. order: numbers in the order in which they are recorded, for tests.

@@ -18,10 +18,9 @@ class DecodeTuning:
     the activations in registers. unroll: blocks of a row whose loads are under way together. groups: most workgroups,
     each of which quantizes the activations and then takes rows until none are left; 0: no limit. steps_touched: steps
     of that loop whose weights are fetched into the cache while a workgroup waits. doubles: whether all loads of such a
-    step begin before the products of the last one, in twice the registers.
-    attention_size: invocations of a workgroup of attention. attention_groups: parts of all heads that it is cut into,
-    if the context is long enough; heads that share keys share a workgroup. keys_at_once: keys whose loads a few lanes
-    have under way together.
+    step begin before the products of the previous one, which takes twice the registers. attention_size: invocations of
+    a workgroup of attention. attention_groups: parts of all heads that it is cut into, if the context is long enough;
+    heads that share keys share a workgroup. keys_at_once: keys whose loads a few lanes have under way together.
     is_chained: whether dispatches wait for each other in the shader (shaders/lib/chain.glsl).
     """
 
@@ -119,7 +118,7 @@ VENDORS = {
 
 
 GROUPS_PER_CORE = {NVIDIA: 1, AMD: 2}
-"""Workgroups of matvec_fused that run on a core at once. More than run at once quantize the activations in vain."""
+"""Workgroups of matvec_fused that run on a core at once. Any more would quantize the activations again for nothing."""
 
 ATTENTION_GROUPS_PER_CORE = {NVIDIA: 4, AMD: 8}
 """On an H100, 4 are the best for four heads a key head (a workgroup a core), and nearly so for one; AMD is a guess."""
@@ -128,13 +127,13 @@ ATTENTION_GROUPS_PER_CORE = {NVIDIA: 4, AMD: 8}
 def may_chain(info: DeviceInfo) -> bool:
     """Whether dispatches may be chained, if the device passes the test of gpu/program/chains.py when a model is loaded.
 
-    Nobody promises that dispatches start in order; with NVIDIA's own driver they were seen to.
+    Vulkan does not guarantee that dispatches start in order; under NVIDIA's own driver they were seen to.
     """
     return info.driver_id == NVIDIA_DRIVER
 
 
 def tuning(info: DeviceInfo) -> Tuning:
-    """The table's choices for a device; `gpu/tuning/cache.py` may know better ones."""
+    """The table's choices for a device; `gpu/tuning/cache.py` may have better ones."""
     if info.type == "cpu":
         return CPU
     choices = VENDORS.get(info.vendor_id, GPU)
@@ -144,6 +143,6 @@ def tuning(info: DeviceInfo) -> Tuning:
         choices = replace(choices, decode=replace(choices.decode, groups=groups, attention_groups=attention_groups))
     if choices.decode.is_chained and not may_chain(info):
         choices = replace(choices, decode=replace(choices.decode, is_chained=False))
-    # Intel's want a subgroup size of their own, and nobody tried
+    # Intel's need a subgroup size of their own, which is untested
     has_matmul = info.matrix_shape is not None and info.vendor_id in (NVIDIA, AMD)
     return replace(choices, has_matmul=has_matmul, has_tiled_attention=has_matmul and choices.has_tiled_attention)

@@ -23,7 +23,7 @@ from vkllm.model.graph import Kind, Op, widths
 from vkllm.model.spec import ModelSpec
 
 MAX_LINKS_OF_LAYER = 16
-"""More links than a layer's nine operations become, were each its own and long matvecs in parts."""
+"""More links than a layer can have, even with each of its nine operations unfused and long matvecs cut into parts."""
 
 
 def _arrivals(spec: ModelSpec, layer: int) -> int:
@@ -48,7 +48,7 @@ class Decode:
     """Makes the dispatches of steps of one token. step: the step buffer on the device.
 
     chain: where links count their workgroups, to be cleared before each step. failure: a word for the host, the number
-    of the first link that waited in vain for the one before it, or 0.
+    of the first link whose wait was given up, or 0.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Decode:
         return _chained(links)
 
     def check(self) -> None:
-        """Raises DeviceTimeout if a dispatch of a step that is done waited in vain; so may those in flight."""
+        """Raises DeviceTimeout if a wait in a finished step was given up; steps in flight may fail too."""
         assert self.failure.words is not None
         if link := int(self.failure.words[0]):
             raise DeviceTimeout(
@@ -114,7 +114,7 @@ class Decode:
         return is_quantized and fits and (activation is None or len(matrices) == 1)
 
     def _most_columns(self) -> int:
-        """Columns whose activations fit into a workgroup's shared memory as q16 blocks, and a few sums."""
+        """How many columns' activations fit into a workgroup's shared memory, as q16 blocks beside a few sums."""
         return (self._device.info.max_shared_bytes - 1024) * 4 // 9 // 256 * 256
 
     def matvec_in_parts(self, op: Op) -> list[Link]:
@@ -194,7 +194,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Fusion:
-    """Neighbouring operations that become one link: their kinds, on which condition, and who makes it."""
+    """Neighbouring operations that become one link: their kinds, the condition, and what makes it."""
 
     kinds: tuple[Kind, ...]
     can: Callable[..., bool]
@@ -228,7 +228,7 @@ FUSIONS = (
         lambda decode, matvec: decode.matvec_in_parts(matvec),
     ),
 )
-"""All fusions of a step of one token; the first that suits is taken."""
+"""All fusions of a step of one token; the first that applies is used."""
 
 
 def _even(n: int, most: int) -> int:

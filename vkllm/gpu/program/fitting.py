@@ -1,4 +1,4 @@
-"""Workgroups as small as a device needs them: the table's choices fit most devices, not all.
+"""Smaller workgroups for devices that need them: the table's choices fit most devices, not all.
 
 Pure: knows devices and heads by their descriptions only.
 """
@@ -16,9 +16,9 @@ from vkllm.gpu.program.operations import heads_together, lanes_of_key
 
 
 def fitted(choices: Tuning, info: DeviceInfo, n_sharing: int, head_dim: int) -> Tuning:
-    """The choices with smaller workgroups where the device has no room for theirs.
+    """The choices, with smaller workgroups where the device's limits or shared memory require them.
 
-    n_sharing: query heads that share a key head. Raises UnsupportedDevice if there is no room for the smallest.
+    n_sharing: query heads that share a key head. Raises UnsupportedDevice if even the smallest do not fit.
     """
     most = most_invocations(info)
 
@@ -61,7 +61,7 @@ def most_invocations(info: DeviceInfo) -> int:
 
 
 def attention_bytes(choices: Tuning, info: DeviceInfo, n_sharing: int, head_dim: int) -> tuple[int, int]:
-    """Shared memory of a workgroup of attention and of attention_fused."""
+    """Bytes of shared memory of a workgroup of attention, and of attention_fused."""
     heads = heads_together(n_sharing)
     queries = max(choices.attention_queries // heads, 1) * heads
     lanes = lanes_of_key(head_dim, info.subgroup_size)

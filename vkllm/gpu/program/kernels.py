@@ -1,6 +1,6 @@
 """The registry of kernels: what each shader binds, which constants it takes, and its compiled variants.
 
-One entry a file `shaders/<name>.comp`; `shaders/build.py` checks every entry against the shader's header.
+One entry for each file `shaders/<name>.comp`; `shaders/build.py` checks every entry against the shader's header.
 Knows nothing of models or devices; `gpu/device/kompute.py` turns an entry into dispatches.
 """
 
@@ -35,8 +35,8 @@ MOST_POLLS = 1 << 23
 """Polls after which a wait of a chain is given up (shaders/lib/chain.glsl).
 
 A poll is an atomic that goes to the L2 cache and back: 0.2 us on a small GPU at its highest clock, 0.7 us on an H100,
-somewhat more where hundreds of workgroups poll one word. So a wait ends after 2 to 10 s. Who waits rightly waits for
-one dispatch: at most some milliseconds, or 0.6 s where the largest matrix of a 405B model comes over a slow PCIe. While
+somewhat more where hundreds of workgroups poll one word. So a wait ends after 2 to 10 s. A wait that succeeds lasts one
+dispatch: at most some milliseconds, or 0.6 s where the largest matrix of a 405B model comes over a slow PCIe. While
 another process has the GPU, ours is suspended as a whole and polls nothing, so its time slices do not count.
 """
 

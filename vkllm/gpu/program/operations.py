@@ -1,7 +1,7 @@
-"""Operations as dispatches: one method a kind, each with its kernel, its constants and its workgroups.
+"""Operations as dispatches: one method for each kind, each with its kernel, its constants and its workgroups.
 
-Knows the kernels' contracts (`kernels.py`), the model's buffers and the device's tuning. What is recorded in which
-order is `program.py`'s.
+Knows the kernels' contracts (`kernels.py`), the model's buffers and the device's tuning. `program.py` decides what is
+recorded, and in which order.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Operations:
                 return [self._swiglu(op, width)]
 
     def _embed(self, op: Op, width: int) -> list[Dispatch]:
-        """One dispatch a part of the table; each writes the rows of its own tokens."""
+        """One dispatch for each part of the table; each writes the rows of its own tokens."""
         dispatches: list[Dispatch] = []
         first_row = 0
         for planes in self._buffers.matrices[op.weights]:
@@ -92,7 +92,7 @@ class Operations:
         )
 
     def _matvec(self, op: Op, width: int) -> list[Dispatch]:
-        """One dispatch a group of rows of the same format; the groups write different columns of y."""
+        """One dispatch for each group of rows of the same format; the groups write different columns of y."""
         x, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output].values
         add = self._buffers.activations[op.add].values if op.add else None
         y_width = widths(self._spec)[op.output]
@@ -125,7 +125,7 @@ class Operations:
         is_quantized = weight_format(planes.format).is_quantized
         x_data, x_scales = (x.q16, x.scales) if is_quantized else (x.values, x.values)
         assert x_data is not None and x_scales is not None
-        added = add or x.values  # bound, but not read, without a sum
+        added = add or x.values  # bound, but not read, if nothing is added
         return self._device.dispatch(
             KERNELS["matvec"],
             (planes.quants, planes.scales, x_data, x_scales, added, y, self.step),
@@ -228,9 +228,9 @@ class Operations:
 
 
 def matmul_tile(narrow_rows: int, width: int, n_columns: int, max_shared_bytes: int) -> tuple[int, int]:
-    """Rows and tokens of a workgroup of matmul in steps of `width` rows; of fewer rows a tile has more columns.
+    """Rows and tokens of a workgroup of matmul in steps of `width` rows; a tile with fewer rows has more columns.
 
-    narrow_rows: its rows for few tokens, if the matrix has so many columns and the device room for them.
+    narrow_rows: rows of a tile for few tokens, if the matrix has enough columns and the device enough shared memory.
     """
     if width > NARROW_TOKENS and matmul_bytes(WIDE_TILE, WIDE_TILE) <= max_shared_bytes:
         return WIDE_TILE, WIDE_TILE
@@ -242,12 +242,12 @@ def matmul_tile(narrow_rows: int, width: int, n_columns: int, max_shared_bytes: 
 
 
 def _columns(tile_rows: int) -> int:
-    """Columns of a tile of matmul, of which each invocation has 32 weights."""
+    """Columns of a tile of matmul: each invocation takes 32 weights."""
     return 32 * MATMUL_SIZE // tile_rows
 
 
 def matmul_bytes(tile_rows: int, tile_tokens: int) -> int:
-    """Shared memory of a tile: rows of float16, with 16 bytes between them."""
+    """Bytes of shared memory of a tile: rows of float16, each with 16 bytes of padding."""
     return (tile_rows + tile_tokens) * (2 * _columns(tile_rows) + 16)
 
 
@@ -261,7 +261,7 @@ def matmul_subgroups(
 
 
 def suits_matmul(planes: WeightPlanes) -> bool:
-    """Whether a matrix is whole tiles of matrices."""
+    """Whether a matrix divides into whole tiles of cooperative matrices."""
     return planes.n_columns % _columns(WIDE_TILE) == 0 and planes.n_rows % 16 == 0
 
 
@@ -271,13 +271,13 @@ def suits_tiled_attention(spec: ModelSpec) -> bool:
 
 
 def lanes_of_key(head_dim: int, subgroup_size: int) -> int:
-    """Neighbouring lanes that attention takes one key with, eight dimensions each."""
+    """Number of neighbouring lanes that share one key in attention, eight dimensions each."""
     eighths: int = 1 << (head_dim // 8 - 1).bit_length()
     return min(eighths, subgroup_size)
 
 
 def heads_together(n_sharing: int) -> int:
-    """Heads of a workgroup of attention, which share the keys that it loads. n_sharing: heads that share a key head."""
+    """Query heads of a workgroup of attention, which share keys. n_sharing: query heads that share a key head."""
     return max(n for n in (1, 2, 3, 4) if n_sharing % n == 0)
 
 

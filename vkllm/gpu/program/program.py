@@ -47,7 +47,7 @@ N_SLOTS = 3
 
 def step_width(n_rows: int, *, is_prompt: bool) -> int:
     """The width of WIDTHS in which a step of n_rows runs."""
-    # decode's own kernels may round differently, so no prompt row takes them
+    # decode's own kernels may round differently, so prompts never use them
     least = max(n_rows, WIDTHS[1]) if is_prompt else n_rows
     return next(width for width in WIDTHS if width >= least)
 
@@ -106,7 +106,7 @@ class Program:
         self.use(fitted(choices or tuning(info), info, spec.n_heads // spec.n_kv_heads, spec.head_dim))
 
     def use(self, choices: Tuning) -> None:
-        """Makes later steps with these choices for the device; waits for those in flight. Raises DeviceError."""
+        """Uses these choices for later steps; waits for steps in flight. Raises DeviceError."""
         for ticket in self._slot_tickets:
             self.device.wait(ticket)
         if choices.decode.is_chained and not self._may_chain():
@@ -201,7 +201,7 @@ class Program:
         return [self._begin_step(slot), *layers, *end]
 
     def prepare(self) -> None:
-        """Records what tokens are chosen with in every slot, so that the first answers do not wait for it."""
+        """Records the dispatches that choose tokens, for every slot, so that the first answers do not wait for that."""
         for slot in range(N_SLOTS):
             for result in ("token", "sampled"):
                 for width in WIDTHS[:2]:

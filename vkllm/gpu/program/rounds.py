@@ -1,8 +1,8 @@
-"""How many rounds an invocation's loops take, all loops together: lavapipe ends them after 65,535, without a word.
+"""How many rounds an invocation's loops take in total: lavapipe silently ends loops after 65,535.
 
-An upper bound for each kernel, from its constants, its workgroups and the cached tokens. A loop takes one more than its
-body runs, in which it ends; loops that a shader asks to unroll take none. `tests/gpu/test_rounds.py` holds the loops of
-the shaders against this file.
+An upper bound for each kernel, from its constants, its workgroups and the cached tokens. A loop takes one round more
+than its body runs, the one in which it ends; loops that a shader unrolls take none. `tests/gpu/test_rounds.py` compares
+the shaders' loops with this file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PORTION_ROUNDS: Final = BUDGET // 2
 
 
 def most_polls(info: DeviceInfo) -> int:
-    """Polls after which a wait of a chain is given up; on lavapipe, which tests have chain dispatches, some rounds."""
+    """Polls after which a wait of a chain is given up; fewer on lavapipe, where only tests chain."""
     return BUDGET // 4 if _is_limited(info) else MOST_POLLS
 
 
@@ -42,7 +42,7 @@ def check_rounds(dispatch: Dispatch, info: DeviceInfo, n_keys: int) -> None:
 
 def rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
     """Most rounds of all loops of an invocation together."""
-    return 16 + _rounds(dispatch, subgroup_size, n_keys)  # each loop's last, of loops that are in no other
+    return 16 + _rounds(dispatch, subgroup_size, n_keys)  # the last round of each outermost loop
 
 
 def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:

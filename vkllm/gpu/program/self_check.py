@@ -1,8 +1,8 @@
-"""Whether a device computes rightly: a few kernels against numpy, before a model is loaded.
+"""Whether a device computes correctly: a few kernels are compared with numpy before a model is loaded.
 
-Some drivers compute wrongly, and people then read nonsense from good models. What only the fast kernels do wrongly is
-left to the slow ones; a device that does more wrongly is refused. The verdict is kept on disk for the device, its
-driver and the shaders, so that only the first start takes a few tenths of a second longer.
+With drivers that compute wrongly, good models answer nonsense. If only fast kernels are wrong, the slow ones replace
+them; any other wrong result, and the device is refused. The verdict is kept on disk for the device, its driver and the
+shaders, so that only the first start takes a few tenths of a second longer.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _SLOW_PATHS: Final[dict[str, Callable[[Device], None]]] = {
     MATRICES: _no_matrices,
     SUBGROUPS: _plain,
 }
-"""By kind of kernel, in the order in which they are tried: those without it."""
+"""By kind of kernel, what makes a device do without it, in the order in which these are tried."""
 
 
 def check_kernels(device: Device) -> tuple[str, ...]:
-    """Makes a device leave out what it computes wrongly, and returns that: of "dot products", "matrices", "subgroups".
+    """Switches off what a device computes wrongly, and returns it: any of "dot products", "matrices", "subgroups".
 
     Raises UnsupportedDevice if that does not help, DeviceError if a kernel cannot run.
     """
@@ -79,7 +79,7 @@ def _checked(device: Device) -> tuple[str, ...]:
 
 
 def _wrong(device: Device) -> dict[str, list[str]]:
-    """Modules whose results are wrong, by kind."""
+    """Names of the modules with wrong results, by kind."""
     made = cases(device)
     device.run([case.dispatch for kind in made.values() for case in kind])
     found = {kind: [case.module for case in group if not case.is_right] for kind, group in made.items()}

@@ -1,6 +1,7 @@
-"""Kernels with inputs and what numpy makes of them, small enough to run before a model is loaded.
+"""Kernels with inputs and the results that numpy computes, small enough to run before a model is loaded.
 
-A few of each kind: what every device runs, what needs subgroups, integer dot products or matrices. Knows no verdict.
+A few of each kind: what every device runs, what needs subgroups, integer dot products or matrices. What follows from a
+wrong result is decided in `self_check.py`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ Floats = npt.NDArray[np.float32]
 BASE, DOT_PRODUCTS, MATRICES, SUBGROUPS = "base", "dot products", "matrices", "subgroups"
 
 BOUND = 1e-6
-"""Mean square error by mean square: activations in 16 bits bring 4e-9, one wrong value among 1000 brings 1e-3."""
+"""Of mean square error to mean square: activations in 16 bits cause 4e-9, one wrong value in 1000 causes 1e-3."""
 
 MATRIX_BOUND = 1e-5
-"""The same of products in float16."""
+"""The same for products in float16."""
 
 SIZE = 64
 """Invocations of a workgroup: a multiple of every subgroup size that kernels ask for."""
@@ -35,7 +36,7 @@ SIZE = 64
 
 @dataclass(frozen=True)
 class Case:
-    """A dispatch with its inputs, and the mean square error of what it left, relative to what is right."""
+    """A dispatch with its inputs, and the mean square error of its result, relative to the correct result."""
 
     module: str
     dispatch: Dispatch
@@ -70,7 +71,7 @@ def _filled(device: Device, array: npt.NDArray[np.generic]) -> Buffer:
 
 
 def _output(device: Device, n_words: int) -> Buffer:
-    """Full of NaN, so that what a kernel leaves out counts."""
+    """Filled with NaN, so that values that a kernel fails to write are noticed."""
     buffer = device.buffer(n_words, is_host=True)
     assert buffer.words is not None
     buffer.words[:] = 0x7FC00000

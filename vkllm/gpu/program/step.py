@@ -1,6 +1,6 @@
 """The step buffer: what changes from one submit to the next, in the layout of shaders/lib/step.glsl.
 
-A few slots lie in host memory, one a submit in flight; the kernel `begin_step` copies a slot to the device.
+A few slots lie in host memory, one for each submit in flight; the kernel `begin_step` copies a slot to the device.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class _Staging:
 
 
 class Uploader:
-    """Fills buffers, in one thread. on_bytes is called with the bytes asked for since the last call."""
+    """Fills buffers, in one thread. on_bytes is called with the number of bytes queued since the last call."""
 
     def __init__(self, device: Device, on_bytes: Callable[[int], None] = lambda n_bytes: None) -> None:
         self._device = device
@@ -90,9 +90,8 @@ class Uploader:
         self._files: dict[Path, int] = {}
 
     def matrix(self, tensors: Sequence[Tensor], allocate: Callable[[int], Buffer]) -> WeightPlanes:
-        """Uploads tensors of one format and width as one matrix, one above the other, into buffers of so many words.
-
-        Raises ModelFileError, also for what was asked before.
+        """Uploads tensors of one format and width, stacked into one matrix. allocate(n_words) makes its buffers. Raises
+        ModelFileError, also for earlier uploads.
         """
         fmt = weight_format(tensors[0].format)
         n_columns = tensors[0].shape[1]
@@ -123,7 +122,7 @@ class Uploader:
             self._stage(len(part), fill, use)
 
     def finish(self) -> None:
-        """Waits until all is on the device and frees what loading took. Raises ModelFileError."""
+        """Waits until everything is on the device and closes. Raises ModelFileError."""
         for i in range(N_STAGING):
             self._flush(self._staging[(self._turn + i) % N_STAGING])
         for staging in self._staging:
@@ -131,7 +130,7 @@ class Uploader:
         self.close()
 
     def close(self) -> None:
-        """Frees what loading took, also after an error. Safe to call twice."""
+        """Frees the staging buffers and closes the files, also after an error. Safe to call twice."""
         self._pool.shutdown(cancel_futures=True)
         for file in self._files.values():
             os.close(file)
@@ -165,7 +164,7 @@ class Uploader:
             self._stage(n_bytes, fill, use)
 
     def _stage(self, n_bytes: int, fill: Callable[[Bytes, int], None], use: Callable[[Buffer], Dispatch]) -> None:
-        """Has the next staging buffer filled in the background, for a dispatch that follows when it is full.
+        """Starts filling the next staging buffer in the background; the dispatch that reads it follows when it is full.
 
         fill(target, first) writes the bytes of the chunk from `first` on.
         """

@@ -1,6 +1,6 @@
 """The choices that were found by trying, kept in one file: for each device, driver, set of shaders and kind of model.
 
-What is wrong, old or of another device is ignored, and the table (`gpu/program/choices.py`) decides.
+Entries that are damaged, outdated or for another device are ignored; then the table (`gpu/program/choices.py`) decides.
 VKLLM_TUNING=off ignores everything.
 """
 
@@ -25,7 +25,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TuningKey:
-    """What a choice was found for; it is used where all of it is the same."""
+    """What a choice was found for; it is used only where all of this is equal."""
 
     device: str
     driver: str
@@ -69,7 +69,7 @@ def tuning_key(info: DeviceInfo, model: ModelKind) -> TuningKey:
 
 
 def is_off() -> bool:
-    """Whether VKLLM_TUNING tells to ignore what was kept."""
+    """Whether VKLLM_TUNING says to ignore the file."""
     return os.environ.get("VKLLM_TUNING", "").casefold() in ("off", "0", "no")
 
 
@@ -100,7 +100,7 @@ def why_ignored(kept: KeptTuning, info: DeviceInfo, key: TuningKey) -> str | Non
 
 
 def kept_tunings() -> list[KeptTuning] | None:
-    """The entries of the file that are well-formed; None if the file is there and is none of ours."""
+    """The entries of the file that are well-formed; None for a file that vkllm did not write."""
     try:
         content = json.loads(tuning_path().read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -113,7 +113,7 @@ def kept_tunings() -> list[KeptTuning] | None:
 
 
 def keep(tuning: KeptTuning) -> None:
-    """Writes an entry, in the place of the one for the same device and kind of model. Raises OSError."""
+    """Writes an entry, replacing the one for the same device and kind of model. Raises OSError."""
     others = [
         kept
         for kept in kept_tunings() or ()
@@ -123,7 +123,7 @@ def keep(tuning: KeptTuning) -> None:
 
 
 def forget() -> bool:
-    """Removes the file; whether there was one. Raises OSError."""
+    """Removes the file; returns whether there was one. Raises OSError."""
     try:
         tuning_path().unlink()
     except FileNotFoundError:
@@ -159,7 +159,7 @@ def _kept(entry: Any) -> KeptTuning | None:
 
 
 def _record(kind: type[Any], values: Any) -> Any:
-    """Makes a dataclass, with every field there and of its type; bool is no int here. Raises TypeError."""
+    """Makes a dataclass, with every field there and of its type; a bool is not an int here. Raises TypeError."""
     if {field.name: field.type for field in fields(kind)} != {name: type(v).__name__ for name, v in values.items()}:
         raise TypeError(f"not the fields of {kind.__name__}")
     return kind(**values)

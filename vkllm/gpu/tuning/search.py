@@ -14,10 +14,10 @@ from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.tuning.space import moved, value_of
 
 MIN_GAIN = 0.005
-"""Share of the time that a better choice saves; less is noise."""
+"""Share of the time that a choice must save to count as better; less is noise."""
 
 WANDER = 0.05
-"""Share by which a candidate may seem slower than the best once was, and be tried again beside it."""
+"""A candidate slower than the best by up to this share is measured again, in turn with the best."""
 
 
 @dataclass(frozen=True)

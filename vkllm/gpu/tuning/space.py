@@ -25,13 +25,13 @@ DECODE_FIELDS = (
         "decode.doubles",
     ),
 )
-"""Of steps of one token; those that mattered most on an H100 first."""
+"""Fields for steps of one token; those that mattered most on an H100 come first."""
 
 PREFILL_FIELDS = (
     *("has_tiled_attention", "tile_tokens", "tile_rows", "attention_size", "keys_at_once", "attention_queries"),
     *("has_matmul", "narrow_rows", "steps_ahead", "steps_ahead_wide"),
 )
-"""Of steps of several."""
+"""Fields for steps of several tokens."""
 
 _MATVEC_FIELDS = ("tile_tokens", "tile_rows")
 _MATMUL_FIELDS = ("steps_ahead", "steps_ahead_wide")
@@ -48,7 +48,7 @@ _MOST_SUBGROUPS = 64
 
 @dataclass(frozen=True)
 class ModelKind:
-    """What of a model decides which choices are best. n_sharing: query heads that share a key head."""
+    """The properties of a model that decide which choices are best. n_sharing: query heads that share a key head."""
 
     weight_format: str
     n_sharing: int
@@ -87,7 +87,7 @@ def moved(choices: Tuning, field: str, *, up: bool) -> Tuning | None:
 
 
 def fields_to_try(choices: Tuning, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Of some fields those that make a difference: with matrices no wide step takes matvec, nor the other attention."""
+    """The fields that make a difference: with cooperative matrices, wide steps use no matvec or plain attention."""
     no_matvec, no_attention = choices.has_matmul, choices.has_tiled_attention
     return tuple(
         name

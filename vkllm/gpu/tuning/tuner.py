@@ -30,10 +30,10 @@ SPARE = 2 * KV_BLOCK
 """Tokens behind those of the deep cache, which timed steps write."""
 
 WIDE_S = 1.0
-"""Most that a wide step may take to be tried; where all take longer, the narrowest is."""
+"""Longest time of a wide step that is measured; if all take longer, the narrowest is measured."""
 
 MOST_SLOWDOWN = 4
-"""Times that a choice's narrow step may take the table's to be tried in a wide one: too long submits reset GPUs."""
+"""A choice whose narrow step takes this many times the table's is not tried in a wide one: long submits reset GPUs."""
 
 STEPS_S = 0.06
 """How long the steps of one measurement take, roughly."""
@@ -41,14 +41,14 @@ STEPS_S = 0.06
 FEWEST_STEPS, MOST_STEPS = 2, SPARE - 1
 
 REPEATS = 2
-"""Times that a measurement is made, unless steps are slow; the fastest counts."""
+"""How often a measurement is repeated, unless steps are slow; the fastest counts."""
 
 MOST_ERROR = 1e-3
-"""Of the squared logits, how much may differ from the table's: a thousand times what other orders of rounding do, a
-thousandth of what a wrong result does."""
+"""How far logits may be from the table's, as squared difference relative to squared logits: a thousand times what
+another order of rounding causes, a thousandth of what a wrong result causes."""
 
 FILL_SHARE, DECODE_SHARE, END_SHARE = 0.15, 0.75, 0.9
-"""Of the budget, what may have passed when the cache is full, when decoding is done, and when the search ends."""
+"""Shares of the budget that may have passed when the cache is full, when decoding is done, and when the search ends."""
 
 Logits = npt.NDArray[np.float32]
 
@@ -82,7 +82,7 @@ def tune(
     on_trial: Callable[[Trial], None] = lambda trial: None,
     is_interrupted: Callable[[], bool] = lambda: False,
 ) -> TuningReport:
-    """Finds the best choices for a program, has it use them and keeps them; overwrites its cache.
+    """Finds the best choices for a program, applies and stores them; overwrites its key/value cache.
 
     budget_s: how long it may take, roughly. Raises InvalidParameter, nothing kept, if it is interrupted; DeviceError.
     """
@@ -133,7 +133,7 @@ def tune(
 
 
 def _proven(table: Tuning, before: TokenSpeeds, choice: Tuning, after: TokenSpeeds) -> tuple[Tuning, TokenSpeeds]:
-    """The choices with those of decode or of prefill taken back that are no faster than the table's after all."""
+    """The choices; those for decode or for prefill are the table's again if they are no faster in the end."""
     if choice.decode == table.decode or not _is_faster(after.decode, before.decode):
         choice, after = replace(choice, decode=table.decode), replace(after, decode=before.decode)
     prefill_of_table = replace(table, decode=choice.decode)
@@ -219,7 +219,7 @@ class _Timer:
         for n, logits in logits_at.items():
             wanted = self._expected[kind, n]
             error = float(np.mean(np.square(logits(n) - wanted)) / np.mean(np.square(wanted)))
-            if not error <= MOST_ERROR:  # nor may it be no number
+            if not error <= MOST_ERROR:  # NaN is refused too
                 raise DeviceError(f"{self._program.device.info.name}: its logits are wrong (error {error:.1e})")
         self._seen.add((kind, choices))
 

@@ -6,7 +6,7 @@ KV_BLOCK = 32
 """Tokens of a block of the key/value cache; `KV_BLOCK` in shaders/lib/step.glsl."""
 
 ATTENTION_PIECE = 64
-"""Cached tokens that are worth a workgroup of `attention_fused`; `PIECE` in its shader."""
+"""Cached tokens that justify one more workgroup of `attention_fused`; `PIECE` in its shader."""
 
 MAX_PARTS = 128
 """Most parts that `attention_fused` cuts the context into; `MAX_PARTS` in its shader."""
