@@ -95,7 +95,7 @@ def test_json_is_the_same_for_programs(command: Command, tiny_gguf: Path) -> Non
         (["--vram-limit", "1KiB"], "MiB are missing"),
         (["--vram-limit", "lots"], "--vram-limit takes a size"),
         (["-ngl", "few"], "-ngl takes a number"),
-        (["-ctk", "q4_0"], "-ctk takes f16 or q8_0"),
+        (["-ctk", "q4_0"], "type_k (-ctk) must be f16 or q8_0"),
         (["-c", "257"], "the model was trained for 2 to 256"),
         (["-c", "-1"], "a context of -1 tokens is not possible"),
         (["--device", "none such"], "No Vulkan device is called 'none such'"),
