@@ -274,6 +274,36 @@ def test_forms_have_llama_cpps_and_ollamas_options(asked: list[Any], tmp_path: P
         assert asked[-1][1] == {"json_schema": SCHEMA}
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json-schema", '{"type": "nonsense"}'], "json_schema cannot be used: Invalid type: nonsense"),
+        (["-j", '{"type": '], "the schema is not JSON"),
+        (["-j", "none.json"], "cannot read none.json: No such file"),
+        (["--regex", "a("], "regex cannot be used: regex parse error: unclosed group"),
+        (["--grammar", "root ::= x"], "grammar cannot be used: line 1, column 10: there is no rule x"),
+        (["--grammar", "start: x"], 'grammar cannot be used: at 1(8): unknown name: "x"'),
+        (["--format", "json", "--regex", "a"], "an answer has one form"),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["Hi"]], ids=["chat", "prompt"])
+def test_a_wrong_form_ends_the_command_before_a_model_is_looked_for(
+    asked: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["vkllm", "run", "m", *words, *options])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out, err.count("\n"), asked) == (2, "", 1, [])
+    assert err.startswith(f"vkllm: error: {message}")
+
+
 @pytest.mark.gpu
 @pytest.mark.weights
 @pytest.mark.parametrize(
