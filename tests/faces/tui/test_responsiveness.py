@@ -32,13 +32,23 @@ LONG = {
 }
 
 
+def delay_by_others() -> float:
+    """How many times as long as alone this thread takes for 2 ms of work, because of what else runs on the machine."""
+    start, work = time.perf_counter(), time.thread_time()
+    while time.thread_time() - work < 0.002:
+        pass
+    return (time.perf_counter() - start) / 0.002
+
+
 async def assert_keys_are_answered(scene: Scene) -> None:
-    """Presses keys; what else runs on the machine may delay a few of them, but this thread's work none."""
-    times = []
+    """Presses keys; what else runs on the machine delays them as it delays all, but not this thread's work."""
+    times, delays = [], []
     for key in WORDS:
         times.append(await scene.seconds_for(key))
+        delays.append(delay_by_others())
         await scene.pilot.pause(0.03)
-    assert statistics.median(seconds for seconds, _ in times) < LIMIT_S, times
+    limit_s = LIMIT_S * max(1.0, *sorted(delays)[-3:])
+    assert statistics.median(seconds for seconds, _ in times) < limit_s, (times, delays)
     assert sorted(work for _, work in times)[-2] < LIMIT_S, times
 
 
@@ -147,8 +157,9 @@ async def test_pieces_are_drawn_in_batches_and_slow_draws_less_often(
         scene.llm.step_s = 0.001  # 1,000 tokens a second, as a small model on a large card makes
         await scene.ask("endless", waits=False)
         monkeypatch.setattr(LongText, "show", timed)
-        await scene.pilot.pause(1.0)
-        assert 1 < len(drawn) < 30
+        start = time.monotonic()
+        await scene.until(lambda: len(drawn) > 5)
+        assert len(drawn) < 5 + 25 * (time.monotonic() - start)
         pause_s = 0.3
         await scene.pilot.pause(0.5)
         drawn.clear()
