@@ -115,10 +115,10 @@ async def test_a_short_screenful_is_filled_and_the_button_brings_the_rest(open_c
             role = "assistant" if number % 2 else "user"
             parent = scene.store.add_message(chat.id, parent, role, f"message {number}").id
         await scene.chat.show_chat(chat.id)
-        await scene.until(lambda: len(scene.views) == 16)
+        await scene.until(lambda: len(scene.views) == 16 and not scene.chat.conversation._is_adding)
         scene.chat.query_one("#earlier").focus()
         await scene.press("enter")
-        await scene.until(lambda: len(scene.views) == 24)
+        await scene.until(lambda: len(scene.views) == 24 and not scene.chat.conversation._is_adding)
         assert scene.texts[0] == "message 26"
         scene.chat.conversation.scroll_home(animate=False)
         await scene.until(lambda: len(scene.views) == 32)
