@@ -93,24 +93,24 @@ def chosen(
 
 
 @pytest.mark.parametrize(
-    ("machine", "local", "shared", "host", "readback"),
+    ("machine", "local", "host", "readback"),
     [
-        (RADV_APU, 0, 3, 2, 5),
-        (RADV_REBAR, 0, 3, 2, 5),
-        (RADV_SMALL_BAR, 0, 3, 2, 5),
-        (NVIDIA_REBAR, 1, 4, 2, 3),
-        (NVIDIA_SMALL_BAR, 1, 4, 2, 3),
-        (ANV, 0, 1, 1, 2),
-        (LAVAPIPE, 0, 0, 0, 0),
-        (ODD, 2, 3, 3, 3),
+        (RADV_APU, 0, 2, 5),
+        (RADV_REBAR, 0, 2, 5),
+        (RADV_SMALL_BAR, 0, 2, 5),
+        (NVIDIA_REBAR, 1, 2, 3),
+        (NVIDIA_SMALL_BAR, 1, 2, 3),
+        (ANV, 0, 1, 2),
+        (LAVAPIPE, 0, 0, 0),
+        (ODD, 2, 3, 3),
     ],
 )
 def test_each_tier_takes_the_type_that_is_best_for_it_on_each_driver(
-    machine: Machine, local: int, shared: int, host: int, readback: int
+    machine: Machine, local: int, host: int, readback: int
 ) -> None:
     room = [size for size, _ in machine.heaps]
     found = tuple(chosen(machine, tier, MIB, room) for tier in range(len(TIERS)))
-    assert found == (local, shared, host, readback)
+    assert found == (local, host, readback)
     assert found == tuple(chosen(machine, tier, MIB) for tier in range(len(TIERS)))
 
 
@@ -120,9 +120,6 @@ def test_each_tier_takes_the_type_that_is_best_for_it_on_each_driver(
         # A full card gives nothing; its window is the last of its memory, and not for what is larger.
         (NVIDIA_SMALL_BAR, "local", (100 * MIB, 8 * GIB, 246 * MIB), 200 * MIB, 4),
         (NVIDIA_SMALL_BAR, "local", (100 * MIB, 8 * GIB, 246 * MIB), 300 * MIB, -1),
-        (NVIDIA_SMALL_BAR, "shared", (12 * GIB, 8 * GIB, 246 * MIB), 300 * MIB, -1),
-        (RADV_SMALL_BAR, "shared", (8 * GIB, 4 * GIB, 256 * MIB), 300 * MIB, -1),
-        (RADV_REBAR, "shared", (8 * GIB, 4 * GIB), 300 * MIB, 3),
         # Host memory does not become a card's own when it is full.
         (NVIDIA_REBAR, "host", (24 * GIB, 10 * MIB), 20 * MIB, -1),
         (NVIDIA_REBAR, "readback", (24 * GIB, 10 * MIB), 20 * MIB, -1),

@@ -102,7 +102,7 @@ typedef struct { Signature *items; uint32_t n, capacity; } Signatures;
 typedef struct SharedPipeline SharedPipeline;
 
 /* Tiers of memory, in the order of TIERS in Python; see tiers.c. */
-typedef enum { LOCAL, SHARED, HOST, READBACK, N_TIERS } Tier;
+typedef enum { LOCAL, HOST, READBACK, N_TIERS } Tier;
 
 /* A stretch of a block of memory, free or one buffer's; see blocks.c. */
 typedef struct Block Block;

@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-LayerTier = Literal["local", "shared", "host", "readback"]
-"""Kind of memory: "local", the GPU's own; "shared", the GPU's own that the CPU sees (unified memory, resizable BAR);
-"host", the host's, written by the CPU and read in place by the GPU; "readback", the host's, written by the GPU and
-quick to read for the CPU."""
+LayerTier = Literal["local", "host", "readback"]
+"""Kind of memory: "local", the GPU's own; "host", the host's, written by the CPU and read in place by the GPU;
+"readback", the host's, written by the GPU and quick to read for the CPU."""
 
-TIERS: Final[tuple[LayerTier, ...]] = ("local", "shared", "host", "readback")
+TIERS: Final[tuple[LayerTier, ...]] = ("local", "host", "readback")
 _DEVICE_LOCAL = 1
 _UNKNOWN: Final = 2**64 - 1
 

@@ -25,7 +25,6 @@ static const struct {
   int is_last_resort;
 } tiers[N_TIERS][3] = {
     [LOCAL] = {{DEVICE, VISIBLE, 0}, {DEVICE, 0, 0}},
-    [SHARED] = {{DEVICE | VISIBLE, 0, 0}},
     /* Uncached first: the CPU streams into it, and an APU's GPU reads it without asking the CPU's caches. */
     [HOST] = {{VISIBLE, DEVICE | CACHED, 0}, {VISIBLE, DEVICE, 0}, {VISIBLE, 0, 1}},
     [READBACK] = {{VISIBLE | CACHED, DEVICE, 0}, {VISIBLE | CACHED, 0, 0}, {VISIBLE, 0, 1}},
