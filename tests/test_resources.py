@@ -15,7 +15,7 @@ from vkllm.formats.gguf import ModelFile
 from vkllm.model.architectures import model_spec
 from vkllm.resources import models_dir
 from vkllm.store import quantization_of
-from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource, catalog
+from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource, catalog, read_catalog
 
 # Of whole files. Q4_K_M mixes 4.5 bits with 6.6; a vocabulary that is large for its model makes it more.
 BITS_PER_PARAMETER = {"Q4_1": (5.0, 6.0), "Q4_K_M": (4.7, 5.3), "Q8_0": (8.5, 8.7)}
@@ -73,7 +73,11 @@ def test_catalogue_and_shaders_are_read_from_an_installed_wheel(
     )
     monkeypatch.setattr(resources, "_SHIPPED", tmp_path)
     assert resources.shader("add") == b"\x03\x02\x23\x07"
-    assert catalog() == [CatalogEntry("one", "d", "l", 3, 1, 2, None, HubSource("a/b", "c.gguf"))]
+    read_catalog.cache_clear()
+    try:
+        assert catalog() == [CatalogEntry("one", "d", "l", 3, 1, 2, None, HubSource("a/b", "c.gguf"))]
+    finally:
+        read_catalog.cache_clear()
 
 
 def test_shaders_are_read_from_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
