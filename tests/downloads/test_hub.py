@@ -149,7 +149,7 @@ def test_files_of_a_repository_are_its_ggufs_with_their_sizes() -> None:
 def test_a_download_that_breaks_off_is_an_error_and_goes_on_later(hub: HubServer, tmp_path: Path) -> None:
     hub.faults.cut_after = 0
     error = fetch_error()
-    assert "the download broke off after 0 B of 2.9 MiB (" in error and "it goes on from there" in error
+    assert "the download broke off after 0 B of 2.9 MiB (" in error and "it resumes there" in error
     hub.faults.cut_after, hub.faults.n_cuts = 1_200_000, 1
     hub.faults.status = None
     assert fetch().read_bytes() == CONTENT
@@ -217,7 +217,7 @@ def test_no_network_is_told_at_once(hub: HubServer, monkeypatch: pytest.MonkeyPa
 def test_offline_mode_says_what_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as context:
         context.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        assert "HF_HUB_OFFLINE forbids to look for it on the network; unset it" in fetch_error()
+        assert "HF_HUB_OFFLINE forbids a search on the network; unset it" in fetch_error()
     path = fetch()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert cached_files(REPO) == {"tiny.gguf": path}

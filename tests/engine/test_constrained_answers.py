@@ -211,7 +211,7 @@ def test_a_grammar_that_fails_fails_its_request_alone(engine: Engine, grammar: s
         events += engine.step()
     (failed,) = (event for event in events if isinstance(event, Failed))
     assert failed.request_id == 1 and isinstance(failed.error, InvalidParameter)
-    assert "the grammar of the answer cannot be kept" in str(failed.error)
+    assert "the grammar of the answer cannot be followed" in str(failed.error)
     assert tokens(events) == before and {event.request_id for event in events if isinstance(event, Token)} == {2}
 
 

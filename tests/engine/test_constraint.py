@@ -148,7 +148,7 @@ def test_a_grammar_may_name_special_tokens() -> None:
     assert allowed(constraint, 4) == {3}
     constraint.accept(3)
     assert allowed(constraint, 4) == {1}
-    with pytest.raises(InvalidParameter, match=r'cannot be kept: .*unknown special token: "<tools>"'):
+    with pytest.raises(InvalidParameter, match=r'cannot be followed: .*unknown special token: "<tools>"'):
         vocabulary.constraint("start: <tools>")
 
 
@@ -162,7 +162,7 @@ def test_a_grammar_may_name_special_tokens() -> None:
 )
 def test_what_goes_wrong_is_a_typed_error(grammar: str, ids: tuple[int, ...], why: str) -> None:
     vocabulary = Vocabulary([b"a", b"b", b"\xff<end>"], {2})
-    with pytest.raises(InvalidParameter, match=f"^the grammar of the answer cannot be kept: .*{why}.*$"):
+    with pytest.raises(InvalidParameter, match=f"^the grammar of the answer cannot be followed: .*{why}.*$"):
         after(vocabulary, grammar, ids).mask()
 
 

@@ -18,13 +18,14 @@ CHUNK_S = 1.0
 
 SUBMIT_S = 0.1
 """How long a submit may keep the GPU: longer ones get small GPUs reset and make a screen stutter. Chunks that take
-longer are cut into several. VKLLM_SUBMIT_MS says otherwise. A step of one token is never cut, however long it takes."""
+longer are cut into several. VKLLM_SUBMIT_MS changes this. A step of one token is never cut, however long it takes."""
 
 MOST_SUBMITS = 64
 
 FIRST_RETRY_S, LAST_RETRY_S = 5.0, 640.0
-"""When a width whose chunk took too long is tried again: at first after so long, then after twice that, at last every
-ten minutes or so. A chunk may have been slow because another program had the device, or the machine slept."""
+"""Seconds until a width whose chunk took too long is tried again: the first wait, which
+doubles each time up to the last. A chunk may have been slow because another program had the device, or the machine
+slept."""
 
 
 def longest_submit_s() -> float:
@@ -40,19 +41,19 @@ def longest_submit_s() -> float:
 
 
 class ChunkLengths:
-    """What chunks took so far, and how long the next ones should be. took_s: by width, of the last of each.
+    """How long chunks took so far, and how many rows the next ones should have. took_s: by width, of the last chunk.
 
-    clock: seconds that go on while nothing runs.
+    clock: returns seconds, which go on while nothing runs.
     """
 
     def __init__(self, longest_submit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.took_s: dict[int, float] = {}
         self.longest_submit_s = longest_submit_s
         self._clock = clock
-        self._retries: dict[int, tuple[float, float]] = {}  # by width, those too slow: when, and how long the wait was
+        self._retries: dict[int, tuple[float, float]] = {}  # by width, of those too slow: when, and after what wait
 
     def measured(self, n_rows: int, seconds: float) -> None:
-        """Keeps what a chunk took. Those that fill no width say little about it and do not count."""
+        """Records what a chunk took. Chunks that do not fill a width say little about it and are ignored."""
         if n_rows not in WIDTHS[1:]:
             return
         self.took_s[n_rows] = seconds
@@ -64,15 +65,15 @@ class ChunkLengths:
         self._retries[n_rows] = (self._clock() + wait_s, wait_s)
 
     def forget(self) -> None:
-        """Forgets what chunks took."""
+        """Forgets all recorded times."""
         self.took_s.clear()
         self._retries.clear()
 
     def n_rows(self) -> int:
         """Rows of the next chunk: the widest step that is known, or may be expected, to take CHUNK_S at most.
 
-        Wider steps take less time a row, so one of twice that by a linear guess is tried. A step that took longer is
-        not tried again for a while, so the next chunks are shorter.
+        Wider steps take less time per row, so a width is tried if a linear estimate is at most twice that. A step that
+        took longer is not tried again for a while, so the next chunks are shorter.
         """
         best = WIDTHS[1]
         for width in WIDTHS[2:]:

@@ -1,6 +1,6 @@
 """Which tokens an answer may go on with, so that its text stays within a grammar.
 
-Knows tokens as bytes and grammars as llguidance reads them, of which `vkllm.text.grammar` makes them. It knows no
+Knows tokens as bytes, and grammars in llguidance's language, which `vkllm.text.grammar` writes. It knows no
 requests, logits or devices; `masked` in engine/sampler.py and the kernel `mask_logits` apply its masks.
 """
 
@@ -15,8 +15,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from vkllm.errors import InvalidParameter
 
-# Less than llguidance's own limits, with which one step could take 15 s. Of what was tried, a text of a million
-# characters that are all given took longest, 1.2 s. JSON read by characters works on 152,000 tokens.
+# Lower than llguidance's own limits, with which one step could take 15 s. The slowest grammar that was tried, a fixed
+# text of a million characters, took 1.2 s. JSON read by characters works with 152,000 tokens.
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=500_000,
     step_lexer_fuel=100_000,
@@ -30,8 +30,8 @@ Words = npt.NDArray[np.uint32]
 
 
 class Vocabulary:
-    """The tokens of a model, for the constraints of its answers. It is searched as a tree, which takes some tenths of a
-    second to grow, so the first constraint does."""
+    """The tokens of a model, for the constraints of its answers. They are searched as a tree, which takes some tenths
+    of a second to build, so the first constraint builds it."""
 
     def __init__(self, token_bytes: Sequence[bytes], end_ids: Iterable[int]) -> None:
         """token_bytes, end_ids: as in `EngineConfig`."""
@@ -42,7 +42,7 @@ class Vocabulary:
     def constraint(self, grammar: str) -> Constraint:
         """The constraint of one answer. grammar: as in `Request`.
 
-        Raises InvalidParameter for a grammar that is none, or too large, and if the model has no end tokens.
+        Raises InvalidParameter for an invalid or too large grammar, and if the model has no end tokens.
         """
         if not self._end_ids:
             raise InvalidParameter("the model has no token that ends an answer, so an answer cannot have a grammar")
@@ -73,7 +73,7 @@ class Constraint:
         return words
 
     def accept(self, token_id: int) -> None:
-        """Goes on past a token. Raises InvalidParameter for one that may not come, or if that is too complex."""
+        """Advances by a token. Raises InvalidParameter for one that is not allowed, or if that is too complex."""
         self._matcher.consume_token(token_id)
         self._check()
 
@@ -86,11 +86,11 @@ class Constraint:
                 raise InvalidParameter(
                     "the grammar of the answer is too complex; make it smaller, with fewer choices or repetitions"
                 )
-            raise InvalidParameter(f"the grammar of the answer cannot be kept: {reason}")
+            raise InvalidParameter(f"the grammar of the answer cannot be followed: {reason}")
 
 
 class _Tokens(TokenizerWrapper):
-    """A vocabulary as llguidance takes it. tree: what it makes of it."""
+    """A vocabulary in the form that llguidance takes. tree: what llguidance makes of it."""
 
     is_tokenizer_wrapper = True
 
@@ -102,5 +102,5 @@ class _Tokens(TokenizerWrapper):
         self.tree = LLTokenizer(self, eos_token=end_ids)
 
     def __call__(self, text: str) -> list[int]:
-        """The tokens to write a text with that a grammar leaves no choice in: the longest one each time."""
+        """The tokens of a text that the grammar fully determines: the longest possible one each time."""
         return self.tree.greedy_tokenize(text)

@@ -96,7 +96,7 @@ class Engine:
         self._program.wait(self._program.submit(rows, table, "sampled", is_prompt=True, draw=draw))
         self._program.wait(self._program.submit([Row(None, len(rows))], table, "token"))
         self._program.prepare()
-        # widths that need longer are found by the first prompts: a slow device should not start later for them
+        # wider chunks are timed by the first prompts, so that slow devices do not start later
         lengths = self._lengths
         while (width := lengths.n_rows()) not in lengths.took_s and width <= self._n_ctx:
             if lengths.n_submits(width) > 2:
@@ -130,7 +130,7 @@ class Engine:
                 return self._read(self._run)
             try:
                 return self._decode(self._run) if self._run.in_flight else self._prefill(self._run)
-            except InvalidParameter as error:  # the answer cannot be kept to its grammar
+            except InvalidParameter as error:  # the answer cannot follow its grammar
                 return [self._fail(self._run, error)]
 
     @contextmanager
@@ -216,7 +216,7 @@ class Engine:
         if isinstance(request, StateQuery):
             return [self._move_state(request)]
         prompt = request.prompt_token_ids
-        # an answer needs room for a token at least
+        # an answer needs room for at least one token
         if not 0 < len(prompt) <= self._n_ctx - request.is_answered:
             error = ContextOverflow(
                 f"the prompt has {counted(len(prompt), 'token')} and the context holds {self._n_ctx}; "

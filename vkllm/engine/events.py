@@ -1,4 +1,4 @@
-"""What an engine says to its caller: tokens, results, counts, the end of a request.
+"""What an engine tells its caller: tokens, results, counts, the end of a request.
 
 Small frozen dataclasses that pickle, because the engine lives in a child process. They hold token ids, no text.
 """

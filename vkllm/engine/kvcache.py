@@ -28,7 +28,7 @@ class KVCache:
             self.origin = origin
 
     def reuse(self, prompt: Sequence[int]) -> int:
-        """Keeps what agrees with the beginning of a prompt, forgets the rest; returns how many tokens stay.
+        """Keeps the tokens that a prompt begins with, forgets the rest; returns how many tokens stay.
 
         The last prompt token is never reused: its logits are needed.
         """

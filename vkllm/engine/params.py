@@ -21,12 +21,12 @@ class SamplingParams:
     temperature: 0 is greedy; top_k: 0 or -1 keeps all; top_p: 1 keeps all; min_p: 0 keeps all.
     repetition_penalty (1 = off), presence_penalty and frequency_penalty (0 = off) look at the last
     `penalty_window` tokens of prompt and answer (0 = none, -1 = all).
-    max_tokens: None or -1 means as many as the context holds. seed: -1 draws one, None too unless the model was loaded
-    with one.
-    context_shift: an answer that fills the context goes on after its middle was dropped (`Request.n_keep`), instead of
-    ending there; then max_tokens None is no limit.
+    max_tokens: None or -1 means as many as the context holds. seed: -1 takes a random one; so does None, unless the
+    model was loaded with a seed.
+    context_shift: when an answer fills the context, the middle is dropped (`Request.n_keep`) and the answer goes on,
+    instead of ending there; then max_tokens None is no limit.
     stop: strings that end the answer, which does not contain them. logprobs: how many alternatives to report for each
-    token; True is 0. logit_bias: token ids and what is added to their logits before anything else, -100 to 100.
+    token; True means 0. logit_bias: token ids -> numbers from -100 to 100, added to their logits before anything else.
     json_schema, regex, grammar: at most one; the whole answer is JSON of this schema (given as text), matches this
     expression (Rust's syntax) or is of this grammar (Lark as llguidance reads it, or llama.cpp's GBNF), unless
     max_tokens, a stop string or a stop token ends it early. It ends where nothing may follow, ignore_eos or not.

@@ -1,4 +1,4 @@
-"""What is reported of a prompt without an answer: scores of its tokens, or its embedding.
+"""What is reported about a prompt without an answer: scores of its tokens, or its embedding.
 
 Knows which rows of a prompt these are made of and how. Which chunks run when is the engine's.
 """
@@ -52,6 +52,6 @@ class PromptRows:
         run.hidden_sum = run.hidden_sum + self._hidden_states.rows(first - start, end - start).sum(0, np.float64)
         if end < wanted.stop:
             return []
-        # the mean has the direction of the sum, and nothing else of it is left
+        # the mean has the direction of the sum, and the embedding has length 1
         length = np.linalg.norm(run.hidden_sum)
         return [Embedded(request.id, tuple((run.hidden_sum / (length or 1.0)).tolist()))]

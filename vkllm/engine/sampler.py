@@ -1,7 +1,7 @@
 """Chooses the next token from logits: biases, penalties, top-k, top-p, min-p, temperature, a seeded draw.
 
 The order is llama.cpp's. Draws come from a counter-based generator, so the n-th token of a seed does not
-depend on what ran before or how steps were batched. `masked` is the truth for the kernel `mask_logits`, `pick` for
+depend on what ran before or how steps were batched. `masked` is the reference for the kernel `mask_logits`, `pick` for
 `top_logits` and `sample`, which choose the very same token from the same logits. Knows token ids and numbers, no text.
 """
 
@@ -73,7 +73,7 @@ class Sampler:
         return draw
 
     def _biased(self, logits: Floats) -> Floats:
-        """Adds what the caller wants added. OpenAI's API."""
+        """Adds the request's logit biases, as in OpenAI's API."""
         scores = logits.copy()
         for token_id, bias in self._biases.items():
             scores[token_id] += np.float32(bias)
@@ -102,9 +102,9 @@ def masked(scores: Floats, mask: Words) -> Floats:
 def pick(scores: Floats, draw: Draw) -> int:
     """The token that a draw chooses from scores (V,).
 
-    A weight is 2^25 times the ratio of a token's probability to the largest one, as an integer, so a token less
-    likely than 2^-26 of the likeliest has none. Sums of integers are exact, so neither the device nor the order of
-    additions can change the choice.
+    A weight is 2^25 times the ratio of a token's probability to the largest one, as an integer, so a token less than
+    2^-26 times as likely as the likeliest has weight 0. Sums of integers are exact, so neither the device nor the order
+    of additions can change the choice.
     """
     ids = _largest(scores, draw.top_k)
     behind = scores[ids[0]] - scores[ids]

@@ -72,7 +72,7 @@ class SavedStates:
         return [int(token_id) for token_id in token_ids]
 
     def _header(self) -> dict[str, str | int]:
-        """What must be the same in a file that is to be loaded."""
+        """What must be equal in a file that is to be loaded."""
         type_k, type_v = self._program.cache_types
         return {
             "format": FORMAT,

@@ -62,7 +62,7 @@ _NO_MODELS = {
 }
 
 Plain = bool | int | float | str
-"""A value of the metadata that is no array."""
+"""A value of the metadata that is not an array."""
 
 
 class _Required(enum.Enum):
@@ -108,7 +108,7 @@ class Metadata:
         return float(self._value(key, _NUMBERS)[0])
 
     def boolean(self, key: str, default: D | Literal[_Required.REQUIRED] = REQUIRED) -> bool | D:
-        """A truth value; `default` where the key is missing."""
+        """A boolean; `default` where the key is missing."""
         if default is not REQUIRED and key not in self._fields:
             return default
         return bool(self._value(key, _BOOLEANS)[0])
@@ -199,7 +199,7 @@ class ModelFile:
     def open(cls, path: Path | str, whole_bytes: Mapping[str, int] | None = None) -> ModelFile:
         """Maps the file, or all parts of the model that it is a part of, and reads headers; tensor data is not touched.
 
-        whole_bytes: of files whose beginnings alone are here, by name, how long they are; `raw` is not for them.
+        whole_bytes: full sizes, by name, of files of which only the beginning is here; `raw` cannot be used on these.
 
         Raises ModelNotFound (no such file), ModelFileError (not a GGUF, damaged or truncated; a part is missing or
         belongs to another model) or UnsupportedModel (a tensor of a type that this version does not know).
@@ -221,7 +221,7 @@ class ModelFile:
 
 
 def no_model(metadata: Metadata) -> str | None:
-    """What a GGUF says of itself that it is, if that is no model."""
+    """What a GGUF declares itself to be, if it is not a model; None for a model."""
     return _NO_MODELS.get(metadata.string("general.type", "model"))
 
 
@@ -254,7 +254,7 @@ def read_tensor(path: Path, info: TensorInfo) -> npt.NDArray[np.uint8]:
 def read_range(path: Path, name: str, file: int, offset: int, target: npt.NDArray[np.uint8]) -> None:
     """Fills target with the bytes of an open file from offset on, for the tensor `name`.
 
-    A read can fail in an orderly way where a memory map would end the process: the file may be cut while it is loaded.
+    If the file is truncated while it is loaded, a read raises an error; a memory map would end the process.
     Raises ModelFileError.
     """
     done = 0
@@ -269,12 +269,12 @@ def read_range(path: Path, name: str, file: int, offset: int, target: npt.NDArra
 
 
 def unreadable(path: Path, name: str, reason: str | None) -> ModelFileError:
-    """The error for a tensor of a model that could be opened before."""
+    """The error for a tensor of a model that was opened before."""
     return ModelFileError(f"{path}: tensor {name!r} can no longer be read ({reason}); was the file moved or changed?")
 
 
 def has_whole_header(path: Path) -> bool:
-    """Whether a file, of which only the beginning may be here, has all of its header, be it sound or not."""
+    """Whether the beginning of a file contains its whole header, valid or not."""
     try:
         check_header(path)
         Reader(path)
@@ -294,7 +294,7 @@ def _read(path: Path, whole_bytes: Mapping[str, int]) -> _Part:
     except FileNotFoundError:
         raise ModelNotFound(f"{path}: no such file; check the path.") from None
     except (Malformed, OSError, ValueError, LookupError, OverflowError) as error:
-        # The gguf package reports damage as whatever its parsing ran into.
+        # On damage, the gguf package raises whatever its parsing runs into.
         raise ModelFileError(f"{path}: not a sound GGUF: {_problem(error)}; download the file again.") from error
     fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     return _Part(path, Metadata(path, fields), tensors, reader.data)
@@ -307,7 +307,7 @@ def _problem(error: Exception) -> str:
 
 
 def _all_parts(given: _Part, n_parts: int, whole_bytes: Mapping[str, int]) -> list[_Part]:
-    """All parts of a split model in order, each checked to be the one that its name says."""
+    """All parts of a split model in order, each checked to be the part that its name says."""
     names = part_names(given.path.name)
     if len(names) != n_parts:
         raise ModelFileError(

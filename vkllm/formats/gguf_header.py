@@ -20,7 +20,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueTy
 
 from vkllm.errors import UnsupportedModel
 
-# No real model comes near these; damaged counts and lengths do, and would cost minutes or gigabytes.
+# No real model comes near these; damaged counts and lengths exceed them, and would cost minutes or gigabytes.
 MAX_FIELDS = 1 << 15
 MAX_TENSORS = 1 << 15
 MAX_STRING_BYTES = 1 << 24
@@ -36,8 +36,8 @@ class TensorInfo:
     """Where a tensor lies in its file.
 
     `shape` is in numpy order (rows, columns), in elements; `format` is GGML's name ("Q4_1", "F32");
-    `offset` and `n_bytes` are bytes from the start of the file. `path` is the file where the model is split over
-    several, and None where it is one.
+    `offset` and `n_bytes` are bytes from the start of the file. `path` is the tensor's file if the model is split into
+    several, else None.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Reader(GGUFReader):
         return 12 + items.nbytes, [items], [0], [GGUFValueType.ARRAY, item_type]
 
     def _strings_end(self, offset: int, count: int) -> int:
-        """The offset behind `count` strings; a plain loop, since a vocabulary has some 400,000 of them."""
+        """The offset after `count` strings; a plain loop, since a vocabulary has some 400,000 of them."""
         if count > MAX_STRINGS:
             raise Malformed(f"its header has an array of {count} strings at byte {offset}")
         data = self.data.data

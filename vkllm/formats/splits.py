@@ -22,7 +22,7 @@ def part_names(name: str) -> list[str]:
 
 
 def n_parts(name: str) -> int:
-    """Of how many files a model consists, as the name of one of them says."""
+    """How many files a model has, by the name of one of them."""
     match = _PART.fullmatch(name)
     return int(match["count"]) if match else 1
 

@@ -1,7 +1,7 @@
 """The file of a saved conversation: an .npz as numpy writes it, not compressed, with a header in JSON.
 
-Knows how arrays get into such a file and out of it: one by one, without pickles, each with its checksum, and the file
-whole or not at all. Does not know what the arrays are (engine/saved_state.py).
+Knows how arrays are written and read: one by one, without pickles, each with its checksum; a file is complete or not
+there. Does not know what the arrays are (engine/saved_state.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HEADER = "header.json"
 MAX_HEADER_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 20
 MAX_READ_BYTES = 4 << 20
-"""Nothing reads more at once: the archive's own directory is as long as whoever wrote the file wanted it."""
+"""The most that is read at once: the archive's directory may be as long as the file's author wanted."""
 
 _npy: Any = np.lib.format  # numpy has no types for it
 
@@ -37,23 +37,23 @@ class StateWriter:
         self._archive = archive
 
     def header(self, fields: Mapping[str, str | int]) -> None:
-        """What is to be known before any array is read."""
+        """Writes what has to be known before any array is read."""
         with self._member(HEADER) as stream:
             stream.write(json.dumps(fields, indent=2).encode())
 
     def array(self, name: str, values: npt.NDArray[Any]) -> None:
-        """An array of numbers."""
+        """Writes an array of numbers."""
         with self._member(f"{name}.npy") as stream:
             _npy.write_array(stream, values, allow_pickle=False)
 
     def _member(self, name: str) -> IO[bytes]:
-        # the same conversation makes the same file: no time of day in it
+        # the same conversation makes the same file, so it has no timestamp
         return self._archive.open(zipfile.ZipInfo(name), "w", force_zip64=True)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[StateWriter]:
-    """A file that takes the place of `path` when the block has ended; if the block fails, nothing is left of it.
+    """A file that takes the place of `path` when the block has ended; if the block fails, nothing of it remains.
 
     Raises StateFileError if the file cannot be written.
     """
@@ -71,27 +71,27 @@ def writing(path: Path) -> Iterator[StateWriter]:
             raise
     except OSError as error:
         raise StateFileError(
-            f"{path}: the state cannot be saved here ({error.strerror or error}); nothing of it was left, so make room "
+            f"{path}: the state cannot be saved here ({error.strerror or error}); nothing was written, so make room "
             "or choose another place"
         ) from error
 
 
 class StateReader:
-    """Reads what a file holds. Made by `reading`; its methods raise StateFileError for what is damaged or not there."""
+    """Reads what a file holds. Made by `reading`; its methods raise StateFileError for damaged or missing data."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self._path = path
         self._archive = archive
 
     def header(self) -> dict[str, Any]:
-        """The header's fields. Their values are as somebody wrote them: nothing but the checksum was looked at."""
+        """The header's fields. Only the checksum was verified; the values may be anything."""
         with _damage_told(self._path):
             if self._archive.getinfo(HEADER).file_size > MAX_HEADER_BYTES:
                 raise ValueError("its header is too long")
             with self._member(HEADER) as stream:
                 fields = json.loads(stream.read())
             if not isinstance(fields, dict):
-                raise ValueError("its header is none")
+                raise ValueError("its header is not an object")
             return fields
 
     def read_into(self, name: str, target: npt.NDArray[Any]) -> None:
@@ -116,7 +116,7 @@ class StateReader:
 
 
 class _BoundedFile(io.BufferedReader):
-    """A file of which no one reads very much at once."""
+    """A file that refuses to read very much at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         is_bounded = size is not None and 0 <= size <= MAX_READ_BYTES
@@ -128,10 +128,10 @@ class _BoundedFile(io.BufferedReader):
 
 @contextmanager
 def reading(path: Path) -> Iterator[StateReader]:
-    """A file that `writing` has made. Raises StateFileError if there is none or it is none."""
+    """Opens a file that `writing` has made. Raises StateFileError if it is missing or not such a file."""
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would never end
-            raise StateFileError(f"{path}: the state cannot be read (it is no file); check the path")
+            raise StateFileError(f"{path}: the state cannot be read (it is not a file); check the path")
         file = _BoundedFile(io.FileIO(path))
     except OSError as error:
         raise StateFileError(f"{path}: the state cannot be read ({error.strerror}); check the path") from error
@@ -144,7 +144,7 @@ def reading(path: Path) -> Iterator[StateReader]:
 
 @contextmanager
 def _damage_told(path: Path) -> Iterator[None]:
-    """Around what reads: makes one error of all that zipfile, json and numpy say of damage."""
+    """Wraps reads: whatever zipfile, json and numpy raise on damage becomes a StateFileError."""
     try:
         yield
     except (

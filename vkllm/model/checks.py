@@ -1,6 +1,6 @@
 """Whether a specification makes sense, and whether a file has the tensors that it needs: all of them, and no others.
 
-Costs no more than the file has tensors, whatever numbers its header claims.
+The time that it takes grows with the number of tensors in the file, not with what its header claims.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def check_tensors(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, Ten
     """Raises UnsupportedModel for a tensor that is not computed or whose format has no kernels, ModelFileError for one
     that is missing or has another shape."""
     _refuse_others(spec, metadata, tensors)
-    for name, shape in each_expected(spec):  # ends at the first that is missing, so soon after the file's own number
+    for name, shape in each_expected(spec):  # ends at the first missing one, so soon after the file's own number
         tensor = tensors.get(name)
         if tensor is None:
             raise ModelFileError(f"{metadata.path}: tensor {name} is missing; the file is incomplete")

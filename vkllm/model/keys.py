@@ -1,8 +1,8 @@
-"""The metadata of a model file that its architecture does not read: what changes nothing passes, the rest is refused.
+"""Metadata that a file's architecture does not read: keys that change nothing are accepted, others are refused.
 
-A key that a file has and nobody reads may change what the model computes, and then every answer would be wrong without
-a word. So an architecture names the keys that it reads; here are the others that may be there, with the values at
-which they change nothing.
+A key that vkllm does not read may change what the model computes; ignoring it would make every answer silently wrong.
+So an architecture names the keys that it reads; here are the others that may be there, with the values at which they
+change nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NEVER_COUNT = frozenset(
     {
         "vocab_size",  # the rows of the embedding say it
         "tensor_data_layout",
-        "attention.layer_norm_epsilon",  # of another kind of norm than the one that the architecture reads
+        "attention.layer_norm_epsilon",  # of a different kind of norm than the architecture uses
         "rope.scaling.finetuned",
         "rope.scaling.yarn_attn_factor",  # follows from the others; llama.cpp does not read it either
         # of layers with a sliding window: where there is one, its own key is refused
@@ -82,19 +82,19 @@ _SHOWN = 100
 
 
 def shown(name: object) -> str:
-    """A name or a value out of a file, for an error: on one line, quoted, and not too long."""
+    """A name or a value from a file, for an error: on one line, quoted, and not too long."""
     text = repr(name[:_SHOWN] if isinstance(name, str | list) else name)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def check_is_model(metadata: Metadata) -> None:
-    """Raises UnsupportedModel for a GGUF that says of itself that it is something else than a model."""
+    """Raises UnsupportedModel for a GGUF that declares itself to be something other than a model."""
     if (kind := no_model(metadata)) is not None:
         raise UnsupportedModel(f"{metadata.path}: this file is {kind}; take the model's own file.")
 
 
 def check_keys(spec: ModelSpec, metadata: Metadata, read: Collection[str]) -> None:
-    """Raises UnsupportedModel for a key of the architecture that asks for what is not computed.
+    """Raises UnsupportedModel for a key of the architecture that requires a computation that vkllm lacks.
 
     read: the keys, without the architecture in front, that made the specification. Keys outside the architecture
     (general, tokenizer, split, quantize and whatever tools leave behind) say nothing of what is computed.

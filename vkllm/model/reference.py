@@ -1,4 +1,4 @@
-"""Runs a graph in numpy float32: the oracle that kernels and programs are compared with.
+"""Runs a graph in numpy float32: the reference that kernels and programs are compared with.
 
 Slow and plain on purpose. The functions named like kernels are their mathematical definition.
 """

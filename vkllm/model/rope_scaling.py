@@ -1,4 +1,4 @@
-"""How a file wants the rotations of its positions scaled, for contexts longer than a model was trained for."""
+"""How a file scales its rotary positions, for contexts longer than the model was trained for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RopeScaling(NamedTuple):
 
 
 def rope_scaling(metadata: Metadata, architecture: str, n_ctx_train: int) -> RopeScaling:
-    """Reads it; what the file does not say is as in llama.cpp. Raises UnsupportedModel, ModelFileError."""
+    """Reads the scaling, with llama.cpp's defaults. Raises UnsupportedModel, ModelFileError."""
     prefix = f"{architecture}.rope.scaling."
     kind = metadata.string(prefix + "type", "linear")
     if kind not in ("none", "linear", "yarn"):
@@ -44,7 +44,7 @@ def rope_scaling(metadata: Metadata, architecture: str, n_ctx_train: int) -> Rop
     magnitude = metadata.number(prefix + "attn_factor", 1.0)
     if kind == "none":
         factor = 1.0
-    if kind != "yarn" or not 0 < factor < math.inf:  # what is no factor is refused with the other numbers
+    if kind != "yarn" or not 0 < factor < math.inf:  # an invalid factor is refused with the other numbers
         return RopeScaling(factor, magnitude, None)
     yarn = Yarn(
         n_ctx=metadata.integer(prefix + "original_context_length", n_ctx_train),
@@ -52,10 +52,10 @@ def rope_scaling(metadata: Metadata, architecture: str, n_ctx_train: int) -> Rop
         beta_slow=metadata.number(prefix + "yarn_beta_slow", 1.0),
         strength=metadata.number(prefix + "yarn_ext_factor", 1.0),
     )
-    if yarn.strength < 0:  # llama.cpp's word for the default
+    if yarn.strength < 0:  # in llama.cpp this means the default
         yarn = replace(yarn, strength=1.0)
     if yarn.strength != 0:
-        # the share that a model's attention brings along by itself; 0 in most files
+        # the share of the magnitude that the model already includes; 0 in most files
         share = max(metadata.number(prefix + "yarn_log_multiplier", 0.0), 0.0)
         magnitude *= _sharpening(factor) / _sharpening(factor, share)
     return RopeScaling(factor, magnitude, yarn)

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 Pooling = Literal["mean", "cls", "last"]
-"""Which rows of the final norm make the embedding of a text: the mean of all, the first, the last."""
+"""Which rows of the final norm make the embedding of a text: the mean of all, the first or the last."""
 
 
 @dataclass(frozen=True)
 class Yarn:
-    """Which rotations YaRN leaves alone. Peng et al. 2023, arXiv 2309.00071.
+    """Which rotations YaRN leaves unscaled. Peng et al. 2023, arXiv 2309.00071.
 
-    Those that turn beta_fast times or more within n_ctx tokens, the context before scaling, keep their speed; those
-    that turn beta_slow times or less are scaled whole; those between in part. strength: how much of its speed a
-    rotation keeps that is left alone, 1 in the paper.
+    Rotations that turn at least beta_fast times within n_ctx tokens, the context before scaling, keep their speed;
+    those that turn at most beta_slow times are scaled fully; those between, partly. strength: how much of its speed an
+    unscaled rotation keeps, 1 in the paper.
     """
 
     n_ctx: int
@@ -34,10 +34,10 @@ class ModelSpec:
     """A decoder-only transformer with grouped-query attention and a gated feed-forward layer.
 
     rope_pairing: which dimensions rotate together: "interleaved" (2i, 2i+1) or "half" (i, i + rope_dims/2).
-    rope_scale: positions are divided by it, with yarn those of slow rotations only. rope_magnitude: rotated queries and
-    keys are multiplied by it. output_weight: the tensor of the vocabulary projection, which is the token embedding
+    rope_scale: positions are divided by it; with yarn, only those of slow rotations. rope_magnitude: rotated queries
+    and keys are multiplied by it. output_weight: the tensor of the vocabulary projection, which is the token embedding
     itself where the file ties them. n_vocab: tokens that can be chosen; a caller may lower it to the tokenizer's number
-    where the matrices have rows for padding.
+    where the matrices have padding rows.
     """
 
     architecture: str
@@ -77,7 +77,7 @@ def tensors_of_layer(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
 
 
 def tensors_outside_layers(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Name and shape of the tensors that no layer has for itself."""
+    """Name and shape of the tensors that belong to no layer."""
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (spec.n_vocab, spec.d_model),
         "output_norm.weight": (spec.d_model,),

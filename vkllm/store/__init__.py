@@ -1,4 +1,4 @@
-"""The models on this machine: what a name stands for, which models are here, how one comes and goes."""
+"""The models on this machine: what a name stands for, which models are here, how a model is fetched and removed."""
 
 from vkllm.store.choice import choose as _choose
 from vkllm.store.choice import quantization_of

@@ -1,4 +1,4 @@
-"""Which model is meant among files: what their names say of quantizations, and what is no model at all."""
+"""Which of several files is the model that is meant: quantizations in their names, and files that are no models."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vkllm.formats.splits import n_parts, part_names, stem
 _QUANTIZATION = re.compile(
     r"(?<![A-Za-z0-9])((?:UD[-_])?(?:(?:I|T)?Q\d\w*|(?:MX|NV)FP\d\w*|BF16|FP?16|FP?32))(?![A-Za-z0-9])", re.IGNORECASE
 )
-_READABLE = re.compile(rf"(?:UD-)?(?:{'|'.join(FORMATS)}|Q8_K)(?:_[A-Z]+)?")  # UD-Q8_K_XL is Q8_0 in the main
+_READABLE = re.compile(rf"(?:UD-)?(?:{'|'.join(FORMATS)}|Q8_K)(?:_[A-Z]+)?")  # UD-Q8_K_XL is mostly Q8_0
 _PREFERRED = ("Q4_K_M", "Q4_0")
 
 _NEVER_MODELS = re.compile(r".*mmproj|.*imatrix|ggml-vocab|vocab\.gguf|mtp-|.*vocab-only", re.IGNORECASE)
-"""Names of files beside models: projectors of images, importances, vocabularies, heads that predict further tokens."""
+"""Names of files beside models: image projectors, importance matrices, vocabularies, heads that predict more tokens."""
 _SELDOM_MODELS = re.compile(
     r"(?<![a-z0-9])(mtp|assistant|draft|eagle\d?|dflash|lora|adapter|vocab|control-vector)(?![a-z0-9])", re.IGNORECASE
 )
-"""Words in names of files that are no models where there is another choice."""
+"""Words in names of files that count as models only if there is no other."""
 
 
 def quantization_of(file: str) -> str | None:
@@ -68,19 +68,19 @@ def candidates(files: Iterable[str], quantization: str | None) -> list[str]:
     if wish == quantization_of(wish):
         labelled = ([file for file in models if quantization_of(file) == label] for label in (wish, f"UD-{wish}"))
         return without_seldom(next(filter(None, labelled), []))
-    # What is no label is a file's name, or a part of one, as ollama and llama.cpp take it.
+    # Anything else is a file's name or a part of it, as in ollama and llama.cpp.
     part = re.compile(rf"(?<![a-z0-9]){re.escape(quantization.removesuffix('.gguf'))}(?![a-z0-9_])", re.IGNORECASE)
     found = [file for file in models if part.search(stem(file))]
     return [file for file in found if file.rpartition("/")[2] == quantization] or without_seldom(found)
 
 
 def without_seldom(files: list[str]) -> list[str]:
-    """Files without those that are most likely no models, unless nothing is left then."""
+    """The files without those that are probably no models, unless none would be left."""
     return [file for file in files if not _SELDOM_MODELS.search(file.rpartition("/")[2])] or files
 
 
 def whole_models(files: Iterable[str]) -> list[str]:
-    """The models among files, by their only file or their first part; without those of which a part is missing.
+    """The models among files, by their only file or their first part; models with a missing part are left out.
 
     Files beside models, which no text model can be started from, do not count.
     """
@@ -91,11 +91,11 @@ def whole_models(files: Iterable[str]) -> list[str]:
 
 
 def may_be_model(file: str) -> bool:
-    """Whether a file's name allows that it is a model of text."""
+    """Whether a file may be a text model, by its name."""
     return _NEVER_MODELS.match(file.rpartition("/")[2]) is None
 
 
 def _is_readable(file: str) -> bool:
-    """Whether a file's name allows that vkllm runs it: Q5_K_M is Q5_K in the main."""
+    """Whether vkllm may be able to run a file, by its name: Q5_K_M is mostly Q5_K."""
     quantization = quantization_of(file)
     return quantization is None or _READABLE.fullmatch(quantization) is not None

@@ -1,13 +1,13 @@
 """Families of models that people ask for by the names that ollama and Hugging Face give them. Data only.
 
-For errors: a name that stands for nothing here is told what it is. An architecture that vkllm learns to run moves its
-families to those that run.
+Errors use it to say what an unknown name refers to. When vkllm learns an architecture, its families move to those that
+it runs.
 """
 
 from __future__ import annotations
 
 FAMILIES: dict[str, tuple[str, bool]] = {
-    # Pictures and sound, and families inside others' names, before those that they would be taken for.
+    # Pictures and sound, and families inside others' names, before the families that they would be mistaken for.
     r"(llama-?3\.2-vision|llava|bakllava|moondream|minicpm-?v|qwen\d?(\.\d)?-?vl|granite3\.2-vision|pixtral)": (
         "models that see pictures",
         False,

@@ -1,4 +1,4 @@
-"""The models on this machine: which are here, how one comes and goes.
+"""The models on this machine: which are here, how a model is fetched and removed.
 
 Knows where each kind of model is kept and which files belong to it; does not know how names are written (`names.py`),
 how bytes travel (`downloads`) or what is inside a file.
@@ -191,7 +191,7 @@ def remove_unfinished(name: str) -> int:
                 return sum(map(remove_unfinished_from_web, part_names(url)))
     except OSError as error:
         raise _not_removed(name, error) from error
-    return 0  # what comes out of wheels leaves nothing
+    return 0  # a model from a wheel leaves nothing unfinished
 
 
 def _cached(source: HubSource) -> Path | None:
@@ -244,5 +244,5 @@ def _installed(
 
 
 def _use_mark(path: Path) -> Path:
-    """An empty file whose time is the model's last use; file systems are often told not to note that themselves."""
+    """An empty file whose time is the model's last use; file systems often do not record access times."""
     return cache_dir() / "used" / hashlib.sha256(str(path).encode()).hexdigest()[:32]

@@ -28,7 +28,7 @@ _HUB_REPO = re.compile(rf"({_PART}/{_PART})(?::([\w.-]+))?/?")
 
 @dataclass(frozen=True)
 class HubRepo:
-    """A repository of the hub, of which one model is wanted: the one so quantized, or the usual choice."""
+    """One model of a repository of the hub: the one with this quantization, or the usual choice."""
 
     repo: str
     quantization: str | None
@@ -56,7 +56,7 @@ def source_of(name: str) -> CatalogEntry | HubRepo | HubSource | WebSource | Non
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name that stands for nothing else is meant as a path, be there a file or not.
+    """Whether a name that stands for nothing else is meant as a path, whether or not there is a file.
 
     >>> looks_like_path("my models/missing.gguf"), looks_like_path("Why is the sky blue?")
     (True, False)
@@ -110,7 +110,7 @@ def _says_it_is_no_model(path: Path) -> bool:
 
 
 def _nothing_of_that_name(name: str) -> str:
-    """Why a name stands for nothing, and what its user most likely means."""
+    """Why a name stands for nothing, and what the user most likely means."""
     others = "`vkllm list --all` has all names, and hf.co/OWNER/REPO or the path of a .gguf file works too"
     family, _, tag = name.lower().partition(":")
     size = tag.partition("-")[0]

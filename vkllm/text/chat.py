@@ -1,8 +1,8 @@
-"""Chat messages to the text that a model was trained on, by the Jinja template in its GGUF.
+"""Turns chat messages into the text that a model was trained on, by the Jinja template in its GGUF.
 
 Templates are programs from strangers: they run within limits of time and memory, see only the messages and the
-variables given, and every way to fail ends in an error of vkllm. What messages say is content: it never becomes a
-control token, even if it reads like one. This module knows nothing of what a model answers.
+variables given, and every failure ends in an error of vkllm. What messages say is content: it never becomes a control
+token, even if it looks like one. This module knows nothing of what a model answers.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ class ChatTemplate:
 
         Messages are mappings with `role`, `content`, perhaps `tool_calls`, in any form that `plain_messages` takes;
         other `variables` go to the template too. Arguments of tool calls may be mappings or JSON text: each template
-        gets the form it prints rightly. To get the tokens use `encode_chat`, which tells what the template writes from
-        what the messages say; the text alone does not. Raises InvalidParameter for messages that the template refuses
+        gets the form that it prints correctly. To get the tokens use `encode_chat`, which distinguishes the template's
+        text from the messages'; the text alone does not. Raises InvalidParameter for messages that the template refuses
         or cannot render and for tools that it has no place for, ModelFileError for a template that exceeds its limits
-        of time and memory or reaches for what no template may.
+        of time and memory or accesses something that no template may.
         """
         text = self._rendered(messages, tools, {**variables, "add_generation_prompt": add_generation_prompt})
         return str(text)
@@ -106,7 +106,7 @@ class ChatTemplate:
     ) -> list[int]:
         """Token ids of a rendered chat: begins with BOS once if the model wants it, and never ends with an added EOS.
 
-        Control tokens come from the template only; a message that reads like one is plain text. Parameters and errors
+        Control tokens come only from the template; a message that looks like one is plain text. Parameters and errors
         as for `render`.
         """
         text = self._rendered(messages, tools, {**variables, "add_generation_prompt": add_generation_prompt})
@@ -160,7 +160,7 @@ class ChatTemplate:
     def _prints_arguments_of(self, program: Program, arguments: Mapping[str, str] | str) -> bool | None:
         """Whether a tool call with these arguments, {_PROBE: ...} or its JSON text, comes out as JSON or as XML.
 
-        None if the template fails on them. A mapping that is printed as it is comes out as Python, with single quotes;
+        None if the template fails on them. A mapping that is printed directly comes out as Python, with single quotes;
         JSON text that is converted once more comes out with backslashes.
         """
         call = {"id": "123456789", "type": "function", "function": {"name": "f", "arguments": arguments}}
@@ -173,7 +173,7 @@ class ChatTemplate:
         return f'"{_PROBE}"' in text or (_PROBE in text and f"'{_PROBE}'" not in text and f'\\"{_PROBE}' not in text)
 
     def _arguments_as_printed(self, program: Program, messages: Messages) -> Messages:
-        """The messages, arguments of tool calls as mappings or as JSON text: as the template prints them rightly."""
+        """The messages; arguments of tool calls are mappings or JSON text, whichever the template prints correctly."""
         arguments = {_PROBE: "x"}
         prints_mappings = self._prints_arguments_of(program, arguments)
         if not prints_mappings and self._prints_arguments_of(program, json.dumps(arguments)):
@@ -192,7 +192,7 @@ def _as_content(value: Any) -> Any:
 
 
 def _message_as_content(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message whose texts are marked as content, but for its role: templates make their own marks of it."""
+    """A message whose texts are marked as content, but for its role: templates write their own marks for it."""
     role = message["role"]
     return {**_as_content(message), "role": role if _PLAIN_ROLE.fullmatch(role) else marked.content(role)}
 

@@ -1,6 +1,6 @@
-"""GBNF, llama.cpp's language of grammars, as a tree.
+"""GBNF, llama.cpp's grammar language, as a tree.
 
-It knows how grammars are written and what is wrong with one; what becomes of them is text/gbnf_to_lark.py's.
+It knows how grammars are written and what is wrong with one; text/gbnf_to_lark.py translates them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from vkllm.errors import InvalidParameter
 
 MAX_LENGTH = 65_536
-"""Characters of a grammar, so that no part of reading it takes longer than some tenths of a second."""
+"""Most characters of a grammar, so that no part of reading it takes longer than some tenths of a second."""
 MAX_DEPTH = 64
-"""Parentheses within parentheses."""
+"""Most parentheses within each other."""
 MAX_CHAIN = 400
-"""Rules that lead from one to the next; llguidance follows them on its stack, which ends at about 2,000."""
+"""Most rules that lead from one to the next; llguidance follows them on its stack, which ends at about 2,000."""
 MAX_REPEATS = 20_000
 """The largest number in {m,n}."""
 _MAX_STACKED = 4  # as in "a"{2}{3}

@@ -2,8 +2,8 @@
 
 llguidance reads an answer lexeme by lexeme, each as long as it can be; GBNF allows every way to read it. So a part may
 be a lexeme only where the longest is always right: where one lexeme could end and another one go on with a character,
-that character must not begin what may follow the end. A part of which this cannot be shown is opened: its own parts
-become lexemes, in the end its single characters. Those are always right, and slower.
+that character must not begin what may follow the end. If this cannot be shown for a part, it is opened: its own parts
+become lexemes, in the end its single characters. Those are always right, but slower.
 
 Characters are compared by their first UTF-8 byte, and {m,n} is taken as any number of times; both only open more.
 """
@@ -150,7 +150,7 @@ class _Cut:
 
 
 class _Automaton:
-    """The positions of a part at which its characters stand (Glushkov's automaton). Sets of positions, and of the first
+    """The positions of the characters in a part (Glushkov's automaton). Sets of positions, and of the first
     bytes that a position takes, are the bits of integers."""
 
     def __init__(self, node: Node, rules: dict[str, Node], steps: _Steps) -> None:

@@ -1,4 +1,4 @@
-"""GBNF, llama.cpp's language of grammars, written in Lark as llguidance reads it.
+"""GBNF, llama.cpp's grammar language, translated into Lark as llguidance reads it.
 
 A grammar without recursion is a regular expression and becomes one. Of others, the regular parts become lexemes where
 that means the same (text/gbnf_lexemes.py).
@@ -38,7 +38,7 @@ def lark_of_gbnf(text: str, tokenizer: Tokenizer | None = None, *, by_character:
 
     tokenizer: of the model that answers, whose tokens the grammar may name. Without one, !<NAME> is any token.
     by_character: every character is a lexeme; means the same, and is slower.
-    Raises InvalidParameter if it is not GBNF, names tokens that are not there, or if no text is of it.
+    Raises InvalidParameter if it is not GBNF, names tokens that are not there, or if no text matches it.
     """
     rules = _simplified(_without_dead_ends(parse(text)))
     if by_character:
@@ -65,7 +65,7 @@ def _simplified(rules: dict[str, Node]) -> dict[str, Node]:
 
 
 def _simple(node: Node, texts: dict[str, Node]) -> Node:
-    """texts: the rules to put in the place of their names."""
+    """texts: the rules that replace their names."""
     match node:
         case Chars(((first, last),)) if first == last:
             return Text(chr(first))
@@ -94,7 +94,7 @@ def _simple(node: Node, texts: dict[str, Node]) -> Node:
 
 
 def _without_dead_ends(rules: dict[str, Node]) -> dict[str, Node]:
-    """The rules without the parts that no text is of, such as those that only lead back to themselves."""
+    """The rules without the parts that no text matches, such as those that only lead back to themselves."""
     users: dict[str, set[str]] = {}
     for name, node in rules.items():
         for part in parts(node):
@@ -108,7 +108,7 @@ def _without_dead_ends(rules: dict[str, Node]) -> dict[str, Node]:
             kept[name] = EMPTY
             waiting |= dict.fromkeys(users.get(name, ()))
     if "root" not in kept:
-        raise InvalidParameter("grammar cannot be used: no text is of it, because its rules never come to an end")
+        raise InvalidParameter("grammar cannot be used: no text matches it, because its rules never come to an end")
     return {name: live for name in kept if (live := _pruned(rules[name], kept)) is not None}
 
 
@@ -250,7 +250,7 @@ class _Lark:
 
 
 def _token(token: Token, tokenizer: Tokenizer | None) -> str:
-    """A token as llguidance takes it. "Any other" is no end token either: only a whole answer may end."""
+    """A token as llguidance takes it. "Any other" excludes end tokens too: only a whole answer may end."""
     if tokenizer is None and not token.name.startswith("<["):
         return "<[*]>" if token.is_negated else token.name
     if token.name.startswith("<["):

@@ -26,9 +26,9 @@ _LARK_START = re.compile(r"^[ \t]*(%llguidance\b|start\b[^:\n]*:)", re.MULTILINE
 MAX_REGEX_LENGTH = 16_384
 MAX_LARK_LENGTH = 32_768
 MAX_LARK_RULES = 400
-"""llguidance follows rules on its stack, which ends at about 1,000 that lead from one to the next."""
+"""Most rules. llguidance follows them on its stack, which ends at about 1,000 that lead from one to the next."""
 MAX_ANDS = 8
-"""Each doubles the states; 20 take 8 s."""
+"""Most expressions joined by &. Each doubles the states; 20 take 8 s."""
 LIMITS = LLParserLimits(initial_lexer_fuel=500_000, max_grammar_size=200_000, verbose_errors=False)
 
 
@@ -38,12 +38,12 @@ def answer_grammar(
     grammar: str | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> str | None:
-    """The grammar of an answer of which at most one of these is asked; None without any.
+    """The grammar of an answer, from at most one of these; None without any.
 
     json_schema: a schema as JSON text. regex: in Rust's syntax, for the whole answer; \\d is 0 to 9.
     grammar: Lark as llguidance reads it (it begins at `start`), or llama.cpp's GBNF (it begins at `root`).
     tokenizer: of the model that answers; GBNF may name its tokens. Without one, the texts are checked.
-    Raises InvalidParameter for a text that is not of its language, or asks for what cannot be enforced.
+    Raises InvalidParameter for a text that is not valid in its language, or asks for what cannot be enforced.
     """
     if json_schema is not None:
         return _of_json_schema(json_schema)

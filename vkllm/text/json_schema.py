@@ -1,7 +1,7 @@
-"""JSON schemas, made such that llguidance keeps exactly what they assert.
+"""JSON schemas, rewritten so that llguidance enforces exactly what they assert.
 
 llguidance takes numbers as float64, refuses some keywords that assert nothing, and cannot keep others. What asserts
-nothing is left out here, numbers are made exact, and what cannot be kept is refused by its name and place.
+nothing is left out here, numbers are made exact, and what cannot be enforced is refused by its name and place.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from vkllm.errors import InvalidParameter
 from vkllm.text.one_of import any_of_apart
 
 MAX_LENGTH = 262_144
-"""Characters of a schema."""
+"""Most characters of a schema."""
 MAX_DEPTH = 64
 MAX_PROPERTIES = 1000
-"""Of one object. llguidance takes 0.7 s for 3,000."""
+"""Most properties of one object. llguidance takes 0.7 s for 3,000."""
 MAX_REFS = 200
-"""Different $refs. llguidance follows them on its stack, which ends at some hundreds."""
+"""Most different $refs. llguidance follows them on its stack, which ends at some hundreds."""
 MAX_PATTERNS = 6
-"""Patterns and formats of one text, by allOf and the like; each more than doubles the time, and 20 take seconds."""
+"""Most patterns and formats of one text, by allOf and the like; each more than doubles the time; 20 take seconds."""
 MAX_TEXT = 16_384
-"""Characters of one constant or pattern: each step of an answer reads it again."""
+"""Most characters of one constant or pattern: each step of an answer reads it again."""
 _MAX_COUNT = 1_000_000
 _LAST_INTEGER = 2**63 - 1024  # the largest float64 that llguidance can take for an integer
 
@@ -75,9 +75,9 @@ def read_schema(text: str) -> Any:
 
 
 def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema that asserts the same as this one, or, where numbers need it, a little more, and that llguidance keeps.
+    """A schema that llguidance enforces and that asserts the same as this one, or slightly more where numbers need it.
 
-    Raises InvalidParameter for what cannot be kept, with the keyword and its place.
+    Raises InvalidParameter for what cannot be enforced, with the keyword and its place.
     """
     return _Preparation(schema).whole()
 
@@ -167,7 +167,7 @@ class _Preparation:
                 raise InvalidParameter(f"json_schema is too complex: it has more than {MAX_REFS} different $refs")
 
     def _idle(self, schema: Mapping[str, Any], key: str, value: Any, place: str, made: dict[str, Any]) -> None:
-        """A keyword that cannot be kept, unless it asserts nothing here or another keyword says the same."""
+        """Refuses a keyword that cannot be enforced, unless it asserts nothing or another keyword says the same."""
         if any(value == idle and type(value) is type(idle) for idle in _IDLE[key]):
             return
         most = schema.get("maxItems")

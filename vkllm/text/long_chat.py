@@ -1,4 +1,4 @@
-"""Conversations that outgrow the context: what of them stays when the rest is dropped.
+"""Conversations that are too long for the context: what is dropped, and what stays.
 
 Knows messages and the tokens that a template makes of them; nothing of the engine, which drops tokens of an answer.
 """
@@ -23,16 +23,16 @@ def n_tokens_of_system(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> int:
-    """How many tokens a template writes before a conversation's first words, which are not the system's.
+    """How many tokens of a rendered conversation come before its first words that are not the system's.
 
     prompt: the tokens of the whole conversation. Some templates put the system message into the first user message,
-    so it is what two chats that begin differently have in common.
+    so this counts the tokens that two chats with different first words have in common.
     """
     system = [message for message in messages if message.get("role") in SYSTEM_ROLES]
     try:
         chats = [template.encode_chat([*system, _user(text)], tools=tools) for text in ("A", "1")]
     except InvalidParameter:  # a template that takes these messages in no other conversation
-        return 1  # attention leans on the first token: Xiao et al. 2023, arXiv 2309.17453
+        return 1  # attention relies on the first token: Xiao et al. 2023, arXiv 2309.17453
     n_same = 0
     for token_id, *others in zip(prompt, *chats, strict=False):
         if others != [token_id] * len(chats):
@@ -52,9 +52,9 @@ def shortened_chat(
 ) -> list[int]:
     """The tokens of a conversation without its oldest turns, if all of it leaves no room for an answer.
 
-    prompt: the tokens of the whole conversation, n_keep of them of the system messages, which stay. What goes is a
-    multiple of half the room beside them: as a conversation grows, its first turn stays the same for long, and with it
-    what the engine has cached. Where even the last turn alone is too long, it is what is returned.
+    prompt: the tokens of the whole conversation, n_keep of them of the system messages, which stay. What is dropped is
+    a multiple of half the room beside them: as a conversation grows, its first turn stays the same for long, and with
+    it what the engine has cached. If even the last turn alone is too long, it is returned all the same.
     """
     excess = len(prompt) - (n_ctx - 1)
     spoken = [i for i, message in enumerate(messages) if message.get("role") not in SYSTEM_ROLES]

@@ -1,7 +1,7 @@
 """How byte-level BPE vocabularies cut text into words before merging, by the name in `tokenizer.ggml.pre`.
 
-A merge never crosses a word's edge, so another table gives wrong tokens without any error: who reads a file must refuse
-names that are not here. This module knows regular expressions (Oniguruma's) only; it never sees a vocabulary.
+A merge never crosses a word's edge, so the wrong table gives wrong tokens without any error: names that are not here
+must be refused. This module knows regular expressions (Oniguruma's) only; it never sees a vocabulary.
 """
 
 from dataclasses import dataclass

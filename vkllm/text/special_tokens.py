@@ -1,4 +1,4 @@
-"""Tokens with a meaning that their text tells, whatever type a file gives them: what ends an answer, what fills gaps.
+"""Tokens whose text tells their meaning, whatever type a file gives them: ends of answers, parts of code to fill in.
 
 Many files declare one end only, or type such tokens as plain text. The names, and what follows from them, are those of
 llama.cpp 0.5.0, so that a file's answers end here where they end there. Knows names and types, no text and no merging.
@@ -86,7 +86,7 @@ _MARK = re.compile(
 )
 
 _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
-"""What gpt-oss structures its answers with; whoever reads an answer has to see it."""
+"""Tokens that structure the answers of gpt-oss; they have to stay visible."""
 
 
 def marks(vocabulary: GgufVocabulary) -> dict[str, int]:

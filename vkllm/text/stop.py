@@ -1,7 +1,7 @@
 """Finds stop strings in text that comes in pieces.
 
 It knows characters only. What may be the beginning of a stop string is held back until it is clear that it is
-not, so that no piece of one is ever shown, wherever the pieces' borders fall.
+not, so that no piece of one is ever shown, wherever the text is cut into pieces.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class StopStrings:
         self.is_matched = False
 
     def push(self, text: str) -> str:
-        """The text that can be shown now; nothing any more once a stop string was found (`is_matched`)."""
+        """The text that can be shown now; empty once a stop string was found (`is_matched`)."""
         if self.is_matched:
             return ""
         self._held += text
@@ -34,7 +34,7 @@ class StopStrings:
         return shown
 
     def flush(self) -> str:
-        """The text still held back, when no more will come."""
+        """The text that is still held back, at the end of the answer."""
         shown, self._held = "" if self.is_matched else self._held, ""
         return shown
 

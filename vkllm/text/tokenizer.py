@@ -1,6 +1,6 @@
 """Text to token ids and back, with special tokens and whole characters.
 
-Knows what a token reads as, which tokens end an answer, and how a stream of tokens becomes text. It knows nothing of
+Knows the text of a token, which tokens end an answer, and how a stream of tokens becomes text. It knows nothing of
 chats, models or devices; how plain text is merged into tokens is vocabulary.py's.
 """
 
@@ -115,9 +115,8 @@ class Tokenizer:
         `add_special` puts the beginning and end tokens around it where the model wants them, never a second one.
         `parse_special` takes control tokens written in the text, such as <|im_end|>, as those tokens; without it they
         are plain text. content: the ranges of characters that are plain text in any case, in order and apart: no
-        control token, and no mark of a turn that is typed user-defined, has a character in them. Apart from that they
-        change nothing; words are merged across their ends. Raises InvalidParameter for a text with half a surrogate
-        pair.
+        control token, and no mark of a turn that is typed user-defined, has a character in them. They change nothing
+        else: words are merged across their ends. Raises InvalidParameter for a text with half a surrogate pair.
         """
         try:
             text.encode()
@@ -176,7 +175,7 @@ class Tokenizer:
         return Detokenizer(self, skip_special=skip_special, strips_space=self._adds_space and not continues)
 
     def token_text(self, token_id: int) -> str:
-        """What one token reads as; bytes that are no whole character read as U+FFFD."""
+        """The text of one token; bytes that are no whole character become U+FFFD."""
         return self.token_bytes(token_id).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -188,8 +187,8 @@ class Tokenizer:
         return self._bytes_of(self._texts[token_id], kind)
 
     def answer_bytes(self) -> tuple[bytes, ...]:
-        """What each token, by id, adds to the text of an answer. Those that add nothing but have a meaning, control and
-        unknown tokens, have their name, behind the byte 0xFF, which is in no text."""
+        """What each token, by id, adds to the text of an answer. Control and unknown tokens, which add no text but have
+        a meaning, are given as their name after the byte 0xFF, which occurs in no text."""
         return tuple(
             b"\xff" + text.encode() if kind in _NO_TEXT else self._bytes_of(text, kind)
             for text, kind in zip(self._texts, self._types, strict=True)

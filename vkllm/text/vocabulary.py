@@ -32,7 +32,7 @@ SPACE_MARK = "\u2581"
 """SentencePiece writes a space as this character."""
 
 _MAX_CHARACTERS_CUT = 200_000_000
-"""Of all tokens together, cut at every place where a piece may end: 3 million in Llama 2's vocabulary."""
+"""Most characters of all tokens, counted once for each way to cut a token in two: 3 million in Llama 2's vocabulary."""
 
 _BYTE_TEXT = re.compile("<0x[0-9A-Fa-f]{2}>")
 
@@ -111,7 +111,7 @@ def byte_value(text: str) -> int | None:
 
 
 def byte_level_bpe(vocabulary: GgufVocabulary, rules: PreTokenizer) -> Merger:
-    """The merger of a `gpt2` vocabulary; merges of what is no token are left out, the others keep their order."""
+    """The merger of a `gpt2` vocabulary; merges of what is not a token are left out, others keep their order."""
     # Plain text must never spell a control token, neither by merges nor as a word kept whole.
     apart = vocabulary.of_type(TokenType.CONTROL, TokenType.BYTE)
     ids = {text: i for text, i in vocabulary.ids.items() if text not in apart}

@@ -1,4 +1,4 @@
-"""Finds tokens that a text holds whole, such as <|im_end|>, before anything is merged.
+"""Finds tokens that a text contains literally, such as <|im_end|>, before anything is merged.
 
 The search is the `tokenizers` package's automaton: its time grows with the text, however many and long the tokens are.
 """

@@ -182,12 +182,12 @@ def test_a_long_directory_is_not_read(engine: Engine, saved: Path, tmp_path: Pat
 
 def test_what_is_no_file_is_not_waited_for(engine: Engine, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert "the state cannot be read (it is no file)" in str(refused(engine, tmp_path / "pipe"))
+    assert "the state cannot be read (it is not a file)" in str(refused(engine, tmp_path / "pipe"))
 
 
 def test_headers_that_are_none_are_refused(engine: Engine, saved: Path, tmp_path: Path) -> None:
     for header, reason in (
-        (b"[]", "its header is none"),
+        (b"[]", "its header is not an object"),
         (b"no JSON", "Expecting value"),
         (b"\xff\xfe", "not a sound saved state"),
         (b"[" * 60000, "not a sound saved state"),

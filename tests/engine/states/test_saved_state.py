@@ -182,7 +182,7 @@ def test_a_full_disk_leaves_nothing_behind_and_says_so(engine: Engine, tmp_path:
         error = error_of(engine, "save", tmp_path / "state")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert type(error) is StateFileError and "nothing of it was left, so make room" in str(error)
+    assert type(error) is StateFileError and "nothing was written, so make room" in str(error)
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     assert (tmp_path / "state").read_bytes() == before
 

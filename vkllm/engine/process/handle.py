@@ -1,4 +1,4 @@
-"""The caller's side of the engine's process: starts it, hands requests over, deals events out, ends it.
+"""The caller's side of the engine's process: starts it, passes requests to it, distributes its events, ends it.
 
 It knows processes, pipes and threads, not models, devices or text. If the process dies, each of its open requests
 fails with a typed error, and the next request starts a new one. The pipe carries pickles: the process isolates crashes
@@ -72,7 +72,7 @@ class EngineProcess:
         raise not_copied("an engine's process")
 
     def check_owner(self) -> None:
-        """Raises RequestError in a fork of the process that made this: no thread there would ever bring an event."""
+        """Raises RequestError in a fork of the process that made this: no thread there would ever deliver an event."""
         if (pid := os.getpid()) != self._owner_pid:
             raise RequestError(
                 f"the model was opened in process {self._owner_pid} and this is its fork {pid}, which cannot use it; "
@@ -105,7 +105,7 @@ class EngineProcess:
         return events
 
     def send(self, request: Request | Query, on_event: OnEvent) -> None:
-        """Like `submit`, but calls on_event with each event, in a thread of its own: it must not wait, nor raise."""
+        """Like `submit`, but calls on_event with each event, in a thread of its own: it must not block or raise."""
         while not self._running_child().send(request, on_event):
             pass  # it died between the two calls
 
@@ -254,7 +254,7 @@ class _Child:
         """Asks the process to end and waits for it; does nothing in a forked copy of this process."""
         if os.getpid() == self._owner_pid:
             self._is_stopping = True
-            # While it loads it reads no messages and holds nothing worth giving back in order.
+            # While it loads, it reads no messages and holds nothing that needs an orderly release.
             self.join(_STOP_S if self.ready else 0)
 
     def join(self, patience_s: float = _STOP_S) -> None:
@@ -267,7 +267,7 @@ class _Child:
                 thread.join(_KILL_S)
 
     def _end_process(self, patience_s: float) -> None:
-        """Waits for the process to end, and makes it end if it does not."""
+        """Waits for the process to end, and forces it if it does not."""
         for wait_s, force in ((patience_s, self._process.terminate), (_KILL_S, self._process.kill)):
             try:
                 self._process.wait(wait_s)

@@ -159,7 +159,7 @@ def _answer(parent: _Parent, engine: Engine, query: DeviceQuery | TuningQuery | 
             case DeviceQuery(request_id):
                 return DeviceAnswer(request_id, engine.measure_device())
             case TuningQuery(request_id, budget_s):
-                # whatever comes meanwhile is worth more
+                # any message that arrives meanwhile comes first
                 report = engine.tune(
                     budget_s, lambda trial: parent.send([TuningTrial(request_id, trial)]), parent.has_message
                 )

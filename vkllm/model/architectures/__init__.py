@@ -1,4 +1,4 @@
-"""The architectures that vkllm runs, one file a family, and how a model file becomes a specification."""
+"""The architectures that vkllm runs, one file for each family, and how a model file becomes a specification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file of this folder says of a family of models, and how it reads what all families have."""
+"""What each file of this folder defines for a family of models, and how it reads what all families have."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vkllm.model.spec import ModelSpec
 class Family:
     """A family of models: `general.architecture` names it.
 
-    spec: reads the specification; it need not check numbers or tensors. keys: of the metadata, without the
-    architecture in front, that it reads. All others are refused, unless they change nothing (model/keys.py).
+    spec: reads the specification; it need not check numbers or tensors. keys: the metadata keys that it reads, without
+    the architecture's prefix. All others are refused, unless they change nothing (model/keys.py).
     """
 
     spec: Callable[[Metadata, Mapping[str, TensorInfo]], ModelSpec]

@@ -1,4 +1,4 @@
-"""What a plan may take of a device: its memories, their sizes and how fast the GPU reads them.
+"""What a plan may use of a device: its memories, their sizes and how fast the GPU reads them.
 
 Heaps become tiers here, because drivers describe the same hardware in different ways. Knows drivers' habits, but no
 Vulkan: `gpu/device/limits.py` fills these records from a real device, tests and `scripts/machines.py` from
@@ -16,21 +16,21 @@ DeviceKind = Literal["discrete", "unified", "cpu"]
 
 MARGIN_SHARE = 20
 MAX_MARGIN_BYTES = 2**30
-"""Of a budget, a 20th part, at most 1 GiB, is left to the driver (pipelines, staging, step slots) and to others."""
+"""A plan leaves a 20th of a budget, at most 1 GiB, to the driver (pipelines, staging, step slots) and to others."""
 
 NOMINAL_SHARE = 0.85
-"""Share of a nominal bandwidth that GPUs reach in reading; with LAYER_S it gives published speeds of llama.cpp's Vulkan
-backend on Radeons, to a tenth on seven of eight (docs/machines.md)."""
+"""Share of its nominal bandwidth at which a GPU reads. With LAYER_S, it predicts the published speeds of llama.cpp's
+Vulkan backend on seven of eight Radeons to within 10 % (docs/machines.md)."""
 
 LAYER_S = 36e-6
-"""Seconds that a decode step spends on a layer besides reading: starting, waiting for and draining its dispatches.
-What speeds measured on an H100 with barriers left beside its read bandwidth was 33 to 43 us (docs/performance.md)."""
+"""Seconds that a decode step spends on a layer besides reading: starting, waiting for and draining its dispatches. On
+an H100 with barriers it was 33 to 43 us (docs/performance.md)."""
 
 CHAINED_LAYER_S = 18e-6
-"""The same where dispatches wait for each other in the shader (NVIDIA's driver): fitted to the 7B Q4_0 of an H100."""
+"""The same where dispatches wait for each other in the shader (NVIDIA's driver): fitted to a 7B Q4_0 on an H100."""
 
 PCIE_BYTES_PER_S = 25e9
-"""What a card reads of system memory over PCIe 4 x16."""
+"""How fast a card reads system memory over PCIe 4 x16."""
 
 # Assumptions where a device was not measured: a mid-range card; two channels of DDR4-3200; llvmpipe, which is bound by
 # arithmetic, a core (SmolLM2 on two cores: 1 GB/s).
@@ -52,7 +52,7 @@ class Tier(StrEnum):
 
 @dataclass(frozen=True)
 class HeapLimits:
-    """A memory heap as the driver reports it. budget_bytes: None where it does not tell."""
+    """A memory heap as the driver reports it. budget_bytes: None where it reports none."""
 
     size_bytes: int
     budget_bytes: int | None
@@ -60,13 +60,13 @@ class HeapLimits:
 
     @property
     def usable_bytes(self) -> int:
-        """What a process can hold in it."""
+        """Bytes that a process can allocate in it."""
         return self.size_bytes if self.budget_bytes is None else min(self.size_bytes, self.budget_bytes)
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """How fast the GPU reads its own memory and system memory, and what a layer takes besides.
+    """How fast the GPU reads its own memory and system memory, and the seconds that a layer takes besides.
 
     is_measured: whether the two were measured on this device.
     """
@@ -108,12 +108,12 @@ class DeviceLimits:
 
 
 def without_margin(budget_bytes: int) -> int:
-    """What a plan may take of a budget; grows with it."""
+    """Bytes of a budget that a plan may use; more for a larger budget."""
     return max(budget_bytes - min(budget_bytes // MARGIN_SHARE, MAX_MARGIN_BYTES), 0)
 
 
 def assumed_speeds(kind: DeviceKind, n_cores: int) -> Speeds:
-    """Speeds of a device that nobody measured. n_cores: of the CPU, for drivers that run on it."""
+    """Speeds of a device that was not measured. n_cores: of the CPU, for drivers that run on it."""
     local = {
         "discrete": ASSUMED_DISCRETE_BYTES_PER_S,
         "unified": ASSUMED_UNIFIED_BYTES_PER_S,
@@ -135,8 +135,9 @@ def limits_of_heaps(
 
     LOCAL is the largest device-local heap: a card without resizable BAR has another one of 256 MiB, the window through
     which the CPU sees its memory, and that stays free. The second tier is the largest other heap. RADV splits the one
-    memory of an APU into both, a third and two thirds; together they are what there is. What a card spills, and all
-    that a CPU's driver holds, is system memory and bounded by host_bytes; an APU's budgets are the driver's own count.
+    memory of an APU into both, a third and two thirds; together they are what there is. What a card spills, and
+    everything on a CPU driver, lies in system memory and is bounded by host_bytes; an APU's budgets are the driver's
+    own count.
     """
     local = max((heap.usable_bytes for heap in heaps if heap.is_device_local), default=0)
     other = max((heap.usable_bytes for heap in heaps if not heap.is_device_local), default=0)

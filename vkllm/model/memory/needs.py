@@ -82,7 +82,7 @@ class Needs:
         return ordered if spec.output_weight == "token_embd.weight" else [*ordered, ("token_embd.weight",)]
 
     def is_read_whole(self, weights: tuple[str, ...]) -> bool:
-        """Whether every token reads the whole matrix; of an embedding table it reads one row."""
+        """Whether every token reads the whole matrix; from an embedding table, it reads one row."""
         return weights != ("token_embd.weight",) or weights[0] == self.spec.output_weight
 
     def by_part(self, n_ctx: int) -> dict[str, int]:
@@ -159,7 +159,7 @@ def decode_bytes(
     spec: ModelSpec, tensors: Mapping[str, TensorInfo], n_past: float, type_k: str = "f16", type_v: str = "f16"
 ) -> float:
     """Bytes that a device reads for a step of one token: each weight once, keys and values of n_past tokens."""
-    read = set(expected_shapes(spec)) - ({"token_embd.weight"} - {spec.output_weight})  # of embeddings, a row
+    read = set(expected_shapes(spec)) - ({"token_embd.weight"} - {spec.output_weight})  # only a row of embeddings
     return sum(tensor_bytes(tensors[name]) for name in read) + n_past * cache_bytes_per_token(spec, type_k, type_v)
 
 

@@ -1,8 +1,8 @@
 """How parts of a model fill the memories of a device: one after the other, the fastest memory first.
 
-What is placed later never lies in a faster tier than what was placed before. So a larger memory only moves parts to
-faster tiers, and a plan cannot become slower, or impossible, by it. Knows matrices, rows and tiers; which parts there
-are and what they are worth is in `needs.py`.
+A later part never lies in a faster tier than an earlier one. So more memory only moves parts to faster tiers, and
+cannot make a plan slower or impossible. Knows matrices, rows and tiers; which parts there are and what they are worth
+is in `needs.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class MatrixRows:
 
 
 class Tiers:
-    """Room that is left, tier by tier. capacities: bytes that a plan may take of each tier, the fastest first."""
+    """Room that is left, tier by tier. capacities: bytes that a plan may use of each tier, the fastest first."""
 
     def __init__(self, capacities: Sequence[tuple[Tier, int]], max_buffer_bytes: int) -> None:
         self._left = list(capacities)
@@ -67,7 +67,7 @@ class Tiers:
     def place_rows(self, stack: Stack) -> list[MatrixRows]:
         """Takes room for a matrix, cut where a tier ends and where a plane would be too large to bind.
 
-        Raises DoesNotFit; OutOfDeviceMemory if so few rows are too large to bind that no cut helps.
+        Raises DoesNotFit; OutOfDeviceMemory if even the smallest possible part is too large to bind.
         """
         most = self._max_rows(stack)
         rows: list[MatrixRows] = []

@@ -1,8 +1,8 @@
 """Where a model's parts live: ModelSpec and tensor table + DeviceLimits -> MemoryPlan. Allocates nothing.
 
 The order in which parts fill the device's own memory: activations and norms, the key/value cache, the vocabulary
-projection, the layers from the last to the first, and the embedding table. Every weight but the table is read once a
-token, so no other order of weights is faster, and the table, of which a token reads a row, is the first to leave.
+projection, the layers from the last to the first, and the embedding table. A token reads every weight once, except for
+the table, of which it reads one row. So no other order of weights is faster, and the table is the first to leave.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ SHORTEST_CONTEXT = 256
 """A context below this is not worth a plan: `n_ctx` 0 does not go lower, and no error suggests less."""
 
 USUAL_CONTEXT = 4096
-"""The context where none is asked for. With `n_ctx` 0, weights leave the device's own memory for a context of so many
-tokens, but for no longer one."""
+"""The context if none is requested. With `n_ctx` 0, weights leave the device's own memory for a context of up to this
+many tokens, but not for a longer one."""
 
 SMALLER_FORMATS = ("Q8_0", "Q6_K", "Q5_K", "Q4_0")
 """Formats that an error may suggest, the largest first."""
@@ -48,7 +48,7 @@ class PlanOptions:
 
     type_k, type_v: of the cache, "f16" or "q8_0". n_gpu_layers: layers, counted from the last, whose weights may lie
     in a card's own memory; one more than the model has includes the vocabulary projection and the embedding; None or
-    -1 is all. It means nothing where memory is unified. vram_limit, ram_limit: bytes that the plan may take of a card's
+    -1 is all. It has no effect on unified memory. vram_limit, ram_limit: bytes that the plan may take of a card's
     own and of system memory, or, where memory is unified, of all of it.
     """
 
@@ -73,8 +73,8 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class TierPlan:
-    """What lies in one tier. available_bytes: what the plan may take of it. read_bytes: of the weights, what a token
-    reads. bytes_per_s: how fast the GPU reads them."""
+    """What lies in one tier. available_bytes: what the plan may take of it. read_bytes: bytes of the weights that a
+    token reads. bytes_per_s: how fast the GPU reads them."""
 
     tier: Tier
     available_bytes: int
@@ -129,7 +129,7 @@ class MemoryPlan:
 
     @property
     def arena_bytes(self) -> int:
-        """Activations, rope table and what attention leaves in between."""
+        """Bytes of activations, rope table and attention's intermediate results."""
         return sum(tier.arena_bytes for tier in self.tiers)
 
     @property
@@ -138,7 +138,7 @@ class MemoryPlan:
         return self.weights_bytes + self.cache_bytes + self.arena_bytes
 
     def token_s(self, n_past: float) -> float:
-        """Expected seconds of a decode step with n_past tokens cached: what each tier is read for, and overhead_s."""
+        """Expected seconds of a decode step with n_past tokens cached: the time to read each tier, plus overhead_s."""
         n_cached = whole_blocks(self.n_ctx)
         read_s = sum((t.read_bytes + t.cache_bytes * n_past / n_cached) / t.bytes_per_s for t in self.tiers)
         return read_s + self.overhead_s
@@ -160,9 +160,9 @@ def plan(
 ) -> MemoryPlan:
     """Plans a model. max_rows: rows of a step. head_rows: rows whose logits the device holds at once.
 
-    n_ctx 0 takes the longest context, up to the model's own, for which nothing has to leave the fastest memory that
-    would not leave it for USUAL_CONTEXT. Raises OutOfDeviceMemory, with what is missing and what would fit;
-    InvalidParameter for options that no device could meet.
+    n_ctx 0 takes the longest context, up to the model's own, that moves no more out of the fastest memory than
+    USUAL_CONTEXT does. Raises OutOfDeviceMemory, with what is missing and what would fit; InvalidParameter for options
+    that no device could meet.
     """
     options = options or PlanOptions()
     needs = Needs(spec, tensors, max_rows, head_rows, options.type_k, options.type_v)
@@ -230,7 +230,7 @@ class _Planner:
         else:
             parts = ", ".join(f"{part} {size(n_bytes)}" for part, n_bytes in by_part.items())
             tiers = ", ".join(f"{tier} {size(n_bytes)}" for tier, n_bytes in self.capacities() if n_bytes)
-            missing = f"{size(needed - available)} are missing" if needed > available else "not where parts may lie"
+            missing = f"{size(needed - available)} are missing" if needed > available else "but not where parts may lie"
             reason = (
                 f"the model needs {size(needed)} with a context of {n_ctx} tokens ({parts}), and this device "
                 f"can give it {size(available)} ({tiers or 'none'}): {missing}"
@@ -351,7 +351,7 @@ def _layer(tensor: str) -> int:
 
 
 def _in_format(tensor: TensorInfo, name: str) -> TensorInfo:
-    """The tensor in that format, where it can be and is smaller so."""
+    """The tensor in that format, if that is possible and smaller."""
     smaller = replace(tensor, format=name)
     can_be = len(tensor.shape) == 2 and tensor.shape[1] % weight_format(name).block == 0
     return smaller if can_be and tensor_bytes(smaller) < tensor_bytes(tensor) else tensor

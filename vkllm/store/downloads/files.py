@@ -1,4 +1,4 @@
-"""Files that arrive over HTTP: they grow in a part file, go on where they stopped, and are checked before they count.
+"""Downloads over HTTP: they are written to a part file, resumed after a break, and checked before they count.
 
 Knows requests, ranges and sha256; does not know hubs, indices or what is in a file. The HTTP client is the one of
 `huggingface_hub`, so that one set of proxy and certificate settings holds for all downloads.
@@ -27,10 +27,10 @@ OnProgress = Callable[[str, int, int], None]
 
 CHUNK_BYTES = 1 << 20
 ROOM_KEPT_BYTES = 256 << 20
-"""Of a disk, what a download of unknown length leaves free."""
+"""Bytes of a disk that a download of unknown length leaves free."""
 _ROOM_CHECK_BYTES = 16 << 20
 N_TRIES = 4
-"""How often a download is tried again without getting any further."""
+"""How often a download is retried without any progress."""
 RETRY_WAIT_S = 1.0
 
 _LENGTH = re.compile("[0-9]{1,18}")
@@ -62,7 +62,7 @@ class BrokenOff(Exception):
 
 
 class _PartFile:
-    """A file that grows at its end, with the sha256 of all that is in it where one is wanted."""
+    """A file that grows at its end, with the sha256 of its content where one is wanted."""
 
     def __init__(self, path: Path, *, is_hashed: bool) -> None:
         self.path = path
@@ -71,7 +71,7 @@ class _PartFile:
 
     @property
     def n_bytes(self) -> int:
-        """What is here, also from earlier attempts."""
+        """Bytes that are here, also from earlier attempts."""
         return self._file.tell()
 
     def hash_beginning(self, on_hashed: Callable[[int], None]) -> None:
@@ -88,7 +88,7 @@ class _PartFile:
             self._digest.update(chunk)
 
     def restart(self) -> None:
-        """Forgets all that is here."""
+        """Deletes what is here."""
         self._file.seek(0)
         self._file.truncate()
         if self._digest is not None:
@@ -110,7 +110,7 @@ class _PartFile:
 def download(remote: RemoteFile, part: Path, target: Path, on_progress: OnProgress) -> None:
     """Fetches into `part`, where an earlier attempt may have left its beginning, and moves it to `target` when whole.
 
-    Raises ModelNotFound. After a break, a full disk and the like the part stays and the next call goes on behind it;
+    Raises ModelNotFound. After a break, a full disk and the like the part stays and the next call continues it;
     one that is whole and has a wrong sha256 is removed.
     """
     with told_for(remote.what, part.parent, remote.setting):
@@ -128,7 +128,7 @@ def download(remote: RemoteFile, part: Path, target: Path, on_progress: OnProgre
 
 
 def _fetch_rest(remote: RemoteFile, file: _PartFile, on_progress: OnProgress) -> None:
-    """Appends what is missing, with new attempts as long as they bring something."""
+    """Appends what is missing, with new attempts as long as they make progress."""
     n_fruitless = 0
     while True:
         n_before = file.n_bytes
@@ -140,7 +140,7 @@ def _fetch_rest(remote: RemoteFile, file: _PartFile, on_progress: OnProgress) ->
                 total = "" if remote.n_bytes is None else f" of {size(remote.n_bytes)}"
                 raise ModelNotFound(
                     f"{remote.what} could not be fetched: the download broke off after {size(file.n_bytes)}{total} "
-                    f"({error}); check the network and try again, it goes on from there."
+                    f"({error}); check the network and try again; it resumes there."
                 ) from error
         time.sleep(RETRY_WAIT_S)
 
@@ -158,7 +158,7 @@ def _attempt(remote: RemoteFile, file: _PartFile, on_progress: OnProgress) -> No
         if file.n_bytes and not _continues(response, file.n_bytes):
             file.restart()
             if response.status_code != 200:
-                raise BrokenOff("the server cannot go on where it stopped")
+                raise BrokenOff("the server cannot resume the download")
         n_bytes = remote.n_bytes or length_of(response)
         if n_bytes is not None:
             _check_room(remote, file.path.parent, n_bytes - file.n_bytes)
@@ -176,7 +176,7 @@ def _attempt(remote: RemoteFile, file: _PartFile, on_progress: OnProgress) -> No
 
 
 def _continues(response: Any, n_done: int) -> bool:
-    """Whether a response goes on behind the bytes that are here."""
+    """Whether a response continues after the bytes that are here."""
     return bool(
         response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {n_done}-")
     )
@@ -240,7 +240,7 @@ def chunks_of(response: Any) -> Iterator[bytes]:
 
 @contextmanager
 def told_for(what: str, folder: Path, setting: str) -> Iterator[None]:
-    """Makes a ModelNotFound of what the file system refuses. setting: the variable that moves the folder."""
+    """Turns errors of the file system into ModelNotFound. setting: the variable that moves the folder."""
     try:
         yield
     except OSError as error:

@@ -17,15 +17,15 @@ from vkllm.formats.gguf import has_whole_header
 from vkllm.store.downloads.files import BrokenOff, RemoteFile, chunks_of, response_to, told_for
 
 FIRST_BYTES = 4 << 20
-"""Of the first request: many headers are shorter, and those with large vocabularies take a second one."""
+"""Bytes of the first request: many headers are shorter; those with large vocabularies need a second one."""
 MOST_BYTES = 256 << 20
-"""No header is so long."""
+"""No header is longer."""
 _RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})")
 
 
 @dataclass(frozen=True)
 class FetchedHeaders:
-    """The beginnings of a model's files in a folder that goes away. path: of the first. whole_bytes: how long each file
+    """The beginnings of a model's files, in a temporary folder. path: of the first. whole_bytes: how long each file
     is, by name."""
 
     path: Path
@@ -41,7 +41,7 @@ class FetchedHeaders:
 def fetched_headers(files: Sequence[RemoteFile]) -> Iterator[FetchedHeaders]:
     """Fetches the header of each file of a model, the first part first, and nothing else of it.
 
-    Nothing remains behind, and errors of those who read the headers name the files, not the folder. Raises
+    Nothing is left behind, and errors about the headers name the files, not the folder. Raises
     ModelNotFound.
     """
     what = files[0].what
@@ -58,7 +58,7 @@ def fetched_headers(files: Sequence[RemoteFile]) -> Iterator[FetchedHeaders]:
 
 
 def _fetch(file: RemoteFile, path: Path) -> int:
-    """Writes the beginning of a file, until its header is whole; how long the file is."""
+    """Writes the beginning of a file, until its header is whole; returns the file's size in bytes."""
     n_wanted = FIRST_BYTES
     while True:
         try:
@@ -74,7 +74,7 @@ def _fetch(file: RemoteFile, path: Path) -> int:
 
 
 def _append(file: RemoteFile, path: Path, n_wanted: int) -> int:
-    """Asks for what is missing of the first n_wanted bytes; how long the whole file is."""
+    """Asks for what is missing of the first n_wanted bytes; returns the size of the whole file."""
     n_here = path.stat().st_size if path.exists() else 0
     headers = {**file.headers, "Range": f"bytes={n_here}-{n_wanted - 1}"}
     with response_to(file.what, file.url, headers) as response, path.open("ab") as output:

@@ -1,9 +1,9 @@
 """Files of the Hugging Face hub, in the hub's own cache, which other tools share.
 
-Knows the hub's protocol and the layout of its cache (huggingface_hub does the most of both); does not know which file
+Knows the hub's protocol and the layout of its cache (huggingface_hub does most of both); does not know which file
 of a repository is wanted. `hf_hub_download` starts again from nothing when a process ended in the middle, so the bytes
 come by `files.py`, into the cache's own part files and under its locks; what a server calls a file is checked before it
-becomes a path. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold as everywhere.
+becomes a path. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE have their usual meaning.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _PREFIX = "models--"
 def fetch_from_hub(what: str, source: HubSource, sha256: str | None, on_progress: OnProgress) -> Path:
     """Fetches a file as it is now on the hub, unless the cache has it. what: its name in progress and errors.
 
-    sha256: of the wanted file, where known; the hub tells the one of what it has, and both have to agree with the
-    bytes. Raises ModelNotFound. What was fetched of an unfinished download stays in the cache for the next attempt.
+    sha256: of the wanted file, where known; the hub reports its own, and the bytes must match both. Raises
+    ModelNotFound. An unfinished download stays in the cache for the next attempt.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # but documented
@@ -39,7 +39,7 @@ def fetch_from_hub(what: str, source: HubSource, sha256: str | None, on_progress
     if sha256 is not None and published != sha256:
         raise ModelNotFound(
             f"{what}: {source.file} of {source.repo} is not the file of the catalogue any more (its sha256 differs); "
-            f"`hf:{source.repo}/{source.file}` takes it as it is."
+            f"`hf:{source.repo}/{source.file}` fetches it as it is now."
         )
     cache, folder = Path(constants.HF_HUB_CACHE), _repo_folder(source.repo)
     blob = folder / "blobs" / etag
@@ -91,7 +91,7 @@ def _point_to(blob: Path, pointer: Path) -> None:
     pointer.unlink(missing_ok=True)
     try:
         pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-    except OSError:  # Windows, where people may not make links: then the file itself is in the snapshot.
+    except OSError:  # Windows may not allow links: then the file itself is in the snapshot.
         os.replace(blob, pointer)
 
 
@@ -106,7 +106,7 @@ def files_on_hub(what: str, repo: str) -> dict[str, int | None]:
 
 
 def cached_files(repo: str) -> dict[str, Path]:
-    """The GGUF files of a repository that the cache has, of the revision that is its main one."""
+    """The GGUF files of a repository that the cache has, of its main revision."""
     folder = _repo_folder(repo)
     try:
         commit = (folder / "refs" / "main").read_text().strip()
@@ -146,7 +146,8 @@ def remove_from_cache(repo: str, files: list[str]) -> None:
 def remove_unfinished_from_cache(repo: str, files: list[str]) -> int:
     """Deletes what unfinished downloads of a repository have left, and these files of it; returns the bytes.
 
-    A part file's name does not tell which file it is of, so those of all unfinished downloads go. Raises OSError.
+    A part file's name does not say which file it belongs to, so those of all unfinished downloads are deleted. Raises
+    OSError.
     """
     folder = _repo_folder(repo)
     cached = cached_files(repo)
@@ -174,7 +175,7 @@ def _repo_folder(repo: str) -> Path:
 
 @contextmanager
 def _explained(what: str, repo: str, file: str | None = None) -> Iterator[None]:
-    """Makes a ModelNotFound of what the hub refuses and of whatever its HTTP client raises."""
+    """Turns what the hub refuses, and whatever its HTTP client raises, into ModelNotFound."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -199,7 +200,7 @@ def _explained(what: str, repo: str, file: str | None = None) -> Iterator[None]:
     except HFValidationError as error:
         raise ModelNotFound(f"{what}: {repo!r} is not the name of a repository; it is owner/name.") from error
     except OfflineModeIsEnabled as error:
-        problem = f"{where} is not here, and HF_HUB_OFFLINE forbids to look for it on the network; unset it"
+        problem = f"{where} is not here, and HF_HUB_OFFLINE forbids a search on the network; unset it"
         raise ModelNotFound(f"{what} could not be fetched: {problem}.") from error
     except LocalEntryNotFoundError as error:  # Says that the network failed, though its base class says otherwise.
         raise _unreachable(what, where, error) from error

@@ -27,7 +27,7 @@ from vkllm.store.downloads.files import (
 def web_path(url: str) -> Path:
     """Where the file of an address is, or will be: models/https/example.org/folder/model.gguf.
 
-    The query does not count: it is a token or a wish for a download. Raises ModelNotFound for an address that cannot
+    The query is ignored: it is a token or asks for a download. Raises ModelNotFound for an address that cannot
     be a file's.
     """
     try:
@@ -57,7 +57,7 @@ def web_files() -> dict[str, Path]:
 
 
 def remove_unfinished_from_web(url: str) -> int:
-    """Deletes what there is of an address, whole or not; returns the bytes. Raises OSError."""
+    """Deletes what was fetched from an address, whole or not; returns the bytes. Raises OSError."""
     path = web_path(url)
     found = [part for part in path.parent.glob("*.incomplete") if part.name.startswith(f"{path.name}.")]
     if path.is_file():
@@ -84,7 +84,7 @@ def fetch_from_web(what: str, url: str, on_progress: OnProgress) -> Path:
             validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
     except BrokenOff as error:
         raise ModelNotFound(f"{what} could not be fetched: {error}; check the network and try again.") from error
-    # Its name tells a part of this file from a part of another version of it.
+    # The name distinguishes this part file from that of another version of the file.
     version = hashlib.sha256(f"{validator} {n_bytes}".encode()).hexdigest()[:16]
     part = path.with_name(f"{path.name}.{version}.incomplete")
     lock = models_dir() / ".locks" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.lock"

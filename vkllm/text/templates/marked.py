@@ -1,8 +1,8 @@
 """Text that knows which of its characters came from the messages, through all that templates do with text.
 
-What comes from messages is content and never a special token, even if it reads like one. A `Marked` is a str, so that
-everything a template asks of it has the true answer; what makes new text of it is done by the functions here. Where it
-is not known which characters of a result are content, all of them count as content.
+What comes from messages is content and never a special token, even if it looks like one. A `Marked` is a str, so that a
+template sees the true text; the functions here make new text from it. Where it is not known which characters of a
+result are content, all of them count as content.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def spans_of(text: str) -> Spans:
 
 
 def like(result: str, *sources: object) -> str:
-    """A result made of these in a way that is not followed: content if any of them holds some."""
+    """A result made from these in an unknown way: all content if any of them holds some."""
     return content(result) if any(isinstance(source, Marked) for source in sources) else result
 
 

@@ -1,4 +1,4 @@
-"""Attributes and methods of a template's values: those that read. What would change a value is refused."""
+"""Attributes and methods of a template's values: those that only read. What would change a value is refused."""
 
 from __future__ import annotations
 
