@@ -184,6 +184,19 @@ def test_a_grammar_that_is_too_complex_ends_the_answer_in_a_second(grammar: str)
     assert time.process_time() - started < 1
 
 
+@pytest.mark.parametrize("regex", ["\\w*" * 499, "a?" * 1999, "(\\w|)" * 499, "(a{1000}){99}b", "(abcdefghij){9999}"])
+def test_an_expression_at_the_limits_holds_up_no_one_for_a_second(regex: str) -> None:
+    vocabulary = Vocabulary([bytes([97 + i]) for i in range(26)] + [b"a" * n for n in (2, 3)] + [b"\xff<end>"], {28})
+    grammar = answer_grammar(regex=regex)
+    assert grammar is not None
+    started = time.process_time()
+    try:
+        assert allowed(vocabulary.constraint(grammar), 29)
+    except InvalidParameter as error:
+        assert "too complex" in str(error)
+    assert time.process_time() - started < 1
+
+
 def test_an_expression_with_many_repetitions_does_not_hold_up_a_step() -> None:
     vocabulary = Vocabulary([*(bytes([97 + i]) for i in range(26)), b"aa", b"aaa", b"\xff<end>"], {28})
     started = time.process_time()

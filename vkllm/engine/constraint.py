@@ -15,8 +15,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from vkllm.errors import InvalidParameter
 
-# Lower than llguidance's own limits, with which one step could take 15 s. The slowest grammar that was tried, a fixed
-# text of a million characters, took 1.2 s. JSON read by characters works with 152,000 tokens.
+# Lower than llguidance's own limits, with which one step could take 15 s; what is still slow with these is refused by
+# text/regex_size.py. JSON read by characters works with 152,000 tokens.
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=500_000,
     step_lexer_fuel=100_000,

@@ -14,6 +14,7 @@ from typing import Any
 
 from vkllm.errors import InvalidParameter
 from vkllm.text.one_of import any_of_apart
+from vkllm.text.regex_size import Size, check_size, size_of_regex
 
 MAX_LENGTH = 262_144
 """Most characters of a schema."""
@@ -94,6 +95,7 @@ class _Preparation:
         self._root = root
         self._definitions: dict[tuple[str, str], Any] = {}
         self._refs: list[str] = []
+        self._size = Size(0, 0)  # of all patterns
 
     def whole(self) -> dict[str, Any]:
         made = self._object(self._root, "#", 0)
@@ -138,6 +140,9 @@ class _Preparation:
                     raise InvalidParameter(
                         f"json_schema is too complex: {at} has {len(value)} members, more than {MAX_PROPERTIES}"
                     )
+                if key == "patternProperties":
+                    for pattern in value:
+                        self._pattern(pattern, f"{at}/{pattern}")
                 made[key] = {name: self._schema(each, f"{at}/{name}", depth + 1) for name, each in value.items()}
             elif key in _SINGLE and not isinstance(value, list):
                 made[key] = self._schema(value, at, depth + 1)
@@ -146,8 +151,9 @@ class _Preparation:
             elif key in ("const", "enum"):
                 _check_constant(value, at)
                 made[key] = value
-            elif key == "pattern" and isinstance(value, str) and len(value) > MAX_TEXT:
-                raise InvalidParameter(f"json_schema is too complex: {at} is longer than {MAX_TEXT} characters")
+            elif key == "pattern" and isinstance(value, str):
+                self._pattern(value, at)
+                made[key] = value
             elif key == "$ref":
                 self._ref(value, at)
                 made[key] = value
@@ -157,6 +163,13 @@ class _Preparation:
             self._one_of(made, place)
         _set_bounds(made, place)
         return made
+
+    def _pattern(self, pattern: str, place: str) -> None:
+        if len(pattern) > MAX_TEXT:
+            raise InvalidParameter(f"json_schema is too complex: {place[:80]} is longer than {MAX_TEXT} characters")
+        size = size_of_regex(pattern)
+        self._size = Size(self._size.given + size.given, self._size.optional + size.optional)
+        check_size(self._size, "json_schema")
 
     def _ref(self, ref: Any, place: str) -> None:
         if isinstance(ref, str) and ref not in self._refs:
