@@ -1,4 +1,4 @@
-"""Writes docs/machines.md: which models run on which machines, where their parts lie, and how fast that would be.
+"""Writes docs/machines.md: which models run on which machines, where their parts lie, and how fast they would be.
 
 Machines are described as their drivers report them; nothing is measured or allocated here.
 `python scripts/machines.py` writes the page; tests/model/test_machines.py compares it.
@@ -235,7 +235,7 @@ def _overview() -> list[str]:
             else:
                 cells.append("no")
         lines.append(f"| {machine.name} | " + " | ".join(cells) + " |")
-    return [*lines, "", "Shares in system memory are read over PCIe; what an APU reads is all equally near.", ""]
+    return [*lines, "", "Shares in system memory are read over PCIe; all memory of an APU is equally fast.", ""]
 
 
 def _where(made: MemoryPlan) -> str:
@@ -282,27 +282,27 @@ def _rows(name: str, made: MemoryPlan) -> list[str]:
 
 def _assumptions() -> list[str]:
     lines = [
-        "Sizes are GiB; free is what a plan may still take, besides its margin.",
+        "Sizes are in GiB; free is what a plan may still use, without its margin.",
         "",
         "## Assumptions",
         "",
-        "A token takes the time to read all weights (of the embedding table, a row) and the keys and values of half",
-        "the context, each at the speed of the memory where it lies, and",
-        f"{1e6 * LAYER_S:.0f} us a layer in which dispatches start and drain, or {1e6 * CHAINED_LAYER_S:.0f} us on",
-        "NVIDIA, where they overlap; both are what the speeds measured on an H100 leave (docs/performance.md).",
+        "A token takes the time to read all weights (only one row of the embedding table) and the keys and values of",
+        "half the context, each at the speed of the memory where it lies, plus",
+        f"{1e6 * LAYER_S:.0f} us per layer in which dispatches start and drain, or {1e6 * CHAINED_LAYER_S:.0f} us on",
+        "NVIDIA, where they overlap; both were fitted to speeds measured on an H100 (docs/performance.md).",
         "",
-        f"- A GPU reads its own memory at {100 * NOMINAL_SHARE:.0f} % of the nominal bandwidth, where none was",
+        f"- A GPU reads its own memory at {100 * NOMINAL_SHARE:.0f} % of the nominal bandwidth, unless it was",
         f"  measured, and system memory over PCIe 4 x16 at {PCIE_BYTES_PER_S / 1e9:.0f} GB/s (H100: 49.8 GB/s,",
         "  measured).",
-        "- What a Steam Deck's shaders compute hides behind reading (docs/amd.md). MLC published 13.2 tok/s for a 7B",
-        "  model there, below what is expected here.",
-        "- A plan leaves a 20th part of each heap's budget, at most 1 GiB. A card without resizable BAR has one more",
-        "  heap of 256 MiB, the CPU's window on its memory, which stays free.",
-        "- Linux lets an AMD GPU use half of the system's memory, besides its carve-out. The kernel parameter",
+        "- On a Steam Deck, shaders compute while they wait for memory, so computing adds no time (docs/amd.md). MLC",
+        "  published 13.2 tok/s for a 7B model there, less than expected here.",
+        "- A plan leaves a 20th of each heap's budget free, at most 1 GiB. A card without resizable BAR has one more",
+        "  heap of 256 MiB, through which the CPU sees its memory; it stays free.",
+        "- Linux lets an AMD GPU use half of the system's memory in addition to its carve-out. The kernel parameter",
         "  `ttm.pages_limit` (in pages of 4 KiB) raises that, so that a 32 GB APU has room for CodeLlama 34B.",
         "",
-        "On Radeons these assumptions give, to a tenth and but for one, what llama.cpp's Vulkan backend reached (RADV,",
-        "Llama-2 7B Q4_0, tg128; its discussion 10879). That is a target for vkllm, which was not yet run on any:",
+        "On all but one of these Radeons, the assumptions predict within 10 % what llama.cpp's Vulkan backend reached",
+        "(RADV, Llama-2 7B Q4_0, tg128; its discussion 10879). vkllm has not run on any of them; this is its target:",
         "",
         "| GPU | GB/s | published tok/s | expected tok/s |",
         "| --- | ---: | ---: | ---: |",

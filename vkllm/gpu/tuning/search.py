@@ -1,6 +1,6 @@
 """Finds good choices by trying: one field after the other, in steps, as long as it gets better.
 
-Pure: what a choice costs comes from a function, the time that is left from another. Clocks of GPUs wander, so a
+Pure: what a choice costs comes from a function, the time that is left from another. Clocks of GPUs vary, so a
 candidate that seems better runs again, with the best so far in between.
 """
 

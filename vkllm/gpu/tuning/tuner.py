@@ -117,7 +117,7 @@ def tune(
     if is_interrupted():
         program.use(used)
         raise InvalidParameter("the tuning was interrupted by another request, and kept nothing; repeat it when idle")
-    # in turn, since the clock wanders
+    # in turn, since the clock varies
     measured = [timer.speeds(choices) for choices in (table, choice, table, choice)]
     before, after = measured[0].best(measured[2]), measured[1].best(measured[3])
     choice, after = _proven(table, before, choice, after)
