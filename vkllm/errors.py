@@ -71,7 +71,7 @@ class StateFileError(VkllmError):
     ...     llm.load_state("cut.gguf")
     ... except StateFileError as error:
     ...     print(error)
-    /...cut.gguf: not a sound saved state ...; run the conversation again and save it anew
+    /...cut.gguf: not a sound saved state ...; run the conversation again and save it again
     """
 
 

@@ -338,7 +338,7 @@ class Engine:
         return [token]
 
     def _shift(self, run: Run) -> None:
-        """Makes room in a full context. What is left has new positions, so its keys must be computed anew: it runs as
+        """Makes room in a full context. What is left has new positions, so its keys must be computed again: it runs as
         a prompt does."""
         run.sequence = shifted(run.sequence, run.request.n_keep)
         self._cache.reuse(run.sequence)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 class KVCache:
     """Cache of n_blocks blocks of block_tokens tokens.
 
-    tokens: the ids whose keys and values are stored. origin: whose they are; nobody else's request uses them.
+    tokens: the ids whose keys and values are stored. origin: whose they are; only requests of the same origin use them.
     """
 
     def __init__(self, n_blocks: int, block_tokens: int) -> None:

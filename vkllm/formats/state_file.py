@@ -158,4 +158,4 @@ def _damage_told(path: Path) -> Iterator[None]:
 def unsound(path: Path, reason: str) -> StateFileError:
     """The error for a file that is damaged or holds something else."""
     reason = " ".join(reason.split())[:100]
-    return StateFileError(f"{path}: not a sound saved state ({reason}); run the conversation again and save it anew")
+    return StateFileError(f"{path}: not a sound saved state ({reason}); run the conversation again and save it again")

@@ -35,7 +35,7 @@ FAMILIES: dict[str, tuple[str, bool]] = {
         "models of other architectures",
         False,
     ),
-    # Those of the architecture "llama".
+    # Families of the architecture "llama".
     r"(meta-)?llama": ("Llama", True),
     r"(open)?mistral|mathstral|codestral|magistral|devstral": ("Mistral", True),
     r"(smollm|tinyllama|tinydolphin|vicuna|zephyr|solar|yi|codellama|wizard|orca|openchat|starling|neural-chat)": (

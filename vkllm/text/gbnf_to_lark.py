@@ -214,7 +214,7 @@ class _Lark:
             self._lines.append(f"{self._regular[name]}: {self._written(self._rules[name])}")
 
     def _written(self, node: Node, depth: int = 0) -> str:
-        """depth: the parentheses around the node; those that would be too many for llguidance get a name."""
+        """depth: the parentheses around the node; a node that is too deep for llguidance becomes a rule of its own."""
         if depth > _MAX_PARENTHESES and isinstance(node, Sequence | Choice | Repeat):
             self._n_named += 1
             name = f"{'h' if self._cut else 'H'}{self._n_named}"

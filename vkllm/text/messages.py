@@ -35,7 +35,7 @@ def plain_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def plain_tools(tools: Any) -> list[dict[str, Any]]:
-    """Descriptions of tools as plain dictionaries; None is none. Raises InvalidParameter that names the tool."""
+    """Descriptions of tools as plain dictionaries; None means no tools. Raises InvalidParameter that names the tool."""
     plain = []
     for number, tool in enumerate(_listed(tools, "tools") if tools is not None else ()):
         found = plain_value(tool, f"tool {number}")

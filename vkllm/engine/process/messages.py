@@ -44,7 +44,7 @@ class LoadProgress:
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is loaded. moved_bytes: what the driver refused in the memory that the plan had meant for it.
+    """The model is loaded. moved_bytes: bytes that the driver refused to allocate where the plan had placed them.
 
     slow_paths: what the device computes wrongly, so that slower kernels do it.
     """

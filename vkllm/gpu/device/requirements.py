@@ -35,7 +35,7 @@ LEAST_SHARED_BYTES = 16384
 
 
 def required_subgroup_size(info: DeviceInfo) -> int | None:
-    """The subgroup size that kernels ask for, a power of two; None where the device cannot guarantee a suitable one."""
+    """The subgroup size that kernels request, a power of two; None where the device cannot guarantee a suitable one."""
     smallest, largest = max(info.min_subgroup_size, SMALLEST), min(info.max_subgroup_size, LARGEST)
     if not (info.features >= SIZE_FEATURES and info.subgroup_operations >= OPERATIONS) or smallest > largest:
         return None

@@ -187,7 +187,7 @@ class Layer:
         return None if result == VK_SUCCESS else (call.value.decode(), result)
 
     def reported(self, device: int) -> frozenset[str]:
-        """Short names of the features that the device reports, of those that vkllm knows."""
+        """Short names of the features that vkllm knows and the device reports."""
         return self._named(self._library.vkllm_layer_features(device, 0))
 
     def features(self, device: int) -> frozenset[str]:

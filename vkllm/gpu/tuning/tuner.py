@@ -24,7 +24,7 @@ from vkllm.gpu.tuning.search import MIN_GAIN, Trial, search
 from vkllm.gpu.tuning.space import DECODE_FIELDS, PREFILL_FIELDS, fields_to_try, is_possible, model_kind
 
 DEEP = 4096
-"""Tokens in the deep cache, if the context holds so many."""
+"""Tokens in the deep cache, if the context is long enough."""
 
 SPARE = 2 * KV_BLOCK
 """Tokens behind those of the deep cache, which timed steps write."""
@@ -224,7 +224,7 @@ class _Timer:
         self._seen.add((kind, choices))
 
     def _affordable_widths(self) -> list[int]:
-        """Of a narrow and a wide step those that take WIDE_S at most, or the narrowest of all."""
+        """A narrow and a wide step, as far as they take at most WIDE_S, or else the narrowest of all."""
         widths, best = [], min(WIDTHS[1], self._n_ctx - 1)
         per_row_s = self._rows_s(best) / best
         for width in (WIDTHS[2], WIDTHS[-1]):
