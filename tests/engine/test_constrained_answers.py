@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,25 @@ def test_an_answer_is_valid_whatever_the_model_wants(engine: Engine, tokenizer: 
     for answer in answers:
         validator.validate(json.loads(answer))
     assert len(answers) > 1
+
+
+def test_a_grammar_that_takes_too_long_ends_its_own_request_only(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr("vkllm.engine.constraint.Constraint.mask", lambda _: may_end.wait(60))
+        patch.setattr(engine._vocabulary._limit, "_seconds", 0.05)
+        [failed] = run(engine, OPEN_END)
+    assert isinstance(failed, Failed) and "takes longer than 0.05 s" in str(failed.error)
+    assert ended(run(engine, None, max_tokens=3)) == "length"
+    [failed] = run(engine, OPEN_END)
+    assert isinstance(failed, Failed) and "ask again later" in str(failed.error)
+    may_end.set()
+    for thread in threading.enumerate():
+        if thread.name == "vkllm time limit":
+            thread.join()
+    assert ended(run(engine, OPEN_END, max_tokens=3)) in ("stop", "length")
 
 
 @pytest.mark.parametrize("grammar", [JSON, OPEN_END], ids=["a schema", "an open end"])

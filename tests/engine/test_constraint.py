@@ -175,7 +175,9 @@ def test_what_goes_wrong_is_a_typed_error(grammar: str, ids: tuple[int, ...], wh
 )
 def test_a_grammar_that_is_too_complex_ends_the_answer_in_a_second(grammar: str) -> None:
     vocabulary = Vocabulary(
-        [bytes([97 + i]) for i in range(26)] + [b"a" * n for n in range(2, 40)] + [b"\xff<end>"], {64}
+        [bytes([97 + i]) for i in range(26)] + [b"a" * n for n in range(2, 40)] + [b"\xff<end>"],
+        {64},
+        patience_s=60,
     )
     vocabulary.constraint('start: "a"')  # the tree grows
     started = time.process_time()
@@ -184,23 +186,21 @@ def test_a_grammar_that_is_too_complex_ends_the_answer_in_a_second(grammar: str)
     assert time.process_time() - started < 1
 
 
-@pytest.mark.parametrize("regex", ["\\w*" * 499, "a?" * 1999, "(\\w|)" * 499, "(a{1000}){99}b", "(abcdefghij){9999}"])
+@pytest.mark.parametrize(
+    "regex",
+    ["\\w*" * 499, "a?" * 1999, "(\\w|)" * 499, "(a{1000}){99}b", "(abcdefghij){9999}", "(a?){3000}a{3000}"],
+)
 def test_an_expression_at_the_limits_holds_up_no_one_for_a_second(regex: str) -> None:
-    vocabulary = Vocabulary([bytes([97 + i]) for i in range(26)] + [b"a" * n for n in (2, 3)] + [b"\xff<end>"], {28})
+    vocabulary = Vocabulary([bytes([97 + i]) for i in range(26)] + [b"aa", b"aaa", b"\xff<end>"], {28}, patience_s=60)
     grammar = answer_grammar(regex=regex)
     assert grammar is not None
     started = time.process_time()
     try:
-        assert allowed(vocabulary.constraint(grammar), 29)
+        constraint = vocabulary.constraint(grammar)
+        constraint.accept(0)
+        assert allowed(constraint, 29)
     except InvalidParameter as error:
         assert "too complex" in str(error)
-    assert time.process_time() - started < 1
-
-
-def test_an_expression_with_many_repetitions_does_not_hold_up_a_step() -> None:
-    vocabulary = Vocabulary([*(bytes([97 + i]) for i in range(26)), b"aa", b"aaa", b"\xff<end>"], {28})
-    started = time.process_time()
-    assert allowed(after(vocabulary, "start: /(a?){3000}a{3000}/", (0, 27)), 29)
     assert time.process_time() - started < 1
 
 

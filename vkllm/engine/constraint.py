@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
+from vkllm.engine.time_limit import TimeLimit
 from vkllm.errors import InvalidParameter
 
 # Lower than llguidance's own limits, with which one step could take 15 s; what is still slow with these is refused by
@@ -26,6 +27,9 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 _TOO_COMPLEX = re.compile(r"too (many|big|large|complex)|max is|fuel|limit", re.IGNORECASE)
+# Of wall time, for compiling and the first mask, which takes longest. Both are below 0.3 s of CPU time for what
+# text/grammar.py accepts, as far as is known. Later masks, 0.02 to 0.08 ms, would take twice as long in a thread.
+_PATIENCE_S = 1.0
 Words = npt.NDArray[np.uint32]
 
 
@@ -33,21 +37,31 @@ class Vocabulary:
     """The tokens of a model, for the constraints of its answers. They are searched as a tree, which takes some tenths
     of a second to build, so the first constraint builds it."""
 
-    def __init__(self, token_bytes: Sequence[bytes], end_ids: Iterable[int]) -> None:
-        """token_bytes, end_ids: as in `EngineConfig`."""
+    def __init__(
+        self, token_bytes: Sequence[bytes], end_ids: Iterable[int], *, patience_s: float = _PATIENCE_S
+    ) -> None:
+        """token_bytes, end_ids: as in `EngineConfig`. patience_s: how long a grammar may take to prepare."""
         self._token_bytes = token_bytes
         self._end_ids = sorted(end_ids)
         self._tree: LLTokenizer | None = None
+        self._limit = TimeLimit(patience_s, "the grammar of the answer")
 
     def constraint(self, grammar: str) -> Constraint:
         """The constraint of one answer. grammar: as in `Request`.
 
-        Raises InvalidParameter for an invalid or too large grammar, and if the model has no end tokens.
+        Raises InvalidParameter for an invalid or too large grammar, one that takes too long or allows no token, and if
+        the model has no end tokens.
         """
         if not self._end_ids:
             raise InvalidParameter("the model has no token that ends an answer, so an answer cannot have a grammar")
-        self._tree = self._tree or _Tokens(self._token_bytes, self._end_ids).tree
-        return Constraint(self._tree, grammar, -(-len(self._token_bytes) // 32))
+        tree = self._tree = self._tree or _Tokens(self._token_bytes, self._end_ids).tree
+
+        def prepared() -> Constraint:
+            made = Constraint(tree, grammar, -(-len(self._token_bytes) // 32))
+            made.mask()
+            return made
+
+        return self._limit.result(prepared)
 
 
 class Constraint:
