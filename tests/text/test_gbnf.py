@@ -280,6 +280,7 @@ def test_a_grammar_that_would_take_too_long_is_refused(grammar: str, why: str) -
         'root ::= "(" root ")" | ' + " | ".join(f'"word{i * 7919 % 100_003}"' for i in range(4000)),
         "root ::= root " + "| root ".join(f'"x{i}" ' for i in range(1000)) + "| " + '"ab" ' * 5000,
         "root ::= " + '("a" root)? ' * 1000,
+        'root ::= "(" root ")" | x\nx ::= ' + "[a-z]* " * 7000,
         "root ::= "
         + " | ".join(f"r{i}" for i in range(1000))
         + "\n"
