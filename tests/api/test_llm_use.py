@@ -52,7 +52,7 @@ def test_tokens_are_counted_in_texts_and_in_conversations(fake_llm: MakeLLM) -> 
     assert llm.count_tokens("") == 0
     assert llm.count_tokens(HI) == len(llm.chat(HI, max_tokens=1).prompt_token_ids) == 21
     assert llm.count_tokens("a" * 1000) == 1000, "more than the context holds is no error"
-    with pytest.raises(InvalidParameter, match="Message 0"):
+    with pytest.raises(InvalidParameter, match="message 0"):
         llm.count_tokens([1, 2])  # type: ignore[list-item]
 
 

@@ -130,9 +130,17 @@ def byte_level_bpe(vocabulary: GgufVocabulary, rules: PreTokenizer) -> Merger:
     backend.pre_tokenizer = PreTokenizerSequence([*splits, to_alphabet])
 
     def merge_words(text: str) -> list[int]:
-        return backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = encoded(backend, text).ids
+        return ids
 
     return merge_words
+
+
+def encoded(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    """A text's tokens. A long text is a batch of one, because `encode` keeps all other threads waiting."""
+    if len(text) < 10_000:
+        return backend.encode(text, add_special_tokens=False)
+    return backend.encode_batch([text], add_special_tokens=False)[0]
 
 
 def sentencepiece_bpe(vocabulary: GgufVocabulary, *, adds_space: bool) -> Merger:
@@ -190,7 +198,7 @@ def sentencepiece_bpe(vocabulary: GgufVocabulary, *, adds_space: bool) -> Merger
     def merge_text(text: str) -> list[int]:
         if adds_space:
             text = " " + text
-        ids: list[int] = backend.encode(text.replace(" ", SPACE_MARK), add_special_tokens=False).ids
+        ids: list[int] = encoded(backend, text.replace(" ", SPACE_MARK)).ids
         if instead:
             ids = [new for old in ids for new in instead.get(old, (old,))]
         return ids

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import tokenizers
 from tokenizers.models import BPE
 
+from vkllm.text.vocabulary import encoded
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -33,8 +35,8 @@ class WholeTokens:
         """The tokens within a part of a text, none overlapping: the first ones, and the longest where several begin."""
         if not self._ids or start == end:
             return []
-        encoded = self._automaton.encode(text[start:end], add_special_tokens=False)
+        found = encoded(self._automaton, text[start:end])
         return [
             Found(start + first, start + last, self._ids[index])
-            for index, (first, last) in zip(encoded.ids, encoded.offsets, strict=True)
+            for index, (first, last) in zip(found.ids, found.offsets, strict=True)
         ]
