@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from gguf import GGUFWriter
+from tiny_gguf import write_tiny_gguf
 
 from vkllm.errors import ModelNotFound, UnsupportedModel
 from vkllm.resources import cache_dir
@@ -249,6 +250,16 @@ def test_what_is_meant_as_a_path(name: str) -> None:
 @pytest.mark.parametrize("name", ["Why is the sky blue?", "Is 3/4 more than 1/2?", "smollm2", "llama3:8b", ""])
 def test_what_is_not_meant_as_a_path(name: str) -> None:
     assert not looks_like_path(name)
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_not_the_folder_that_the_program_runs_in(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_gguf(tmp_path / "a.gguf")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFound, match="is empty"):
+        find_model(name)
 
 
 @pytest.mark.parametrize("name", ["x\0y", "x" * 5000, "/" + "y" * 300 + "/z.gguf"])

@@ -122,10 +122,16 @@ def test_an_exception_in_on_token_cancels_the_request_and_is_raised(fake_llm: Ma
     assert_engine_is_free(llm)
 
 
-@pytest.mark.parametrize("prompt", [[1.5], ["a", 3], [[97], None], [None], None, 5])
+@pytest.mark.parametrize("prompt", [[1.5], ["a", 3], [[97], None], [None], None, 5, [True]])
 def test_what_is_no_prompt_is_a_typed_error(fake_llm: MakeLLM, prompt: Any) -> None:
     with pytest.raises(InvalidParameter, match="pass text or a list"):
         fake_llm().generate(prompt)
+
+
+@pytest.mark.parametrize("text", [None, 3, ["a"], b"a"])
+def test_what_is_no_text_is_not_tokenized(fake_llm: MakeLLM, text: Any) -> None:
+    with pytest.raises(InvalidParameter, match="text must be a string"):
+        fake_llm().tokenize(text)
 
 
 @pytest.mark.parametrize("options", [{"stop": 5}, {"stop": [5]}, {"stop_token_ids": 5}, {"stop_token_ids": ["a"]}])

@@ -114,6 +114,7 @@ def test_a_schema_that_cannot_be_kept_is_refused_with_the_reason(schema: str, wh
         ("(?i)yes|no", "YES", True),
         ("a\nb", "a\nb", True),
         ("é+|日", "éé", True),
+        ("a\\\\", "a\\", True),
         ("", "", True),
         ("", "a", False),
     ],
@@ -127,6 +128,8 @@ def test_an_expression_is_for_the_whole_answer(regex: str, text: str, is_match: 
     [
         ("a(", "regex cannot be used: regex parse error: unclosed group"),
         ("[", "unclosed character class"),
+        ("\\", "ends with a backslash"),
+        ("a\\\\\\", "ends with a backslash"),
         ("(?=a)b", "look-around"),
         (r"(a)\1", "backreferences are not supported"),
         (r"\bfoo", "lookarounds not supported"),

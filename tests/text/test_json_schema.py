@@ -126,6 +126,28 @@ def test_bounds_of_integers_are_never_wider(bounds: dict[str, Any], taken: list[
 
 
 @pytest.mark.parametrize(
+    ("bounds", "taken", "refused"),
+    [
+        ({"exclusiveMinimum": 0, "maximum": 0.5}, ["0.5", "0.001", "0.49"], ["0", "-0", "0.0", "0.51", "1", "-0.1"]),
+        ({"exclusiveMinimum": 0, "exclusiveMaximum": 1e-3}, ["0.0009", "0.00001"], ["0", "0.0", "0.001", "-0.0001"]),
+        ({"exclusiveMinimum": 1, "maximum": 1.5}, ["1.001", "1.5"], ["1", "1.0", "1.51", "0.9"]),
+        ({"minimum": -1.5, "exclusiveMaximum": -1}, ["-1.5", "-1.01"], ["-1", "-1.0", "-1.51", "-0.9"]),
+        ({"minimum": -0.5, "exclusiveMaximum": 0}, ["-0.5", "-0.01"], ["0", "-0", "-0.0", "-0.51", "0.1"]),
+        ({"minimum": 0, "exclusiveMinimum": True, "maximum": 0.5}, ["0.5", "0.1"], ["0", "0.0", "0.51"]),
+        ({"exclusiveMinimum": 0, "maximum": 1}, ["0.5", "1"], ["0", "0.0", "1.1"]),
+        ({"exclusiveMinimum": 0, "maximum": 1e-20}, ["0.00000000000000000001"], ["0", "0.1"]),
+    ],
+)
+def test_an_excluded_bound_is_refused_in_a_range_of_less_than_one(
+    bounds: dict[str, Any], taken: list[str], refused: list[str]
+) -> None:
+    for text in taken:
+        assert takes({"type": "number", **bounds}, text), text
+    for text in refused:
+        assert not takes({"type": "number", **bounds}, text), text
+
+
+@pytest.mark.parametrize(
     ("schema", "why"),
     [
         ({"properties": {"a": {"not": {"type": "string"}}}}, "not is not supported; leave it out"),

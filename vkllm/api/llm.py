@@ -22,7 +22,7 @@ from vkllm.api.stream import Stream, all_answers
 from vkllm.engine.events import DeviceReport, EngineStats, RunStats
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.process.handle import not_copied
-from vkllm.errors import ContextOverflow, counted
+from vkllm.errors import ContextOverflow, InvalidParameter, counted
 from vkllm.formats.gguf import main_format
 from vkllm.model.memory.plan import MemoryPlan
 from vkllm.parameters import checks_names, whole_number
@@ -236,6 +236,8 @@ class LLM:
         >>> llm.tokenize("Hello, world!<|im_end|>")
         [19556, 28, 905, 17, 2]
         """
+        if not isinstance(text, str):
+            raise InvalidParameter(f"text must be a string, not of type {type(text).__name__}")
         return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
 
     @checks_names()

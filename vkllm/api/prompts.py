@@ -171,6 +171,8 @@ class Prompts:
         checked = []
         for token_id in token_ids:
             try:
+                if isinstance(token_id, bool):
+                    raise TypeError
                 checked.append(index(token_id))
             except TypeError:
                 raise InvalidParameter(f"{token_id!r} is not a token id; pass text or a list of integers") from None

@@ -68,6 +68,8 @@ def looks_like_path(name: str) -> bool:
 
 def path_of(name: str) -> Path:
     """The first file of the model that a path means. Raises ModelNotFound for a name that stands for nothing."""
+    if not name.strip():  # else it would be the folder that the program runs in
+        raise ModelNotFound("The name of the model is empty; `vkllm list` shows those that are here.")
     path = Path(name).expanduser()
     try:
         if path.is_dir():

@@ -70,6 +70,8 @@ def _of_json_schema(text: str) -> str:
 def _of_regex(text: str) -> str:
     _check_length(text, "regex", MAX_REGEX_LENGTH)
     check_regex(text, "regex")
+    if (len(text) - len(text.rstrip("\\"))) % 2:  # regex_to_lark of llguidance 1.9.1 drops it
+        raise InvalidParameter("regex cannot be used: it ends with a backslash; write two for the character itself")
     try:
         # \d would be the digits of all scripts too, which few programs expect
         lark = f"start: /{regex_to_lark(text, 'd')}/"

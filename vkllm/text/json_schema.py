@@ -313,8 +313,30 @@ def _set_bounds(made: dict[str, Any], place: str) -> None:
         for key in _BOUNDS & made.keys():
             if not isinstance(made[key], bool):
                 made[key] = _inside(made[key], key.lower().endswith("minimum"))
+        _set_excluded_integers(made)
     if (step := made.get("multipleOf")) is not None:
         _set_step(made, step, place)
+
+
+def _set_excluded_integers(made: dict[str, Any]) -> None:
+    """Moves an excluded bound inwards where llguidance 1.9.1 would take it: 0 of numbers above 0 and up to 0.5.
+
+    It takes any integer n so if the other bound is below n + 1, and -n if the other is above -n - 1.
+    """
+    for excluded, included, others, sign in (
+        ("exclusiveMinimum", "minimum", ("maximum", "exclusiveMaximum"), 1),
+        ("exclusiveMaximum", "maximum", ("minimum", "exclusiveMinimum"), -1),
+    ):
+        is_draft_4 = made.get(excluded) is True
+        edge = made.get(included if is_draft_4 else excluded)
+        if edge is None or isinstance(edge, bool) or edge != int(edge) or sign * edge < 0:
+            continue
+        widths = [sign * (made[key] - edge) for key in others if key in made and not isinstance(made[key], bool)]
+        if widths and 0 < min(widths) < 1:
+            del made[excluded]
+            inside = edge + sign * min(1e-12 * max(1, abs(edge)), min(widths) / 2)
+            bounds = [inside] if is_draft_4 or included not in made else [inside, made[included]]
+            made[included] = max(bounds) if sign == 1 else min(bounds)
 
 
 def _set_integer_bounds(made: dict[str, Any], place: str) -> None:
