@@ -98,5 +98,5 @@ def test_a_model_that_answers_is_not_tuned(fake_llm: Callable[..., LLM]) -> None
 
 @pytest.mark.parametrize("budget_s", [0, -1, 3601, float("nan"), float("inf")])
 def test_a_budget_out_of_range_is_refused(fake_llm: Callable[..., LLM], budget_s: float) -> None:
-    with pytest.raises(InvalidParameter, match="a budget of"):
+    with pytest.raises(InvalidParameter, match=f"^budget_s must be a number between 1 and 3600, not {budget_s}$"):
         fake_llm().tune(budget_s)

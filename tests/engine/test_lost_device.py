@@ -81,8 +81,10 @@ def test_a_lost_or_hung_device_ends_the_process_says_what_ran_and_the_next_reque
     tokens, failed = ended(first)
     assert tokens == undisturbed[: len(tokens)] and len(tokens) < 12
     assert isinstance(failed, Failed) and type(failed.error) is (DeviceTimeout if kind == "hang" else DeviceLost)
-    what = "a token of an answer" if nth == 9 else r"(the last )?\d+ tokens of a prompt|a token of an answer"
-    ran = re.escape(process.ready.device_name) + rf", running ({what}) (at|from) position \d+"
+    what = [r"a token of an answer at position 2\d"]
+    if nth < 9:
+        what += [r"\d+ tokens? of a prompt from position \d+ on", r"the end of a prompt \(\d+ tokens?\) at position 1?\d"]
+    ran = rf"{re.escape(process.ready.device_name)}, running ({'|'.join(what)}): "
     assert re.match(ran, str(failed.error)), failed.error
     _, also = ended(waiting)
     # the second one failed with the first, or came so late that a new process took it

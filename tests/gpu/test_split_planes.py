@@ -80,7 +80,7 @@ def test_a_step_reaches_the_device_with_the_token_of_the_last_one(device: Device
     chain = filled(device, np.full(300, 7, np.uint32))
     begin = device.dispatch(
         KERNELS["begin_step"],
-        (slots.buffer, next_token, slots.on_device, chain),
+        (slots.buffer, next_token, slots.on_device, chain, filled(device, np.zeros(1, np.uint32))),
         constants=(64, 296),
         push=(slots.slot_words,),
     )
