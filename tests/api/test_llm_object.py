@@ -199,3 +199,9 @@ def test_ctrl_c_while_a_model_is_loaded_leaves_no_process(fake_llm: MakeLLM) -> 
         fake_llm(device="slow start")
     assert children.read_text() == before
     assert fake_llm().generate("Xab", max_tokens=1).text == "a"
+
+
+@pytest.mark.parametrize("model", [None, 3, b"a"])
+def test_a_plan_of_what_is_no_name_is_refused(model: Any) -> None:
+    with pytest.raises(InvalidParameter, match="model must be a name or a path"):
+        plan_model(model)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fake_engine as fake
 import pytest
@@ -196,6 +197,20 @@ def test_show_says_why_a_model_does_not_run(capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert "runs          no: " in out and "'mamba' is not supported" in out
     assert "chat template no" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"fields": {"tokenizer.ggml.pre": "other"}}, "the pre-tokenizer 'other' is not supported"),
+        ({"template": "{% nothing %}"}, "the chat template is not valid Jinja"),
+    ],
+)
+def test_show_says_that_a_tokenizer_or_template_does_not_run(
+    options: dict[str, Any], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models.show(str(write_tiny_gguf(tmp_path / "a.gguf", **options)))
+    assert f"runs          no: {tmp_path / 'a.gguf'}: {why}" in capsys.readouterr().out
 
 
 def test_show_prefers_the_files_own_licence_and_counts_all_parts(

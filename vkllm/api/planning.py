@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from vkllm.errors import InvalidParameter
 from vkllm.formats.gguf import ModelFile, TensorInfo
 from vkllm.gpu.device.limits import device_limits
 from vkllm.gpu.device.probe import choose_device, devices
@@ -75,6 +76,8 @@ def plan_model(
     Raises ModelNotFound, ModelFileError, UnsupportedModel, NoDevice, InvalidParameter, and OutOfDeviceMemory with what
     would fit.
     """
+    if not isinstance(model, str | Path):
+        raise InvalidParameter(f"model must be a name or a path, not {model!r}")
     options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit)  # wrong ones fail first
     found = _to_plan(str(model), n_ctx)
     info = choose_device(devices(), None if device is None else str(device))

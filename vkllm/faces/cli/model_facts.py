@@ -54,6 +54,8 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
     import math
 
     from vkllm.model.architectures import model_spec
+    from vkllm.text.chat import ChatTemplate
+    from vkllm.text.tokenizer import Tokenizer
 
     metadata, tensors = file.metadata, file.tensors.values()
     architecture = metadata.string("general.architecture", "none")
@@ -64,6 +66,7 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
         count["n_bytes"] += tensor.n_bytes
     try:
         model_spec(metadata, file.tensors)
+        ChatTemplate.from_gguf(metadata, Tokenizer.from_gguf(metadata))
         problem = None
     except VkllmError as error:
         problem = str(error)
