@@ -66,7 +66,8 @@ def test_json_has_the_same(command: Command, tiny_gguf: Path, tmp_path: Path) ->
         (["--budget", "0"], "Invalid value for '--budget': '0' should be greater than or equal to 1"),
         (["--budget", "nan"], "Invalid value for '--budget': 'nan' should be less than or equal to 3600"),
         (["--show", "--reset"], "--show and --reset are two things to do"),
-        (["--device", "none"], "no Vulkan device was found"),
+        (["--device", "missing"], "no Vulkan device was found"),
+        (["--device", "none"], "-dev none is not in vkllm: it runs on Vulkan"),
     ],
 )
 def test_a_wrong_option_is_one_line(command: Command, tiny_gguf: Path, arguments: list[str], words: str) -> None:
