@@ -2,8 +2,7 @@
 
 With RADV_FORCE_FAMILY, RADV makes a device of that family which compiles for the true instruction set and runs nothing.
 A child process for each family asks that device what it can do, has a `Program` of a 7B model note the dispatches that
-it would record there (so kernels, variants and constants are those that users get), and compiles them. Knows no
-report: `amd_report.py` makes it.
+users get there, with kernels, variants and constants, and compiles them. Knows no report: `amd_report.py` makes it.
 """
 
 from __future__ import annotations
