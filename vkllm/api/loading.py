@@ -16,7 +16,7 @@ from vkllm.engine.params import SamplingParams
 from vkllm.engine.process.handle import EngineProcess
 from vkllm.engine.requests import EngineConfig
 from vkllm.errors import DeviceLost, InvalidParameter, ModelFileError
-from vkllm.formats.gguf import ModelFile, TensorInfo, main_format
+from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo, main_format
 from vkllm.model.architectures import model_spec, pooling
 from vkllm.model.memory.plan import PlanOptions, chosen_context
 from vkllm.model.spec import ModelSpec
@@ -62,6 +62,17 @@ class LoadedModel:
         return f"{self.name} in {main_format(self.tensors)}, {state}"
 
 
+def read_text(path: Path, metadata: Metadata, spec: ModelSpec) -> tuple[Tokenizer, ChatTemplate]:
+    """What a model's file says of text. Raises ModelFileError, UnsupportedModel."""
+    tokenizer = Tokenizer.from_gguf(metadata)
+    if tokenizer.n_vocab > spec.n_vocab:
+        raise ModelFileError(
+            f"{path}: the vocabulary has {tokenizer.n_vocab} tokens, but the embedding only {spec.n_vocab} rows; "
+            "the file is damaged"
+        )
+    return tokenizer, ChatTemplate.from_gguf(metadata, tokenizer)
+
+
 class Loading:
     """The loading of one model. Raises InvalidParameter for options that are wrong whatever the model."""
 
@@ -101,13 +112,7 @@ class Loading:
         file = ModelFile.open(path)
         spec = model_spec(file.metadata, file.tensors)
         n_ctx = chosen_context(self._n_ctx, spec.n_ctx_train)
-        tokenizer = Tokenizer.from_gguf(file.metadata)
-        if tokenizer.n_vocab > spec.n_vocab:
-            raise ModelFileError(
-                f"{path}: the vocabulary has {tokenizer.n_vocab} tokens, but the embedding only {spec.n_vocab} rows; "
-                "the file is damaged"
-            )
-        template = ChatTemplate.from_gguf(file.metadata, tokenizer)
+        tokenizer, template = read_text(path, file.metadata, spec)
         config = EngineConfig(
             path=path,
             tensors=file.tensors,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vkllm.api.loading import read_text
 from vkllm.api.planning import ModelToPlan
-from vkllm.errors import ModelFileError
 from vkllm.formats.gguf import ModelFile
 from vkllm.store import find_model
-from vkllm.text.chat import ChatTemplate
-from vkllm.text.tokenizer import Tokenizer
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -23,11 +21,4 @@ def check_model(model: str, n_ctx: int | None, on_progress: OnProgress) -> None:
     path = find_model(model, on_progress=on_progress)
     on_progress(f"checking {path.name}", 0, 0)
     found = ModelToPlan.open(path, n_ctx)
-    metadata = ModelFile.open(path).metadata
-    tokenizer = Tokenizer.from_gguf(metadata)
-    if tokenizer.n_vocab > found.spec.n_vocab:
-        raise ModelFileError(
-            f"{path}: the vocabulary has {tokenizer.n_vocab} tokens, but the embedding only {found.spec.n_vocab} rows; "
-            "the file is damaged"
-        )
-    ChatTemplate.from_gguf(metadata, tokenizer)
+    read_text(path, ModelFile.open(path).metadata, found.spec)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from vkllm.api.loading import read_text
 from vkllm.api.planning import ModelToPlan
 from vkllm.api.prompts import Prompts
 from vkllm.engine.params import SamplingParams
@@ -21,9 +22,7 @@ from vkllm.gpu.device.limits import device_limits
 from vkllm.gpu.device.probe import choose_device, devices
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions
 from vkllm.store import find_model, local_model
-from vkllm.text.chat import ChatTemplate
 from vkllm.text.grammar import answer_grammar
-from vkllm.text.tokenizer import Tokenizer
 
 _TEMPLATE_BYTES = 512
 """More than most chat templates add to a message."""
@@ -35,8 +34,7 @@ def check_model(name: str, loading: dict[str, Any], open_plan: MemoryPlan) -> No
     open_plan: of the model that is open now; its memory will be free by then.
     """
     found = ModelToPlan.open(find_model(name), loading.get("n_ctx"))
-    metadata = ModelFile.open(found.path).metadata
-    ChatTemplate.from_gguf(metadata, Tokenizer.from_gguf(metadata))
+    read_text(found.path, ModelFile.open(found.path).metadata, found.spec)
     options = PlanOptions(**{key: value for key, value in loading.items() if key not in ("n_ctx", "device")})
     try:
         info = choose_device(devices(), loading.get("device"))
@@ -71,9 +69,7 @@ def check_room(
     most = found.n_ctx or found.spec.n_ctx_train
     if len(prompt.encode(errors="replace")) + len((system or "").encode(errors="replace")) + _TEMPLATE_BYTES < most:
         return
-    metadata = ModelFile.open(path).metadata
-    tokenizer = Tokenizer.from_gguf(metadata)
-    template = ChatTemplate.from_gguf(metadata, tokenizer)
+    tokenizer, template = read_text(path, ModelFile.open(path).metadata, found.spec)
     prompts = Prompts(
         tokenizer,
         template,
