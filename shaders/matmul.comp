@@ -1,6 +1,6 @@
-// matmul: y = W x (+ add) for tiles of rows and tokens, by cooperative matrices
-// bindings: quants scales x add y step
-// constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens adds matrix_m matrix_n matrix_k tile_rows steps_ahead
+// matmul: y = factor * (W x + bias) (+ add) for tiles of rows and tokens, by cooperative matrices
+// bindings: quants scales x add y step bias
+// constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens adds matrix_m matrix_n matrix_k tile_rows steps_ahead has_bias factor
 // push: n_weight_rows y_offset y_stride
 // dispatch: x = rows / tile_rows, rounded up; y = tokens / tile_tokens, rounded up
 // formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
@@ -28,6 +28,8 @@ layout(constant_id = 7) const uint MATRIX_N = 16;
 layout(constant_id = 8) const uint MATRIX_K = 16;
 layout(constant_id = 9) const uint TILE_ROWS = 128;
 layout(constant_id = 10) const uint STEPS_AHEAD = 1; // steps of the loop whose loads are under way together
+layout(constant_id = 11) const uint HAS_BIAS = 0; // one number for each column of y
+layout(constant_id = 12) const uint FACTOR = 0x3f800000; // 1.0
 layout(push_constant) uniform Push {
   uint n_weight_rows;
   uint y_offset; // where these rows begin in a row of y
@@ -39,6 +41,7 @@ layout(std430, binding = 2) readonly buffer X { vec4 x[]; };
 layout(std430, binding = 3) readonly buffer Add { float add[]; };
 layout(std430, binding = 4) writeonly buffer Y { float y[]; };
 #define STEP_BINDING 5
+layout(std430, binding = 6) readonly buffer Bias { float bias[]; };
 #include "lib/step.glsl"
 #include "lib/weights.glsl"
 #include "lib/halves.glsl"
@@ -50,7 +53,10 @@ const uint EIGHTS = TILE_COLUMNS / 8;
 const uint STRIDE = EIGHTS + 1; // uvec4 of a tile's row: its halves, and one against bank conflicts
 const uint ROW_STEPS = TILE_ROWS / SUBGROUPS_ALONG_ROWS / MATRIX_M;
 const uint TOKEN_STEPS = TILE_TOKENS / SUBGROUPS_ALONG_TOKENS / MATRIX_N;
+const bool SCALES_SUMS = FACTOR != 0x3f800000; // what is added then comes behind the loop
 const uint X_CHUNKS = TILE_TOKENS * EIGHTS / LOCAL_SIZE; // of eight activations, an invocation's
+
+#define Sums coopmat<float, gl_ScopeSubgroup, MATRIX_M, MATRIX_N, gl_MatrixUseAccumulator>
 
 shared uvec4 w_tile[TILE_ROWS * STRIDE];
 shared uvec4 x_tile[TILE_TOKENS * STRIDE];
@@ -90,14 +96,19 @@ void main() {
   uint token_step0 = gl_SubgroupID / SUBGROUPS_ALONG_ROWS * TOKEN_STEPS;
   bool multiplies = gl_SubgroupID < SUBGROUPS_ALONG_ROWS * SUBGROUPS_ALONG_TOKENS; // a small tile leaves some idle
 
-  coopmat<float, gl_ScopeSubgroup, MATRIX_M, MATRIX_N, gl_MatrixUseAccumulator> sums[ROW_STEPS * TOKEN_STEPS];
+  Sums sums[ROW_STEPS * TOKEN_STEPS];
   [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
     [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
       uint row = row0 + (row_step0 + r) * MATRIX_M, token = token0 + (token_step0 + t) * MATRIX_N;
-      sums[r * TOKEN_STEPS + t] = coopmat<float, gl_ScopeSubgroup, MATRIX_M, MATRIX_N, gl_MatrixUseAccumulator>(0.0);
-      if (ADDS != 0 && multiplies && row < n_weight_rows) {
+      sums[r * TOKEN_STEPS + t] = Sums(0.0);
+      if (ADDS != 0 && !SCALES_SUMS && multiplies && row < n_weight_rows) {
         coopMatLoad(sums[r * TOKEN_STEPS + t], add, token * y_stride + y_offset + row, y_stride,
                     gl_CooperativeMatrixLayoutColumnMajor);
+      }
+      if (HAS_BIAS != 0 && multiplies && row < n_weight_rows) {
+        Sums same; // for all tokens: the columns of the matrix lie in one place
+        coopMatLoad(same, bias, y_offset + row, 0, gl_CooperativeMatrixLayoutColumnMajor);
+        sums[r * TOKEN_STEPS + t] += same;
       }
     }
   }
@@ -138,6 +149,12 @@ void main() {
     [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
       uint row = row0 + (row_step0 + r) * MATRIX_M, token = token0 + (token_step0 + t) * MATRIX_N;
       if (row < n_weight_rows) {
+        if (SCALES_SUMS) sums[r * TOKEN_STEPS + t] *= uintBitsToFloat(FACTOR);
+        if (SCALES_SUMS && ADDS != 0) {
+          Sums added;
+          coopMatLoad(added, add, token * y_stride + y_offset + row, y_stride, gl_CooperativeMatrixLayoutColumnMajor);
+          sums[r * TOKEN_STEPS + t] += added;
+        }
         coopMatStore(sums[r * TOKEN_STEPS + t], y, token * y_stride + y_offset + row, y_stride,
                      gl_CooperativeMatrixLayoutColumnMajor);
       }

@@ -1,6 +1,6 @@
-// matvec: y = W x (+ add) for a tile of tokens, what matvec_fused and matmul do not do
-// bindings: quants scales x x_scales add y step
-// constants: local_size columns rows_per_subgroup tokens_per_workgroup adds
+// matvec: y = factor * (W x + bias) (+ add) for a tile of tokens, what matvec_fused and matmul do not do
+// bindings: quants scales x x_scales add y step bias
+// constants: local_size columns rows_per_subgroup tokens_per_workgroup adds has_bias factor
 // push: n_weight_rows y_offset y_stride
 // dispatch: x = rows / (subgroups of a workgroup * rows_per_subgroup), of which the surplus goes on in z;
 //   y = tokens / tokens_per_workgroup
@@ -24,6 +24,8 @@ layout(constant_id = 1) const uint COLUMNS = 4096;
 layout(constant_id = 2) const uint ROWS = 2;
 layout(constant_id = 3) const uint TOKENS = 1;
 layout(constant_id = 4) const uint ADDS = 0;
+layout(constant_id = 5) const uint HAS_BIAS = 0; // one number for each column of y
+layout(constant_id = 6) const uint FACTOR = 0x3f800000; // 1.0
 layout(push_constant) uniform Push {
   uint n_weight_rows;
   uint y_offset; // where these rows begin in a row of y
@@ -36,6 +38,7 @@ layout(std430, binding = 3) readonly buffer XScales { vec2 x_scales[]; };
 layout(std430, binding = 4) readonly buffer Add { float add[]; };
 layout(std430, binding = 5) writeonly buffer Y { float y[]; };
 #define STEP_BINDING 6
+layout(std430, binding = 7) readonly buffer Bias { float bias[]; };
 const uint BLOCKS = COLUMNS / 32;
 #include "lib/step.glsl"
 #include "lib/subgroups.glsl"
@@ -69,6 +72,8 @@ void main() {
       float sum = sum_of_subgroup(sums[r * TOKENS + t]);
       if (LANE == 0 && row0 + r < n_weight_rows && token0 + t < n_rows) {
         uint index = (token0 + t) * y_stride + y_offset + row0 + r;
+        if (HAS_BIAS != 0) sum += bias[y_offset + row0 + r];
+        if (FACTOR != 0x3f800000) sum *= uintBitsToFloat(FACTOR);
         y[index] = ADDS != 0 ? sum + add[index] : sum;
       }
     }

@@ -1,6 +1,7 @@
-// matvec_fused: y = W f(source) (+ add) for one token, f being rms_norm or nothing; or the swiglu of two such products
-// bindings: quants scales source norm_weight add y chain failure
-// constants: local_size columns first_column n_columns rows_per_subgroup unroll norms gates adds eps most_polls steps_touched doubles
+// matvec_fused: y = factor * (W f(source) + bias) (+ add) for one token, f being rms_norm or nothing; or the swiglu of
+//   two such products
+// bindings: quants scales source norm_weight add y chain failure bias
+// constants: local_size columns first_column n_columns rows_per_subgroup unroll norms gates adds eps most_polls steps_touched doubles has_bias factor
 // push: n_y_rows y_offset link n_awaited
 // dispatch: x = as many workgroups as run at once, or fewer: each takes rows until none are left
 // formats: Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
@@ -39,6 +40,8 @@ layout(constant_id = 9) const uint EPS = 0x3727c5ac; // 1e-5
 layout(constant_id = 10) const uint MOST_POLLS = 0; // of a wait; 0: there is none
 layout(constant_id = 11) const uint STEPS_TOUCHED = 0; // of the loop, whose weights are fetched into the cache meanwhile
 layout(constant_id = 12) const uint DOUBLES = 0; // whether all loads of a step begin before the products of the last
+layout(constant_id = 13) const uint HAS_BIAS = 0; // one number for each row of W that is here or in other dispatches
+layout(constant_id = 14) const uint FACTOR = 0x3f800000; // 1.0
 layout(push_constant) uniform Push {
   uint n_y_rows;
   uint y_offset;
@@ -53,6 +56,7 @@ layout(std430, binding = 4) coherent readonly buffer Add { float add[]; };
 layout(std430, binding = 5) coherent writeonly buffer Y { float y[]; };
 #define CHAIN_BINDING 6
 #define FAILURE_BINDING 7
+layout(std430, binding = 8) readonly buffer Bias { float bias[]; };
 const uint ROW_BLOCKS = COLUMNS / 32; // of the matrix
 const uint BLOCKS = N_COLUMNS / 32;   // that are read
 const uint FOURS = N_COLUMNS / 4;
@@ -203,6 +207,8 @@ void main() {
   for (; row0 < n_y_rows; row0 += stride) {
     uint index = y_offset + min(row0 + min(lane, ROWS - 1), n_y_rows - 1); // lane r has the r-th row of y
     float added = ADDS != 0 ? add[index] : 0.0;
+    float bias_of_v = HAS_BIAS != 0 ? bias[index] : 0.0;
+    float bias_of_up = HAS_BIAS != 0 && GATES != 0 ? bias[index + n_y_rows] : 0.0;
     [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) sums[r] = 0.0;
     if (DOUBLES != 0) multiply_doubled(row0, stride);
     else multiply_in_place(row0, stride);
@@ -212,7 +218,10 @@ void main() {
       v = lane == r ? sums[r] : v;
       up = lane == r ? sums[r + WEIGHT_ROWS - ROWS] : up;
     }
+    if (HAS_BIAS != 0) v += bias_of_v;
+    if (HAS_BIAS != 0 && GATES != 0) up += bias_of_up;
     if (GATES != 0) v = v / (1.0 + exp(-v)) * up;
+    if (FACTOR != 0x3f800000) v *= uintBitsToFloat(FACTOR);
     if (lane < ROWS && row0 + lane < n_y_rows) y[index] = v + added;
   }
   end_link();

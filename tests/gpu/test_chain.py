@@ -31,6 +31,7 @@ from vkllm.gpu.program.chains import n_late
 from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.decode import Link
 from vkllm.gpu.program.kernels import KERNELS, LINK_WORDS
+from vkllm.gpu.program.operations import float_bits
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.step import Row
 from vkllm.gpu.tuning.space import is_possible
@@ -74,8 +75,8 @@ class Links:
         source, result = self.sources[number - 1], self.results[number - 1]
         return self.device.dispatch(
             KERNELS["matvec_fused"],
-            (*self._planes, source, source, source, result, self.chain, self.failure),
-            constants=(64, COLUMNS, 0, COLUMNS, 2, 1, 0, 0, 0, 0, LONGEST, 0, 0),
+            (*self._planes, source, source, source, result, self.chain, self.failure, source),
+            constants=(64, COLUMNS, 0, COLUMNS, 2, 1, 0, 0, 0, 0, LONGEST, 0, 0, 0, float_bits(1.0)),
             groups=(self.groups, 1),
             push=(self.groups * ROWS, 0, number, n_awaited),
             weight_format=FORMAT,

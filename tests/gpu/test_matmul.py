@@ -1,4 +1,4 @@
-"""matmul against numpy on devices with cooperative matrices: every format, ragged tiles, with and without a sum."""
+"""matmul against numpy on devices with cooperative matrices: every format, ragged tiles, sums, biases and factors."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from random_weights import quantized
 from vkllm.formats.quants import dequantize, weight_format
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS
-from vkllm.gpu.program.operations import matmul_bytes, matmul_subgroups, matmul_tile
+from vkllm.gpu.program.operations import float_bits, matmul_bytes, matmul_subgroups, matmul_tile
 
 pytestmark = pytest.mark.gpu
 
@@ -19,7 +19,7 @@ BOUND = 3e-7  # both factors rounded to float16: 2 * (2^-11)^2 / 3
     ("tile_rows", "tile_tokens", "steps_ahead"),
     [(32, 16, 1), (32, 32, 2), (64, 64, 1), (64, 16, 4), (128, 32, 1), (128, 64, 2), (128, 128, 1), (128, 128, 2)],
 )
-@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize(("adds", "has_bias", "factor"), [(False, False, 1.0), (True, True, 1.0), (True, True, -0.22)])
 @pytest.mark.parametrize(("n_rows", "columns", "n_tokens"), [(16, 64, 1), (144, 576, 70), (256, 4096, 200)])
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
 def test_matmul(
@@ -29,6 +29,8 @@ def test_matmul(
     columns: int,
     n_tokens: int,
     adds: bool,
+    has_bias: bool,
+    factor: float,
     tile_rows: int,
     tile_tokens: int,
     steps_ahead: int,
@@ -45,17 +47,18 @@ def test_matmul(
     padded = -(-n_tokens // tile_tokens) * tile_tokens
     x = rng.normal(0, 1, (padded, columns)).astype(np.float32)
     before = rng.normal(0, 1, (padded, n_rows + 32)).astype(np.float32)
+    bias = rng.normal(0, 1, n_rows + 16).astype(np.float32)
     y, add = poisoned(device, padded * (n_rows + 32)), filled(device, before)
     step = step_buffer(device, range(n_tokens), [0] * n_tokens)
     device.run(
         [
             device.dispatch(
                 KERNELS["matmul"],
-                (*planes(device, raw, fmt), filled(device, x), add, y, step),
+                (*planes(device, raw, fmt), filled(device, x), add, y, step, filled(device, bias)),
                 constants=(
                     *(256, columns, tile_tokens),
                     *matmul_subgroups(tile_rows, tile_tokens, device.info.subgroup_size, shape),
-                    *(int(adds), *shape, tile_rows, steps_ahead),
+                    *(int(adds), *shape, tile_rows, steps_ahead, int(has_bias), float_bits(factor)),
                 ),
                 groups=(-(-n_rows // tile_rows), padded // tile_tokens),
                 push=(n_rows, 16, n_rows + 32),
@@ -64,6 +67,7 @@ def test_matmul(
         ]
     )
     wanted = x[:n_tokens].astype(np.float64) @ dequantize(raw, fmt, (n_rows, columns)).T.astype(np.float64)
+    wanted = factor * (wanted + (bias[16:] if has_bias else 0))
     got = floats(y, (padded, n_rows + 32))
     assert np.isnan(got[:, :16]).all() and np.isnan(got[:, 16 + n_rows :]).all(), "wrote beyond its columns"
     assert nmse(got[:n_tokens, 16 : 16 + n_rows], wanted + (before[:n_tokens, 16 : 16 + n_rows] if adds else 0)) < BOUND

@@ -1,4 +1,4 @@
-"""matvec against numpy: every format, ragged shapes, several tokens, with and without a sum."""
+"""matvec against numpy: every format, ragged shapes, several tokens, with and without a sum, a bias and a factor."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from vkllm.formats.quants import dequantize, quantize_q16, weight_format
 from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS
+from vkllm.gpu.program.operations import float_bits
 
 pytestmark = pytest.mark.gpu
 
@@ -31,6 +32,8 @@ def run(
     *,
     adds: bool,
     tile: int,
+    factor: float = 1.0,
+    has_bias: bool = False,
 ) -> float:
     block = weight_format(fmt).block
     shape = shape[0], -(-shape[1] // block) * block
@@ -40,7 +43,9 @@ def run(
     x = x.astype(np.float32)
     before = rng.normal(0, 1, (n_tokens, shape[0])).astype(np.float32)
     weights = dequantize(raw, fmt, shape).T.astype(np.float64)
-    wanted = x.astype(np.float64) @ weights + (before if adds else 0)
+    bias = rng.normal(0, 1, shape[0] + 3).astype(np.float32)
+    products = x.astype(np.float64) @ weights + (bias[3:] if has_bias else 0)
+    wanted = factor * products + (before if adds else 0)
 
     is_quantized = weight_format(fmt).is_quantized
     x_words, x_scales = quantize_q16(x) if is_quantized else (x, x)
@@ -58,8 +63,9 @@ def run(
             add,
             y,
             step_buffer(device, range(n_tokens), [0] * n_tokens),
+            filled(device, bias),
         ),
-        constants=(64, shape[1], 2, tile, int(adds)),
+        constants=(64, shape[1], 2, tile, int(adds), int(has_bias), float_bits(factor)),
         groups=(-(-shape[0] // rows_per_group), -(-n_tokens // tile)),
         push=(shape[0], offset, stride),
         weight_format=fmt,
@@ -68,7 +74,7 @@ def run(
     got = floats(y, (n_tokens, stride))
     assert np.isnan(got[:, :offset]).all() and np.isnan(got[:, offset + shape[0] :]).all(), "wrote beyond its columns"
     # errors against the terms of a sum rather than the sum, which may be near zero
-    terms = np.square(x.astype(np.float64)) @ np.square(weights)
+    terms = np.square(x.astype(np.float64)) @ np.square(weights) * factor**2
     return float(np.mean(np.square(got[:, offset : offset + shape[0]] - wanted)) / np.mean(terms))
 
 
@@ -83,6 +89,12 @@ def test_one_token(device: Device, fmt: str, shape: tuple[int, int], seed: int) 
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
 def test_a_tile_of_tokens(device: Device, fmt: str, n_tokens: int) -> None:
     assert run(device, fmt, (33, 288), n_tokens, n_tokens, adds=True, tile=8) < BOUND
+
+
+@pytest.mark.parametrize(("factor", "has_bias", "adds"), [(1.0, True, False), (-0.22, False, True), (3.0, True, True)])
+@pytest.mark.parametrize("fmt", ["F32", "Q4_0"])
+def test_a_bias_and_a_factor(device: Device, fmt: str, factor: float, has_bias: bool, adds: bool) -> None:
+    assert run(device, fmt, (33, 96), 3, 5, adds=adds, tile=2, factor=factor, has_bias=has_bias) < BOUND
 
 
 @pytest.mark.parametrize("n_tokens", [1, 3])

@@ -9,6 +9,7 @@ from vkllm.formats.quants import dequantize
 from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, LINK_WORDS
+from vkllm.gpu.program.operations import float_bits
 from vkllm.model.reference import rms_norm, swiglu
 
 pytestmark = pytest.mark.gpu
@@ -28,6 +29,8 @@ BOUND = 4e-9  # activations are rounded to 1/32512 of a block's largest value, u
         (130, 1536, 2, 4, 5, "gate"),
         (130, 1536, 2, 1, 4, "sum"),
         (40, 1536, 4, 2, 2, "columns"),
+        (37, 768, 2, 1, 2, "gate, bias"),
+        (37, 768, 4, 2, 2, "sum, bias, factor"),
     ],
 )
 @pytest.mark.parametrize("fmt", QUANTIZED_FORMATS)
@@ -47,13 +50,15 @@ def test_matvec_fused(
     if has_integer_dot and "integer_dot_product" not in device.info.features:
         pytest.skip("the device has no integer dot products")
     monkeypatch.setattr(device, "has_integer_dot", has_integer_dot)
-    norms, gates, adds = kind in ("norm", "gate"), kind == "gate", kind in ("sum", "columns")
+    norms, gates, adds = kind.startswith(("norm", "gate")), "gate" in kind, kind.startswith(("sum", "columns"))
+    has_bias, factor = "bias" in kind, -0.22 if "factor" in kind else 1.0
     first, last = (512, 1280) if kind == "columns" else (0, columns)
     rng = np.random.default_rng(columns)
     n_weight_rows = 2 * n_rows if gates else n_rows
     raw = quantized(rng.normal(0, 0.05, (n_weight_rows, columns)).astype(np.float32), fmt)
     source = rng.normal(0, 3, (1, columns)).astype(np.float32)
     norm_weight, eps = rng.normal(1, 0.3, columns).astype(np.float32), np.float32(1e-5)
+    bias = rng.normal(0, 1, n_weight_rows + 3).astype(np.float32)
     before = rng.normal(0, 1, n_rows + 7).astype(np.float32)
     y, failure = poisoned(device, n_rows + 7), device.buffer(1, is_host=True)
     chain = filled(device, np.zeros(3 * LINK_WORDS, np.uint32))
@@ -65,10 +70,12 @@ def test_matvec_fused(
                 (
                     *planes(device, raw, fmt),
                     *(filled(device, source), filled(device, norm_weight), filled(device, before), y, chain, failure),
+                    filled(device, bias),
                 ),
                 constants=(
                     *(64, columns, first, last - first, rows, unroll),
                     *(int(norms), int(gates), int(adds), int(eps.view(np.uint32)), 100 * is_chained, unroll, rows % 2),
+                    *(int(has_bias), float_bits(factor)),
                 ),
                 groups=(groups, 1),
                 push=(n_rows, 3, 1, 2),
@@ -79,7 +86,8 @@ def test_matvec_fused(
     )
     x = (rms_norm(source, norm_weight, float(eps)) if norms else source)[0, first:last].astype(np.float64)
     product = dequantize(raw, fmt, (n_weight_rows, columns))[:, first:last].astype(np.float64) @ x
-    wanted = swiglu(product[None])[0] if gates else product
+    product += bias[3:] if has_bias else 0
+    wanted = factor * (swiglu(product[None])[0] if gates else product)
     got = floats(y, (n_rows + 7,))
     assert np.isnan(got[:3]).all() and np.isnan(got[3 + n_rows :]).all(), "wrote beyond its rows"
     assert nmse(got[3 : 3 + n_rows], wanted + (before[3 : 3 + n_rows] if adds else 0)) < BOUND * (4 if gates else 1)

@@ -21,6 +21,7 @@ from vkllm.gpu.device.kompute import Device, Dispatch
 from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.device.requirements import without_subgroups
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
+from vkllm.gpu.program.operations import float_bits
 from vkllm.gpu.program.program import WIDTHS
 from vkllm.gpu.program.rounds import BUDGET, PORTION_ROUNDS, check_rounds, rounds
 from vkllm.gpu.program.step import Draw, Row
@@ -203,8 +204,8 @@ def test_rows_are_computed_up_to_the_budget(device: Device, share: float) -> Non
     y = poisoned(device, n_rows)
     dispatch = device.dispatch(
         KERNELS["matvec_fused"],
-        (*planes(device, raw, "Q4_0"), filled(device, source), y, y, y, poisoned(device, 16), poisoned(device, 1)),
-        constants=(size, columns, 0, columns, 1, 1, 0, 0, 0, 0, 0, 0, 0),
+        (*planes(device, raw, "Q4_0"), filled(device, source), y, y, y, poisoned(device, 16), poisoned(device, 1), y),
+        constants=(size, columns, 0, columns, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, float_bits(1.0)),
         push=(n_rows, 0, 0, 0),
         weight_format="Q4_0",
     )

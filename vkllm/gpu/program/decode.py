@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from vkllm.errors import DeviceTimeout
 from vkllm.formats.quants import weight_format
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
 from vkllm.gpu.program.kernels import ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS
-from vkllm.gpu.program.operations import Operations, cache_constants, heads_together, lanes_of_key
+from vkllm.gpu.program.operations import Operations, cache_constants, float_bits, heads_together, lanes_of_key
 from vkllm.gpu.program.rounds import PORTION_ROUNDS, most_polls, portion_rounds
 from vkllm.model.graph import Kind, Op, widths
 from vkllm.model.spec import ModelSpec
@@ -128,8 +126,20 @@ class Decode:
             links.append(self.matvec(summed, None, op, first, min(part, columns - first)))
         return links
 
-    def matvec(self, op: Op, norm: Op | None, last: Op, first_column: int = 0, n_columns: int | None = None) -> Link:
-        """op with the norm before it; last: the operation whose output it writes, op itself or its swiglu."""
+    def matvec(
+        self,
+        op: Op,
+        norm: Op | None,
+        last: Op,
+        first_column: int = 0,
+        n_columns: int | None = None,
+        bias: Buffer | None = None,
+        factor: float = 1.0,
+    ) -> Link:
+        """op with the norm before it; last: the operation whose output it writes, op itself or its swiglu.
+
+        bias: a number for each row of the stacked matrices.
+        """
         tuning, is_gated = self._tuning, last.kind == "swiglu"
         source = self._buffers.activations[norm.inputs[0] if norm else op.inputs[0]].values
         y = self._buffers.activations[last.output].values
@@ -138,7 +148,6 @@ class Decode:
         rows = max(tuning.rows // (2 if is_gated else 1), 1)
         subgroup_size = self._device.info.subgroup_size
         rows_per_group = rows * max(tuning.size // subgroup_size, 1)
-        eps = int(np.float32(self._spec.norm_eps).view(np.uint32))
         dispatches: list[Dispatch] = []
         y_offset = n_all = 0
         for planes in self._buffers.matrices[op.weights]:
@@ -149,11 +158,15 @@ class Decode:
             dispatches.append(
                 self._device.dispatch(
                     KERNELS["matvec_fused"],
-                    (planes.quants, planes.scales, source, norm_weight, add, y, self.chain, self.failure),
+                    (
+                        *(planes.quants, planes.scales, source, norm_weight, add, y, self.chain, self.failure),
+                        bias or source,
+                    ),
                     constants=(
                         *(tuning.size, planes.n_columns, first_column, n_columns or planes.n_columns),
                         *(rows, tuning.unroll, int(norm is not None), int(is_gated), int(op.add is not None)),
-                        *(eps, self._most_polls, tuning.steps_touched, int(tuning.doubles)),
+                        *(float_bits(self._spec.norm_eps), self._most_polls, tuning.steps_touched, int(tuning.doubles)),
+                        *(int(bias is not None), float_bits(factor)),
                     ),
                     groups=(n_groups, 1),
                     push=(n_rows, y_offset, 0, 0),

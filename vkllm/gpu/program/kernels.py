@@ -96,10 +96,10 @@ KERNELS = {
         KernelSpec("mask_logits", ("logits", "masks"), ("local_size", "n_vocab"), ("first_word",), surplus="loops"),
         KernelSpec(
             "matmul",
-            ("quants", "scales", "x", "add", "y", "step"),
+            ("quants", "scales", "x", "add", "y", "step", "bias"),
             (
                 *("local_size", "columns", "tile_tokens", "subgroups_along_rows", "subgroups_along_tokens", "adds"),
-                *("matrix_m", "matrix_n", "matrix_k", "tile_rows", "steps_ahead"),
+                *("matrix_m", "matrix_n", "matrix_k", "tile_rows", "steps_ahead", "has_bias", "factor"),
             ),
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,
@@ -107,8 +107,8 @@ KERNELS = {
         ),
         KernelSpec(
             "matvec",
-            ("quants", "scales", "x", "x_scales", "add", "y", "step"),
-            ("local_size", "columns", "rows_per_subgroup", "tokens_per_workgroup", "adds"),
+            ("quants", "scales", "x", "x_scales", "add", "y", "step", "bias"),
+            ("local_size", "columns", "rows_per_subgroup", "tokens_per_workgroup", "adds", "has_bias", "factor"),
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,
             uses_dot4=True,
@@ -118,10 +118,10 @@ KERNELS = {
         ),
         KernelSpec(
             "matvec_fused",
-            ("quants", "scales", "source", "norm_weight", "add", "y", "chain", "failure"),
+            ("quants", "scales", "source", "norm_weight", "add", "y", "chain", "failure", "bias"),
             (
                 *("local_size", "columns", "first_column", "n_columns", "rows_per_subgroup", "unroll"),
-                *("norms", "gates", "adds", "eps", "most_polls", "steps_touched", "doubles"),
+                *("norms", "gates", "adds", "eps", "most_polls", "steps_touched", "doubles", "has_bias", "factor"),
             ),
             ("n_y_rows", "y_offset", "link", "n_awaited"),
             QUANTIZED_FORMATS,

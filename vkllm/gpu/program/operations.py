@@ -82,11 +82,10 @@ class Operations:
     def _rms_norm(self, op: Op, width: int) -> Dispatch:
         x, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
         assert y.q16 is not None and y.scales is not None
-        eps = int(np.float32(self._spec.norm_eps).view(np.uint32))
         return self._device.dispatch(
             KERNELS["rms_norm"],
             (x.values, self._buffers.vectors[op.weights[0]], y.values, y.q16, y.scales, self.step),
-            constants=(4 * self._local_size, self._spec.d_model, eps),
+            constants=(4 * self._local_size, self._spec.d_model, float_bits(self._spec.norm_eps)),
             groups=(1, width),
             push=(LAST_ROW if op.output == "final" else 0,),
         )
@@ -117,19 +116,27 @@ class Operations:
         y_width: int,
         y_offset: int = 0,
         add: Buffer | None = None,
+        bias: Buffer | None = None,
+        factor: float = 1.0,
     ) -> Dispatch:
-        """The product of a matrix, into the columns of y (width, y_width) from y_offset on."""
+        """add + factor * (W x + bias), into the columns of y (width, y_width) from y_offset on.
+
+        bias (y_width,): a number for each column of y.
+        """
         rows, tokens = self._tuning.tile_rows, min(width, self._tuning.tile_tokens)
         rows_per_group = rows * max(self._local_size // self._device.info.subgroup_size, 1)
         n_rows = min(planes.n_rows, y_width - y_offset)  # an embedding may have more rows than there are tokens
         is_quantized = weight_format(planes.format).is_quantized
         x_data, x_scales = (x.q16, x.scales) if is_quantized else (x.values, x.values)
         assert x_data is not None and x_scales is not None
-        added = add or x.values  # bound, but not read, if nothing is added
+        added, biases = add or x.values, bias or x.values  # bound, but not read, if nothing is added
         return self._device.dispatch(
             KERNELS["matvec"],
-            (planes.quants, planes.scales, x_data, x_scales, added, y, self.step),
-            constants=(self._local_size, planes.n_columns, rows, tokens, int(add is not None)),
+            (planes.quants, planes.scales, x_data, x_scales, added, y, self.step, biases),
+            constants=(
+                *(self._local_size, planes.n_columns, rows, tokens, int(add is not None)),
+                *(int(bias is not None), float_bits(factor)),
+            ),
             groups=(-(-n_rows // rows_per_group), -(-width // tokens)),
             push=(n_rows, y_offset, y_width),
             weight_format=planes.format,
@@ -145,6 +152,8 @@ class Operations:
         y_width: int,
         y_offset: int = 0,
         add: Buffer | None = None,
+        bias: Buffer | None = None,
+        factor: float = 1.0,
     ) -> Dispatch:
         """The same by cooperative matrices."""
         info = self._device.info
@@ -152,12 +161,13 @@ class Operations:
         tile_rows, tile_tokens = matmul_tile(self._tuning.narrow_rows, width, planes.n_columns, info.max_shared_bytes)
         return self._device.dispatch(
             KERNELS["matmul"],
-            (planes.quants, planes.scales, x, add or x, y, self.step),
+            (planes.quants, planes.scales, x, add or x, y, self.step, bias or x),
             constants=(
                 *(MATMUL_SIZE, planes.n_columns, tile_tokens),
                 *matmul_subgroups(tile_rows, tile_tokens, info.subgroup_size, info.matrix_shape),
                 *(int(add is not None), *info.matrix_shape, tile_rows),
                 self._tuning.steps_ahead_wide if tile_tokens > NARROW_TOKENS else self._tuning.steps_ahead,
+                *(int(bias is not None), float_bits(factor)),
             ),
             groups=(-(-planes.n_rows // tile_rows), -(-width // tile_tokens)),
             push=(planes.n_rows, y_offset, y_width),
@@ -225,6 +235,11 @@ class Operations:
             constants=(self._local_size, self._spec.d_ff),
             groups=(-(-self._spec.d_ff // 4 // self._local_size), width),
         )
+
+
+def float_bits(value: float) -> int:
+    """A float32 as a constant of a kernel."""
+    return int(np.float32(value).view(np.uint32))
 
 
 def matmul_tile(narrow_rows: int, width: int, n_columns: int, max_shared_bytes: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from vkllm.formats.quants import dequantize, quantize_q16, split_planes
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
-from vkllm.gpu.program.operations import lanes_of_key, matmul_subgroups, matmul_tile
+from vkllm.gpu.program.operations import float_bits, lanes_of_key, matmul_subgroups, matmul_tile
 from vkllm.gpu.program.step import Row, StepSlots
 from vkllm.model.reference import attention, rms_norm
 
@@ -172,8 +172,8 @@ def _matvec(device: Device, fmt: str) -> Case:
     rows_per_group = 2 * (SIZE // device.info.subgroup_size)
     dispatch = device.dispatch(
         KERNELS["matvec"],
-        (*planes, _filled(device, values), _filled(device, scales), y, y, _step(device, [Row(0, 0)])),
-        constants=(SIZE, n_columns, 2, 1, 0),
+        (*planes, _filled(device, values), _filled(device, scales), y, y, _step(device, [Row(0, 0)]), y),
+        constants=(SIZE, n_columns, 2, 1, 0, 0, float_bits(1.0)),
         groups=(-(-n_rows // rows_per_group), 1),
         push=(n_rows, 0, n_rows),
         weight_format=fmt,
@@ -188,8 +188,8 @@ def _matvec_fused(device: Device) -> Case:
     x, norm, y = _random(5, 1, n_columns), _random(6, n_columns), _output(device, n_rows)
     dispatch = device.dispatch(
         KERNELS["matvec_fused"],
-        (*planes, _filled(device, x), _filled(device, norm), y, y, *(_output(device, 16) for _ in range(2))),
-        constants=(SIZE, n_columns, 0, n_columns, 1, 1, 1, 0, 0, int(eps.view(np.uint32)), 0, 0, 0),
+        (*planes, _filled(device, x), _filled(device, norm), y, y, *(_output(device, 16) for _ in range(3))),
+        constants=(SIZE, n_columns, 0, n_columns, 1, 1, 1, 0, 0, int(eps.view(np.uint32)), 0, 0, 0, 0, float_bits(1.0)),
         groups=(2, 1),
         push=(n_rows, 0, 0, 0),
         weight_format="Q4_0",
@@ -233,11 +233,11 @@ def _matmul(device: Device) -> Case:
     inputs = _filled(device, x)
     dispatch = device.dispatch(
         KERNELS["matmul"],
-        (*planes, inputs, inputs, y, _step(device, [Row(0, i) for i in range(n_tokens)])),
+        (*planes, inputs, inputs, y, _step(device, [Row(0, i) for i in range(n_tokens)]), inputs),
         constants=(
             *(256, n_columns, tile_tokens),
             *matmul_subgroups(tile_rows, tile_tokens, info.subgroup_size, info.matrix_shape),
-            *(0, *info.matrix_shape, tile_rows, 1),
+            *(0, *info.matrix_shape, tile_rows, 1, 0, float_bits(1.0)),
         ),
         groups=(-(-n_rows // tile_rows), 1),
         push=(n_rows, 0, n_rows),
