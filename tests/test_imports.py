@@ -14,17 +14,18 @@ import vkllm
 PACKAGE = Path(vkllm.__file__).parent
 
 # What each room may import of the others. Neither the GPU nor the engine knows text.
-_FILES = {"errors", "parameters", "resources", "formats", "sizes"}
+_FILES = {"errors", "parameters", "resources", "formats", "sizes", "time_limit"}
 _DEVICE = _FILES | {"model", "gpu"}
 ALLOWED = {
     "errors": set(),
     "parameters": {"errors"},
     "resources": {"errors"},
     "sizes": set(),
+    "time_limit": {"errors"},
     "formats": {"errors"},
-    "text": {"errors", "formats"},
+    "text": {"errors", "formats", "time_limit"},
     "store": _FILES,
-    "model": {"errors", "parameters", "formats", "sizes"},
+    "model": {"errors", "parameters", "formats", "sizes", "time_limit"},
     "gpu": _FILES | {"model"},
     "engine": _DEVICE,
     "api": _DEVICE | {"engine", "text", "store"},

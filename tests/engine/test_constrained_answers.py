@@ -16,7 +16,7 @@ from model_specs import TINY_SPEC
 from random_model import engine_config, reference, write_random_model
 from tiny_vocabularies import tiny_bpe, write_gguf
 
-from vkllm.engine.constraint import Constraint
+from vkllm.engine.constraint import Constraint, Words
 from vkllm.engine.engine import Engine
 from vkllm.engine.events import Event, Failed, Finished, Token
 from vkllm.engine.params import SamplingParams
@@ -97,22 +97,31 @@ def test_an_answer_is_valid_whatever_the_model_wants(engine: Engine, tokenizer: 
     assert len(answers) > 1
 
 
+@pytest.mark.parametrize("n_before", [0, 2])
 def test_a_grammar_that_takes_too_long_ends_its_own_request_only(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, n_before: int
 ) -> None:
-    may_end = threading.Event()
+    may_end, n_masks, next_mask = threading.Event(), [0], Constraint._next_mask
+
+    def waiting(self: Constraint) -> Words:
+        n_masks[0] += 1
+        assert n_masks[0] <= n_before or may_end.wait(60)
+        return next_mask(self)
+
+    run(engine, OPEN_END, max_tokens=1)  # makes the vocabulary
+    limit = engine._vocabulary._limit
     with monkeypatch.context() as patch:
-        patch.setattr("vkllm.engine.constraint.Constraint.mask", lambda _: may_end.wait(60))
-        patch.setattr(engine._vocabulary._limit, "_seconds", 0.05)
-        [failed] = run(engine, OPEN_END)
-    assert isinstance(failed, Failed) and "takes longer than 0.05 s" in str(failed.error)
+        patch.setattr(Constraint, "_next_mask", waiting)
+        patch.setattr(limit, "_seconds", 0.5)
+        *before, failed = run(engine, OPEN_END)
+    assert isinstance(failed, Failed) and "takes longer than 0.5 s" in str(failed.error)
+    assert len(tokens(before)) == max(n_before - 1, 0), "the tokens of the masks in time"
     assert ended(run(engine, None, max_tokens=3)) == "length"
     [failed] = run(engine, OPEN_END)
     assert isinstance(failed, Failed) and "ask again later" in str(failed.error)
     may_end.set()
-    for thread in threading.enumerate():
-        if thread.name == "vkllm time limit":
-            thread.join()
+    for worker in limit._late:
+        worker.join()
     assert ended(run(engine, OPEN_END, max_tokens=3)) in ("stop", "length")
 
 

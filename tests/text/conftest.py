@@ -11,8 +11,15 @@ from vkllm.formats.gguf import Metadata, ModelFile
 from vkllm.store import local_path
 from vkllm.store.catalog import catalog
 from vkllm.text.tokenizer import Tokenizer
+from vkllm.time_limit import TimeLimit
 
 SHARED = Path(__file__).parents[3] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grammars at the limits of their sizes may take longer than a second on a busy machine."""
+    monkeypatch.setattr("vkllm.text.grammar._LIMIT", TimeLimit(60))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from vkllm.errors import InvalidParameter
 from vkllm.text.grammar import answer_grammar
+from vkllm.time_limit import TimeLimit
 
 BYTES = LLTokenizer("byte")
 PERSON = {
@@ -201,6 +203,25 @@ def test_what_would_take_too_long_is_refused(option: str, text: str, why: str) -
     started = time.process_time()
     assert why in reason(**{option: text})
     assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "part"),
+    [("json_schema", "{}", "read_schema"), ("regex", "a", "check_regex"), ("grammar", 'root ::= "a"', "lark_of_gbnf")],
+)
+def test_what_takes_too_long_to_read_is_refused_in_time(
+    monkeypatch: pytest.MonkeyPatch, option: str, text: str, part: str
+) -> None:
+    may_end = threading.Event()
+    monkeypatch.setattr("vkllm.text.grammar._LIMIT", limit := TimeLimit(0.05))
+    monkeypatch.setattr(f"vkllm.text.grammar.{part}", lambda *_: may_end.wait(60) and "")
+    started = time.monotonic()
+    assert reason(**{option: text}).startswith(f"{option} takes longer than 0.05 s to read; make it smaller")
+    assert reason(**{option: text}).startswith(f"{option} cannot be used while an earlier one still takes too long")
+    assert time.monotonic() - started < 30
+    may_end.set()
+    for worker in limit._late:
+        worker.join()
 
 
 def test_errors_of_random_texts_are_typed() -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from vkllm.engine.time_limit import TimeLimit
 from vkllm.errors import InvalidParameter
+from vkllm.time_limit import TimeLimit
 
 # Lower than llguidance's own limits, with which one step could take 15 s; what is still slow with these is refused by
 # text/regex_size.py. JSON read by characters works with 152,000 tokens.
@@ -27,9 +27,10 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 _TOO_COMPLEX = re.compile(r"too (many|big|large|complex)|max is|fuel|limit", re.IGNORECASE)
-# Of wall time, for compiling and the first mask, which takes longest. Both are below 0.3 s of CPU time for what
-# text/grammar.py accepts, as far as is known. Later masks, 0.02 to 0.08 ms, would take twice as long in a thread.
+# Of wall time: for compiling with the first mask, which takes longest, and for each later step. What text/grammar.py
+# accepts compiles in less than 0.3 s of CPU time, as far as is known, and a step usually takes 0.02 to 0.08 ms.
 _PATIENCE_S = 1.0
+_WHAT = "the grammar of the answer"
 Words = npt.NDArray[np.uint32]
 
 
@@ -40,11 +41,12 @@ class Vocabulary:
     def __init__(
         self, token_bytes: Sequence[bytes], end_ids: Iterable[int], *, patience_s: float = _PATIENCE_S
     ) -> None:
-        """token_bytes, end_ids: as in `EngineConfig`. patience_s: how long a grammar may take to prepare."""
+        """token_bytes, end_ids: as in `EngineConfig`. patience_s: how long a grammar may take to prepare, and then for
+        each token."""
         self._token_bytes = token_bytes
         self._end_ids = sorted(end_ids)
         self._tree: LLTokenizer | None = None
-        self._limit = TimeLimit(patience_s, "the grammar of the answer")
+        self._limit = TimeLimit(patience_s)
 
     def constraint(self, grammar: str) -> Constraint:
         """The constraint of one answer. grammar: as in `Request`.
@@ -55,22 +57,19 @@ class Vocabulary:
         if not self._end_ids:
             raise InvalidParameter("the model has no token that ends an answer, so an answer cannot have a grammar")
         tree = self._tree = self._tree or _Tokens(self._token_bytes, self._end_ids).tree
-
-        def prepared() -> Constraint:
-            made = Constraint(tree, grammar, -(-len(self._token_bytes) // 32))
-            made.mask()
-            return made
-
-        return self._limit.result(prepared)
+        n_words = -(-len(self._token_bytes) // 32)
+        return self._limit.result(lambda: Constraint(tree, grammar, n_words, self._limit), _WHAT, "to prepare")
 
 
 class Constraint:
     """How far one answer is in its grammar. Made by `Vocabulary.constraint`."""
 
-    def __init__(self, tree: LLTokenizer, grammar: str, n_words: int) -> None:
+    def __init__(self, tree: LLTokenizer, grammar: str, n_words: int, limit: TimeLimit) -> None:
         self._matcher = LLMatcher(tree, grammar, log_level=0, limits=_LIMITS)
         self._n_words = n_words
+        self._limit = limit
         self._check()
+        self._mask = self._next_mask()
 
     @property
     def is_complete(self) -> bool:
@@ -78,18 +77,27 @@ class Constraint:
         return self._matcher.is_stopped()
 
     def mask(self) -> Words:
-        """The tokens that may come next: bit t % 32 of word t // 32 for token t; ceil(V / 32) words.
+        """The tokens that may come next: bit t % 32 of word t // 32 for token t; ceil(V / 32) words."""
+        return self._mask
 
-        Raises InvalidParameter if there is none, or the grammar is too complex.
+    def accept(self, token_id: int) -> None:
+        """Advances by a token.
+
+        Raises InvalidParameter for one that is not allowed, if no other may follow it, and if that is too complex or
+        takes too long.
         """
+        self._limit.result(lambda: self._accept(token_id), _WHAT, "for one token")
+
+    def _accept(self, token_id: int) -> None:
+        self._matcher.consume_token(token_id)
+        self._check()
+        if not self.is_complete:
+            self._mask = self._next_mask()
+
+    def _next_mask(self) -> Words:
         words = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: self._n_words]
         self._check()
         return words
-
-    def accept(self, token_id: int) -> None:
-        """Advances by a token. Raises InvalidParameter for one that is not allowed, or if that is too complex."""
-        self._matcher.consume_token(token_id)
-        self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():

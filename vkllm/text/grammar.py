@@ -15,6 +15,7 @@ from vkllm.text.gbnf_to_lark import lark_of_gbnf
 from vkllm.text.json_schema import prepared, read_schema
 from vkllm.text.regex_size import check_lark, check_regex
 from vkllm.text.tokenizer import Tokenizer
+from vkllm.time_limit import TimeLimit
 
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 _TOO_COMPLEX = re.compile(r"too (big|large)|fuel|limit|Unable to determine|can't determine")
@@ -32,6 +33,7 @@ MAX_LARK_RULES = 400
 MAX_ANDS = 8
 """Most expressions joined by &. Each doubles the states; 20 take 8 s."""
 LIMITS = LLParserLimits(initial_lexer_fuel=500_000, max_grammar_size=200_000, verbose_errors=False)
+_LIMIT = TimeLimit(1.0)  # of wall time, for what the limits above let through on a slow or busy machine
 
 
 def answer_grammar(
@@ -45,13 +47,16 @@ def answer_grammar(
     json_schema: a schema as JSON text. regex: in Rust's syntax, for the whole answer; \\d is 0 to 9.
     grammar: Lark as llguidance reads it (it begins at `start`), or llama.cpp's GBNF (it begins at `root`).
     tokenizer: of the model that answers; GBNF may name its tokens. Without one, the texts are checked.
-    Raises InvalidParameter for a text that is not valid in its language, or asks for what cannot be enforced.
+    Raises InvalidParameter for a text that is not valid in its language, asks for what cannot be enforced, or takes
+    longer than a second to read.
     """
     if json_schema is not None:
-        return _of_json_schema(json_schema)
+        return _LIMIT.result(lambda: _of_json_schema(json_schema), "json_schema", "to read")
     if regex is not None:
-        return _of_regex(regex)
-    return None if grammar is None else _of_grammar(grammar, tokenizer)
+        return _LIMIT.result(lambda: _of_regex(regex), "regex", "to read")
+    if grammar is not None:
+        return _LIMIT.result(lambda: _of_grammar(grammar, tokenizer), "grammar", "to read")
+    return None
 
 
 def _of_json_schema(text: str) -> str:
