@@ -1,15 +1,16 @@
-// embed: x = the rows of the token embedding for the step's tokens
+// embed: x = scale * the rows of the token embedding for the step's tokens
 // bindings: quants scales x step
-// constants: local_size columns
+// constants: local_size columns scale
 // push: first_row n_table_rows
 // dispatch: x = any, y = tokens; of a table in parts, one dispatch a part, which has n_table_rows rows from first_row on
 // formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
-// numerics: exact dequantization
+// numerics: exact dequantization; scale is sent as the bits of a float32
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint COLUMNS = 4096;
+layout(constant_id = 2) const uint SCALE = 0x3f800000; // 1.0
 layout(push_constant) uniform Push {
   uint first_row;
   uint n_table_rows;
@@ -28,6 +29,7 @@ void main() {
   if (token >= n_table_rows) return;
   uint first_block = token * (COLUMNS / 32);
   for (uint c = gl_GlobalInvocationID.x; c < COLUMNS; c += gl_NumWorkGroups.x * gl_WorkGroupSize.x) {
-    x[row * COLUMNS + c] = value(first_block + c / 32, c % 32);
+    float v = value(first_block + c / 32, c % 32);
+    x[row * COLUMNS + c] = SCALE != 0x3f800000 ? uintBitsToFloat(SCALE) * v : v;
   }
 }

@@ -1,7 +1,6 @@
-// matvec_fused: y = factor * (W f(source) + bias) (+ add) for one token, f being rms_norm or nothing; or the swiglu of
-//   two such products
-// bindings: quants scales source norm_weight add y chain failure bias
-// constants: local_size columns first_column n_columns rows_per_subgroup unroll norms gates adds eps most_polls steps_touched doubles has_bias factor
+// matvec_fused: y = factor * activation(W f(source) + bias) (+ add) for one token, f being a norm or nothing
+// bindings: quants scales source norm_weight add y chain failure bias norm_bias
+// constants: local_size columns first_column n_columns rows_per_subgroup unroll norms gates adds eps most_polls steps_touched doubles has_bias factor activation norm_has_bias
 // push: n_y_rows y_offset link n_awaited
 // dispatch: x = as many workgroups as run at once, or fewer: each takes rows until none are left
 // formats: Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
@@ -9,10 +8,11 @@
 // requires: full subgroups of 8 or more and of no fewer lanes than rows_per_subgroup;
 //   first_column a multiple of 256; 2.25 bytes of shared memory a column that it reads; integer dot product, or the
 //   _soft variant
-// numerics: those of rms_norm, matvec and swiglu; every workgroup quantizes the activations for itself
+// numerics: those of norm, matvec and activate; every workgroup quantizes the activations for itself
 // source: own
 //
-// gates = 1: W's rows are n_y_rows of the gate, then n_y_rows of up, and y = silu(gate) * up.
+// norms = 1: by the root mean square; 2: a layer norm.
+// gates = 1: W's rows are n_y_rows of the gate, then n_y_rows of up, and y = activation(gate) * up.
 // n_columns < columns: the product with some columns of W only; add, which may be y, brings that of the others.
 #version 450
 #extension GL_GOOGLE_include_directive : require
@@ -42,6 +42,8 @@ layout(constant_id = 11) const uint STEPS_TOUCHED = 0; // of the loop, whose wei
 layout(constant_id = 12) const uint DOUBLES = 0; // whether all loads of a step begin before the products of the last
 layout(constant_id = 13) const uint HAS_BIAS = 0; // one number for each row of W that is here or in other dispatches
 layout(constant_id = 14) const uint FACTOR = 0x3f800000; // 1.0
+layout(constant_id = 15) const uint ACTIVATION = 0; // 0: none
+layout(constant_id = 16) const uint NORM_HAS_BIAS = 0;
 layout(push_constant) uniform Push {
   uint n_y_rows;
   uint y_offset;
@@ -57,6 +59,7 @@ layout(std430, binding = 5) coherent writeonly buffer Y { float y[]; };
 #define CHAIN_BINDING 6
 #define FAILURE_BINDING 7
 layout(std430, binding = 8) readonly buffer Bias { float bias[]; };
+layout(std430, binding = 9) readonly buffer NormBias { vec4 norm_bias[]; };
 const uint ROW_BLOCKS = COLUMNS / 32; // of the matrix
 const uint BLOCKS = N_COLUMNS / 32;   // that are read
 const uint FOURS = N_COLUMNS / 4;
@@ -72,6 +75,7 @@ shared float partial[128];
 #include "lib/q16.glsl"
 #include "lib/weights.glsl"
 #include "lib/products.glsl"
+#include "lib/activations.glsl"
 
 uint self;
 vec4 kept[KEPT];
@@ -80,8 +84,58 @@ vec4 four_of_source(uint i) { return source[FIRST_COLUMN / 4 + i]; }
 
 void quantize(uint i, vec4 v) { store_q16(0, BLOCKS, i / 8, NORMS != 0 ? v * norm_weight[i] : v); }
 
-// the activations, as q16 blocks in x and x_scales; those of a norm still to be multiplied by norm_factor
+float sum_of_workgroup(float v) {
+  float sum = subgroupAdd(v);
+  if (gl_SubgroupInvocationID == 0) partial[gl_SubgroupID] = sum;
+  barrier();
+  sum = 0.0;
+  for (uint i = 0; i < LOCAL_SIZE / gl_SubgroupSize; i++) sum += partial[i];
+  barrier(); // the sums have been read
+  return sum;
+}
+
+// the i-th four of a layer norm whose x is v
+vec4 layer_normed(uint i, vec4 v, float mean, float factor) {
+  v = (v - mean) * factor * norm_weight[i];
+  return NORM_HAS_BIAS != 0 ? v + norm_bias[i] : v;
+}
+
+// Of a layer norm's numbers no factor is left for the products: its bias comes behind it.
+void load_layer_norm() {
+  [[unroll]] for (uint k = 0; k < KEPT; k++) kept[k] = four_of_source(min(self + k * LOCAL_SIZE, FOURS - 1));
+  float sum = 0.0, squares = 0.0;
+  [[unroll]] for (uint k = 0; k < KEPT; k++) {
+    if (self + k * LOCAL_SIZE < FOURS) sum += dot(kept[k], vec4(1.0));
+  }
+  for (uint i = self + KEPT * LOCAL_SIZE; KEPT < OWN && i < FOURS; i += LOCAL_SIZE) {
+    sum += dot(four_of_source(i), vec4(1.0));
+  }
+  float mean = sum_of_workgroup(sum) / float(COLUMNS);
+  [[unroll]] for (uint k = 0; k < KEPT; k++) {
+    if (self + k * LOCAL_SIZE < FOURS) squares += dot(kept[k] - mean, kept[k] - mean);
+  }
+  for (uint i = self + KEPT * LOCAL_SIZE; KEPT < OWN && i < FOURS; i += LOCAL_SIZE) {
+    vec4 v = four_of_source(i) - mean;
+    squares += dot(v, v);
+  }
+  float factor = inversesqrt(sum_of_workgroup(squares) / float(COLUMNS) + uintBitsToFloat(EPS));
+  [[unroll]] for (uint k = 0; k < KEPT; k++) {
+    uint i = self + k * LOCAL_SIZE;
+    if ((k + 1) * LOCAL_SIZE <= FOURS || i < FOURS) store_q16(0, BLOCKS, i / 8, layer_normed(i, kept[k], mean, factor));
+  }
+  for (uint i = self + KEPT * LOCAL_SIZE; KEPT < OWN && i < FOURS; i += LOCAL_SIZE) {
+    store_q16(0, BLOCKS, i / 8, layer_normed(i, four_of_source(i), mean, factor));
+  }
+  barrier();
+}
+
+// the activations, as q16 blocks in x and x_scales; those of a norm of root mean squares still to be multiplied by
+// norm_factor
 void load_source() {
+  if (NORMS == 2) {
+    load_layer_norm();
+    return;
+  }
   [[unroll]] for (uint k = 0; k < KEPT; k++) kept[k] = four_of_source(min(self + k * LOCAL_SIZE, FOURS - 1));
   float squares = 0.0;
   [[unroll]] for (uint k = 0; k < KEPT; k++) {
@@ -104,7 +158,7 @@ void load_source() {
 }
 
 float norm_factor() {
-  if (NORMS == 0) return 1.0;
+  if (NORMS != 1) return 1.0;
   float sum = 0.0;
   for (uint i = 0; i < LOCAL_SIZE / gl_SubgroupSize; i++) sum += partial[i];
   return inversesqrt(sum / float(COLUMNS) + uintBitsToFloat(EPS));
@@ -220,7 +274,8 @@ void main() {
     }
     if (HAS_BIAS != 0) v += bias_of_v;
     if (HAS_BIAS != 0 && GATES != 0) up += bias_of_up;
-    if (GATES != 0) v = v / (1.0 + exp(-v)) * up;
+    if (ACTIVATION != 0) v = ACTIVATED(v);
+    if (GATES != 0) v *= up;
     if (FACTOR != 0x3f800000) v *= uintBitsToFloat(FACTOR);
     if (lane < ROWS && row0 + lane < n_y_rows) y[index] = v + added;
   }

@@ -75,8 +75,8 @@ class Links:
         source, result = self.sources[number - 1], self.results[number - 1]
         return self.device.dispatch(
             KERNELS["matvec_fused"],
-            (*self._planes, source, source, source, result, self.chain, self.failure, source),
-            constants=(64, COLUMNS, 0, COLUMNS, 2, 1, 0, 0, 0, 0, LONGEST, 0, 0, 0, float_bits(1.0)),
+            (*self._planes, source, source, source, result, self.chain, self.failure, source, source),
+            constants=(64, COLUMNS, 0, COLUMNS, 2, 1, 0, 0, 0, 0, LONGEST, 0, 0, 0, float_bits(1.0), 0, 0),
             groups=(self.groups, 1),
             push=(self.groups * ROWS, 0, number, n_awaited),
             weight_format=FORMAT,

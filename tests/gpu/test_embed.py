@@ -8,14 +8,17 @@ from random_weights import quantized
 from vkllm.formats.quants import dequantize, weight_format
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS
+from vkllm.gpu.program.operations import float_bits
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("parts", [[(0, 50)], [(0, 8), (8, 16), (16, 50)]], ids=["whole", "parts"])
+@pytest.mark.parametrize(
+    ("parts", "scale"), [([(0, 50)], 1.0), ([(0, 8), (8, 16), (16, 50)], 24.0)], ids=["whole", "parts, scaled"]
+)
 @pytest.mark.parametrize("columns", [32, 96, 576])
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
-def test_embed(device: Device, fmt: str, columns: int, parts: list[tuple[int, int]]) -> None:
+def test_embed(device: Device, fmt: str, columns: int, parts: list[tuple[int, int]], scale: float) -> None:
     block = weight_format(fmt).block
     columns = -(-columns // block) * block
     rng = np.random.default_rng(columns)
@@ -28,13 +31,13 @@ def test_embed(device: Device, fmt: str, columns: int, parts: list[tuple[int, in
         device.dispatch(
             KERNELS["embed"],
             (*planes(device, raw.reshape(-1)[first * row_bytes : last * row_bytes], fmt), x, step),
-            constants=(64, columns),
+            constants=(64, columns, float_bits(scale)),
             groups=(1, len(tokens)),
             push=(first, last - first),
             weight_format=fmt,
         )
         for first, last in parts
     )
-    wanted = dequantize(raw, fmt, (50, columns))[tokens]
+    wanted = scale * dequantize(raw, fmt, (50, columns))[tokens]
     # a fused multiply-add may round d * q + m once where numpy rounds twice
     assert np.allclose(floats(x, wanted.shape), wanted, rtol=1e-6, atol=1e-7)

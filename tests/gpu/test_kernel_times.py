@@ -79,7 +79,7 @@ def test_kernels_of_a_decode_step(device: Device, tmp_path: Path, quick: None, i
         ("matvec_fused", "Q4_0", f"{QKV} x {D}, norm", 1, 2),
         ("attention_fused", "", "8 / 2 x 32", 1, 2),
         ("matvec_fused", "Q4_0", f"{D} x {D}, sum", 1, 2),
-        ("matvec_fused", "Q4_0", f"{2 * FF} x {D}, norm, swiglu", 1, 2),
+        ("matvec_fused", "Q4_0", f"{2 * FF} x {D}, norm, activation", 1, 2),
         ("matvec_fused", "Q4_0", f"{D} x {FF}, sum", 1, 2),
         ("matvec_fused", "Q8_0", f"{VOCAB} x {D}, norm", 1, 1),
         ("argmax", "", str(VOCAB), 1, 1),
@@ -94,7 +94,7 @@ def test_kernels_of_a_prompt(device: Device, tmp_path: Path, quick: None, monkey
     assert names(timed(program, 50)) == [
         ("begin_step", "", "", 1, 1),
         ("embed", "F16", str(D), 50, 1),
-        ("rms_norm", "", str(D), 50, 4),
+        ("norm", "", str(D), 50, 4),
         ("matvec", "Q4_0", f"320 x {D}", 50, 2),  # q and k
         ("matvec", "Q6_K", f"64 x {D}", 50, 2),
         ("rope", "", "8 / 2 x 32", 50, 2),
@@ -102,9 +102,9 @@ def test_kernels_of_a_prompt(device: Device, tmp_path: Path, quick: None, monkey
         ("matvec", "Q4_0", f"{D} x {D}, sum", 50, 2),
         ("matvec", "Q4_0", f"{FF} x {D}", 50, 2),  # gate
         ("matvec", "F16", f"{FF} x {D}", 50, 2),
-        ("swiglu", "", str(FF), 50, 2),
+        ("activate", "", str(FF), 50, 2),
         ("matvec", "Q4_0", f"{D} x {FF}, sum", 50, 2),
-        ("rms_norm", "", str(D), 1, 1),  # the last row's
+        ("norm", "", str(D), 1, 1),  # the last row's
         ("matvec", "Q6_K", f"{VOCAB} x {D}", 1, 1),
         ("argmax", "", str(VOCAB), 1, 1),
     ]
@@ -172,7 +172,7 @@ def test_parts_too_wide_for_shared_memory_add_up(
 
 @pytest.mark.parametrize(("width", "tile_tokens", "n_tokens"), [(64, 64, 33), (512, 128, 300)])
 def test_the_work_of_cooperative_matrices(width: int, tile_tokens: int, n_tokens: int) -> None:
-    constants, groups = (256, 4096, tile_tokens, 4, 2, 1, 16, 16, 16), (96, width // tile_tokens)
+    constants, groups = (256, 4096, tile_tokens, 4, 2, 1, 16, 16, 16, 128, 1, 0, 0), (96, width // tile_tokens)
     push = np.array([12288, 0, 12288], np.uint32)
     dispatch = Dispatch(KERNELS["matmul"], "Q4_0", constants, groups, None, push)
     n = 12288 * 4096

@@ -21,8 +21,8 @@ IS_CHILD = "VKLLM_TEST_NARROW" in os.environ
 
 # Most time goes into compiling, so of each kernel a few shapes.
 KERNEL_TESTS = (
-    "test_rms_norm.py",
-    "test_swiglu.py",
+    "test_norm.py",
+    "test_activate.py",
     "test_rope.py",
     "test_matvec.py::test_a_tile_of_tokens",
     "test_attention.py::test_attention[[150, 151, 152, 153, 154]-9-3-64-3-q8_0-f16]",

@@ -79,6 +79,10 @@ LOOPS = {
     "matmul.comp": ["uint first = 0; first < BLOCKS; first += STEPS_AHEAD * TILE_BLOCKS"],
     "matvec.comp": ["uint block = LANE; block < BLOCKS; block += SUBGROUP_SIZE"],
     "matvec_fused.comp": [
+        "uint i = 0; i < LOCAL_SIZE / gl_SubgroupSize; i++",
+        "uint i = self + KEPT * LOCAL_SIZE; KEPT < OWN && i < FOURS; i += LOCAL_SIZE",
+        "uint i = self + KEPT * LOCAL_SIZE; KEPT < OWN && i < FOURS; i += LOCAL_SIZE",
+        "uint i = self + KEPT * LOCAL_SIZE; KEPT < OWN && i < FOURS; i += LOCAL_SIZE",
         "uint i = self + KEPT * LOCAL_SIZE; KEPT < OWN && i < FOURS; i += LOCAL_SIZE",
         "uint i = 0; i < LOCAL_SIZE / gl_SubgroupSize; i++",
         "uint block = gl_SubgroupInvocationID; block < BLOCKS; block += STEP",
@@ -86,8 +90,9 @@ LOOPS = {
         "; row0 < n_y_rows; row0 += stride",
     ],
     "read_bandwidth.comp": ["; i + 7 * stride < n_fours; i += 8 * stride", "; i < n_fours; i += stride"],
-    "rms_norm.comp": [
+    "norm.comp": [
         "uint i = 0; i < N_SUBGROUPS; i++",
+        "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
         "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
         "uint block = self; block < FOURS / 8; block += gl_WorkGroupSize.x",
         "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
@@ -107,6 +112,7 @@ LOOPS = {
         "uint i = self; i < N_VOCAB; i += LOCAL_SIZE",
         "uint stride = LOCAL_SIZE / 2; stride > 0; stride /= 2",
     ],
+    "softcap.comp": ["uint i = gl_GlobalInvocationID.x; i < N_VOCAB; i += gl_NumWorkGroups.x * gl_WorkGroupSize.x"],
     "split_planes.comp": ["uint i = gl_GlobalInvocationID.x; i < n_units * PARTS; i += stride"],
     "top_logits.comp": [
         "uint i = self + LOCAL_SIZE; i < TOP_LOGITS; i += LOCAL_SIZE",
@@ -204,8 +210,18 @@ def test_rows_are_computed_up_to_the_budget(device: Device, share: float) -> Non
     y = poisoned(device, n_rows)
     dispatch = device.dispatch(
         KERNELS["matvec_fused"],
-        (*planes(device, raw, "Q4_0"), filled(device, source), y, y, y, poisoned(device, 16), poisoned(device, 1), y),
-        constants=(size, columns, 0, columns, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, float_bits(1.0)),
+        (
+            *planes(device, raw, "Q4_0"),
+            filled(device, source),
+            y,
+            y,
+            y,
+            poisoned(device, 16),
+            poisoned(device, 1),
+            y,
+            y,
+        ),
+        constants=(size, columns, 0, columns, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, float_bits(1.0), 0, 0),
         push=(n_rows, 0, 0, 0),
         weight_format="Q4_0",
     )

@@ -90,7 +90,7 @@ def test_what_no_slow_path_mends_is_refused_with_the_drivers_name(
 def test_subgroups_that_are_wrong_are_done_without(checked: Device, break_modules: Callable[..., list[str]]) -> None:
     if checked.is_plain:
         pytest.skip("the device has none")
-    break_modules("rms_norm")
+    break_modules("norm")
     assert check_kernels(checked) == (SUBGROUPS,)
     assert checked.is_plain and checked.info.matrix_shape is None
 
@@ -98,8 +98,8 @@ def test_subgroups_that_are_wrong_are_done_without(checked: Device, break_module
 def test_a_device_that_is_wrong_without_subgroups_too_is_refused(
     checked: Device, break_modules: Callable[..., list[str]]
 ) -> None:
-    break_modules("rms_norm", "rms_norm_plain")
-    with pytest.raises(UnsupportedDevice, match=r"computes wrongly \(rms_norm_plain\)"):
+    break_modules("norm", "norm_plain")
+    with pytest.raises(UnsupportedDevice, match=r"computes wrongly \(norm_plain\)"):
         check_kernels(checked)
 
 
@@ -129,7 +129,7 @@ def test_the_second_start_takes_the_verdict_of_the_first(
     if checked.is_plain:
         pytest.skip("the device has no subgroups")
     info = checked.info
-    break_modules("rms_norm")
+    break_modules("norm")
     assert check_kernels(checked) == (SUBGROUPS,)
     checked.info = info
     monkeypatch.setattr(self_check, "cases", None)  # which would fail if it were called

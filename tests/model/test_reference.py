@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from model_specs import TINY_SPEC
 
-from vkllm.model.reference import Reference, attention, rms_norm, rope_table, rotate, swiglu
+from vkllm.model.reference import Reference, activate, attention, rms_norm, rope_table, rotate
 from vkllm.model.spec import ModelSpec, Yarn, expected_shapes
 
 
@@ -110,4 +110,4 @@ def test_attention_of_equal_keys_is_the_mean_of_what_is_seen() -> None:
 def test_norm_and_gate() -> None:
     x = np.array([[3.0, -4.0]], np.float32)
     assert np.allclose(rms_norm(x, np.array([1, 2], np.float32), 0), x / np.sqrt(12.5) * [1, 2])
-    assert np.allclose(swiglu(np.array([[0, 100, 5, 2]], np.float32)), [[0, 200]])
+    assert np.allclose(activate(np.array([[0, 100, 5, 2]], np.float32)), [[0, 200]])

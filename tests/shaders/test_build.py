@@ -47,7 +47,7 @@ def test_a_changed_source_or_module_is_found(build: ModuleType, tmp_path: Path) 
     (tmp_path / "spv" / "argmax.spv").write_bytes(b"")
     (tmp_path / "rope.comp").write_text((tmp_path / "rope.comp").read_text().replace("k_cache v_cache", "v_cache", 1))
     problems = "\n".join(build.check())
-    assert "spv/swiglu.spv is older" in problems and "spv/argmax.spv is not what was compiled" in problems
+    assert "spv/activate.spv is older" in problems and "spv/argmax.spv is not what was compiled" in problems
     assert "rope.comp: header says bindings" in problems and "spv/matvec_q" not in problems
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,21 @@ import numpy.typing as npt
 from vkllm.model.graph import Op, decoder, head
 from vkllm.model.spec import ModelSpec, Yarn
 
+Function = Literal["silu", "gelu", "relu2"]
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 
-def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
-    """x (T, C) / root mean square of each row * weight (C,). Zhang and Sennrich 2019, arXiv 1910.07467."""
+def rms_norm(x: Floats, weight: Floats | float, eps: float) -> Floats:
+    """x (..., C) / root mean square of each row * weight (C,). Zhang and Sennrich 2019, arXiv 1910.07467."""
     y: Floats = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * weight
+    return y
+
+
+def layer_norm(x: Floats, weight: Floats | float, eps: float) -> Floats:
+    """x (..., C) minus its mean, / standard deviation of each row, * weight (C,). Ba et al. 2016, arXiv 1607.06450."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    y: Floats = centred / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + np.float32(eps)) * weight
     return y
 
 
@@ -85,11 +94,25 @@ def attention(q: Floats, k: Floats, v: Floats, positions: Integers) -> Floats:
     return out
 
 
-def swiglu(gate_up: Floats) -> Floats:
-    """silu(gate) * up of (T, 2F): gate in the first F columns. Shazeer 2020, arXiv 2002.05202."""
-    gate, up = np.split(gate_up, 2, axis=-1)
-    out: Floats = (gate / (1 + np.exp(-gate.astype(np.float64))) * up).astype(np.float32)
+def activate(x: Floats, function: Function = "silu", is_gated: bool = True) -> Floats:
+    """function(gate) * up of (T, 2F), gate in the first F columns, or function(x). Shazeer 2020, arXiv 2002.05202."""
+    gate, up = np.split(x, 2, axis=-1) if is_gated else (x, np.float32(1))
+    wide = gate.astype(np.float64)
+    match function:
+        case "silu":
+            y = wide / (1 + np.exp(-wide))
+        case "gelu":
+            y = 0.5 * wide * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
+        case "relu2":
+            y = np.square(np.maximum(wide, 0))
+    out: Floats = (y * up).astype(np.float32)
     return out
+
+
+def softcap(x: Floats, scale: float, cap: float) -> Floats:
+    """cap * tanh(scale * x / cap), or scale * x where the cap is 0."""
+    y: Floats = np.float32(scale) * x
+    return cap * np.tanh(y / cap) if cap else y
 
 
 class Reference:
@@ -135,7 +158,7 @@ class Reference:
         if op.kind == "attention":
             q = x.reshape(len(x), self.spec.n_heads, self.spec.head_dim)
             return attention(q, self._keys[op.layer], self._values[op.layer], positions).reshape(len(x), -1)
-        return swiglu(x)
+        return activate(x)
 
     def _store_and_rotate(self, qkv: Floats, layer: int, positions: Integers) -> Floats:
         spec, table = self.spec, self._table[positions]

@@ -90,7 +90,7 @@ def kernel_work(dispatch: Dispatch, n_rows: int, n_depth: int) -> KernelWork:
             shape = _heads(values)
         case _:
             shape = str(values.get("columns", values.get("n_vocab", "")))
-    n_bytes = 4 * values["columns"] if kernel == "rms_norm" else 0
+    n_bytes = 4 * values["columns"] if kernel == "norm" else 0
     n_tokens = min(n_rows, dispatch.groups[1])
     return KernelWork(kernel, dispatch.weight_format or "", shape, n_tokens, n_bytes)
 
@@ -105,7 +105,12 @@ def _product(dispatch: Dispatch, n_rows: int) -> KernelWork:
         n_weight_rows, columns = values["n_weight_rows"], values["columns"]
         tile = values["tile_tokens" if dispatch.kernel.name == "matmul" else "tokens_per_workgroup"]
     n_tokens = min(n_rows, dispatch.groups[1] * tile)
-    fused = {"norm": values.get("norms"), "swiglu": values.get("gates"), "sum": values["adds"]}
+    fused = {
+        "norm": values.get("norms"),
+        "bias": values.get("has_bias"),
+        "activation": values.get("activation"),
+        "sum": values["adds"],
+    }
     norm_bytes = 4 * columns if fused["norm"] else 0
     return KernelWork(
         kernel=dispatch.kernel.name,

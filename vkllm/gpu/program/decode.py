@@ -14,7 +14,7 @@ from vkllm.formats.quants import weight_format
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
-from vkllm.gpu.program.kernels import ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS
+from vkllm.gpu.program.kernels import ACTIVATIONS, ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS
 from vkllm.gpu.program.operations import Operations, cache_constants, float_bits, heads_together, lanes_of_key
 from vkllm.gpu.program.rounds import PORTION_ROUNDS, most_polls, portion_rounds
 from vkllm.model.graph import Kind, Op, widths
@@ -160,13 +160,18 @@ class Decode:
                     KERNELS["matvec_fused"],
                     (
                         *(planes.quants, planes.scales, source, norm_weight, add, y, self.chain, self.failure),
-                        bias or source,
+                        *(bias or source, source),
                     ),
                     constants=(
                         *(tuning.size, planes.n_columns, first_column, n_columns or planes.n_columns),
                         *(rows, tuning.unroll, int(norm is not None), int(is_gated), int(op.add is not None)),
                         *(float_bits(self._spec.norm_eps), self._most_polls, tuning.steps_touched, int(tuning.doubles)),
-                        *(int(bias is not None), float_bits(factor)),
+                        *(
+                            int(bias is not None),
+                            float_bits(factor),
+                            ACTIVATIONS.index("silu" if is_gated else "none"),
+                            0,
+                        ),
                     ),
                     groups=(n_groups, 1),
                     push=(n_rows, y_offset, 0, 0),

@@ -16,11 +16,17 @@ WEIGHT_FORMATS = ("F32", "F16", "BF16", *QUANTIZED_FORMATS)
 ATTENTION_TILE_ROWS = 64
 """Queries (tokens times heads) that a workgroup of `attention_tiled` takes; `TILE_ROWS` in its shader."""
 
+ACTIVATIONS = ("none", "silu", "gelu", "relu2")
+"""Activation functions by their number in shaders/lib/activations.glsl."""
+
+NORM_FORMS = ("rms", "layer", "none")
+"""Forms of a norm by their number in shaders/norm.comp; "none" only quantizes."""
+
 MAX_ROWS = 512
 """Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
 
 LAST_ROW = 0xFFFFFFFF
-"""The `first_row` of `rms_norm` that stands for the last row of the step."""
+"""The `first_row` of `norm` that stands for the last row of the step."""
 
 TOP_K = 64
 """Most candidates that a token is drawn from on the GPU; `TOP_K` in shaders/lib/largest.glsl."""
@@ -44,6 +50,13 @@ another process has the GPU, ours is suspended as a whole and polls nothing, so 
 KERNELS = {
     kernel.name: kernel
     for kernel in (
+        KernelSpec(
+            "activate",
+            ("x", "y", "y_q16", "y_scales", "step"),
+            ("local_size", "columns", "activation", "is_gated"),
+            subgroup=("shuffle",),
+            has_plain=True,
+        ),
         KernelSpec("argmax", ("logits", "next_token", "chosen"), ("local_size", "n_vocab"), ("slot",)),
         KernelSpec(
             "attention",
@@ -88,7 +101,7 @@ KERNELS = {
         KernelSpec(
             "embed",
             ("quants", "scales", "x", "step"),
-            ("local_size", "columns"),
+            ("local_size", "columns", "scale"),
             ("first_row", "n_table_rows"),
             WEIGHT_FORMATS,
             surplus="loops",
@@ -118,10 +131,11 @@ KERNELS = {
         ),
         KernelSpec(
             "matvec_fused",
-            ("quants", "scales", "source", "norm_weight", "add", "y", "chain", "failure", "bias"),
+            ("quants", "scales", "source", "norm_weight", "add", "y", "chain", "failure", "bias", "norm_bias"),
             (
                 *("local_size", "columns", "first_column", "n_columns", "rows_per_subgroup", "unroll"),
                 *("norms", "gates", "adds", "eps", "most_polls", "steps_touched", "doubles", "has_bias", "factor"),
+                *("activation", "norm_has_bias"),
             ),
             ("n_y_rows", "y_offset", "link", "n_awaited"),
             QUANTIZED_FORMATS,
@@ -130,15 +144,15 @@ KERNELS = {
             surplus="loops",
             chains=True,
         ),
-        KernelSpec("read_bandwidth", ("source", "sums"), ("local_size",), ("n_fours",), surplus="loops"),
         KernelSpec(
-            "rms_norm",
-            ("x", "weight", "y", "y_q16", "y_scales", "step"),
-            ("local_size", "columns", "eps"),
+            "norm",
+            ("x", "weight", "bias", "add", "y", "y_q16", "y_scales", "step"),
+            ("local_size", "columns", "eps", "form", "has_weight", "has_bias", "adds"),
             ("first_row",),
             subgroup=("arithmetic", "shuffle"),
             has_plain=True,
         ),
+        KernelSpec("read_bandwidth", ("source", "sums"), ("local_size",), ("n_fours",), surplus="loops"),
         KernelSpec(
             "rope",
             ("qkv", "rope_table", "q", "k_cache", "v_cache", "step"),
@@ -159,15 +173,9 @@ KERNELS = {
             surplus="loops",
         ),
         KernelSpec("score", ("logits", "targets", "logprobs"), ("local_size", "n_vocab"), ("first_row",)),
+        KernelSpec("softcap", ("logits",), ("local_size", "n_vocab", "factor", "cap"), surplus="loops"),
         KernelSpec(
             "start_order", ("order",), ("local_size", "shared_words", "work", "most_polls"), ("number", "n_before")
-        ),
-        KernelSpec(
-            "swiglu",
-            ("gate_up", "y", "y_q16", "y_scales", "step"),
-            ("local_size", "columns"),
-            subgroup=("shuffle",),
-            has_plain=True,
         ),
         KernelSpec("top_logits", ("logits", "largest"), ("local_size", "n_vocab")),
     )

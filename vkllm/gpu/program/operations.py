@@ -12,7 +12,7 @@ from vkllm.formats.quants import weight_format
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
-from vkllm.gpu.program.kernels import ATTENTION_TILE_ROWS, KERNELS, LAST_ROW
+from vkllm.gpu.program.kernels import ACTIVATIONS, ATTENTION_TILE_ROWS, KERNELS, LAST_ROW
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.graph import Op, widths
 from vkllm.model.spec import ModelSpec
@@ -69,7 +69,7 @@ class Operations:
                 self._device.dispatch(
                     KERNELS["embed"],
                     (planes.quants, planes.scales, self._buffers.activations[op.output].values, self.step),
-                    constants=(self._local_size, planes.n_columns),
+                    constants=(self._local_size, planes.n_columns, float_bits(1.0)),
                     groups=(-(-planes.n_columns // self._local_size), width),
                     push=(first_row, planes.n_rows),
                     weight_format=planes.format,
@@ -82,10 +82,11 @@ class Operations:
     def _rms_norm(self, op: Op, width: int) -> Dispatch:
         x, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
         assert y.q16 is not None and y.scales is not None
+        weight = self._buffers.vectors[op.weights[0]]
         return self._device.dispatch(
-            KERNELS["rms_norm"],
-            (x.values, self._buffers.vectors[op.weights[0]], y.values, y.q16, y.scales, self.step),
-            constants=(4 * self._local_size, self._spec.d_model, float_bits(self._spec.norm_eps)),
+            KERNELS["norm"],
+            (x.values, weight, weight, x.values, y.values, y.q16, y.scales, self.step),
+            constants=(4 * self._local_size, self._spec.d_model, float_bits(self._spec.norm_eps), 0, 1, 0, 0),
             groups=(1, width),
             push=(LAST_ROW if op.output == "final" else 0,),
         )
@@ -230,14 +231,14 @@ class Operations:
         gate_up, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
         assert y.q16 is not None and y.scales is not None
         return self._device.dispatch(
-            KERNELS["swiglu"],
+            KERNELS["activate"],
             (gate_up.values, y.values, y.q16, y.scales, self.step),
-            constants=(self._local_size, self._spec.d_ff),
+            constants=(self._local_size, self._spec.d_ff, ACTIVATIONS.index("silu"), 1),
             groups=(-(-self._spec.d_ff // 4 // self._local_size), width),
         )
 
 
-def float_bits(value: float) -> int:
+def float_bits(value: float | np.float32) -> int:
     """A float32 as a constant of a kernel."""
     return int(np.float32(value).view(np.uint32))
 

@@ -66,7 +66,7 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             return _up(v["n_words"], n)
         case "embed":
             return _up(v["columns"], n)
-        case "mask_logits":
+        case "mask_logits" | "softcap":
             return _up(v["n_vocab"], n)
         case "matmul":
             return _up(v["columns"] // 32, v["steps_ahead"])
@@ -74,12 +74,13 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             return _up(v["columns"] // 32, subgroup_size)
         case "matvec_fused":
             portions = _up(_up(v["n_y_rows"], v["rows_per_subgroup"]), n // subgroup_size)
-            source = max(_up(v["n_columns"] // 4, size) - 8, 0) + size // subgroup_size
+            loads = 3 if v["norms"] == 2 else 1
+            source = loads * (max(_up(v["n_columns"] // 4, size) - 8, 0) + size // subgroup_size)
             return source + portions * portion_rounds(v["n_columns"], v["unroll"], subgroup_size) + v["most_polls"]
         case "read_bandwidth":
             return _up(v["n_fours"], 8 * n) + 8
-        case "rms_norm":
-            return 2 * _up(v["columns"] // 4, size) + size // subgroup_size
+        case "norm":
+            return 3 * _up(v["columns"] // 4, size) + 2 * (size // subgroup_size)
         case "sample":
             merges = sum(3 + _up(m * TOP_K, size) + 6 * (2 + _up(m * TOP_K // 2, size)) for m in (16, 8, 4, 2, 1))
             return _up(_up(v["n_vocab"], TOP_LOGITS), 31) * (3 + _up(32 * TOP_K, size) + merges) + 2 * TOP_K
@@ -90,7 +91,7 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "top_logits":
             share = _up(TOP_LOGITS, size)
             return 2 * share + size + _up(TOP_K * share, size) * (2 + TOP_K * share)
-        case "rope" | "swiglu":
+        case "rope" | "activate":
             return 0
     raise NotImplementedError(kernel)
 

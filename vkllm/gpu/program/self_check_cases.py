@@ -51,7 +51,7 @@ class Case:
 
 def cases(device: Device) -> dict[str, list[Case]]:
     """The cases that a device can run, by kind. Raises DeviceError where one cannot be made."""
-    made = {BASE: [_argmax(device), _embed(device)], SUBGROUPS: [_rms_norm(device), _matvec(device, "F16")]}
+    made = {BASE: [_argmax(device), _embed(device)], SUBGROUPS: [_norm(device), _matvec(device, "F16")]}
     if device.info.type != "cpu":  # there, compiling it takes longer than all the others
         made[SUBGROUPS].append(_attention(device))
     made[DOT_PRODUCTS] = [_matvec(device, "Q8_0")]
@@ -138,7 +138,7 @@ def _embed(device: Device) -> Case:
     dispatch = device.dispatch(
         KERNELS["embed"],
         (*planes, x, step),
-        constants=(SIZE, 96),
+        constants=(SIZE, 96, float_bits(1.0)),
         groups=(2, 3),
         push=(0, 8),
         weight_format="Q4_0",
@@ -146,22 +146,23 @@ def _embed(device: Device) -> Case:
     return Case(_module(device, "embed", "Q4_0"), dispatch, _error(x, table[list(tokens)]))
 
 
-def _rms_norm(device: Device) -> Case:
+def _norm(device: Device) -> Case:
     x, weight, eps = _random(2, 2, 288), _random(3, 288), np.float32(1e-5)
     y, y_q16, y_scales = (_output(device, n) for n in (2 * 288, 288, 2 * 2 * 9))
     wanted = rms_norm(x, weight, float(eps))
     dispatch = device.dispatch(
-        KERNELS["rms_norm"],
-        (_filled(device, x), _filled(device, weight), y, y_q16, y_scales, _step(device, [Row(0, 0), Row(0, 1)])),
-        constants=(SIZE, 288, int(eps.view(np.uint32))),
+        KERNELS["norm"],
+        (
+            *(_filled(device, a) for a in (x, weight, weight, x)),
+            *(y, y_q16, y_scales, _step(device, [Row(0, 0), Row(0, 1)])),
+        ),
+        constants=(SIZE, 288, float_bits(eps), 0, 1, 0, 0),
         groups=(1, 2),
         push=(0,),
     )
     values = _error(y, wanted)
     _, scales = quantize_q16(wanted)
-    return Case(
-        _module(device, "rms_norm"), dispatch, lambda: max(values(), _error(y_scales, scales.reshape(2, 9, 2))())
-    )
+    return Case(_module(device, "norm"), dispatch, lambda: max(values(), _error(y_scales, scales.reshape(2, 9, 2))()))
 
 
 def _matvec(device: Device, fmt: str) -> Case:
@@ -188,8 +189,8 @@ def _matvec_fused(device: Device) -> Case:
     x, norm, y = _random(5, 1, n_columns), _random(6, n_columns), _output(device, n_rows)
     dispatch = device.dispatch(
         KERNELS["matvec_fused"],
-        (*planes, _filled(device, x), _filled(device, norm), y, y, *(_output(device, 16) for _ in range(3))),
-        constants=(SIZE, n_columns, 0, n_columns, 1, 1, 1, 0, 0, int(eps.view(np.uint32)), 0, 0, 0, 0, float_bits(1.0)),
+        (*planes, _filled(device, x), _filled(device, norm), y, y, *(_output(device, 16) for _ in range(4))),
+        constants=(SIZE, n_columns, 0, n_columns, 1, 1, 1, 0, 0, float_bits(eps), 0, 0, 0, 0, float_bits(1.0), 0, 0),
         groups=(2, 1),
         push=(n_rows, 0, 0, 0),
         weight_format="Q4_0",

@@ -1,8 +1,8 @@
-// swiglu: y = silu(gate) * up, as float32 and as q16 blocks
-// bindings: gate_up y y_q16 y_scales step
-// constants: local_size columns
+// activate: y = f(gate) * up or f(x), as float32 and as q16 blocks; f: silu, gelu or the square of relu
+// bindings: x y y_q16 y_scales step
+// constants: local_size columns activation is_gated
 // push:
-// dispatch: x = columns / 4 / local_size, y = tokens; gate_up has 2 * columns columns, gate first
+// dispatch: x = columns / 4 / local_size, y = tokens; with gates x has 2 * columns columns, gate first
 // subgroup: shuffle
 // requires: full subgroups of 8 or more, or the _plain variant, of which an eighth of the invocations have work
 // numerics: float32
@@ -15,19 +15,24 @@
 #endif
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint COLUMNS = 11008;
-layout(std430, binding = 0) readonly buffer GateUp { vec4 gate_up[]; };
+layout(constant_id = 2) const uint ACTIVATION = 1;
+layout(constant_id = 3) const uint IS_GATED = 1;
+layout(std430, binding = 0) readonly buffer X { vec4 x[]; };
 layout(std430, binding = 1) writeonly buffer Y { vec4 y[]; };
 layout(std430, binding = 2) writeonly buffer YQ16 { uint y_q16[]; };
 layout(std430, binding = 3) writeonly buffer YScales { vec2 y_scales[]; };
 #define STEP_BINDING 4
 #include "lib/step.glsl"
 #include "lib/q16.glsl"
+#include "lib/activations.glsl"
 
 const uint FOURS = COLUMNS / 4;
 
 vec4 result(uint row, uint i) {
-  vec4 gate = gate_up[2 * row * FOURS + i];
-  vec4 v = gate / (1.0 + exp(-gate)) * gate_up[(2 * row + 1) * FOURS + i];
+  uint from = (1 + IS_GATED) * row * FOURS + i;
+  vec4 v = x[from];
+  v = ACTIVATED(v);
+  if (IS_GATED != 0) v *= x[from + FOURS];
   y[row * FOURS + i] = v;
   return v;
 }

@@ -1,0 +1,93 @@
+"""norm against numpy: its forms, float32 output and q16 blocks or a sum, from any row on, and the last row alone."""
+
+import numpy as np
+import pytest
+from kernel_case import filled, floats, nmse, poisoned, step_buffer, words
+
+from vkllm.formats.quants import dequantize_q16
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.kernels import KERNELS, LAST_ROW, NORM_FORMS
+from vkllm.gpu.program.operations import float_bits
+from vkllm.model.reference import layer_norm, rms_norm
+
+pytestmark = pytest.mark.gpu
+
+BOUND = 1e-12  # float32 sums of squares: a few 1e-7, squared
+Q16_BOUND = 4e-9  # rounding to 1/32512 of a block's largest value, up to six sigma: (6 / 32512)^2 / 12
+
+
+@pytest.mark.parametrize(
+    ("form", "has_weight", "has_bias", "adds"),
+    [
+        ("rms", True, False, False),
+        ("rms", False, False, False),
+        ("rms", True, False, True),
+        ("layer", True, True, False),
+        ("layer", True, False, True),
+        ("none", False, False, False),
+    ],
+)
+@pytest.mark.parametrize(
+    ("n_rows", "columns", "first_row"),
+    [(1, 32, 0), (1, 576, LAST_ROW), (3, 96, 2), (5, 4096, 0), (5, 4096, 1), (5, 4096, LAST_ROW)],
+)
+def test_norm(
+    device: Device,
+    n_rows: int,
+    columns: int,
+    first_row: int,
+    form: str,
+    has_weight: bool,
+    has_bias: bool,
+    adds: bool,
+) -> None:
+    rng = np.random.default_rng(columns)
+    x = rng.normal(1, 3, (n_rows, columns)).astype(np.float32)
+    x[0, : columns // 32] = 0
+    weight, bias = (rng.normal(1, 0.3, columns).astype(np.float32) for _ in range(2))
+    eps = np.float32(1e-5)
+    taken = x[-1:] if first_row == LAST_ROW else x[first_row:]
+    n_out = len(taken)
+    before = rng.normal(0, 1, (n_rows, columns)).astype(np.float32)
+    y = filled(device, before) if adds else poisoned(device, n_rows * columns)
+    y_q16, y_scales = poisoned(device, n_rows * columns // 2), poisoned(device, n_rows * columns // 16)
+    device.run(
+        [
+            device.dispatch(
+                KERNELS["norm"],
+                (
+                    *(filled(device, x), filled(device, weight), filled(device, bias), y, y, y_q16, y_scales),
+                    step_buffer(device, range(n_rows), [0] * n_rows),
+                ),
+                constants=(
+                    *(256, columns, float_bits(eps), NORM_FORMS.index(form)),
+                    *(int(has_weight), int(has_bias), int(adds)),
+                ),
+                groups=(1, n_out),
+                push=(first_row,),
+            )
+        ]
+    )
+    used = weight if has_weight else 1.0
+    if form == "none":
+        wanted = taken
+    else:
+        wanted = rms_norm(taken, used, float(eps)) if form == "rms" else layer_norm(taken, used, float(eps))
+    wanted = wanted + (bias if has_bias else 0) + (before[:n_out] if adds else 0)
+    assert nmse(floats(y, (n_out, columns)), wanted) < BOUND
+    if adds:
+        return
+    scales = floats(y_scales, (n_out, columns // 32, 2))
+    restored = dequantize_q16(words(y_q16, (n_out, 4, columns // 32, 4)), scales)
+    assert nmse(restored, wanted) < Q16_BOUND
+    assert np.allclose(scales[..., 1], restored.reshape(n_out, -1, 32).sum(axis=2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [0, 1])
+def test_a_row_of_zeros_stays_zero(device: Device, form: int) -> None:
+    y, y_q16, y_scales = (poisoned(device, n) for n in (64, 32, 4))
+    x, weight = filled(device, np.zeros(64, np.float32)), filled(device, np.ones(64, np.float32))
+    buffers = (x, weight, weight, x, y, y_q16, y_scales, step_buffer(device, [0], [0]))
+    constants = (256, 64, float_bits(1e-5), form, 1, 0, 0)
+    device.run([device.dispatch(KERNELS["norm"], buffers, constants=constants, push=(0,))])
+    assert not floats(y, (64,)).any() and not words(y_q16, (32,)).any() and not floats(y_scales, (4,)).any()
