@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vkllm.store import FoundModel
+
 PAGE = Path(__file__).parents[2] / "docs" / "migration.md"
 CELL = re.compile(r"(?<!\\)\|")
 
@@ -50,7 +52,7 @@ def test_our_lines_run_in_their_order(
     library: str, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a line calls the model, it gets the tiny one, and all that is asked of it really runs."""
-    monkeypatch.setattr("vkllm.api.loading.find_model", lambda name, on_progress: tiny_gguf)
+    monkeypatch.setattr("vkllm.api.loading.look_up", lambda name: FoundModel(str(name), None, tiny_gguf))
     monkeypatch.chdir(tmp_path)
 
     async def run() -> None:

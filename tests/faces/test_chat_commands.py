@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 import pytest
 from tiny_gguf import write_tiny_gguf
 
-from vkllm import InvalidParameter, NoDevice, SamplingParams, VkllmError
+from vkllm import InvalidParameter, SamplingParams
 from vkllm.engine.process.handle import EngineProcess
 from vkllm.faces.chat.store import ChatStore, chats_path
-from vkllm.faces.cli.checks import check_model
 from vkllm.faces.cli.line_chat import chat_by_line
 from vkllm.faces.cli.line_commands import LineChat, is_command, run_command
 from vkllm.faces.cli.run import RunOptions
-from vkllm.model.memory.limits import DeviceLimits
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         "vkllm.api.loading.EngineProcess", functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
     )
+    monkeypatch.setattr("vkllm.faces.chat.model_check.limits_from_child", lambda device: None)
     monkeypatch.setenv("VKLLM_DATA", str(tmp_path / "data"))
     return tmp_path / "data"
 
@@ -272,62 +271,8 @@ def test_load_opens_another_model_and_the_conversation_stays(
     other = write_tiny_gguf(tmp_path / "other.gguf")
     line_chat.messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     run_command(line_chat, f"/load {other}")
-    assert line_chat.llm.path == other and line_chat.model == str(other) and len(line_chat.messages) == 2
+    assert line_chat.llm.path == other and line_chat.model.name == str(other) and len(line_chat.messages) == 2
     assert "other on fake device, context of 256 tokens." in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ("/load nothing", "no conversation is kept as 'nothing', and as a model: There is no model"),
-        ("/load {folder}/missing.gguf", "no such file"),
-        ("/load {folder}/damaged.gguf", r"damaged\.gguf"),
-        ("/load {folder}/other.gguf", "architecture 'mamba' is not supported"),
-        ("/load {folder}/text.gguf", r"text\.gguf"),
-        ("/load {folder}/template.gguf", "the chat template is not valid Jinja"),
-        ("/set parameter num_ctx 1", "a context of 1 token is not possible"),
-        ("/set parameter num_ctx 9999", "a context of 9999 tokens is not possible"),
-        ("/set parameter num_ctx -5", "a context of -5 tokens is not possible"),
-        ("/set parameter num_gpu -7", "n_gpu_layers"),
-    ],
-)
-def test_what_cannot_be_loaded_is_known_before_the_open_model_is_closed(
-    line_chat: LineChat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
-) -> None:
-    (tmp_path / "damaged.gguf").write_bytes(b"GGUF")
-    (tmp_path / "text.gguf").write_text("a letter " * 100)
-    write_tiny_gguf(tmp_path / "other.gguf", architecture="mamba")
-    write_tiny_gguf(tmp_path / "template.gguf", template="{% if %}")
-    before = line_chat.llm
-    monkeypatch.setattr(before, "close", lambda: pytest.fail("the open model was closed"))
-    with pytest.raises(VkllmError, match=message):
-        run_command(line_chat, command.format(folder=tmp_path))
-    monkeypatch.undo()
-    assert line_chat.llm is before and line_chat.llm.generate("Xab", max_tokens=2).text == "ab"
-
-
-def test_a_model_that_fails_while_it_is_loaded_brings_the_one_before_back(line_chat: LineChat, tmp_path: Path) -> None:
-    other = write_tiny_gguf(tmp_path / "other.gguf")
-    line_chat.loading = line_chat.loading | {"device": "none"}  # of which only the engine knows that it is not there
-    before = line_chat.llm.path
-    with pytest.raises(NoDevice):
-        line_chat.open(str(other), line_chat.loading)
-    line_chat.loading = {}
-    line_chat.open(line_chat.model, {})
-    assert line_chat.llm.path == before and line_chat.llm.generate("Xab", max_tokens=2).text == "ab"
-
-
-def test_a_plan_counts_the_memory_of_the_open_model_as_free(
-    monkeypatch: pytest.MonkeyPatch, line_chat: LineChat
-) -> None:
-    seen: list[DeviceLimits] = []
-    monkeypatch.setattr("vkllm.faces.cli.checks.choose_device", lambda found, name: None)
-    monkeypatch.setattr("vkllm.faces.cli.checks.devices", lambda: [])
-    monkeypatch.setattr("vkllm.faces.cli.checks.device_limits", lambda info: DeviceLimits(10**6, 10**9))
-    monkeypatch.setattr("vkllm.api.planning.ModelToPlan.plan", lambda self, limits, options: seen.append(limits))
-    check_model(line_chat.model, {}, line_chat.llm.plan)
-    local = line_chat.llm.plan.tiers[0]
-    assert seen[0].memory_bytes == 10**6 + local.used_bytes
 
 
 def test_names_are_asked_for_and_nothing_is_no_conversation(line_chat: LineChat, folder: Path) -> None:

@@ -9,9 +9,12 @@ import pytest
 from tiny_gguf import N_CTX, write_tiny_gguf
 
 from vkllm import ContextOverflow, InvalidParameter
+from vkllm.engine.process.handle import EngineProcess
+from vkllm.faces.cli import app as cli
 from vkllm.faces.cli.opening import RunOptions
 from vkllm.faces.cli.perplexity import measure_perplexity
 from vkllm.faces.cli.run import run_model
+from vkllm.model.memory.plan import PlanOptions
 
 
 class Loaded(Exception):
@@ -88,6 +91,27 @@ def test_a_context_that_is_not_possible(tiny_gguf: Path, n_ctx: int) -> None:
         run(tiny_gguf, "Hi", loading={"n_ctx": n_ctx})
 
 
+def test_perplexity_and_tune_load_as_run_does(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "text"
+    text.write_text("a" * 64)
+    loaded: list[PlanOptions] = []
+
+    def load(engine: EngineProcess) -> None:
+        loaded.append(engine._config.options)
+        raise Loaded
+
+    monkeypatch.setattr(EngineProcess, "start", load)
+    options = ["-ngl", "1", "-ctk", "q8_0", "-ctv", "q8_0", "--vram-limit", "1G", "--ram-limit", "2G"]
+    for command in (
+        ["run", str(tiny_gguf), "Hi"],
+        ["perplexity", str(tiny_gguf), "-f", str(text), "-c", "64"],
+        ["tune", str(tiny_gguf)],
+    ):
+        with pytest.raises(Loaded):
+            cli.app([*command, *options], prog_name="vkllm", standalone_mode=False)
+    assert loaded == [PlanOptions("q8_0", "q8_0", 1, 2**30, 2**31)] * 3
+
+
 @pytest.mark.parametrize(("n_letters", "words"), [(1, "1 token,"), (63, "63 tokens,"), (64, None)])
 def test_a_text_that_is_too_short_for_perplexity(
     tiny_gguf: Path, tmp_path: Path, n_letters: int, words: str | None
@@ -95,7 +119,7 @@ def test_a_text_that_is_too_short_for_perplexity(
     path = tmp_path / "text"
     path.write_text("a" * n_letters)
     with pytest.raises(Loaded if words is None else InvalidParameter) as raised:
-        measure_perplexity(str(tiny_gguf), path, n_ctx=64, n_chunks=None, device=None)
+        measure_perplexity(str(tiny_gguf), path, n_ctx=64, n_chunks=None, loading={})
     assert words is None or f"has {words} fewer than a chunk of 64; take a longer text or a smaller -c" in str(
         raised.value
     )

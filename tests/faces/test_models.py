@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from hub_server import HubServer
 from terminal import FAKE, REAL, Command, terminal
 from tiny_gguf import write_tiny_gguf
 
-from vkllm import store
+from vkllm import LLM, store
+from vkllm.engine.process.handle import EngineProcess
 from vkllm.errors import InvalidParameter, ModelNotFound
+from vkllm.faces.cli import app as cli
 from vkllm.faces.cli import models
 from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource
 
@@ -347,3 +350,29 @@ def test_run_offers_in_a_terminal_and_answers_after_it(hub: HubServer, tmp_path:
         screen.expect_exit()
         assert screen.exit_code == 0
     assert command.leftovers() == []
+
+
+@pytest.mark.parametrize(("arguments", "answer"), [(["Hi"], "user\nHi\n"), ([], ">>> ")])
+def test_run_looks_a_name_up_once_and_marks_the_model_as_used(
+    person: Answers,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    answer: str,
+) -> None:
+    store.pull("tiny")
+    assert store.installed()[0].last_used_s is None
+    looked_up: list[str] = []
+    read: list[str] = []
+    opened: list[LLM] = []
+    source_of, make = store.source_of, LLM.__init__
+    monkeypatch.setattr("vkllm.store.catalog.read_catalog", lambda: read.append("catalogue") or [ENTRY])
+    monkeypatch.setattr("vkllm.store.models.source_of", lambda name: looked_up.append(name) or source_of(name))
+    monkeypatch.setattr(LLM, "__init__", lambda self, *model, **more: opened.append(self) or make(self, *model, **more))
+    monkeypatch.setattr("vkllm.api.loading.EngineProcess", partial(EngineProcess, factory="fake_engine:FakeEngine"))
+    questions = person("/bye")
+    cli.app(["run", "tiny", *arguments], prog_name="vkllm", standalone_mode=False)
+    assert (looked_up, read) == (["tiny"], ["catalogue"])
+    assert [llm.name for llm in opened] == ["tiny"]
+    assert answer in capsys.readouterr().out + "".join(questions)
+    assert time.time() - (store.installed()[0].last_used_s or 0) < 60

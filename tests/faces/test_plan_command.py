@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from terminal import REAL, Command
+from tiny_gguf import write_tiny_gguf
 
-from vkllm import InvalidParameter, plan_model
+from vkllm import LLM, InvalidParameter, VkllmError, plan_model
 from vkllm.faces.cli.loading import layers
 from vkllm.faces.cli.plan import fields, lines, weights_by_tier
 from vkllm.gpu.device.probe import DeviceInfo, Heap, devices, memory_bytes
@@ -108,6 +110,25 @@ def test_a_refusal_is_one_line_and_exit_code_2(
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("vkllm: error: ") and done.stderr.count("\n") == 1
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"fields": {"tokenizer.ggml.pre": "other"}}, "the pre-tokenizer 'other' is not supported"),
+        ({"template": "{% nothing %}"}, "the chat template is not valid Jinja"),
+    ],
+)
+def test_a_model_that_run_refuses_for_its_text_is_refused_with_the_same_sentence(
+    tmp_path: Path, fake_llm: Callable[..., LLM], options: dict[str, Any], why: str
+) -> None:
+    path = write_tiny_gguf(tmp_path / "a.gguf", **options)
+    said: list[str] = []
+    for use in (plan_model, LLM):
+        with pytest.raises(VkllmError, match=why) as raised:
+            use(path)
+        said.append(str(raised.value))
+    assert said[0] == said[1]
 
 
 @pytest.mark.gpu

@@ -210,7 +210,7 @@ def test_a_value_that_is_no_number_is_shown(tmp_path: Path, value: str, message:
 
 
 def test_all_loading_options_have_their_argument() -> None:
-    flags = LoadingFlags(2048, "all", "0", "q8_0", "f16", "1GiB", "1MiB")
+    flags = LoadingFlags("all", "0", "q8_0", "f16", "1GiB", "1MiB", ctx_size=2048)
     assert flags.arguments() == {
         "n_ctx": 2048,
         "n_gpu_layers": None,

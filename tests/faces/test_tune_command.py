@@ -67,6 +67,8 @@ def test_json_has_the_same(command: Command, tiny_gguf: Path, tmp_path: Path) ->
         (["--budget", "nan"], "Invalid value for '--budget': 'nan' should be less than or equal to 3600"),
         (["--show", "--reset"], "--show and --reset are two things to do"),
         (["--device", "missing"], "no Vulkan device was found"),
+        (["-ctk", "q4_0"], "type_k (-ctk) must be f16 or q8_0, not 'q4_0'"),
+        (["-ngl", "few"], "-ngl takes a number of layers or all, not 'few'"),
         (["--device", "none"], "-dev none is not in vkllm: it runs on Vulkan"),
     ],
 )

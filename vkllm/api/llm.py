@@ -26,6 +26,7 @@ from vkllm.errors import ContextOverflow, InvalidParameter, counted
 from vkllm.formats.gguf import main_format
 from vkllm.model.memory.plan import MemoryPlan
 from vkllm.parameters import checks_names, whole_number
+from vkllm.store import FoundModel
 from vkllm.store.downloads.files import OnProgress
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class LLM:
     @checks_names()
     def __init__(
         self,
-        model: str | Path | LoadedModel = "smollm2",
+        model: str | Path | FoundModel | LoadedModel = "smollm2",
         *,
         n_ctx: int | None = None,
         device: str | int | None = None,

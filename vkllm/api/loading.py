@@ -20,7 +20,7 @@ from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo, main_format
 from vkllm.model.architectures import model_spec, pooling
 from vkllm.model.memory.plan import PlanOptions, chosen_context
 from vkllm.model.spec import ModelSpec
-from vkllm.store import find_model
+from vkllm.store import FoundModel, find_model, look_up
 from vkllm.store.downloads.files import OnProgress
 from vkllm.text.chat import ChatTemplate
 from vkllm.text.tokenizer import Tokenizer
@@ -78,7 +78,7 @@ class Loading:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | FoundModel,
         *,
         n_ctx: int | None = None,
         device: str | int | None = None,
@@ -90,13 +90,13 @@ class Loading:
         seed: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        if not isinstance(model, str | Path):
+        if not isinstance(model, str | Path | FoundModel):
             raise InvalidParameter(f"model must be a name or a path, not {model!r}")
         if device is not None and (not isinstance(device, str | int) or isinstance(device, bool)):
             raise InvalidParameter(f"device must be an index or a part of a name, not {device!r}")
         if on_progress is not None and not callable(on_progress):
             raise InvalidParameter(f"on_progress must be a function, not {on_progress!r}")
-        self._model = model
+        self._model = str(model) if isinstance(model, Path) else model
         self._n_ctx = n_ctx
         self._device = None if device is None else str(device)
         self._options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit)
@@ -107,8 +107,9 @@ class Loading:
 
     def run(self) -> LoadedModel:
         """Loads the model. Raises what `LLM` raises, and DeviceLost if another thread has cancelled it."""
-        path = find_model(str(self._model), on_progress=self._on_progress)
-        name = path.stem if Path(self._model).exists() else str(self._model)
+        found = look_up(self._model)
+        path = find_model(found, on_progress=self._on_progress)
+        name = path.stem if found.source is None else found.name
         file = ModelFile.open(path)
         spec = model_spec(file.metadata, file.tensors)
         n_ctx = chosen_context(self._n_ctx, spec.n_ctx_train)

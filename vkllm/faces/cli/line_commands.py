@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from vkllm import LLM, InvalidParameter, ModelNotFound, SamplingParams, VkllmError
+from vkllm.faces.chat.model_check import check_model
 from vkllm.faces.chat.reasoning import prompt_messages
 from vkllm.faces.chat.store import Chat, ChatStore, Role, chats_path
-from vkllm.faces.cli.checks import check_model
 from vkllm.faces.cli.loading import tell_of_memory
 from vkllm.faces.cli.model_facts import fields_of_file, lines_of
 from vkllm.faces.cli.modelfile import modelfile
@@ -22,8 +22,7 @@ from vkllm.faces.cli.opening import RunOptions, open_model
 from vkllm.faces.sampling import FORMS, OPTIONS, parameter, schema_of_format
 from vkllm.faces.terminal import counted, say
 from vkllm.formats.gguf import ModelFile
-from vkllm.store import source_of
-from vkllm.store.catalog import CatalogEntry
+from vkllm.store import FoundModel, look_up
 
 _HELP = """\
 /set        change how answers are made; /? set has more
@@ -59,44 +58,65 @@ _LOADING = {"num_ctx": "n_ctx", "num_gpu": "n_gpu_layers"}  # ollama's parameter
 
 
 class LineChat:
-    """A plain chat: its open model, what was said so far, how answers are made."""
+    """A plain chat: its model, what was said so far, how answers are made."""
 
     def __init__(self, options: RunOptions, sampling: dict[str, Any]) -> None:
         """Opens the model. Raises any VkllmError."""
-        self.model = options.model
+        self.model = look_up(options.model)
         self.loading = options.loading
         self.sampling = dict(sampling)
         self.system = options.system or ""
         self.wants_stats = options.wants_stats
         self.messages: list[dict[str, str]] = []
-        self.llm: LLM = open_model(self.model, self.loading)
+        self._llm: LLM | None = open_model(self.model, self.loading)
+
+    @property
+    def llm(self) -> LLM:
+        """The open model. Raises ModelNotFound if there is none, because the last one could not be opened again."""
+        if self._llm is None:
+            raise ModelNotFound("no model is open; `/load MODEL` opens one")
+        return self._llm
 
     @property
     def prompt_messages(self) -> list[dict[str, str]]:
         """The conversation as the model gets it."""
         return prompt_messages(self.system, [(message["role"], message["content"]) for message in self.messages])
 
-    def open(self, model: str, loading: dict[str, Any]) -> None:
+    def open(self, model: FoundModel, loading: dict[str, Any]) -> None:
         """Opens another model, or this one in another way. Raises any VkllmError, and then the last one is still open.
 
         All that can be checked is checked first. Then the last one is closed, because two may not fit; if the other
-        fails even so, the last one is opened again.
+        fails even so, the last one is opened again. Where that fails too, the error says so and no model is open.
         """
-        ensure_here(model)
-        check_model(model, loading, self.llm.plan)
-        self.llm.close()
+        model = check_model(ensure_here(model), loading, self._llm)
+        last, self._llm = self._llm, None
+        if last is not None:
+            last.close()
         try:
-            self.llm = open_model(model, loading)
-        except (VkllmError, KeyboardInterrupt):
-            self.llm = open_model(self.model, self.loading)
+            self._llm = open_model(model, loading)
+        except (VkllmError, KeyboardInterrupt) as error:
+            if last is not None:
+                self._open_again(error)
             raise
         self.model, self.loading = model, loading
         tell_of_memory(self.llm)
         say(f"{self.llm.path.stem} on {self.llm.device_name}, context of {counted(self.llm.n_ctx, 'token')}.")
 
+    def _open_again(self, error: VkllmError | KeyboardInterrupt) -> None:
+        """Opens the last model, which was closed for one that could not be opened."""
+        try:
+            self._llm = open_model(self.model, self.loading)
+        except VkllmError as second:
+            first = "it was stopped" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
+            raise type(second)(
+                f"{first}; and {self.model.name}, which was open before, could not be opened again "
+                f"({str(second).rstrip('.')}), so no model is open; `/load MODEL` opens one"
+            ) from error
+
     def close(self) -> None:
         """Ends the engine."""
-        self.llm.close()
+        if self._llm is not None:
+            self._llm.close()
 
 
 def is_command(text: str) -> bool:
@@ -195,7 +215,7 @@ def _show(chat: LineChat, what: str) -> None:
 
 
 def _info(chat: LineChat) -> str:
-    facts = lines_of(fields_of_file(chat.model, ModelFile.open(chat.llm.path), _entry(chat)))
+    facts = lines_of(fields_of_file(chat.model.name, ModelFile.open(chat.llm.path), chat.model.entry))
     return "\n".join(f"{key:14}{text}" for key, text in facts)
 
 
@@ -206,18 +226,13 @@ def _parameters(chat: LineChat) -> str:
 
 def _licence(chat: LineChat) -> str:
     metadata = ModelFile.open(chat.llm.path).metadata
-    entry = _entry(chat)
+    entry = chat.model.entry
     names = [metadata.string(f"general.license{end}", None) for end in ("", ".name", ".link")]
     return "\n".join(filter(None, names)) or (entry.licence if entry else "The file names no licence.")
 
 
 def _template(chat: LineChat) -> str:
     return ModelFile.open(chat.llm.path).metadata.string("tokenizer.chat_template", None) or ""
-
-
-def _entry(chat: LineChat) -> CatalogEntry | None:
-    source = source_of(chat.model)
-    return source if isinstance(source, CatalogEntry) else None
 
 
 def _text_of(field: str, sampling: dict[str, Any]) -> str:
@@ -267,9 +282,10 @@ def _load(chat: LineChat, name: str) -> None:
                 say("\n".join(message.content for message in messages[-1:]))
                 return
     try:
-        chat.open(name, chat.loading)
+        model = look_up(name)
     except ModelNotFound as error:
         raise ModelNotFound(f"no conversation is kept as {name!r}, and as a model: {error}") from None
+    chat.open(model, chat.loading)
 
 
 def _chat_named(store: ChatStore, name: str) -> Chat | None:

@@ -24,17 +24,9 @@ def _option(*names: str, **more: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class LoadingFlags:
-    """Options of the commands that load a model, or plan to."""
+class PlacementFlags:
+    """Options of the commands that load a model, whatever its context: where its parts go, how they are cached."""
 
-    ctx_size: Annotated[
-        int | None,
-        _option(
-            "-c",
-            "--ctx-size",
-            help="Context size: tokens of prompt and answer together; 0 is the longest that costs no speed.",
-        ),
-    ] = None
     gpu_layers: Annotated[
         str | None,
         _option("-ngl", "--n-gpu-layers", metavar="N|all", help="How many layers to keep in the GPU's own memory."),
@@ -72,7 +64,6 @@ class LoadingFlags:
     def arguments(self) -> dict[str, Any]:
         """Arguments of `LLM` by name. Raises InvalidParameter."""
         return {
-            "n_ctx": self.ctx_size,
             "device": device_named(self.device),
             "type_k": self.cache_type_k,
             "type_v": self.cache_type_v,
@@ -80,6 +71,24 @@ class LoadingFlags:
             "vram_limit": _size(self.vram_limit, "--vram-limit"),
             "ram_limit": _size(self.ram_limit, "--ram-limit"),
         }
+
+
+@dataclass(frozen=True)
+class LoadingFlags(PlacementFlags):
+    """The same, and the context."""
+
+    ctx_size: Annotated[
+        int | None,
+        _option(
+            "-c",
+            "--ctx-size",
+            help="Context size: tokens of prompt and answer together; 0 is the longest that costs no speed.",
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `LLM` by name. Raises InvalidParameter."""
+        return {"n_ctx": self.ctx_size, **super().arguments()}
 
 
 def _size(text: str | None, option: str) -> int | None:

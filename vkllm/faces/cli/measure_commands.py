@@ -5,6 +5,7 @@ It knows Typer; what the commands do is in modules of their own, imported when t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,9 @@ import typer
 
 from vkllm.errors import InvalidParameter
 from vkllm.faces.cli import completion
-from vkllm.faces.cli.loading import device_named
+from vkllm.faces.cli.loading import PlacementFlags, device_named
 from vkllm.faces.cli.models import ensure_here
-from vkllm.faces.cli.options import DeviceName, Json, ModelName, ModelOption, add_command, chosen
+from vkllm.faces.cli.options import Json, ModelName, ModelOption, add_command, chosen
 from vkllm.faces.terminal import say
 
 
@@ -111,7 +112,7 @@ def bench(
     how = setups(
         names,
         layer_counts(gpu_layers or ["all"]),
-        list(values(device, "")) if device else [None],
+        [device_named(text) for text in values(device, "")] if device else [None],
         types_k,
         types_v,
     )
@@ -123,40 +124,46 @@ def bench(
         if pairs:
             raise InvalidParameter("--kernels times single steps, of -p tokens or of decoding; leave -pg out")
         rows_asked = [n for n in prompts if n] if n_prompt else None
-        steps = measure_kernels(KernelOptions(how, rows_asked, any(generated), depths))
+        steps_asked = KernelOptions(how, rows_asked, any(generated), depths)
+        _ensure_all_here(names)
+        steps = measure_kernels(steps_asked)
         lines = tables(steps) if output == "md" else FORMATS[output](rows(steps))
     else:
         tests = cases(prompts, generated, pairs or [], depths)
+        _ensure_all_here(names)
         results = measure(BenchOptions(how, tests, repetitions, not no_warmup))
         is_shown = {"type_k": types_k != ["f16"], "type_v": types_v != ["f16"], "dev": bool(device)}
         shown = [title for title, is_asked in is_shown.items() if is_asked]
         lines = markdown(results, shown) if output == "md" else FORMATS[output](results)
-    for name in names:
-        ensure_here(name)
     for line in lines:  # each when it is measured
         say(line)
 
 
+def _ensure_all_here(names: Sequence[str]) -> None:
+    for name in names:
+        ensure_here(name)
+
+
 def perplexity(
     file: Annotated[Path, typer.Option("-f", "--file", help="The file with the text.")],
+    placement: PlacementFlags,
     model: ModelName = None,
     model_option: ModelOption = None,
     ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=4, help="Length of a chunk in tokens.")] = 512,
     n_chunks: Annotated[int, typer.Option("--chunks", help="Limit the number of chunks; -1 is all.")] = -1,
-    device: DeviceName = None,
 ) -> None:
     """Measure how well a model predicts a text, as llama.cpp does: the second half of each chunk counts."""
     from vkllm.faces.cli.perplexity import measure_perplexity
 
     name = chosen(model, model_option, "smollm2")
     limit = n_chunks if n_chunks > 0 else None
-    measure_perplexity(name, file, n_ctx=ctx_size, n_chunks=limit, device=device_named(device))
+    measure_perplexity(name, file, n_ctx=ctx_size, n_chunks=limit, loading=placement.arguments())
 
 
 def tune(
+    placement: PlacementFlags,
     model: ModelName = None,
     model_option: ModelOption = None,
-    device: DeviceName = None,
     budget: Annotated[float, typer.Option("--budget", min=1, max=3600, help="About how many seconds to spend.")] = 30.0,
     show: Annotated[bool, typer.Option("--show", help="Show what was found before, and whether it is used.")] = False,
     reset: Annotated[bool, typer.Option("--reset", help="Forget what was found before.")] = False,
@@ -176,6 +183,6 @@ def tune(
     elif show:
         show_kept(as_json=json)
     else:
-        name = chosen(model, model_option, "smollm2")
-        ensure_here(name)
-        tune_model(name, device=device_named(device), budget_s=budget, as_json=json)
+        how = placement.arguments()
+        found = ensure_here(chosen(model, model_option, "smollm2"))
+        tune_model(found, how, budget_s=budget, as_json=json)

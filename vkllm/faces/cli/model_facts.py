@@ -53,9 +53,8 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
     """What a model's files say, for JSON."""
     import math
 
+    from vkllm.api.loading import read_text
     from vkllm.model.architectures import model_spec
-    from vkllm.text.chat import ChatTemplate
-    from vkllm.text.tokenizer import Tokenizer
 
     metadata, tensors = file.metadata, file.tensors.values()
     architecture = metadata.string("general.architecture", "none")
@@ -65,8 +64,7 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
         count["n_tensors"] += 1
         count["n_bytes"] += tensor.n_bytes
     try:
-        model_spec(metadata, file.tensors)
-        ChatTemplate.from_gguf(metadata, Tokenizer.from_gguf(metadata))
+        read_text(file.paths[0], metadata, model_spec(metadata, file.tensors))
         problem = None
     except VkllmError as error:
         problem = str(error)

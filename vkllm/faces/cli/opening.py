@@ -11,13 +11,14 @@ from vkllm import LLM
 from vkllm.faces.cli.loading import tell_of_memory
 from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.terminal import complain, loading_bar
+from vkllm.store import FoundModel
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """What was asked for on the command line, besides sampling. loading: arguments of LLM (vkllm.faces.cli.loading)."""
 
-    model: str
+    model: str | FoundModel
     prompt: str | None = None
     files: Sequence[Path] = ()
     system: str | None = None
@@ -26,11 +27,11 @@ class RunOptions:
     is_raw: bool = False
 
 
-def open_model(name: str, loading: dict[str, Any]) -> LLM:
+def open_model(model: str | FoundModel, loading: dict[str, Any]) -> LLM:
     """Loads a model with a progress bar, after asking whether to fetch one that is not here. Raises any VkllmError."""
-    ensure_here(name)
+    found = ensure_here(model)
     with loading_bar() as on_progress:
-        return LLM(name, **loading, on_progress=on_progress)
+        return LLM(found, **loading, on_progress=on_progress)
 
 
 def tell_of_device(llm: LLM) -> None:

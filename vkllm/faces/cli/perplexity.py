@@ -7,8 +7,10 @@ half a context before them. It knows files and the terminal; `LLM.score` does th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vkllm import LLM, InvalidParameter
 from vkllm.faces.cli.models import ensure_here
@@ -18,15 +20,18 @@ from vkllm.store import find_model
 from vkllm.text.tokenizer import Tokenizer
 
 
-def measure_perplexity(model: str, file: Path, *, n_ctx: int, n_chunks: int | None, device: str | None) -> None:
-    """Prints the estimate after each chunk and at the end. n_chunks: at most so many; None for all."""
+def measure_perplexity(model: str, file: Path, *, n_ctx: int, n_chunks: int | None, loading: Mapping[str, Any]) -> None:
+    """Prints the estimate after each chunk and at the end. n_chunks: at most so many; None for all.
+
+    loading: other arguments of LLM.
+    """
     try:
         text = file.read_bytes().decode(errors="replace").removesuffix("\n")
     except OSError as error:
         raise InvalidParameter(f"cannot read {file}: {error.strerror}") from error
-    ensure_here(model)
+    found = ensure_here(model)
     with loading_bar() as on_progress:
-        path = find_model(model, on_progress=on_progress)
+        path = find_model(found, on_progress=on_progress)
         tokenizer = Tokenizer.from_gguf(ModelFile.open(path).metadata)
         token_ids = tokenizer.encode(text, parse_special=False)
         if len(token_ids) < n_ctx:
@@ -34,7 +39,7 @@ def measure_perplexity(model: str, file: Path, *, n_ctx: int, n_chunks: int | No
                 f"{file} has {counted(len(token_ids), 'token')}, fewer than a chunk of {n_ctx}; "
                 "take a longer text or a smaller -c"
             )
-        llm = LLM(model, n_ctx=n_ctx, device=device, on_progress=on_progress)
+        llm = LLM(replace(found, path=path), n_ctx=n_ctx, **loading, on_progress=on_progress)
     with llm:
         logprobs: list[float] = []
         parts = list(chunks(token_ids, n_ctx, tokenizer.bos_id if tokenizer.adds_bos else None))[:n_chunks]

@@ -5,6 +5,7 @@ It knows in which order things happen; not where prompts come from or how answer
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from vkllm import InvalidParameter, VkllmError
@@ -14,7 +15,7 @@ from vkllm.faces.cli.opening import RunOptions, open_model, tell_of_device
 from vkllm.faces.prompt import whole_prompt
 from vkllm.faces.sampling import FORMS
 from vkllm.faces.terminal import complain, counted, print_stats, show
-from vkllm.store import local_model
+from vkllm.store import look_up
 
 
 def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
@@ -27,14 +28,14 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
         raise InvalidParameter(
             "a system prompt (-sys) needs the chat template, which --raw leaves out; give one of them"
         )
-    local_model(options.model)  # a name that stands for nothing is told before a prompt is read
+    model = look_up(options.model)  # a name that stands for nothing is told before a prompt is read
     check_form(sampling)
     prompt = whole_prompt(options.prompt, options.files)
     if prompt is None:
-        chat_by_line(options, sampling)
+        chat_by_line(replace(options, model=model), sampling)
         return True
-    check_room(options.model, options.loading.get("n_ctx"), prompt, options.system, sampling, is_raw=options.is_raw)
-    with open_model(options.model, options.loading) as llm:
+    check_room(model, options.loading.get("n_ctx"), prompt, options.system, sampling, is_raw=options.is_raw)
+    with open_model(model, options.loading) as llm:
         if options.system and not llm.has_chat_template:
             complain("warning", f"{llm.name} has no chat template, so the system prompt (-sys) has no effect")
         if options.is_raw or not llm.has_chat_template:

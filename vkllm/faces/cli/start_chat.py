@@ -9,6 +9,7 @@ from typing import Any
 from vkllm.faces.cli.opening import RunOptions
 from vkllm.faces.cli.run import run_model
 from vkllm.faces.terminal import is_terminal
+from vkllm.store import FoundModel
 
 
 def has_screen() -> bool:
@@ -17,7 +18,7 @@ def has_screen() -> bool:
 
 
 def start_chat(
-    model: str | None = None,
+    model: FoundModel | None = None,
     *,
     sampling: dict[str, Any],
     loading: dict[str, Any] | None = None,
@@ -33,6 +34,7 @@ def start_chat(
     if has_screen() and not is_plain:
         from vkllm.faces.tui.app import ChatOptions, run_chat
 
-        run_chat(ChatOptions(model, system, loading.pop("n_ctx", None), loading.pop("device", None), sampling), loading)
+        name = None if model is None else model.name
+        run_chat(ChatOptions(name, system, loading.pop("n_ctx", None), loading.pop("device", None), sampling), loading)
         return True
     return run_model(RunOptions(model or "smollm2", system=system, loading=loading), sampling)

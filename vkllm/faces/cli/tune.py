@@ -5,7 +5,7 @@ It prints; `LLM.tune` tries and keeps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -25,12 +25,16 @@ from vkllm.gpu.tuning.cache import (
 )
 from vkllm.gpu.tuning.search import Trial
 from vkllm.gpu.tuning.space import DECODE_FIELDS, PREFILL_FIELDS, value_of
+from vkllm.store import FoundModel
 
 
-def tune_model(model: str, *, device: str | None, budget_s: float, as_json: bool) -> None:
-    """Tunes, and prints each trial, speeds before and after, and the choice. Raises any VkllmError."""
+def tune_model(model: FoundModel, loading: Mapping[str, Any], *, budget_s: float, as_json: bool) -> None:
+    """Tunes, and prints each trial, speeds before and after, and the choice. loading: arguments of LLM.
+
+    Raises any VkllmError.
+    """
     with loading_bar() as on_progress:
-        llm = LLM(model, device=device, on_progress=on_progress)
+        llm = LLM(model, **loading, on_progress=on_progress)
     with llm:
         if not as_json:
             say(f"{llm.path.name} on {llm.device_name}, for about {budget_s:g} s")

@@ -20,7 +20,7 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from vkllm import LLM, VkllmError
-from vkllm.faces.chat.model_check import check_model
+from vkllm.faces.chat.model_check import OnProgress, check_model
 from vkllm.faces.chat.store import ChatStore, chats_path
 from vkllm.faces.terminal import complain
 from vkllm.faces.tui.chat_screen import ChatScreen
@@ -31,6 +31,7 @@ from vkllm.faces.tui.key_order import KeyOrder
 from vkllm.faces.tui.parameters_screen import Parameters
 from vkllm.faces.tui.printable import PrintableLines, without_controls
 from vkllm.faces.tui.session import Session
+from vkllm.store import FoundModel
 
 _TWICE_S = 3.0  # the second Ctrl+C quits if it comes within this time
 _END_S = 1.0  # an engine that ends takes less
@@ -195,9 +196,14 @@ def run_chat(options: ChatOptions, loading: Mapping[str, Any]) -> None:
     Raises VkllmError if chats cannot be kept.
     """
     store = ChatStore(chats_path())
-    fits = Fits(dict(loading) | {"device": options.device})
+    loading = {**loading, "device": options.device}
+    fits = Fits(loading)
+
+    def check(model: str, n_ctx: int | None, open_llm: LLM, on_progress: OnProgress) -> FoundModel:
+        return check_model(model, {**loading, "n_ctx": n_ctx}, open_llm, on_progress)
+
     try:
-        app = ChatApp(options, store, partial(LLM, **loading), fits, check_model)
+        app = ChatApp(options, store, partial(LLM, **loading), fits, check)
         try:
             with outliving_terminal(app):
                 app.run()

@@ -15,6 +15,7 @@ from typing import Any
 
 from vkllm.api.planning import ModelToPlan
 from vkllm.errors import OutOfDeviceMemory, VkllmError
+from vkllm.faces.chat.model_check import without_held
 from vkllm.faces.tui.fit import Fit, FitQuestion, ModelToFit, read_question
 from vkllm.gpu.device.limits import device_limits
 from vkllm.gpu.device.probe import choose_device, devices
@@ -31,7 +32,7 @@ def fits(question: FitQuestion) -> Iterator[tuple[str, Fit]]:
     n_ctx, device = loading.pop("n_ctx", None), loading.pop("device", None)
     options = PlanOptions(**loading)
     info = choose_device(devices(), device)
-    limits = _with(device_limits(info), question.held_bytes)
+    limits = without_held(device_limits(info), question.held_bytes)
     opened: dict[str, ModelToPlan | VkllmError] = {}
     is_timed = info.type == "cpu"  # there is nothing to time
     while True:
@@ -47,16 +48,6 @@ def fits(question: FitQuestion) -> Iterator[tuple[str, Fit]]:
             return
         limits = replace(limits, speeds=measured_speeds(info))
         is_timed = True
-
-
-def _with(limits: DeviceLimits, held_bytes: dict[str, int]) -> DeviceLimits:
-    """Limits as they are once what is held is given back."""
-    local = held_bytes.get(Tier.LOCAL, 0)
-    return replace(
-        limits,
-        memory_bytes=limits.memory_bytes + local,
-        spill_bytes=limits.spill_bytes + sum(held_bytes.values()) - local,
-    )
 
 
 def _open(path: str, n_ctx: int | None) -> ModelToPlan | VkllmError:

@@ -18,6 +18,7 @@ from vkllm import LLM, Generation, Stream, VkllmError
 from vkllm.api.llm import Message
 from vkllm.errors import counted
 from vkllm.faces.tui.cells import speed
+from vkllm.store import FoundModel
 
 _PATIENCE_S = 2.0  # with a load that was cancelled
 
@@ -25,8 +26,9 @@ OpenModel = Callable[..., LLM]
 """Opens a model as `LLM` does: (model, n_ctx=, device=, on_progress=)."""
 
 
-CheckModel = Callable[[str, int | None, Callable[[str, int, int], None]], None]
-"""Raises VkllmError for what can be known to be wrong before a model is opened: (model, n_ctx, on_progress)."""
+CheckModel = Callable[[str, int | None, LLM, Callable[[str, int, int], None]], FoundModel]
+"""Raises VkllmError for what can be known to be wrong before a model is opened, and returns what is to be opened:
+(model, n_ctx, the model that is open, on_progress)."""
 
 
 class OpenedModel(NamedTuple):
@@ -110,13 +112,14 @@ class LoadJob:
 
     def _run(self) -> None:
         try:
+            model: str | FoundModel = self.model
             if self._previous is not None:
                 if self._check is not None:
-                    self._check(self.model, self._n_ctx, self._on_progress)
+                    model = self._check(self.model, self._n_ctx, self._previous.llm, self._on_progress)
                 self._on_progress(f"opening {self.model}", 0, 0)
                 self._is_previous_open = False
                 self._previous.llm.close()
-            llm = self._open(self.model, self._n_ctx)
+            llm = self._open(model, self._n_ctx)
             if self._is_cancelled:
                 llm.close()
             else:
@@ -132,7 +135,7 @@ class LoadJob:
             self.leave()
             self.is_over = True
 
-    def _open(self, model: str, n_ctx: int | None) -> LLM:
+    def _open(self, model: str | FoundModel, n_ctx: int | None) -> LLM:
         return self._open_model(model, n_ctx=n_ctx, device=self._device, on_progress=self._on_progress)
 
     def _open_again(self, previous: OpenedModel) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vkllm import LLM
+from vkllm.faces.chat.model_check import held_bytes
 from vkllm.faces.tui.fit import ModelToFit
 from vkllm.faces.tui.fits import Fits
 from vkllm.faces.tui.jobs import CheckModel, LoadJob, OpenedModel, OpenModel
-from vkllm.model.memory.limits import Tier
 from vkllm.store import installed
 from vkllm.store.catalog import catalog
 
@@ -100,14 +100,7 @@ class Session:
     @property
     def held_bytes(self) -> dict[str, int]:
         """By tier, what the open model holds, and gives back before another one is opened."""
-        if self.llm is None:
-            return {}
-        held = {str(tier.tier): tier.used_bytes for tier in self.llm.plan.tiers}
-        if moved := self.llm.moved_bytes:
-            slowest = str(self.llm.plan.tiers[-1].tier)
-            held[Tier.LOCAL] -= moved
-            held[slowest] += moved
-        return held
+        return held_bytes(self.llm)
 
     def load(self, model: str) -> None:
         """Begins to open a model in place of the one that is open; call `finish_loading` once `loading.is_over`."""
