@@ -37,10 +37,9 @@ from vkllm.gpu.program.choices import tuning  # noqa: E402
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK  # noqa: E402
 from vkllm.gpu.program.program import Program, Submitted  # noqa: E402
 from vkllm.gpu.program.step import Row  # noqa: E402
-from vkllm.model.spec import ModelSpec  # noqa: E402
+from vkllm.model.architectures.llama import llama_spec  # noqa: E402
 
-SPEC = ModelSpec(
-    architecture="llama",
+SPEC = llama_spec(
     n_layers=2,
     n_heads=8,
     n_kv_heads=2,
@@ -49,13 +48,6 @@ SPEC = ModelSpec(
     d_ff=1536,
     n_vocab=1024,
     n_ctx_train=1024,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
-    rope_dims=64,
-    rope_scale=1.0,
-    rope_pairing="interleaved",
-    has_rope_freqs=False,
-    output_weight="output.weight",
 )
 FORMATS = {
     **dict.fromkeys(("token_embd", "attn_q", "attn_k", "attn_v", "attn_output"), "Q4_0"),

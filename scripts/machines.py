@@ -16,6 +16,8 @@ from vkllm.errors import OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
 from vkllm.gpu.program.buffers import HEAD_ROWS
 from vkllm.gpu.program.kernels import MAX_ROWS
+from vkllm.model.architectures.llama import llama_spec
+from vkllm.model.graph import expected_shapes
 from vkllm.model.memory.limits import (
     CHAINED_LAYER_S,
     CPU_CORE_BYTES_PER_S,
@@ -29,7 +31,7 @@ from vkllm.model.memory.limits import (
     limits_of_heaps,
 )
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, plan
-from vkllm.model.spec import ModelSpec, expected_shapes
+from vkllm.model.spec import ModelSpec
 
 PAGE = Path(__file__).parents[1] / "docs" / "machines.md"
 GIB = 2**30
@@ -148,8 +150,7 @@ MACHINES = (
 
 def llama(n_layers: int, d_model: int, d_ff: int, n_heads: int, n_kv_heads: int, n_ctx_train: int) -> ModelSpec:
     """A published Llama shape with 32,000 tokens."""
-    return ModelSpec(
-        architecture="llama",
+    return llama_spec(
         n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
@@ -158,13 +159,6 @@ def llama(n_layers: int, d_model: int, d_ff: int, n_heads: int, n_kv_heads: int,
         d_ff=d_ff,
         n_vocab=32000,
         n_ctx_train=n_ctx_train,
-        norm_eps=1e-5,
-        rope_theta=10000.0,
-        rope_dims=d_model // n_heads,
-        rope_scale=1.0,
-        rope_pairing="interleaved",
-        has_rope_freqs=False,
-        output_weight="output.weight",
     )
 
 

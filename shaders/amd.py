@@ -36,7 +36,9 @@ from vkllm.gpu.program.choices import tuning  # noqa: E402
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS  # noqa: E402
 from vkllm.gpu.program.program import WIDTHS, Program, Result  # noqa: E402
 from vkllm.gpu.program.step import Draw, Row  # noqa: E402
-from vkllm.model.spec import ModelSpec, expected_shapes  # noqa: E402
+from vkllm.model.architectures.llama import llama_spec  # noqa: E402
+from vkllm.model.graph import expected_shapes  # noqa: E402
+from vkllm.model.spec import ModelSpec  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,7 @@ FAMILIES = {
 RDNA = ("vangogh", "rembrandt", "navi21", "gfx1100")
 """Families of RDNA 2 and 3, which have integer dot products; for the others, GCN, the driver writes them out."""
 
-MODEL = ModelSpec(
-    architecture="llama",
+MODEL = llama_spec(
     n_layers=32,
     n_heads=32,
     n_kv_heads=32,
@@ -69,17 +70,10 @@ MODEL = ModelSpec(
     d_ff=11008,
     n_vocab=32000,
     n_ctx_train=4096,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
-    rope_dims=128,
-    rope_scale=1.0,
-    rope_pairing="interleaved",
-    has_rope_freqs=False,
-    output_weight="output.weight",
 )
 """Llama 2 7B."""
 
-GROUPED_MODEL = replace(MODEL, n_layers=1, n_kv_heads=8, d_ff=14336)
+GROUPED_MODEL = replace(MODEL, layers=(replace(MODEL.layers[0], n_kv_heads=8, d_ff=14336),))
 """A layer of Llama 3 8B, where four query heads share a key head: attention's other shape."""
 
 
@@ -261,7 +255,7 @@ def _steps(info: DeviceInfo, spec: ModelSpec, fmt: str, widths: Iterable[int] = 
 
 def _uses(info: DeviceInfo) -> list[Use]:
     """Every different module and set of constants, by name; modules that no step has with their shaders' constants."""
-    layer = replace(MODEL, n_layers=1)
+    layer = replace(MODEL, layers=MODEL.layers[:1])
     dot, no_dot = replace(info, features=info.features | FAST_DOT), replace(info, features=info.features - FAST_DOT)
     cases = [(info, GROUPED_MODEL, "Q4_0")]
     cases += [(variant, layer, fmt) for fmt in WEIGHT_FORMATS for variant in (dot, no_dot)]

@@ -12,8 +12,9 @@ from random_weights import quantized
 from vkllm.engine.requests import EngineConfig
 from vkllm.formats.gguf import ModelFile
 from vkllm.formats.quants import dequantize
+from vkllm.model.graph import expected_shapes
 from vkllm.model.reference import Reference
-from vkllm.model.spec import ModelSpec, expected_shapes
+from vkllm.model.spec import ModelSpec
 
 
 def write_random_model(path: Path, spec: ModelSpec, formats: Mapping[str, str], seed: int = 0) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
-from model_specs import TINY_SPEC
+from model_specs import tiny_spec
 from random_model import engine_config, reference, write_random_model
 from tiny_vocabularies import tiny_bpe, write_gguf
 
@@ -50,7 +50,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Iterator[Engine]:
-    spec = replace(TINY_SPEC, n_vocab=tokenizer.n_vocab)
+    spec = tiny_spec(n_vocab=tokenizer.n_vocab)
     path = write_random_model(tmp_path_factory.mktemp("random") / "model.gguf", spec, {"attn_q": "Q8_0"})
     config = replace(engine_config(path, spec), token_bytes=tokenizer.answer_bytes(), end_ids=tokenizer.stop_ids)
     try:

@@ -1,11 +1,10 @@
 """A full context that goes on: the engine against runs that begin with the tokens that a shift leaves."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from model_specs import TINY_SPEC
+from model_specs import tiny_spec
 from random_model import engine_config, write_random_model
 
 from vkllm.engine.engine import Engine
@@ -18,7 +17,7 @@ from vkllm.errors import NoDevice
 pytestmark = pytest.mark.gpu
 
 N_CTX, N_KEEP = 64, 5
-SPEC = replace(TINY_SPEC, n_layers=1)
+SPEC = tiny_spec(n_layers=1)
 PROMPT = tuple(int(t) for t in np.random.default_rng(3).integers(0, SPEC.n_vocab, 40))
 
 

@@ -1,7 +1,5 @@
 """attention_fused against numpy: rope, the store and attention of one token, in one part of the context and in many."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from kernel_case import (
@@ -16,13 +14,13 @@ from kernel_case import (
     words,
     write_cache,
 )
-from model_specs import TINY_SPEC
 
 from vkllm.formats.quants import dequantize_q16
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, LINK_WORDS
 from vkllm.gpu.program.operations import lanes_of_key
 from vkllm.model.reference import attention, rope_table, rotate
+from vkllm.model.spec import Rope
 
 pytestmark = pytest.mark.gpu
 
@@ -52,7 +50,7 @@ def test_attention_fused(
     is_chained: bool,
 ) -> None:
     rng = np.random.default_rng(position)
-    turns = rope_table(replace(TINY_SPEC, head_dim=head_dim, rope_dims=head_dim // 2), position + 1)
+    turns = rope_table(Rope(10000.0, head_dim // 2), position + 1)
     qkv = rng.normal(0, 1.5, (1, n_heads + 2 * n_kv_heads, head_dim)).astype(np.float32)
     before = [rng.normal(0, 1, (position, n_kv_heads, head_dim)).astype(np.float32) for _ in range(2)]
     table = [int(block) for block in rng.permutation(position // KV_BLOCK + 1)]

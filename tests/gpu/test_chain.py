@@ -36,6 +36,7 @@ from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.step import Row
 from vkllm.gpu.tuning.space import is_possible
 from vkllm.model.reference import rope_table
+from vkllm.model.spec import Rope
 
 pytestmark = pytest.mark.gpu
 
@@ -155,7 +156,7 @@ def test_attention_waits_for_its_input(device: Device) -> None:
     links, n_heads, head_dim = Links(device, 1), 4, 32
     links.chain = chain = filled(device, np.zeros(16 * LINK_WORDS, np.uint32))
     qkv = poisoned(device, 3 * n_heads * head_dim)
-    turns = filled(device, rope_table(replace(TINY_SPEC, head_dim=head_dim, rope_dims=head_dim), 1))
+    turns = filled(device, rope_table(Rope(10000.0, head_dim), 1))
     caches = [poisoned(device, cache_words("f16", 1, n_heads, head_dim)) for _ in range(2)]
     outputs = [poisoned(device, n) for n in (128, 64, 8)]
     attention = device.dispatch(

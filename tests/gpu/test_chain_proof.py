@@ -17,7 +17,8 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = replace(chain_proof.SPEC, n_layers=1, d_model=256, d_ff=256, n_heads=4, n_vocab=64)
+    layer = replace(chain_proof.SPEC.layers[0], d_ff=256, n_heads=4)
+    spec = replace(chain_proof.SPEC, layers=(layer,), d_model=256, n_vocab=64)
     for name, value in (("SPEC", spec), ("BATCH", 8), ("N_CTX", 32)):
         monkeypatch.setattr(chain_proof, name, value)
     monkeypatch.setattr(chain_proof.program_module, "N_SLOTS", 3)  # put back at the end

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_specs import WIDE_SPEC
+from model_specs import WIDE_SPEC, wide_spec
 from random_model import engine_config, write_random_model
 
 from vkllm.gpu.device.kompute import Device, Dispatch
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.gpu
 
 Q4 = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), "Q4_0")
 MODELS = {
-    "tied": (replace(WIDE_SPEC, output_weight="token_embd.weight"), Q4 | {"token_embd": "Q8_0"}),
+    "tied": (wide_spec(output_weight="token_embd.weight"), Q4 | {"token_embd": "Q8_0"}),
     "mixed": (WIDE_SPEC, Q4 | {"attn_v": "Q6_K", "ffn_up": "F16", "token_embd": "F16", "output": "Q6_K"}),
 }
 D, FF, VOCAB, QKV = WIDE_SPEC.d_model, WIDE_SPEC.d_ff, WIDE_SPEC.n_vocab, 256 + 2 * 64

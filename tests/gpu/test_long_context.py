@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from kernel_case import nmse
-from model_specs import TINY_SPEC
+from model_specs import tiny_spec
 from random_model import engine_config, reference, write_random_model
 
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.step import Row
-from vkllm.model.spec import Yarn
+from vkllm.model.spec import Rope, Yarn
 
 pytestmark = pytest.mark.gpu
 
 N_TOKENS, N_DECODED = 9000, 4
-SPEC = replace(
-    TINY_SPEC,
+SPEC = tiny_spec(
     n_layers=1,
     n_heads=2,
     n_kv_heads=1,
@@ -29,9 +27,7 @@ SPEC = replace(
     d_ff=64,
     n_vocab=64,
     n_ctx_train=16384,
-    rope_scale=8.0,
-    rope_magnitude=1.2,
-    yarn=Yarn(2048),
+    rope=Rope(10000.0, 32, "interleaved", scale=8.0, magnitude=1.2, yarn=Yarn(2048)),
 )
 # Keys and values are rounded to float16 (2^-12), which this layer amplifies some times: (8 * 2^-12)^2.
 BOUND = 4e-6

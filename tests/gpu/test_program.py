@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kernel_case import nmse
-from model_specs import TINY_SPEC, WIDE_SPEC
+from model_specs import TINY_SPEC, WIDE_SPEC, tiny_spec, wide_spec
 from random_model import engine_config, reference, write_random_model
 
 from vkllm.engine.sampler import masked, pick, slope
@@ -24,6 +24,7 @@ from vkllm.gpu.program.program import WIDTHS, Program, Result
 from vkllm.gpu.program.step import KEEP_ALL, Draw, Row
 from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.plan import PlanOptions
+from vkllm.model.spec import Rope
 
 pytestmark = pytest.mark.gpu
 
@@ -42,7 +43,9 @@ MODELS = {
          "ffn_gate": "Q4_K", "ffn_up": "Q4_K", "ffn_down": "Q6_K", "output": "Q6_K"},
     ),
     "tied, half, factors": (
-        replace(TINY_SPEC, rope_pairing="half", has_rope_freqs=True, output_weight="token_embd.weight"),
+        tiny_spec(
+            rope=Rope(10000.0, 32, factors="rope_freqs.weight"), output_weight="token_embd.weight"
+        ),
         dict.fromkeys(
             ("token_embd", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), "Q4_1"
         ),
@@ -256,7 +259,7 @@ def test_a_file_that_is_cut_while_it_is_loaded_ends_in_a_sentence(device: Device
 
 
 def test_a_vocabulary_of_262144_tokens_is_read_in_parts(device: Device, tmp_path: Path) -> None:
-    spec = replace(WIDE_SPEC, n_vocab=262_144, n_layers=1, output_weight="token_embd.weight")
+    spec = wide_spec(n_vocab=262_144, n_layers=1, output_weight="token_embd.weight")
     path = write_random_model(tmp_path / "model.gguf", spec, {"token_embd": "F16"})
     config = engine_config(path, spec, 64)
     info = replace(device.info, max_binding_bytes=min(device.info.max_binding_bytes, 100 * 2**20))

@@ -1,15 +1,13 @@
 """rope against numpy: both pairings, partly rotated heads, and the place of keys and values in the cache."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from kernel_case import cache_words, filled, floats, nmse, poisoned, read_cache, step_buffer, words
-from model_specs import TINY_SPEC
 
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS
 from vkllm.model.reference import rope_table, rotate
+from vkllm.model.spec import Rope
 
 pytestmark = pytest.mark.gpu
 
@@ -29,8 +27,7 @@ def test_rope(
     rng = np.random.default_rng(head_dim)
     positions, table = [37, 38, 95], [2, 0, 1]  # the blocks of a sequence lie anywhere in the cache
     n_rows, n_heads_all = len(positions), n_heads + 2 * n_kv_heads
-    spec = replace(TINY_SPEC, rope_dims=rope_dims, head_dim=head_dim)
-    turns = rope_table(spec, 128)
+    turns = rope_table(Rope(10000.0, rope_dims), 128)
     qkv = rng.normal(0, 1, (n_rows, n_heads_all, head_dim)).astype(np.float32)
     q = poisoned(device, n_rows * n_heads * head_dim)
     caches = [poisoned(device, cache_words(fmt, len(table), n_kv_heads, head_dim)) for _ in range(2)]

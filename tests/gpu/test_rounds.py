@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kernel_case import filled, floats, planes, poisoned, step_buffer, words
-from model_specs import TINY_SPEC
+from model_specs import tiny_spec
 from random_weights import quantized
 from tunings import H100
 
@@ -25,6 +25,7 @@ from vkllm.gpu.program.operations import float_bits
 from vkllm.gpu.program.program import WIDTHS
 from vkllm.gpu.program.rounds import BUDGET, PORTION_ROUNDS, check_rounds, rounds
 from vkllm.gpu.program.step import Draw, Row
+from vkllm.model.spec import Rope
 
 SHADERS = Path(__file__).parents[2] / "shaders"
 sys.path.insert(0, str(SHADERS))
@@ -172,7 +173,7 @@ N_CTX = 131_072
 @pytest.mark.parametrize("fmt", ["Q4_0", "F16"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_worst_sum_of_rounds_stays_below_the_budget(shape: dict[str, int], fmt: str, info: DeviceInfo) -> None:
-    spec = replace(TINY_SPEC, n_layers=1, n_ctx_train=N_CTX, rope_dims=2, **shape)
+    spec = tiny_spec(n_layers=1, n_ctx_train=N_CTX, rope=Rope(10000.0, 2), **shape)
     device = amd.PaperDevice(info)
     program = amd.paper_program(device, spec, fmt)
     draw = Draw(1, 0, 0, 0.0, 0)

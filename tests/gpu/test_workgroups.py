@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_specs import TINY_SPEC, WIDE_SPEC
+from model_specs import tiny_spec, wide_spec
 from random_model import engine_config, write_random_model
 from tunings import H100, RADEON
 
@@ -46,7 +46,7 @@ def test_no_dispatch_of_a_program_has_more_workgroups_than_any_device_allows(
 ) -> None:
     info = replace(base, subgroup_size=size, min_subgroup_size=size, max_subgroup_size=size)
     output = "token_embd.weight" if is_tied else "output.weight"
-    spec = replace(WIDE_SPEC, n_layers=1, n_vocab=n_vocab, d_ff=d_ff, output_weight=output)
+    spec = wide_spec(n_layers=1, n_vocab=n_vocab, d_ff=d_ff, output_weight=output)
     device = amd.PaperDevice(info)
     program = amd.paper_program(device, spec, fmt)
     for width, result, is_masked in itertools.product(WIDTHS, ("logits", "sampled", "token"), (False, True)):
@@ -70,7 +70,7 @@ def test_no_dispatch_of_a_program_has_more_workgroups_than_any_device_allows(
 @pytest.mark.parametrize(("n_vocab", "folds"), [(131_070, False), (131_072, True), (262_144, True)])
 def test_a_large_vocabulary_on_subgroups_of_64_goes_on_in_z(n_vocab: int, folds: bool) -> None:
     device = amd.PaperDevice(RADEON)
-    program = amd.paper_program(device, replace(WIDE_SPEC, n_layers=1, n_vocab=n_vocab), "F16")
+    program = amd.paper_program(device, wide_spec(n_layers=1, n_vocab=n_vocab), "F16")
     device.steps.clear()
     program.submit([Row(0, i) for i in range(8)], [0], "token", is_prompt=True)
     logits = [use for step in device.steps for use in step if use.kernel == "matvec"][-1]
@@ -106,7 +106,7 @@ def test_surplus_workgroups_go_on_in_z_or_loop_or_are_refused(
 def test_fewer_workgroups_give_the_very_same_numbers(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fmt: str
 ) -> None:
-    spec = replace(TINY_SPEC, n_layers=1, n_vocab=3001)
+    spec = tiny_spec(n_layers=1, n_vocab=3001)
     kinds = ("token_embd", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "output")
     path = write_random_model(tmp_path / "model.gguf", spec, dict.fromkeys(kinds, fmt))
     config = engine_config(path, spec)

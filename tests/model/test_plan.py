@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from model_specs import TINY_SPEC, WIDE_SPEC
+from model_specs import TINY_SPEC, WIDE_SPEC, tiny_spec
 
 from vkllm.errors import InvalidParameter, OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
+from vkllm.model.graph import expected_shapes
 from vkllm.model.memory.limits import DeviceLimits, Speeds, Tier, without_margin
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, cache_bytes_per_token, decode_bytes, plan
-from vkllm.model.spec import ModelSpec, expected_shapes
+from vkllm.model.spec import ModelSpec
 
 MIB, GIB = 2**20, 2**30
 
@@ -28,13 +29,11 @@ TENSORS = table(TINY_SPEC)
 LARGE = DeviceLimits(memory_bytes=2**31, max_binding_bytes=2**27)
 
 # Ten layers whose matrices take 640 KiB a layer in Q8_0, so that what lies where can be counted by hand.
-DEEP = replace(
-    TINY_SPEC,
+DEEP = tiny_spec(
     n_layers=10,
     n_heads=8,
     n_kv_heads=8,
     head_dim=32,
-    rope_dims=32,
     d_model=256,
     d_ff=512,
     n_vocab=1024,
@@ -110,7 +109,7 @@ def test_a_decode_step_reads_each_weight_once_and_the_cache() -> None:
     n_vector = sum(shape[0] for shape in shapes.values() if len(shape) == 1)
     assert untied == pytest.approx(n_read * 18 / 32 + 4 * n_vector, rel=1e-3)
     assert decode_bytes(TINY_SPEC, TENSORS, 100) - untied == 100 * cache_bytes_per_token(TINY_SPEC)
-    tied = replace(TINY_SPEC, output_weight="token_embd.weight")
+    tied = tiny_spec(output_weight="token_embd.weight")
     assert decode_bytes(tied, TENSORS, 0) == untied, "the embedding is the vocabulary projection then"
 
 
@@ -293,7 +292,8 @@ def test_a_refusal_says_what_is_missing_and_the_context_that_fits() -> None:
 
 
 def test_a_refusal_suggests_the_largest_quantization_that_fits() -> None:
-    spec = replace(DEEP, d_model=512, n_heads=16, n_kv_heads=2)
+    layer = replace(DEEP.layers[0], n_heads=16, n_kv_heads=2)
+    spec = replace(DEEP, d_model=512, layers=(layer,) * DEEP.n_layers)
     q8, q6 = (plan(spec, table(spec, f), LARGE, 256, 8).total_bytes for f in ("Q8_0", "Q6_K"))
     with pytest.raises(OutOfDeviceMemory, match=r"the same model in Q8_0 \(context 256\) would fit"):
         plan(spec, table(spec, "F16"), card(q8, 0), 256, 8)

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from model_specs import TINY_SPEC
+from model_specs import tiny_spec
 
 from vkllm.errors import OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import FORMATS, weight_format
-from vkllm.model.graph import decoder
+from vkllm.model.graph import Embed, Matvec, decoder, expected_shapes
 from vkllm.model.memory.limits import DeviceKind, DeviceLimits, HeapLimits, Speeds, Tier, limits_of_heaps
 from vkllm.model.memory.plan import USUAL_CONTEXT, MemoryPlan, PlanOptions, plan
-from vkllm.model.spec import ModelSpec, expected_shapes
+from vkllm.model.spec import ModelSpec
 
 MIB = 2**20
 KINDS: tuple[DeviceKind, ...] = ("discrete", "unified", "cpu")
@@ -51,13 +51,11 @@ def models(draw: st.DrawFn) -> Model:
     unit = draw(st.sampled_from((32, 256)))
     n_kv_heads, group = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     head_dim = draw(st.sampled_from((32, 64, 128))) if unit == 32 else 256
-    spec = replace(
-        TINY_SPEC,
+    spec = tiny_spec(
         n_layers=draw(st.integers(1, 5)),
         n_heads=n_kv_heads * group,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
-        rope_dims=head_dim,
         d_model=unit * draw(st.integers(1, 1024 // unit)),
         d_ff=unit * draw(st.integers(1, 2048 // unit)),
         n_vocab=draw(st.integers(1, 20_000)),
@@ -171,7 +169,7 @@ def test_every_row_of_every_tensor_is_placed_once(case: Case, is_automatic: bool
     made = planned(model, case.device.limits, 0 if is_automatic else case.n_ctx, case.options)
     assume(made is not None)
     assert made is not None
-    read = {op.weights for op in decoder(model.spec) if op.kind in ("embed", "matvec")} | {(model.spec.output_weight,)}
+    read = {op.weights for op in decoder(model.spec) if isinstance(op, Embed | Matvec)} | {(model.spec.output_weight,)}
     assert set(made.matrices) == read
     for weights, parts in made.matrices.items():
         stacks = list(dict.fromkeys(part.stack for part in parts))

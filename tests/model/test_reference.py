@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from model_specs import TINY_SPEC
 
+from vkllm.model.graph import expected_shapes
 from vkllm.model.reference import Reference, activate, attention, rms_norm, rope_table, rotate
-from vkllm.model.spec import ModelSpec, Yarn, expected_shapes
+from vkllm.model.spec import Rope, Yarn
+
+ROPE = Rope(10000.0, 32, "interleaved")
 
 
 def random_weights(seed: int = 0) -> dict[str, np.ndarray]:
@@ -33,7 +36,7 @@ def test_later_tokens_do_not_change_earlier_logits() -> None:
 
 @pytest.mark.parametrize("pairing", ["interleaved", "half"])
 def test_rotation_keeps_lengths_and_depends_on_distance_only(pairing: str) -> None:
-    table = rope_table(TINY_SPEC, 64)
+    table = rope_table(ROPE, 64)
     rng = np.random.default_rng(0)
     q, k = (np.repeat(rng.normal(0, 1, (1, 1, 32)).astype(np.float32), 64, axis=0) for _ in range(2))
     turned_q, turned_k = rotate(q, table, pairing), rotate(k, table, pairing)
@@ -44,34 +47,34 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only(pairing: str) -> No
 
 
 def test_the_pairings_differ_by_a_permutation() -> None:
-    table = rope_table(TINY_SPEC, 8)
+    table = rope_table(ROPE, 8)
     x = np.random.default_rng(0).normal(0, 1, (8, 2, 32)).astype(np.float32)
     order = [*range(0, 32, 2), *range(1, 32, 2)]
     assert np.allclose(rotate(x[..., order], table, "half"), rotate(x, table, "interleaved")[..., order], atol=1e-6)
 
 
 def test_frequency_factors_and_linear_scaling_slow_the_rotation() -> None:
-    plain = rope_table(TINY_SPEC, 9)
-    assert np.allclose(rope_table(TINY_SPEC, 9, np.full(16, 2, np.float32))[8], plain[4], atol=1e-6)
-    assert np.allclose(rope_table(replace(TINY_SPEC, rope_scale=4.0), 9)[8], plain[2], atol=1e-6)
+    plain = rope_table(ROPE, 9)
+    assert np.allclose(rope_table(ROPE, 9, np.full(16, 2, np.float32))[8], plain[4], atol=1e-6)
+    assert np.allclose(rope_table(replace(ROPE, scale=4.0), 9)[8], plain[2], atol=1e-6)
 
 
-def yarn_table_by_the_paper(spec: ModelSpec, yarn: Yarn, position: int) -> list[tuple[float, float]]:
+def yarn_table_by_the_paper(rope: Rope, yarn: Yarn, position: int) -> list[tuple[float, float]]:
     """Equations 17 to 22 of arXiv 2309.00071, one rotation at a time; the slope runs over rotations, its ends rounded
     outwards, as in the authors' code."""
-    n = spec.rope_dims
+    n = rope.dims
     table = []
     for i in range(n // 2):
-        theta = spec.rope_theta ** (-2 * i / n)
+        theta = rope.theta ** (-2 * i / n)
         # rotation number d turns n_ctx / wavelength(d) times: solved for d
         low, high = (
-            n * math.log(yarn.n_ctx / (turns * 2 * math.pi)) / (2 * math.log(spec.rope_theta))
+            n * math.log(yarn.n_ctx / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
             for turns in (yarn.beta_fast, yarn.beta_slow)
         )
         low, high = math.floor(low), math.ceil(high)
         gamma = 1.0 if i <= low else 0.0 if i >= high else 1 - (i - low) / (high - low)
-        h = (1 - gamma) * theta / spec.rope_scale + gamma * theta
-        t = 0.1 * math.log(spec.rope_scale) + 1
+        h = (1 - gamma) * theta / rope.scale + gamma * theta
+        t = 0.1 * math.log(rope.scale) + 1
         table.append((t * math.cos(position * h), t * math.sin(position * h)))
     return table
 
@@ -79,21 +82,21 @@ def yarn_table_by_the_paper(spec: ModelSpec, yarn: Yarn, position: int) -> list[
 @pytest.mark.parametrize(("dims", "theta", "n_ctx", "scale"), [(32, 1e4, 256, 4.0), (128, 1e6, 32768, 4.0)])
 def test_yarn_is_the_paper_s(dims: int, theta: float, n_ctx: int, scale: float) -> None:
     yarn = Yarn(n_ctx)
-    spec = replace(TINY_SPEC, rope_dims=dims, rope_theta=theta, rope_scale=scale, yarn=yarn)
-    spec = replace(spec, rope_magnitude=0.1 * math.log(scale) + 1)
-    table = rope_table(spec, 301)
+    rope = Rope(theta, dims, scale=scale, yarn=yarn)
+    rope = replace(rope, magnitude=0.1 * math.log(scale) + 1)
+    table = rope_table(rope, 301)
     for position in (0, 1, 77, 300):
-        assert np.allclose(table[position], yarn_table_by_the_paper(spec, yarn, position), atol=1e-6)
-    plain = rope_table(replace(spec, rope_scale=1.0, rope_magnitude=1.0, yarn=None), 301)
-    linear = rope_table(replace(spec, rope_magnitude=1.0, yarn=None), 301)
-    assert np.allclose(table[:, 0], plain[:, 0] * spec.rope_magnitude, atol=1e-6), "the fastest keeps its speed"
-    assert np.allclose(table[:, -1], linear[:, -1] * spec.rope_magnitude, atol=1e-6), "the slowest is scaled whole"
-    assert not np.allclose(table, plain * spec.rope_magnitude, atol=1e-2)
+        assert np.allclose(table[position], yarn_table_by_the_paper(rope, yarn, position), atol=1e-6)
+    plain = rope_table(replace(rope, scale=1.0, magnitude=1.0, yarn=None), 301)
+    linear = rope_table(replace(rope, magnitude=1.0, yarn=None), 301)
+    assert np.allclose(table[:, 0], plain[:, 0] * rope.magnitude, atol=1e-6), "the fastest keeps its speed"
+    assert np.allclose(table[:, -1], linear[:, -1] * rope.magnitude, atol=1e-6), "the slowest is scaled whole"
+    assert not np.allclose(table, plain * rope.magnitude, atol=1e-2)
 
 
 def test_the_slope_of_yarn_has_its_strength_and_its_ends() -> None:
-    spec = replace(TINY_SPEC, rope_scale=2.0, yarn=Yarn(256, beta_fast=8.0, beta_slow=2.0, strength=0.5))
-    angles = np.arctan2(rope_table(spec, 2)[1, :, 1], rope_table(spec, 2)[1, :, 0])
+    rope = replace(ROPE, scale=2.0, yarn=Yarn(256, beta_fast=8.0, beta_slow=2.0, strength=0.5))
+    angles = np.arctan2(rope_table(rope, 2)[1, :, 1], rope_table(rope, 2)[1, :, 0])
     shares = angles / 10000.0 ** (-np.arange(16) / 16)
     # 32 log(256 / (2 pi turns)) / (2 log 10000): 2.83 for 8 turns, 5.24 for 2, so a slope from 2 to 6
     kept = 0.5 * np.array([1, 1, 1, 0.75, 0.5, 0.25] + [0] * 10)

@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from model_specs import TINY_SPEC
+from model_specs import tiny_spec
 from tiny_gguf import write_tiny_gguf
 
 from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.gguf import ModelFile, TensorInfo
 from vkllm.model.architectures import model_spec
-from vkllm.model.spec import ModelSpec, Yarn, expected_shapes
+from vkllm.model.graph import expected_shapes
+from vkllm.model.spec import Rope, Yarn
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_the_tiny_model(file: ModelFile) -> None:
     spec = model_spec(file.metadata, file.tensors)
     assert (spec.n_layers, spec.n_heads, spec.n_kv_heads, spec.head_dim) == (1, 1, 1, 32)
     assert (spec.d_model, spec.d_ff, spec.n_vocab, spec.n_ctx_train) == (32, 256, 259, 256)
-    assert spec.rope_pairing == "interleaved" and spec.output_weight == "token_embd.weight"
+    assert spec.layers[0].rope.pairing == "interleaved" and spec.output_weight == "token_embd.weight"
     assert set(expected_shapes(spec)) == set(file.tensors)
 
 
@@ -59,7 +60,7 @@ def test_a_norm_must_be_float32(file: ModelFile) -> None:
 
 
 def test_every_layer_has_its_nine_tensors() -> None:
-    shapes = expected_shapes(replace(TINY_SPEC, n_layers=5, has_rope_freqs=True))
+    shapes = expected_shapes(tiny_spec(n_layers=5, rope=Rope(1e4, 32, factors="rope_freqs.weight")))
     assert len(shapes) == 5 * 9 + 4
     assert shapes["blk.4.attn_k.weight"] == (64, 96) and shapes["rope_freqs.weight"] == (16,)
 
@@ -73,9 +74,10 @@ def with_scaling(tmp_path: Path, **fields: str | float) -> ModelFile:
     return ModelFile.open(write_tiny_gguf(tmp_path / "scaled.gguf", fields=full))
 
 
-def scaled_spec(tmp_path: Path, **fields: str | float) -> ModelSpec:
+def scaled(tmp_path: Path, **fields: str | float) -> Rope:
     file = with_scaling(tmp_path, **fields)
-    return model_spec(file.metadata, file.tensors)
+    (rope,) = model_spec(file.metadata, file.tensors).ropes
+    return rope
 
 
 @pytest.mark.parametrize(
@@ -93,29 +95,29 @@ def scaled_spec(tmp_path: Path, **fields: str | float) -> ModelSpec:
 def test_linear_scaling_is_what_a_factor_means_unless_the_file_says_otherwise(
     tmp_path: Path, fields: dict[str, str | float], scale: float
 ) -> None:
-    spec = scaled_spec(tmp_path, **fields)
-    assert (spec.rope_scale, spec.rope_magnitude, spec.yarn) == (scale, 1, None)
+    rope = scaled(tmp_path, **fields)
+    assert (rope.scale, rope.magnitude, rope.yarn) == (scale, 1, None)
 
 
 def test_yarn_takes_the_paper_s_constants_unless_the_file_has_its_own(tmp_path: Path) -> None:
-    spec = scaled_spec(tmp_path, type="yarn", factor=4.0, original_context_length=64)
-    assert (spec.rope_scale, spec.yarn) == (4, Yarn(64, 32, 1, 1))
-    assert spec.rope_magnitude == pytest.approx(0.1 * math.log(4) + 1)
-    assert scaled_spec(tmp_path, type="yarn", factor=4.0).yarn == Yarn(256), "the context it was trained for"
+    rope = scaled(tmp_path, type="yarn", factor=4.0, original_context_length=64)
+    assert (rope.scale, rope.yarn) == (4, Yarn(64, 32, 1, 1))
+    assert rope.magnitude == pytest.approx(0.1 * math.log(4) + 1)
+    assert scaled(tmp_path, type="yarn", factor=4.0).yarn == Yarn(256), "the context it was trained for"
     own = {"yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0, "yarn_ext_factor": 0.5, "attn_factor": 1.5}
-    spec = scaled_spec(tmp_path, type="yarn", factor=4.0, original_context_length=64, **own)
-    assert spec.yarn == Yarn(64, 16, 2, 0.5) and spec.rope_magnitude == pytest.approx(1.5 * (0.1 * math.log(4) + 1))
-    spec = scaled_spec(tmp_path, type="yarn", factor=4.0, yarn_log_multiplier=0.5)
-    assert spec.rope_magnitude == pytest.approx((0.1 * math.log(4) + 1) / (0.05 * math.log(4) + 1))
-    spec = scaled_spec(tmp_path, type="yarn", factor=4.0, yarn_ext_factor=0.0)
-    assert spec.rope_magnitude == 1, "without the paper's rotations there is none of its sharpening"
-    assert scaled_spec(tmp_path, type="yarn", factor=0.5).rope_magnitude == 1
-    assert scaled_spec(tmp_path, attn_factor=1.25).rope_magnitude == 1.25, "as Phi's files have it, without yarn"
+    rope = scaled(tmp_path, type="yarn", factor=4.0, original_context_length=64, **own)
+    assert rope.yarn == Yarn(64, 16, 2, 0.5) and rope.magnitude == pytest.approx(1.5 * (0.1 * math.log(4) + 1))
+    rope = scaled(tmp_path, type="yarn", factor=4.0, yarn_log_multiplier=0.5)
+    assert rope.magnitude == pytest.approx((0.1 * math.log(4) + 1) / (0.05 * math.log(4) + 1))
+    rope = scaled(tmp_path, type="yarn", factor=4.0, yarn_ext_factor=0.0)
+    assert rope.magnitude == 1, "without the paper's rotations there is none of its sharpening"
+    assert scaled(tmp_path, type="yarn", factor=0.5).magnitude == 1
+    assert scaled(tmp_path, attn_factor=1.25).magnitude == 1.25, "as Phi's files have it, without yarn"
 
 
 def test_a_scaling_that_is_not_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="'longrope' is not supported; supported: none, linear, yarn"):
-        scaled_spec(tmp_path, type="longrope", factor=4.0)
+        scaled(tmp_path, type="longrope", factor=4.0)
 
 
 @pytest.mark.parametrize(
@@ -136,4 +138,4 @@ def test_a_scaling_that_is_not_known_is_refused(tmp_path: Path) -> None:
 )
 def test_numbers_that_no_scaling_can_have_are_typed_errors(tmp_path: Path, fields: dict[str, float]) -> None:
     with pytest.raises(ModelFileError, match=r"scaled\.gguf"):
-        scaled_spec(tmp_path, **({"type": "yarn", "factor": 4.0} | fields))
+        scaled(tmp_path, **({"type": "yarn", "factor": 4.0} | fields))

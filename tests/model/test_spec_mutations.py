@@ -17,9 +17,9 @@ from mutations import LIMIT_BYTES, LIMIT_S, TimeLimit, limits, run_mutations
 from vkllm.errors import VkllmError
 from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo
 from vkllm.model.architectures import model_spec
+from vkllm.model.graph import expected_shapes
 from vkllm.model.memory.limits import DeviceLimits
 from vkllm.model.memory.plan import plan
-from vkllm.model.spec import expected_shapes
 
 N_MUTATIONS = int(os.environ.get("VKLLM_TEST_MUTATIONS", "1000"))
 LIMITS = DeviceLimits(memory_bytes=1 << 30, max_binding_bytes=1 << 30)
@@ -53,7 +53,7 @@ def sound(tmp_path: Path) -> Path:
     writer.add_key_length(spec.head_dim)
     writer.add_value_length(spec.head_dim)
     writer.add_layer_norm_rms_eps(spec.norm_eps)
-    writer.add_rope_dimension_count(spec.rope_dims)
+    writer.add_rope_dimension_count(spec.layers[0].rope.dims)
     writer.add_string("llama.rope.scaling.type", "yarn")
     writer.add_float32("llama.rope.scaling.factor", 4.0)
     writer.add_uint32("llama.rope.scaling.original_context_length", 64)

@@ -10,9 +10,13 @@ from collections.abc import Mapping
 
 from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.gguf import Metadata, TensorInfo
-from vkllm.formats.quants import BLOCK, FORMATS, weight_format
+from vkllm.formats.quants import FORMATS, weight_format
+from vkllm.model.graph import Embed, Matvec, decoder, each_expected, head
 from vkllm.model.keys import shown
-from vkllm.model.spec import ModelSpec, each_expected, tensors_of_layer, tensors_outside_layers
+from vkllm.model.spec import LayerSpec, ModelSpec, Rope
+
+MAX_HEAD_DIM = 256
+"""The largest head that the kernels of attention take."""
 
 _LAYER = re.compile(r"blk\.(0|[1-9]\d{0,9})\.(.+)", re.DOTALL)
 
@@ -20,79 +24,110 @@ _LAYER = re.compile(r"blk\.(0|[1-9]\d{0,9})\.(.+)", re.DOTALL)
 def check_numbers(spec: ModelSpec, metadata: Metadata) -> None:
     """Raises ModelFileError for numbers that no model can have, UnsupportedModel for those that vkllm has no kernels
     for."""
-    positive = {
-        "block count": spec.n_layers,
-        "head count": spec.n_heads,
-        "key/value head count": spec.n_kv_heads,
-        "head size": spec.head_dim,
-        "embedding length": spec.d_model,
-        "feed-forward length": spec.d_ff,
-        "context length": spec.n_ctx_train,
-        "vocabulary": spec.n_vocab,
-        "norm epsilon": spec.norm_eps,
-        "rope base": spec.rope_theta,
-        "rope scale": spec.rope_scale,
-        "rope magnitude": spec.rope_magnitude,
-    }
-    if spec.yarn is not None:
-        positive |= {
-            "original context length": spec.yarn.n_ctx,
-            "yarn_beta_fast": spec.yarn.beta_fast,
-            "yarn_beta_slow": spec.yarn.beta_slow,
-        }
-    for name, value in positive.items():
+    _check_positive(
+        metadata,
+        {
+            "embedding length": spec.d_model,
+            "context length": spec.n_ctx_train,
+            "vocabulary": spec.n_vocab,
+            "norm epsilon": spec.norm_eps,
+            "embedding scale": abs(spec.embedding_scale),
+            "logit scale": abs(spec.logit_scale),
+        },
+    )
+    for layer in dict.fromkeys(spec.layers):
+        _check_layer(layer, metadata)
+    for rope in spec.ropes:
+        _check_rope(rope, metadata)
+
+
+def _check_positive(metadata: Metadata, numbers: Mapping[str, float]) -> None:
+    for name, value in numbers.items():
         if not 0 < value < 2**31:
             raise ModelFileError(f"{metadata.path}: the {name} is {value}, which no model can have")
-    if spec.n_heads % spec.n_kv_heads:
+
+
+def _check_layer(layer: LayerSpec, metadata: Metadata) -> None:
+    _check_positive(
+        metadata,
+        {
+            "head count": layer.n_heads,
+            "key/value head count": layer.n_kv_heads,
+            "head size": layer.head_dim,
+            "feed-forward length": layer.d_ff,
+            "attention scale": layer.attention_scale,
+            "residual scale": abs(layer.residual_scale),
+        },
+    )
+    if layer.n_heads % layer.n_kv_heads:
         raise ModelFileError(
-            f"{metadata.path}: {spec.n_heads} heads cannot share {spec.n_kv_heads} key/value heads evenly"
+            f"{metadata.path}: {layer.n_heads} heads cannot share {layer.n_kv_heads} key/value heads evenly"
         )
-    if spec.head_dim % BLOCK or spec.head_dim > 256:
+    if layer.head_dim % 8 or layer.head_dim > MAX_HEAD_DIM:
         raise UnsupportedModel(
-            f"{metadata.path}: a head size of {spec.head_dim} is not supported; multiples of {BLOCK} up to 256 are"
+            f"{metadata.path}: a head size of {layer.head_dim} is not supported; supported: multiples "
+            f"of 8 up to {MAX_HEAD_DIM}"
         )
-    if spec.yarn is not None and (not 0 <= spec.yarn.strength <= 1 or spec.rope_theta <= 1):
+    if layer.rope is not None and not 0 < layer.rope.dims <= layer.head_dim:
+        raise ModelFileError(f"{metadata.path}: cannot rotate {layer.rope.dims} of {layer.head_dim} dimensions")
+
+
+def _check_rope(rope: Rope, metadata: Metadata) -> None:
+    _check_positive(metadata, {"rope base": rope.theta, "rope scale": rope.scale, "rope magnitude": rope.magnitude})
+    if rope.dims % 2:
+        raise ModelFileError(f"{metadata.path}: cannot rotate {rope.dims} dimensions in pairs")
+    if (yarn := rope.yarn) is None:
+        return
+    _check_positive(
+        metadata,
+        {
+            "original context length": yarn.n_ctx,
+            "yarn_beta_fast": yarn.beta_fast,
+            "yarn_beta_slow": yarn.beta_slow,
+        },
+    )
+    if not 0 <= yarn.strength <= 1 or rope.theta <= 1:
         raise ModelFileError(
-            f"{metadata.path}: yarn with a yarn_ext_factor of {spec.yarn.strength} and a rope base of "
-            f"{spec.rope_theta} has no meaning; the file is damaged"
+            f"{metadata.path}: yarn with a yarn_ext_factor of {yarn.strength} and a rope base of {rope.theta} has no "
+            "meaning; the file is damaged"
         )
-    if not 0 < spec.rope_dims <= spec.head_dim or spec.rope_dims % 2:
-        raise ModelFileError(f"{metadata.path}: cannot rotate {spec.rope_dims} of {spec.head_dim} dimensions")
 
 
 def check_tensors(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> None:
     """Raises UnsupportedModel for a tensor that is not computed or whose format has no kernels, ModelFileError for one
     that is missing or has another shape."""
     _refuse_others(spec, metadata, tensors)
-    for name, shape in each_expected(spec):  # ends at the first missing one, so soon after the file's own number
-        tensor = tensors.get(name)
-        if tensor is None:
-            raise ModelFileError(f"{metadata.path}: tensor {name} is missing; the file is incomplete")
-        if tensor.shape != shape:
-            raise ModelFileError(f"{metadata.path}: tensor {name} has shape {tensor.shape}, expected {shape}")
-        allowed = list(FORMATS) if len(shape) == 2 else ["F32"]
-        if tensor.format not in allowed:
-            raise UnsupportedModel(
-                f"{metadata.path}: tensor {name} is {tensor.format}, which is not supported here; "
-                f"supported: {', '.join(allowed)}"
-            )
-        block = weight_format(tensor.format).block
-        if len(shape) == 2 and shape[1] % block:
-            raise UnsupportedModel(
-                f"{metadata.path}: tensor {name} has {shape[1]} columns; in {tensor.format} they must be a multiple "
-                f"of {block}"
-            )
+    for op in (*decoder(spec), *head(spec)):
+        matrices = op.weights if isinstance(op, Embed | Matvec) else ()
+        for name, shape in op.tensors().items():
+            _check_tensor(metadata, name, shape, tensors.get(name), is_matrix=name in matrices)
+
+
+def _check_tensor(
+    metadata: Metadata, name: str, shape: tuple[int, ...], tensor: TensorInfo | None, *, is_matrix: bool
+) -> None:
+    if tensor is None:
+        raise ModelFileError(f"{metadata.path}: tensor {name} is missing; the file is incomplete")
+    if tensor.shape != shape:
+        raise ModelFileError(f"{metadata.path}: tensor {name} has shape {tensor.shape}, expected {shape}")
+    allowed = list(FORMATS) if is_matrix else ["F32"]
+    if tensor.format not in allowed:
+        raise UnsupportedModel(
+            f"{metadata.path}: tensor {name} is {tensor.format}, which is not supported here; "
+            f"supported: {', '.join(allowed)}"
+        )
+    block = weight_format(tensor.format).block
+    if is_matrix and shape[1] % block:
+        raise UnsupportedModel(
+            f"{metadata.path}: tensor {name} has {shape[1]} columns; in {tensor.format} they must be a multiple of "
+            f"{block}"
+        )
 
 
 def _refuse_others(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> None:
     """Raises UnsupportedModel for tensors that the model does not read, by the name of the first."""
-    outside, of_layer = tensors_outside_layers(spec), tensors_of_layer(spec, 0)
-    others = []
-    for name in tensors:
-        match = _LAYER.fullmatch(name)
-        is_read = name in outside if match is None else int(match[1]) < spec.n_layers and match[2] in of_layer
-        if not is_read:
-            others.append(name)
+    read = {name for name, _ in each_expected(spec)} | spec.unused
+    others = [name for name in tensors if name not in read]
     if not others:
         return
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""

@@ -1,4 +1,4 @@
-"""The decoder as a list of operations, in reading order.
+"""The decoder as a list of operations, in reading order, and the tensors that they read.
 
 A graph says what is computed, not where or how: `model/reference.py` runs it in numpy, `gpu/program/program.py`
 records it as dispatches. An operation's kind is the name of its kernel, its shader and its test.
@@ -6,71 +6,387 @@ records it as dispatches. An operation's kind is the name of its kernel, its sha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import ClassVar, Literal
 
-from vkllm.model.spec import ModelSpec
+from vkllm.formats.quants import BLOCK
+from vkllm.model.spec import Function, HeadNorm, LayerSpec, ModelSpec, NormForm, QueryTemperature, Rope
 
-Kind = Literal["embed", "rms_norm", "matvec", "rope", "attention", "swiglu"]
+Kind = Literal["embed", "norm", "matvec", "head_norm", "rope", "attention", "activate", "softcap"]
+
+Shapes = dict[str, tuple[int, ...]]
+"""Tensors by name in the file, with their shapes (rows, columns) or (columns,)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Op:
-    """One operation on T rows (tokens).
+    """One operation on T rows (tokens). It writes the activation `output` (T, width), float32, and reads `input`.
 
-    weights: GGUF tensor names; several of a `matvec` are stacked: one matrix with all their rows.
-    inputs, output: names of activations, see `widths`. add: an activation that is added to a matvec's result.
-    layer: which layer's key/value cache `rope` stores into and `attention` reads; -1 outside the layers.
+    layer: which layer it belongs to, -1 outside the layers. Operations with equal names of activations share buffers.
     """
 
-    kind: Kind
+    kind: ClassVar[Kind]
     output: str
-    inputs: tuple[str, ...] = ()
-    weights: tuple[str, ...] = ()
-    add: str | None = None
+    width: int
+    input: str = ""
     layer: int = -1
 
-
-def widths(spec: ModelSpec) -> dict[str, int]:
-    """Columns of every activation: shape (T, columns), float32."""
-    q_width, kv_width = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
-    return {
-        "x": spec.d_model,  # the residual stream
-        "normed": spec.d_model,
-        "qkv": q_width + 2 * kv_width,
-        "q": q_width,
-        "attended": q_width,
-        "gate_up": 2 * spec.d_ff,
-        "hidden": spec.d_ff,
-        "final": spec.d_model,
-        "logits": spec.n_vocab,
-    }
+    def tensors(self) -> Shapes:
+        """The tensors that it reads."""
+        return {}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Embed(Op):
+    """Rows of the embedding table (n_rows, width), by token id, multiplied by scale."""
+
+    kind: ClassVar[Kind] = "embed"
+    weights: tuple[str]
+    n_rows: int
+    scale: float = 1.0
+
+    def tensors(self) -> Shapes:
+        """The table."""
+        return {self.weights[0]: (self.n_rows, self.width)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm(Op):
+    """[add +] norm(input) * weight [+ bias]. A form of "none" copies the row, so that it can be quantized.
+
+    is_shared: more than one operation reads the result.
+    """
+
+    kind: ClassVar[Kind] = "norm"
+    form: NormForm
+    eps: float
+    weight: str | None = None
+    bias: str | None = None
+    add: str | None = None
+    is_shared: bool = False
+
+    def tensors(self) -> Shapes:
+        """Weight and bias, (width,)."""
+        return {name: (self.width,) for name in (self.weight, self.bias) if name is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matvec(Op):
+    """[add +] factor * (W input [+ bias]). W: the rows of all `weights`, stacked; n_rows and biases go with them."""
+
+    kind: ClassVar[Kind] = "matvec"
+    weights: tuple[str, ...]
+    n_rows: tuple[int, ...]
+    n_columns: int
+    biases: tuple[str | None, ...]
+    add: str | None = None
+    factor: float = 1.0
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether any of the stacked matrices has a bias."""
+        return any(bias is not None for bias in self.biases)
+
+    def tensors(self) -> Shapes:
+        """Matrices and biases."""
+        shapes: Shapes = {}
+        for weight, n_rows, bias in zip(self.weights, self.n_rows, self.biases, strict=True):
+            shapes[weight] = (n_rows, self.n_columns)
+            if bias is not None:
+                shapes[bias] = (n_rows,)
+        return shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadNormalization(Op):
+    """Normalizes the queries and the keys of (T, queries | keys | values), in place.
+
+    weights: of queries and keys; None where they follow the rotation (`Rotation.weights`).
+    """
+
+    kind: ClassVar[Kind] = "head_norm"
+    norm: HeadNorm
+    eps: float
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    weights: tuple[str, str] | None
+
+    def tensors(self) -> Shapes:
+        """One weight for queries, one for keys."""
+        return {
+            name: _head_norm_shape(self.norm, n_heads, self.head_dim)
+            for name, n_heads in zip(self.weights or (), (self.n_heads, self.n_kv_heads), strict=False)
+        }
+
+
+def _head_norm_shape(norm: HeadNorm, n_heads: int, head_dim: int) -> tuple[int, ...]:
+    """Shape of the weight of a norm of n_heads heads."""
+    if norm.over == "row":
+        return (n_heads * head_dim,)
+    return (n_heads, head_dim) if norm.has_weight_per_head else (head_dim,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotation(Op):
+    """Rotates queries, writes them to output, and stores rotated keys and values in the layer's cache.
+
+    rope: None rotates nothing. weights: by which rotated queries and keys are multiplied, (head_dim,) each.
+    temperature: of the queries.
+    """
+
+    kind: ClassVar[Kind] = "rope"
+    rope: Rope | None
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    weights: tuple[str, str] | None = None
+    temperature: QueryTemperature | None = None
+
+    def tensors(self) -> Shapes:
+        """The weights and the factors of the rotation."""
+        shapes: Shapes = {name: (self.head_dim,) for name in self.weights or ()}
+        for factors in () if self.rope is None else (self.rope.factors, self.rope.long_factors):
+            if factors is not None and self.rope is not None:
+                shapes[factors] = (self.rope.dims // 2,)
+        return shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Op):
+    """Attention of queries to the layer's cache. scale, softcap, window: see LayerSpec."""
+
+    kind: ClassVar[Kind] = "attention"
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    scale: float
+    softcap: float = 0.0
+    window: int = 0
+    is_causal: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activate(Op):
+    """function(gate) * up of (T, gate | up), or function(input)."""
+
+    kind: ClassVar[Kind] = "activate"
+    function: Function
+    is_gated: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softcap(Op):
+    """cap * tanh(scale * input / cap), or scale * input where the cap is 0; in place."""
+
+    kind: ClassVar[Kind] = "softcap"
+    scale: float
+    cap: float
+
+
+@lru_cache(maxsize=8)
 def decoder(spec: ModelSpec) -> tuple[Op, ...]:
     """All operations from token ids to the last layer's residual stream `x`."""
-    ops = [Op("embed", "x", weights=("token_embd.weight",))]
-    for layer in range(spec.n_layers):
-        block = f"blk.{layer}."
-        qkv = (block + "attn_q.weight", block + "attn_k.weight", block + "attn_v.weight")
-        gate_up = (block + "ffn_gate.weight", block + "ffn_up.weight")
-        ops += [
-            Op("rms_norm", "normed", ("x",), (block + "attn_norm.weight",)),
-            Op("matvec", "qkv", ("normed",), qkv),
-            Op("rope", "q", ("qkv",), layer=layer),
-            Op("attention", "attended", ("q",), layer=layer),
-            Op("matvec", "x", ("attended",), (block + "attn_output.weight",), add="x"),
-            Op("rms_norm", "normed", ("x",), (block + "ffn_norm.weight",)),
-            Op("matvec", "gate_up", ("normed",), gate_up),
-            Op("swiglu", "hidden", ("gate_up",)),
-            Op("matvec", "x", ("hidden",), (block + "ffn_down.weight",), add="x"),
-        ]
+    ops: list[Op] = [
+        Embed(
+            output="x",
+            width=spec.d_model,
+            weights=("token_embd.weight",),
+            n_rows=spec.n_vocab,
+            scale=spec.embedding_scale,
+        )
+    ]
+    for number, layer in enumerate(spec.layers):
+        ops += _attention(spec, layer, number)
+        ops += _feed_forward(spec, layer, number)
     return tuple(ops)
 
 
+@lru_cache(maxsize=8)
 def head(spec: ModelSpec) -> tuple[Op, ...]:
     """From the residual stream of one row to its logits."""
-    return (
-        Op("rms_norm", "final", ("x",), ("output_norm.weight",)),
-        Op("matvec", "logits", ("final",), (spec.output_weight,)),
+    final = Norm(
+        output="final",
+        width=spec.d_model,
+        input="x",
+        form=spec.norm_form,
+        eps=spec.norm_eps,
+        weight="output_norm.weight",
+        bias="output_norm.bias" if spec.has_output_norm_bias else None,
     )
+    projection = Matvec(
+        output="logits",
+        width=spec.n_vocab,
+        input="final",
+        weights=(spec.output_weight,),
+        n_rows=(spec.n_vocab,),
+        n_columns=spec.d_model,
+        biases=("output.bias" if spec.has_output_bias else None,),
+    )
+    if spec.logit_scale == 1 and spec.logit_softcap == 0:
+        return final, projection
+    softcap = Softcap(
+        output="logits", width=spec.n_vocab, input="logits", scale=spec.logit_scale, cap=spec.logit_softcap
+    )
+    return final, projection, softcap
+
+
+def widths(spec: ModelSpec) -> dict[str, int]:
+    """Columns of every activation, of the widest operation that writes it: shape (T, columns), float32."""
+    columns: dict[str, int] = {}
+    for op in (*decoder(spec), *head(spec)):
+        columns[op.output] = max(columns.get(op.output, 0), op.width)
+    return columns
+
+
+def each_expected(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor that the model reads, in reading order; some more than once."""
+    for op in (*decoder(spec), *head(spec)):
+        yield from op.tensors().items()
+
+
+def expected_shapes(spec: ModelSpec) -> Shapes:
+    """Name and shape of every tensor that the model reads."""
+    return dict(each_expected(spec))
+
+
+class _LayerOps:
+    """Makes the operations of one layer, with its tensors' names."""
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec, number: int) -> None:
+        self.spec = spec
+        self.layer = layer
+        self.number = number
+
+    def tensor(self, name: str) -> str:
+        """Name of the layer's weight."""
+        return f"blk.{self.number}.{name}.weight"
+
+    def bias(self, name: str) -> str | None:
+        """Name of a weight's bias, if it has one."""
+        return f"blk.{self.number}.{name}.bias" if name in self.layer.biases else None
+
+    def norm(self, name: str, source: str, output: str, add: str | None = None) -> Norm:
+        """A norm of d_model columns."""
+        return Norm(
+            output=output,
+            width=self.spec.d_model,
+            input=source,
+            layer=self.number,
+            form=self.spec.norm_form,
+            eps=self.spec.norm_eps,
+            weight=self.tensor(name),
+            bias=self.bias(name),
+            add=add,
+        )
+
+    def before(self, name: str | None) -> Norm:
+        """What attention or feed-forward layer reads: the residual stream, through a norm if there is one."""
+        return self.copy("x", "normed", self.spec.d_model) if name is None else self.norm(name, "x", "normed")
+
+    def copy(self, source: str, output: str, width: int) -> Norm:
+        """The same values, in a buffer that has them quantized too."""
+        return Norm(output=output, width=width, input=source, layer=self.number, form="none", eps=0.0)
+
+    def matvec(self, names: dict[str, int], source: str, n_columns: int, output: str, add: str | None = None) -> Matvec:
+        """A product with stacked matrices. names: with their numbers of rows."""
+        return Matvec(
+            output=output,
+            width=sum(names.values()),
+            input=source,
+            layer=self.number,
+            weights=tuple(map(self.tensor, names)),
+            n_rows=tuple(names.values()),
+            n_columns=n_columns,
+            biases=tuple(map(self.bias, names)),
+            add=add,
+            factor=1.0 if add is None else self.layer.residual_scale,
+        )
+
+    def ending(self, names: dict[str, int], source: str, n_columns: int, norm: str | None) -> list[Op]:
+        """The last product of attention or feed-forward layer, added to the residual stream, through a norm if any."""
+        if norm is None:
+            return [self.matvec(names, source, n_columns, "x", add="x")]
+        return [self.matvec(names, source, n_columns, "added"), self.norm(norm, "added", "x", add="x")]
+
+
+def _attention(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
+    make = _LayerOps(spec, layer, number)
+    q_width, kv_width = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
+    heads = {"n_heads": layer.n_heads, "n_kv_heads": layer.n_kv_heads, "head_dim": layer.head_dim, "layer": number}
+    names = (
+        {"attn_qkv": q_width + 2 * kv_width}
+        if layer.has_fused_qkv
+        else {"attn_q": q_width, "attn_k": kv_width, "attn_v": kv_width}
+    )
+    ops: list[Op] = [
+        replace(make.before(layer.attn_norm), is_shared=layer.is_parallel),
+        make.matvec(names, "normed", spec.d_model, "qkv"),
+    ]
+    norm_weights = None if layer.head_norm is None else (make.tensor("attn_q_norm"), make.tensor("attn_k_norm"))
+    is_after_rope = layer.head_norm is not None and layer.head_norm.is_after_rope
+    if layer.head_norm is not None:
+        ops.append(
+            HeadNormalization(
+                output="qkv",
+                width=q_width + 2 * kv_width,
+                input="qkv",
+                norm=layer.head_norm,
+                eps=spec.norm_eps,
+                weights=None if is_after_rope else norm_weights,
+                **heads,
+            )
+        )
+    ops += [
+        Rotation(
+            output="q",
+            width=q_width,
+            input="qkv",
+            rope=layer.rope,
+            weights=norm_weights if is_after_rope else None,
+            temperature=layer.query_temperature,
+            **heads,
+        ),
+        Attention(
+            output="attended",
+            width=q_width,
+            input="q",
+            scale=layer.attention_scale,
+            softcap=layer.softcap,
+            window=layer.window,
+            is_causal=spec.is_causal,
+            **heads,
+        ),
+    ]
+    attended = "attended"
+    if layer.head_dim % BLOCK:  # attention cannot quantize blocks that two heads share
+        ops.append(make.copy("attended", "rounded", q_width))
+        attended = "rounded"
+    return ops + make.ending({"attn_output": spec.d_model}, attended, q_width, layer.post_attention_norm)
+
+
+def _feed_forward(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
+    make = _LayerOps(spec, layer, number)
+    ops: list[Op] = []
+    if not layer.is_parallel:
+        ops.append(make.before(layer.ffn_norm))
+    if not layer.is_gated:
+        names = {"ffn_up": layer.d_ff}
+    elif layer.has_fused_gate_up:
+        names = {"ffn_up": 2 * layer.d_ff}
+    else:
+        names = {"ffn_gate": layer.d_ff, "ffn_up": layer.d_ff}
+    ops += [
+        make.matvec(names, "normed", spec.d_model, "gate_up"),
+        Activate(
+            output="hidden",
+            width=layer.d_ff,
+            input="gate_up",
+            layer=number,
+            function=layer.function,
+            is_gated=layer.is_gated,
+        ),
+    ]
+    return ops + make.ending({"ffn_down": spec.d_model}, "hidden", layer.d_ff, layer.post_ffn_norm)

@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from vkllm.model.graph import Op, decoder, head
-from vkllm.model.spec import ModelSpec, Yarn
+from vkllm.model.graph import (
+    Activate,
+    Attention,
+    Embed,
+    HeadNormalization,
+    Matvec,
+    Norm,
+    Op,
+    Rotation,
+    Softcap,
+    decoder,
+    head,
+)
+from vkllm.model.spec import Function, ModelSpec, NormForm, QueryTemperature, Rope, Yarn
 
-Function = Literal["silu", "gelu", "relu2"]
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
@@ -33,34 +43,52 @@ def layer_norm(x: Floats, weight: Floats | float, eps: float) -> Floats:
     return y
 
 
-def rope_table(spec: ModelSpec, n_positions: int, factors: Floats | None = None) -> Floats:
-    """(n_positions, rope_dims / 2, 2): cosine and sine of each rotation, computed in float64, times the magnitude.
+def norm(form: NormForm, x: Floats, weight: Floats | float, eps: float) -> Floats:
+    """The norm of that form."""
+    match form:
+        case "rms":
+            return rms_norm(x, weight, eps)
+        case "layer":
+            return layer_norm(x, weight, eps)
+        case "none":
+            return x
 
-    factors (rope_dims / 2,): `rope_freqs.weight`, by which the frequencies are divided (Llama 3).
+
+def rope_table(rope: Rope, n_positions: int, factors: Floats | None = None) -> Floats:
+    """(n_positions, dims / 2, 2): cosine and sine of each rotation, computed in float64, times the magnitude.
+
+    factors (dims / 2,): by which the frequencies are divided (`rope_freqs.weight` of Llama 3).
     Su et al. 2021, arXiv 2104.09864; linear scaling: Chen et al. 2023, arXiv 2306.15595.
     """
-    frequencies = spec.rope_theta ** (-np.arange(0, spec.rope_dims, 2, dtype=np.float64) / spec.rope_dims)
+    frequencies = rope.theta ** (-np.arange(0, rope.dims, 2, dtype=np.float64) / rope.dims)
     if factors is not None:
         frequencies = frequencies / factors
-    kept = 0.0 if spec.yarn is None else _unscaled_share(spec, spec.yarn)
-    frequencies = frequencies / spec.rope_scale * (1 - kept) + frequencies * kept
+    kept = 0.0 if rope.yarn is None else _unscaled_share(rope, rope.yarn)
+    frequencies = frequencies / rope.scale * (1 - kept) + frequencies * kept
     angles = np.arange(n_positions, dtype=np.float64)[:, None] * frequencies
-    table: Floats = (spec.rope_magnitude * np.stack([np.cos(angles), np.sin(angles)], axis=-1)).astype(np.float32)
+    table: Floats = (rope.magnitude * np.stack([np.cos(angles), np.sin(angles)], axis=-1)).astype(np.float32)
     return table
 
 
-def _unscaled_share(spec: ModelSpec, yarn: Yarn) -> npt.NDArray[np.float64]:
-    """(rope_dims / 2,): how much of its speed each rotation keeps, falling from fast to slow ones.
+def query_factors(temperature: QueryTemperature, n_positions: int) -> Floats:
+    """(n_positions,): by what queries are multiplied at each position."""
+    steps = np.floor((np.arange(n_positions) + temperature.offset) / temperature.n_ctx)
+    factors: Floats = (1 + temperature.scale * np.log1p(steps)).astype(np.float32)
+    return factors
+
+
+def _unscaled_share(rope: Rope, yarn: Yarn) -> npt.NDArray[np.float64]:
+    """(dims / 2,): how much of its speed each rotation keeps, falling from fast to slow ones.
 
     The ends of the slope are rounded outwards to whole rotations, as in the authors' code and in llama.cpp.
     """
 
     def rotation_that_turns(n_turns: float) -> float:
-        return spec.rope_dims * math.log(yarn.n_ctx / (2 * math.pi * n_turns)) / (2 * math.log(spec.rope_theta))
+        return rope.dims * math.log(yarn.n_ctx / (2 * math.pi * n_turns)) / (2 * math.log(rope.theta))
 
     first = max(math.floor(rotation_that_turns(yarn.beta_fast)), 0)
-    last = min(math.ceil(rotation_that_turns(yarn.beta_slow)), spec.rope_dims - 1)
-    slope = (np.arange(spec.rope_dims // 2) - first) / max(last - first, 0.001)
+    last = min(math.ceil(rotation_that_turns(yarn.beta_slow)), rope.dims - 1)
+    slope = (np.arange(rope.dims // 2) - first) / max(last - first, 0.001)
     return (1 - np.clip(slope, 0, 1)) * yarn.strength
 
 
@@ -79,15 +107,31 @@ def rotate(x: Floats, table: Floats, pairing: str) -> Floats:
     return out
 
 
-def attention(q: Floats, k: Floats, v: Floats, positions: Integers) -> Floats:
-    """Causal grouped-query attention. q (T, H, D), k and v (S, KV, D), positions (T,) -> (T, H, D).
+def attention(
+    q: Floats,
+    k: Floats,
+    v: Floats,
+    positions: Integers,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    window: int = 0,
+    is_causal: bool = True,
+) -> Floats:
+    """Grouped-query attention. q (T, H, D), k and v (S, KV, D), positions (T,) -> (T, H, D).
 
-    Row t sees the keys 0 to positions[t]. Ainslie et al. 2023, arXiv 2305.13245.
+    scale: of the scores, 1 / sqrt(D) by default. softcap: see LayerSpec. Row t sees the keys 0 to positions[t], the
+    last `window` of them if that is not 0; all keys if it is not causal. Ainslie et al. 2023, arXiv 2305.13245.
     """
     group = q.shape[1] // k.shape[1]
     keys, values = (np.repeat(cached, group, axis=1).transpose(1, 0, 2) for cached in (k, v))
-    scores = q.transpose(1, 0, 2) @ keys.transpose(0, 2, 1) / np.float32(np.sqrt(q.shape[2]))
-    scores = np.where(np.arange(len(k)) <= positions[:, None], scores, -np.inf)
+    scores = q.transpose(1, 0, 2) @ keys.transpose(0, 2, 1) * np.float32(q.shape[2] ** -0.5 if scale is None else scale)
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    distance = positions[:, None] - np.arange(len(k))
+    is_seen = (distance >= 0) | (not is_causal)
+    if window:
+        is_seen &= distance < window
+    scores = np.where(is_seen, scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     out: Floats = (weights @ values).transpose(1, 0, 2)
@@ -121,11 +165,15 @@ class Reference:
     def __init__(self, spec: ModelSpec, weight: Callable[[str], Floats], n_ctx: int) -> None:
         self.spec = spec
         self.weight = weight
-        factors = weight("rope_freqs.weight") if spec.has_rope_freqs else None
-        self._table = rope_table(spec, n_ctx, factors)
-        self._keys: list[Floats] = [np.zeros((0, spec.n_kv_heads, spec.head_dim), np.float32)] * spec.n_layers
+        self._n_ctx = n_ctx
+        self._tables = {rope: self._table(rope) for rope in spec.ropes}
+        self._keys = [np.zeros((0, layer.n_kv_heads, layer.head_dim), np.float32) for layer in spec.layers]
         self._values = list(self._keys)
         self.n_past = 0
+
+    def _table(self, rope: Rope) -> Floats:
+        factors = rope.factors_in(self._n_ctx)
+        return rope_table(rope, self._n_ctx, None if factors is None else self.weight(factors))
 
     def run(self, token_ids: list[int]) -> Floats:
         """Appends tokens (T,) to the sequence and returns their logits (T, V)."""
@@ -144,26 +192,61 @@ class Reference:
         return values
 
     def _run_op(self, op: Op, values: dict[str, Floats], token_ids: list[int], positions: Integers) -> Floats:
-        if op.kind == "embed":
-            rows: Floats = self.weight(op.weights[0])[np.array(token_ids)]
-            return rows
-        x = values[op.inputs[0]]
-        if op.kind == "rms_norm":
-            return rms_norm(x, self.weight(op.weights[0]), self.spec.norm_eps)
-        if op.kind == "matvec":
-            y: Floats = np.concatenate([x @ self.weight(name).T for name in op.weights], axis=-1)
-            return y + values[op.add] if op.add else y
-        if op.kind == "rope":
-            return self._store_and_rotate(x, op.layer, positions)
-        if op.kind == "attention":
-            q = x.reshape(len(x), self.spec.n_heads, self.spec.head_dim)
-            return attention(q, self._keys[op.layer], self._values[op.layer], positions).reshape(len(x), -1)
-        return activate(x)
+        match op:
+            case Embed():
+                rows: Floats = self.weight(op.weights[0])[np.array(token_ids)] * np.float32(op.scale)
+                return rows
+            case Norm():
+                weight = 1.0 if op.weight is None else self.weight(op.weight)
+                y = norm(op.form, values[op.input], weight, op.eps)
+                y = y if op.bias is None else y + self.weight(op.bias)
+                return y if op.add is None else values[op.add] + y
+            case Matvec():
+                return self._matvec(op, values)
+            case HeadNormalization():
+                return self._head_norm(op, values[op.input])
+            case Rotation():
+                return self._store_and_rotate(op, values[op.input], positions)
+            case Attention():
+                q, k, v = values[op.input], self._keys[op.layer], self._values[op.layer]
+                heads = q.reshape(len(q), op.n_heads, op.head_dim)
+                out = attention(heads, k, v, positions, op.scale, op.softcap, op.window, op.is_causal)
+                return np.asarray(out.reshape(len(q), -1))
+            case Activate():
+                return activate(values[op.input], op.function, op.is_gated)
+            case Softcap():
+                return softcap(values[op.input], op.scale, op.cap)
+        raise AssertionError(op.kind)
 
-    def _store_and_rotate(self, qkv: Floats, layer: int, positions: Integers) -> Floats:
-        spec, table = self.spec, self._table[positions]
-        heads = qkv.reshape(len(qkv), -1, spec.head_dim)
-        q, k, v = np.split(heads, [spec.n_heads, spec.n_heads + spec.n_kv_heads], axis=1)
-        self._keys[layer] = np.concatenate([self._keys[layer], rotate(k, table, spec.rope_pairing)])
-        self._values[layer] = np.concatenate([self._values[layer], v])
-        return rotate(q, table, spec.rope_pairing).reshape(len(qkv), -1)
+    def _matvec(self, op: Matvec, values: dict[str, Floats]) -> Floats:
+        products = []
+        for name, bias in zip(op.weights, op.biases, strict=True):
+            product = values[op.input] @ self.weight(name).T
+            products.append(product if bias is None else product + self.weight(bias))
+        y: Floats = np.float32(op.factor) * np.concatenate(products, axis=-1)
+        return y if op.add is None else values[op.add] + y
+
+    def _head_norm(self, op: HeadNormalization, qkv: Floats) -> Floats:
+        n_q, n_k = op.n_heads * op.head_dim, op.n_kv_heads * op.head_dim
+        parts = np.split(qkv, [n_q, n_q + n_k], axis=-1)
+        normed = []
+        for part, name in zip(parts[:2], op.weights or (None, None), strict=True):
+            weight = 1.0 if name is None else self.weight(name)
+            groups = part if op.norm.over == "row" else part.reshape(len(part), -1, op.head_dim)
+            normed.append(norm(op.norm.form, groups, weight, op.eps).reshape(part.shape))
+        return np.concatenate([*normed, parts[2]], axis=-1)
+
+    def _store_and_rotate(self, op: Rotation, qkv: Floats, positions: Integers) -> Floats:
+        heads = qkv.reshape(len(qkv), -1, op.head_dim)
+        q, k, v = np.split(heads, [op.n_heads, op.n_heads + op.n_kv_heads], axis=1)
+        if op.rope is not None:
+            table = self._tables[op.rope][positions]
+            q, k = rotate(q, table, op.rope.pairing), rotate(k, table, op.rope.pairing)
+        if op.weights is not None:
+            q, k = q * self.weight(op.weights[0]), k * self.weight(op.weights[1])
+        if op.temperature is not None:
+            q = q * query_factors(op.temperature, self._n_ctx)[positions, None, None]
+        self._keys[op.layer] = np.concatenate([self._keys[op.layer], k])
+        self._values[op.layer] = np.concatenate([self._values[op.layer], v])
+        rotated: Floats = q.reshape(len(qkv), -1)
+        return rotated

@@ -22,13 +22,13 @@ from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.layer.memory import LayerTier
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.weights import Tensor, Uploader, WeightPlanes
-from vkllm.model.graph import decoder, head, widths
+from vkllm.model.graph import Embed, Matvec, Norm, decoder, head, widths
 from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.needs import CACHE_TYPES
 from vkllm.model.memory.placement import MatrixRows
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions
 from vkllm.model.reference import rope_table
-from vkllm.model.spec import ModelSpec
+from vkllm.model.spec import LayerSpec, ModelSpec, Rope
 
 Floats = npt.NDArray[np.float32]
 
@@ -52,8 +52,9 @@ class Activation:
 class ModelBuffers:
     """Everything that the operations of a model bind, besides the step.
 
-    activations: by name in the graph. vectors: norms and the rope table. matrices: planes by the names of the tensors
-    that are stacked, several where formats or tiers differ. caches: keys and values of each layer.
+    activations: by name in the graph. vectors: weights and biases of norms. biases: of stacked matrices, a number for
+    each row. rope_tables: of each kind of rotation. matrices: planes by the names of the tensors that are stacked,
+    several where formats or tiers differ. caches: keys and values of each layer.
     moved_bytes: planned for the device's own memory, but refused there by the driver.
     """
 
@@ -77,9 +78,12 @@ class ModelBuffers:
         self._spill_tier = plan.tiers[-1].tier
         self.activations = self._allocate_activations()
         self.caches = [
-            (self._cache(options.type_k, tier), self._cache(options.type_v, tier)) for tier in plan.cache_tiers
+            (self._cache(layer, options.type_k, tier), self._cache(layer, options.type_v, tier))
+            for layer, tier in zip(spec.layers, plan.cache_tiers, strict=True)
         ]
         self.vectors: dict[str, Buffer] = {}
+        self.biases: dict[tuple[str, ...], Buffer] = {}
+        self.rope_tables: dict[Rope, Buffer] = {}
         self.matrices: dict[tuple[str, ...], list[WeightPlanes]] = {}
         self._load(path, tensors, on_bytes)
 
@@ -93,17 +97,18 @@ class ModelBuffers:
             self.moved_bytes += 4 * n_words
             return self.device.buffer(n_words, tier=LAYER_TIERS[self._spill_tier])
 
-    def _cache(self, cache_type: str, tier: Tier) -> Buffer:
-        n_values = self.n_blocks * KV_BLOCK * self.spec.n_kv_heads * self.spec.head_dim
+    def _cache(self, layer: LayerSpec, cache_type: str, tier: Tier) -> Buffer:
+        n_values = self.n_blocks * KV_BLOCK * layer.n_kv_heads * layer.head_dim
         return self._allocate(n_values // BLOCK * CACHE_TYPES[cache_type] // 4, tier)
 
     def _allocate_activations(self) -> dict[str, Activation]:
         activations, tier = {}, self._plan.arena_tier
+        multiplied = {op.input for op in (*decoder(self.spec), *head(self.spec)) if isinstance(op, Matvec)}
         for name, columns in widths(self.spec).items():
             n_rows = HEAD_ROWS if name in ("final", "logits") else MAX_ROWS
             n_blocks = n_rows * columns // BLOCK
             values = self._allocate(n_rows * columns, tier)
-            if name in ("normed", "attended", "hidden", "final"):
+            if name in multiplied:
                 q16, scales = self._allocate(16 * n_blocks, tier), self._allocate(2 * n_blocks, tier)
                 activations[name] = Activation(values, q16, scales)
             else:
@@ -119,20 +124,28 @@ class ModelBuffers:
 
         with closing(Uploader(self.device, on_bytes)) as uploader:
             for op in (*decoder(spec), *head(spec)):
-                if op.kind == "rms_norm":
-                    weight = vector(op.weights[0])
-                    self.vectors[op.weights[0]] = self._allocate(len(weight), self._plan.arena_tier)
-                    uploader.words(weight, self.vectors[op.weights[0]])
-                elif op.weights and op.weights not in self.matrices:
+                if isinstance(op, Norm):
+                    for name in op.tensors():
+                        self.vectors[name] = self._upload(uploader, vector(name))
+                if isinstance(op, Matvec) and op.has_bias:
+                    rows = zip(op.biases, op.n_rows, strict=True)
+                    parts = [np.zeros(n, np.float32) if name is None else vector(name) for name, n in rows]
+                    self.biases[op.weights] = self._upload(uploader, np.concatenate(parts))
+                if isinstance(op, Embed | Matvec) and op.weights not in self.matrices:
                     self.matrices[op.weights] = [
                         uploader.matrix(_tensors(path, tensors, rows), partial(self._allocate, tier=rows.tier))
                         for rows in self._plan.matrices[op.weights]
                     ]
-            factors = vector("rope_freqs.weight") if spec.has_rope_freqs else None
-            table = rope_table(spec, self.n_blocks * KV_BLOCK, factors)
-            self.vectors["rope_table"] = self._allocate(table.size, self._plan.arena_tier)
-            uploader.words(table, self.vectors["rope_table"])
+            for rope in spec.ropes:
+                factors = rope.factors_in(self._plan.n_ctx)
+                table = rope_table(rope, self.n_blocks * KV_BLOCK, None if factors is None else vector(factors))
+                self.rope_tables[rope] = self._upload(uploader, table)
             uploader.finish()
+
+    def _upload(self, uploader: Uploader, values: Floats) -> Buffer:
+        buffer = self._allocate(values.size, self._plan.arena_tier)
+        uploader.words(values, buffer)
+        return buffer
 
 
 def _tensors(path: Path, tensors: Mapping[str, TensorInfo], part: MatrixRows) -> list[Tensor]:

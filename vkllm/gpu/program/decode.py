@@ -17,8 +17,8 @@ from vkllm.gpu.program.choices import DecodeTuning
 from vkllm.gpu.program.kernels import ACTIVATIONS, ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS
 from vkllm.gpu.program.operations import Operations, cache_constants, float_bits, heads_together, lanes_of_key
 from vkllm.gpu.program.rounds import PORTION_ROUNDS, most_polls, portion_rounds
-from vkllm.model.graph import Kind, Op, widths
-from vkllm.model.spec import ModelSpec
+from vkllm.model.graph import Activate, Attention, Kind, Matvec, Norm, Op, Rotation
+from vkllm.model.spec import LayerSpec, ModelSpec
 
 MAX_LINKS_OF_LAYER = 16
 """More links than a layer can have, even with each of its nine operations unfused and long matvecs cut into parts."""
@@ -70,10 +70,16 @@ class Decode:
         self.failure = device.buffer(1, is_host=True)
         self._link_names: dict[int, str] = {}
         n_pieces = -(-buffers.n_blocks * KV_BLOCK // ATTENTION_PIECE)
-        self._heads = heads_together(spec.n_heads // spec.n_kv_heads)
-        most = min(MAX_PARTS, device.info.max_groups[0] * self._heads // spec.n_heads)
-        self._n_parts = min(n_pieces, max(tuning.attention_groups // spec.n_heads, 1), most)
-        self._partials = device.buffer(spec.n_heads * self._n_parts * (spec.head_dim + 4))
+        self._most_parts = min(MAX_PARTS, n_pieces)
+        self._partials = device.buffer(
+            max(layer.n_heads * self._n_parts(layer) * (layer.head_dim + 4) for layer in spec.layers)
+        )
+
+    def _n_parts(self, layer: LayerSpec | Attention) -> int:
+        """Parts that attention cuts the context into in a layer."""
+        heads = heads_together(layer.n_heads // layer.n_kv_heads)
+        most = min(self._most_parts, self._device.info.max_groups[0] * heads // layer.n_heads)
+        return min(max(self._tuning.attention_groups // layer.n_heads, 1), most)
 
     def dispatches(self, ops: Sequence[Op]) -> list[Dispatch]:
         """Dispatches of neighbouring operations, in order."""
@@ -103,55 +109,53 @@ class Decode:
         """An operation as it runs in steps of several rows, outside the chain."""
         return [Link(tuple(self._operations.of(op, 1)))]
 
-    def can_fuse(self, matvec: Op, norm: Op | None = None, activation: Op | None = None) -> bool:
+    def can_fuse(self, matvec: Matvec, norm: Norm | None = None, activation: Activate | None = None) -> bool:
         """Whether matvec_fused can compute a product, with the norm before it and the activation behind it."""
         matrices = self._buffers.matrices[matvec.weights]
         is_quantized = all(weight_format(planes.format).is_quantized for planes in matrices)
         # a norm needs all columns at once, an activation gate and up in one matrix
-        fits = norm is None or widths(self._spec)[matvec.inputs[0]] <= self._most_columns()
-        return is_quantized and fits and (activation is None or len(matrices) == 1)
+        fits = norm is None or matvec.n_columns <= self._most_columns()
+        return is_quantized and fits and _can_fuse(norm) and (activation is None or len(matrices) == 1)
 
     def _most_columns(self) -> int:
         """How many columns' activations fit into a workgroup's shared memory, as q16 blocks beside a few sums."""
         return (self._device.info.max_shared_bytes - 1024) * 4 // 9 // 256 * 256
 
-    def matvec_in_parts(self, op: Op) -> list[Link]:
+    def matvec_in_parts(self, op: Matvec) -> list[Link]:
         """A matvec without a norm, in parts of its columns where not all fit into shared memory."""
-        columns, most = widths(self._spec)[op.inputs[0]], self._most_columns()
+        columns, most = op.n_columns, self._most_columns()
         n_parts = -(-columns // most)
         part = -(-columns // n_parts // 256) * 256
         links = []
         for first in range(0, columns, part):
-            summed = op if first == 0 else replace(op, add=op.output)
-            links.append(self.matvec(summed, None, op, first, min(part, columns - first)))
+            summed = op if first == 0 else replace(op, add=op.output, biases=(None,) * len(op.weights))
+            links.append(self.matvec(summed, first_column=first, n_columns=min(part, columns - first)))
         return links
 
     def matvec(
         self,
-        op: Op,
-        norm: Op | None,
-        last: Op,
+        op: Matvec,
+        norm: Norm | None = None,
+        activation: Activate | None = None,
         first_column: int = 0,
         n_columns: int | None = None,
-        bias: Buffer | None = None,
-        factor: float = 1.0,
     ) -> Link:
-        """op with the norm before it; last: the operation whose output it writes, op itself or its swiglu.
-
-        bias: a number for each row of the stacked matrices.
-        """
-        tuning, is_gated = self._tuning, last.kind == "swiglu"
-        source = self._buffers.activations[norm.inputs[0] if norm else op.inputs[0]].values
+        """op with the norm before it and the activation behind it."""
+        tuning, is_gated = self._tuning, activation is not None and activation.is_gated
+        last = activation or op
+        source = self._buffers.activations[norm.input if norm else op.input].values
         y = self._buffers.activations[last.output].values
-        norm_weight = self._buffers.vectors[norm.weights[0]] if norm else source  # bound, but not read
+        norm_weight = self._buffers.vectors[norm.weight] if norm and norm.weight else source  # bound, but not read
+        norm_bias = self._buffers.vectors[norm.bias] if norm and norm.bias else None
         add = self._buffers.activations[op.add].values if op.add else source
+        bias = self._buffers.biases.get(op.weights) if op.has_bias else None
         rows = max(tuning.rows // (2 if is_gated else 1), 1)
         subgroup_size = self._device.info.subgroup_size
         rows_per_group = rows * max(tuning.size // subgroup_size, 1)
         dispatches: list[Dispatch] = []
         y_offset = n_all = 0
         for planes in self._buffers.matrices[op.weights]:
-            n_rows = planes.n_rows // 2 if is_gated else min(planes.n_rows, widths(self._spec)[last.output] - y_offset)
+            n_rows = planes.n_rows // 2 if is_gated else min(planes.n_rows, last.width - y_offset)
             n_portions = -(-n_rows // rows_per_group)
             n_rounds = n_portions * portion_rounds(n_columns or planes.n_columns, tuning.unroll, subgroup_size)
             n_groups = _even(n_portions, tuning.groups and max(tuning.groups, -(-n_rounds // PORTION_ROUNDS)))
@@ -160,18 +164,14 @@ class Decode:
                     KERNELS["matvec_fused"],
                     (
                         *(planes.quants, planes.scales, source, norm_weight, add, y, self.chain, self.failure),
-                        *(bias or source, source),
+                        *(bias or source, norm_bias or source),
                     ),
                     constants=(
                         *(tuning.size, planes.n_columns, first_column, n_columns or planes.n_columns),
-                        *(rows, tuning.unroll, int(norm is not None), int(is_gated), int(op.add is not None)),
-                        *(float_bits(self._spec.norm_eps), self._most_polls, tuning.steps_touched, int(tuning.doubles)),
-                        *(
-                            int(bias is not None),
-                            float_bits(factor),
-                            ACTIVATIONS.index("silu" if is_gated else "none"),
-                            0,
-                        ),
+                        *(rows, tuning.unroll, _norms(norm), int(is_gated), int(op.add is not None)),
+                        *(float_bits(norm.eps if norm else 0), self._most_polls, tuning.steps_touched),
+                        *(int(tuning.doubles), int(bias is not None), float_bits(op.factor)),
+                        *(ACTIVATIONS.index(activation.function if activation else "none"), int(norm_bias is not None)),
                     ),
                     groups=(n_groups, 1),
                     push=(n_rows, y_offset, 0, 0),
@@ -184,27 +184,28 @@ class Decode:
             y_offset += n_rows
         return Link(tuple(dispatches), n_all if tuning.is_chained else 0)
 
-    def attention(self, rope: Op, attention: Op) -> Link:
+    def attention(self, rope: Rotation, attention: Attention) -> Link:
         """Attention with the rotations before it, which also stores the new key and value."""
-        spec, tuning = self._spec, self._tuning
+        tuning = self._tuning
         k_cache, v_cache = self._buffers.caches[rope.layer]
-        qkv, y = self._buffers.activations[rope.inputs[0]].values, self._buffers.activations[attention.output]
-        assert y.q16 is not None and y.scales is not None
-        n_groups = spec.n_heads // self._heads * self._n_parts
-        lanes = lanes_of_key(spec.head_dim, self._device.info.subgroup_size)
+        qkv, y = self._buffers.activations[rope.input].values, self._buffers.activations[attention.output]
+        assert rope.rope is not None and y.q16 is not None and y.scales is not None
+        heads, n_parts = heads_together(attention.n_heads // attention.n_kv_heads), self._n_parts(attention)
+        n_groups = attention.n_heads // heads * n_parts
+        lanes = lanes_of_key(attention.head_dim, self._device.info.subgroup_size)
         dispatch = self._device.dispatch(
             KERNELS["attention_fused"],
             (
-                *(qkv, self._buffers.vectors["rope_table"], k_cache, v_cache, self._partials),
+                *(qkv, self._buffers.rope_tables[rope.rope], k_cache, v_cache, self._partials),
                 *(y.values, y.q16, y.scales, self._step, self.chain, self.failure),
             ),
             constants=(
-                *(tuning.attention_size, spec.n_heads, spec.n_kv_heads, spec.head_dim),
-                *(lanes, self._heads, spec.rope_dims, int(spec.rope_pairing == "interleaved")),
+                *(tuning.attention_size, attention.n_heads, attention.n_kv_heads, attention.head_dim),
+                *(lanes, heads, rope.rope.dims, int(rope.rope.pairing == "interleaved")),
                 *(tuning.keys_at_once, *cache_constants(self._buffers), self._most_polls),
             ),
             groups=(n_groups, 1),
-            push=(self._n_parts, _arrivals(spec, rope.layer), 0, 0),
+            push=(n_parts, _arrivals(self._spec, rope.layer), 0, 0),
             is_chained=tuning.is_chained,
         )
         return Link((dispatch,), n_groups if tuning.is_chained else 0)
@@ -226,14 +227,14 @@ class Fusion:
 
 FUSIONS = (
     Fusion(
-        ("rms_norm", "matvec", "swiglu"),
-        lambda decode, norm, matvec, swiglu: decode.can_fuse(matvec, norm, swiglu),
-        lambda decode, norm, matvec, swiglu: [decode.matvec(matvec, norm, swiglu)],
+        ("norm", "matvec", "activate"),
+        lambda decode, norm, matvec, activate: decode.can_fuse(matvec, norm, activate),
+        lambda decode, norm, matvec, activate: [decode.matvec(matvec, norm, activate)],
     ),
     Fusion(
-        ("rms_norm", "matvec"),
+        ("norm", "matvec"),
         lambda decode, norm, matvec: decode.can_fuse(matvec, norm),
-        lambda decode, norm, matvec: [decode.matvec(matvec, norm, matvec)],
+        lambda decode, norm, matvec: [decode.matvec(matvec, norm)],
     ),
     Fusion(
         ("rope", "attention"),
@@ -247,6 +248,18 @@ FUSIONS = (
     ),
 )
 """All fusions of a step of one token; the first that applies is used."""
+
+
+def _can_fuse(norm: Norm | None) -> bool:
+    """Whether matvec_fused can compute a norm, whose result nobody else reads."""
+    if norm is None or norm.form == "none":
+        return True
+    return norm.weight is not None and norm.add is None and not norm.is_shared
+
+
+def _norms(norm: Norm | None) -> int:
+    """The form of a norm as `norms` of matvec_fused."""
+    return 0 if norm is None else {"none": 0, "rms": 1, "layer": 2}[norm.form]
 
 
 def _even(n: int, most: int) -> int:

@@ -12,10 +12,9 @@ from vkllm.formats.quants import weight_format
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
-from vkllm.gpu.program.kernels import ACTIVATIONS, ATTENTION_TILE_ROWS, KERNELS, LAST_ROW
+from vkllm.gpu.program.kernels import ACTIVATIONS, ATTENTION_TILE_ROWS, KERNELS, LAST_ROW, NORM_FORMS
 from vkllm.gpu.program.weights import WeightPlanes
-from vkllm.model.graph import Op, widths
-from vkllm.model.spec import ModelSpec
+from vkllm.model.graph import Activate, Attention, Embed, Matvec, Norm, Op, Rotation, Softcap
 
 MATMUL_SIZE = 256
 """Invocations of a workgroup of `matmul`."""
@@ -29,9 +28,8 @@ NARROW_TOKENS = 64
 class Operations:
     """Makes and keeps dispatches. step: the step buffer on the device, which nearly every kernel reads."""
 
-    def __init__(self, device: Device, spec: ModelSpec, buffers: ModelBuffers, step: Buffer, tuning: Tuning) -> None:
+    def __init__(self, device: Device, buffers: ModelBuffers, step: Buffer, tuning: Tuning) -> None:
         self._device = device
-        self._spec = spec
         self._buffers = buffers
         self.step = step
         self._tuning = tuning
@@ -46,21 +44,24 @@ class Operations:
         return self._made[key]
 
     def _make(self, op: Op, width: int) -> list[Dispatch]:
-        match op.kind:
-            case "embed":
+        match op:
+            case Embed():
                 return self._embed(op, width)
-            case "rms_norm":
-                return [self._rms_norm(op, width)]
-            case "matvec":
+            case Norm():
+                return [self._norm(op, width)]
+            case Matvec():
                 return self._matvec(op, width)
-            case "rope":
+            case Rotation():
                 return [self._rope(op, width)]
-            case "attention":
+            case Attention():
                 return [self._attention(op, width)]
-            case "swiglu":
-                return [self._swiglu(op, width)]
+            case Activate():
+                return [self._activate(op, width)]
+            case Softcap():
+                return [self._softcap(op, width)]
+        raise AssertionError(op.kind)
 
-    def _embed(self, op: Op, width: int) -> list[Dispatch]:
+    def _embed(self, op: Embed, width: int) -> list[Dispatch]:
         """One dispatch for each part of the table; each writes the rows of its own tokens."""
         dispatches: list[Dispatch] = []
         first_row = 0
@@ -69,7 +70,7 @@ class Operations:
                 self._device.dispatch(
                     KERNELS["embed"],
                     (planes.quants, planes.scales, self._buffers.activations[op.output].values, self.step),
-                    constants=(self._local_size, planes.n_columns, float_bits(1.0)),
+                    constants=(self._local_size, planes.n_columns, float_bits(op.scale)),
                     groups=(-(-planes.n_columns // self._local_size), width),
                     push=(first_row, planes.n_rows),
                     weight_format=planes.format,
@@ -79,32 +80,39 @@ class Operations:
             first_row += planes.n_rows
         return dispatches
 
-    def _rms_norm(self, op: Op, width: int) -> Dispatch:
-        x, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
-        assert y.q16 is not None and y.scales is not None
-        weight = self._buffers.vectors[op.weights[0]]
+    def _norm(self, op: Norm, width: int) -> Dispatch:
+        x, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
+        weight, bias = (self._buffers.vectors[name] if name else None for name in (op.weight, op.bias))
+        add = self._buffers.activations[op.add].values if op.add else None
+        unread = x.values  # bound in place of what there is not
         return self._device.dispatch(
             KERNELS["norm"],
-            (x.values, weight, weight, x.values, y.values, y.q16, y.scales, self.step),
-            constants=(4 * self._local_size, self._spec.d_model, float_bits(self._spec.norm_eps), 0, 1, 0, 0),
+            (
+                *(x.values, weight or unread, bias or unread, add or unread),
+                *(y.values, y.q16 or unread, y.scales or unread, self.step),
+            ),
+            constants=(
+                *(4 * self._local_size, op.width, float_bits(op.eps), NORM_FORMS.index(op.form)),
+                *(int(weight is not None), int(bias is not None), int(add is not None)),
+            ),
             groups=(1, width),
             push=(LAST_ROW if op.output == "final" else 0,),
         )
 
-    def _matvec(self, op: Op, width: int) -> list[Dispatch]:
+    def _matvec(self, op: Matvec, width: int) -> list[Dispatch]:
         """One dispatch for each group of rows of the same format; the groups write different columns of y."""
-        x, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output].values
+        x, y = self._buffers.activations[op.input], self._buffers.activations[op.output].values
         add = self._buffers.activations[op.add].values if op.add else None
-        y_width = widths(self._spec)[op.output]
+        bias = self._buffers.biases.get(op.weights)
         # logits have too few rows for a tile of matmul, and are worth the exact product
         is_tiled = width > 1 and self._tuning.has_matmul and op.output != "logits"
         dispatches: list[Dispatch] = []
         y_offset = 0
         for planes in self._buffers.matrices[op.weights]:
             if is_tiled and suits_matmul(planes):
-                dispatches.append(self.matmul(planes, x.values, y, width, y_width, y_offset, add))
+                dispatches.append(self.matmul(planes, x.values, y, width, op.width, y_offset, add, bias, op.factor))
             else:
-                dispatches.append(self.matvec(planes, x, y, width, y_width, y_offset, add))
+                dispatches.append(self.matvec(planes, x, y, width, op.width, y_offset, add, bias, op.factor))
             y_offset += planes.n_rows
         return dispatches
 
@@ -176,65 +184,74 @@ class Operations:
             is_independent=y_offset > 0,
         )
 
-    def _rope(self, op: Op, width: int) -> Dispatch:
-        spec, (k_cache, v_cache) = self._spec, self._buffers.caches[op.layer]
-        n_fours = (spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim // 4
-        qkv, q = self._buffers.activations[op.inputs[0]].values, self._buffers.activations[op.output].values
+    def _rope(self, op: Rotation, width: int) -> Dispatch:
+        k_cache, v_cache = self._buffers.caches[op.layer]
+        n_fours = (op.n_heads + 2 * op.n_kv_heads) * op.head_dim // 4
+        qkv, q = self._buffers.activations[op.input].values, self._buffers.activations[op.output].values
+        assert op.rope is not None
         return self._device.dispatch(
             KERNELS["rope"],
-            (qkv, self._buffers.vectors["rope_table"], q, k_cache, v_cache, self.step),
+            (qkv, self._buffers.rope_tables[op.rope], q, k_cache, v_cache, self.step),
             constants=(
-                *(self._local_size, spec.n_heads, spec.n_kv_heads, spec.head_dim),
-                *(spec.rope_dims, int(spec.rope_pairing == "interleaved"), *cache_constants(self._buffers)),
+                *(self._local_size, op.n_heads, op.n_kv_heads, op.head_dim),
+                *(op.rope.dims, int(op.rope.pairing == "interleaved"), *cache_constants(self._buffers)),
             ),
             groups=(-(-n_fours // self._local_size), width),
         )
 
-    def _attention(self, op: Op, width: int) -> Dispatch:
-        spec, (k_cache, v_cache) = self._spec, self._buffers.caches[op.layer]
-        q, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
+    def _attention(self, op: Attention, width: int) -> Dispatch:
+        k_cache, v_cache = self._buffers.caches[op.layer]
+        q, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
         assert y.q16 is not None and y.scales is not None
-        if self._tuning.has_tiled_attention and width > 1 and suits_tiled_attention(spec):
+        if self._tuning.has_tiled_attention and width > 1 and suits_tiled_attention(op):
             return self._attention_tiled(op, width)
-        heads = heads_together(spec.n_heads // spec.n_kv_heads)
-        lanes = lanes_of_key(spec.head_dim, self._device.info.subgroup_size)
+        heads = heads_together(op.n_heads // op.n_kv_heads)
+        lanes = lanes_of_key(op.head_dim, self._device.info.subgroup_size)
         tokens = max(self._tuning.attention_queries // heads, 1)
         return self._device.dispatch(
             KERNELS["attention"],
             (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self.step),
             constants=(
-                *(self._tuning.attention_size, spec.n_heads, spec.n_kv_heads, spec.head_dim),
+                *(self._tuning.attention_size, op.n_heads, op.n_kv_heads, op.head_dim),
                 *(lanes, heads, tokens, self._tuning.keys_at_once),
                 *cache_constants(self._buffers),
             ),
-            groups=(spec.n_heads // heads, -(-width // tokens)),
+            groups=(op.n_heads // heads, -(-width // tokens)),
         )
 
-    def _attention_tiled(self, op: Op, width: int) -> Dispatch:
+    def _attention_tiled(self, op: Attention, width: int) -> Dispatch:
         """The same by cooperative matrices."""
-        spec, (k_cache, v_cache), info = self._spec, self._buffers.caches[op.layer], self._device.info
-        q, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
+        (k_cache, v_cache), info = self._buffers.caches[op.layer], self._device.info
+        q, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
         assert y.q16 is not None and y.scales is not None and info.matrix_shape is not None
-        tokens = ATTENTION_TILE_ROWS // (spec.n_heads // spec.n_kv_heads)
+        tokens = ATTENTION_TILE_ROWS // (op.n_heads // op.n_kv_heads)
         return self._device.dispatch(
             KERNELS["attention_tiled"],
             (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self.step),
             constants=(
                 ATTENTION_TILE_ROWS // info.matrix_shape[0] * info.subgroup_size,
-                *(spec.n_heads, spec.n_kv_heads, spec.head_dim, *cache_constants(self._buffers)),
+                *(op.n_heads, op.n_kv_heads, op.head_dim, *cache_constants(self._buffers)),
                 *info.matrix_shape,
             ),
-            groups=(spec.n_kv_heads, -(-width // tokens)),
+            groups=(op.n_kv_heads, -(-width // tokens)),
         )
 
-    def _swiglu(self, op: Op, width: int) -> Dispatch:
-        gate_up, y = self._buffers.activations[op.inputs[0]], self._buffers.activations[op.output]
+    def _activate(self, op: Activate, width: int) -> Dispatch:
+        x, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
         assert y.q16 is not None and y.scales is not None
         return self._device.dispatch(
             KERNELS["activate"],
-            (gate_up.values, y.values, y.q16, y.scales, self.step),
-            constants=(self._local_size, self._spec.d_ff, ACTIVATIONS.index("silu"), 1),
-            groups=(-(-self._spec.d_ff // 4 // self._local_size), width),
+            (x.values, y.values, y.q16, y.scales, self.step),
+            constants=(self._local_size, op.width, ACTIVATIONS.index(op.function), int(op.is_gated)),
+            groups=(-(-op.width // 4 // self._local_size), width),
+        )
+
+    def _softcap(self, op: Softcap, width: int) -> Dispatch:
+        return self._device.dispatch(
+            KERNELS["softcap"],
+            (self._buffers.activations[op.output].values,),
+            constants=(self._local_size, op.width, float_bits(op.scale), float_bits(op.cap)),
+            groups=(min(1024, -(-op.width // self._local_size)), width),
         )
 
 
@@ -281,9 +298,9 @@ def suits_matmul(planes: WeightPlanes) -> bool:
     return planes.n_columns % _columns(WIDE_TILE) == 0 and planes.n_rows % 16 == 0
 
 
-def suits_tiled_attention(spec: ModelSpec) -> bool:
-    """Whether a model's heads suit attention_tiled."""
-    return spec.head_dim % 32 == 0 and spec.head_dim <= 128 and spec.n_heads <= ATTENTION_TILE_ROWS * spec.n_kv_heads
+def suits_tiled_attention(op: Attention) -> bool:
+    """Whether a layer's heads suit attention_tiled."""
+    return op.head_dim % 32 == 0 and op.head_dim <= 128 and op.n_heads <= ATTENTION_TILE_ROWS * op.n_kv_heads
 
 
 def lanes_of_key(head_dim: int, subgroup_size: int) -> int:

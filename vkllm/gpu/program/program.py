@@ -116,7 +116,7 @@ class Program:
         self.tuning = choices
         self._local_size = choices.local_size
         step = self._slots.on_device
-        self.operations = Operations(self.device, self.spec, self._buffers, step, choices)
+        self.operations = Operations(self.device, self._buffers, step, choices)
         self._decode = Decode(self.device, self.spec, self._buffers, step, choices.decode, self.operations)
 
     def submit(

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 from vkllm.errors import UnsupportedModel
 from vkllm.formats.gguf import Metadata, TensorInfo
-from vkllm.model.architectures.llama import LLAMA
+from vkllm.model.architectures.family import Family
+from vkllm.model.architectures.header import Header
+from vkllm.model.architectures.llama import llama
 from vkllm.model.checks import check_numbers, check_tensors
 from vkllm.model.keys import check_is_model, check_keys, shown
 from vkllm.model.spec import ModelSpec, Pooling
 
-FAMILIES = {"llama": LLAMA}
+FAMILIES: dict[str, Family] = {"llama": llama}
 """By `general.architecture`."""
 
 
@@ -30,10 +32,10 @@ def model_spec(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelSp
         )
     if not tensors:
         raise UnsupportedModel(f"{metadata.path}: this file has no tensors, only a vocabulary; take the whole model.")
-    family = FAMILIES[architecture]
-    spec = family.spec(metadata, tensors)
+    header = Header(metadata, tensors)
+    spec = FAMILIES[architecture](header)
     check_numbers(spec, metadata)
-    check_keys(spec, metadata, family.keys)
+    check_keys(spec, metadata, header.keys)
     check_tensors(spec, metadata, tensors)
     return spec
 

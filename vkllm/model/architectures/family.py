@@ -1,44 +1,65 @@
-"""What each file of this folder defines for a family of models, and how it reads what all families have."""
+"""What the families of this folder share: most of a specification reads the same for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
-from vkllm.errors import ModelFileError, UnsupportedModel
-from vkllm.formats.gguf import Metadata, TensorInfo
-from vkllm.model.spec import ModelSpec
+from vkllm.model.architectures.header import MATRICES, Header
+from vkllm.model.architectures.rope import Pairing, read_rope
+from vkllm.model.spec import LayerSpec, ModelSpec
 
-
-@dataclass(frozen=True)
-class Family:
-    """A family of models: `general.architecture` names it.
-
-    spec: reads the specification; it need not check numbers or tensors. keys: the metadata keys that it reads, without
-    the architecture's prefix. All others are refused, unless they change nothing (model/keys.py).
-    """
-
-    spec: Callable[[Metadata, Mapping[str, TensorInfo]], ModelSpec]
-    keys: frozenset[str]
+Family = Callable[[Header], ModelSpec]
+"""Reads the specification of a family of models. It need not check numbers or tensors; keys that it does not ask the
+header for are refused, unless they change nothing (model/keys.py)."""
 
 
-def same_in_all_layers(metadata: Metadata, key: str, n_layers: int, default: int | None = None) -> int:
-    """A number that files give once or for each layer; `default`, if any, where the key is missing.
-
-    Raises UnsupportedModel where layers differ, ModelFileError for a missing key, another type or an array that is too
-    short.
-    """
-    if not metadata.is_array(key):
-        return metadata.integer(key) if default is None else metadata.integer(key, default)
-    values = metadata.integers(key)
-    if not 0 < n_layers <= len(values):
-        raise ModelFileError(
-            f"{metadata.path}: {key} has numbers for {len(values)} layers, and the model has {n_layers}; the file is "
-            "damaged"
+def dense_layers(
+    header: Header,
+    pairing: Pairing,
+    biases: Iterable[str] = MATRICES,
+    change: Callable[[int, LayerSpec], LayerSpec] = lambda number, layer: layer,
+) -> tuple[LayerSpec, ...]:
+    """The layers of a family like llama. biases: tensors that may have one. change: what a layer has that llama's have
+    not, by its number."""
+    n_layers = header.n_layers
+    n_heads = header.per_layer("attention.head_count", n_layers)
+    n_kv_heads = header.per_layer("attention.head_count_kv", n_layers, n_heads)
+    d_ff = header.per_layer("feed_forward_length", n_layers)
+    head_dim = header.integer("attention.key_length", header.integer("embedding_length") // max(n_heads[0], 1))
+    rope = read_rope(header, head_dim, pairing)
+    layers = []
+    for number in range(n_layers):
+        layer = LayerSpec(
+            n_heads=n_heads[number],
+            n_kv_heads=n_kv_heads[number],
+            head_dim=head_dim,
+            d_ff=d_ff[number],
+            rope=rope,
+            attention_scale=max(head_dim, 1) ** -0.5,
+            biases=header.biases(number, biases),
         )
-    if len(distinct := sorted(set(values[:n_layers]))) > 1:
-        raise UnsupportedModel(
-            f"{metadata.path}: layers of different {key} ({distinct[0]} to {distinct[-1]}) are not supported; take "
-            "another model."
-        )
-    return distinct[0]
+        layers.append(change(number, layer))
+    return tuple(layers)
+
+
+def dense_model(header: Header, layers: Sequence[LayerSpec], **fields: Any) -> ModelSpec:
+    """A model of these layers. fields: of ModelSpec, where they differ from llama's."""
+    embedding = header.tensors.get("token_embd.weight")
+    spec = ModelSpec(
+        architecture=header.architecture,
+        layers=tuple(layers),
+        d_model=header.integer("embedding_length"),
+        n_vocab=embedding.shape[0] if embedding is not None and len(embedding.shape) == 2 else 0,
+        n_ctx_train=header.integer("context_length"),
+        norm_eps=0.0,
+        output_weight="output.weight" if header.has("output.weight") else "token_embd.weight",
+    )
+    header.integer("pooling_type", 0)
+    key = (
+        "attention.layer_norm_rms_epsilon"
+        if fields.get("norm_form", "rms") == "rms"
+        else "attention.layer_norm_epsilon"
+    )
+    return replace(spec, **{"norm_eps": header.number(key), **fields})

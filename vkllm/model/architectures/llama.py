@@ -2,60 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from vkllm.formats.gguf import Metadata, TensorInfo
-from vkllm.model.architectures.family import Family, same_in_all_layers
-from vkllm.model.rope_scaling import ROPE_SCALING_KEYS, rope_scaling
-from vkllm.model.spec import ModelSpec
+from vkllm.model.architectures.family import dense_layers, dense_model
+from vkllm.model.architectures.header import Header
+from vkllm.model.spec import LayerSpec, ModelSpec, Rope
 
 
-def _spec(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelSpec:
-    n_layers = metadata.integer("llama.block_count")
-    n_heads = same_in_all_layers(metadata, "llama.attention.head_count", n_layers)
-    d_model = metadata.integer("llama.embedding_length")
-    head_dim = metadata.integer("llama.attention.key_length", d_model // max(n_heads, 1))
-    n_ctx_train = metadata.integer("llama.context_length")
-    scaling = rope_scaling(metadata, "llama", n_ctx_train)
-    embedding = tensors.get("token_embd.weight")
+def llama(header: Header) -> ModelSpec:
+    """Its numbers; biases where the file has them."""
+    return dense_model(header, dense_layers(header, "interleaved"))
+
+
+def llama_spec(
+    *,
+    n_layers: int,
+    n_heads: int,
+    n_kv_heads: int,
+    d_model: int,
+    d_ff: int,
+    n_vocab: int,
+    n_ctx_train: int,
+    head_dim: int | None = None,
+    rope: Rope | None = None,
+    output_weight: str = "output.weight",
+) -> ModelSpec:
+    """A Llama of these sizes without a file, for plans and measurements."""
+    head_dim = head_dim or d_model // n_heads
+    layer = LayerSpec(
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        d_ff=d_ff,
+        rope=rope or Rope(10000.0, head_dim, "interleaved"),
+        attention_scale=head_dim**-0.5,
+    )
     return ModelSpec(
         architecture="llama",
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=same_in_all_layers(metadata, "llama.attention.head_count_kv", n_layers, n_heads),
-        head_dim=head_dim,
+        layers=(layer,) * n_layers,
         d_model=d_model,
-        d_ff=same_in_all_layers(metadata, "llama.feed_forward_length", n_layers),
-        n_vocab=embedding.shape[0] if embedding is not None and len(embedding.shape) == 2 else 0,
+        n_vocab=n_vocab,
         n_ctx_train=n_ctx_train,
-        norm_eps=metadata.number("llama.attention.layer_norm_rms_epsilon"),
-        rope_theta=metadata.number("llama.rope.freq_base", 10000.0),
-        rope_dims=metadata.integer("llama.rope.dimension_count", head_dim),
-        rope_scale=scaling.factor,
-        rope_pairing="interleaved",
-        has_rope_freqs="rope_freqs.weight" in tensors,
-        output_weight="output.weight" if "output.weight" in tensors else "token_embd.weight",
-        rope_magnitude=scaling.magnitude,
-        yarn=scaling.yarn,
+        norm_eps=1e-5,
+        output_weight=output_weight,
     )
-
-
-LLAMA = Family(
-    _spec,
-    keys=frozenset(
-        {
-            "block_count",
-            "context_length",
-            "embedding_length",
-            "feed_forward_length",
-            "pooling_type",
-            "attention.head_count",
-            "attention.head_count_kv",
-            "attention.key_length",
-            "attention.layer_norm_rms_epsilon",
-            "rope.dimension_count",
-            "rope.freq_base",
-            *ROPE_SCALING_KEYS,
-        }
-    ),
-)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import BLOCK, weight_format
-from vkllm.model.graph import decoder, head, widths
+from vkllm.model.graph import Embed, Matvec, decoder, expected_shapes, head, widths
 from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_PARTS
-from vkllm.model.spec import ModelSpec, expected_shapes
+from vkllm.model.spec import LayerSpec, ModelSpec
 
 CACHE_TYPES = {"f16": 64, "q8_0": 36}
 """Bytes of 32 cached values (shaders/lib/kvcache.glsl)."""
@@ -78,7 +78,7 @@ class Needs:
         The vocabulary projection, the layers from the last to the first, and an embedding table of its own.
         """
         spec = self.spec
-        ordered = [(spec.output_weight,), *(op.weights for op in reversed(decoder(spec)) if op.kind == "matvec")]
+        ordered = [(spec.output_weight,), *(op.weights for op in reversed(decoder(spec)) if isinstance(op, Matvec))]
         return ordered if spec.output_weight == "token_embd.weight" else [*ordered, ("token_embd.weight",)]
 
     def is_read_whole(self, weights: tuple[str, ...]) -> bool:
@@ -89,19 +89,23 @@ class Needs:
         """Bytes of everything that is allocated, by purpose."""
         matrices = (stack for weights in self.matrices() for stack in stacks(weights, self.tensors))
         return {
-            "weights": sum(stack.n_bytes(stack.n_rows) for stack in matrices) + self.norms_bytes(),
-            "cache": self.spec.n_layers * self.layer_cache_bytes(n_ctx),
+            "weights": sum(stack.n_bytes(stack.n_rows) for stack in matrices) + self.vectors_bytes(),
+            "cache": sum(self.layer_cache_bytes(n_ctx, layer) for layer in self.spec.layers),
             "working memory": self.arena_bytes(n_ctx),
         }
 
-    def norms_bytes(self) -> int:
-        """Bytes of the weights of all norms."""
-        norms = [op.weights[0] for op in (*decoder(self.spec), *head(self.spec)) if op.kind == "rms_norm"]
-        return sum(aligned(4 * math.prod(self.tensors[name].shape)) for name in norms)
+    def vectors_bytes(self) -> int:
+        """Bytes of the weights that are no matrices: norms and biases."""
+        n_bytes = 0
+        for op in (*decoder(self.spec), *head(self.spec)):
+            matrices = op.weights if isinstance(op, Embed | Matvec) else ()
+            shapes = {name: shape for name, shape in op.tensors().items() if name not in matrices}
+            n_bytes += sum(aligned(4 * math.prod(shape)) for shape in shapes.values())
+        return n_bytes
 
-    def layer_cache_bytes(self, n_ctx: int) -> int:
+    def layer_cache_bytes(self, n_ctx: int, layer: LayerSpec) -> int:
         """Bytes of the keys and values of a layer."""
-        return sum(aligned(n_bytes) for n_bytes in self._cache_buffers(n_ctx))
+        return sum(aligned(n_bytes) for n_bytes in self._cache_buffers(n_ctx, layer))
 
     def arena_bytes(self, n_ctx: int) -> int:
         """Bytes of activations, as float32 and at most in 16-bit integers, of a row of logits on the host, and of what
@@ -117,20 +121,23 @@ class Needs:
         """Bytes of the largest buffers that cannot be cut, by name."""
         activation = max(width for name, width in widths(self.spec).items() if name != "logits")
         return {
-            "the cache of a layer": max(self._cache_buffers(n_ctx)),
+            "the cache of a layer": max(max(self._cache_buffers(n_ctx, layer)) for layer in set(self.spec.layers)),
             "an activation": 4 * max(self.max_rows * activation, self.head_rows * self.spec.n_vocab),
             **self._context_buffers(n_ctx),
         }
 
-    def _cache_buffers(self, n_ctx: int) -> tuple[int, int]:
+    def _cache_buffers(self, n_ctx: int, layer: LayerSpec) -> tuple[int, int]:
         n_tokens = whole_blocks(n_ctx)
-        return _cached_bytes(self.spec, self.type_k, n_tokens), _cached_bytes(self.spec, self.type_v, n_tokens)
+        return _cached_bytes(layer, self.type_k, n_tokens), _cached_bytes(layer, self.type_v, n_tokens)
 
     def _context_buffers(self, n_ctx: int) -> dict[str, int]:
         spec = self.spec
         n_pieces = min(-(-n_ctx // ATTENTION_PIECE), MAX_PARTS)
         return {
-            "the table of rotations": 4 * whole_blocks(n_ctx) * spec.rope_dims,
+            **{
+                f"the table of rotations {number}": 4 * whole_blocks(n_ctx) * rope.dims
+                for number, rope in enumerate(spec.ropes)
+            },
             "the working memory of attention": 4 * spec.n_heads * n_pieces * (spec.head_dim + 4),
         }
 
@@ -152,7 +159,7 @@ def tensor_bytes(tensor: TensorInfo) -> int:
 
 def cache_bytes_per_token(spec: ModelSpec, type_k: str = "f16", type_v: str = "f16") -> int:
     """Bytes of one token's keys and values in all layers."""
-    return spec.n_layers * (_cached_bytes(spec, type_k, 1) + _cached_bytes(spec, type_v, 1))
+    return sum(_cached_bytes(layer, type_k, 1) + _cached_bytes(layer, type_v, 1) for layer in spec.layers)
 
 
 def decode_bytes(
@@ -163,6 +170,6 @@ def decode_bytes(
     return sum(tensor_bytes(tensors[name]) for name in read) + n_past * cache_bytes_per_token(spec, type_k, type_v)
 
 
-def _cached_bytes(spec: ModelSpec, cache_type: str, n_tokens: int) -> int:
+def _cached_bytes(layer: LayerSpec, cache_type: str, n_tokens: int) -> int:
     """Bytes of a layer's keys, or values, of n_tokens."""
-    return n_tokens * spec.n_kv_heads * spec.head_dim // BLOCK * CACHE_TYPES[cache_type]
+    return n_tokens * layer.n_kv_heads * layer.head_dim // BLOCK * CACHE_TYPES[cache_type]

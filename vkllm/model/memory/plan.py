@@ -277,10 +277,10 @@ class _Planner:
     def _place(self, n_ctx: int, capacities: list[tuple[Tier, int]]) -> MemoryPlan:
         needs, limits, n_layers = self.needs, self.limits, self.needs.spec.n_layers
         tiers = Tiers(capacities, limits.max_buffer_bytes)
-        arena_bytes, norms_bytes = needs.arena_bytes(n_ctx), needs.norms_bytes()
-        cache_bytes = needs.layer_cache_bytes(n_ctx)
-        arena_tier = tiers.place(arena_bytes + norms_bytes)
-        cache_tiers = [tiers.place(cache_bytes) for _ in range(n_layers)][::-1]  # the last layer's first
+        arena_bytes, vectors_bytes = needs.arena_bytes(n_ctx), needs.vectors_bytes()
+        cache_bytes = [needs.layer_cache_bytes(n_ctx, layer) for layer in needs.spec.layers]
+        arena_tier = tiers.place(arena_bytes + vectors_bytes)
+        cache_tiers = [tiers.place(n_bytes) for n_bytes in reversed(cache_bytes)][::-1]  # the last layer's first
         matrices: dict[tuple[str, ...], tuple[MatrixRows, ...]] = {}
         may_be_local, others = self._by_layers()
         for weights in may_be_local:
@@ -290,7 +290,7 @@ class _Planner:
         for weights in others:
             matrices[weights] = self._rows(tiers, weights)
 
-        held = {tier: norms_bytes if tier is arena_tier else 0 for tier, _ in capacities}
+        held = {tier: vectors_bytes if tier is arena_tier else 0 for tier, _ in capacities}
         read = dict(held)
         for weights, rows in matrices.items():
             for part in rows:
@@ -307,7 +307,7 @@ class _Planner:
                     available_bytes=available,
                     weights_bytes=held[tier],
                     read_bytes=read[tier],
-                    cache_bytes=cache_bytes * cache_tiers.count(tier),
+                    cache_bytes=sum(n for n, cached in zip(cache_bytes, cache_tiers, strict=True) if cached is tier),
                     arena_bytes=arena_bytes if tier is arena_tier else 0,
                     bytes_per_s=limits.bytes_per_s(tier),
                 )
