@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from numbers import Real
@@ -22,17 +23,19 @@ ClassT = TypeVar("ClassT", bound=type[Any])
 _ELSEWHERE = {
     "cache_type_k": ("type_k",),
     "cache_type_v": ("type_v",),
-    "context_length": ("n_ctx",),
-    "ctx_size": ("n_ctx",),
-    "gpu_layers": ("n_gpu_layers",),
+    "context_length": ("n_ctx", "num_ctx"),
+    "ctx_size": ("n_ctx", "num_ctx"),
+    "gpu_layers": ("n_gpu_layers", "num_gpu"),
     "guided_json": ("json_schema",),
     "guided_regex": ("regex",),
     "kv_cache_dtype": ("type_k",),
     "max_completion_tokens": ("max_tokens",),
     "max_gen_len": ("max_tokens",),
-    "max_model_len": ("n_ctx",),
+    "max_model_len": ("n_ctx", "num_ctx"),
     "max_new_tokens": ("max_tokens",),
     "model_path": ("model",),
+    "n_ctx": ("num_ctx",),
+    "n_gpu_layers": ("num_gpu",),
     "n_predict": ("max_tokens",),
     "num_ctx": ("n_ctx",),
     "num_gpu": ("n_gpu_layers",),
@@ -50,7 +53,8 @@ _ELSEWHERE = {
 
 
 def checks_names(*options: type[Any]) -> Callable[[FunctionT], FunctionT]:
-    """Makes a function refuse keyword arguments that it does not know, by InvalidParameter with the nearest name.
+    """Makes a function refuse keyword arguments that it does not know, by InvalidParameter with the nearest name, and
+    arguments without a name where it has a parameter by that name only.
 
     options: the TypedDicts whose keys it takes besides its own parameters.
     """
@@ -60,19 +64,27 @@ def checks_names(*options: type[Any]) -> Callable[[FunctionT], FunctionT]:
         known = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
         known -= {"self", "cls"}
         known.update(*(each.__annotations__ for each in options))
+        placed = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+        named = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        named.sort(key=lambda parameter: parameter.default is not parameter.empty)
+
+        def check(args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+            if named and len(args) > len(placed):
+                raise _no_name(function, [name for name in placed if name != "self"], named[0].name)
+            check_names(kwargs, known)
 
         if inspect.iscoroutinefunction(function):
 
             @wraps(function)
             async def awaited(*args: Any, **kwargs: Any) -> Any:
-                check_names(kwargs, known)
+                check(args, kwargs)
                 return await function(*args, **kwargs)
 
             return cast(FunctionT, awaited)
 
         @wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            check_names(kwargs, known)
+            check(args, kwargs)
             return function(*args, **kwargs)
 
         return cast(FunctionT, checked)
@@ -86,15 +98,46 @@ def checks_fields(made: ClassT) -> ClassT:
     return made
 
 
+def _no_name(function: Callable[..., Any], placed: Sequence[str], named: str) -> InvalidParameter:
+    owner, _, method = function.__qualname__.rpartition(".")
+    name = {"__init__": owner, "__call__": owner.lower()}.get(method, method)
+    taken = f"only {' and '.join(placed)}" if placed else "nothing"
+    return InvalidParameter(f"{name} takes {taken} without a name; name the others, as in {name}({named}=...)")
+
+
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:
     """Raises InvalidParameter for the first name that is not known, with the nearest one that is."""
     names = sorted(known)
     for name in given:
         if name not in names:
-            same = [other for other in _ELSEWHERE.get(name, ()) if other in names]
-            close = same or get_close_matches(name, names, 1)
-            advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+            near = nearest_name(name, names)
+            advice = f"did you mean {near}?" if near else "docs/embed.md says which there are"
             raise InvalidParameter(f"{name} is no parameter that vkllm knows; {advice}")
+
+
+def nearest_name(name: str, names: Sequence[str]) -> str | None:
+    """Which of these names is meant by another one, because it is called so elsewhere or is mistyped; None if none."""
+    same = [other for other in _ELSEWHERE.get(name, ()) if other in names]
+    return next(iter(same or get_close_matches(name.lower(), names, 1)), None)
+
+
+def one_device(name: str, value: Any) -> str | None:
+    """The device that a parameter or option names: its index or a part of its name, None if it is None.
+
+    llama.cpp's names, such as Vulkan0, are indices. Raises InvalidParameter, also for what names several devices or
+    none.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise InvalidParameter(f"{name} must be an index or a part of a name, not {value!r}")
+    text = str(value).strip()
+    if not text or re.fullmatch(r"[A-Za-z]*\d*(\s*[,;/]\s*[A-Za-z]*\d*)+", text):
+        raise InvalidParameter(
+            f"{name} takes one device, as its index or a part of its name (`vkllm devices` lists them), not {value!r}: "
+            "vkllm runs a model on one GPU"
+        )
+    return re.sub(r"^Vulkan(?=\d+$)", "", text)
 
 
 def number(name: str, value: Any, low: float, high: float, *, also: str = "") -> float:

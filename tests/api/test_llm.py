@@ -345,9 +345,15 @@ def test_scores_are_a_list_of_one_number_a_token_after_the_first(fake_llm: MakeL
     assert llm.score([100, 97, 98]) == [-0.97, -0.98]
     assert llm.score([100, 97, 98], first=2) == [-0.98]
     assert len(llm.score([100] * N_CTX)) == N_CTX - 1
-    for first in (0, 3, -1):
-        with pytest.raises(InvalidParameter, match=f"token {first} of 3"):
+    assert llm.score("dab") == [-0.97, -0.98]
+    for first in (0, -1, "1", 1.5):
+        with pytest.raises(InvalidParameter, match="first must be a whole number of at least 1, not"):
             llm.score([100, 97, 98], first=first)
+    with pytest.raises(InvalidParameter, match="first is 3, but the text has 3 tokens, the last of them 2"):
+        llm.score([100, 97, 98], first=3)
+    for short, words in (("a", "1 token"), ([97], "1 token"), ("", "0 tokens"), ([], "0 tokens")):
+        with pytest.raises(InvalidParameter, match=f"the text has {words} and is too short for a score"):
+            llm.score(short)
     with pytest.raises(InvalidParameter, match="vocabulary"):
         llm.score([100, N_VOCAB])
     with pytest.raises(ContextOverflow, match=f"{N_CTX + 1} tokens"):

@@ -114,17 +114,59 @@ def test_mistyped_names_are_told_the_nearest(fake_llm: MakeLLM, call: Callable[[
 
 
 @pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda llm: llm.chat.completions.create("x"), "create takes nothing without a name; .* create(messages=...)"),
+        (lambda llm: llm.completions.create("x"), "create takes nothing without a name; .* create(prompt=...)"),
+        (lambda llm: llm.embeddings.create("x"), "create takes nothing without a name; .* create(input=...)"),
+        (lambda llm: LLM(llm.path, 4096), "LLM takes only model without a name; name the others, as in LLM(n_ctx=...)"),
+        (lambda llm: llm.generate("a", None, 5), "generate takes only prompt and params without a name"),
+        (lambda llm: llm.chat([], None, []), "chat takes only messages and params without a name"),
+        (lambda llm: llm.benchmark_generate(x=1), "x is no parameter that vkllm knows; docs/embed.md says"),
+        (lambda llm: llm.benchmark_generate("a", generate_len=1), "did you mean generate_length?"),
+        (lambda llm: llm.tune(budget=1), "did you mean budget_s?"),
+        (lambda llm: llm.measure_kernels(rows=1), "did you mean n_rows?"),
+        (lambda llm: LLM(llm.path, colour="blue"), "colour is no parameter that vkllm knows; docs/embed.md says"),
+        (lambda llm: llm.chat([]), 'messages is empty; give at least one message, such as {"role": "user"'),
+        (lambda llm: llm.chat((message for message in ()), stream=True), "messages is empty"),
+        (lambda llm: asyncio.run(AsyncLLM(llm).chat([])), "messages is empty"),
+        (lambda llm: llm.detokenize("ab"), "'ab' is not a list of token ids; `tokenize` makes one of a text"),
+        (
+            lambda llm: plan_model(llm.path, device="0,1"),
+            "device takes one device, .*, not '0,1': vkllm runs a model on",
+        ),
+        (lambda llm: plan_model(llm.path, device=True), "device must be an index or a part of a name, not True"),
+    ],
+)
+def test_calls_that_cannot_be_meant_so_are_told_in_a_sentence(
+    fake_llm: MakeLLM, call: Callable[[LLM], Any], message: str
+) -> None:
+    with pytest.raises(InvalidParameter, match=message.replace("(", r"\(").replace(")", r"\)").replace("?", r"\?")):
+        call(fake_llm())
+
+
+def test_a_missing_argument_is_pythons_own_error(fake_llm: MakeLLM) -> None:
+    with pytest.raises(TypeError, match=r"generate\(\) missing 1 required positional argument: 'prompt'"):
+        fake_llm().generate()  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"create\(\) missing 1 required keyword-only argument: 'messages'"):
+        fake_llm().chat.completions.create()  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"type_k": "q4_0"}, "type_k .* must be f16 or q8_0, not 'q4_0'"),
         ({"type_v": 8}, "type_v .* must be f16 or q8_0, not 8"),
         ({"n_ctx": 1}, "a context of 1 token is not possible"),
-        ({"n_ctx": "4096"}, "n_ctx must be a whole number"),
+        ({"n_ctx": "4096"}, "n_ctx must be a whole number of tokens, here from 2 to 256, or 0 for .*, not '4096'"),
+        ({"n_ctx": 2**40}, "n_ctx must be a whole number of tokens, here from 2 to 256"),
         ({"n_gpu_layers": -2}, "n_gpu_layers .* must be a whole number of at least 0, or -1 for all, not -2"),
         ({"vram_limit": "8GiB"}, "vram_limit .* must be a whole number"),
         ({"ram_limit": -1}, "ram_limit"),
         ({"device": True}, "device must be an index or a part of a name, not True"),
         ({"device": 1.5}, "device must be"),
+        ({"device": "0,1"}, "device takes one device, as its index or .* not '0,1': vkllm runs a model on one GPU"),
+        ({"device": " "}, "device takes one device, .* not ' '"),
         ({"seed": -2}, "seed must be"),
         ({"seed": "7"}, "seed must be"),
         ({"on_progress": 5}, "on_progress must be a function"),

@@ -57,7 +57,7 @@ COMMON = {
     "presence_penalty": 0.5,
     "seed": 1,
     "stop": ["x"],
-    "stream": False,
+    "stream": True,
     "stream_options": {"include_usage": True, "include_obfuscation": False},
     "temperature": 1,
     "timeout": 5.0,
@@ -82,7 +82,7 @@ TAKEN = {
         "response_format": {"type": "text"},
         "safety_identifier": "me",
         "service_tier": "auto",
-        "store": True,
+        "store": False,
         "tool_choice": "auto",
         "tools": [],
         "top_logprobs": 0,
@@ -101,6 +101,7 @@ REFUSED = {
         "modalities": ["text", "audio"],
         "moderation": {"model": "m"},
         "n": 129,
+        "store": True,
         "tool_choice": "required",
         "web_search_options": {},
     },
@@ -131,6 +132,7 @@ def test_every_parameter_is_taken_or_refused_by_name(llm: LLM, kind: str, theirs
     cap = {} if kind == "embedding" else {"max_tokens": 2}
     for name, value in TAKEN[kind].items():
         more = {"logprobs": True} if name == "top_logprobs" else cap if "max" not in name else {}
+        more = more | {"stream": True} if name == "stream_options" else more
         create(llm, kind)(**{**more, name: value})
         create(llm, kind)(**{**cap, name: None})
         create(llm, kind)(**{**cap, name: openai.NOT_GIVEN})

@@ -135,7 +135,11 @@ def test_minus_one_takes_a_limit_and_a_seed_back(line_chat: LineChat, capsys: py
         ("temp -1", "temp must be a number between 0 and 100"),
         ("top_k 1 2", "top_k takes a number, not '1 2'"),
         ("top_k 1.5", "top_k takes a number"),
-        ("colour blue", "there is no parameter colour; there are max_tokens, temperature"),
+        ("colour blue", "^there is no parameter colour; `/\\? set` lists those that there are$"),
+        ("temprature 1", r"^there is no parameter temprature; did you mean temperature\?$"),
+        ("Temperature 1", r"did you mean temperature\?$"),
+        ("max_new_tokens 5", r"did you mean max_tokens\?$"),
+        ("ctx_size 5", r"did you mean num_ctx\?$"),
         ("num_ctx big", "num_ctx takes a number, not 'big'"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import typer
 from terminal import FAKE, REAL, Command, terminal
 
+from vkllm import __version__
 from vkllm.errors import InvalidParameter
 from vkllm.faces.cli import app as cli
 from vkllm.faces.cli.arguments import Arguments, OwnOption, in_order, own_options
@@ -67,6 +68,7 @@ def run(*arguments: str) -> None:
         "--log-disable -lv 3 -v",
         "--warmup --no-perf --prio 2 --poll 50 --numa distribute -C ff",
         "--keep -1 -nkvo --no-context-shift",
+        "-C 0xFF -Cr 0-3 --cpu-strict 1 --fit off -lzm auto -lm mmap+mlock -dt 0.1 -eps 1e-5 --flash-attn=ON",
     ],
 )
 def test_what_changes_no_answer_is_ignored_with_its_value(asked: list[Any], line: str) -> None:
@@ -142,8 +144,14 @@ def test_a_device_may_have_llama_cpps_name(asked: list[Any], text: str, device: 
         ("m Hi -sm row", "-sm is not in vkllm: vkllm runs a model on one GPU; choose it with -dev"),
         ("m Hi -ts 3,1", "-ts is not in vkllm"),
         ("m Hi -mg 1", "-mg is not in vkllm: vkllm runs a model on one GPU"),
-        ("m Hi -dev 0,1", "-dev 0,1 names several devices; vkllm runs a model on one GPU"),
-        ("m Hi -dev Vulkan0,Vulkan1", "names several devices"),
+        (
+            "m Hi -dev 0,1",
+            "-dev takes one device, as its index or a part of its name (`vkllm devices` lists them), not",
+        ),
+        ("m Hi -dev Vulkan0,Vulkan1", "not 'Vulkan0,Vulkan1': vkllm runs a model on one GPU"),
+        ("m Hi -dev 0,", "not '0,': vkllm runs a model on one GPU"),
+        ("m Hi -dev 0/1", "not '0/1': vkllm runs a model on one GPU"),
+        ("m Hi -dev=", "-dev takes one device"),
         ("m Hi --device none", "-dev none is not in vkllm"),
         ("m Hi --lora a.gguf", "--lora is not in vkllm: vkllm cannot apply adapters yet"),
         ("m Hi --image a.png", "--image is not in vkllm: vkllm reads and writes text only"),
@@ -164,6 +172,15 @@ def test_a_device_may_have_llama_cpps_name(asked: list[Any], text: str, device: 
         ("m -f -n 5", "Option '-f' requires a value before -n"),
         ("m -p", "Option '-p' requires a value; see `vkllm run --help`"),
         ("m -t", "Option '-t' requires a value"),
+        ("m Hi -tb abc", "-tb takes a whole number, not 'abc'; see `vkllm run --help`"),
+        ("m Hi -t 8.5", "-t takes a whole number, not '8.5'"),
+        ("m --threads=", "--threads takes a whole number, not ''"),
+        ("m Hi --cpu-mask xyz", "--cpu-mask takes a hexadecimal mask such as 0xff, not 'xyz'"),
+        ("m Hi -Cr 3", "-Cr takes a range such as 0-7, not '3'"),
+        ("m Hi --numa Hi", "--numa takes distribute, isolate or numactl, not 'Hi'"),
+        ("m Hi --flash-attn=fast", "--flash-attn takes on, off or auto, not 'fast'"),
+        ("m Hi -dt low", "-dt takes a number, not 'low'"),
+        ("m -c --version", "Option '-c' requires a value before --version"),
         ("m -hf", "Option '-hf' requires a value"),
     ],
 )
@@ -171,6 +188,17 @@ def test_the_rest_is_one_sentence_and_exit_code_2(tmp_path: Path, line: str, wor
     done = Command(tmp_path).run([*REAL, "run", *line.split()])
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("vkllm: error: ") and words in done.stderr
+
+
+@pytest.mark.parametrize("line", ["run --version", "run m Hi --version", "chat --version -n", "list --version"])
+def test_every_command_tells_the_version_as_llama_cli_does(capsys: pytest.CaptureFixture[str], line: str) -> None:
+    cli.app(line.split(), prog_name="vkllm", standalone_mode=False)
+    assert capsys.readouterr() == (f"{__version__}\n", "")
+
+
+def test_a_version_that_is_a_prompt_or_comes_after_two_dashes_is_text() -> None:
+    assert read("m", "-p", "--version").line == ["-p", "--version", "--", "m"]
+    assert read("m", "--", "--version").line == ["--", "m", "--version"]
 
 
 def test_an_option_of_another_command_is_called_that() -> None:
@@ -187,7 +215,8 @@ def test_no_option_of_llama_cpp_is_read_as_another_or_reaches_the_prompt(command
     for name, option in LLAMA_OPTIONS.items():
         if name in options:
             continue
-        values = ["7"] * option.n_values if not option.is_switch else []
+        value = next(text for text in ("7", "0-7", "on", "mmap", "numactl", "csv") if option.does_take(text))
+        values = [value] * option.n_values if not option.is_switch else []
         try:
             found = read("m", name, *values, "Hi", command=command)
         except InvalidParameter as error:

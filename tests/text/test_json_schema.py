@@ -203,6 +203,45 @@ def test_a_schema_that_would_take_too_long_is_refused(schema: Any, why: str) -> 
     assert why in reason(schema)
 
 
+ONE = {"minItems": 1, "type": "array"}
+NEEDS_A = {"type": "object", "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "ref"),
+    [
+        ({"$ref": "#"}, "#"),
+        ({"anyOf": [{"$ref": "#"}]}, "#"),
+        ({"allOf": [{"$ref": "#"}]}, "#"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "#/$defs/a"),
+        ({**NEEDS_A, "properties": {"a": {"$ref": "#"}}}, "#"),
+        ({**NEEDS_A, "additionalProperties": {"$ref": "#"}}, "#"),
+        ({**ONE, "items": {"$ref": "#"}}, "#"),
+        ({**ONE, "prefixItems": [{"$ref": "#"}]}, "#"),
+        ({**ONE, "items": {"anyOf": [{"$ref": "#"}, {**NEEDS_A, "properties": {"a": {"$ref": "#"}}}]}}, "#"),
+    ],
+)
+def test_a_schema_that_always_leads_back_to_itself_is_refused(schema: Any, ref: str) -> None:
+    assert f"no answer could end, because $ref to {ref} always leads back to itself; leave a way out" in reason(schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+        {"type": "array", "items": {"$ref": "#"}},
+        {**NEEDS_A, "properties": {"a": {"type": "array", "items": {"$ref": "#"}}}},
+        {**NEEDS_A, "properties": {"b": {"$ref": "#"}}},
+        {**ONE, "items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"anyOf": [{"$ref": "#"}, {"$ref": "#/$defs/b"}]},
+                                                          "b": {"const": 1}}},
+        {"properties": {"a": {"$ref": "#"}}, "required": ["a"]},  # a number is of this schema too
+        {**ONE, "minItems": 2, "prefixItems": [{"type": "null"}, {"type": "null"}], "items": {"$ref": "#"}},
+    ],
+)  # fmt: skip
+def test_a_schema_with_a_way_out_of_itself_is_taken(schema: Any) -> None:
+    assert answer_grammar(json_schema=json.dumps(schema))
+
+
 def test_a_schema_may_refer_to_itself() -> None:
     tree = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#"}}}, "required": ["kids"]}
     assert takes({**tree, "additionalProperties": False}, '{"kids":[{"kids":[]}]}')

@@ -322,17 +322,18 @@ class LLM:
         return list(queries.move_state(self._engine, self._prompts, "load", path, checked_origin(origin)))
 
     @checks_names()
-    def score(self, token_ids: Sequence[int], *, first: int = 1, origin: str = "") -> list[float]:
+    def score(self, text: str | Sequence[int], *, first: int = 1, origin: str = "") -> list[float]:
         """How likely the model finds a text: the natural logarithm of each token's probability after those before it.
 
-        The list begins with token_ids[first]. Token 0 has none, because nothing comes before it, so first is at least
-        1. A text may be as long as the context. Raises InvalidParameter, ContextOverflow, DeviceLost.
+        The text may be given as token ids. The list begins with token number `first`. Token 0 has no probability,
+        because nothing comes before it, so first is at least 1. A text may be as long as the context. Raises
+        InvalidParameter, ContextOverflow, DeviceLost.
 
-        >>> logprobs = llm.score(llm.tokenize("The capital of France is Paris"))
+        >>> logprobs = llm.score("The capital of France is Paris")
         >>> len(logprobs), round(logprobs[-1], 1)
         (5, -0.3)
         """
-        return queries.score(self._engine, self._prompts.of_scores(token_ids, first, origin))
+        return queries.score(self._engine, self._prompts.of_scores(text, first, origin))
 
     def stats(self) -> EngineStats:
         """Counts and seconds of all requests that ended since the model was loaded, and those of the last one."""
@@ -345,6 +346,7 @@ class LLM:
         """
         return queries.measure_device(self._engine, self._prompts)
 
+    @checks_names()
     def measure_kernels(self, n_rows: int = 1, n_depth: int = 0) -> StepTimes:
         """How long each kernel takes of a step of n_rows, up to 512, with n_depth tokens cached; 1 is decoding.
 
@@ -353,6 +355,7 @@ class LLM:
         """
         return queries.measure_kernels(self._engine, self._prompts, n_rows, n_depth)
 
+    @checks_names()
     def tune(self, budget_s: float = 30.0, on_trial: Callable[[Trial], None] | None = None) -> TuningReport:
         """Finds by trying how this device runs models like this one fastest, uses that, and keeps it for later loads.
 
@@ -361,6 +364,7 @@ class LLM:
         """
         return queries.tune(self._engine, self._prompts, budget_s, on_trial)
 
+    @checks_names()
     def benchmark_generate(self, prompt: str | Sequence[int], generate_length: int) -> RunStats:
         """Runs a prompt and generates exactly this many tokens, greedily; returns how fast both were.
 

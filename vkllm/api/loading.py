@@ -20,6 +20,7 @@ from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo, main_format
 from vkllm.model.architectures import model_spec, pooling
 from vkllm.model.memory.plan import PlanOptions, chosen_context
 from vkllm.model.spec import ModelSpec
+from vkllm.parameters import one_device
 from vkllm.store import FoundModel, find_model, look_up
 from vkllm.store.downloads.files import OnProgress
 from vkllm.text.chat import ChatTemplate
@@ -92,13 +93,11 @@ class Loading:
     ) -> None:
         if not isinstance(model, str | Path | FoundModel):
             raise InvalidParameter(f"model must be a name or a path, not {model!r}")
-        if device is not None and (not isinstance(device, str | int) or isinstance(device, bool)):
-            raise InvalidParameter(f"device must be an index or a part of a name, not {device!r}")
         if on_progress is not None and not callable(on_progress):
             raise InvalidParameter(f"on_progress must be a function, not {on_progress!r}")
         self._model = str(model) if isinstance(model, Path) else model
         self._n_ctx = n_ctx
-        self._device = None if device is None else str(device)
+        self._device = one_device("device", device)
         self._options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit)
         self._defaults = SamplingParams(seed=seed)
         self._tell = on_progress

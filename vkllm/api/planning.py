@@ -22,7 +22,7 @@ from vkllm.model.architectures import model_spec
 from vkllm.model.memory.limits import DeviceLimits
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, chosen_context, plan
 from vkllm.model.spec import ModelSpec
-from vkllm.parameters import checks_names
+from vkllm.parameters import checks_names, one_device
 from vkllm.store import find_model, headers_of, look_up
 from vkllm.store.catalog import WheelSource
 from vkllm.store.downloads.headers import FetchedHeaders
@@ -82,8 +82,9 @@ def plan_model(
     if not isinstance(model, str | Path):
         raise InvalidParameter(f"model must be a name or a path, not {model!r}")
     options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit)  # wrong ones fail first
+    wanted = one_device("device", device)
     found = _to_plan(str(model), n_ctx)
-    info = choose_device(devices(), None if device is None else str(device))
+    info = choose_device(devices(), wanted)
     limits = device_limits(info, measured_speeds(info) if measures else None)
     made = found.plan(limits, options)
     return ModelPlan(found.path, found.spec, info.name, limits, options, made, found.missing_bytes)

@@ -102,18 +102,29 @@ class Prompts:
         """The request to answer a conversation, in an answer that is still empty. Errors as in `LLM.chat`."""
         params = self._params(params, options)
         messages = plain_messages(messages)
+        if not messages:
+            raise InvalidParameter(
+                'messages is empty; give at least one message, such as {"role": "user", "content": "Hello"}'
+            )
         token_ids, n_keep = self._template.encode_chat(messages, tools=tools), 0
         if params.context_shift:
             n_keep = n_tokens_of_system(self._template, messages, token_ids, tools=tools)
             token_ids = shortened_chat(self._template, messages, token_ids, self.n_ctx, n_keep, tools=tools)
         return self._answer(token_ids, params, n_keep, checked_origin(options.get("origin")), continues_text=False)
 
-    def of_scores(self, token_ids: Sequence[int], first: int, origin: str) -> Request:
+    def of_scores(self, text: str | Sequence[int], first: int, origin: str) -> Request:
         """The request for the log-probabilities of a text from token `first` on. Errors as in `LLM.score`."""
-        prompt = tuple(self.checked_tokens(token_ids))
-        if not 1 <= (start := whole_number("first", first, -(2**31), 2**31)) < len(prompt):
+        prompt = tuple(self.tokenizer.encode(text) if isinstance(text, str) else self.checked_tokens(text))
+        start = whole_number("first", first, 1)
+        if len(prompt) < 2:
             raise InvalidParameter(
-                f"token {start} of {len(prompt)} cannot be scored; take one of the text that has tokens before it"
+                f"the text has {counted(len(prompt), 'token')} and is too short for a score: a token is scored after "
+                "those before it, so give at least two"
+            )
+        if start >= len(prompt):
+            raise InvalidParameter(
+                f"first is {start}, but the text has {len(prompt)} tokens, the last of them {len(prompt) - 1}; give a "
+                "smaller one"
             )
         if len(prompt) > self.n_ctx:
             raise ContextOverflow(
@@ -165,6 +176,8 @@ class Prompts:
 
         of: the name of the parameter that they are given in, for the message.
         """
+        if isinstance(token_ids, str | bytes):
+            raise InvalidParameter(f"{_shown(token_ids)} is not a list of token ids; `tokenize` makes one of a text")
         if not isinstance(token_ids, Iterable):
             raise InvalidParameter(f"{token_ids!r} is no prompt; pass text or a list of token ids")
         n_vocab = self.tokenizer.n_vocab

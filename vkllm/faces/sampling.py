@@ -14,6 +14,7 @@ import typer
 
 from vkllm.errors import InvalidParameter
 from vkllm.faces.prompt import read_text, unescaped
+from vkllm.parameters import nearest_name
 
 # Field of SamplingParams -> the option that sets it.
 OPTIONS = {
@@ -209,7 +210,9 @@ def parameter(name: str, words: list[str]) -> tuple[str, Any]:
     """
     key = _OTHER_NAMES.get(name, name)
     if key not in OPTIONS:
-        raise InvalidParameter(f"there is no parameter {name}; there are {', '.join(OPTIONS)}, num_ctx and num_gpu")
+        near = nearest_name(name, [*OPTIONS, *_OTHER_NAMES, "num_ctx", "num_gpu"])
+        advice = f"did you mean {near}?" if near else "`/? set` lists those that there are"
+        raise InvalidParameter(f"there is no parameter {name}; {advice}")
     if key == "stop":
         return key, tuple(words)
     try:

@@ -6,6 +6,7 @@ there. Does not know what the arrays are (engine/saved_state.py).
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -71,9 +72,20 @@ def writing(path: Path) -> Iterator[StateWriter]:
             raise
     except OSError as error:
         raise StateFileError(
-            f"{path}: the state cannot be saved here ({error.strerror or error}); nothing was written, so make room "
-            "or choose another place"
+            f"{path}: the state cannot be saved here ({error.strerror or error}); nothing was written, so "
+            f"{_way_out(path, error)}"
         ) from error
+
+
+def _way_out(path: Path, error: OSError) -> str:
+    """What to do where a state cannot be written."""
+    if path.is_dir():
+        return "name a file in this folder"
+    if not path.parent.is_dir():
+        return f"make the folder {path.parent} first, or choose another place"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "make room or choose another place"
+    return "choose another place, or change who may write here"
 
 
 class StateReader:

@@ -108,7 +108,15 @@ def _without_dead_ends(rules: dict[str, Node]) -> dict[str, Node]:
             kept[name] = EMPTY
             waiting |= dict.fromkeys(users.get(name, ()))
     if "root" not in kept:
-        raise InvalidParameter("grammar cannot be used: no text matches it, because its rules never come to an end")
+        is_empty = any(isinstance(part, Chars) and not part.ranges for node in rules.values() for part in parts(node))
+        raise InvalidParameter(
+            "grammar cannot be used: no text matches it, because "
+            + (
+                "a set of characters in it has none, such as [z-a], whose range ends before it begins; write [a-z]"
+                if is_empty
+                else "its rules never come to an end"
+            )
+        )
     return {name: live for name in kept if (live := _pruned(rules[name], kept)) is not None}
 
 

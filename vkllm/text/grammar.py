@@ -14,6 +14,7 @@ from vkllm.errors import InvalidParameter
 from vkllm.text.gbnf_to_lark import lark_of_gbnf
 from vkllm.text.json_schema import prepared, read_schema
 from vkllm.text.regex_size import check_lark, check_regex
+from vkllm.text.schema_ends import check_ends
 from vkllm.text.tokenizer import Tokenizer
 from vkllm.time_limit import TimeLimit
 
@@ -64,12 +65,15 @@ def _of_json_schema(text: str) -> str:
     schema = {} if schema is True else schema
     if not isinstance(schema, dict):
         raise InvalidParameter(f'json_schema must be an object, such as {{"type": "object"}}, not {text.strip()[:40]}')
+    enforced = prepared(schema)
     try:
         # without whitespace between its parts, which a small model can go on with for ever; "x-guidance" can allow it
-        grammar = LLMatcher.grammar_from_json_schema(prepared(schema), defaults={"whitespace_flexible": False})
+        grammar = LLMatcher.grammar_from_json_schema(enforced, defaults={"whitespace_flexible": False})
     except ValueError as error:
         raise InvalidParameter(f"json_schema cannot be used: {error}") from None
-    return _checked(grammar, "json_schema")
+    grammar = _checked(grammar, "json_schema")
+    check_ends(enforced)
+    return grammar
 
 
 def _of_regex(text: str) -> str:

@@ -159,13 +159,15 @@ def test_a_place_that_cannot_be_written_to_is_told(engine: Engine, tmp_path: Pat
     answer(engine, PROMPT)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
-    for path, reason in (
-        (tmp_path / "none" / "state", "No such file or directory"),
-        (tmp_path / "file" / "state", "Not a directory"),
-        (tmp_path / "folder", "Is a directory"),
+    for path, reason, way_out in (
+        (tmp_path / "none" / "state", "No such file or directory", f"make the folder {tmp_path / 'none'} first"),
+        (tmp_path / "file" / "state", "Not a directory", f"make the folder {tmp_path / 'file'} first"),
+        (tmp_path / "folder", "Is a directory", "name a file in this folder"),
+        (Path("/proc/state"), "No such file or directory", "choose another place, or change who may write here"),
     ):
         error = error_of(engine, "save", path)
-        assert type(error) is StateFileError and f"cannot be saved here ({reason})" in str(error)
+        assert type(error) is StateFileError
+        assert f"cannot be saved here ({reason}); nothing was written, so {way_out}" in str(error)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
     assert answer(engine, (*PROMPT, 1))[1] >= len(PROMPT), "what is cached stays"
 

@@ -117,6 +117,7 @@ class FakeLLM:
         self.n_bytes = 98_000_000
         self.device_name = "fake device"
         self.is_cpu_device = False
+        self.slow_paths: tuple[str, ...] = ()
         local = TierPlan(Tier.LOCAL, 8 * 2**30, 94 * 2**20, 94 * 2**20, 4 * 2**20, 2**20, 4e11)
         self.plan = MemoryPlan(self.n_ctx, {}, (), Tier.LOCAL, (local,), 0.0)
         self.moved_bytes = 0

@@ -103,6 +103,24 @@ async def test_an_engine_that_is_killed_while_nothing_happens_is_started_again(o
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        (
+            "wrong",
+            "The driver of fake device computes wrongly with dot products and matrices; slower kernels run instead.",
+        ),
+        ("cpu", "fake device is a Vulkan driver on the CPU, which is slow."),
+    ],
+)
+async def test_what_makes_a_device_slow_is_told_as_on_the_command_line(
+    open_real: OpenReal, device: str, told: str
+) -> None:
+    async with open_real(device) as scene:
+        await scene.until(lambda: told in scene.told)
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("device", ["die", "crash", "none"])
 async def test_a_load_that_fails_is_a_card_with_a_way_on(open_real: OpenReal, device: str) -> None:
     async with open_real(device, waits=False) as scene:

@@ -55,10 +55,10 @@ ChunkT = TypeVar("ChunkT")
 class Call(ABC, Generic[WholeT, ChunkT]):
     """A call's answers, still empty, in the order of its choices, and the objects that they become."""
 
-    def __init__(self, prompts: Prompts, kind: str, options: dict[str, Any]) -> None:
+    def __init__(self, prompts: Prompts, kind: str, options: dict[str, Any], *, is_stream: bool) -> None:
         self.answers: list[AnswerText] = []
         self.n_choices = n_choices(options)
-        self.includes_usage = includes_usage(options)
+        self.includes_usage = includes_usage(options, is_stream=is_stream)
         self._prompts = prompts
         self._head: dict[str, Any] = {
             "id": f"{kind}-{uuid.uuid4().hex}",
@@ -102,10 +102,15 @@ class ChatCall(Call[ChatCompletion, ChatCompletionChunk]):
     """A call of `chat.completions.create`. Raises InvalidParameter, ContextOverflow."""
 
     def __init__(
-        self, prompts: Prompts, messages: Iterable[Message | BaseModel], options: ChatCompletionOptions
+        self,
+        prompts: Prompts,
+        messages: Iterable[Message | BaseModel],
+        options: ChatCompletionOptions,
+        *,
+        is_stream: bool = False,
     ) -> None:
         given = given_options(options, ChatCompletionOptions)
-        super().__init__(prompts, "chatcmpl", given)
+        super().__init__(prompts, "chatcmpl", given, is_stream=is_stream)
         sampling = sampling_options(given) | {"logprobs": chat_logprobs_option(given)}
         if (schema := schema_of(given.get("response_format"))) is not None:
             if "json_schema" in sampling:
@@ -156,10 +161,15 @@ class TextCall(Call[Completion, Completion]):
     """A call of `completions.create`, with one prompt or several. Raises InvalidParameter, ContextOverflow."""
 
     def __init__(
-        self, prompts: Prompts, prompt: str | Sequence[int] | list[str] | list[list[int]], options: TextOptions
+        self,
+        prompts: Prompts,
+        prompt: str | Sequence[int] | list[str] | list[list[int]],
+        options: TextOptions,
+        *,
+        is_stream: bool = False,
     ) -> None:
         given = given_options(options, TextOptions)
-        super().__init__(prompts, "cmpl", given)
+        super().__init__(prompts, "cmpl", given, is_stream=is_stream)
         sampling = sampling_options(given) | {"logprobs": given.get("logprobs")}
         self._echoes = truth("echo", given.get("echo", False))
         if self._echoes and sampling["logprobs"] not in (None, False):

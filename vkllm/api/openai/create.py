@@ -153,7 +153,10 @@ class ChatCompletions(Generic[WholeT, StreamT]):
         are awaited, and streams then read with `async for`. Raises InvalidParameter, also for parameters that it does
         not know, ContextOverflow, DeviceLost.
         """
-        return self._answer(lambda prompts: ChatCall(prompts, messages, options), _is_stream(stream))  # type: ignore[no-any-return]
+        is_stream = _is_stream(stream)
+        return self._answer(  # type: ignore[no-any-return]
+            lambda prompts: ChatCall(prompts, messages, options, is_stream=is_stream), is_stream
+        )
 
 
 class Completions(Generic[WholeT, StreamT]):
@@ -195,7 +198,10 @@ class Completions(Generic[WholeT, StreamT]):
 
         With echo=True the prompt comes before each continuation.
         """
-        return self._answer(lambda prompts: TextCall(prompts, prompt, options), _is_stream(stream))  # type: ignore[no-any-return]
+        is_stream = _is_stream(stream)
+        return self._answer(  # type: ignore[no-any-return]
+            lambda prompts: TextCall(prompts, prompt, options, is_stream=is_stream), is_stream
+        )
 
 
 class Embeddings(Generic[WholeT]):

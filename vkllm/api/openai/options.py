@@ -109,6 +109,7 @@ _NOT_HERE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "functions": (lambda value: not value, "describe functions in tools"),
     "modalities": (lambda value: list(value) == ["text"], 'answers are text; give ["text"] or leave it out'),
     "moderation": (lambda value: False, "nothing checks the texts; leave it out"),
+    "store": (lambda value: not value, "nothing is kept after an answer; give False or leave it out"),
     "suffix": (lambda value: value == "", "a text is continued at its end only; leave it out"),
     "web_search_options": (lambda value: False, "nothing is searched; leave it out"),
 }
@@ -183,8 +184,11 @@ def n_choices(given: Mapping[str, Any]) -> int:
     return n
 
 
-def includes_usage(given: Mapping[str, Any]) -> bool:
-    """Whether counts come last in a stream."""
+def includes_usage(given: Mapping[str, Any], *, is_stream: bool) -> bool:
+    """Whether counts come last in a stream. Raises InvalidParameter, also for options of a stream where there is none,
+    as OpenAI's API does."""
+    if "stream_options" in given and not is_stream:
+        raise InvalidParameter("stream_options is for streams; give stream=True too, or leave it out")
     options = given.get("stream_options", {})
     if not isinstance(options, Mapping) or options.keys() - {"include_usage", "include_obfuscation"}:
         raise InvalidParameter(f'stream_options must be {{"include_usage": True}} or left out, not {options!r}')
@@ -193,8 +197,6 @@ def includes_usage(given: Mapping[str, Any]) -> bool:
 
 def schema_of(response_format: Any) -> Any:
     """The JSON schema that answers must follow, or None."""
-    if hasattr(response_format, "model_json_schema"):  # a class of pydantic's
-        return response_format.model_json_schema()
     if hasattr(response_format, "model_json_schema"):  # a class of pydantic
         return response_format
     match response_format:

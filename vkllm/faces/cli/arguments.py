@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from vkllm.errors import InvalidParameter
@@ -24,10 +25,11 @@ from vkllm.faces.cli.llama_options import (
     SWITCH_WORDS,
     LlamaOption,
 )
-from vkllm.faces.terminal import complain, enumerated, is_terminal
+from vkllm.faces.terminal import complain, ending, enumerated, is_terminal
 
 _FREE_TEXT = {"prompt", "system", "stop", "json_schema", "regex", "grammar"}
 """Parameters whose value may look like an option."""
+_VERSION = "--version"
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,12 @@ class OwnOption:
 
 @dataclass(frozen=True)
 class Arguments:
-    """A command line in order. ignored: options of llama.cpp in it that have no effect."""
+    """A command line in order. ignored: options of llama.cpp in it that have no effect. asks_version: whether --version
+    is in it, after which nothing is read."""
 
     line: list[str]
     ignored: list[str]
+    asks_version: bool = False
 
 
 class OrderedCommand(TyperCommand):
@@ -58,6 +62,12 @@ class OrderedCommand(TyperCommand):
             for command in siblings:
                 others = dict.fromkeys(own_options(command, ctx), command.name) | others  # the first that has it
             read = in_order(args, own_options(self, ctx), ctx.command_path, others)
+            if read.asks_version:
+                from vkllm import __version__
+
+                with ending():
+                    print(__version__)
+                raise typer.Exit
             if read.ignored and is_terminal(sys.stderr):
                 have = "has" if len(read.ignored) == 1 else "have"
                 complain("note", f"{enumerated(read.ignored)} {have} no effect in vkllm")
@@ -109,6 +119,8 @@ class _Reader:
             if argument == "--":
                 self._words += self._left
                 break
+            if argument == _VERSION and _VERSION not in self._own:
+                return Arguments([], [], asks_version=True)
             if not _is_option(name):
                 self._words.append(argument)
             else:
@@ -154,8 +166,11 @@ class _Reader:
         else:
             while len(values) < option.n_values:
                 values.append(self._value_of(name, None, is_text=option.refusal is not None))
-        if option.refusal is not None and not _is_harmless(option, values):
+        if option.refusal is not None and not option.is_harmless(values):
             raise InvalidParameter(f"{name} is not in vkllm: {option.refusal}")
+        for part in values:
+            if not option.does_take(part):
+                raise self._error(f"{name} takes {option.takes}, not {part!r}")
         self._ignored.append(name)
 
     def _value_of(self, name: str, value: str | None, *, is_text: bool = False) -> str:
@@ -169,7 +184,7 @@ class _Reader:
 
     def _is_known(self, argument: str) -> bool:
         name = argument.partition("=")[0]
-        known: Collection[str] = (*self._own, *OTHER_NAMES, *HUB_REPO, *HUB_FILE, *LLAMA_OPTIONS)
+        known: Collection[str] = (_VERSION, *self._own, *OTHER_NAMES, *HUB_REPO, *HUB_FILE, *LLAMA_OPTIONS)
         return name in known
 
     def _model_of_hub(self) -> list[str]:
@@ -192,10 +207,3 @@ class _Reader:
 def _is_option(name: str) -> bool:
     """Whether a word is an option, and not a dash alone or a text with spaces that begins with a dash."""
     return len(name) > 1 and name.startswith("-") and not any(map(str.isspace, name))
-
-
-def _is_harmless(option: LlamaOption, values: Sequence[str]) -> bool:
-    """Whether a value is one that changes nothing; 1.0 is 1."""
-    if not option.harmless or len(values) != 1:
-        return False
-    return values[0] in option.harmless or re.sub(r"(?<=\d)\.0*$", "", values[0]) in option.harmless

@@ -6,6 +6,8 @@ file knows names and how many values follow; `arguments.py` knows how a command 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -15,13 +17,26 @@ class LlamaOption:
 
     n_values: how many values follow it. is_switch: the value may be left out, as in -fa and in -fa on.
     refusal: what is missing and what to use instead; None if the option is ignored, because nothing depends on it.
-    harmless: values with which it changes nothing, so that it is ignored.
+    harmless: values with which it changes nothing, so that it is ignored. takes, pattern: what the value of an ignored
+    option is, in words and as an expression: a value of another kind may be the prompt by mistake.
     """
 
     n_values: int
     is_switch: bool = False
     refusal: str | None = None
     harmless: frozenset[str] = frozenset()
+    takes: str = ""
+    pattern: str = ".*"
+
+    def is_harmless(self, values: Sequence[str]) -> bool:
+        """Whether a value is one that changes nothing; 1.0 is 1."""
+        if not self.harmless or len(values) != 1:
+            return False
+        return values[0] in self.harmless or re.sub(r"(?<=\d)\.0*$", "", values[0]) in self.harmless
+
+    def does_take(self, value: str) -> bool:
+        """Whether it can have this value."""
+        return re.fullmatch(self.pattern, value.strip().lower()) is not None
 
 
 OTHER_NAMES = {
@@ -49,13 +64,26 @@ SWITCH_WORDS = {"on", "off", "auto", "enabled", "disabled", "true", "false", "1"
 _IGNORED_SWITCHES = """
     -fa --flash-attn -co --color --log-colors -nkvo --no-kv-offload --repack --no-host -nopo --no-op-offload
 """
-_IGNORED_WITH_VALUE = """
-    -t --threads -tb --threads-batch -C --cpu-mask -Cr --cpu-range --cpu-strict --prio --poll -Cb --cpu-mask-batch -Crb
-    --cpu-range-batch --cpu-strict-batch --prio-batch --poll-batch --numa -b --batch-size -ub --ubatch-size --keep
-    -ctxcp --ctx-checkpoints --swa-checkpoints -cms --checkpoint-min-step -cram --cache-ram -dt --defrag-thold -lm
-    --load-mode -lzm --lazy-mode -fit --fit -lv --verbosity --log-verbosity -ptc --print-token-count -gqa -eps
-    --delay -oe --output-err --keepalive
-"""
+# What the value is, in words, and the expression that it matches -> options. llama-bench takes lists.
+_IGNORED_WITH_VALUE = {
+    ("a whole number", r"-?\d+([-,+*]\d+)*"): """
+        -t --threads -tb --threads-batch --cpu-strict --prio --poll --cpu-strict-batch --prio-batch --poll-batch -b
+        --batch-size -ub --ubatch-size --keep -ctxcp --ctx-checkpoints --swa-checkpoints -cms --checkpoint-min-step
+        -cram --cache-ram -lv --verbosity --log-verbosity -ptc --print-token-count -gqa --delay --keepalive
+        """,
+    ("a number", r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"): "-dt --defrag-thold -eps",
+    ("a hexadecimal mask such as 0xff", r"(0x)?[\da-f]+(,(0x)?[\da-f]+)*"): """
+        -C --cpu-mask -Cb --cpu-mask-batch
+        """,
+    ("a range such as 0-7", r"\d*-\d*"): "-Cr --cpu-range -Crb --cpu-range-batch",
+    ("distribute, isolate or numactl", "distribute|isolate|numactl"): "--numa",
+    ("on, off or auto", "on|off|auto|none|enabled|disabled|true|false|0|1"): "-fit --fit -lzm --lazy-mode",
+    ("none, mmap, mlock, mmap+mlock, dio or auto", r"(none|mmap|mlock|mmap\+mlock|dio|auto)(,[a-z+]+)*"): """
+        -lm --load-mode
+        """,
+    ("none, md, csv, json, jsonl or sql", "none|md|csv|json|jsonl|sql"): "-oe --output-err",
+}
+_SWITCH_PATTERN = "({0})(,({0}))*".format("|".join(sorted(SWITCH_WORDS)))
 _IGNORED_FLAGS = """
     --swa-full -kvu --kv-unified -no-kvu --no-kv-unified -kvo --kv-offload -nr --no-repack
     --op-offload -cb --cont-batching -nocb --no-cont-batching
@@ -229,8 +257,12 @@ _OFF = {
 
 
 def _table() -> dict[str, LlamaOption]:
-    options = {name: LlamaOption(1, is_switch=True) for name in _IGNORED_SWITCHES.split()}
-    options |= {name: LlamaOption(1) for name in _IGNORED_WITH_VALUE.split()}
+    options = {
+        name: LlamaOption(1, is_switch=True, takes="on, off or auto", pattern=_SWITCH_PATTERN)
+        for name in _IGNORED_SWITCHES.split()
+    }
+    for (takes, pattern), names in _IGNORED_WITH_VALUE.items():
+        options |= {name: LlamaOption(1, takes=takes, pattern=pattern) for name in names.split()}
     options |= {name: LlamaOption(0) for name in _IGNORED_FLAGS.split()}
     for refusal, (with_value, flags) in _REFUSED.items():
         for name in with_value.split():

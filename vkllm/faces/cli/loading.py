@@ -5,7 +5,6 @@ Several commands share these options; they become arguments of `LLM` and `plan_m
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +13,7 @@ import typer
 from vkllm.errors import InvalidParameter
 from vkllm.faces.cli.options import DeviceName
 from vkllm.faces.terminal import complain
+from vkllm.parameters import one_device
 
 if TYPE_CHECKING:
     from vkllm import LLM
@@ -98,14 +98,10 @@ def _size(text: str | None, option: str) -> int | None:
 
 
 def device_named(text: str | None) -> str | None:
-    """The device of -dev, whose names may be llama.cpp's, such as Vulkan0. Raises InvalidParameter."""
-    if text is None:
-        return None
-    if re.fullmatch(r"[A-Za-z]*\d+(,[A-Za-z]*\d+)+", text):
-        raise InvalidParameter(f"-dev {text} names several devices; vkllm runs a model on one GPU, so name one of them")
+    """The device of -dev. Raises InvalidParameter."""
     if text == "none":
         raise InvalidParameter("-dev none is not in vkllm: it runs on Vulkan; -dev llvmpipe is the driver on the CPU")
-    return re.sub(r"^Vulkan(?=\d+$)", "", text)
+    return one_device("-dev", text)
 
 
 def layers(text: str | None) -> int | None:

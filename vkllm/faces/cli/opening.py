@@ -10,6 +10,7 @@ from typing import Any
 from vkllm import LLM
 from vkllm.faces.cli.loading import tell_of_memory
 from vkllm.faces.cli.models import ensure_here
+from vkllm.faces.slow_device import why_slow
 from vkllm.faces.terminal import complain, loading_bar
 from vkllm.store import FoundModel
 
@@ -37,10 +38,5 @@ def open_model(model: str | FoundModel, loading: dict[str, Any]) -> LLM:
 def tell_of_device(llm: LLM) -> None:
     """Says on standard error what makes this model slow on this device, if anything does."""
     tell_of_memory(llm)
-    if llm.slow_paths:
-        wrong = " and ".join(llm.slow_paths)
-        complain(
-            "warning", f"the driver of {llm.device_name} computes wrongly with {wrong}; slower kernels run instead"
-        )
-    if llm.is_cpu_device:
-        complain("warning", f"{llm.device_name} is a Vulkan driver on the CPU, which is slow")
+    for reason in why_slow(llm):
+        complain("warning", reason)

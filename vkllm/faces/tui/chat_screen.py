@@ -17,8 +17,9 @@ from vkllm import LLM, Generation
 from vkllm.faces.chat.reasoning import prompt_messages
 from vkllm.faces.chat.store import ChatMessage, ChatStore, State, title_of
 from vkllm.faces.sampling import FORMS
+from vkllm.faces.slow_device import why_slow
 from vkllm.faces.tui.cells import cut
-from vkllm.faces.tui.errors_shown import context_is_full, notice_for
+from vkllm.faces.tui.errors_shown import context_is_full, notice_for, sentence
 from vkllm.faces.tui.footer_keys import NARROW
 from vkllm.faces.tui.jobs import AnswerJob
 from vkllm.faces.tui.live_answer import LiveAnswer
@@ -258,8 +259,8 @@ class ChatScreen(ReadingScreen):
             self.parameters = Parameters(self.parameters.system, self.parameters.sampling, job.kept.n_ctx)
         elif job.llm is not None:
             self._remember(job.model)
-            if job.llm.is_cpu_device:
-                self.notify(f"{job.llm.device_name} is a Vulkan driver on the CPU, which is slow.", markup=False)
+            for reason in why_slow(job.llm):
+                self.notify(sentence(reason), severity="warning", timeout=8, markup=False)
             if self._is_answer_due:
                 await self._answer_last()
             else:

@@ -18,7 +18,7 @@ def notice_for(error: VkllmError, session: Session, kept: OpenedModel | None = N
     """The card for an error of the engine, or of opening a model. kept: the model that is open in its place."""
     if kept is not None:
         context = counted(kept.llm.n_ctx, "token")
-        text = f"{_sentence(str(error))} {kept.llm.path.stem} stays open, with {context} of context."
+        text = f"{sentence(str(error))} {kept.llm.path.stem} stays open, with {context} of context."
         return Notice(text, [_MODEL, _PARAMETERS])
     match error:
         case ContextOverflow():
@@ -29,7 +29,7 @@ def notice_for(error: VkllmError, session: Session, kept: OpenedModel | None = N
             ways = [_PARAMETERS, _RETRY, _MODEL]
         case _:
             ways = [_RETRY, _MODEL]
-    return Notice(_sentence(str(error)), ways)
+    return Notice(sentence(str(error)), ways)
 
 
 def context_is_full(session: Session) -> Notice:
@@ -52,7 +52,7 @@ def _shorter_context(session: Session) -> list[WayOn]:
     return [WayOn(f"Load with {counted(n_ctx, 'token')}", f"load_with_context({n_ctx})")] if n_ctx >= MIN_N_CTX else []
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """The same with a full stop and, unless it begins with a name, a capital letter."""
     text = " ".join(text.split())
     is_word = text.split(" ", 1)[0] in ("a", "all", "an", "it", "no", "the", "there", "this")

@@ -337,12 +337,19 @@ def chosen_context(n_ctx: int | None, n_ctx_train: int) -> int:
     """
     if n_ctx is None:
         return min(n_ctx_train, USUAL_CONTEXT)
-    if whole_number("n_ctx", n_ctx, -(2**31), 2**31) and not 1 < n_ctx <= n_ctx_train:
+    try:
+        n_ctx = whole_number("n_ctx", n_ctx, -(2**31), 2**31)
+    except InvalidParameter:
         raise InvalidParameter(
-            f"a context of {counted(int(n_ctx), 'token')} is not possible; the model was trained for 2 to "
+            f"n_ctx must be a whole number of tokens, here from 2 to {n_ctx_train}, or 0 for the longest that costs no "
+            f"speed, not {n_ctx!r}"
+        ) from None
+    if n_ctx != 0 and not 1 < n_ctx <= n_ctx_train:
+        raise InvalidParameter(
+            f"a context of {counted(n_ctx, 'token')} is not possible; the model was trained for 2 to "
             f"{n_ctx_train}, and 0 takes the longest that fits"
         )
-    return int(n_ctx)
+    return n_ctx
 
 
 def _layer(tensor: str) -> int:
