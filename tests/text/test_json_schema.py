@@ -95,31 +95,54 @@ def test_a_constant_number_is_itself(keyword: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [BIG + 1, -BIG - 1, 2**63 - 1, 2**63, 2**64 - 1, 10**30])
-def test_an_integer_that_would_become_another_is_refused(value: int) -> None:
-    for schema in ({"const": value}, {"enum": ["a", value]}, {"const": [{"a": value}]}):
-        assert f"the integer {value} cannot be kept exactly" in reason({"properties": {"a": schema}})
-    assert "#/properties/a/const" in reason({"properties": {"a": {"const": value}}})
-    assert "kept" in reason({"type": "integer", "minimum": value, "maximum": value})
+def test_an_integer_of_any_size_is_itself(value: int) -> None:
+    for schema, before, after in (
+        ({"const": value}, "", ""),
+        ({"enum": ["a", value]}, "", ""),
+        ({"enum": [value], "type": "integer", "minimum": value}, "", ""),
+        ({"const": [{"a": value}, "b", []]}, '[{"a":', '},"b",[]]'),
+    ):
+        assert takes({"properties": {"a": schema}}, f'{{"a":{before}{value}{after}}}')
+        for other in (value + 1, value - 1):
+            assert not takes({"properties": {"a": schema}}, f'{{"a":{before}{other}{after}}}')
+    for bounds in (
+        {"minimum": value, "maximum": value},
+        {"exclusiveMinimum": value - 1, "exclusiveMaximum": value + 1},
+    ):
+        assert takes({"type": "integer", **bounds}, str(value))
+        assert not takes({"type": "integer", **bounds}, str(value + 1))
+        assert not takes({"type": "integer", **bounds}, str(value - 1))
+
+
+@pytest.mark.parametrize("keyword", ["patternProperties", "minProperties"])
+def test_an_integer_that_would_become_another_is_refused(keyword: str) -> None:
+    """In what only llguidance reads."""
+    rest = {"patternProperties": {"^a": {}}} if keyword == "patternProperties" else {"minProperties": 2}
+    schema = {"properties": {"b": {"const": BIG + 1}}, "required": ["b"], **rest}
+    why = reason(schema)
+    assert "an integer beyond 2^53 cannot be kept exactly here" in why and "#/properties/b/const" in why
+    assert takes({**schema, "properties": {"b": {"const": BIG}}}, f'{{"b":{BIG},"a":1}}')
 
 
 @pytest.mark.parametrize(
     ("bounds", "taken", "refused"),
     [
-        ({"minimum": BIG + 1}, [BIG + 2, BIG + 3], [BIG, BIG + 0]),
-        ({"maximum": BIG + 1}, [BIG, 5, -BIG], [BIG + 2, BIG + 3]),
-        ({"exclusiveMinimum": BIG}, [BIG + 2], [BIG]),
+        ({"minimum": BIG + 1}, [BIG + 1, BIG + 2, BIG + 3], [BIG, BIG - 1]),
+        ({"maximum": BIG + 1}, [BIG + 1, BIG, 5, -BIG], [BIG + 2, BIG + 3]),
+        ({"exclusiveMinimum": BIG}, [BIG + 1], [BIG]),
         ({"exclusiveMaximum": BIG}, [BIG - 1], [BIG]),
         (
             {"minimum": -(2**63), "maximum": 2**63 - 1},
-            [0, -BIG, 9 * 10**18, -9 * 10**18],
+            [0, -BIG, 2**63 - 1, -(2**63)],
             [2**63, -(2**63) - 1, 10**19],
         ),
-        ({"minimum": 0, "maximum": 2**64 - 1}, [0, 2**53 + 1], [-1, 2**64]),
+        ({"minimum": 0, "maximum": 2**64 - 1}, [0, 2**53 + 1, 2**64 - 1], [-1, 2**64]),
+        ({"minimum": 10**40, "multipleOf": 1e-30}, [10**40, 10**40 + 1], [10**40 - 1, 0]),
         ({"minimum": 1, "exclusiveMaximum": 4}, [1, 3], [0, 4]),
         ({"minimum": 1, "exclusiveMinimum": True, "maximum": 4}, [2, 4], [1, 5]),
     ],
 )
-def test_bounds_of_integers_are_never_wider(bounds: dict[str, Any], taken: list[int], refused: list[int]) -> None:
+def test_bounds_of_integers_are_exact(bounds: dict[str, Any], taken: list[int], refused: list[int]) -> None:
     schema = {"type": "integer", **bounds}
     assert all(takes(schema, str(value)) for value in taken)
     assert not any(takes(schema, str(value)) for value in refused)
@@ -171,8 +194,18 @@ def test_an_excluded_bound_is_refused_in_a_range_of_less_than_one(
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf is supported where no value can be of two"),
         ({"oneOf": [{"const": 1}, {"const": 1.0}]}, "nsatisfiable"),
         ({"minLength": -1}, "minLength must be a whole number from 0 on, not -1"),
+        ('{"minItems": Infinity}', "minItems must be a whole number"),
+        ({"format": ["date"], "minLength": -1}, "minLength must be a whole number"),
+        ({"multipleOf": 10**400}, "has too many digits"),
         ({"maxItems": 1.5}, "maxItems must be a whole number"),
         ({"minimum": "1"}, "minimum must be a number"),
+        ({"minimum": True}, "minimum must be a number"),
+        ({"exclusiveMaximum": "1"}, "exclusiveMaximum must be a number"),
+        ('{"minimum": Infinity}', "minimum must be a number"),
+        ({"minimum": 10**401}, "has too many digits (at #/minimum)"),
+        ({"maximum": int("12" * 60)}, "has too many digits (at #/maximum)"),
+        ({"type": "integer", "multipleOf": 7e-30}, "has too many digits"),
+        ({"multipleOf": True}, "multipleOf must be a number above 0"),
         ({"multipleOf": 0}, "multipleOf must be a number above 0"),
         ({"multipleOf": 0.0000123}, "has too many digits"),
         ('{"const": 0.1000000000000000055511}', "the number 0.1000000000000000055511 has more digits than can be kept"),
@@ -196,6 +229,13 @@ def test_what_cannot_be_kept_is_refused_by_its_name(schema: Any, why: str) -> No
         (
             {"$ref": "#/$defs/d0", "$defs": {f"d{i}": {"items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(900)}},
             "more than 200 different $refs",
+        ),
+        (
+            {
+                "$ref": "#/$defs/d0",
+                "$defs": {f"d{i}": {"items": {"items": {"items": {"$ref": f"#/$defs/d{i + 1}"}}}} for i in range(190)},
+            },
+            "lead through too many levels",
         ),
     ],
 )

@@ -7,14 +7,19 @@ tokens may follow is engine/constraint.py's.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 
 from vkllm.errors import InvalidParameter
+from vkllm.text.float_schema import float_schema
 from vkllm.text.gbnf_to_lark import lark_of_gbnf
 from vkllm.text.json_schema import prepared, read_schema
 from vkllm.text.regex_size import check_lark, check_regex
 from vkllm.text.schema_ends import check_ends
+from vkllm.text.schema_lark import lark_of_schema
 from vkllm.text.tokenizer import Tokenizer
 from vkllm.time_limit import TimeLimit
 
@@ -65,15 +70,27 @@ def _of_json_schema(text: str) -> str:
     schema = {} if schema is True else schema
     if not isinstance(schema, dict):
         raise InvalidParameter(f'json_schema must be an object, such as {{"type": "object"}}, not {text.strip()[:40]}')
-    enforced = prepared(schema)
+    try:
+        exact = prepared(schema)
+        grammar = _of_exact_schema(exact)
+        check_ends(exact)
+    except RecursionError:
+        raise InvalidParameter(
+            "json_schema is too complex: its schemas lead through too many levels and $refs to the next; use fewer"
+        ) from None
+    return grammar
+
+
+def _of_exact_schema(schema: Mapping[str, Any]) -> str:
+    if (lark := lark_of_schema(schema)) is not None:
+        with suppress(InvalidParameter):  # otherwise llguidance says what is wrong with the schema
+            return _checked(lark, "json_schema")
     try:
         # without whitespace between its parts, which a small model can go on with for ever; "x-guidance" can allow it
-        grammar = LLMatcher.grammar_from_json_schema(enforced, defaults={"whitespace_flexible": False})
+        grammar = LLMatcher.grammar_from_json_schema(float_schema(schema), defaults={"whitespace_flexible": False})
     except ValueError as error:
         raise InvalidParameter(f"json_schema cannot be used: {error}") from None
-    grammar = _checked(grammar, "json_schema")
-    check_ends(enforced)
-    return grammar
+    return _checked(grammar, "json_schema")
 
 
 def _of_regex(text: str) -> str:

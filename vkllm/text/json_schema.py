@@ -1,7 +1,7 @@
-"""JSON schemas, rewritten so that llguidance enforces exactly what they assert.
+"""JSON schemas, with what can be enforced only.
 
-llguidance takes numbers as float64, refuses some keywords that assert nothing, and cannot keep others. What asserts
-nothing is left out here, numbers are made exact, and what cannot be enforced is refused by its name and place.
+llguidance refuses some keywords that assert nothing, and cannot keep others. What asserts nothing is left out here, and
+what cannot be enforced is refused by its name and place. text/schema_lark.py and text/float_schema.py go on with it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from vkllm.errors import InvalidParameter
+from vkllm.text.number_regex import MAX_DIGITS, MAX_EXPONENT
 from vkllm.text.one_of import any_of_apart
 from vkllm.text.regex_size import Size, check_size, size_of_regex
 
@@ -28,7 +29,6 @@ MAX_PATTERNS = 6
 MAX_TEXT = 16_384
 """Most characters of one constant or pattern: each step of an answer reads it again."""
 _MAX_COUNT = 1_000_000
-_LAST_INTEGER = 2**63 - 1024  # the largest float64 that llguidance can take for an integer
 
 _FORMATS = {
     "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
@@ -38,7 +38,6 @@ _ANNOTATIONS = {
     "contentMediaType", "contentEncoding", "contentSchema", "discriminator", "$anchor", "$vocabulary", "x-guidance",
 }  # fmt: skip
 _COUNTS = {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"}
-_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 _MAPS = {"properties", "patternProperties"}
 _LISTS = {"allOf", "anyOf", "oneOf", "prefixItems"}
 _SINGLE = {"additionalProperties", "items", "additionalItems"}
@@ -76,7 +75,7 @@ def read_schema(text: str) -> Any:
 
 
 def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema that llguidance enforces and that asserts the same as this one, or slightly more where numbers need it.
+    """A schema that asserts the same as this one, with keywords that llguidance knows. Its numbers are exact.
 
     Raises InvalidParameter for what cannot be enforced, with the keyword and its place.
     """
@@ -133,7 +132,7 @@ class _Preparation:
                 if (count := _count(value, key, place)) is not None:
                     made[key] = count
             elif key == "format":
-                if value in _FORMATS:
+                if isinstance(value, str) and value in _FORMATS:
                     made[key] = value
             elif key in _MAPS and isinstance(value, Mapping):
                 if len(value) > MAX_PROPERTIES:
@@ -161,7 +160,7 @@ class _Preparation:
                 made[key] = value
         if "oneOf" in made:
             self._one_of(made, place)
-        _set_bounds(made, place)
+        _check_bounds(made, place)
         return made
 
     def _pattern(self, pattern: str, place: str) -> None:
@@ -269,7 +268,8 @@ def resolved(ref: str, root: Mapping[str, Any]) -> Any:
 
 def _count(value: Any, key: str, place: str) -> int | None:
     """A number of characters, items or members; None if it is too large to matter."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != int(value):
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not is_whole or value < 0:
         raise _error(f"{key} must be a whole number from 0 on, not {_short(value)}", place)
     if value > _MAX_COUNT:
         if key.startswith("max"):
@@ -279,7 +279,7 @@ def _count(value: Any, key: str, place: str) -> int | None:
 
 
 def _check_constant(value: Any, place: str) -> None:
-    """Raises InvalidParameter if llguidance would write another number than this one, or take too long."""
+    """Raises InvalidParameter for what is not JSON, or takes too long."""
     waiting = [value]
     while waiting:
         part = waiting.pop()
@@ -289,105 +289,28 @@ def _check_constant(value: Any, place: str) -> None:
             waiting += part
         elif isinstance(part, str) and len(part) > MAX_TEXT:
             raise InvalidParameter(f"json_schema is too complex: {place} has a text of more than {MAX_TEXT} characters")
-        elif isinstance(part, int) and not isinstance(part, bool) and not _is_kept(part):
-            raise _error(f"the integer {part} cannot be kept exactly, because it is beyond 2^53; use a string", place)
         elif isinstance(part, float) and not math.isfinite(part):
             raise _error(f"{part} is not a number of JSON", place)
 
 
-def _is_kept(value: int) -> bool:
-    return abs(value) <= _LAST_INTEGER and int(float(value)) == value
-
-
-def _set_bounds(made: dict[str, Any], place: str) -> None:
-    """Makes the bounds of numbers such that float64 holds them, never wider."""
-    for key in _BOUNDS & made.keys():
-        value = made[key]
-        if isinstance(value, bool):
-            continue  # as draft 4 writes it
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise _error(f"{key} must be a number, not {_short(value)}", place)
-    if made.get("type") == "integer":
-        _set_integer_bounds(made, place)
-    else:
-        for key in _BOUNDS & made.keys():
-            if not isinstance(made[key], bool):
-                made[key] = _inside(made[key], key.lower().endswith("minimum"))
-        _set_excluded_integers(made)
-    if (step := made.get("multipleOf")) is not None:
-        _set_step(made, step, place)
-
-
-def _set_excluded_integers(made: dict[str, Any]) -> None:
-    """Moves an excluded bound inwards where llguidance 1.9.1 would take it: 0 of numbers above 0 and up to 0.5.
-
-    It takes any integer n so if the other bound is below n + 1, and -n if the other is above -n - 1.
-    """
-    for excluded, included, others, sign in (
-        ("exclusiveMinimum", "minimum", ("maximum", "exclusiveMaximum"), 1),
-        ("exclusiveMaximum", "maximum", ("minimum", "exclusiveMinimum"), -1),
-    ):
-        is_draft_4 = made.get(excluded) is True
-        edge = made.get(included if is_draft_4 else excluded)
-        if edge is None or isinstance(edge, bool) or edge != int(edge) or sign * edge < 0:
-            continue
-        widths = [sign * (made[key] - edge) for key in others if key in made and not isinstance(made[key], bool)]
-        if widths and 0 < min(widths) < 1:
+def _check_bounds(made: dict[str, Any], place: str) -> None:
+    """Checks the bounds of numbers, and writes those of draft 4 (`exclusiveMinimum: true`) as later drafts do."""
+    for excluded, included in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if made.get(excluded) is True and included in made:
+            made[excluded] = made.pop(included)
+        elif isinstance(made.get(excluded), bool):
             del made[excluded]
-            inside = edge + sign * min(1e-12 * max(1, abs(edge)), min(widths) / 2)
-            bounds = [inside] if is_draft_4 or included not in made else [inside, made[included]]
-            made[included] = max(bounds) if sign == 1 else min(bounds)
-
-
-def _set_integer_bounds(made: dict[str, Any], place: str) -> None:
-    low, high = made.pop("minimum", None), made.pop("maximum", None)
-    above, below = made.pop("exclusiveMinimum", None), made.pop("exclusiveMaximum", None)
-    if above is True or above is False:
-        above, low = (low, None) if above else (None, low)
-    if below is True or below is False:
-        below, high = (high, None) if below else (None, high)
-    lows = [math.ceil(low)] if low is not None else []
-    lows += [math.floor(above) + 1] if above is not None else []
-    highs = [math.floor(high)] if high is not None else []
-    highs += [math.ceil(below) - 1] if below is not None else []
-    if lows and highs and max(lows) > min(highs):
-        raise _error(f"no integer is from {max(lows)} to {min(highs)}: minimum is greater than maximum", place)
-    if lows:
-        made["minimum"] = int(_inside(max(lows), True))
-    if highs:
-        made["maximum"] = int(_inside(min(highs), False))
-    if lows and highs and made["minimum"] > made["maximum"]:
-        raise _error(f"integers from {max(lows)} to {min(highs)} are beyond 2^53 and cannot be kept exactly", place)
-
-
-def _inside(value: int | float, is_minimum: bool) -> int | float:
-    """The nearest number that float64 and int64 hold, at or above a minimum, at or below a maximum."""
-    if abs(value) > _LAST_INTEGER:
-        outside = (value > 0) == is_minimum
-        if outside:
-            raise InvalidParameter(f"json_schema cannot be used: the bound {value} is beyond what can be kept, 2^63")
-        return -_LAST_INTEGER if is_minimum else _LAST_INTEGER
-    if isinstance(value, float):
-        return 0 if value == 0 else value
-    near = float(value)
-    if int(near) != value and (int(near) > value) != is_minimum:
-        near = math.nextafter(near, math.inf if is_minimum else -math.inf)
-    return int(near)
-
-
-def _set_step(made: dict[str, Any], step: Any, place: str) -> None:
-    if isinstance(step, bool) or not isinstance(step, int | float) or step <= 0:
+        for key in (excluded, included):
+            value = made.get(key, 0)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value - value != 0:  # infinite
+                raise _error(f"{key} must be a number, not {_short(value)}", place)
+            exact = Decimal(repr(value)).copy_abs()
+            if len(f"{exact:f}".replace(".", "").strip("0")) > MAX_DIGITS or abs(exact.adjusted()) > MAX_EXPONENT:
+                raise _error(f"the number {_short(value)} has too many digits", f"{place}/{key}")
+    if (step := made.get("multipleOf")) is not None and (
+        isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf
+    ):
         raise _error(f"multipleOf must be a number above 0, not {_short(step)}", place)
-    exact = Decimal(repr(step))
-    if made.get("type") == "integer" and (1 / exact) % 1 == 0:
-        del made["multipleOf"]  # as all integers are
-        return
-    value, exponent = float(step), 0  # llguidance finds the decimals so
-    while value % 1 and exponent < 20:
-        value, exponent = value * 10, exponent + 1
-    if value >= 2**32 or Decimal(int(value)).scaleb(-exponent) != exact:
-        raise _error(f"multipleOf {step} has too many digits to be kept exactly", place)
-    made["multipleOf"] = int(step) if step == int(step) else step
 
 
 def _short(value: Any) -> str:
