@@ -46,6 +46,21 @@ def tiny_spm() -> dict[str, Any]:
     }
 
 
+def tiny_gemma4() -> dict[str, Any]:
+    """Fields of a vocabulary as Gemma 4's: bytes, characters, merges across spaces, one run of line ends."""
+    merges = ["▁ b", "▁b a", "a b", "▁ba ▁ba"]
+    pieces = [*"ab▁<>01x4", "\n", *(merge.replace(" ", "") for merge in merges), "\n\n"]
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    return {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.token_type": [CONTROL, CONTROL, CONTROL, UNKNOWN, *[BYTE] * 256, *[NORMAL] * len(pieces)],
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+
+
 def write_gguf(path: Path, fields: dict[str, Any]) -> Metadata:
     """Writes a GGUF without tensors and opens it."""
     writer = gguf.GGUFWriter(path, "llama")

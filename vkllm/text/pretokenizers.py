@@ -1,7 +1,9 @@
 """How byte-level BPE vocabularies cut text into words before merging, by the name in `tokenizer.ggml.pre`.
 
 A merge never crosses a word's edge, so the wrong table gives wrong tokens without any error: names that are not here
-must be refused. This module knows regular expressions (Oniguruma's) only; it never sees a vocabulary.
+must be refused. The names, and what each cuts, are those of llama.cpp 0.5.0, which for some models differs from their
+own tokenizer: it knows upper and lower case of ASCII letters only. This module knows regular expressions (Oniguruma's)
+only; it never sees a vocabulary.
 """
 
 from dataclasses import dataclass
@@ -10,14 +12,35 @@ from dataclasses import dataclass
 # a word leaves its last space to that word.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_CONTRACTIONS = "'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"
+_SYMBOL = r"[^\r\n\p{L}\p{N}]?"
+"""What may lead a word of letters."""
+_SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 
-def _contractions_any_case(digits: str) -> str:
-    """GPT-4's pattern: any one symbol may lead a word, symbols keep their line ends; `digits` is one word of digits."""
-    return (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-        + digits
-        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
+
+def _gpt4(digits: str, *, letters: str = r"\p{L}", symbols: str = _SYMBOLS, spaces: str = _SPACES) -> str:
+    """GPT-4's pattern: contractions in any case, any one symbol may lead a word, symbols keep their line ends."""
+    return rf"{_CONTRACTIONS}|{_SYMBOL}{letters}+|{digits}|{symbols}|{spaces}"
+
+
+def _cased(digits: str, ending: str) -> str:
+    """GPT-4o's pattern: a word ends before a capital (of ASCII) that follows a small letter; `ending` may follow it."""
+    upper, lower = r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
+    words = rf"{_SYMBOL}{upper}*{lower}+{ending}|{_SYMBOL}{upper}+{lower}*{ending}"
+    return rf"{words}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+
+
+_HAN = r"\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}"
+_KIMI_LETTERS = rf"[\p{{L}}&&[^{_HAN}]]"
+_CJK = r"[[\x{0800}-\x{9FA5}\x{AC00}-\x{D7FF}]&&[^\s]]+"
+# Letters of a case, as of a Unicode version that was old even then.
+_OLD_LETTERS = (
+    r"[[\p{Lu}\p{Ll}\p{Lt}]&&[^\x{0560}-\x{0588}\x{10C7}-\x{10FF}\x{1C80}-\x{1C88}\x{2D00}-\x{2D2D}\x{A790}-\x{A7FA}"
+    r"\x{AB30}-\x{AB68}\x{10570}-\x{105BC}\x{16E40}-\x{16E7F}\x{1D400}-\x{1DF1E}]]"
+)
+_OLD_SYMBOLS = r"[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3001}\x{3002}]"
+_PUNCTUATED = r"[!-/:-@\[-`{-~][A-Za-z]+"
 
 
 @dataclass(frozen=True)
@@ -34,17 +57,42 @@ class PreTokenizer:
     adds_bos: bool = False
 
 
-_LLAMA3 = PreTokenizer((_contractions_any_case(r"\p{N}{1,3}"),), ignore_merges=True, adds_bos=True)
-_QWEN2 = PreTokenizer((_contractions_any_case(r"\p{N}"),))
-
-PRE_TOKENIZERS = {
+_BY_RULES: dict[PreTokenizer, str] = {
     # What llama.cpp does with files that were written before the names existed.
-    "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
-    "gpt-2": PreTokenizer((_GPT2,)),
-    "smollm": PreTokenizer((r"\p{N}", _GPT2)),
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "qwen2": _QWEN2,
-    "deepseek-r1-qwen": _QWEN2,
+    PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")): "default",
+    PreTokenizer((_GPT2,)): "gpt-2 phi-2 olmo mpt jais trillion exaone4 mellum gigachat a.x-4.0 granite-docling",
+    PreTokenizer((r"\p{N}", _GPT2)): "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
+    PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")): "falcon",
+    PreTokenizer((_gpt4(r"\p{N}{1,3}"),)): "dbrx smaug-bpe chatglm-bpe",
+    PreTokenizer((_gpt4(r"\p{N}{1,3}"),), ignore_merges=True): "glm4 glm5",
+    PreTokenizer((_gpt4(r"\p{N}{1,3}"),), ignore_merges=True, adds_bos=True): (
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2"
+    ),
+    PreTokenizer((_gpt4(r"\p{N}"),)): "qwen2 deepseek-r1-qwen kormo megrez stablelm2 hunyuan solar-open grok-2",
+    PreTokenizer((_gpt4(r"\p{N}", letters=r"[\p{L}\p{M}]", symbols=r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"),)): "qwen35",
+    PreTokenizer((_gpt4(r"\p{N}", spaces=r"\s*[\r\n]|\s+(?!\S)|\s+"),)): "bailingmoe bailingmoe2 llada-moe",
+    PreTokenizer((_gpt4(r"\p{N}", symbols=r" ?[^\s\p{L}\p{N}\r\n]+"),)): "seed-coder",
+    PreTokenizer((r"[^\n]+|\n+", _gpt4(r"\p{N}"))): "laguna",
+    PreTokenizer((r"\p{N}{1,3}", _gpt4(r"\p{N}+")), ignore_merges=True): "minicpm5",
+    PreTokenizer((_cased(r"\p{N}", ""),), ignore_merges=True, adds_bos=True): "tekken",
+    PreTokenizer((_cased(r"\p{N}{1,3}", f"(?:{_CONTRACTIONS})?"),)): "gpt-4o llama4 kanana2 talkie minimax-m2",
+    PreTokenizer(
+        (
+            r"\p{N}{1,3}",
+            r"[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+",
+            rf"{_PUNCTUATED}|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}",
+        )
+    ): "deepseek-v3 hunyuan-dense joyai-llm hy_v4",
+    PreTokenizer(
+        (r"[\r\n]", rf"\s?{_OLD_LETTERS}+", rf"\s?{_OLD_SYMBOLS}+", r"\s+\z", _CJK, r"\p{N}+")
+    ): "deepseek-llm",
+    PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")): "deepseek-coder",
+    PreTokenizer(
+        (
+            rf"[{_HAN}]+|{_SYMBOL}{_KIMI_LETTERS}+(?:{_CONTRACTIONS})?|\p{{N}}{{1,3}}"
+            rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
+        )
+    ): "kimi-k2",
 }
+
+PRE_TOKENIZERS = {name: rules for rules, names in _BY_RULES.items() for name in names.split()}

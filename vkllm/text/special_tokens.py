@@ -99,6 +99,20 @@ def marks(vocabulary: GgufVocabulary) -> dict[str, int]:
     return no_text | {text: token_id for text, token_id in user_defined.items() if _MARK.fullmatch(text)}
 
 
+def strips_white_space_after(vocabulary: GgufVocabulary) -> frozenset[int]:
+    """The ids of tokens after which a text's white space counts as part of the token, as Phi-3 was trained.
+
+    No file says so; llama.cpp goes by the model's name, and so does this.
+    """
+    name = vocabulary.metadata.string("general.name", "").lower()
+    if not ("phi-3" in name or "phi3" in name):
+        return frozenset()
+    found = vocabulary.of_type(TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+    if "</s>" in vocabulary.ids:
+        found["</s>"] = vocabulary.ids["</s>"]
+    return frozenset(i for text, i in found.items() if text not in ("<unk>", "<s>", "<|endoftext|>"))
+
+
 def find_ends(vocabulary: GgufVocabulary, declared: Iterable[int | None]) -> frozenset[int]:
     """The ids that end an answer: the declared ones and those that are known by their text.
 

@@ -1,7 +1,7 @@
 """Text to token ids and back, with special tokens and whole characters.
 
 Knows the text of a token, which tokens end an answer, and how a stream of tokens becomes text. It knows nothing of
-chats, models or devices; how plain text is merged into tokens is vocabulary.py's.
+chats, models or devices; how plain text is merged into tokens is merging.py's.
 """
 
 from __future__ import annotations
@@ -12,17 +12,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vkllm.errors import InvalidParameter, UnsupportedModel
+from vkllm.text.merging import byte_level_bpe, gemma4_bpe, sentencepiece_bpe
 from vkllm.text.pretokenizers import PRE_TOKENIZERS
-from vkllm.text.special_tokens import find_ends, marks
-from vkllm.text.vocabulary import (
-    SPACE_MARK,
-    GgufVocabulary,
-    TokenType,
-    byte_level_bpe,
-    byte_value,
-    read_vocabulary,
-    sentencepiece_bpe,
-)
+from vkllm.text.special_tokens import find_ends, marks, strips_white_space_after
+from vkllm.text.vocabulary import SPACE_MARK, GgufVocabulary, TokenType, byte_value, read_vocabulary
 from vkllm.text.whole_tokens import Found, WholeTokens
 
 if TYPE_CHECKING:
@@ -42,6 +35,8 @@ _BYTE_OF = _byte_alphabet()
 _UNUSED, _BYTE = int(TokenType.UNUSED), int(TokenType.BYTE)
 _NO_TEXT = (int(TokenType.CONTROL), int(TokenType.UNKNOWN))
 _WHOLE = (*_NO_TEXT, int(TokenType.USER_DEFINED))
+_WHITE_SPACE = " \t\n\v\f\r"
+_KINDS = ("gpt2", "llama", "gemma4")
 
 
 class Tokenizer:
@@ -51,33 +46,37 @@ class Tokenizer:
     `add_special` puts around a text; `stop_ids`: the tokens that end an answer.
     """
 
-    def __init__(self, vocabulary: GgufVocabulary, *, is_byte_level: bool) -> None:
+    def __init__(self, vocabulary: GgufVocabulary) -> None:
+        """Raises ModelFileError for a damaged vocabulary, UnsupportedModel for a pre-tokenizer not known here."""
         metadata = vocabulary.metadata
+        kind = metadata.string("tokenizer.ggml.model")
         self._texts = vocabulary.texts
         self._types = vocabulary.types
-        self._is_byte_level = is_byte_level
+        self._is_byte_level = kind == "gpt2"
         self.n_vocab = len(self._texts)
-        self.bos_id = vocabulary.token_id("bos", default=None if is_byte_level else 1)
-        self.eos_id = vocabulary.token_id("eos", default=None if is_byte_level else 2)
+        self.bos_id = vocabulary.token_id("bos", default=1 if kind == "llama" else None)
+        self.eos_id = vocabulary.token_id("eos", default=2 if kind == "llama" else None)
         # Sets types, on which everything below depends.
         self.stop_ids = find_ends(vocabulary, (self.eos_id, vocabulary.token_id("eot"), vocabulary.token_id("eom")))
-        if is_byte_level:
+        self._strips_after = strips_white_space_after(vocabulary)
+        self._adds_space = kind == "llama" and metadata.boolean("tokenizer.ggml.add_space_prefix", True)
+        adds_bos = metadata.boolean("tokenizer.ggml.add_bos_token", None)
+        if kind == "llama":
+            self._merge = sentencepiece_bpe(vocabulary, adds_space=self._adds_space)
+            usually_adds_bos = True
+        elif kind == "gemma4":
+            self._merge = gemma4_bpe(vocabulary)
+            adds_bos = True  # even where the file says no, as llama.cpp does
+        else:
             pre = metadata.string("tokenizer.ggml.pre", "default")
             if pre not in PRE_TOKENIZERS:
                 raise UnsupportedModel(
                     f"{metadata.path}: the pre-tokenizer {pre[:50]!r} is not supported, and others would give wrong "
                     f"ids; use a model with one of {', '.join(PRE_TOKENIZERS)}."
                 )
-            rules = PRE_TOKENIZERS[pre]
-            adds_bos = rules.adds_bos
-            self._adds_space = False
-            self._merge = byte_level_bpe(vocabulary, rules)
-        else:
-            adds_bos = True
-            self._adds_space = metadata.boolean("tokenizer.ggml.add_space_prefix", True)
-            self._merge = sentencepiece_bpe(vocabulary, adds_space=self._adds_space)
-
-        self.adds_bos = metadata.boolean("tokenizer.ggml.add_bos_token", adds_bos) and self.bos_id is not None
+            self._merge = byte_level_bpe(vocabulary, PRE_TOKENIZERS[pre])
+            usually_adds_bos = PRE_TOKENIZERS[pre].adds_bos
+        self.adds_bos = (usually_adds_bos if adds_bos is None else adds_bos) and self.bos_id is not None
         self.adds_eos = metadata.boolean("tokenizer.ggml.add_eos_token", False) and self.eos_id is not None
         # Tokens that are found in a text before anything is merged.
         user_defined = vocabulary.of_type(TokenType.USER_DEFINED)
@@ -96,11 +95,12 @@ class Tokenizer:
         Raises ModelFileError for a damaged vocabulary, UnsupportedModel for a kind or a pre-tokenizer not known here.
         """
         model = metadata.string("tokenizer.ggml.model")
-        if model not in ("gpt2", "llama"):
+        if model not in _KINDS:
             raise UnsupportedModel(
-                f"{metadata.path}: the tokenizer {model[:50]!r} is not supported; use a model with 'gpt2' or 'llama'."
+                f"{metadata.path}: the tokenizer {model[:50]!r} is not supported; use a model with one of "
+                f"{', '.join(_KINDS)}."
             )
-        return cls(read_vocabulary(metadata), is_byte_level=model == "gpt2")
+        return cls(read_vocabulary(metadata))
 
     def encode(
         self,
@@ -131,6 +131,8 @@ class Tokenizer:
                 ids += self._merge(text[end : found.start])
             ids.append(found.token_id)
             end = found.end
+            if found.token_id in self._strips_after:
+                end += len(text[end:]) - len(text[end:].lstrip(_WHITE_SPACE))
         if end < len(text):
             ids += self._merge(text[end:])
         if add_special and self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import tokenizers
 from tokenizers.models import BPE
 
-from vkllm.text.vocabulary import encoded
+from vkllm.text.merging import encoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,206 @@
+"""How plain text is merged into the ids of a vocabulary's tokens.
+
+Three kinds: byte-level BPE (`gpt2`: merges by rank inside pre-tokenized words), SentencePiece BPE (`llama`: merges by
+the score of the joined piece, bytes for what has no piece) and Gemma 4's (`gemma4`: merges by rank inside lines, bytes
+for what is no token). The merging itself is done by the `tokenizers` package, but for pieces that share a score. This
+module does not know special tokens inside a text, nor decoding.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+
+import tokenizers
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import Sequence as PreTokenizerSequence
+
+from vkllm.text.pretokenizers import PreTokenizer
+from vkllm.text.vocabulary import SPACE_MARK, GgufVocabulary, TokenType, byte_value
+
+Merger = Callable[[str], list[int]]
+"""Token ids of a text that is not empty and holds no special tokens."""
+
+_MAX_CHARACTERS_CUT = 200_000_000
+"""Most characters of all tokens, counted once for each way to cut a token in two: 3 million in Llama 2's vocabulary."""
+
+_LINES = re.compile("[^\n]+|\n+")
+
+
+def byte_level_bpe(vocabulary: GgufVocabulary, rules: PreTokenizer) -> Merger:
+    """The merger of a `gpt2` vocabulary; merges of what is not a token are left out, others keep their order."""
+    # A byte without a token is left out, but what stands on its two sides is not merged: it takes part under an id past
+    # the vocabulary's end.
+    n_vocab = len(vocabulary.texts)
+    backend = _ranked_bpe(vocabulary, ByteLevel.alphabet(), ignore_merges=rules.ignore_merges)
+    splits = [Split(tokenizers.Regex(pattern), "isolated") for pattern in rules.patterns]
+    to_alphabet = ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = PreTokenizerSequence([*splits, to_alphabet])
+
+    def merge_words(text: str) -> list[int]:
+        return [i for i in encoded(backend, text).ids if i < n_vocab]
+
+    return merge_words
+
+
+def gemma4_bpe(vocabulary: GgufVocabulary) -> Merger:
+    """The merger of a `gemma4` vocabulary: characters instead of bytes, and lines instead of words."""
+    backend = _ranked_bpe(vocabulary, has_bytes=True)
+    # A run of line ends is one token where there is one, whatever the merges say.
+    line_ends = {text: i for text, i in vocabulary.ids.items() if not text.strip("\n")}
+
+    def merge_lines(text: str) -> list[int]:
+        lines = _LINES.findall(text.replace(" ", SPACE_MARK))
+        ids: list[int] = []
+        for line, encoding in zip(lines, backend.encode_batch(lines, add_special_tokens=False), strict=True):
+            ids += [line_ends[line]] if line in line_ends else encoding.ids
+        return ids
+
+    return merge_lines
+
+
+def _ranked_bpe(
+    vocabulary: GgufVocabulary, characters: Iterable[str] = (), *, ignore_merges: bool = False, has_bytes: bool = False
+) -> tokenizers.Tokenizer:
+    """BPE by tokenizer.ggml.merges, of which the first counts where one comes twice.
+
+    characters: those of them that are no token get ids past the vocabulary's end. has_bytes: what is no token becomes
+    the tokens of its bytes, instead of nothing.
+    """
+    # Plain text must never spell a control token, neither by merges nor as a word kept whole.
+    apart = vocabulary.of_type(TokenType.CONTROL)
+    apart |= {text: i for text, i in vocabulary.of_type(TokenType.BYTE).items() if byte_value(text) is not None}
+    ids = {text: i for text, i in vocabulary.ids.items() if text not in apart}
+    merges: dict[tuple[str, str], None] = {}
+    for merge in vocabulary.metadata.strings("tokenizer.ggml.merges"):
+        space = merge.find(" ", 1)
+        left, right = merge[:space], merge[space + 1 :]
+        if space > 0 and left in ids and right in ids and left + right in ids:
+            merges[left, right] = None
+    missing = sorted(set(characters) - ids.keys())
+    ids |= {character: len(vocabulary.texts) + n for n, character in enumerate(missing)}
+    if has_bytes:
+        ids |= _byte_ids(vocabulary)
+    try:
+        return tokenizers.Tokenizer(BPE(ids, list(merges), ignore_merges=ignore_merges, byte_fallback=has_bytes))
+    except Exception as error:  # the package has no class of its own
+        raise vocabulary.error(f"tokenizer.ggml.merges does not fit the tokens ({str(error)[:200]})") from None
+
+
+def _byte_ids(vocabulary: GgufVocabulary) -> dict[str, int]:
+    """Name of a byte, <0x00> to <0xFF> -> id; raises ModelFileError for a byte token with another text."""
+    byte_ids = {}
+    for text, i in vocabulary.of_type(TokenType.BYTE).items():
+        if (byte := byte_value(text)) is None:
+            raise vocabulary.error(
+                f"tokenizer.ggml.tokens item {i} is a byte, but {text[:50]!r} is not <0x00> to <0xFF>"
+            )
+        byte_ids[f"<0x{byte:02X}>"] = i
+    return byte_ids
+
+
+def encoded(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    """A text's tokens. A long text is a batch of one, because `encode` keeps all other threads waiting."""
+    if len(text) < 10_000:
+        return backend.encode(text, add_special_tokens=False)
+    return backend.encode_batch([text], add_special_tokens=False)[0]
+
+
+def sentencepiece_bpe(vocabulary: GgufVocabulary, *, adds_space: bool) -> Merger:
+    """The merger of a `llama` vocabulary; raises ModelFileError for scores or byte tokens that do not fit.
+
+    SentencePiece joins the neighbours whose joined piece has the highest score, the leftmost where several have it. So
+    every cut of a piece into two pieces is a merge, ranked by that score. `adds_space` puts a space before each text.
+    """
+    scores = [0.0] * len(vocabulary.texts)
+    if "tokenizer.ggml.scores" in vocabulary.metadata:
+        scores = vocabulary.metadata.numbers("tokenizer.ggml.scores")
+    if len(scores) < len(vocabulary.texts):
+        raise vocabulary.error(f"tokenizer.ggml.scores has {len(scores)} items for {len(vocabulary.texts)} tokens")
+    byte_ids = _byte_ids(vocabulary)
+    # Control tokens are no pieces: plain text must never spell one. User-defined tokens are taken out of a text before,
+    # so it can only spell those that begin with the mark of a space.
+    pieces = vocabulary.of_type(TokenType.UNDEFINED, TokenType.NORMAL, TokenType.UNUSED) | {
+        text: i for text, i in vocabulary.of_type(TokenType.USER_DEFINED).items() if SPACE_MARK in text
+    }
+
+    # A character that is no piece itself can still be a part of one. It takes part in merges under an id past the
+    # vocabulary's end; where none took it in, it becomes what a character without a piece becomes.
+    parts = sorted({character for text in pieces for character in text} - pieces.keys())
+    part_ids = {character: len(vocabulary.texts) + n for n, character in enumerate(parts)}
+    symbols = pieces | part_ids
+    merges: list[tuple[str, str]] = []
+    joined: list[str] = []
+    lengths = sorted({len(symbol) for symbol in symbols})
+    n_characters = 0
+    for text in sorted(pieces, key=lambda piece: -scores[pieces[piece]]):
+        n_before = len(merges)
+        for n in lengths[: bisect_left(lengths, len(text))]:
+            left = text[:n]
+            n_characters += n
+            if left in symbols and (right := text[n:]) in symbols:
+                merges.append((left, right))
+        if len(merges) > n_before:
+            joined.append(text)
+        if n_characters > _MAX_CHARACTERS_CUT:
+            raise vocabulary.error("tokenizer.ggml.tokens has too many long tokens")
+
+    unknown_id = vocabulary.token_id("unknown", default=0)
+    unknown_text = "" if unknown_id is None else vocabulary.texts[unknown_id]
+    unknown = {unknown_text: vocabulary.ids[unknown_text]} if unknown_text else {}
+    backend = tokenizers.Tokenizer(
+        BPE(symbols | byte_ids | unknown, merges, byte_fallback=True, unk_token=unknown_text or None)
+    )
+
+    def fallback(character: str) -> list[int]:
+        names = [f"<0x{byte:02X}>" for byte in character.encode()]
+        if all(name in byte_ids for name in names):
+            return [byte_ids[name] for name in names]
+        return list(unknown.values())
+
+    instead = {i: fallback(character) for character, i in part_ids.items()}
+    score_of = {text: scores[pieces[text]] for text in joined}
+    has_equal_scores = len(set(score_of.values())) < len(score_of)
+
+    def merge_text(text: str) -> list[int]:
+        if adds_space:
+            text = " " + text
+        text = text.replace(" ", SPACE_MARK)
+        if has_equal_scores:  # ranks cannot say that two merges are equal
+            found = _joined_by_score(text, score_of)
+            return [i for symbol in found for i in ([pieces[symbol]] if symbol in pieces else fallback(symbol))]
+        ids: list[int] = encoded(backend, text).ids
+        if instead:
+            ids = [new for old in ids for new in instead.get(old, (old,))]
+        return ids
+
+    return merge_text
+
+
+def _joined_by_score(text: str, scores: Mapping[str, float]) -> list[str]:
+    """The text's characters, neighbours joined by the highest score of what they give, the leftmost of equal ones."""
+    symbols = list(text)  # one that was joined to its left is empty
+    before = list(range(-1, len(symbols) - 1))
+    after = [*range(1, len(symbols)), -1]
+    queue: list[tuple[float, int, int, str]] = []
+
+    def add(left: int, right: int) -> None:
+        if left >= 0 and right >= 0 and (score := scores.get(both := symbols[left] + symbols[right])) is not None:
+            heapq.heappush(queue, (-score, left, right, both))
+
+    for right in range(1, len(symbols)):
+        add(right - 1, right)
+    while queue:
+        _, left, right, both = heapq.heappop(queue)
+        # Otherwise one of them was joined to another in the meantime.
+        if symbols[left] and symbols[right] and symbols[left] + symbols[right] == both:
+            symbols[left], symbols[right] = both, ""
+            after[left] = end = after[right]
+            if end >= 0:
+                before[end] = left
+            add(before[left], left)
+            add(left, end)
+    return [symbol for symbol in symbols if symbol]
