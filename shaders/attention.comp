@@ -1,12 +1,13 @@
-// attention: causal attention of a few queries (heads, tokens) that share a key head, over all cached tokens they see
+// attention: attention of a few queries (heads, tokens) that share a key head, over the cached tokens that they see
 // bindings: q k_cache v_cache y y_q16 y_scales step
-// constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup tokens_per_workgroup keys_at_once k_q8_0 v_q8_0
+// constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup tokens_per_workgroup keys_at_once k_q8_0 v_q8_0 scale softcap window n_ring_blocks is_causal quantizes
 // push:
 // dispatch: x = n_heads / heads_per_workgroup, y = tokens / tokens_per_workgroup, rounded up; the tokens of a workgroup
 //   are of one sequence
 // subgroup: shuffle
 // requires: full subgroups of 8 or more, or the _plain variant; lanes a power of two, at most the subgroup size, or 8;
-//   heads_per_workgroup divides the group
+//   heads_per_workgroup divides the group; head_dim a multiple of 8, with q8_0 of 32; to quantize,
+//   head_dim * heads_per_workgroup a multiple of 32
 // numerics: float32 scores and sums over a float16 or q8_0 cache, the same for a token however the step is cut
 // source: Milakov and Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135
 #version 450
@@ -26,6 +27,12 @@ layout(constant_id = 6) const uint TOKENS = 1;
 layout(constant_id = 7) const uint AT_ONCE = 4; // keys whose loads are under way together
 layout(constant_id = 8) const uint K_Q8_0 = 0;
 layout(constant_id = 9) const uint V_Q8_0 = 0;
+layout(constant_id = 10) const uint SCALE = 0x3db504f3; // of scores: 0.088, for a HEAD_DIM of 128
+layout(constant_id = 11) const uint SOFTCAP = 0;        // of scores; 0: none
+layout(constant_id = 12) const uint WINDOW = 0;         // keys that a token sees, the last ones; 0: all
+layout(constant_id = 13) const uint N_RING_BLOCKS = 0;
+layout(constant_id = 14) const uint IS_CAUSAL = 1; // 0: tokens see those behind them in the step, too, within WINDOW
+layout(constant_id = 15) const uint QUANTIZES = 1; // y, to y_q16 and y_scales
 layout(std430, binding = 0) readonly buffer Q { vec4 q[]; };
 layout(std430, binding = 3) writeonly buffer Y { vec4 y[]; };
 layout(std430, binding = 4) writeonly buffer YQ16 { uint y_q16[]; };
@@ -36,6 +43,8 @@ layout(std430, binding = 5) writeonly buffer YScales { vec2 y_scales[]; };
 #include "lib/step.glsl"
 #include "lib/q16.glsl"
 #include "lib/kvcache.glsl"
+#include "lib/softcap.glsl"
+#include "lib/seen.glsl"
 void replace_newest_keys(uint base, uint end) {} // all are cached
 void replace_newest_values(uint base, uint end) {}
 #include "lib/attention.glsl"
@@ -46,7 +55,7 @@ void load_queries(uint row, uint head) {
     [[unroll]] for (uint p = 0; p < PIECES; p++) {
       uint eight = lane + p * LANES;
       uint from = ((query_row * N_HEADS + head + i % HEADS) * EIGHTS + min(eight, EIGHTS - 1)) * 2;
-      float factor = eight < EIGHTS ? inversesqrt(float(HEAD_DIM)) : 0.0;
+      float factor = eight < EIGHTS ? uintBitsToFloat(SCALE) : 0.0;
       query[(i * PIECES + p) * 2] = q[from] * factor;
       query[(i * PIECES + p) * 2 + 1] = q[from + 1] * factor;
     }
@@ -56,7 +65,11 @@ void load_queries(uint row, uint head) {
 void main() {
   uint row = gl_WorkGroupID.y * TOKENS;
   if (row >= n_rows) return;
-  for (uint t = 0; t < TOKENS; t++) n_keys[t] = rows[min(row + t, n_rows - 1)].y + 1; // rows that are not there repeat
+  for (uint t = 0; t < TOKENS; t++) {
+    uint there = min(row + t, n_rows - 1); // rows that are not there repeat
+    first_key[t] = first_seen(there);
+    end_key[t] = end_seen(there);
+  }
 #ifdef PLAIN
   uint self = gl_LocalInvocationIndex;
 #else
@@ -65,11 +78,21 @@ void main() {
   lane = self % LANES;
   team = self / LANES;
   uint head = gl_WorkGroupID.x * HEADS;
-  uint table = rows[row].z, kv_head = head / (N_HEADS / N_KV_HEADS), end = n_keys[TOKENS - 1]; // the last sees the most
-  load_keys(table, kv_head, team, end);
-  load_values(table, kv_head, team, end);
+  uint table = rows[row].z, kv_head = head / (N_HEADS / N_KV_HEADS), end = end_key[TOKENS - 1]; // the last sees the most
+  // a token's keys come to the same teams whatever its neighbours are
+  uint first = WINDOW != 0 ? first_key[0] / STRIDE * STRIDE : 0;
+  load_keys(table, kv_head, first + team, end);
+  load_values(table, kv_head, first + team, end);
   load_queries(row, head);
-  attend(table, kv_head, 0, end);
+  attend(table, kv_head, first, end);
+  if (QUANTIZES == 0) {
+    for (uint i = self; i < OUT_FOURS; i += LOCAL_SIZE) {
+      uint out_row = row + i / (HEADS * FOURS);
+      if (out_row >= n_rows) break;
+      y[out_row * N_HEADS * FOURS + head * FOURS + i % (HEADS * FOURS)] = merged_four(i) / merged_total(i / FOURS);
+    }
+    return;
+  }
 #ifdef PLAIN
   for (uint block = self; block < OUT_FOURS / 8; block += LOCAL_SIZE) {
     uint out_row = row + 8 * block / (HEADS * FOURS);

@@ -1,12 +1,12 @@
-// attention_fused: rope, the store into the cache and attention for one token, in one dispatch
-// bindings: qkv rope_table k_cache v_cache partials y y_q16 y_scales step chain failure
-// constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup rope_dims is_interleaved keys_at_once k_q8_0 v_q8_0 most_polls
+// attention_fused: head_norm, rope, the store into the cache and attention for one token, in one dispatch
+// bindings: qkv rope_table k_cache v_cache partials y y_q16 y_scales step chain failure head_weights q_factors
+// constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup rope_dims is_interleaved keys_at_once k_q8_0 v_q8_0 most_polls scale softcap window n_ring_blocks quantizes head_weights has_q_factors norms eps
 // push: n_parts arrivals link n_awaited
 // dispatch: x = n_heads / heads_per_workgroup * n_parts: the context is cut into n_parts parts at most
 // subgroup: shuffle
 // requires: full subgroups of 8 or more; lanes a power of two, at most the subgroup size;
-//   heads_per_workgroup divides the group; local_size a multiple of 8
-// numerics: those of rope and attention; parts are merged in the same order, whichever ends last
+//   heads_per_workgroup divides the group; local_size a multiple of 8; head_dim as in attention
+// numerics: those of head_norm, rope and attention; parts are merged in the same order, whichever ends last
 // source: Dao et al. 2023, Flash-Decoding
 #version 450
 #extension GL_GOOGLE_include_directive : require
@@ -29,6 +29,15 @@ layout(constant_id = 8) const uint AT_ONCE = 4; // keys whose loads are under wa
 layout(constant_id = 9) const uint K_Q8_0 = 0;
 layout(constant_id = 10) const uint V_Q8_0 = 0;
 layout(constant_id = 11) const uint MOST_POLLS = 0; // of a wait; 0: there is none
+layout(constant_id = 12) const uint SCALE = 0x3db504f3; // as in attention.comp
+layout(constant_id = 13) const uint SOFTCAP = 0;
+layout(constant_id = 14) const uint WINDOW = 0;
+layout(constant_id = 15) const uint N_RING_BLOCKS = 0;
+layout(constant_id = 16) const uint QUANTIZES = 1;
+layout(constant_id = 17) const uint HEAD_WEIGHTS = 0; // as in lib/rotate.glsl
+layout(constant_id = 18) const uint HAS_Q_FACTORS = 0;
+layout(constant_id = 19) const uint NORMS = 0; // whether queries and keys are divided by their root mean squares
+layout(constant_id = 20) const uint EPS = 0x3727c5ac; // 1e-5
 const uint TOKENS = 1;
 layout(push_constant) uniform Push {
   uint n_parts;
@@ -48,16 +57,20 @@ layout(std430, binding = 7) coherent writeonly buffer YScales { vec2 y_scales[];
 #define STEP_BINDING 8
 #define CHAIN_BINDING 9
 #define FAILURE_BINDING 10
+#define HEAD_WEIGHTS_BINDING 11
+#define Q_FACTORS_BINDING 12
 #include "lib/step.glsl"
 #include "lib/chain.glsl"
 #include "lib/q16.glsl"
 #include "lib/rotate.glsl"
 #include "lib/kvcache.glsl"
+#include "lib/softcap.glsl"
 
 // the new token's key and value, as they are cached; it is not read from there, since another workgroup stores it
 shared uvec2 new_key[HEAD_DIM / 4], new_value[HEAD_DIM / 4];
 
 #define NEWEST rows[0].y
+#define FIRST (WINDOW != 0 ? max(NEWEST + 1, WINDOW) - WINDOW : 0)
 void replace_newest_keys(uint base, uint end);
 void replace_newest_values(uint base, uint end);
 #include "lib/attention.glsl"
@@ -99,20 +112,39 @@ shared vec4 rotated_queries[OUT_FOURS];
 shared vec2 part_sums[HEADS * MAX_PARTS]; // of each head's parts: maximum, sum of weights
 shared float part_share[HEADS * MAX_PARTS]; // what a part's values count for in the head's output
 shared bool is_last;
+shared float norm_factor[HEADS + 1]; // of the workgroup's queries and of the new key
+
+// a subgroup takes a head
+void norm_heads(uint head, bool has_newest) {
+  for (uint h = gl_SubgroupID; h < HEADS + (has_newest ? 1 : 0); h += gl_NumSubgroups) {
+    uint from = (h < HEADS ? head + h : N_HEADS + head / GROUP_HEADS) * HEAD_DIM;
+    float squares = 0.0;
+    for (uint d = gl_SubgroupInvocationID; d < HEAD_DIM; d += gl_SubgroupSize) squares += qkv[from + d] * qkv[from + d];
+    [[unroll]] for (uint m = 0; m < 7; m++) {
+      if ((1u << m) >= gl_SubgroupSize) break;
+      squares += subgroupShuffleXor(squares, 1u << m);
+    }
+    norm_factor[h] = inversesqrt(squares / float(HEAD_DIM) + uintBitsToFloat(EPS));
+  }
+  barrier();
+}
 
 // queries into registers, the new key and value into shared memory and, by one workgroup of each key head, the cache
 void rope(uint self, uint head, bool has_newest) {
   uint position = NEWEST, kv_head = head / GROUP_HEADS;
   uint unit = unit_of(rows[0].z, kv_head, position);
   bool stores = has_newest && head % GROUP_HEADS == 0;
+  if (NORMS != 0) norm_heads(head, has_newest);
   for (uint i = self; i < OUT_FOURS; i += LOCAL_SIZE) {
-    rotated_queries[i] = four_of_head((head + i / FOURS) * HEAD_DIM, 4 * (i % FOURS), position, true);
+    vec4 v = rotated_four((head + i / FOURS) * HEAD_DIM, 4 * (i % FOURS), position, QUERY);
+    rotated_queries[i] = NORMS != 0 ? v * norm_factor[i / FOURS] : v;
   }
   for (uint i = self; has_newest && i < 2 * FOURS; i += LOCAL_SIZE) {
     bool is_value = i >= FOURS;
     uint four = i % FOURS;
     uint from = (N_HEADS + kv_head + (is_value ? N_KV_HEADS : 0)) * HEAD_DIM;
-    vec4 v = four_of_head(from, 4 * four, position, !is_value);
+    vec4 v = is_value ? four_of_head(from, 4 * four) : rotated_four(from, 4 * four, position, KEY);
+    if (NORMS != 0 && !is_value) v *= norm_factor[HEADS];
     uvec2 cached = is_value ? cached_four(v, V_Q8_0) : cached_four(v, K_Q8_0);
     if (is_value) new_value[four] = cached;
     else new_key[four] = cached;
@@ -123,7 +155,7 @@ void rope(uint self, uint head, bool has_newest) {
   [[unroll]] for (uint h = 0; h < HEADS; h++) {
     [[unroll]] for (uint p = 0; p < PIECES; p++) {
       uint eight = lane + p * LANES;
-      float factor = eight < EIGHTS ? inversesqrt(float(HEAD_DIM)) : 0.0;
+      float factor = eight < EIGHTS ? uintBitsToFloat(SCALE) : 0.0;
       query[(h * PIECES + p) * 2] = rotated_queries[h * FOURS + 2 * min(eight, EIGHTS - 1)] * factor;
       query[(h * PIECES + p) * 2 + 1] = rotated_queries[h * FOURS + 2 * min(eight, EIGHTS - 1) + 1] * factor;
     }
@@ -204,9 +236,10 @@ void attend_part(uint head, uint part, uint n_used, uint part_keys) {
   uint self = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
   lane = self % LANES;
   team = self / LANES;
-  n_keys[0] = NEWEST + 1;
+  first_key[0] = FIRST;
+  end_key[0] = NEWEST + 1;
   uint table = rows[0].z, kv_head = head / GROUP_HEADS;
-  uint first = part * part_keys, end = min(first + part_keys, n_keys[0]);
+  uint first = FIRST + part * part_keys, end = min(first + part_keys, NEWEST + 1);
   load_keys(table, kv_head, first + team, end); // on their way while the new token's share comes
   load_values(table, kv_head, first + team, end);
   await_link();
@@ -221,12 +254,12 @@ void attend_part(uint head, uint part, uint n_used, uint part_keys) {
     uint four = head * FOURS + i;
     vec4 result = n_used > 1 ? merged_slices(i) : merged_four(i) / merged_total(i / FOURS);
     y[four] = result;
-    store_q16(0, N_HEADS * HEAD_DIM / 32, four / 8, result);
+    if (QUANTIZES != 0) store_q16(0, N_HEADS * HEAD_DIM / 32, four / 8, result);
   }
 }
 
 void main() {
-  uint n_all = NEWEST + 1;
+  uint n_all = NEWEST + 1 - FIRST;
   // as many parts as are worth it, of equal numbers of steps; a merge costs more than a second piece
   uint n_wanted = n_all <= 2 * PIECE ? 1 : min((n_all + PIECE - 1) / PIECE, n_parts);
   uint part_keys = ((n_all + n_wanted - 1) / n_wanted + STRIDE - 1) / STRIDE * STRIDE;

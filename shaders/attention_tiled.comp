@@ -1,6 +1,6 @@
-// attention_tiled: causal attention of a tile of queries (tokens, heads that share a key head) by cooperative matrices
+// attention_tiled: attention of a tile of queries (tokens, heads that share a key head) by cooperative matrices
 // bindings: q k_cache v_cache y y_q16 y_scales step
-// constants: local_size n_heads n_kv_heads head_dim k_q8_0 v_q8_0 matrix_m matrix_n matrix_k
+// constants: local_size n_heads n_kv_heads head_dim k_q8_0 v_q8_0 matrix_m matrix_n matrix_k scale softcap window n_ring_blocks is_causal
 // push:
 // dispatch: x = n_kv_heads, y = tokens / (TILE_ROWS / (n_heads / n_kv_heads)), rounded up; the tokens of a workgroup are
 //   of one sequence, in order
@@ -28,6 +28,11 @@ layout(constant_id = 5) const uint V_Q8_0 = 0;
 layout(constant_id = 6) const uint MATRIX_M = 16; // queries, keys (or dimensions) and inner size of one instruction
 layout(constant_id = 7) const uint MATRIX_N = 16;
 layout(constant_id = 8) const uint MATRIX_K = 16;
+layout(constant_id = 9) const uint SCALE = 0x3db504f3; // as in attention.comp
+layout(constant_id = 10) const uint SOFTCAP = 0;
+layout(constant_id = 11) const uint WINDOW = 0;
+layout(constant_id = 12) const uint N_RING_BLOCKS = 0;
+layout(constant_id = 13) const uint IS_CAUSAL = 1;
 layout(std430, binding = 0) readonly buffer Q { vec4 q[]; };
 layout(std430, binding = 3) writeonly buffer Y { vec4 y[]; };
 layout(std430, binding = 4) writeonly buffer YQ16 { uint y_q16[]; };
@@ -38,6 +43,8 @@ layout(std430, binding = 5) writeonly buffer YScales { vec2 y_scales[]; };
 #include "lib/step.glsl"
 #include "lib/q16.glsl"
 #include "lib/kvcache.glsl"
+#include "lib/softcap.glsl"
+#include "lib/seen.glsl"
 
 #define TILE_ROWS 64 // queries of a workgroup
 const uint HEADS = N_HEADS / N_KV_HEADS;
@@ -80,7 +87,7 @@ void load_queries() {
     for (uint i = self; i < KV_BLOCK * EIGHTS; i += LOCAL_SIZE) {
       uint query = first + i / EIGHTS;
       uint from = ((row_of(query) * N_HEADS + gl_WorkGroupID.x * HEADS + query % HEADS) * EIGHTS + i % EIGHTS) * 2;
-      vec4 a = q[from] * inversesqrt(float(HEAD_DIM)), b = q[from + 1] * inversesqrt(float(HEAD_DIM));
+      vec4 a = q[from] * uintBitsToFloat(SCALE), b = q[from + 1] * uintBitsToFloat(SCALE);
       k_tile[i / EIGHTS * STRIDE + i % EIGHTS] =
           uvec4(packHalf2x16(a.xy), packHalf2x16(a.zw), packHalf2x16(b.xy), packHalf2x16(b.zw));
     }
@@ -95,12 +102,12 @@ void load_queries() {
   }
 }
 
-// A cache block of keys and values; values that no token has written yet, which may be anything, are 0.
-void load_tile(uint unit, uint n_written) {
+// A cache block of keys and values; values before first and from end on, which may be anything, are 0.
+void load_tile(uint unit, uint first, uint end) {
   for (uint i = self; i < KV_BLOCK * EIGHTS; i += LOCAL_SIZE) {
     uint key = i / EIGHTS, eight = i % EIGHTS;
     k_tile[key * STRIDE + eight] = halves(load_key(unit, key, eight), K_Q8_0);
-    v_tile[key * STRIDE + eight] = key < n_written ? halves(load_value(unit, key, eight), V_Q8_0) : uvec4(0);
+    v_tile[key * STRIDE + eight] = key >= first && key < end ? halves(load_value(unit, key, eight), V_Q8_0) : uvec4(0);
   }
 }
 
@@ -168,6 +175,10 @@ void store_results() {
   }
 }
 
+bool is_seen(uint key, uint first, uint end) { return key < end && (WINDOW == 0 || key >= first); }
+
+float capped(float score) { return SOFTCAP != 0 ? softcapped(score, uintBitsToFloat(SOFTCAP)) : score; }
+
 void main() {
   if (gl_WorkGroupID.y * TOKENS >= n_rows) return;
   lane = gl_SubgroupInvocationID;
@@ -177,16 +188,17 @@ void main() {
   [[unroll]] for (uint d = 0; d < D_STEPS; d++) sums[d] = Sums(0.0);
 
   uint own = tile_row0 + lane / ROW_LANES, first_key = lane % ROW_LANES * ROW_KEYS;
-  uint n_keys = rows[row_of(own)].y + 1, end = rows[row_of(TILE_ROWS - 1)].y + 1; // the last query sees the most
+  uint own_first = first_seen(row_of(own)), own_end = end_seen(row_of(own));
+  uint first = first_seen(row_of(0)), end = end_seen(row_of(TILE_ROWS - 1)); // all that any query sees
   uint table = rows[row_of(0)].z;
   float largest = -1e30, total = 0.0;
-  for (uint base = 0; base < end; base += KV_BLOCK) {
-    load_tile(unit_of(table, gl_WorkGroupID.x, base), end - base);
+  for (uint base = first / KV_BLOCK * KV_BLOCK; base < end; base += KV_BLOCK) {
+    load_tile(unit_of(table, gl_WorkGroupID.x, base), max(first, base) - base, end - base);
     barrier();
     multiply_keys();
     float score[ROW_KEYS], new_largest = largest;
     [[unroll]] for (uint i = 0; i < ROW_KEYS; i++) {
-      score[i] = base + first_key + i < n_keys ? scores[own * SCORE_STRIDE + first_key + i] : -1e30;
+      score[i] = is_seen(base + first_key + i, own_first, own_end) ? capped(scores[own * SCORE_STRIDE + first_key + i]) : -1e30;
       new_largest = max(new_largest, score[i]);
     }
     [[unroll]] for (uint m = 0; m < 5; m++) {
@@ -196,7 +208,7 @@ void main() {
     largest = new_largest;
     total *= decay;
     [[unroll]] for (uint i = 0; i < ROW_KEYS; i++) {
-      score[i] = base + first_key + i < n_keys ? exp(score[i] - largest) : 0.0;
+      score[i] = is_seen(base + first_key + i, own_first, own_end) ? exp(score[i] - largest) : 0.0;
       total += score[i];
     }
     [[unroll]] for (uint i = 0; i < ROW_KEYS; i += 8) {

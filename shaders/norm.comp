@@ -35,21 +35,11 @@ layout(std430, binding = 6) writeonly buffer YScales { vec2 y_scales[]; };
 #define STEP_BINDING 7
 #include "lib/step.glsl"
 #include "lib/subgroups.glsl"
+#include "lib/workgroup_sum.glsl"
 #include "lib/q16.glsl"
 
 const uint FOURS = COLUMNS / 4;
 const uint LAST_ROW = 0xffffffff; // vkllm/gpu/program/kernels.py has it too
-
-shared float partial[128];
-
-float sum_of_workgroup(float v) {
-  float sum = sum_of_subgroup(v);
-  if (LANE == 0) partial[SUBGROUP] = sum;
-  barrier();
-  sum = 0.0;
-  for (uint i = 0; i < N_SUBGROUPS; i++) sum += partial[i];
-  return sum;
-}
 
 vec4 result(uint row, uint x_row, uint i, float mean, float factor) {
   vec4 v = (x[x_row + i] - mean) * factor;
@@ -70,7 +60,7 @@ void main() {
     float sum = 0.0;
     for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) sum += dot(x[x_row + i], vec4(1.0));
     mean = sum_of_workgroup(sum) / float(COLUMNS);
-    barrier(); // the sums have been read
+    barrier();
   }
   float factor = 1.0;
   if (FORM != 2) {

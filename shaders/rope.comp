@@ -1,11 +1,11 @@
-// rope: rotates queries and keys by their positions; stores keys and values in the cache
-// bindings: qkv rope_table q k_cache v_cache step
-// constants: local_size n_heads n_kv_heads head_dim rope_dims is_interleaved k_q8_0 v_q8_0
+// rope: rotates queries and keys by their positions, or not; stores keys and values in the cache
+// bindings: qkv rope_table q k_cache v_cache step head_weights q_factors
+// constants: local_size n_heads n_kv_heads head_dim rope_dims is_interleaved k_q8_0 v_q8_0 n_ring_blocks head_weights has_q_factors
 // push:
 // dispatch: x = (n_heads + 2 * n_kv_heads) * head_dim / 4 / local_size, y = tokens; four dimensions an invocation
 // subgroup: shuffle
 // requires: full subgroups of 8 or more, or the _plain variant, of which an eighth of the invocations have work;
-//   head_dim a multiple of 32
+//   head_dim a multiple of 8, with q8_0 of 32; rope_dims even
 // numerics: float32, cosines and sines from a table computed in float64; the cache is float16 or q8_0
 // source: Su et al. 2021, arXiv 2104.09864
 #version 450
@@ -22,12 +22,17 @@ layout(constant_id = 4) const uint ROPE_DIMS = 128;
 layout(constant_id = 5) const uint IS_INTERLEAVED = 1;
 layout(constant_id = 6) const uint K_Q8_0 = 0;
 layout(constant_id = 7) const uint V_Q8_0 = 0;
+layout(constant_id = 8) const uint N_RING_BLOCKS = 0;
+layout(constant_id = 9) const uint HEAD_WEIGHTS = 0;
+layout(constant_id = 10) const uint HAS_Q_FACTORS = 0;
 layout(std430, binding = 2) writeonly buffer Q { vec4 q[]; };
 #define QKV_BINDING 0
 #define TABLE_BINDING 1
 #define K_BINDING 3
 #define V_BINDING 4
 #define STEP_BINDING 5
+#define HEAD_WEIGHTS_BINDING 6
+#define Q_FACTORS_BINDING 7
 #include "lib/step.glsl"
 #include "lib/rotate.glsl"
 #include "lib/kvcache.glsl"
@@ -35,41 +40,50 @@ layout(std430, binding = 2) writeonly buffer Q { vec4 q[]; };
 const uint HEADS = N_HEADS + 2 * N_KV_HEADS;
 const uint FOURS = HEAD_DIM / 4;
 
+// four dimensions of a head as they are cached or, of a query, attended with
+vec4 four_of(uint row, uint head, uint four, uint position) {
+  uint from = (row * HEADS + head) * HEAD_DIM;
+  if (head >= N_HEADS + N_KV_HEADS) return four_of_head(from, 4 * four);
+  return rotated_four(from, 4 * four, position, head < N_HEADS ? QUERY : KEY);
+}
+
 #ifdef PLAIN
 void main() {
   uint row = gl_WorkGroupID.y, i = 8 * gl_GlobalInvocationID.x;
-  if (row >= n_rows || i >= HEADS * FOURS) return;
+  if (row >= n_rows) return;
   uint position = rows[row].y;
-  uint head = i / FOURS, first = i % FOURS;
-  bool is_value = head >= N_HEADS + N_KV_HEADS;
   vec4 v[8];
   [[unroll]] for (uint k = 0; k < 8; k++) {
-    v[k] = four_of_head((row * HEADS + head) * HEAD_DIM, 4 * (first + k), position, !is_value);
-    if (head < N_HEADS) q[(row * N_HEADS + head) * FOURS + first + k] = v[k];
+    uint last = min(i + k, HEADS * FOURS - 1);
+    v[k] = four_of(row, last / FOURS, last % FOURS, position);
   }
-  if (head < N_HEADS) return;
-  uint unit = unit_of(rows[row].z, (head - N_HEADS) % N_KV_HEADS, position);
-  float largest = largest_of_block(v);
+  float largest = largest_of_block(v); // of one head's if it is needed
   [[unroll]] for (uint k = 0; k < 8; k++) {
-    if (is_value) store_value(unit, position % KV_BLOCK, first + k, cached_four(v[k], largest, V_Q8_0));
-    else store_key(unit, position % KV_BLOCK, first + k, cached_four(v[k], largest, K_Q8_0));
+    if (i + k >= HEADS * FOURS) continue;
+    uint head = (i + k) / FOURS, four = (i + k) % FOURS;
+    if (head < N_HEADS) {
+      q[(row * N_HEADS + head) * FOURS + four] = v[k];
+      continue;
+    }
+    uint unit = unit_of(rows[row].z, (head - N_HEADS) % N_KV_HEADS, position), cache_row = position % KV_BLOCK;
+    if (head < N_HEADS + N_KV_HEADS) store_key(unit, cache_row, four, cached_four(v[k], largest, K_Q8_0));
+    else store_value(unit, cache_row, four, cached_four(v[k], largest, V_Q8_0));
   }
 }
 #else
 void main() {
   uint row = gl_WorkGroupID.y;
   uint i = gl_WorkGroupID.x * gl_WorkGroupSize.x + gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
-  if (row >= n_rows || i >= HEADS * FOURS) return; // the eight lanes of 32 values leave together
+  if (row >= n_rows || i >= HEADS * FOURS) return; // the eight lanes of a q8_0 block leave together
   uint position = rows[row].y;
   uint head = i / FOURS, four = i % FOURS;
-  bool is_value = head >= N_HEADS + N_KV_HEADS;
-  vec4 v = four_of_head((row * HEADS + head) * HEAD_DIM, 4 * four, position, !is_value);
+  vec4 v = four_of(row, head, four, position);
   if (head < N_HEADS) {
     q[(row * N_HEADS + head) * FOURS + four] = v;
     return;
   }
   uint unit = unit_of(rows[row].z, (head - N_HEADS) % N_KV_HEADS, position);
-  if (is_value) store_value(unit, position % KV_BLOCK, four, cached_four(v, V_Q8_0));
-  else store_key(unit, position % KV_BLOCK, four, cached_four(v, K_Q8_0));
+  if (head < N_HEADS + N_KV_HEADS) store_key(unit, position % KV_BLOCK, four, cached_four(v, K_Q8_0));
+  else store_value(unit, position % KV_BLOCK, four, cached_four(v, V_Q8_0));
 }
 #endif

@@ -1,9 +1,10 @@
 """Small model specifications that several tests share."""
 
+from dataclasses import replace
 from typing import Any
 
 from vkllm.model.architectures.llama import llama_spec
-from vkllm.model.spec import ModelSpec
+from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec, QueryTemperature, Rope
 
 _TINY: dict[str, Any] = {
     "n_layers": 2,
@@ -29,3 +30,46 @@ def wide_spec(**changes: Any) -> ModelSpec:
 
 TINY_SPEC = tiny_spec()
 WIDE_SPEC = wide_spec()
+
+LAYER = LayerSpec(4, 2, 32, 160, Rope(10000.0, 32), 32**-0.5)
+BIASES = frozenset(
+    ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+)
+
+
+def of_layers(*layers: LayerSpec, **changes: Any) -> ModelSpec:
+    """A model of these layers, as small as TINY_SPEC."""
+    return replace(TINY_SPEC, layers=layers, **changes)
+
+
+KINDS_OF_LAYERS = {
+    "qwen3": of_layers(*2 * [replace(LAYER, head_dim=64, rope=Rope(1e6, 64), head_norm=HeadNorm())]),
+    "gemma": of_layers(
+        replace(LAYER, n_heads=2, n_kv_heads=1, head_dim=256, rope=Rope(10000.0, 256), attention_scale=0.05, window=40,
+                softcap=50.0, function="gelu", head_norm=HeadNorm(), post_attention_norm="post_attention_norm",
+                post_ffn_norm="post_ffw_norm"),
+        replace(LAYER, n_heads=2, n_kv_heads=1, head_dim=128, rope=Rope(1e6, 128), d_ff=96, function="gelu",
+                post_attention_norm="post_attention_norm", post_ffn_norm="post_ffw_norm", has_fused_gate_up=True),
+        embedding_scale=9.8, logit_softcap=30.0,
+    ),
+    "starcoder2": of_layers(
+        replace(LAYER, function="gelu", is_gated=False, biases=BIASES), replace(LAYER, has_fused_qkv=True),
+        norm_form="layer", has_output_norm_bias=True, has_output_bias=True,
+    ),
+    "command-r": of_layers(
+        replace(LAYER, is_parallel=True, head_norm=HeadNorm(form="layer", has_weight_per_head=True)),
+        replace(LAYER, is_parallel=True, rope=None, window=33),
+        norm_form="layer", logit_scale=0.25,
+    ),
+    "olmo2": of_layers(
+        replace(LAYER, attn_norm=None, ffn_norm=None, post_attention_norm="post_attention_norm",
+                post_ffn_norm="post_ffw_norm", head_norm=HeadNorm(over="row")),
+        replace(LAYER, residual_scale=0.22, biases=frozenset(("attn_output", "ffn_down", "attn_k"))),
+    ),
+    "hunyuan": of_layers(
+        replace(LAYER, head_dim=40, rope=Rope(10000.0, 24), head_norm=HeadNorm(is_after_rope=True), function="relu2",
+                is_gated=False),
+        replace(LAYER, rope=Rope(10000.0, 16, "interleaved"), query_temperature=QueryTemperature(0.3, 32)),
+    ),
+}  # fmt: skip
+"""Layers unlike llama's, by a family that has most of what is there."""

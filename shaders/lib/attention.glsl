@@ -1,7 +1,7 @@
 // Attention of a workgroup: QUERIES queries that share a key head, over a range of cached tokens, by an online softmax.
 // LANES neighbouring lanes, a team, take one key together, eight dimensions each; the workgroup's teams take the keys in
 // turn and keep a maximum, a sum of weights and weighted values each, which `merged_four` puts together.
-// The including file has LOCAL_SIZE, N_KV_HEADS, HEAD_DIM, LANES, HEADS, TOKENS, AT_ONCE, K_Q8_0, V_Q8_0.
+// The including file has LOCAL_SIZE, N_KV_HEADS, HEAD_DIM, LANES, HEADS, TOKENS, AT_ONCE, K_Q8_0, V_Q8_0, SOFTCAP, WINDOW.
 // Milakov and Gimelshein 2018, arXiv 1805.02867.
 const uint PIECES = (EIGHTS + LANES - 1) / LANES; // eights of a row that a lane takes
 const uint TEAMS = LOCAL_SIZE / LANES;
@@ -16,7 +16,7 @@ shared float team_share[TEAMS * QUERIES]; // what a team's sums count for, again
 shared vec4 team_sum[TEAMS * OUT_FOURS];
 
 uint lane, team;
-uint n_keys[TOKENS];
+uint first_key[TOKENS], end_key[TOKENS]; // which keys a token sees, the second not included
 vec4 query[QUERIES * PIECES * 2];
 float largest[QUERIES], total[QUERIES];
 vec4 sum[QUERIES * PIECES * 2];
@@ -28,9 +28,21 @@ uvec4 k[AT_ONCE * PIECES], v[AT_ONCE * PIECES];
 shared float lane_scores[QUERIES * AT_ONCE * LOCAL_SIZE]; // what each lane adds to its team's scores
 #endif
 
+// of a key that a token of the workgroup sees: with a window none before it may be read
+uint seen_position(uint position, uint end) {
+  return WINDOW != 0 ? clamp(position, first_key[0], end - 1) : min(position, end - 1);
+}
+
+bool is_seen(uint h, uint position, uint end) {
+  uint t = h / HEADS;
+  return position < min(end_key[t], end) && (WINDOW == 0 || position >= first_key[t]);
+}
+
+float capped(float score) { return SOFTCAP != 0 ? softcapped(score, uintBitsToFloat(SOFTCAP)) : score; }
+
 void load_keys(uint table, uint kv_head, uint base, uint end) {
   [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
-    uint position = min(base + i * TEAMS, end - 1);
+    uint position = seen_position(base + i * TEAMS, end);
     uint unit = unit_of(table, kv_head, position);
     [[unroll]] for (uint p = 0; p < PIECES; p++) {
       k[i * PIECES + p] = load_key(unit, position % KV_BLOCK, min(lane + p * LANES, EIGHTS - 1));
@@ -40,7 +52,7 @@ void load_keys(uint table, uint kv_head, uint base, uint end) {
 
 void load_values(uint table, uint kv_head, uint base, uint end) {
   [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
-    uint position = min(base + i * TEAMS, end - 1);
+    uint position = seen_position(base + i * TEAMS, end);
     uint unit = unit_of(table, kv_head, position);
     [[unroll]] for (uint p = 0; p < PIECES; p++) {
       v[i * PIECES + p] = load_value(unit, position % KV_BLOCK, min(lane + p * LANES, EIGHTS - 1));
@@ -68,7 +80,6 @@ void attend(uint table, uint kv_head, uint first, uint end) {
     float weights[QUERIES * AT_ONCE]; // at first the scores
     replace_newest_keys(base, end);
     [[unroll]] for (uint h = 0; h < QUERIES; h++) {
-      uint query_end = min(n_keys[h / HEADS], end);
       [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
         float score = 0.0;
         [[unroll]] for (uint p = 0; p < PIECES; p++) {
@@ -83,12 +94,11 @@ void attend(uint table, uint kv_head, uint first, uint end) {
     }
     barrier();
     [[unroll]] for (uint h = 0; h < QUERIES; h++) {
-      uint query_end = min(n_keys[h / HEADS], end);
       [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
         uint from = (h * AT_ONCE + i) * LOCAL_SIZE + team * LANES;
         float score = 0.0;
         [[unroll]] for (uint l = 0; l < LANES; l++) score += lane_scores[from + l];
-        weights[h * AT_ONCE + i] = base + i * TEAMS < query_end ? score : -1e30;
+        weights[h * AT_ONCE + i] = is_seen(h, base + i * TEAMS, end) ? capped(score) : -1e30;
       }
     }
     barrier();
@@ -96,13 +106,12 @@ void attend(uint table, uint kv_head, uint first, uint end) {
         [[unroll]] for (uint m = 0; m < 5; m++) { // counted by addition, which is what Mesa unrolls
           if ((1u << m) < LANES) score += subgroupShuffleXor(score, 1u << m);
         }
-        weights[h * AT_ONCE + i] = base + i * TEAMS < query_end ? score : -1e30;
+        weights[h * AT_ONCE + i] = is_seen(h, base + i * TEAMS, end) ? capped(score) : -1e30;
       }
     }
 #endif
     if (goes_on) load_keys(table, kv_head, base + STRIDE, end);
     [[unroll]] for (uint h = 0; h < QUERIES; h++) {
-      uint query_end = min(n_keys[h / HEADS], end);
       float new_largest = largest[h];
       [[unroll]] for (uint i = 0; i < AT_ONCE; i++) new_largest = max(new_largest, weights[h * AT_ONCE + i]);
       float decay = exp(largest[h] - new_largest);
@@ -110,7 +119,7 @@ void attend(uint table, uint kv_head, uint first, uint end) {
       total[h] *= decay;
       [[unroll]] for (uint p = 0; p < PIECES * 2; p++) sum[h * PIECES * 2 + p] *= decay;
       [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
-        float weight = base + i * TEAMS < query_end ? exp(weights[h * AT_ONCE + i] - new_largest) : 0.0;
+        float weight = is_seen(h, base + i * TEAMS, end) ? exp(weights[h * AT_ONCE + i] - new_largest) : 0.0;
         total[h] += weight;
         weights[h * AT_ONCE + i] = weight;
       }

@@ -9,8 +9,15 @@ import numpy.typing as npt
 
 from vkllm.formats.quants import split_planes
 from vkllm.gpu.device.kompute import Buffer, Device
-from vkllm.gpu.program.kernels import KV_BLOCK
+from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
 from vkllm.gpu.program.step import Row, StepSlots
+
+
+def constants(kernel: str, **values: int) -> tuple[int, ...]:
+    """Constants of a kernel in the order of its registry entry; those that are not given are 0."""
+    names = KERNELS[kernel].constants
+    assert set(values) <= set(names)
+    return tuple(int(values.get(name, 0)) for name in names)
 
 
 def filled(device: Device, array: npt.NDArray[np.generic]) -> Buffer:

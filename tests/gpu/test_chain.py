@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_case import cache_words, filled, floats, nmse, planes, poisoned, step_buffer, words
+from kernel_case import cache_words, constants, filled, floats, nmse, planes, poisoned, step_buffer, words
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
 from random_weights import quantized
@@ -163,9 +163,13 @@ def test_attention_waits_for_its_input(device: Device) -> None:
         KERNELS["attention_fused"],
         (
             *(qkv, turns, *caches, poisoned(device, 200), *outputs),
-            *(step_buffer(device, [0], [0], [0]), chain, links.failure),
+            *(step_buffer(device, [0], [0], [0]), chain, links.failure, qkv, qkv),
         ),
-        constants=(32, n_heads, n_heads, head_dim, 4, 1, head_dim, 0, 4, 0, 0, LONGEST),
+        constants=constants(
+            "attention_fused",
+            **dict(local_size=32, n_heads=n_heads, n_kv_heads=n_heads, head_dim=head_dim, lanes=4, keys_at_once=4),
+            **dict(heads_per_workgroup=1, rope_dims=head_dim, most_polls=LONGEST, scale=float_bits(1.0), quantizes=1),
+        ),
         groups=(n_heads, 1),
         push=(1, 8 * LINK_WORDS, 2, 2),
         is_independent=True,

@@ -24,6 +24,8 @@ KERNEL_TESTS = (
     "test_norm.py",
     "test_activate.py",
     "test_rope.py",
+    "test_head_norm.py",
+    "test_attention.py::test_scores_and_windows",
     "test_matvec.py::test_a_tile_of_tokens",
     "test_attention.py::test_attention[[150, 151, 152, 153, 154]-9-3-64-3-q8_0-f16]",
     "test_attention.py::test_attention[[63]-4-4-32-1-f16-f16]",

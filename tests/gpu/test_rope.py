@@ -1,13 +1,12 @@
-"""rope against numpy: both pairings, partly rotated heads, and the place of keys and values in the cache."""
+"""rope against numpy: both pairings, heads partly rotated or not at all, weights, factors, the place in the cache."""
 
 import numpy as np
 import pytest
-from kernel_case import cache_words, filled, floats, nmse, poisoned, read_cache, step_buffer, words
+from kernel_case import cache_words, constants, filled, floats, nmse, poisoned, read_cache, step_buffer, words
 
 from vkllm.gpu.device.kompute import Device
-from vkllm.gpu.program.kernels import KERNELS
-from vkllm.model.reference import rope_table, rotate
-from vkllm.model.spec import Rope
+from vkllm.gpu.program.kernels import HEAD_WEIGHTS, KERNELS
+from vkllm.model.reference import rotate
 
 pytestmark = pytest.mark.gpu
 
@@ -16,45 +15,67 @@ BOUND = 1e-12  # a product and a sum of float32
 CACHE_BOUND = {"f16": 1e-6, "q8_0": 1e-4}
 
 
-@pytest.mark.parametrize("fmt", ["f16", "q8_0"])
 @pytest.mark.parametrize("pairing", ["interleaved", "half"])
 @pytest.mark.parametrize(
-    ("n_heads", "n_kv_heads", "head_dim", "rope_dims"), [(9, 3, 64, 64), (4, 4, 32, 16), (8, 1, 128, 128)]
+    ("n_heads", "n_kv_heads", "head_dim", "rope_dims", "fmt", "what"),
+    [
+        (9, 3, 64, 64, "f16", ""),
+        (4, 4, 32, 16, "q8_0", ""),
+        (8, 1, 128, 128, "q8_0", "ring"),
+        (8, 2, 128, 128, "f16", "weights, factors"),
+        (3, 1, 40, 24, "f16", "ring, factors"),
+        (5, 5, 8, 8, "f16", ""),
+        (3, 3, 80, 0, "f16", "weights"),
+        (2, 1, 256, 64, "q8_0", "weights"),
+    ],
 )
 def test_rope(
-    device: Device, pairing: str, n_heads: int, n_kv_heads: int, head_dim: int, rope_dims: int, fmt: str
+    device: Device, n_heads: int, n_kv_heads: int, head_dim: int, rope_dims: int, fmt: str, what: str, pairing: str
 ) -> None:
     rng = np.random.default_rng(head_dim)
     positions, table = [37, 38, 95], [2, 0, 1]  # the blocks of a sequence lie anywhere in the cache
+    n_ring_blocks = 2 if "ring" in what else 0
+    in_cache = [0, 1, 0] if n_ring_blocks else table
     n_rows, n_heads_all = len(positions), n_heads + 2 * n_kv_heads
-    turns = rope_table(Rope(10000.0, rope_dims), 128)
+    angles = rng.uniform(0, 6.3, (128, rope_dims // 2))
+    turns = np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+    weights = rng.normal(1, 0.3, (2, head_dim)).astype(np.float32)
+    factors = rng.uniform(0.5, 2, 128).astype(np.float32)
     qkv = rng.normal(0, 1, (n_rows, n_heads_all, head_dim)).astype(np.float32)
     q = poisoned(device, n_rows * n_heads * head_dim)
-    caches = [poisoned(device, cache_words(fmt, len(table), n_kv_heads, head_dim)) for _ in range(2)]
+    caches = [poisoned(device, cache_words(fmt, max(in_cache) + 1, n_kv_heads, head_dim)) for _ in range(2)]
     n_fours = n_heads_all * head_dim // 4
-    is_q8_0 = int(fmt == "q8_0")
     device.run(
         [
             device.dispatch(
                 KERNELS["rope"],
                 (
-                    filled(device, qkv),
-                    filled(device, turns),
-                    q,
-                    *caches,
-                    step_buffer(device, positions, [0] * 3, table),
+                    *(filled(device, qkv), filled(device, np.append(turns, np.float32(0)))),
+                    *(q, *caches, step_buffer(device, positions, [0] * 3, table)),
+                    *(filled(device, weights), filled(device, factors)),
                 ),
-                constants=(
-                    *(64, n_heads, n_kv_heads, head_dim, rope_dims, int(pairing == "interleaved"), is_q8_0, is_q8_0),
+                constants=constants(
+                    "rope",
+                    **dict(local_size=64, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim),
+                    **dict(rope_dims=rope_dims, is_interleaved=pairing == "interleaved"),
+                    **dict(k_q8_0=fmt == "q8_0", v_q8_0=fmt == "q8_0", n_ring_blocks=n_ring_blocks),
+                    head_weights=HEAD_WEIGHTS.index("after" if "weights" in what else "none"),
+                    has_q_factors="factors" in what,
                 ),
                 groups=(-(-n_fours // 64), n_rows),
             )
         ]
     )
     rotated = rotate(qkv, turns[positions], pairing)
-    assert nmse(floats(q, (n_rows, n_heads, head_dim)), rotated[:, :n_heads]) < BOUND
-    for cache, wanted in zip(caches, (rotated[:, n_heads:-n_kv_heads], qkv[:, -n_kv_heads:]), strict=True):
-        stored = read_cache(words(cache, (cache.n_words,)), positions, table, fmt, (n_kv_heads, head_dim))
+    queries, keys = rotated[:, :n_heads], rotated[:, n_heads:-n_kv_heads]
+    if "weights" in what:
+        queries, keys = queries * weights[0], keys * weights[1]
+    if "factors" in what:
+        queries = queries * factors[positions, None, None]
+    assert nmse(floats(q, (n_rows, n_heads, head_dim)), queries) < BOUND
+    for cache, wanted in zip(caches, (keys, qkv[:, -n_kv_heads:]), strict=True):
+        stored = read_cache(words(cache, (cache.n_words,)), positions, in_cache, fmt, (n_kv_heads, head_dim))
         assert nmse(stored, wanted) < CACHE_BOUND[fmt]
     untouched = words(caches[0], (caches[0].n_words,)) == 0x7FC00000
-    assert untouched.sum() == caches[0].n_words * (1 - n_rows / 32 / len(table)), "wrote elsewhere in the cache"
+    n_blocks = max(in_cache) + 1
+    assert untouched.sum() == caches[0].n_words * (1 - n_rows / 32 / n_blocks), "wrote elsewhere in the cache"

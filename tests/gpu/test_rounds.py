@@ -46,10 +46,13 @@ LOOPS = {
     ],
     "attention.comp": [
         "uint t = 0; t < TOKENS; t++",
+        "uint i = self; i < OUT_FOURS; i += LOCAL_SIZE",
         "uint block = self; block < OUT_FOURS / 8; block += LOCAL_SIZE",
         "uint i = self; i < OUT_FOURS; i += LOCAL_SIZE",
     ],
     "attention_fused.comp": [
+        "uint h = gl_SubgroupID; h < HEADS + (has_newest ? 1 : 0); h += gl_NumSubgroups",
+        "uint d = gl_SubgroupInvocationID; d < HEAD_DIM; d += gl_SubgroupSize",
         "uint i = self; i < OUT_FOURS; i += LOCAL_SIZE",
         "uint i = self; has_newest && i < 2 * FOURS; i += LOCAL_SIZE",
         "uint i = self; i < OUT_FOURS; i += LOCAL_SIZE",
@@ -67,7 +70,7 @@ LOOPS = {
         "uint i = self; i < KV_BLOCK * EIGHTS; i += LOCAL_SIZE",
         "uint n = lane % ROW_LANES; n < MATRIX_N; n += ROW_LANES",
         "uint i = lane; i < MATRIX_M * 8; i += LANES",
-        "uint base = 0; base < end; base += KV_BLOCK",
+        "uint base = first / KV_BLOCK * KV_BLOCK; base < end; base += KV_BLOCK",
     ],
     "begin_step.comp": [
         "uint i = gl_LocalInvocationID.x; i < CHAIN_WORDS / 4; i += gl_WorkGroupSize.x",
@@ -76,6 +79,7 @@ LOOPS = {
     ],
     "copy_words.comp": ["uint i = gl_GlobalInvocationID.x; i < n_words; i += stride"],
     "embed.comp": ["uint c = gl_GlobalInvocationID.x; c < COLUMNS; c += gl_NumWorkGroups.x * gl_WorkGroupSize.x"],
+    "head_norm.comp": 3 * ["uint i = self; i < fours; i += gl_WorkGroupSize.x"],
     "mask_logits.comp": ["uint i = gl_GlobalInvocationID.x; i < N_VOCAB; i += stride"],
     "matmul.comp": ["uint first = 0; first < BLOCKS; first += STEPS_AHEAD * TILE_BLOCKS"],
     "matvec.comp": ["uint block = LANE; block < BLOCKS; block += SUBGROUP_SIZE"],
@@ -92,7 +96,6 @@ LOOPS = {
     ],
     "read_bandwidth.comp": ["; i + 7 * stride < n_fours; i += 8 * stride", "; i < n_fours; i += stride"],
     "norm.comp": [
-        "uint i = 0; i < N_SUBGROUPS; i++",
         "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
         "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
         "uint block = self; block < FOURS / 8; block += gl_WorkGroupSize.x",
@@ -129,6 +132,7 @@ LOOPS = {
         "uint t = 0; t < TEAMS; t++",
         "uint t = 0; t < TEAMS; t++",
     ],
+    "lib/workgroup_sum.glsl": ["uint i = 0; i < N_SUBGROUPS; i++"],
     "lib/chain.glsl": ["uint polls = 1; polls <= MOST_POLLS && !has_ended; polls++"],
 }
 ELSEWHERE = {"start_order.comp"}  # is run on NVIDIA's driver only
@@ -167,6 +171,8 @@ SHAPES = {
     "100B": dict(n_heads=96, n_kv_heads=8, head_dim=128, d_model=12_288, d_ff=33_792, n_vocab=256_000),
 }
 N_CTX = 131_072
+PLAIN_SCORES = (float_bits(0.125), 0, 0, 0, 1, 1)
+"""The last constants of attention: scale, no softcap, no window, no ring, causal, quantized."""
 
 
 @pytest.mark.parametrize("info", [LAVAPIPE, without_subgroups(LAVAPIPE)], ids=["subgroups", "plain"])
@@ -188,7 +194,7 @@ def test_the_worst_sum_of_rounds_stays_below_the_budget(shape: dict[str, int], f
 
 
 def test_a_context_that_would_take_more_is_refused() -> None:
-    values = {"attention": (32, 32, 8, 128, 8, 4, 1, 4, 0, 0)}["attention"]
+    values = (32, 32, 8, 128, 8, 4, 1, 4, 0, 0, *PLAIN_SCORES)
     dispatch = Dispatch(KERNELS["attention"], None, values, (8, 1, 1), None, np.zeros(0, np.uint32))
     check_rounds(dispatch, LAVAPIPE, 2**17)
     check_rounds(dispatch, replace(LAVAPIPE, driver_name="radv"), 2**21)
@@ -251,7 +257,7 @@ def test_keys_are_seen_up_to_the_budget(device: Device) -> None:
     dispatch = device.dispatch(
         KERNELS["attention"],
         (filled(device, q), filled(device, k), filled(device, v), y, y_q16, y_scales, step),
-        constants=(8, 1, 1, head_dim, lanes, 1, 1, 1, 0, 0),
+        constants=(8, 1, 1, head_dim, lanes, 1, 1, 1, 0, 0, *PLAIN_SCORES),
     )
     device.run([dispatch])
     assert 0.9 * BUDGET < rounds(dispatch, device.info.subgroup_size, n_keys) <= BUDGET

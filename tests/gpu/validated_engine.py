@@ -1,4 +1,4 @@
-"""Runs a small model through prefill, decode, grammars, scores, bandwidth: python validated_engine.py [unordered].
+"""Runs small models through prefill, decode, grammars, scores, bandwidth: python validated_engine.py [unordered].
 
 `test_validation.py` starts it under the validation layer. "unordered" leaves out every barrier that may be left
 out, to prove that the layer would notice.
@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from model_specs import TINY_SPEC
+from model_specs import KINDS_OF_LAYERS, TINY_SPEC
 from random_model import engine_config, write_random_model
 
 from vkllm.engine.engine import Engine
@@ -44,6 +44,15 @@ def main(is_unordered: bool) -> None:
         assert sum(len(event.logprobs) for event in events if isinstance(event, Scores)) == 30
         assert engine.measure_device().read_bytes_per_s > 0
         engine.close()
+        for name in () if is_unordered else ("gemma", "command-r", "hunyuan"):
+            spec = KINDS_OF_LAYERS[name]
+            path = write_random_model(Path(folder) / "other.gguf", spec, dict.fromkeys(formats, "Q4_0"))
+            engine = Engine(engine_config(path, spec))
+            engine.submit(Request(1, tuple(range(40)), SamplingParams(max_tokens=2), frozenset()))
+            while engine.has_work:
+                events = engine.step()
+            assert isinstance(events[-1], Finished)
+            engine.close()
     print("done")
 
 

@@ -119,8 +119,9 @@ def attention(
 ) -> Floats:
     """Grouped-query attention. q (T, H, D), k and v (S, KV, D), positions (T,) -> (T, H, D).
 
-    scale: of the scores, 1 / sqrt(D) by default. softcap: see LayerSpec. Row t sees the keys 0 to positions[t], the
-    last `window` of them if that is not 0; all keys if it is not causal. Ainslie et al. 2023, arXiv 2305.13245.
+    scale: of the scores, 1 / sqrt(D) by default. softcap: see LayerSpec. Row t sees the keys 0 to positions[t], all
+    keys if it is not causal; with a window, of these only those less than `window` away.
+    Ainslie et al. 2023, arXiv 2305.13245.
     """
     group = q.shape[1] // k.shape[1]
     keys, values = (np.repeat(cached, group, axis=1).transpose(1, 0, 2) for cached in (k, v))
@@ -130,7 +131,7 @@ def attention(
     distance = positions[:, None] - np.arange(len(k))
     is_seen = (distance >= 0) | (not is_causal)
     if window:
-        is_seen &= distance < window
+        is_seen &= np.abs(distance) < window
     scores = np.where(is_seen, scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)

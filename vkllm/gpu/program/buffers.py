@@ -22,13 +22,13 @@ from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.layer.memory import LayerTier
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.weights import Tensor, Uploader, WeightPlanes
-from vkllm.model.graph import Embed, Matvec, Norm, decoder, head, widths
+from vkllm.model.graph import Embed, HeadNormalization, Matvec, Norm, Rotation, decoder, head, widths
 from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.needs import CACHE_TYPES
 from vkllm.model.memory.placement import MatrixRows
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions
-from vkllm.model.reference import rope_table
-from vkllm.model.spec import LayerSpec, ModelSpec, Rope
+from vkllm.model.reference import query_factors, rope_table
+from vkllm.model.spec import LayerSpec, ModelSpec, QueryTemperature, Rope
 
 Floats = npt.NDArray[np.float32]
 
@@ -53,8 +53,10 @@ class ModelBuffers:
     """Everything that the operations of a model bind, besides the step.
 
     activations: by name in the graph. vectors: weights and biases of norms. biases: of stacked matrices, a number for
-    each row. rope_tables: of each kind of rotation. matrices: planes by the names of the tensors that are stacked,
-    several where formats or tiers differ. caches: keys and values of each layer.
+    each row. rope_tables: of each kind of rotation. head_weights: of a head's dimensions, queries' and then keys'.
+    query_factors: of each kind, by position. matrices: planes by the names of the tensors that are stacked,
+    several where formats or tiers differ. caches: keys and values of each layer. n_ring_blocks: how many blocks the
+    caches of each layer have, if they keep only a window; 0 if they keep the whole context.
     moved_bytes: planned for the device's own memory, but refused there by the driver.
     """
 
@@ -81,9 +83,12 @@ class ModelBuffers:
             (self._cache(layer, options.type_k, tier), self._cache(layer, options.type_v, tier))
             for layer, tier in zip(spec.layers, plan.cache_tiers, strict=True)
         ]
+        self.n_ring_blocks = [0] * spec.n_layers
         self.vectors: dict[str, Buffer] = {}
         self.biases: dict[tuple[str, ...], Buffer] = {}
         self.rope_tables: dict[Rope, Buffer] = {}
+        self.head_weights: dict[tuple[str, str] | None, Buffer] = {}
+        self.query_factors: dict[QueryTemperature, Buffer] = {}
         self.matrices: dict[tuple[str, ...], list[WeightPlanes]] = {}
         self._load(path, tensors, on_bytes)
 
@@ -127,6 +132,12 @@ class ModelBuffers:
                 if isinstance(op, Norm):
                     for name in op.tensors():
                         self.vectors[name] = self._upload(uploader, vector(name))
+                if isinstance(op, HeadNormalization | Rotation) and op.weights is not None:
+                    weights = np.concatenate([vector(name).reshape(-1) for name in op.weights])
+                    self.head_weights[op.weights] = self._upload(uploader, weights)
+                if isinstance(op, Rotation) and op.temperature and op.temperature not in self.query_factors:
+                    of_queries = query_factors(op.temperature, self.n_blocks * KV_BLOCK)
+                    self.query_factors[op.temperature] = self._upload(uploader, of_queries)
                 if isinstance(op, Matvec) and op.has_bias:
                     rows = zip(op.biases, op.n_rows, strict=True)
                     parts = [np.zeros(n, np.float32) if name is None else vector(name) for name, n in rows]

@@ -14,10 +14,28 @@ from vkllm.formats.quants import weight_format
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
-from vkllm.gpu.program.kernels import ACTIVATIONS, ATTENTION_PIECE, KERNELS, KV_BLOCK, LINK_WORDS, MAX_PARTS
-from vkllm.gpu.program.operations import Operations, cache_constants, float_bits, heads_together, lanes_of_key
+from vkllm.gpu.program.kernels import (
+    ACTIVATIONS,
+    ATTENTION_PIECE,
+    HEAD_WEIGHTS,
+    KERNELS,
+    KV_BLOCK,
+    LINK_WORDS,
+    MAX_PARTS,
+)
+from vkllm.gpu.program.operations import (
+    Operations,
+    cache_constants,
+    float_bits,
+    heads_together,
+    lanes_of_key,
+    quantizes,
+    rotation_buffers,
+    rotation_constants,
+    score_constants,
+)
 from vkllm.gpu.program.rounds import PORTION_ROUNDS, most_polls, portion_rounds
-from vkllm.model.graph import Activate, Attention, Kind, Matvec, Norm, Op, Rotation
+from vkllm.model.graph import Activate, Attention, HeadNormalization, Kind, Matvec, Norm, Op, Rotation
 from vkllm.model.spec import LayerSpec, ModelSpec
 
 MAX_LINKS_OF_LAYER = 16
@@ -76,9 +94,11 @@ class Decode:
         )
 
     def _n_parts(self, layer: LayerSpec | Attention) -> int:
-        """Parts that attention cuts the context into in a layer."""
+        """Parts that attention cuts the context, or the window, into in a layer."""
         heads = heads_together(layer.n_heads // layer.n_kv_heads)
         most = min(self._most_parts, self._device.info.max_groups[0] * heads // layer.n_heads)
+        if layer.window:
+            most = min(most, -(-layer.window // ATTENTION_PIECE))
         return min(max(self._tuning.attention_groups // layer.n_heads, 1), most)
 
     def dispatches(self, ops: Sequence[Op]) -> list[Dispatch]:
@@ -184,25 +204,30 @@ class Decode:
             y_offset += n_rows
         return Link(tuple(dispatches), n_all if tuning.is_chained else 0)
 
-    def attention(self, rope: Rotation, attention: Attention) -> Link:
-        """Attention with the rotations before it, which also stores the new key and value."""
-        tuning = self._tuning
+    def attention(self, rope: Rotation, attention: Attention, norm: HeadNormalization | None = None) -> Link:
+        """Attention with the rotations and the norm before it, which also stores the new key and value."""
+        tuning, buffers = self._tuning, self._buffers
         k_cache, v_cache = self._buffers.caches[rope.layer]
         qkv, y = self._buffers.activations[rope.input].values, self._buffers.activations[attention.output]
-        assert rope.rope is not None and y.q16 is not None and y.scales is not None
+        table, weights, factors = rotation_buffers(buffers, rope)
+        place = "after" if weights else "none"
+        if norm is not None and norm.weights is not None:
+            place, weights = "before", buffers.head_weights[norm.weights]
         heads, n_parts = heads_together(attention.n_heads // attention.n_kv_heads), self._n_parts(attention)
         n_groups = attention.n_heads // heads * n_parts
         lanes = lanes_of_key(attention.head_dim, self._device.info.subgroup_size)
         dispatch = self._device.dispatch(
             KERNELS["attention_fused"],
             (
-                *(qkv, self._buffers.rope_tables[rope.rope], k_cache, v_cache, self._partials),
-                *(y.values, y.q16, y.scales, self._step, self.chain, self.failure),
+                *(qkv, table or qkv, k_cache, v_cache, self._partials, y.values, y.q16 or y.values),
+                *(y.scales or y.values, self._step, self.chain, self.failure, weights or qkv, factors or qkv),
             ),
             constants=(
                 *(tuning.attention_size, attention.n_heads, attention.n_kv_heads, attention.head_dim),
-                *(lanes, heads, rope.rope.dims, int(rope.rope.pairing == "interleaved")),
-                *(tuning.keys_at_once, *cache_constants(self._buffers), self._most_polls),
+                *(lanes, heads, *rotation_constants(rope)),
+                *(tuning.keys_at_once, *cache_constants(buffers), self._most_polls),
+                *(*score_constants(buffers, attention), int(quantizes(attention, y)), HEAD_WEIGHTS.index(place)),
+                *(int(factors is not None), int(norm is not None), float_bits(norm.eps if norm else 0)),
             ),
             groups=(n_groups, 1),
             push=(n_parts, _arrivals(self._spec, rope.layer), 0, 0),
@@ -237,6 +262,11 @@ FUSIONS = (
         lambda decode, norm, matvec: [decode.matvec(matvec, norm)],
     ),
     Fusion(
+        ("head_norm", "rope", "attention"),
+        lambda decode, norm, rope, attention: _can_fuse_heads(norm),
+        lambda decode, norm, rope, attention: [decode.attention(rope, attention, norm)],
+    ),
+    Fusion(
         ("rope", "attention"),
         lambda decode, rope, attention: True,
         lambda decode, rope, attention: [decode.attention(rope, attention)],
@@ -255,6 +285,11 @@ def _can_fuse(norm: Norm | None) -> bool:
     if norm is None or norm.form == "none":
         return True
     return norm.weight is not None and norm.add is None and not norm.is_shared
+
+
+def _can_fuse_heads(op: HeadNormalization) -> bool:
+    """Whether attention_fused can compute a norm of queries and keys."""
+    return op.norm.over == "head" and op.norm.form == "rms" and not op.norm.has_weight_per_head
 
 
 def _norms(norm: Norm | None) -> int:

@@ -19,6 +19,10 @@ ATTENTION_TILE_ROWS = 64
 ACTIVATIONS = ("none", "silu", "gelu", "relu2")
 """Activation functions by their number in shaders/lib/activations.glsl."""
 
+HEAD_WEIGHTS = ("none", "before", "after")
+"""When queries and keys are multiplied by a weight for each dimension, before or after their rotation, by the number in
+shaders/lib/rotate.glsl."""
+
 NORM_FORMS = ("rms", "layer", "none")
 """Forms of a norm by their number in shaders/norm.comp; "none" only quantizes."""
 
@@ -64,6 +68,7 @@ KERNELS = {
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes"),
                 *("heads_per_workgroup", "tokens_per_workgroup", "keys_at_once", "k_q8_0", "v_q8_0"),
+                *("scale", "softcap", "window", "n_ring_blocks", "is_causal", "quantizes"),
             ),
             subgroup=("shuffle",),
             has_plain=True,
@@ -72,11 +77,13 @@ KERNELS = {
             "attention_fused",
             (
                 *("qkv", "rope_table", "k_cache", "v_cache", "partials"),
-                *("y", "y_q16", "y_scales", "step", "chain", "failure"),
+                *("y", "y_q16", "y_scales", "step", "chain", "failure", "head_weights", "q_factors"),
             ),
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes", "heads_per_workgroup"),
                 *("rope_dims", "is_interleaved", "keys_at_once", "k_q8_0", "v_q8_0", "most_polls"),
+                *("scale", "softcap", "window", "n_ring_blocks", "quantizes"),
+                *("head_weights", "has_q_factors", "norms", "eps"),
             ),
             ("n_parts", "arrivals", "link", "n_awaited"),
             subgroup=("shuffle",),
@@ -87,7 +94,7 @@ KERNELS = {
             ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step"),
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "k_q8_0", "v_q8_0"),
-                *("matrix_m", "matrix_n", "matrix_k"),
+                *("matrix_m", "matrix_n", "matrix_k", "scale", "softcap", "window", "n_ring_blocks", "is_causal"),
             ),
             subgroup=("basic", "shuffle"),
         ),
@@ -105,6 +112,16 @@ KERNELS = {
             ("first_row", "n_table_rows"),
             WEIGHT_FORMATS,
             surplus="loops",
+        ),
+        KernelSpec(
+            "head_norm",
+            ("qkv", "weight", "step"),
+            (
+                *("local_size", "columns", "n_q_groups", "q_columns", "n_k_groups", "k_columns"),
+                *("eps", "form", "has_weight", "is_weight_of_group"),
+            ),
+            subgroup=("arithmetic",),
+            has_plain=True,
         ),
         KernelSpec("mask_logits", ("logits", "masks"), ("local_size", "n_vocab"), ("first_word",), surplus="loops"),
         KernelSpec(
@@ -155,10 +172,11 @@ KERNELS = {
         KernelSpec("read_bandwidth", ("source", "sums"), ("local_size",), ("n_fours",), surplus="loops"),
         KernelSpec(
             "rope",
-            ("qkv", "rope_table", "q", "k_cache", "v_cache", "step"),
+            ("qkv", "rope_table", "q", "k_cache", "v_cache", "step", "head_weights", "q_factors"),
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim"),
                 *("rope_dims", "is_interleaved", "k_q8_0", "v_q8_0"),
+                *("n_ring_blocks", "head_weights", "has_q_factors"),
             ),
             subgroup=("shuffle",),
             has_plain=True,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from vkllm.formats.quants import weight_format
+from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
-from vkllm.gpu.program.kernels import ACTIVATIONS, ATTENTION_TILE_ROWS, KERNELS, LAST_ROW, NORM_FORMS
+from vkllm.gpu.program.kernels import ACTIVATIONS, ATTENTION_TILE_ROWS, HEAD_WEIGHTS, KERNELS, LAST_ROW, NORM_FORMS
 from vkllm.gpu.program.weights import WeightPlanes
-from vkllm.model.graph import Activate, Attention, Embed, Matvec, Norm, Op, Rotation, Softcap
+from vkllm.model.graph import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
 
 MATMUL_SIZE = 256
 """Invocations of a workgroup of `matmul`."""
@@ -51,6 +51,8 @@ class Operations:
                 return [self._norm(op, width)]
             case Matvec():
                 return self._matvec(op, width)
+            case HeadNormalization():
+                return [self._head_norm(op, width)]
             case Rotation():
                 return [self._rope(op, width)]
             case Attention():
@@ -184,17 +186,37 @@ class Operations:
             is_independent=y_offset > 0,
         )
 
+    def _head_norm(self, op: HeadNormalization, width: int) -> Dispatch:
+        qkv, weight = self._buffers.activations[op.output].values, self._buffers.head_weights.get(op.weights)
+        n_groups: tuple[int, int]
+        if op.norm.over == "row":
+            n_groups, size = (1, 1), self._local_size
+            columns = op.n_heads * op.head_dim, op.n_kv_heads * op.head_dim
+        else:
+            n_groups, size = (op.n_heads, op.n_kv_heads), self._device.info.subgroup_size
+            columns = op.head_dim, op.head_dim
+        return self._device.dispatch(
+            KERNELS["head_norm"],
+            (qkv, weight or qkv, self.step),
+            constants=(
+                *(size, op.width, n_groups[0], columns[0], n_groups[1], columns[1], float_bits(op.eps)),
+                *(NORM_FORMS.index(op.norm.form), int(weight is not None), int(op.norm.has_weight_per_head)),
+            ),
+            groups=(sum(n_groups), width),
+        )
+
     def _rope(self, op: Rotation, width: int) -> Dispatch:
         k_cache, v_cache = self._buffers.caches[op.layer]
         n_fours = (op.n_heads + 2 * op.n_kv_heads) * op.head_dim // 4
         qkv, q = self._buffers.activations[op.input].values, self._buffers.activations[op.output].values
-        assert op.rope is not None
+        table, weights, factors = rotation_buffers(self._buffers, op)
         return self._device.dispatch(
             KERNELS["rope"],
-            (qkv, self._buffers.rope_tables[op.rope], q, k_cache, v_cache, self.step),
+            (qkv, table or qkv, q, k_cache, v_cache, self.step, weights or qkv, factors or qkv),
             constants=(
                 *(self._local_size, op.n_heads, op.n_kv_heads, op.head_dim),
-                *(op.rope.dims, int(op.rope.pairing == "interleaved"), *cache_constants(self._buffers)),
+                *(*rotation_constants(op), *cache_constants(self._buffers), self._buffers.n_ring_blocks[op.layer]),
+                *(HEAD_WEIGHTS.index("after" if weights else "none"), int(factors is not None)),
             ),
             groups=(-(-n_fours // self._local_size), width),
         )
@@ -202,7 +224,6 @@ class Operations:
     def _attention(self, op: Attention, width: int) -> Dispatch:
         k_cache, v_cache = self._buffers.caches[op.layer]
         q, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
-        assert y.q16 is not None and y.scales is not None
         if self._tuning.has_tiled_attention and width > 1 and suits_tiled_attention(op):
             return self._attention_tiled(op, width)
         heads = heads_together(op.n_heads // op.n_kv_heads)
@@ -210,11 +231,12 @@ class Operations:
         tokens = max(self._tuning.attention_queries // heads, 1)
         return self._device.dispatch(
             KERNELS["attention"],
-            (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self.step),
+            (q.values, k_cache, v_cache, y.values, y.q16 or y.values, y.scales or y.values, self.step),
             constants=(
                 *(self._tuning.attention_size, op.n_heads, op.n_kv_heads, op.head_dim),
                 *(lanes, heads, tokens, self._tuning.keys_at_once),
-                *cache_constants(self._buffers),
+                *(*cache_constants(self._buffers), *score_constants(self._buffers, op)),
+                *(int(op.is_causal), int(quantizes(op, y))),
             ),
             groups=(op.n_heads // heads, -(-width // tokens)),
         )
@@ -231,7 +253,7 @@ class Operations:
             constants=(
                 ATTENTION_TILE_ROWS // info.matrix_shape[0] * info.subgroup_size,
                 *(op.n_heads, op.n_kv_heads, op.head_dim, *cache_constants(self._buffers)),
-                *info.matrix_shape,
+                *(*info.matrix_shape, *score_constants(self._buffers, op), int(op.is_causal)),
             ),
             groups=(op.n_kv_heads, -(-width // tokens)),
         )
@@ -312,6 +334,31 @@ def lanes_of_key(head_dim: int, subgroup_size: int) -> int:
 def heads_together(n_sharing: int) -> int:
     """Query heads of a workgroup of attention, which share keys. n_sharing: query heads that share a key head."""
     return max(n for n in (1, 2, 3, 4) if n_sharing % n == 0)
+
+
+def rotation_buffers(buffers: ModelBuffers, op: Rotation) -> tuple[Buffer | None, Buffer | None, Buffer | None]:
+    """The table of a rotation, the weights behind it, and the queries' factors by position, where there are."""
+    return (
+        None if op.rope is None else buffers.rope_tables[op.rope],
+        None if op.weights is None else buffers.head_weights[op.weights],
+        None if op.temperature is None else buffers.query_factors[op.temperature],
+    )
+
+
+def rotation_constants(op: Rotation) -> tuple[int, int]:
+    """How many dimensions of a head rotate, and whether neighbours do so together."""
+    return (0, 0) if op.rope is None else (op.rope.dims, int(op.rope.pairing == "interleaved"))
+
+
+def quantizes(op: Attention, y: Activation) -> bool:
+    """Whether attention writes its result as q16 blocks too: not where two heads would share one."""
+    return y.q16 is not None and op.head_dim % BLOCK == 0
+
+
+def score_constants(buffers: ModelBuffers, op: Attention) -> tuple[int, int, int, int]:
+    """Scale and soft cap of scores, window, and blocks of the ring that the cache is."""
+    softcap = float_bits(op.softcap) if op.softcap else 0
+    return float_bits(op.scale), softcap, op.window, buffers.n_ring_blocks[op.layer]
 
 
 def cache_constants(buffers: ModelBuffers) -> tuple[int, int]:

@@ -79,6 +79,8 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             return source + portions * portion_rounds(v["n_columns"], v["unroll"], subgroup_size) + v["most_polls"]
         case "read_bandwidth":
             return _up(v["n_fours"], 8 * n) + 8
+        case "head_norm":
+            return 3 * _up(max(v["q_columns"], v["k_columns"]) // 4, size) + 2 * (size // subgroup_size)
         case "norm":
             return 3 * _up(v["columns"] // 4, size) + 2 * (size // subgroup_size)
         case "sample":
@@ -113,7 +115,8 @@ def _attention(v: dict[str, int], subgroup_size: int, n_keys: int) -> int:
     merge = _up(teams * queries, size) * (2 + teams) + max(outputs, 8 * _up(out_fours, 8 * size)) * (3 + 2 * teams)
     if "n_parts" not in v:
         return walk + merge
-    rope = outputs + _up(v["head_dim"] // 2, size)
+    norms = _up(v["heads_per_workgroup"] + 1, size // subgroup_size) * (2 + _up(v["head_dim"], subgroup_size))
+    rope = norms + outputs + _up(v["head_dim"] // 2, size)
     slices = max(size // out_fours, 1)
     leave = outputs * (4 + 3 * teams)
     shares = queries * (3 + 2 * _up(MAX_PARTS, subgroup_size) + 8)

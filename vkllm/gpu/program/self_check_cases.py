@@ -215,7 +215,7 @@ def _attention(device: Device) -> Case:
             *(_filled(device, q), *(_filled(device, cache) for cache in caches), y, y_q16, y_scales),
             _step(device, [Row(0, n_keys - 1)], [1, 0]),
         ),
-        constants=(SIZE, n_heads, 1, head_dim, lanes, 1, 1, 1, 0, 0),
+        constants=(SIZE, n_heads, 1, head_dim, lanes, 1, 1, 1, 0, 0, float_bits(head_dim**-0.5), 0, 0, 0, 1, 1),
         groups=(n_heads, 1),
     )
     k, v = (x.astype(np.float16).astype(np.float32) for x in (k, v))

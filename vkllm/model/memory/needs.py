@@ -138,6 +138,10 @@ class Needs:
                 f"the table of rotations {number}": 4 * whole_blocks(n_ctx) * rope.dims
                 for number, rope in enumerate(spec.ropes)
             },
+            **{
+                f"the factors of queries {number}": 4 * whole_blocks(n_ctx)
+                for number in range(len({layer.query_temperature for layer in spec.layers} - {None}))
+            },
             "the working memory of attention": 4 * spec.n_heads * n_pieces * (spec.head_dim + 4),
         }
 

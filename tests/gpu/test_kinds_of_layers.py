@@ -1,0 +1,99 @@
+"""Programs of layers unlike llama's against the numpy reference: a prompt in chunks, then steps of one token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernel_case import nmse
+from model_specs import KINDS_OF_LAYERS, LAYER, of_layers
+from random_model import engine_config, reference, write_random_model
+
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.device.requirements import without_subgroups
+from vkllm.gpu.program.choices import tuning
+from vkllm.gpu.program.kernels import KV_BLOCK
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.step import Row
+from vkllm.model.graph import decoder
+from vkllm.model.spec import ModelSpec
+
+pytestmark = pytest.mark.gpu
+
+# Keys and values are rounded to float16 (2^-12), which these random layers amplify some times: (8 * 2^-12)^2.
+BOUND = 4e-6
+
+MATRICES = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+def write(folder: Path, spec: ModelSpec, fmt: str) -> Path:
+    return write_random_model(folder / "model.gguf", spec, dict.fromkeys(MATRICES, fmt))
+
+
+def errors(program: Program, spec: ModelSpec, wanted: np.ndarray, tokens: list[int], n_prompt: int) -> list[float]:
+    """Of the logits after the prompt, and after each token that follows it."""
+    table = list(reversed(range(program.n_blocks)))
+    for start in range(0, n_prompt, 60):
+        part = tokens[start : min(start + 60, n_prompt)]
+        rows = [Row(token, start + i) for i, token in enumerate(part)]
+        step = program.submit(rows, table, "logits", is_prompt=True)
+    found = [nmse(program.logits(step), wanted[n_prompt - 1])]
+    for position in range(n_prompt, len(tokens)):
+        step = program.submit([Row(tokens[position], position)], table, "logits")
+        found.append(nmse(program.logits(step), wanted[position]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt", "is_chained"),
+    [
+        *(("qwen3", "Q4_0", True), ("gemma", "Q4_0", False), ("starcoder2", "Q4_0", True)),
+        *(("command-r", "Q4_0", False), ("olmo2", "F16", True), ("hunyuan", "Q4_0", False)),
+    ],
+)
+def test_logits_equal_the_reference(
+    device: Device, tmp_path: Path, name: str, fmt: str, is_chained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = KINDS_OF_LAYERS[name]
+    config = engine_config(write(tmp_path, spec, fmt), spec)
+    choices = tuning(device.info)
+    choices = replace(choices, decode=replace(choices.decode, is_chained=is_chained))
+    monkeypatch.setattr(Program, "_may_chain", lambda self: True)
+    program = Program(device, spec, config.path, config.tensors, config.n_ctx, choices=choices)
+    tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 103)]
+    found = errors(program, spec, reference(config).run(tokens), tokens, 100)
+    assert max(found) < BOUND, found
+
+
+@pytest.mark.parametrize("name", ["gemma", "command-r", "hunyuan"])
+def test_without_subgroups_logits_equal_the_reference(
+    device: Device, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "info", without_subgroups(device.info))
+    spec = KINDS_OF_LAYERS[name]
+    config = engine_config(write(tmp_path, spec, "Q4_0"), spec)
+    program = Program(device, spec, config.path, config.tensors, config.n_ctx)
+    tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 46)]
+    assert max(errors(program, spec, reference(config).run(tokens), tokens, 45)) < BOUND
+
+
+def test_a_model_that_is_not_causal(device: Device, tmp_path: Path) -> None:
+    spec = of_layers(LAYER, replace(LAYER, window=5), is_causal=False)
+    config = engine_config(write(tmp_path, spec, "Q4_0"), spec)
+    program = Program(device, spec, config.path, config.tensors, config.n_ctx)
+    tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 50)]
+    assert max(errors(program, spec, reference(config).run(tokens), tokens, 50)) < BOUND
+
+
+@pytest.mark.parametrize(("name", "n_dispatches"), [("qwen3", 5), ("starcoder2", 5), ("gemma", 7)])
+def test_dispatches_of_a_layer_in_a_step_of_one_token(
+    device: Device, tmp_path: Path, name: str, n_dispatches: int
+) -> None:
+    spec = replace(KINDS_OF_LAYERS[name], layers=2 * KINDS_OF_LAYERS[name].layers[:1])
+    config = engine_config(write(tmp_path, spec, "Q4_0"), spec)
+    program = Program(device, spec, config.path, config.tensors, KV_BLOCK)
+    without = 2  # begin_step and embed
+    assert len(program.dispatches(1, "none")) - without == 2 * n_dispatches
+    assert decoder(spec)[-1].output == "x"
