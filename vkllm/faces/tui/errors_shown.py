@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vkllm import ContextOverflow, InvalidParameter, OutOfDeviceMemory, VkllmError
 from vkllm.errors import counted
+from vkllm.faces.terminal import file_title
 from vkllm.faces.tui.jobs import OpenedModel
 from vkllm.faces.tui.message_view import Notice, WayOn
 from vkllm.faces.tui.session import MIN_N_CTX, Session
@@ -17,8 +18,8 @@ _PARAMETERS = WayOn("Parameters (F4)", "parameters")
 def notice_for(error: VkllmError, session: Session, kept: OpenedModel | None = None) -> Notice:
     """The card for an error of the engine, or of opening a model. kept: the model that is open in its place."""
     if kept is not None:
-        context = counted(kept.llm.n_ctx, "token")
-        text = f"{sentence(str(error))} {kept.llm.path.stem} stays open, with {context} of context."
+        context, title = counted(kept.llm.n_ctx, "token"), file_title(kept.llm).removesuffix(".gguf")
+        text = f"{sentence(str(error))} {title} stays open, with {context} of context."
         return Notice(text, [_MODEL, _PARAMETERS])
     match error:
         case ContextOverflow():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vkllm import LLM
 from vkllm.faces.chat.model_check import held_bytes
+from vkllm.faces.terminal import file_title
 from vkllm.faces.tui.fit import ModelToFit
 from vkllm.faces.tui.fits import Fits
 from vkllm.faces.tui.jobs import CheckModel, LoadJob, OpenedModel, OpenModel
@@ -94,7 +95,7 @@ class Session:
     def name(self) -> str:
         """What to call the model on the screen."""
         if self.llm is not None:
-            return self.llm.path.stem
+            return file_title(self.llm).removesuffix(".gguf")
         return "no model" if self.model is None else Path(self.model).stem if "/" in self.model else self.model
 
     @property

@@ -61,6 +61,14 @@ class BrokenOff(Exception):
     """The server or the network failed in a way that may pass; the text says how."""
 
 
+class Refused(ModelNotFound):
+    """The server's answer is that it will not give the file. status: of HTTP, such as 404."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 class _PartFile:
     """A file that grows at its end, with the sha256 of its content where one is wanted."""
 
@@ -194,7 +202,7 @@ def _check_room(remote: RemoteFile, folder: Path, needed: int) -> None:
 def response_to(what: str, url: str, headers: Mapping[str, str]) -> Iterator[Any]:
     """The response to a GET, its body not yet read (httpx's `Response`).
 
-    Raises ModelNotFound for an answer that will not change, BrokenOff for one that may.
+    Raises Refused, a ModelNotFound, for an answer that will not change, BrokenOff for one that may.
     """
     from huggingface_hub import constants, get_session
 
@@ -211,7 +219,7 @@ def response_to(what: str, url: str, headers: Mapping[str, str]) -> Iterator[Any
             raise BrokenOff(f"the server answered {status} {response.reason_phrase}")
         if status >= 400 and status != 416:
             reason = _REASONS.get(status, f"the server answered {status} {response.reason_phrase}")
-            raise ModelNotFound(f"{what} could not be fetched: {url}: {reason}; check the address.")
+            raise Refused(f"{what} could not be fetched: {url}: {reason}; check the address.", status)
         yield response
     finally:
         stream.__exit__(None, None, None)

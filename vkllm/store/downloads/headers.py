@@ -48,13 +48,18 @@ def fetched_headers(files: Sequence[RemoteFile]) -> Iterator[FetchedHeaders]:
     with told_for(what, Path(tempfile.gettempdir()), "TMPDIR"):
         folder = tempfile.TemporaryDirectory(prefix="vkllm-headers-", ignore_cleanup_errors=True)
     with folder as name:
-        paths = [Path(name) / file.url.partition("?")[0].rpartition("/")[2] for file in files]
+        paths = [Path(name) / _file_name(file.url) for file in files]
         with told_for(what, Path(name), "TMPDIR"):
             sizes = {path.name: _fetch(file, path) for path, file in zip(paths, files, strict=True)}
         try:
             yield FetchedHeaders(paths[0], sizes)
         except VkllmError as error:
             raise type(error)(str(error).replace(f"{name}/", "")) from error
+
+
+def _file_name(url: str) -> str:
+    """A name for a file of an address; of a blob the one that it has on a disk."""
+    return url.partition("?")[0].rpartition("/")[2].replace(":", "-")
 
 
 def _fetch(file: RemoteFile, path: Path) -> int:
