@@ -64,6 +64,19 @@ def test_more_types_and_scores_than_tokens_and_types_that_do_not_exist_change_no
     assert tokenizer.decode(expected).endswith("hello abc the é")
 
 
+def test_what_is_no_token_takes_part_in_merges(make_metadata: MakeMetadata) -> None:
+    fields = tiny_bpe()
+    fields["tokenizer.ggml.tokens"][fields["tokenizer.ggml.tokens"].index("he")] = "<none>"
+    tokenizer = Tokenizer.from_gguf(make_metadata(fields))
+    assert texts(tokenizer, "hello hel") == ["hello", " ", "h", "e", "l"]
+    gemma4 = tiny_gemma4()
+    gemma4["tokenizer.ggml.tokens"][gemma4["tokenizer.ggml.tokens"].index("▁")] = "<none>"
+    tokenizer = Tokenizer.from_gguf(make_metadata(gemma4))
+    assert texts(tokenizer, "a ba", add_special=False) == ["a", " ba"]
+    mark = [4 + byte for byte in "▁".encode()]
+    assert tokenizer.encode(" a", add_special=False) == [*mark, *tokenizer.encode("a", add_special=False)]
+
+
 def test_of_a_merge_that_comes_twice_the_first_counts(make_metadata: MakeMetadata, bpe: Tokenizer) -> None:
     fields = tiny_bpe()
     fields["tokenizer.ggml.merges"] = ["o r", "h e", "l l", "he ll", "hell o", "Ġ w", "Ġw or", "l d", "Ġwor ld"]
@@ -144,6 +157,15 @@ def test_gemma_4_writes_characters_without_a_token_as_bytes(gemma4: Tokenizer) -
         first + 0xA9,
     ]
     assert gemma4.decode(gemma4.encode("aé🦙")) == "aé🦙"
+
+
+def test_gemma_4_leaves_out_a_byte_without_a_token_and_no_other(make_metadata: MakeMetadata, gemma4: Tokenizer) -> None:
+    fields = tiny_gemma4()
+    tokens = fields["tokenizer.ggml.tokens"]
+    fields["tokenizer.ggml.token_type"][tokens.index("<0xC3>")] = NORMAL
+    tokens[tokens.index("<0xC3>")] = "<none>"
+    tokenizer = Tokenizer.from_gguf(make_metadata(fields))
+    assert tokenizer.encode("aéa") == [i for i in gemma4.encode("aéa") if gemma4.token_bytes(i) != b"\xc3"]
 
 
 @pytest.mark.parametrize("add_bos", [True, False, None])

@@ -31,63 +31,81 @@ _LINES = re.compile("[^\n]+|\n+")
 
 
 def byte_level_bpe(vocabulary: GgufVocabulary, rules: PreTokenizer) -> Merger:
-    """The merger of a `gpt2` vocabulary; merges of what is not a token are left out, others keep their order."""
-    # A byte without a token is left out, but what stands on its two sides is not merged: it takes part under an id past
-    # the vocabulary's end.
-    n_vocab = len(vocabulary.texts)
-    backend = _ranked_bpe(vocabulary, ByteLevel.alphabet(), ignore_merges=rules.ignore_merges)
+    """The merger of a `gpt2` vocabulary. A byte without a token is left out, after all merges."""
+    alphabet = ByteLevel.alphabet()
+    ids = _mergeable(vocabulary)
+    backend, beyond = _ranked_bpe(vocabulary, ids, alphabet, ignore_merges=rules.ignore_merges)
     splits = [Split(tokenizers.Regex(pattern), "isolated") for pattern in rules.patterns]
     to_alphabet = ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = PreTokenizerSequence([*splits, to_alphabet])
+    instead = {i: [ids[c] for c in text if c in ids] for i, text in beyond.items()}
 
     def merge_words(text: str) -> list[int]:
-        return [i for i in encoded(backend, text).ids if i < n_vocab]
+        return _replaced(encoded(backend, text).ids, instead)
 
     return merge_words
 
 
 def gemma4_bpe(vocabulary: GgufVocabulary) -> Merger:
-    """The merger of a `gemma4` vocabulary: characters instead of bytes, and lines instead of words."""
-    backend = _ranked_bpe(vocabulary, has_bytes=True)
+    """The merger of a `gemma4` vocabulary: characters instead of bytes, and lines instead of words.
+
+    What is no token becomes its bytes; one without a token is left out.
+    """
+    ids = _mergeable(vocabulary)
+    byte_ids = _byte_ids(vocabulary)
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    backend, beyond = _ranked_bpe(vocabulary, ids | byte_ids, names)
+    instead = {i: [byte_ids[names[b]] for b in text.encode() if names[b] in byte_ids] for i, text in beyond.items()}
+    instead |= {i: [] for i, text in beyond.items() if text in names}
     # A run of line ends is one token where there is one, whatever the merges say.
-    line_ends = {text: i for text, i in vocabulary.ids.items() if not text.strip("\n")}
+    line_ends = {text: i for text, i in ids.items() if not text.strip("\n")}
 
     def merge_lines(text: str) -> list[int]:
         lines = _LINES.findall(text.replace(" ", SPACE_MARK))
-        ids: list[int] = []
+        found: list[int] = []
         for line, encoding in zip(lines, backend.encode_batch(lines, add_special_tokens=False), strict=True):
-            ids += [line_ends[line]] if line in line_ends else encoding.ids
-        return ids
+            found += [line_ends[line]] if line in line_ends else encoding.ids
+        return _replaced(found, instead)
 
     return merge_lines
 
 
-def _ranked_bpe(
-    vocabulary: GgufVocabulary, characters: Iterable[str] = (), *, ignore_merges: bool = False, has_bytes: bool = False
-) -> tokenizers.Tokenizer:
-    """BPE by tokenizer.ggml.merges, of which the first counts where one comes twice.
-
-    characters: those of them that are no token get ids past the vocabulary's end. has_bytes: what is no token becomes
-    the tokens of its bytes, instead of nothing.
-    """
-    # Plain text must never spell a control token, neither by merges nor as a word kept whole.
+def _mergeable(vocabulary: GgufVocabulary) -> dict[str, int]:
+    """Text -> id of the tokens that plain text may spell: never a control token, neither by merges nor as a word kept
+    whole."""
     apart = vocabulary.of_type(TokenType.CONTROL)
     apart |= {text: i for text, i in vocabulary.of_type(TokenType.BYTE).items() if byte_value(text) is not None}
-    ids = {text: i for text, i in vocabulary.ids.items() if text not in apart}
+    return {text: i for text, i in vocabulary.ids.items() if text not in apart}
+
+
+def _ranked_bpe(
+    vocabulary: GgufVocabulary, ids: Mapping[str, int], characters: Iterable[str], *, ignore_merges: bool = False
+) -> tuple[tokenizers.Tokenizer, dict[int, str]]:
+    """BPE by tokenizer.ggml.merges, of which the first counts where one comes twice; the characters that texts have.
+
+    As in llama.cpp, what is no token takes part in merges too. It gets an id past the vocabulary's end: these ids and
+    their texts are the second result. Merges of and to tokens that plain text may not spell are left out.
+    """
+    apart = vocabulary.ids.keys() - ids.keys()
     merges: dict[tuple[str, str], None] = {}
     for merge in vocabulary.metadata.strings("tokenizer.ggml.merges"):
         space = merge.find(" ", 1)
         left, right = merge[:space], merge[space + 1 :]
-        if space > 0 and left in ids and right in ids and left + right in ids:
+        if space > 0 and right and not {left, right, left + right} & apart:
             merges[left, right] = None
-    missing = sorted(set(characters) - ids.keys())
-    ids |= {character: len(vocabulary.texts) + n for n, character in enumerate(missing)}
-    if has_bytes:
-        ids |= _byte_ids(vocabulary)
+    needed = {text for left, right in merges for text in (left, right, left + right)}
+    missing = sorted(needed.union(characters) - ids.keys())
+    beyond = {len(vocabulary.texts) + n: text for n, text in enumerate(missing)}
+    symbols = {**ids, **{text: i for i, text in beyond.items()}}
     try:
-        return tokenizers.Tokenizer(BPE(ids, list(merges), ignore_merges=ignore_merges, byte_fallback=has_bytes))
+        backend = tokenizers.Tokenizer(BPE(symbols, list(merges), ignore_merges=ignore_merges, byte_fallback=True))
     except Exception as error:  # the package has no class of its own
         raise vocabulary.error(f"tokenizer.ggml.merges does not fit the tokens ({str(error)[:200]})") from None
+    return backend, beyond
+
+
+def _replaced(ids: list[int], instead: Mapping[int, list[int]]) -> list[int]:
+    return [new for old in ids for new in instead.get(old, (old,))] if instead else ids
 
 
 def _byte_ids(vocabulary: GgufVocabulary) -> dict[str, int]:
@@ -172,10 +190,7 @@ def sentencepiece_bpe(vocabulary: GgufVocabulary, *, adds_space: bool) -> Merger
         if has_equal_scores:  # ranks cannot say that two merges are equal
             found = _joined_by_score(text, score_of)
             return [i for symbol in found for i in ([pieces[symbol]] if symbol in pieces else fallback(symbol))]
-        ids: list[int] = encoded(backend, text).ids
-        if instead:
-            ids = [new for old in ids for new in instead.get(old, (old,))]
-        return ids
+        return _replaced(encoded(backend, text).ids, instead)
 
     return merge_text
 
