@@ -65,17 +65,17 @@ def test_every_layer_has_its_nine_tensors() -> None:
     assert shapes["blk.4.attn_k.weight"] == (64, 96) and shapes["rope_freqs.weight"] == (16,)
 
 
-def with_scaling(tmp_path: Path, **fields: str | float) -> ModelFile:
-    """The tiny model with fields of llama.rope.scaling, or of llama.rope if they begin with "rope_"."""
+def with_scaling(tmp_path: Path, architecture: str = "mistral3", **fields: str | float) -> ModelFile:
+    """The tiny model with fields of rope.scaling, or of rope if they begin with "rope_"."""
     full = {
-        f"llama.rope.{name[5:]}" if name.startswith("rope_") else f"llama.rope.scaling.{name}": value
+        f"{architecture}.rope.{name[5:] if name.startswith('rope_') else 'scaling.' + name}": value
         for name, value in fields.items()
     }
-    return ModelFile.open(write_tiny_gguf(tmp_path / "scaled.gguf", fields=full))
+    return ModelFile.open(write_tiny_gguf(tmp_path / "scaled.gguf", architecture=architecture, fields=full))
 
 
-def scaled(tmp_path: Path, **fields: str | float) -> Rope:
-    file = with_scaling(tmp_path, **fields)
+def scaled(tmp_path: Path, architecture: str = "mistral3", **fields: str | float) -> Rope:
+    file = with_scaling(tmp_path, architecture, **fields)
     (rope,) = model_spec(file.metadata, file.tensors).ropes
     return rope
 
@@ -107,6 +107,8 @@ def test_yarn_takes_the_paper_s_constants_unless_the_file_has_its_own(tmp_path: 
     own = {"yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0, "yarn_ext_factor": 0.5, "attn_factor": 1.5}
     rope = scaled(tmp_path, type="yarn", factor=4.0, original_context_length=64, **own)
     assert rope.yarn == Yarn(64, 16, 2, 0.5) and rope.magnitude == pytest.approx(1.5 * (0.1 * math.log(4) + 1))
+    rope = scaled(tmp_path, "llama", type="yarn", factor=4.0, original_context_length=64, **own)
+    assert rope.yarn == Yarn(64, 32, 1, 0.5), "llama.cpp reads the betas of this family only"
     rope = scaled(tmp_path, type="yarn", factor=4.0, yarn_log_multiplier=0.5)
     assert rope.magnitude == pytest.approx((0.1 * math.log(4) + 1) / (0.05 * math.log(4) + 1))
     rope = scaled(tmp_path, type="yarn", factor=4.0, yarn_ext_factor=0.0)
@@ -116,7 +118,7 @@ def test_yarn_takes_the_paper_s_constants_unless_the_file_has_its_own(tmp_path: 
 
 
 def test_a_scaling_that_is_not_known_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match="'longrope' is not supported; supported: none, linear, yarn"):
+    with pytest.raises(UnsupportedModel, match="'longrope' is not supported for mistral3 models; supported: none, linear, yarn"):
         scaled(tmp_path, type="longrope", factor=4.0)
 
 

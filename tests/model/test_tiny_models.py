@@ -14,7 +14,11 @@ from vkllm.model.architectures import model_spec
 from vkllm.model.reference import Floats, Reference
 
 TINY = Path(__file__).parents[3] / "shared" / "tiny"
-FAMILIES = ("llama", "llama-bias", "llama-linear", "llama-ropefreqs", "llama-yarn")
+FAMILIES = (
+    *("cohere2", "exaone4", "gemma2", "gemma3", "glm4", "granite", "hunyuan-dense"),
+    *("llama", "llama-bias", "llama-linear", "llama-ropefreqs", "llama-yarn", "mistral3", "olmo2", "olmo2-window"),
+    *("phi3-long", "phi3-short", "qwen2", "qwen3", "seed_oss", "smollm3", "stablelm", "starcoder2"),
+)
 GELU = ("gemma2", "gemma3", "starcoder2")
 """llama.cpp takes GELU from a table of float16 arguments, so its own answers are that inexact."""
 

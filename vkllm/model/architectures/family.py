@@ -20,15 +20,18 @@ def dense_layers(
     pairing: Pairing,
     biases: Iterable[str] = MATRICES,
     change: Callable[[int, LayerSpec], LayerSpec] = lambda number, layer: layer,
+    *,
+    has_yarn_numbers: bool = False,
+    has_long_factors: bool = False,
 ) -> tuple[LayerSpec, ...]:
     """The layers of a family like llama. biases: tensors that may have one. change: what a layer has that llama's have
-    not, by its number."""
+    not, by its number. has_yarn_numbers, has_long_factors: see read_rope."""
     n_layers = header.n_layers
     n_heads = header.per_layer("attention.head_count", n_layers)
     n_kv_heads = header.per_layer("attention.head_count_kv", n_layers, n_heads)
     d_ff = header.per_layer("feed_forward_length", n_layers)
     head_dim = header.integer("attention.key_length", header.integer("embedding_length") // max(n_heads[0], 1))
-    rope = read_rope(header, head_dim, pairing)
+    rope = read_rope(header, head_dim, pairing, has_yarn_numbers=has_yarn_numbers, has_long_factors=has_long_factors)
     layers = []
     for number in range(n_layers):
         layer = LayerSpec(
@@ -38,6 +41,7 @@ def dense_layers(
             d_ff=d_ff[number],
             rope=rope,
             attention_scale=max(head_dim, 1) ** -0.5,
+            has_fused_qkv=header.has(f"blk.{number}.attn_qkv.weight"),
             biases=header.biases(number, biases),
         )
         layers.append(change(number, layer))
@@ -55,6 +59,7 @@ def dense_model(header: Header, layers: Sequence[LayerSpec], **fields: Any) -> M
         n_ctx_train=header.integer("context_length"),
         norm_eps=0.0,
         output_weight="output.weight" if header.has("output.weight") else "token_embd.weight",
+        has_output_bias=header.has("output.bias"),
     )
     header.integer("pooling_type", 0)
     key = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from vkllm.errors import ModelFileError, counted
 from vkllm.formats.gguf import Metadata, TensorInfo
@@ -90,21 +90,20 @@ class Header:
         """Which of these tensors of a layer have a bias in the file."""
         return frozenset(name for name in names if self.has(f"blk.{layer}.{name}.bias"))
 
-    def windows(self, n_layers: int, is_sliding: Callable[[int], bool], default: int | None = None) -> list[int]:
-        """The window of each layer, 0 for those that see all keys.
+    def windows(self, n_layers: int, period: int, default: int | None = None) -> list[int]:
+        """The sliding window of each layer, 0 for those that see all keys.
 
-        is_sliding: which layers have one, unless the file says so in `attention.sliding_window_pattern`.
+        period: every so many layers the last one sees all keys, unless `attention.sliding_window_pattern` says
+        otherwise, as another number or as a flag of each layer. default: the window, where the file names none.
         """
         window = self.integer("attention.sliding_window", default)
         key = self.full("attention.sliding_window_pattern")
         if self.metadata.is_array(key):
-            pattern = [bool(value) for value in self.per_layer_flags(key, n_layers)]
-        elif key in self.metadata:
-            period = self.metadata.integer(key)
-            pattern = [period > 0 and layer % period < period - 1 for layer in range(n_layers)]
+            slides = self.per_layer_flags(key, n_layers)
         else:
-            pattern = [is_sliding(layer) for layer in range(n_layers)]
-        return [window if slides else 0 for slides in pattern]
+            period = self.metadata.integer(key, period)
+            slides = [period == 0 or layer % period < period - 1 for layer in range(n_layers)]
+        return [window if is_sliding else 0 for is_sliding in slides]
 
     def per_layer_flags(self, key: str, n_layers: int) -> list[bool]:
         """A flag of each layer, by its full key. Raises ModelFileError for an array that is too short."""

@@ -13,12 +13,17 @@ from vkllm.model.spec import Rope, Yarn
 Pairing = Literal["interleaved", "half"]
 
 
-def read_rope(header: Header, head_dim: int, pairing: Pairing, *, has_yarn_betas: bool = True) -> Rope:
-    """The rotation, with llama.cpp's defaults. has_yarn_betas: whether the family reads the file's beta_fast and
-    beta_slow; llama.cpp always takes 32 and 1 for most.
+def read_rope(
+    header: Header, head_dim: int, pairing: Pairing, *, has_yarn_numbers: bool = False, has_long_factors: bool = False
+) -> Rope:
+    """The rotation, with llama.cpp's defaults.
+
+    has_yarn_numbers: whether the family reads the file's beta_fast, beta_slow and log_multiplier; for the others they
+    are 32, 1 and 0, as in llama.cpp. has_long_factors: whether the family has LongRoPE's two sets of factors.
 
     Raises UnsupportedModel, ModelFileError.
     """
+    n_ctx = header.integer("rope.scaling.original_context_length", header.integer("context_length"))
     rope = Rope(
         theta=header.number("rope.freq_base", 10000.0),
         dims=header.integer("rope.dimension_count", head_dim),
@@ -26,33 +31,38 @@ def read_rope(header: Header, head_dim: int, pairing: Pairing, *, has_yarn_betas
         magnitude=header.number("rope.scaling.attn_factor", 1.0),
         factors="rope_freqs.weight" if header.has("rope_freqs.weight") else None,
     )
+    if has_long_factors and rope.factors is None and header.has("rope_factors_long.weight"):
+        factors = "rope_factors_short.weight", "rope_factors_long.weight"
+        rope = replace(rope, factors=factors[0], long_factors=factors[1], n_ctx_short=n_ctx)
     kind = header.string("rope.scaling.type", "linear")
-    if kind not in ("none", "linear", "yarn"):
+    kinds = ("none", "linear", "yarn", "longrope") if has_long_factors else ("none", "linear", "yarn")
+    if kind not in kinds:
         raise UnsupportedModel(
-            f"{header.metadata.path}: rope scaling {kind[:100]!r} is not supported; supported: none, linear, yarn"
+            f"{header.metadata.path}: rope scaling {kind[:100]!r} is not supported for {header.architecture} models; "
+            f"supported: {', '.join(kinds)}"
         )
     factor = header.number("rope.scaling.factor", header.number("rope.scale_linear", 1.0)) or 1.0
-    n_ctx = header.integer("rope.scaling.original_context_length", header.integer("context_length"))
-    yarn = Yarn(
-        n_ctx=n_ctx,
-        beta_fast=header.number("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=header.number("rope.scaling.yarn_beta_slow", 1.0),
-        strength=header.number("rope.scaling.yarn_ext_factor", 1.0),
-    )
+    yarn = _yarn(header, n_ctx, has_yarn_numbers)
     # the share of the magnitude that the model already includes; 0 in most files
-    share = max(header.number("rope.scaling.yarn_log_multiplier", 0.0), 0.0)
+    share = max(header.number("rope.scaling.yarn_log_multiplier", 0.0), 0.0) if has_yarn_numbers else 0.0
     if kind == "none":
         return rope
     rope = replace(rope, scale=factor)
-    if kind == "linear" or not 0 < factor < math.inf:  # an invalid factor is refused with the other numbers
+    if kind != "yarn" or not 0 < factor < math.inf:  # an invalid factor is refused with the other numbers
         return rope
-    if not has_yarn_betas:
-        yarn = replace(yarn, beta_fast=32.0, beta_slow=1.0)
-    if yarn.strength < 0:  # in llama.cpp this means the default
-        yarn = replace(yarn, strength=1.0)
     if yarn.strength == 0:
         return replace(rope, yarn=yarn)
     return replace(rope, yarn=yarn, magnitude=rope.magnitude * _sharpening(factor) / _sharpening(factor, share))
+
+
+def _yarn(header: Header, n_ctx: int, has_yarn_numbers: bool) -> Yarn:
+    fast = header.number("rope.scaling.yarn_beta_fast", 32.0)
+    slow = header.number("rope.scaling.yarn_beta_slow", 1.0)
+    strength = header.number("rope.scaling.yarn_ext_factor", 1.0)
+    header.full("rope.scaling.yarn_log_multiplier")
+    if strength < 0:  # in llama.cpp this means the default
+        strength = 1.0
+    return Yarn(n_ctx, fast, slow, strength) if has_yarn_numbers else Yarn(n_ctx, strength=strength)
 
 
 def _sharpening(factor: float, share: float = 1.0) -> float:

@@ -1,0 +1,57 @@
+"""Gemma 2 and 3."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from vkllm.model.architectures.family import dense_layers, dense_model
+from vkllm.model.architectures.header import Header
+from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec
+
+_GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
+"""The files do not say that only these models scale attention by d_model / n_heads instead of the head size."""
+
+
+def gemma2(header: Header) -> ModelSpec:
+    """Every second layer has a sliding window; scores and logits have soft caps."""
+    windows = header.windows(header.n_layers, period=2, default=4096)
+    softcap = header.number("attn_logit_softcapping", 50.0)
+
+    def change(number: int, layer: LayerSpec) -> LayerSpec:
+        return replace(_gemma(header, layer, _GEMMA2_27B_LAYERS), window=windows[number], softcap=softcap)
+
+    return _model(header, dense_layers(header, "half", change=change), header.number("final_logit_softcapping", 30.0))
+
+
+def gemma3(header: Header) -> ModelSpec:
+    """Five of six layers have a sliding window, with rotations of their own; queries and keys are normalized."""
+    windows = header.windows(header.n_layers, period=6, default=0)
+    theta = header.number("rope.freq_base_swa", 10000.0)
+
+    def change(number: int, layer: LayerSpec) -> LayerSpec:
+        layer = replace(_gemma(header, layer, _GEMMA3_27B_LAYERS), head_norm=HeadNorm(), window=windows[number])
+        if layer.window == 0 or layer.rope is None:
+            return layer
+        return replace(layer, rope=replace(layer.rope, theta=theta, scale=1.0))
+
+    return _model(header, dense_layers(header, "half", change=change), header.number("final_logit_softcapping", 0.0))
+
+
+def _gemma(header: Header, layer: LayerSpec, n_layers_27b: int) -> LayerSpec:
+    """What all layers of both have: norms before and after attention and feed-forward layer, and GELU."""
+    size = layer.head_dim
+    if header.n_layers == n_layers_27b:
+        size = header.integer("embedding_length") // layer.n_heads
+    return replace(
+        layer,
+        attention_scale=max(size, 1) ** -0.5,
+        post_attention_norm="post_attention_norm",
+        post_ffn_norm="post_ffw_norm",
+        function="gelu",
+    )
+
+
+def _model(header: Header, layers: tuple[LayerSpec, ...], softcap: float) -> ModelSpec:
+    scale = math.sqrt(max(header.integer("embedding_length"), 0))
+    return dense_model(header, layers, embedding_scale=scale, logit_softcap=softcap)

@@ -1,0 +1,23 @@
+"""GLM 4 and Z1, 9B and 32B."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vkllm.model.architectures.family import dense_layers, dense_model
+from vkllm.model.architectures.header import Header
+from vkllm.model.spec import LayerSpec, ModelSpec
+
+
+def glm4(header: Header) -> ModelSpec:
+    """Norms before and after attention and feed-forward layer; gate and up are one tensor."""
+
+    def change(_: int, layer: LayerSpec) -> LayerSpec:
+        return replace(
+            layer,
+            post_attention_norm="post_attention_norm",
+            post_ffn_norm="post_ffw_norm",
+            has_fused_gate_up=True,
+        )
+
+    return dense_model(header, dense_layers(header, "interleaved", change=change))
