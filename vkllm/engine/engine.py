@@ -81,12 +81,16 @@ class Engine:
             self._vocabulary = Vocabulary(config.token_bytes, config.end_ids)
             self._product_rate: float | None = None
             self._n_ctx = self.plan.n_ctx
-            self._cache = KVCache(self._program.n_blocks, KV_BLOCK)
+            self._cache = self._empty_cache()
             self._waiting: deque[tuple[Request | StateQuery, float]] = deque()
             self._run: Run | None = None
             self._cancelled: set[int] = set()
             self._warm_up()
             undo.pop_all()
+
+    def _empty_cache(self) -> KVCache:
+        program = self._program
+        return KVCache(program.n_blocks, KV_BLOCK, program.window, program.ring_tokens)
 
     def _warm_up(self) -> None:
         """Compiles and records what every request needs, and finds how wide a chunk may be, before the first one."""
@@ -156,7 +160,7 @@ class Engine:
         """
         if self.has_work:
             raise InvalidParameter("the model is answering a request; tune when it is idle")
-        self._cache = KVCache(self._program.n_blocks, KV_BLOCK)  # its content is overwritten
+        self._cache = self._empty_cache()  # its content is overwritten
         self._prompt_rows, self._product_rate = PromptRows(self._program), None
         try:
             with self._told("tuning"):
@@ -273,9 +277,9 @@ class Engine:
                 tokens = self._cache.tokens if self._cache.origin == query.origin else []
                 self._saved_states.save(query.path, tokens)
                 return StateAnswer(query.id, tuple(tokens))
-            self._cache.tokens.clear()
+            self._cache.reuse(())
             self._cache.belong_to(query.origin)
-            self._cache.tokens += self._saved_states.load(query.path)
+            self._cache.restored(self._saved_states.load(query.path))
         except (DeviceLost, DeviceTimeout):
             raise
         except VkllmError as error:

@@ -13,18 +13,25 @@ class KVCache:
     """Cache of n_blocks blocks of block_tokens tokens.
 
     tokens: the ids whose keys and values are stored. origin: whose they are; only requests of the same origin use them.
+
+    window, ring_tokens: layers that see only the last `window` tokens keep no more than `ring_tokens`, where a token
+    replaces the one that many positions before it. So a sequence can be continued only where its window is still there.
+    0: no layer does that.
     """
 
-    def __init__(self, n_blocks: int, block_tokens: int) -> None:
+    def __init__(self, n_blocks: int, block_tokens: int, window: int = 0, ring_tokens: int = 0) -> None:
         self.block_tokens = block_tokens
         self.tokens: list[int] = []
         self.origin = ""
         self._blocks = list(range(n_blocks))
+        self._window = window
+        self._ring_tokens = ring_tokens
+        self._n_written = 0  # positions that may have replaced others since the sequence began
 
     def belong_to(self, origin: str) -> None:
         """Forgets all tokens of another origin; the next tokens are of this one."""
         if origin != self.origin:
-            self.tokens.clear()
+            self._keep(0)
             self.origin = origin
 
     def reuse(self, prompt: Sequence[int]) -> int:
@@ -37,12 +44,26 @@ class KVCache:
             if cached != wanted:
                 break
             n_same += 1
-        del self.tokens[n_same:]
-        return n_same
+        first_seen = max(n_same - self._window + 1, 0)
+        is_there = not self._ring_tokens or first_seen >= self._n_written - self._ring_tokens
+        self._keep(n_same if is_there else 0)
+        return len(self.tokens)
+
+    def restored(self, token_ids: Sequence[int]) -> None:
+        """These are the tokens whose keys and values were put into the cache from a file: of layers with a window, no
+        more than that."""
+        self.tokens[:] = token_ids
+        self._n_written = max(len(token_ids) - self._window + 1, 0) + self._ring_tokens
 
     def block_table(self, n_tokens: int) -> list[int]:
-        """Blocks that hold the first n_tokens tokens of the sequence."""
+        """Blocks that hold the first n_tokens tokens of the sequence, for a step that writes the last of them."""
+        self._n_written = max(self._n_written, n_tokens)
         return self._blocks[: -(-n_tokens // self.block_tokens)]
+
+    def _keep(self, n_tokens: int) -> None:
+        del self.tokens[n_tokens:]
+        if n_tokens == 0:
+            self._n_written = 0
 
 
 def shifted(tokens: Sequence[int], n_keep: int) -> list[int]:

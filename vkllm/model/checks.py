@@ -126,7 +126,7 @@ def _check_tensor(
 
 def _refuse_others(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> None:
     """Raises UnsupportedModel for tensors that the model does not read, by the name of the first."""
-    read = {name for name, _ in each_expected(spec)} | spec.unused
+    read = {name for name, _ in each_expected(spec)}.union(spec.unused)
     others = [name for name in tensors if name not in read]
     if not others:
         return

@@ -122,7 +122,7 @@ class LayerSpec:
     has_fused_gate_up: bool = False
     residual_scale: float = 1.0
     query_temperature: QueryTemperature | None = None
-    biases: frozenset[str] = frozenset()
+    biases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class ModelSpec:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     is_causal: bool = True
-    unused: frozenset[str] = frozenset()
+    unused: tuple[str, ...] = ()
 
     @property
     def n_layers(self) -> int:

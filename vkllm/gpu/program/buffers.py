@@ -24,11 +24,11 @@ from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.weights import Tensor, Uploader, WeightPlanes
 from vkllm.model.graph import Embed, HeadNormalization, Matvec, Norm, Rotation, decoder, head, widths
 from vkllm.model.memory.limits import Tier
-from vkllm.model.memory.needs import CACHE_TYPES
+from vkllm.model.memory.needs import CACHE_TYPES, ring_blocks
 from vkllm.model.memory.placement import MatrixRows
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions
 from vkllm.model.reference import query_factors, rope_table
-from vkllm.model.spec import LayerSpec, ModelSpec, QueryTemperature, Rope
+from vkllm.model.spec import ModelSpec, QueryTemperature, Rope
 
 Floats = npt.NDArray[np.float32]
 
@@ -79,11 +79,11 @@ class ModelBuffers:
         self._plan = plan
         self._spill_tier = plan.tiers[-1].tier
         self.activations = self._allocate_activations()
+        self.n_ring_blocks = [ring_blocks(layer.window, plan.n_ctx, MAX_ROWS) for layer in spec.layers]
         self.caches = [
-            (self._cache(layer, options.type_k, tier), self._cache(layer, options.type_v, tier))
-            for layer, tier in zip(spec.layers, plan.cache_tiers, strict=True)
+            (self._cache(number, options.type_k, tier), self._cache(number, options.type_v, tier))
+            for number, tier in enumerate(plan.cache_tiers)
         ]
-        self.n_ring_blocks = [0] * spec.n_layers
         self.vectors: dict[str, Buffer] = {}
         self.biases: dict[tuple[str, ...], Buffer] = {}
         self.rope_tables: dict[Rope, Buffer] = {}
@@ -102,8 +102,9 @@ class ModelBuffers:
             self.moved_bytes += 4 * n_words
             return self.device.buffer(n_words, tier=LAYER_TIERS[self._spill_tier])
 
-    def _cache(self, layer: LayerSpec, cache_type: str, tier: Tier) -> Buffer:
-        n_values = self.n_blocks * KV_BLOCK * layer.n_kv_heads * layer.head_dim
+    def _cache(self, number: int, cache_type: str, tier: Tier) -> Buffer:
+        layer, n_blocks = self.spec.layers[number], self.n_ring_blocks[number] or self.n_blocks
+        n_values = n_blocks * KV_BLOCK * layer.n_kv_heads * layer.head_dim
         return self._allocate(n_values // BLOCK * CACHE_TYPES[cache_type] // 4, tier)
 
     def _allocate_activations(self) -> dict[str, Activation]:

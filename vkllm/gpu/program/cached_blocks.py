@@ -7,8 +7,10 @@ which tokens are cached, nor files.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from vkllm.gpu.device.kompute import Buffer, Words
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
@@ -18,20 +20,69 @@ LOCAL_SIZE = 64
 GROUPS = 1024
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The keys or the values of a layer: the first n_blocks blocks of a buffer.
+
+    rows: which rows of these blocks hold tokens that are still needed.
+    """
+
+    buffer: Buffer
+    cache_type: str
+    n_kv_heads: int
+    head_dim: int
+    n_blocks: int
+    rows: npt.NDArray[np.bool_]
+
+    @property
+    def unit_words(self) -> int:
+        """Words that one head has in a block."""
+        row_words = self.head_dim // 4 + self.head_dim // 32
+        return KV_BLOCK * (row_words if self.cache_type == "q8_0" else self.head_dim // 2)
+
+    @property
+    def n_words(self) -> int:
+        """Words of all blocks."""
+        return self.n_blocks * self.n_kv_heads * self.unit_words
+
+    @property
+    def values_end(self) -> int:
+        """Where a unit's values end; its scales, if it has any, follow."""
+        return KV_BLOCK * self.head_dim // 4 if self.cache_type == "q8_0" else self.unit_words
+
+    def is_finite(self, words: Words) -> bool:
+        """Whether the float16 values, or the scales of q8_0, are numbers."""
+        if self.cache_type == "q8_0":
+            return bool(np.isfinite(words[:, :, self.values_end :].view(np.float32)).all())
+        return all(bool(np.isfinite(block.view(np.float16)).all()) for block in words)
+
+    def clear_unused(self, words: Words) -> None:
+        """Zeroes the rows that hold other texts' tokens, tokens that no row sees any more, or what was there before."""
+        for row in np.flatnonzero(~self.rows):
+            block, within = words[row // KV_BLOCK], row % KV_BLOCK
+            for rows in (block[:, : self.values_end], block[:, self.values_end :]):
+                row_words = rows.shape[1] // KV_BLOCK
+                rows[:, within * row_words : (within + 1) * row_words] = 0
+
+
 class CachedBlocks:
-    """The blocks that hold the first n_tokens tokens. names: of the parts, the keys and the values of each layer."""
+    """What the cache holds of the first n_tokens tokens. names: of the parts, the keys and the values of each layer."""
 
     def __init__(self, program: Program, n_tokens: int) -> None:
         """Raises OutOfDeviceMemory."""
         self._device = program.device
-        self._spec = program.spec
-        self._n_tokens = n_tokens
-        self._n_blocks = -(-n_tokens // KV_BLOCK)
-        type_k, type_v = program.cache_types
-        self._parts: dict[str, tuple[Buffer, str]] = {}
-        for layer, (keys, values) in enumerate(program.caches):
-            self._parts |= {f"keys.{layer}": (keys, type_k), f"values.{layer}": (values, type_v)}
-        most = max(self._n_words(cache_type) for cache_type in program.cache_types)
+        self._parts: dict[str, _Part] = {}
+        layers = zip(program.spec.layers, program.caches, program.n_ring_blocks, strict=True)
+        for number, (layer, buffers, n_ring) in enumerate(layers):
+            first = max(n_tokens - layer.window, 0) if n_ring else 0
+            n_blocks = min(-(-n_tokens // KV_BLOCK), n_ring or n_tokens)
+            rows = np.zeros(n_blocks * KV_BLOCK, np.bool_)
+            rows[np.arange(first, n_tokens) % (n_ring * KV_BLOCK or n_tokens)] = True
+            for name, buffer, cache_type in zip(("keys", "values"), buffers, program.cache_types, strict=True):
+                self._parts[f"{name}.{number}"] = _Part(
+                    buffer, cache_type, layer.n_kv_heads, layer.head_dim, n_blocks, rows
+                )
+        most = max(part.n_words for part in self._parts.values())
         self._staging = self._device.buffer(most, tier="readback")
 
     @property
@@ -44,10 +95,10 @@ class CachedBlocks:
 
         Rows that hold none of the tokens are zero. Raises DeviceError.
         """
-        cache, cache_type = self._parts[name]
-        self._copy(cache, self._staging, self._n_words(cache_type))
-        words = self._staged(cache_type)
-        self._clear_unused(words[-1], cache_type)
+        part = self._parts[name]
+        self._copy(part.buffer, self._staging, part.n_words)
+        words = self._staged(part)
+        part.clear_unused(words)
         return words
 
     def write(self, name: str, fill: Callable[[Words], None]) -> None:
@@ -55,40 +106,16 @@ class CachedBlocks:
 
         Raises DeviceError, what `fill` raises, and ValueError for a number that no model computes: infinity or NaN.
         """
-        cache, cache_type = self._parts[name]
-        words = self._staged(cache_type)
+        part = self._parts[name]
+        words = self._staged(part)
         fill(words)
-        if not self._is_finite(words, cache_type):
+        if not part.is_finite(words):
             raise ValueError(f"{name} has a number that is not finite")
-        self._copy(self._staging, cache, self._n_words(cache_type))
+        self._copy(self._staging, part.buffer, part.n_words)
 
-    def _unit_words(self, cache_type: str) -> int:
-        """Words that one head has in a block."""
-        row_words = self._spec.head_dim // 4 + self._spec.head_dim // 32
-        return KV_BLOCK * (row_words if cache_type == "q8_0" else self._spec.head_dim // 2)
-
-    def _is_finite(self, words: Words, cache_type: str) -> bool:
-        """Whether the float16 values, or the scales of q8_0, are numbers."""
-        if cache_type == "q8_0":
-            scales = words[:, :, KV_BLOCK * self._spec.head_dim // 4 :]
-            return bool(np.isfinite(scales.view(np.float32)).all())
-        return all(bool(np.isfinite(block.view(np.float16)).all()) for block in words)
-
-    def _n_words(self, cache_type: str) -> int:
-        return self._n_blocks * self._spec.n_kv_heads * self._unit_words(cache_type)
-
-    def _staged(self, cache_type: str) -> Words:
+    def _staged(self, part: _Part) -> Words:
         assert self._staging.words is not None
-        words = self._staging.words[: self._n_words(cache_type)]
-        return words.reshape(self._n_blocks, self._spec.n_kv_heads, -1)
-
-    def _clear_unused(self, block: Words, cache_type: str) -> None:
-        """Zeroes the rows of the last block that hold other texts' tokens, or whatever was in the memory."""
-        n_used = self._n_tokens - (self._n_blocks - 1) * KV_BLOCK
-        rows_end = KV_BLOCK * self._spec.head_dim // 4 if cache_type == "q8_0" else block.shape[1]
-        for rows in (block[:, :rows_end], block[:, rows_end:]):  # a row's values, and of q8_0 its scales
-            row_words = rows.shape[1] // KV_BLOCK
-            rows[:, n_used * row_words :] = 0
+        return self._staging.words[: part.n_words].reshape(part.n_blocks, part.n_kv_heads, -1)
 
     def _copy(self, source: Buffer, target: Buffer, n_words: int) -> None:
         copy = self._device.dispatch(

@@ -186,6 +186,23 @@ class Program:
         return self._buffers.caches
 
     @property
+    def n_ring_blocks(self) -> list[int]:
+        """How many blocks each layer uses in turn if it has a sliding window; 0 if it keeps the whole context."""
+        return self._buffers.n_ring_blocks
+
+    @property
+    def window(self) -> int:
+        """The longest window of the layers that do not cache the whole context; 0 if all do."""
+        return max(
+            (layer.window for layer, n in zip(self.spec.layers, self.n_ring_blocks, strict=True) if n), default=0
+        )
+
+    @property
+    def ring_tokens(self) -> int:
+        """How many tokens these layers cache, the one with the fewest."""
+        return KV_BLOCK * min(filter(None, self.n_ring_blocks), default=0)
+
+    @property
     def cache_types(self) -> tuple[str, str]:
         """How keys and values are cached: "f16" or "q8_0" each."""
         return self._buffers.type_k, self._buffers.type_v

@@ -86,9 +86,9 @@ class Header:
             )
         return values[:n_layers]
 
-    def biases(self, layer: int, names: Iterable[str] = MATRICES) -> frozenset[str]:
+    def biases(self, layer: int, names: Iterable[str] = MATRICES) -> tuple[str, ...]:
         """Which of these tensors of a layer have a bias in the file."""
-        return frozenset(name for name in names if self.has(f"blk.{layer}.{name}.bias"))
+        return tuple(name for name in names if self.has(f"blk.{layer}.{name}.bias"))
 
     def windows(self, n_layers: int, period: int, default: int | None = None) -> list[int]:
         """The sliding window of each layer, 0 for those that see all keys.

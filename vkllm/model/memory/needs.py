@@ -127,7 +127,7 @@ class Needs:
         }
 
     def _cache_buffers(self, n_ctx: int, layer: LayerSpec) -> tuple[int, int]:
-        n_tokens = whole_blocks(n_ctx)
+        n_tokens = KV_BLOCK * (ring_blocks(layer.window, n_ctx, self.max_rows) or -(-n_ctx // KV_BLOCK))
         return _cached_bytes(layer, self.type_k, n_tokens), _cached_bytes(layer, self.type_v, n_tokens)
 
     def _context_buffers(self, n_ctx: int) -> dict[str, int]:
@@ -156,6 +156,16 @@ def whole_blocks(n_tokens: int) -> int:
     return -(-n_tokens // KV_BLOCK) * KV_BLOCK
 
 
+def ring_blocks(window: int, n_ctx: int, max_rows: int) -> int:
+    """Blocks that a layer with a sliding window keeps of a context, used again in turn; 0 if it keeps all of them.
+
+    They hold what the rows of a step see: the window before the first row, and the step's rows, which begin anywhere in
+    a block.
+    """
+    n_blocks = -(-(window + max_rows) // KV_BLOCK) + 1
+    return n_blocks if window > 0 and n_blocks < -(-n_ctx // KV_BLOCK) else 0
+
+
 def tensor_bytes(tensor: TensorInfo) -> int:
     """Bytes of a tensor's planes."""
     return 4 * sum(weight_format(tensor.format).plane_words(math.prod(tensor.shape)))
@@ -169,9 +179,14 @@ def cache_bytes_per_token(spec: ModelSpec, type_k: str = "f16", type_v: str = "f
 def decode_bytes(
     spec: ModelSpec, tensors: Mapping[str, TensorInfo], n_past: float, type_k: str = "f16", type_v: str = "f16"
 ) -> float:
-    """Bytes that a device reads for a step of one token: each weight once, keys and values of n_past tokens."""
+    """Bytes that a device reads for a step of one token: each weight once, keys and values of n_past tokens, or of a
+    layer's window."""
+    cached = sum(
+        min(n_past, layer.window or n_past) * (_cached_bytes(layer, type_k, 1) + _cached_bytes(layer, type_v, 1))
+        for layer in spec.layers
+    )
     read = set(expected_shapes(spec)) - ({"token_embd.weight"} - {spec.output_weight})  # only a row of embeddings
-    return sum(tensor_bytes(tensors[name]) for name in read) + n_past * cache_bytes_per_token(spec, type_k, type_v)
+    return sum(tensor_bytes(tensors[name]) for name in read) + cached
 
 
 def _cached_bytes(layer: LayerSpec, cache_type: str, n_tokens: int) -> int:
