@@ -10,9 +10,10 @@ from model_specs import tiny_spec
 from vkllm.errors import OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import FORMATS, weight_format
-from vkllm.model.graph import Embed, Matvec, decoder, expected_shapes
+from vkllm.model.graph import decoder, expected_shapes
 from vkllm.model.memory.limits import DeviceKind, DeviceLimits, HeapLimits, Speeds, Tier, limits_of_heaps
 from vkllm.model.memory.plan import USUAL_CONTEXT, MemoryPlan, PlanOptions, plan
+from vkllm.model.ops import Embed, Matvec
 from vkllm.model.spec import ModelSpec
 
 MIB = 2**20

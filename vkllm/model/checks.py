@@ -10,9 +10,10 @@ from collections.abc import Mapping
 
 from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.gguf import Metadata, TensorInfo
-from vkllm.formats.quants import FORMATS, weight_format
-from vkllm.model.graph import Embed, Matvec, decoder, each_expected, head
+from vkllm.formats.quants import BLOCK, FORMATS, weight_format
+from vkllm.model.graph import decoder, each_expected, head
 from vkllm.model.keys import shown
+from vkllm.model.ops import Embed, Matvec
 from vkllm.model.spec import LayerSpec, ModelSpec, Rope
 
 MAX_HEAD_DIM = 256
@@ -68,6 +69,11 @@ def _check_layer(layer: LayerSpec, metadata: Metadata) -> None:
             f"{metadata.path}: a head size of {layer.head_dim} is not supported; supported: multiples "
             f"of 8 up to {MAX_HEAD_DIM}"
         )
+    if layer.d_ff % BLOCK and layer.is_gated and layer.has_fused_gate_up:
+        raise UnsupportedModel(
+            f"{metadata.path}: a feed-forward layer of width {layer.d_ff}, which is no multiple of {BLOCK}, is not "
+            "supported with gate and up in one tensor"
+        )
     if layer.rope is not None and not 0 < layer.rope.dims <= layer.head_dim:
         raise ModelFileError(f"{metadata.path}: cannot rotate {layer.rope.dims} of {layer.head_dim} dimensions")
 
@@ -100,11 +106,14 @@ def check_tensors(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, Ten
     for op in (*decoder(spec), *head(spec)):
         matrices = op.weights if isinstance(op, Embed | Matvec) else ()
         for name, shape in op.tensors().items():
-            _check_tensor(metadata, name, shape, tensors.get(name), is_matrix=name in matrices)
+            padding = op.column_padding if isinstance(op, Matvec) else 0
+            _check_tensor(metadata, name, shape, tensors.get(name), is_matrix=name in matrices, padding=padding)
+        if isinstance(op, Matvec) and op.is_padded:
+            _check_padding(metadata, op, tensors)
 
 
 def _check_tensor(
-    metadata: Metadata, name: str, shape: tuple[int, ...], tensor: TensorInfo | None, *, is_matrix: bool
+    metadata: Metadata, name: str, shape: tuple[int, ...], tensor: TensorInfo | None, *, is_matrix: bool, padding: int
 ) -> None:
     if tensor is None:
         raise ModelFileError(f"{metadata.path}: tensor {name} is missing; the file is incomplete")
@@ -117,11 +126,21 @@ def _check_tensor(
             f"supported: {', '.join(allowed)}"
         )
     block = weight_format(tensor.format).block
-    if is_matrix and shape[1] % block:
+    if is_matrix and (shape[1] + padding) % block:
         raise UnsupportedModel(
             f"{metadata.path}: tensor {name} has {shape[1]} columns; in {tensor.format} they must be a multiple of "
             f"{block}"
         )
+
+
+def _check_padding(metadata: Metadata, op: Matvec, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raises UnsupportedModel for matrices that cannot be extended to whole blocks."""
+    for name in op.weights:
+        if weight_format(tensors[name].format).is_quantized:
+            raise UnsupportedModel(
+                f"{metadata.path}: tensor {name} is {tensors[name].format}; a feed-forward layer whose width is no "
+                f"multiple of {BLOCK} is supported in F32, F16 and BF16 only"
+            )
 
 
 def _refuse_others(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> None:

@@ -1,189 +1,29 @@
-"""The decoder as a list of operations, in reading order, and the tensors that they read.
+"""The decoder as a list of operations, in reading order.
 
 A graph says what is computed, not where or how: `model/reference.py` runs it in numpy, `gpu/program/program.py`
-records it as dispatches. An operation's kind is the name of its kernel, its shader and its test.
+records it as dispatches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import ClassVar, Literal
 
 from vkllm.formats.quants import BLOCK
-from vkllm.model.spec import Function, HeadNorm, LayerSpec, ModelSpec, NormForm, QueryTemperature, Rope
-
-Kind = Literal["embed", "norm", "matvec", "head_norm", "rope", "attention", "activate", "softcap"]
-
-Shapes = dict[str, tuple[int, ...]]
-"""Tensors by name in the file, with their shapes (rows, columns) or (columns,)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Op:
-    """One operation on T rows (tokens). It writes the activation `output` (T, width), float32, and reads `input`.
-
-    layer: which layer it belongs to, -1 outside the layers. Operations with equal names of activations share buffers.
-    """
-
-    kind: ClassVar[Kind]
-    output: str
-    width: int
-    input: str = ""
-    layer: int = -1
-
-    def tensors(self) -> Shapes:
-        """The tensors that it reads."""
-        return {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Embed(Op):
-    """Rows of the embedding table (n_rows, width), by token id, multiplied by scale."""
-
-    kind: ClassVar[Kind] = "embed"
-    weights: tuple[str]
-    n_rows: int
-    scale: float = 1.0
-
-    def tensors(self) -> Shapes:
-        """The table."""
-        return {self.weights[0]: (self.n_rows, self.width)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Norm(Op):
-    """[add +] norm(input) * weight [+ bias]. A form of "none" copies the row, so that it can be quantized.
-
-    is_shared: more than one operation reads the result.
-    """
-
-    kind: ClassVar[Kind] = "norm"
-    form: NormForm
-    eps: float
-    weight: str | None = None
-    bias: str | None = None
-    add: str | None = None
-    is_shared: bool = False
-
-    def tensors(self) -> Shapes:
-        """Weight and bias, (width,)."""
-        return {name: (self.width,) for name in (self.weight, self.bias) if name is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Matvec(Op):
-    """[add +] factor * (W input [+ bias]). W: the rows of all `weights`, stacked; n_rows and biases go with them."""
-
-    kind: ClassVar[Kind] = "matvec"
-    weights: tuple[str, ...]
-    n_rows: tuple[int, ...]
-    n_columns: int
-    biases: tuple[str | None, ...]
-    add: str | None = None
-    factor: float = 1.0
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether any of the stacked matrices has a bias."""
-        return any(bias is not None for bias in self.biases)
-
-    def tensors(self) -> Shapes:
-        """Matrices and biases."""
-        shapes: Shapes = {}
-        for weight, n_rows, bias in zip(self.weights, self.n_rows, self.biases, strict=True):
-            shapes[weight] = (n_rows, self.n_columns)
-            if bias is not None:
-                shapes[bias] = (n_rows,)
-        return shapes
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadNormalization(Op):
-    """Normalizes the queries and the keys of (T, queries | keys | values), in place.
-
-    weights: of queries and keys; None where they follow the rotation (`Rotation.weights`).
-    """
-
-    kind: ClassVar[Kind] = "head_norm"
-    norm: HeadNorm
-    eps: float
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    weights: tuple[str, str] | None
-
-    def tensors(self) -> Shapes:
-        """One weight for queries, one for keys."""
-        return {
-            name: _head_norm_shape(self.norm, n_heads, self.head_dim)
-            for name, n_heads in zip(self.weights or (), (self.n_heads, self.n_kv_heads), strict=False)
-        }
-
-
-def _head_norm_shape(norm: HeadNorm, n_heads: int, head_dim: int) -> tuple[int, ...]:
-    """Shape of the weight of a norm of n_heads heads."""
-    if norm.over == "row":
-        return (n_heads * head_dim,)
-    return (n_heads, head_dim) if norm.has_weight_per_head else (head_dim,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rotation(Op):
-    """Rotates queries, writes them to output, and stores rotated keys and values in the layer's cache.
-
-    rope: None rotates nothing. weights: by which rotated queries and keys are multiplied, (head_dim,) each.
-    temperature: of the queries.
-    """
-
-    kind: ClassVar[Kind] = "rope"
-    rope: Rope | None
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    weights: tuple[str, str] | None = None
-    temperature: QueryTemperature | None = None
-
-    def tensors(self) -> Shapes:
-        """The weights and the factors of the rotation."""
-        shapes: Shapes = {name: (self.head_dim,) for name in self.weights or ()}
-        for factors in () if self.rope is None else (self.rope.factors, self.rope.long_factors):
-            if factors is not None and self.rope is not None:
-                shapes[factors] = (self.rope.dims // 2,)
-        return shapes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attention(Op):
-    """Attention of queries to the layer's cache. scale, softcap, window: see LayerSpec."""
-
-    kind: ClassVar[Kind] = "attention"
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    scale: float
-    softcap: float = 0.0
-    window: int = 0
-    is_causal: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Activate(Op):
-    """function(gate) * up of (T, gate | up), or function(input)."""
-
-    kind: ClassVar[Kind] = "activate"
-    function: Function
-    is_gated: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Softcap(Op):
-    """cap * tanh(scale * input / cap), or scale * input where the cap is 0; in place."""
-
-    kind: ClassVar[Kind] = "softcap"
-    scale: float
-    cap: float
+from vkllm.model.ops import (
+    Activate,
+    Attention,
+    Embed,
+    HeadNormalization,
+    Matvec,
+    Norm,
+    Op,
+    Rotation,
+    Shapes,
+    Softcap,
+)
+from vkllm.model.spec import LayerSpec, ModelSpec
 
 
 @lru_cache(maxsize=8)
@@ -305,7 +145,7 @@ class _LayerOps:
             factor=1.0 if add is None else self.layer.residual_scale,
         )
 
-    def ending(self, names: dict[str, int], source: str, n_columns: int, norm: str | None) -> list[Op]:
+    def ending(self, names: dict[str, int], source: str, n_columns: int, norm: str | None) -> list[Matvec | Norm]:
         """The last product of attention or feed-forward layer, added to the residual stream, through a norm if any."""
         if norm is None:
             return [self.matvec(names, source, n_columns, "x", add="x")]
@@ -378,15 +218,19 @@ def _feed_forward(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
         names = {"ffn_up": 2 * layer.d_ff}
     else:
         names = {"ffn_gate": layer.d_ff, "ffn_up": layer.d_ff}
+    padding = -layer.d_ff % BLOCK
+    gate_up = make.matvec(names, "normed", spec.d_model, "gate_up")
     ops += [
-        make.matvec(names, "normed", spec.d_model, "gate_up"),
+        replace(gate_up, width=gate_up.width + padding * len(names), row_padding=padding),
         Activate(
             output="hidden",
-            width=layer.d_ff,
+            width=layer.d_ff + padding,
             input="gate_up",
             layer=number,
             function=layer.function,
             is_gated=layer.is_gated,
         ),
     ]
-    return ops + make.ending({"ffn_down": spec.d_model}, "hidden", layer.d_ff, layer.post_ffn_norm)
+    down, *norm = make.ending({"ffn_down": spec.d_model}, "hidden", layer.d_ff + padding, layer.post_ffn_norm)
+    assert isinstance(down, Matvec)
+    return [*ops, replace(down, column_padding=padding), *norm]

@@ -11,19 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from vkllm.model.graph import (
-    Activate,
-    Attention,
-    Embed,
-    HeadNormalization,
-    Matvec,
-    Norm,
-    Op,
-    Rotation,
-    Softcap,
-    decoder,
-    head,
-)
+from vkllm.model.graph import decoder, head
+from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
 from vkllm.model.spec import Function, ModelSpec, NormForm, QueryTemperature, Rope, Yarn
 
 Floats = npt.NDArray[np.float32]

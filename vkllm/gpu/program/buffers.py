@@ -22,11 +22,12 @@ from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.layer.memory import LayerTier
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.weights import Tensor, Uploader, WeightPlanes
-from vkllm.model.graph import Embed, HeadNormalization, Matvec, Norm, Rotation, decoder, head, widths
+from vkllm.model.graph import decoder, head, widths
 from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.needs import CACHE_TYPES, ring_blocks
 from vkllm.model.memory.placement import MatrixRows
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions
+from vkllm.model.ops import Embed, HeadNormalization, Matvec, Norm, Op, Rotation
 from vkllm.model.reference import query_factors, rope_table
 from vkllm.model.spec import ModelSpec, QueryTemperature, Rope
 
@@ -130,20 +131,10 @@ class ModelBuffers:
 
         with closing(Uploader(self.device, on_bytes)) as uploader:
             for op in (*decoder(spec), *head(spec)):
-                if isinstance(op, Norm):
-                    for name in op.tensors():
-                        self.vectors[name] = self._upload(uploader, vector(name))
-                if isinstance(op, HeadNormalization | Rotation) and op.weights is not None:
-                    weights = np.concatenate([vector(name).reshape(-1) for name in op.weights])
-                    self.head_weights[op.weights] = self._upload(uploader, weights)
-                if isinstance(op, Rotation) and op.temperature and op.temperature not in self.query_factors:
-                    of_queries = query_factors(op.temperature, self.n_blocks * KV_BLOCK)
-                    self.query_factors[op.temperature] = self._upload(uploader, of_queries)
-                if isinstance(op, Matvec) and op.has_bias:
-                    rows = zip(op.biases, op.n_rows, strict=True)
-                    parts = [np.zeros(n, np.float32) if name is None else vector(name) for name, n in rows]
-                    self.biases[op.weights] = self._upload(uploader, np.concatenate(parts))
-                if isinstance(op, Embed | Matvec) and op.weights not in self.matrices:
+                self._load_vectors(op, vector, uploader)
+                if isinstance(op, Matvec) and op.is_padded:
+                    self.matrices[op.weights] = [self._padded(op, vector, uploader)]
+                elif isinstance(op, Embed | Matvec) and op.weights not in self.matrices:
                     self.matrices[op.weights] = [
                         uploader.matrix(_tensors(path, tensors, rows), partial(self._allocate, tier=rows.tier))
                         for rows in self._plan.matrices[op.weights]
@@ -153,6 +144,32 @@ class ModelBuffers:
                 table = rope_table(rope, self.n_blocks * KV_BLOCK, None if factors is None else vector(factors))
                 self.rope_tables[rope] = self._upload(uploader, table)
             uploader.finish()
+
+    def _load_vectors(self, op: Op, vector: Callable[[str], Floats], uploader: Uploader) -> None:
+        """Whatever an operation reads besides matrices. vector(name): a tensor of the file as float32."""
+        match op:
+            case Norm():
+                for name in op.tensors():
+                    self.vectors[name] = self._upload(uploader, vector(name))
+            case Matvec() if op.has_bias:
+                rows = zip(op.biases, op.n_rows, strict=True)
+                biases = [np.zeros(n, np.float32) if name is None else vector(name) for name, n in rows]
+                padded = [np.pad(bias, (0, op.row_padding)) for bias in biases]
+                self.biases[op.weights] = self._upload(uploader, np.concatenate(padded))
+            case HeadNormalization() | Rotation() if op.weights is not None:
+                weights = np.concatenate([vector(name).reshape(-1) for name in op.weights])
+                self.head_weights[op.weights] = self._upload(uploader, weights)
+        if isinstance(op, Rotation) and op.temperature and op.temperature not in self.query_factors:
+            factors = query_factors(op.temperature, self.n_blocks * KV_BLOCK)
+            self.query_factors[op.temperature] = self._upload(uploader, factors)
+
+    def _padded(self, op: Matvec, vector: Callable[[str], Floats], uploader: Uploader) -> WeightPlanes:
+        """Stacked matrices of plain numbers, as float32, with zeros behind their rows and columns."""
+        padding = (0, op.row_padding), (0, op.column_padding)
+        values = np.concatenate([np.pad(vector(name), padding) for name in op.weights])
+        plane = self._allocate(values.size, self._plan.matrices[op.weights][0].tier)
+        uploader.words(values, plane)
+        return WeightPlanes(plane, plane, "F32", *values.shape)
 
     def _upload(self, uploader: Uploader, values: Floats) -> Buffer:
         buffer = self._allocate(values.size, self._plan.arena_tier)

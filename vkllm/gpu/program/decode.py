@@ -35,7 +35,7 @@ from vkllm.gpu.program.operations import (
     score_constants,
 )
 from vkllm.gpu.program.rounds import PORTION_ROUNDS, most_polls, portion_rounds
-from vkllm.model.graph import Activate, Attention, HeadNormalization, Kind, Matvec, Norm, Op, Rotation
+from vkllm.model.ops import Activate, Attention, HeadNormalization, Kind, Matvec, Norm, Op, Rotation
 from vkllm.model.spec import LayerSpec, ModelSpec
 
 MAX_LINKS_OF_LAYER = 16

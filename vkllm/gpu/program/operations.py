@@ -14,7 +14,7 @@ from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.kernels import ACTIVATIONS, ATTENTION_TILE_ROWS, HEAD_WEIGHTS, KERNELS, LAST_ROW, NORM_FORMS
 from vkllm.gpu.program.weights import WeightPlanes
-from vkllm.model.graph import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
+from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
 
 MATMUL_SIZE = 256
 """Invocations of a workgroup of `matmul`."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import BLOCK, weight_format
-from vkllm.model.graph import Embed, Matvec, decoder, expected_shapes, head, widths
+from vkllm.model.graph import decoder, expected_shapes, head, widths
 from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_PARTS
+from vkllm.model.ops import Embed, Matvec
 from vkllm.model.spec import LayerSpec, ModelSpec
 
 CACHE_TYPES = {"f16": 64, "q8_0": 36}
