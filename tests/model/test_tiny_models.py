@@ -5,13 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-
-from vkllm.formats.gguf import ModelFile, read_tensor
-from vkllm.formats.quants import dequantize
-from vkllm.model.architectures import model_spec
-from vkllm.model.reference import Floats, Reference
+from file_reference import file_reference, log_softmax
 
 TINY = Path(__file__).parents[3] / "shared" / "tiny"
 FAMILIES = (
@@ -25,27 +20,11 @@ GELU = ("gemma2", "gemma3", "starcoder2")
 pytestmark = pytest.mark.skipif(not TINY.is_dir(), reason="needs the small models beside the checkout")
 
 
-def reference(path: Path, n_ctx: int) -> Reference:
-    """The model of a file."""
-    file = ModelFile.open(path)
-
-    def weight(name: str) -> Floats:
-        info = file.tensors[name]
-        return dequantize(read_tensor(path, info), info.format, info.shape)
-
-    return Reference(model_spec(file.metadata, file.tensors), weight, n_ctx)
-
-
-def log_softmax(logits: Floats) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_log_probabilities_and_greedy_tokens_are_llama_cpp_s(name: str) -> None:
     answers = json.loads((TINY / f"{name}.json").read_text())
     bound = 5e-3 if name in GELU else 2e-4
-    model = reference(TINY / f"{name}.gguf", answers["n_ctx"])
+    model = file_reference(TINY / f"{name}.gguf", answers["n_ctx"])
     found = log_softmax(model.run(answers["prompt_tokens"]))
     for row, top in zip(found, answers["positions"], strict=True):
         for token, logprob in top:

@@ -1,0 +1,132 @@
+"""Writes small random models of families, and of variants of them, that the models beside the checkout do not cover."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFWriter, TokenType
+from tiny_gguf import byte_tokens
+
+D, FF, N_HEADS, N_KV_HEADS, HEAD_DIM, N_VOCAB = 64, 96, 4, 2, 16, 288
+Shape = tuple[int, ...]
+
+Q, KV = N_HEADS * HEAD_DIM, N_KV_HEADS * HEAD_DIM
+ATTENTION: dict[str, Shape] = {
+    "attn_q.weight": (Q, D),
+    "attn_k.weight": (KV, D),
+    "attn_v.weight": (KV, D),
+    "attn_output.weight": (D, Q),
+}
+GATED: dict[str, Shape] = {"ffn_gate.weight": (FF, D), "ffn_up.weight": (FF, D), "ffn_down.weight": (D, FF)}
+UNGATED: dict[str, Shape] = {"ffn_up.weight": (FF, D), "ffn_down.weight": (D, FF)}
+NORM: dict[str, Shape] = {"attn_norm.weight": (D,)}
+NORMS: dict[str, Shape] = {**NORM, "ffn_norm.weight": (D,)}
+POST_NORMS: dict[str, Shape] = {"post_attention_norm.weight": (D,), "post_ffw_norm.weight": (D,)}
+HEAD_NORMS: dict[str, Shape] = {"attn_q_norm.weight": (HEAD_DIM,), "attn_k_norm.weight": (HEAD_DIM,)}
+NORMS_OF_EACH_HEAD: dict[str, Shape] = {
+    "attn_q_norm.weight": (N_HEADS, HEAD_DIM),
+    "attn_k_norm.weight": (N_KV_HEADS, HEAD_DIM),
+}
+RMS = {"attention.layer_norm_rms_epsilon": 0.02}
+LAYER_NORM = {"attention.layer_norm_epsilon": 0.02}
+
+
+def biases(shapes: dict[str, Shape], *names: str) -> dict[str, Shape]:
+    """A bias for each of these weights."""
+    return {f"{name}.bias": shapes[f"{name}.weight"][:1] for name in names}
+
+
+FUSED: dict[str, Shape] = {"attn_qkv.weight": (Q + 2 * KV, D), "attn_output.weight": (D, Q)}
+LLAMA = {**NORMS, **ATTENTION, **GATED}
+Variant = tuple[str, int, dict[str, Any], dict[str, Shape], dict[str, Shape]]
+
+VARIANTS: dict[str, Variant] = {
+    "llama with all biases": (
+        "llama", 2, RMS, LLAMA | biases(LLAMA, "attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), {},
+    ),
+    "qwen2 with queries, keys and values in one tensor": (
+        "qwen2", 2, RMS, NORMS | FUSED | biases(FUSED, "attn_qkv") | GATED, {"output.bias": (N_VOCAB,)},
+    ),
+    "ernie4_5": ("ernie4_5", 2, RMS | {"rope.freq_base": 700.0}, LLAMA, {}),
+    "command-r": ("command-r", 2, LAYER_NORM | {"logit_scale": 0.6}, NORM | ATTENTION | GATED, {}),
+    "command-r, with norms of heads as in R+": (
+        "command-r", 64, LAYER_NORM | {"logit_scale": 0.6}, NORM | ATTENTION | NORMS_OF_EACH_HEAD | GATED, {},
+    ),
+    "nemotron": (
+        "nemotron", 2, LAYER_NORM | {"rope.dimension_count": 8},
+        NORMS | ATTENTION | UNGATED | biases(NORMS | ATTENTION | UNGATED, "attn_norm", "ffn_norm", "attn_q", "ffn_up"),
+        {"output_norm.bias": (D,), "output.weight": (N_VOCAB, D)},
+    ),
+    "stablelm, as its 12B": (
+        "stablelm", 2, LAYER_NORM | {"use_parallel_residual": True, "rope.dimension_count": 8},
+        NORM | biases(NORM, "attn_norm") | ATTENTION | NORMS_OF_EACH_HEAD | GATED,
+        {"output_norm.bias": (D,), "output.weight": (N_VOCAB, D)},
+    ),
+    "exaone4, as its 32B": (
+        "exaone4", 64, RMS | {"attention.sliding_window": 12}, ATTENTION | HEAD_NORMS | GATED | POST_NORMS, {},
+    ),
+    "gemma2, as its 27B": (
+        "gemma2", 46, RMS | {"attention.sliding_window": 12, "attention.key_length": 16, "attention.value_length": 16,
+                             "attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0},
+        LLAMA | POST_NORMS, {},
+    ),
+    "gemma3 without a window": (
+        "gemma3", 2, RMS | {"attention.key_length": 16, "attention.value_length": 16, "rope.freq_base": 700.0},
+        LLAMA | HEAD_NORMS | POST_NORMS, {},
+    ),
+    "granite without rotations": (
+        "granite", 2, RMS | {"rope.scaling.finetuned": False, "logit_scale": 2.0}, LLAMA, {},
+    ),
+    "phi3 with YaRN's attention factor and one set of factors": (
+        "phi3", 2, RMS | {"rope.scaling.attn_factor": 1.1},
+        NORMS | FUSED | {"ffn_up.weight": (2 * FF, D), "ffn_down.weight": (D, FF)}, {},
+    ),
+    "mistral3 without YaRN": ("mistral3", 2, RMS, LLAMA, {}),
+}  # fmt: skip
+"""Name -> architecture, layers, metadata without the architecture in front, tensors of a layer, others."""
+
+
+def write_variant(path: Path, name: str, seed: int = 0) -> Path:
+    """Writes a model of VARIANTS; always the same numbers, all exact in float16."""
+    architecture, n_layers, fields, of_layer, others = VARIANTS[name]
+    writer = GGUFWriter(path, architecture)
+    defaults = {
+        "context_length": 256,
+        "embedding_length": D,
+        "block_count": n_layers,
+        "feed_forward_length": FF,
+        "attention.head_count": N_HEADS,
+        "attention.head_count_kv": N_KV_HEADS,
+        "rope.dimension_count": HEAD_DIM,
+    }
+    for key, value in (defaults | fields).items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+        add[type(value)](f"{architecture}.{key}", value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([*byte_tokens(), *[f"<{number}>" for number in range(N_VOCAB - 257)], "qq"])
+    writer.add_token_types([TokenType.NORMAL] * 256 + [TokenType.CONTROL] * (N_VOCAB - 257) + [TokenType.NORMAL])
+    writer.add_token_merges(["q q"])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+    random = np.random.default_rng(seed)
+
+    def tensor(name: str, shape: Shape) -> None:
+        is_norm = "norm" in name and name.endswith("weight")
+        values = random.normal(1.0, 0.2, shape) if is_norm else random.normal(0.0, 1.2 * D**-0.5, shape)
+        writer.add_tensor(name, values.astype(np.float16).astype(np.float32))
+
+    tensor("token_embd.weight", (N_VOCAB, D))
+    tensor("output_norm.weight", (D,))
+    for tensor_name, shape in others.items():
+        tensor(tensor_name, shape)
+    for layer in range(n_layers):
+        for tensor_name, shape in of_layer.items():
+            tensor(f"blk.{layer}.{tensor_name}", shape)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
