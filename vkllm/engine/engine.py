@@ -21,10 +21,10 @@ from vkllm.engine.kvcache import KVCache, shifted
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.prompt_rows import PromptRows, wanted_rows
 from vkllm.engine.requests import EngineConfig, Request, StateQuery
-from vkllm.engine.running import Run
+from vkllm.engine.running import Run, refusal
 from vkllm.engine.sampler import Sampler, logprobs
 from vkllm.engine.saved_state import SavedStates
-from vkllm.errors import ContextOverflow, DeviceLost, DeviceTimeout, InvalidParameter, VkllmError, counted
+from vkllm.errors import DeviceLost, DeviceTimeout, InvalidParameter, VkllmError, counted
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.measure.arithmetic import product_rate
 from vkllm.gpu.measure.bandwidth import read_bandwidth
@@ -219,16 +219,11 @@ class Engine:
         request, submitted_s = self._waiting.popleft()
         if isinstance(request, StateQuery):
             return [self._move_state(request)]
-        prompt = request.prompt_token_ids
-        # an answer needs room for at least one token
-        if not 0 < len(prompt) <= self._n_ctx - request.is_answered:
-            error = ContextOverflow(
-                f"the prompt has {counted(len(prompt), 'token')} and the context holds {self._n_ctx}; "
-                "shorten the prompt or load the model with a larger context"
-            )
+        prompt, is_causal = request.prompt_token_ids, self._program.spec.is_causal
+        if (error := refusal(request, self._n_ctx, is_causal=is_causal)) is not None:
             return [Failed(request.id, error)]
         self._cache.belong_to(request.origin)
-        n_cached = self._cache.reuse(prompt[: wanted_rows(request).start + 1])
+        n_cached = self._cache.reuse(prompt[: wanted_rows(request).start + 1] if is_causal else ())
         sampler = Sampler(request.params, prompt)
         self._run = Run(request, sampler, submitted_s, time.perf_counter(), n_cached, list(prompt))
         try:
@@ -262,7 +257,7 @@ class Engine:
         """Runs the next chunk of a prompt without an answer, and reports the results of its rows."""
         prompt, start = run.request.prompt_token_ids, len(self._cache.tokens)
         n_wanted = wanted_rows(run.request).stop
-        end = min(start + self._lengths.n_rows(), n_wanted)
+        end = min(start + self._lengths.n_rows(), n_wanted) if self._program.spec.is_causal else len(prompt)
         self._run_chunk(prompt[start:end], start)
         self._cache.tokens += prompt[start:end]
         events = self._prompt_rows.events(run, start, end)

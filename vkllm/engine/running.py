@@ -12,6 +12,8 @@ from vkllm.engine.constraint import Constraint
 from vkllm.engine.events import RunStats
 from vkllm.engine.requests import Request
 from vkllm.engine.sampler import Sampler
+from vkllm.errors import ContextOverflow, InvalidParameter, VkllmError, counted
+from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.gpu.program.program import Result, Submitted
 
 
@@ -64,3 +66,23 @@ class Run:
             generate_s=self.last_token_s - self.first_token_s,
             n_shifts=self.n_shifts,
         )
+
+
+def refusal(request: Request, n_ctx: int, *, is_causal: bool) -> VkllmError | None:
+    """Why a request cannot be run with a context of n_ctx tokens, if so. is_causal: whether the model's is."""
+    n_tokens = len(request.prompt_token_ids)
+    # an answer needs room for at least one token
+    if not 0 < n_tokens <= n_ctx - request.is_answered:
+        return ContextOverflow(
+            f"the prompt has {counted(n_tokens, 'token')} and the context holds {n_ctx}; "
+            "shorten the prompt or load the model with a larger context"
+        )
+    if is_causal:
+        return None
+    if request.pooling is None:
+        return InvalidParameter("this model makes embeddings only, because it reads a text in both directions")
+    if n_tokens > MAX_ROWS:
+        return ContextOverflow(
+            f"the text has {counted(n_tokens, 'token')}; a model that reads in both directions takes at most {MAX_ROWS}"
+        )
+    return None

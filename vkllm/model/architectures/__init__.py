@@ -10,7 +10,7 @@ from vkllm.model.architectures.cohere import cohere2, command_r
 from vkllm.model.architectures.ernie4_5 import ernie4_5
 from vkllm.model.architectures.exaone4 import exaone4
 from vkllm.model.architectures.family import Family
-from vkllm.model.architectures.gemma import gemma2, gemma3
+from vkllm.model.architectures.gemma import gemma2, gemma3, gemma_embedding
 from vkllm.model.architectures.glm4 import glm4
 from vkllm.model.architectures.granite import granite
 from vkllm.model.architectures.header import Header
@@ -34,6 +34,7 @@ FAMILIES: dict[str, Family] = {
     "exaone4": exaone4,
     "gemma2": gemma2,
     "gemma3": gemma3,
+    "gemma-embedding": gemma_embedding,
     "glm4": glm4,
     "granite": granite,
     "hunyuan-dense": hunyuan_dense,

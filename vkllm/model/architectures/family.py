@@ -60,6 +60,7 @@ def dense_model(header: Header, layers: Sequence[LayerSpec], **fields: Any) -> M
         norm_eps=0.0,
         output_weight="output.weight" if header.has("output.weight") else "token_embd.weight",
         has_output_bias=header.has("output.bias"),
+        is_causal=header.boolean("attention.causal", True),
     )
     header.integer("pooling_type", 0)
     key = (

@@ -38,6 +38,20 @@ def gemma3(header: Header) -> ModelSpec:
     return _model(header, dense_layers(header, "half", change=change), header.number("final_logit_softcapping", 0.0))
 
 
+def gemma_embedding(header: Header) -> ModelSpec:
+    """Gemma 3 that reads in both directions, for embeddings: a row also sees half a window of what follows it."""
+    windows = header.windows(header.n_layers, period=6)
+    theta = header.number("rope.freq_base_swa", 10000.0)
+
+    def change(number: int, layer: LayerSpec) -> LayerSpec:
+        layer = replace(_gemma(header, layer, _GEMMA3_27B_LAYERS), head_norm=HeadNorm())
+        if windows[number] == 0 or layer.rope is None:
+            return layer
+        return replace(layer, window=windows[number] // 2 + 1, rope=replace(layer.rope, theta=theta, scale=1.0))
+
+    return replace(_model(header, dense_layers(header, "half", change=change), 0.0), is_causal=False)
+
+
 def _gemma(header: Header, layer: LayerSpec, n_layers_27b: int) -> LayerSpec:
     """What all layers of both have: norms before and after attention and feed-forward layer, and GELU."""
     size = layer.head_dim
