@@ -83,17 +83,25 @@ VARIANTS: dict[str, Variant] = {
         "phi3", 2, RMS | {"rope.scaling.attn_factor": 1.1},
         NORMS | FUSED | {"ffn_up.weight": (2 * FF, D), "ffn_down.weight": (D, FF)}, {},
     ),
+    "gemma-embedding": (
+        "gemma-embedding", 6, RMS | {"attention.sliding_window": 11, "pooling_type": 1, "attention.key_length": 16,
+                                     "attention.value_length": 16, "rope.freq_base": 700.0},
+        LLAMA | HEAD_NORMS | POST_NORMS, {},
+    ),
+    "qwen2 in both directions": (
+        "qwen2", 2, RMS | {"attention.causal": False, "pooling_type": 1, "rope.freq_base": 700.0}, LLAMA, {},
+    ),
     "mistral3 without YaRN": ("mistral3", 2, RMS, LLAMA, {}),
 }  # fmt: skip
 """Name -> architecture, layers, metadata without the architecture in front, tensors of a layer, others."""
 
 
-def write_variant(path: Path, name: str, seed: int = 0) -> Path:
+def write_variant(path: Path, name: str, seed: int = 0, n_ctx: int = 256) -> Path:
     """Writes a model of VARIANTS; always the same numbers, all exact in float16."""
     architecture, n_layers, fields, of_layer, others = VARIANTS[name]
     writer = GGUFWriter(path, architecture)
     defaults = {
-        "context_length": 256,
+        "context_length": n_ctx,
         "embedding_length": D,
         "block_count": n_layers,
         "feed_forward_length": FF,

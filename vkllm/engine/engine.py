@@ -24,7 +24,7 @@ from vkllm.engine.requests import EngineConfig, Request, StateQuery
 from vkllm.engine.running import Run, refusal
 from vkllm.engine.sampler import Sampler, logprobs
 from vkllm.engine.saved_state import SavedStates
-from vkllm.errors import DeviceLost, DeviceTimeout, InvalidParameter, VkllmError, counted
+from vkllm.errors import ContextOverflow, DeviceLost, DeviceTimeout, InvalidParameter, VkllmError, counted
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.measure.arithmetic import product_rate
 from vkllm.gpu.measure.bandwidth import read_bandwidth
@@ -220,8 +220,8 @@ class Engine:
         if isinstance(request, StateQuery):
             return [self._move_state(request)]
         prompt, is_causal = request.prompt_token_ids, self._program.spec.is_causal
-        if (error := refusal(request, self._n_ctx, is_causal=is_causal)) is not None:
-            return [Failed(request.id, error)]
+        if (problem := refusal(request, self._n_ctx, is_causal=is_causal)) is not None:
+            return [Failed(request.id, problem)]
         self._cache.belong_to(request.origin)
         n_cached = self._cache.reuse(prompt[: wanted_rows(request).start + 1] if is_causal else ())
         sampler = Sampler(request.params, prompt)
