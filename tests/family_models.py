@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from gguf import GGUFWriter, TokenType
@@ -40,60 +42,69 @@ def biases(shapes: dict[str, Shape], *names: str) -> dict[str, Shape]:
 
 FUSED: dict[str, Shape] = {"attn_qkv.weight": (Q + 2 * KV, D), "attn_output.weight": (D, Q)}
 LLAMA = {**NORMS, **ATTENTION, **GATED}
-Variant = tuple[str, int, dict[str, Any], dict[str, Shape], dict[str, Shape]]
+
+
+class Variant(NamedTuple):
+    """A model: metadata without the architecture in front, tensors of each layer, and others."""
+
+    architecture: str
+    n_layers: int
+    fields: dict[str, Any]
+    of_layer: dict[str, Shape]
+    others: Mapping[str, Shape] = MappingProxyType({})
+
 
 VARIANTS: dict[str, Variant] = {
-    "llama with all biases": (
-        "llama", 2, RMS, LLAMA | biases(LLAMA, "attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), {},
+    "llama with all biases": Variant(
+        "llama", 2, RMS, LLAMA | biases(LLAMA, "attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
     ),
-    "qwen2 with queries, keys and values in one tensor": (
+    "qwen2 with queries, keys and values in one tensor": Variant(
         "qwen2", 2, RMS, NORMS | FUSED | biases(FUSED, "attn_qkv") | GATED, {"output.bias": (N_VOCAB,)},
     ),
-    "ernie4_5": ("ernie4_5", 2, RMS | {"rope.freq_base": 700.0}, LLAMA, {}),
-    "command-r": ("command-r", 2, LAYER_NORM | {"logit_scale": 0.6}, NORM | ATTENTION | GATED, {}),
-    "command-r, with norms of heads as in R+": (
-        "command-r", 64, LAYER_NORM | {"logit_scale": 0.6}, NORM | ATTENTION | NORMS_OF_EACH_HEAD | GATED, {},
+    "ernie4_5": Variant("ernie4_5", 2, RMS | {"rope.freq_base": 700.0}, LLAMA),
+    "command-r": Variant("command-r", 2, LAYER_NORM | {"logit_scale": 0.6}, NORM | ATTENTION | GATED),
+    "command-r, with norms of heads as in R+": Variant(
+        "command-r", 64, LAYER_NORM | {"logit_scale": 0.6}, NORM | ATTENTION | NORMS_OF_EACH_HEAD | GATED,
     ),
-    "nemotron": (
+    "nemotron": Variant(
         "nemotron", 2, LAYER_NORM | {"rope.dimension_count": 8},
         NORMS | ATTENTION | UNGATED | biases(NORMS | ATTENTION | UNGATED, "attn_norm", "ffn_norm", "attn_q", "ffn_up"),
         {"output_norm.bias": (D,), "output.weight": (N_VOCAB, D)},
     ),
-    "stablelm, as its 12B": (
+    "stablelm, as its 12B": Variant(
         "stablelm", 2, LAYER_NORM | {"use_parallel_residual": True, "rope.dimension_count": 8},
         NORM | biases(NORM, "attn_norm") | ATTENTION | NORMS_OF_EACH_HEAD | GATED,
         {"output_norm.bias": (D,), "output.weight": (N_VOCAB, D)},
     ),
-    "exaone4, as its 32B": (
-        "exaone4", 64, RMS | {"attention.sliding_window": 12}, ATTENTION | HEAD_NORMS | GATED | POST_NORMS, {},
+    "exaone4, as its 32B": Variant(
+        "exaone4", 64, RMS | {"attention.sliding_window": 12}, ATTENTION | HEAD_NORMS | GATED | POST_NORMS,
     ),
-    "gemma2, as its 27B": (
+    "gemma2, as its 27B": Variant(
         "gemma2", 46, RMS | {"attention.sliding_window": 12, "attention.key_length": 16, "attention.value_length": 16,
                              "attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0},
-        LLAMA | POST_NORMS, {},
+        LLAMA | POST_NORMS,
     ),
-    "gemma3 without a window": (
+    "gemma3 without a window": Variant(
         "gemma3", 2, RMS | {"attention.key_length": 16, "attention.value_length": 16, "rope.freq_base": 700.0},
-        LLAMA | HEAD_NORMS | POST_NORMS, {},
+        LLAMA | HEAD_NORMS | POST_NORMS,
     ),
-    "granite without rotations": (
-        "granite", 2, RMS | {"rope.scaling.finetuned": False, "logit_scale": 2.0}, LLAMA, {},
+    "granite without rotations": Variant(
+        "granite", 2, RMS | {"rope.scaling.finetuned": False, "logit_scale": 2.0}, LLAMA,
     ),
-    "phi3 with YaRN's attention factor and one set of factors": (
+    "phi3 with YaRN's attention factor and one set of factors": Variant(
         "phi3", 2, RMS | {"rope.scaling.attn_factor": 1.1},
-        NORMS | FUSED | {"ffn_up.weight": (2 * FF, D), "ffn_down.weight": (D, FF)}, {},
+        NORMS | FUSED | {"ffn_up.weight": (2 * FF, D), "ffn_down.weight": (D, FF)},
     ),
-    "gemma-embedding": (
+    "gemma-embedding": Variant(
         "gemma-embedding", 6, RMS | {"attention.sliding_window": 11, "pooling_type": 1, "attention.key_length": 16,
                                      "attention.value_length": 16, "rope.freq_base": 700.0},
-        LLAMA | HEAD_NORMS | POST_NORMS, {},
+        LLAMA | HEAD_NORMS | POST_NORMS,
     ),
-    "qwen2 in both directions": (
-        "qwen2", 2, RMS | {"attention.causal": False, "pooling_type": 1, "rope.freq_base": 700.0}, LLAMA, {},
+    "qwen2 in both directions": Variant(
+        "qwen2", 2, RMS | {"attention.causal": False, "pooling_type": 1, "rope.freq_base": 700.0}, LLAMA,
     ),
-    "mistral3 without YaRN": ("mistral3", 2, RMS, LLAMA, {}),
+    "mistral3 without YaRN": Variant("mistral3", 2, RMS, LLAMA),
 }  # fmt: skip
-"""Name -> architecture, layers, metadata without the architecture in front, tensors of a layer, others."""
 
 
 def write_variant(path: Path, name: str, seed: int = 0, n_ctx: int = 256) -> Path:

@@ -28,27 +28,31 @@ from vkllm.model.keys import check_is_model, check_keys, shown
 from vkllm.model.spec import ModelSpec, Pooling
 
 FAMILIES: dict[str, Family] = {
-    "cohere2": cohere2,
-    "command-r": command_r,
-    "ernie4_5": ernie4_5,
-    "exaone4": exaone4,
-    "gemma2": gemma2,
-    "gemma3": gemma3,
-    "gemma-embedding": gemma_embedding,
-    "glm4": glm4,
-    "granite": granite,
-    "hunyuan-dense": hunyuan_dense,
-    "llama": llama,
-    "mistral3": mistral3,
-    "nemotron": nemotron,
-    "olmo2": olmo2,
-    "phi3": phi3,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-    "seed_oss": seed_oss,
-    "smollm3": smollm3,
-    "stablelm": stablelm,
-    "starcoder2": starcoder2,
+    "cohere2": Family("Command R7B, Command A", cohere2),
+    "command-r": Family("Command R, Command R+, Aya", command_r),
+    "ernie4_5": Family("ERNIE 4.5 0.3B", ernie4_5),
+    "exaone4": Family("EXAONE 4", exaone4),
+    "gemma2": Family("Gemma 2", gemma2),
+    "gemma3": Family("Gemma 3 (its text side), MedGemma, FunctionGemma", gemma3),
+    "gemma-embedding": Family("EmbeddingGemma", gemma_embedding),
+    "glm4": Family("GLM-4-0414, GLM-Z1", glm4),
+    "granite": Family("Granite 3 and 4 (dense)", granite),
+    "hunyuan-dense": Family("Hunyuan 0.5B to 7B", hunyuan_dense),
+    "llama": Family(
+        "Llama 1 to 3.3, CodeLlama, Mistral, Nemo, Mistral Small, Devstral Small, SmolLM2, TinyLlama, Yi, Falcon 3, "
+        "Hermes, DeepSeek-R1 (Llama distillations)",
+        llama,
+    ),
+    "mistral3": Family("Ministral 3, Devstral Small 2", mistral3),
+    "nemotron": Family("Nemotron, Minitron (4B, 8B)", nemotron),
+    "olmo2": Family("OLMo 2, OLMo 3", olmo2),
+    "phi3": Family("Phi-3, Phi-3.5, Phi-4, Phi-4-mini", phi3),
+    "qwen2": Family("Qwen2, Qwen2.5, Qwen2.5-Coder, QwQ, DeepSeek-R1 (Qwen distillations)", qwen2),
+    "qwen3": Family("Qwen3 (dense), Qwen3-Embedding, DeepSeek-R1-0528-Qwen3", qwen3),
+    "seed_oss": Family("Seed-OSS", seed_oss),
+    "smollm3": Family("SmolLM3", smollm3),
+    "stablelm": Family("StableLM, StableLM 2, Stable Code", stablelm),
+    "starcoder2": Family("StarCoder2", starcoder2),
 }
 """By `general.architecture`."""
 
@@ -69,7 +73,7 @@ def model_spec(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelSp
     if not tensors:
         raise UnsupportedModel(f"{metadata.path}: this file has no tensors, only a vocabulary; take the whole model.")
     header = Header(metadata, tensors)
-    spec = FAMILIES[architecture](header)
+    spec = FAMILIES[architecture].read(header)
     check_numbers(spec, metadata)
     check_keys(spec, metadata, header.keys)
     check_tensors(spec, metadata, tensors)

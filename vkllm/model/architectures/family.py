@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vkllm.model.architectures.header import MATRICES, Header
 from vkllm.model.architectures.rope import Pairing, read_rope
 from vkllm.model.spec import LayerSpec, ModelSpec
 
-Family = Callable[[Header], ModelSpec]
-"""Reads the specification of a family of models. It need not check numbers or tensors; keys that it does not ask the
-header for are refused, unless they change nothing (model/keys.py)."""
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models, which `general.architecture` names. models: what people call those that belong to it.
+
+    read: reads the specification. It need not check numbers or tensors; keys that it does not ask the header for are
+    refused, unless they change nothing (model/keys.py).
+    """
+
+    models: str
+    read: Callable[[Header], ModelSpec]
 
 
 def dense_layers(
