@@ -72,7 +72,6 @@ def test_rotations_of_llama_3_and_an_output_of_its_own_are_computed(tmp_path: Pa
 
 
 REFUSED: dict[str, Any] = {
-    "attention.causal": False,
     "attention.sliding_window": 128,
     "attention.value_length": 64,
     "attention.clamp_kqv": 8.0,
