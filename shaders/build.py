@@ -23,27 +23,32 @@ import numpy as np
 SHADERS = Path(__file__).parent
 sys.path.insert(0, str(SHADERS.parent))
 
-from vkllm.gpu.device.kernel import KernelSpec  # noqa: E402
-from vkllm.gpu.program.kernels import KERNELS  # noqa: E402
+from vkllm.gpu.device.kernel import QUANTIZED_FORMATS, KernelSpec  # noqa: E402
+from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS  # noqa: E402
 
 OPTIONS = ("--target-env=vulkan1.1", "-O")
 MANIFEST = SHADERS / "spv" / "manifest.json"
 
 
-def sources(path: Path) -> list[Path]:
-    """A shader and everything that it includes, in order of first use."""
+def sources(path: Path, weight_format: str | None = None) -> list[Path]:
+    """A shader and everything that it includes, in order of first use; of the formats' files, only that of the format.
+
+    Without a format, of all of them.
+    """
     found = [path]
     for include in re.findall(r'^#include "(.+)"', path.read_text(), re.M):
         # glslc looks beside the including file; paths with a folder start at shaders/
         target = (SHADERS if "/" in include else path.parent) / include
-        found += [source for source in sources(target) if source not in found]
+        is_other = path.name == "format.glsl" and weight_format is not None and target.stem != weight_format.lower()
+        if not is_other:
+            found += [source for source in sources(target, weight_format) if source not in found]
     return found
 
 
 def source_hash(kernel: KernelSpec, symbols: tuple[str, ...]) -> str:
     """Hash of all that decides a module: options, symbols, sources."""
     digest = hashlib.sha256(repr((OPTIONS, symbols)).encode())
-    for path in sources(SHADERS / f"{kernel.name}.comp"):
+    for path in sources(SHADERS / f"{kernel.name}.comp", symbols[0] if kernel.formats else None):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -57,6 +62,8 @@ def header_errors(kernel: KernelSpec) -> list[str]:
     for field in ("bindings", "constants", "push", "formats", "subgroup"):
         line = re.search(rf"^// {field}:(.*)$", text, re.M)
         stated = tuple(line.group(1).split()) if line else ()
+        if field == "formats" and len(stated) == 1:
+            stated = {"all": WEIGHT_FORMATS, "quantized": QUANTIZED_FORMATS}.get(stated[0], stated)
         if stated != getattr(kernel, field):
             errors.append(f"{kernel.name}.comp: header says {field} {stated}, kernels.py {getattr(kernel, field)}")
     declared = [name for name in ("numerics", "dispatch") if f"// {name}:" not in text]

@@ -3,7 +3,7 @@
 // constants: local_size columns scale
 // push: first_row n_table_rows
 // dispatch: x = any, y = tokens; of a table in parts, one dispatch a part, which has n_table_rows rows from first_row on
-// formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
+// formats: all
 // numerics: exact dequantization; scale is sent as the bits of a float32
 #version 450
 #extension GL_GOOGLE_include_directive : require
@@ -20,13 +20,14 @@ layout(std430, binding = 1) readonly buffer Scales { uint scales[]; };
 layout(std430, binding = 2) writeonly buffer X { float x[]; };
 #define STEP_BINDING 3
 #include "lib/step.glsl"
-#include "lib/weights.glsl"
+#include "formats/format.glsl"
 
 void main() {
   uint row = gl_WorkGroupID.y;
   if (row >= n_rows) return;
   uint token = rows[row].x - first_row; // wraps around for those before
   if (token >= n_table_rows) return;
+  prepare_weights();
   uint first_block = token * (COLUMNS / 32);
   for (uint c = gl_GlobalInvocationID.x; c < COLUMNS; c += gl_NumWorkGroups.x * gl_WorkGroupSize.x) {
     float v = value(first_block + c / 32, c % 32);

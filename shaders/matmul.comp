@@ -3,7 +3,7 @@
 // constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens adds matrix_m matrix_n matrix_k tile_rows steps_ahead has_bias factor
 // push: n_weight_rows y_offset y_stride
 // dispatch: x = rows / tile_rows, rounded up; y = tokens / tile_tokens, rounded up
-// formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
+// formats: all
 // subgroup: basic
 // requires: full subgroups; cooperative_matrix (float16 to float32, of 8 or 16 in each direction), fp16; rows a multiple of 16,
 //   columns of TILE_COLUMNS; x and y hold whole tiles of tokens
@@ -43,7 +43,9 @@ layout(std430, binding = 4) writeonly buffer Y { float y[]; };
 #define STEP_BINDING 5
 layout(std430, binding = 6) readonly buffer Bias { float bias[]; };
 #include "lib/step.glsl"
-#include "lib/weights.glsl"
+#define NEEDS_HALVES
+#include "lib/pack.glsl"
+#include "formats/format.glsl"
 #include "lib/halves.glsl"
 
 const uint BLOCKS = COLUMNS / 32;
@@ -77,9 +79,9 @@ void load_step(uint s, uint w_block, uint token0, uint block) {
 
 void store_step(uint s, uint w_block, uint block) {
   uint self = gl_LocalInvocationIndex, to = self / TILE_BLOCKS * STRIDE + self % TILE_BLOCKS * 4;
-  [[unroll]] for (uint i = 0; i < 4; i++) {
-    w_tile[to + i] = eight_halves(w[s], w_block + block, i);
-  }
+  uvec4 halves[4];
+  halves_of(w[s], w_block + block, halves);
+  [[unroll]] for (uint i = 0; i < 4; i++) w_tile[to + i] = halves[i];
   [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
     uint chunk = self + i * LOCAL_SIZE;
     uint from = (s * X_CHUNKS + i) * 2;
@@ -90,6 +92,7 @@ void store_step(uint s, uint w_block, uint block) {
 void main() {
   uint token0 = gl_WorkGroupID.y * TILE_TOKENS, row0 = gl_WorkGroupID.x * TILE_ROWS;
   if (token0 >= n_rows) return;
+  prepare_weights();
   uint self = gl_LocalInvocationIndex;
   uint w_block = min(row0 + self / TILE_BLOCKS, n_weight_rows - 1) * BLOCKS + self % TILE_BLOCKS;
   uint row_step0 = gl_SubgroupID % SUBGROUPS_ALONG_ROWS * ROW_STEPS;

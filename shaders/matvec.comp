@@ -4,7 +4,7 @@
 // push: n_weight_rows y_offset y_stride
 // dispatch: x = rows / (subgroups of a workgroup * rows_per_subgroup), of which the surplus goes on in z;
 //   y = tokens / tokens_per_workgroup
-// formats: F32 F16 BF16 Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
+// formats: all
 // subgroup: arithmetic
 // requires: full subgroups, or the _plain variant; integer dot product for quantized weights, or the _soft variant
 // numerics: quantized: integer products of 16-bit activations, exact within a block (_soft: float32, exact up to 4
@@ -42,12 +42,13 @@ layout(std430, binding = 7) readonly buffer Bias { float bias[]; };
 const uint BLOCKS = COLUMNS / 32;
 #include "lib/step.glsl"
 #include "lib/subgroups.glsl"
-#include "lib/weights.glsl"
+#include "formats/format.glsl"
 #include "lib/products.glsl"
 
 void main() {
   uint token0 = gl_WorkGroupID.y * TOKENS;
   if (token0 >= n_rows) return;
+  prepare_weights();
   uint group = gl_WorkGroupID.z * gl_NumWorkGroups.x + gl_WorkGroupID.x;
   uint row0 = (group * N_SUBGROUPS + SUBGROUP) * ROWS;
 #ifndef PLAIN // whose invocations stay together

@@ -3,7 +3,7 @@
 // constants: local_size columns first_column n_columns rows_per_subgroup unroll norms gates adds eps most_polls steps_touched doubles has_bias factor activation norm_has_bias
 // push: n_y_rows y_offset link n_awaited
 // dispatch: x = as many workgroups as run at once, or fewer: each takes rows until none are left
-// formats: Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
+// formats: quantized
 // subgroup: arithmetic shuffle
 // requires: full subgroups of 8 or more and of no fewer lanes than rows_per_subgroup;
 //   first_column a multiple of 256; 2.25 bytes of shared memory a column that it reads; integer dot product, or the
@@ -73,7 +73,7 @@ shared float partial[128];
 #define Q16_SCALES(block) x_scales[block]
 #include "lib/chain.glsl"
 #include "lib/q16.glsl"
-#include "lib/weights.glsl"
+#include "formats/format.glsl"
 #include "lib/products.glsl"
 #include "lib/activations.glsl"
 
@@ -239,7 +239,7 @@ void multiply_in_place(uint row0, uint stride) {
         Activations a = load_activations(0, b);
         [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
           // blocks that share a word of scales lie in neighbouring lanes
-          uint place = ROW_BLOCKS % 2 == 0 ? gl_SubgroupInvocationID : block_index(row0, r, b);
+          uint place = ROW_BLOCKS % SHARED_BLOCKS == 0 ? gl_SubgroupInvocationID : block_index(row0, r, b);
           sums[r] += product(w[u * WEIGHT_ROWS + r], place, a);
         }
       }
@@ -255,6 +255,7 @@ void main() {
   uint lane = gl_SubgroupInvocationID;
   load_step(row0, lane); // on its way while the activations come
   if (STEPS_TOUCHED != 0 && touch_steps(row0, lane, stride) == 1) partial[127] = 0.0; // so that it is not left out
+  prepare_weights();
   await_link();
   load_source();
   float factor = norm_factor();

@@ -3,8 +3,8 @@
 // constants: local_size
 // push: n_units first_unit
 // dispatch: x = units / local_size (a smaller dispatch loops)
-// formats: Q4_0 Q4_1 Q8_0 Q4_K Q5_K Q6_K
-// numerics: copies, and Q6_K's d / 4, exactly
+// formats: quantized
+// numerics: copies, and d divided by a power of two, exactly
 // source: vkllm/formats/quants.py, split_planes
 #version 450
 #extension GL_GOOGLE_include_directive : require
@@ -18,12 +18,19 @@ layout(std430, binding = 0) readonly buffer Raw { uint raw[]; };
 layout(std430, binding = 1) writeonly buffer Quants { uint quants[]; };
 layout(std430, binding = 2) writeonly buffer Scales { uint scales[]; };
 
-// Each defines PARTS, invocations for a unit, and split(unit, part).
-#if defined(Q4_K) || defined(Q5_K) || defined(Q6_K)
-#include "lib/split_superblocks.glsl"
-#else
-#include "lib/split_blocks.glsl"
-#endif
+// four bytes and two bytes from any byte on
+uint raw_word(uint from) {
+  uint shift = from % 4 * 8, word = raw[from / 4] >> shift;
+  return shift == 0 ? word : word | raw[from / 4 + 1] << (32 - shift);
+}
+
+uint raw_half(uint from) {
+  return from % 4 == 3 ? raw_word(from) & 0xffffu : bitfieldExtract(raw[from / 4], int(from % 4 * 8), 16);
+}
+
+// A format's file defines PARTS, invocations for a unit, and split(unit, part).
+#define SPLITS
+#include "formats/format.glsl"
 
 void main() {
   uint stride = gl_NumWorkGroups.x * gl_WorkGroupSize.x;

@@ -42,7 +42,7 @@ def content(name: str) -> bytes:
 def tiny(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub with one repository, and a catalogue with one model of it."""
     monkeypatch.setattr("vkllm.store.catalog.read_catalog", lambda: [HUB_ENTRY, WHEEL_ENTRY])
-    add(hub, "tiny.Q8_0.gguf", "tiny.Q4_K_M.gguf", "tiny.IQ2_XS.gguf", "mmproj-tiny-F16.gguf")
+    add(hub, "tiny.Q8_0.gguf", "tiny.Q4_K_M.gguf", "tiny.Q4_0_4_4.gguf", "mmproj-tiny-F16.gguf")
 
 
 def add(hub: HubServer, *names: str, repo: str = REPO) -> None:
@@ -121,7 +121,7 @@ def test_an_address_of_another_kind_is_told() -> None:
 
 
 def test_a_model_is_fetched_once_and_then_found_without_the_network(hub: HubServer) -> None:
-    for name in ("tiny", f"hf.co/{REPO}:Q4_K_M", f"hf:{REPO}/tiny.IQ2_XS.gguf"):
+    for name in ("tiny", f"hf.co/{REPO}:Q4_K_M", f"hf:{REPO}/tiny.Q4_0_4_4.gguf"):
         assert local_model(name) is None
         path = find_model(name)
         hub.seen.clear()
@@ -156,7 +156,7 @@ def test_the_model_that_is_meant_in_a_repository(hub: HubServer, files: list[str
     ("files", "name", "error", "words"),
     [
         (
-            ["a.Q5_K_M.gguf", "a.Q8_0.gguf", "a.IQ1_S.gguf"],
+            ["a.Q5_K_M.gguf", "a.Q8_0.gguf", "a.Q4_0_4_4.gguf"],
             "hf.co/o/r",
             ModelNotFound,
             "several models among a.Q5_K_M.gguf, a.Q8_0.gguf; name one, as in hf.co/o/r:Q5_K_M",
@@ -175,7 +175,7 @@ def test_the_model_that_is_meant_in_a_repository(hub: HubServer, files: list[str
         ),
         (["a.gguf", "b.gguf"], "https://hf.co/o/r/", ModelNotFound, "name one, as in hf:o/r/a.gguf"),
         (["README.md", "model.safetensors"], "hf.co/o/r", ModelNotFound, "no GGUF files that vkllm runs"),
-        (["a.IQ2_XS.gguf"], "hf.co/o/r:IQ2_XS", UnsupportedModel, "vkllm does not run IQ2_XS; take one of .* Q4_0,"),
+        (["a.IQ4_KS.gguf"], "hf.co/o/r:IQ4_KS", UnsupportedModel, "vkllm does not run IQ4_KS; take one of .* Q4_0,"),
         (["a-Q4_0-00001-of-00002.gguf"], "hf.co/o/r", ModelNotFound, "no GGUF files"),
     ],
 )

@@ -19,6 +19,15 @@ float half_sum(uvec4 w, uvec4 high, uvec4 low) {
 float block_sum(uvec4 w0, uvec4 w1, uvec4 high0, uvec4 high1, uvec4 low0, uvec4 low1) {
   return half_sum(w0, high0, low0) + half_sum(w1, high1, low1);
 }
+
+// Of products with factor * byte + added. With a sum of the activations besides, an RX 7900 would spill registers.
+float scaled_half_sum(uvec4 w, float factor, float added, uvec4 high, uvec4 low) {
+  float sum = 0.0;
+  [[unroll]] for (uint i = 0; i < 4; i++) {
+    sum += dot(factor * signed_bytes(w[i]) + added, 256.0 * signed_bytes(high[i]) + signed_bytes(low[i]));
+  }
+  return sum;
+}
 #else
 int dot4(uint a, uint b) { return dotPacked4x8EXT(int(a), int(b)); }
 

@@ -1,6 +1,6 @@
 // Products of weight block `block` with an activation block. The including file declares `uvec4 x[]`, `vec2 x_scales[]`
 // and BLOCKS, the blocks of a row: q16 blocks (lib/q16.glsl) for quantized weights, plain float32 for the others.
-#if !defined(F32) && !defined(F16) && !defined(BF16)
+#ifndef HAS_NUMBERS
 #include "dot4.glsl"
 
 struct Activations {
@@ -23,20 +23,28 @@ Activations load_activations(uint row, uint block) {
 float product(Weights w, uint block, Activations a) {
   uvec4 first, second;
   unpack(w, first, second);
-  vec2 scale = scales_of(w, block);
-#if defined(Q6_K)
-  // a half block's sum is below 2^26 and divisible by 4, so its float is exact
+  Scales scale = scales_of(w, block);
+#if defined(SOFT_DOT) && defined(HAS_HALF_SCALES) && defined(HAS_MINIMA)
+  return a.scale.x * (scaled_half_sum(first, scale.x, scale.z, a.high[0], a.low[0]) +
+                      scaled_half_sum(second, scale.y, scale.w, a.high[1], a.low[1]));
+#elif defined(HAS_HALF_SCALES)
+  // a half block's sum is below 2^26, and its float exact where the bytes have four bits or end with zeros
   float first_sum = half_sum(first, a.high[0], a.low[0]);
   float second_sum = half_sum(second, a.high[1], a.low[1]);
-  return a.scale.x * (scale.x * first_sum + scale.y * second_sum);
+  float sum = a.scale.x * (scale.x * first_sum + scale.y * second_sum);
+#ifdef HAS_MINIMA
+  float first_ones = a.scale.x * half_sum(uvec4(0x01010101u), a.high[0], a.low[0]);
+  sum += scale.z * first_ones + scale.w * (a.scale.y - first_ones);
+#endif
+  return sum;
 #else
   float sum = a.scale.x * block_sum(first, second, a.high[0], a.high[1], a.low[0], a.low[1]);
-#if defined(Q4_0)
-  return scale.x * (sum - 8.0 * a.scale.y);
-#elif defined(Q8_0)
-  return scale.x * sum;
-#else
+#if defined(HAS_MINIMA)
   return scale.x * sum + scale.y * a.scale.y;
+#elif defined(CENTRE)
+  return scale.x * (sum - CENTRE * a.scale.y);
+#else
+  return scale.x * sum;
 #endif
 #endif
 }
@@ -49,19 +57,6 @@ Activations load_activations(uint row, uint block) {
   Activations a;
   [[unroll]] for (uint i = 0; i < 8; i++) a.values[i] = uintBitsToFloat(x[8 * (row * BLOCKS + block) + i]);
   return a;
-}
-
-vec4 weight_values(Weights w, uint i) {
-#if defined(F32)
-  return uintBitsToFloat(w.words[i]);
-#else
-  uint first = w.words[i / 2][2 * (i % 2)], second = w.words[i / 2][2 * (i % 2) + 1];
-#if defined(F16)
-  return vec4(unpackHalf2x16(first), unpackHalf2x16(second));
-#else
-  return uintBitsToFloat(uvec4(first << 16, first & 0xffff0000u, second << 16, second & 0xffff0000u));
-#endif
-#endif
 }
 
 float product(Weights w, uint block, Activations a) {

@@ -235,8 +235,8 @@ def test_an_unknown_architecture_is_one_line(command: Command, tmp_path: Path) -
 
 
 def test_an_unknown_quantization_is_one_line(command: Command, tmp_path: Path) -> None:
-    path = write_tiny_gguf(tmp_path / "iq.gguf", down_format=GGMLQuantizationType.IQ2_XXS)
-    assert_one_line_error(command.run([*REAL, "run", str(path), "Hi"]), "iq.gguf", "IQ2_XXS")
+    path = write_tiny_gguf(tmp_path / "iq.gguf", down_format=GGMLQuantizationType.Q8_K)
+    assert_one_line_error(command.run([*REAL, "run", str(path), "Hi"]), "iq.gguf", "Q8_K")
 
 
 def test_a_prompt_longer_than_the_context_is_one_line_with_both_numbers(command: Command, tiny: str) -> None:

@@ -14,9 +14,10 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize(
-    ("parts", "scale"), [([(0, 50)], 1.0), ([(0, 8), (8, 16), (16, 50)], 24.0)], ids=["whole", "parts, scaled"]
+    ("columns", "parts", "scale"),
+    [(32, [(0, 50)], 1.0), (96, [(0, 8), (8, 16), (16, 50)], 24.0), (576, [(0, 50)], 1.0)],
+    ids=["whole", "parts, scaled", "wide"],
 )
-@pytest.mark.parametrize("columns", [32, 96, 576])
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
 def test_embed(device: Device, fmt: str, columns: int, parts: list[tuple[int, int]], scale: float) -> None:
     block = weight_format(fmt).block

@@ -162,7 +162,7 @@ def test_a_prompt_computes_two_operations_a_weight_and_token(device: Device, tmp
 def test_parts_too_wide_for_shared_memory_add_up(
     device: Device, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Decode, "_most_columns", lambda self: D)
+    monkeypatch.setattr(Decode, "_most_columns", lambda self, matvec: D)
     program, tensors = load(device, tmp_path, "tied")
     times = timed(program, 1)
     # in each of the two layers the halves of the last product, and attention's own, which has their shape

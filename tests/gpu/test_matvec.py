@@ -78,14 +78,13 @@ def run(
     return float(np.mean(np.square(got[:, offset : offset + shape[0]] - wanted)) / np.mean(terms))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("seed", "shape"), list(enumerate(SHAPES)), ids=str)
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
 def test_one_token(device: Device, fmt: str, shape: tuple[int, int], seed: int) -> None:
-    assert run(device, fmt, shape, 1, seed, adds=bool(seed), tile=1) < BOUND
+    assert run(device, fmt, shape, 1, seed, adds=seed % 2 == 1, tile=1) < BOUND
 
 
-@pytest.mark.parametrize("n_tokens", [1, 5, 8, 11])
+@pytest.mark.parametrize("n_tokens", [5, 11])
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
 def test_a_tile_of_tokens(device: Device, fmt: str, n_tokens: int) -> None:
     assert run(device, fmt, (33, 288), n_tokens, n_tokens, adds=True, tile=8) < BOUND
@@ -97,13 +96,12 @@ def test_a_bias_and_a_factor(device: Device, fmt: str, factor: float, has_bias: 
     assert run(device, fmt, (33, 96), 3, 5, adds=adds, tile=2, factor=factor, has_bias=has_bias) < BOUND
 
 
-@pytest.mark.parametrize("n_tokens", [1, 3])
 @pytest.mark.parametrize("fmt", QUANTIZED_FORMATS)
 @pytest.mark.parametrize("has_integer_dot", [True, False], ids=["dot4", "soft"])
 def test_with_and_without_integer_dot_products(
-    device: Device, has_integer_dot: bool, fmt: str, n_tokens: int, monkeypatch: pytest.MonkeyPatch
+    device: Device, has_integer_dot: bool, fmt: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if has_integer_dot and "integer_dot_product" not in device.info.features:
         pytest.skip("the device has no integer dot products")
     monkeypatch.setattr(device, "has_integer_dot", has_integer_dot)
-    assert run(device, fmt, (33, 1536), n_tokens, 0, adds=False, tile=min(n_tokens, 8)) < BOUND
+    assert run(device, fmt, (33, 1536), 3, 0, adds=False, tile=3) < BOUND

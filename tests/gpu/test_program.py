@@ -34,13 +34,13 @@ BOUND = 4e-6
 MODELS = {
     "mixed": (
         TINY_SPEC,
-        {"token_embd": "Q8_0", "attn_q": "F16", "attn_k": "Q4_0", "attn_v": "BF16", "attn_output": "Q4_1",
-         "ffn_gate": "Q4_0", "ffn_up": "Q4_0", "ffn_down": "Q8_0", "output": "F16"},
+        {"token_embd": "Q8_0", "attn_q": "F16", "attn_k": "IQ4_NL", "attn_v": "BF16", "attn_output": "Q5_1",
+         "ffn_gate": "Q5_0", "ffn_up": "Q5_0", "ffn_down": "MXFP4", "output": "F16"},
     ),
     "Q4_K_M": (
         WIDE_SPEC,
-        {"token_embd": "Q4_K", "attn_q": "Q4_K", "attn_k": "Q4_K", "attn_v": "Q6_K", "attn_output": "Q5_K",
-         "ffn_gate": "Q4_K", "ffn_up": "Q4_K", "ffn_down": "Q6_K", "output": "Q6_K"},
+        {"token_embd": "Q4_K", "attn_q": "Q4_K", "attn_k": "IQ4_XS", "attn_v": "Q6_K", "attn_output": "Q5_K",
+         "ffn_gate": "Q4_K", "ffn_up": "Q4_K", "ffn_down": "Q3_K", "output": "Q6_K"},
     ),
     "tied, half, factors": (
         tiny_spec(
@@ -199,7 +199,7 @@ def test_decoding_equals_the_reference(case: tuple, n_tokens: int) -> None:
 def test_matrices_too_wide_for_shared_memory_are_read_in_parts(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Decode, "_most_columns", lambda self: 256)
+    monkeypatch.setattr(Decode, "_most_columns", lambda self, matvec: 256)
     spec, formats = MODELS["Q4_K_M"]
     path = write_random_model(tmp_path / "model.gguf", spec, formats)
     config = engine_config(path, spec)

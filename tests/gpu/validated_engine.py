@@ -25,7 +25,8 @@ def main(is_unordered: bool) -> None:
         record = Device.record
         Device.record = lambda self, dispatches: record(self, [replace(d, is_independent=True) for d in dispatches])
     with tempfile.TemporaryDirectory() as folder:
-        formats = {"attn_q": "Q4_0", "attn_k": "Q4_1", "attn_v": "F16", "ffn_gate": "Q8_0", "ffn_up": "Q8_0"}
+        formats = {"attn_q": "Q4_0", "attn_k": "Q4_1", "attn_v": "F16", "attn_output": "IQ4_NL"}
+        formats |= {"ffn_gate": "Q8_0", "ffn_up": "Q8_0"}
         path = write_random_model(Path(folder) / "model.gguf", TINY_SPEC, formats)
         token_bytes = (*(bytes((byte,)) for byte in range(255)), *[b""] * (TINY_SPEC.n_vocab - 256), b"\xff<end>")
         end_ids = frozenset({TINY_SPEC.n_vocab - 1})

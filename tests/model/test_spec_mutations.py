@@ -123,7 +123,7 @@ def mutated(sound: Header, rng: random.Random) -> Header:
                 shape = [rng.choice([*info.shape, 1, 32, 2**40, 2**63]) for _ in range(rng.randint(1, 4))]
                 tensors[name] = replace(info, shape=tuple(shape))
             case 9:
-                tensors[name] = replace(info, format=rng.choice(["F32", "F16", "Q4_0", "Q4_K", "IQ2_XS", "I8"]))
+                tensors[name] = replace(info, format=rng.choice(["F32", "F16", "Q4_0", "Q4_K", "Q8_K", "I8"]))
     return Metadata(metadata.path, fields), tensors
 
 

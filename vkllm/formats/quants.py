@@ -3,16 +3,8 @@
 This is the truth that every shader is tested against. It knows bytes and numbers, not files or devices.
 
 A *plane* is an array of uint32 words whose rows of 16 bytes a GPU loads aligned and coalesced. A format
-has a plane of quants (or of the numbers themselves) and, where it has scales, a plane of scales:
-
-    format  block bytes  quants plane, words a block         scales plane
-    F32     128          32: the numbers                      none
-    F16     64           16: two numbers a word               none
-    BF16    64           16: two numbers a word               none
-    Q4_0    18           4: byte j holds values j and j+16    f16 d, two blocks a word
-    Q4_1    20           4: byte j holds values j and j+16    f16 d and f16 m, one block a word
-    Q8_0    34           8: signed bytes                      f16 d, two blocks a word
-    Q4_K, Q5_K, Q6_K     super-blocks of 256 values; their bytes and planes are in `superblocks.py`
+has a plane of quants (or of the numbers themselves) and, where it has scales, a plane of scales. `blocks.py` and
+`superblocks.py` say what they hold.
 
 Shaders treat every format in blocks of 32 values. Planes are made unit by unit: a unit is the least number of
 blocks that begin at a whole word in both planes.
@@ -25,18 +17,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from vkllm.errors import UnsupportedModel
-from vkllm.formats import superblocks
+from vkllm.formats import blocks, superblocks
+from vkllm.formats.bits import Bytes, Floats, Words, f16
 from vkllm.formats.superblocks import SUPERBLOCK
 
 BLOCK = 32
 """Values in a block of shaders and of activations; columns are a multiple of it."""
 
-Bytes = npt.NDArray[np.uint8]
-Words = npt.NDArray[np.uint32]
-Floats = npt.NDArray[np.float32]
+NIBBLES = 256
+"""Words of the table of `shaders/lib/nibble_values.glsl`."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +37,7 @@ class Format:
     block, block_bytes: values and bytes of a block in the file; columns are a multiple of `block`. unit: values of a
     unit. quant_words, scale_words: uint32 words of a unit in each plane (0: no plane of scales). dequantize: uint8
     (n, block_bytes) -> float32 (n, block); of plain numbers any bytes. split: uint8 (n, unit_bytes) -> planes
-    (n, quant_words) and (n, scale_words).
+    (n, quant_words) and (n, scale_words). table_words: words of shared memory that kernels fill with a table.
     """
 
     name: str
@@ -57,6 +48,7 @@ class Format:
     scale_words: int
     dequantize: Callable[[Bytes], Floats]
     split: Callable[[Bytes], tuple[Words, Words]]
+    table_words: int = 0
 
     @property
     def is_quantized(self) -> bool:
@@ -85,8 +77,7 @@ def dequantize(raw: Bytes, name: str, shape: tuple[int, ...]) -> Floats:
     """Raw tensor bytes (n_bytes,) -> float32 of `shape`."""
     fmt = weight_format(name)
     # vectors of plain numbers need not be whole blocks
-    blocks = raw.reshape(-1, fmt.block_bytes) if fmt.is_quantized else raw
-    return fmt.dequantize(blocks).reshape(shape)
+    return fmt.dequantize(raw.reshape(-1, fmt.block_bytes) if fmt.is_quantized else raw).reshape(shape)
 
 
 def split_planes(raw: Bytes, name: str) -> tuple[Words, Words]:
@@ -96,51 +87,6 @@ def split_planes(raw: Bytes, name: str) -> tuple[Words, Words]:
     units.reshape(-1)[: len(raw)] = raw
     quants, scales = fmt.split(units)
     return quants.reshape(-1), scales.reshape(-1)
-
-
-def _f16(raw: Bytes) -> Floats:
-    return np.ascontiguousarray(raw).view(np.float16).astype(np.float32)
-
-
-def _f32(raw: Bytes) -> Floats:
-    return np.ascontiguousarray(raw).view(np.float32)
-
-
-def _bf16(raw: Bytes) -> Floats:
-    return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-
-
-def _words(raw: Bytes) -> Words:
-    """(n, ...) bytes -> (n, words)."""
-    return np.ascontiguousarray(raw).reshape(len(raw), -1).view(np.uint32)
-
-
-def _nibbles(raw: Bytes) -> Floats:
-    """(n, 16) bytes -> (n, 32): the low nibbles, then the high ones."""
-    values: Floats = np.concatenate([raw & 15, raw >> 4], axis=1).astype(np.float32)
-    return values
-
-
-def _split_blocks(scale_bytes: int, unit_blocks: int) -> Callable[[Bytes], tuple[Words, Words]]:
-    """The split of formats whose blocks begin with their scales and end with their quants."""
-
-    def split(units: Bytes) -> tuple[Words, Words]:
-        blocks = units.reshape(len(units), unit_blocks, -1)
-        return _words(blocks[:, :, scale_bytes:]), _words(blocks[:, :, :scale_bytes])
-
-    return split
-
-
-def _q4_0(raw: Bytes) -> Floats:
-    return _f16(raw[:, :2]) * (_nibbles(raw[:, 2:]) - 8)
-
-
-def _q4_1(raw: Bytes) -> Floats:
-    return _f16(raw[:, :2]) * _nibbles(raw[:, 4:]) + _f16(raw[:, 2:4])
-
-
-def _q8_0(raw: Bytes) -> Floats:
-    return _f16(raw[:, :2]) * np.ascontiguousarray(raw[:, 2:]).view(np.int8).astype(np.float32)
 
 
 Q16_LIMIT = 127 * 256
@@ -154,13 +100,13 @@ def quantize_q16(x: Floats) -> tuple[Words, Floats]:
     bytes high and low, so that two int8 dot products make a 16-bit one. Returns words (T, 4, n_blocks, 4): high
     bytes of values 0-15, of 16-31, low bytes of 0-15, of 16-31; and (T, n_blocks, 2): scale, scale * sum of integers.
     """
-    blocks = x.reshape(len(x), -1, BLOCK)
-    largest = np.abs(blocks).max(axis=2, keepdims=True)
+    values = x.reshape(len(x), -1, BLOCK)
+    largest = np.abs(values).max(axis=2, keepdims=True)
     inverse = np.divide(np.float32(Q16_LIMIT), largest, out=np.zeros_like(largest), where=largest > 0)
-    integers = np.rint(blocks * inverse).astype(np.int32)
+    integers = np.rint(values * inverse).astype(np.int32)
     high = (integers + 128) >> 8
     halves = np.concatenate([high, integers - (high << 8)], axis=2).astype(np.int8)
-    words = halves.reshape(*blocks.shape[:2], 4, 16).swapaxes(1, 2).copy().view(np.uint32)
+    words = halves.reshape(*values.shape[:2], 4, 16).swapaxes(1, 2).copy().view(np.uint32)
     scale = largest / np.float32(Q16_LIMIT)
     scales = np.concatenate([scale, scale * integers.sum(axis=2, keepdims=True)], axis=2)
     return words, scales.astype(np.float32)
@@ -177,14 +123,21 @@ def dequantize_q16(words: Words, scales: Floats) -> Floats:
 FORMATS = {
     fmt.name: fmt
     for fmt in (
-        Format("F32", 32, 128, 32, 32, 0, _f32, _split_blocks(0, 1)),
-        Format("F16", 32, 64, 32, 16, 0, _f16, _split_blocks(0, 1)),
-        Format("BF16", 32, 64, 32, 16, 0, _bf16, _split_blocks(0, 1)),
-        Format("Q4_0", 32, 18, 64, 8, 1, _q4_0, _split_blocks(2, 2)),
-        Format("Q4_1", 32, 20, 64, 8, 2, _q4_1, _split_blocks(4, 2)),
-        Format("Q8_0", 32, 34, 64, 16, 1, _q8_0, _split_blocks(2, 2)),
+        Format("F32", 32, 128, 32, 32, 0, blocks.f32, blocks.split_as_is(0, 1)),
+        Format("F16", 32, 64, 32, 16, 0, f16, blocks.split_as_is(0, 1)),
+        Format("BF16", 32, 64, 32, 16, 0, blocks.bf16, blocks.split_as_is(0, 1)),
+        Format("Q4_0", 32, 18, 64, 8, 1, blocks.q4_0, blocks.split_as_is(2, 2)),
+        Format("Q4_1", 32, 20, 64, 8, 2, blocks.q4_1, blocks.split_as_is(4, 2)),
+        Format("Q5_0", 32, 22, 256, 40, 4, blocks.q5_0, blocks.split_q5_0),
+        Format("Q5_1", 32, 24, 256, 40, 8, blocks.q5_1, blocks.split_q5_1),
+        Format("Q8_0", 32, 34, 64, 16, 1, blocks.q8_0, blocks.split_as_is(2, 2)),
+        Format("Q2_K", SUPERBLOCK, 84, SUPERBLOCK, 16, 5, superblocks.q2_k, superblocks.split_q2_k),
+        Format("Q3_K", SUPERBLOCK, 110, SUPERBLOCK, 24, 4, superblocks.q3_k, superblocks.split_q3_k),
         Format("Q4_K", SUPERBLOCK, 144, SUPERBLOCK, 32, 4, superblocks.q4_k, superblocks.split_q4_k),
         Format("Q5_K", SUPERBLOCK, 176, SUPERBLOCK, 40, 4, superblocks.q5_k, superblocks.split_q5_k),
         Format("Q6_K", SUPERBLOCK, 210, SUPERBLOCK, 48, 5, superblocks.q6_k, superblocks.split_q6_k),
+        Format("IQ4_NL", 32, 18, 64, 8, 1, blocks.iq4_nl, blocks.split_iq4_nl, NIBBLES),
+        Format("IQ4_XS", SUPERBLOCK, 136, SUPERBLOCK, 32, 2, superblocks.iq4_xs, superblocks.split_iq4_xs, NIBBLES),
+        Format("MXFP4", 32, 17, 128, 16, 1, blocks.mxfp4, blocks.split_mxfp4, NIBBLES),
     )
 }

@@ -10,8 +10,10 @@ from itertools import product
 from typing import Literal
 
 from vkllm.errors import DeviceError
+from vkllm.formats.quants import FORMATS
 
-QUANTIZED_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+QUANTIZED_FORMATS = tuple(fmt.name for fmt in FORMATS.values() if fmt.is_quantized)
+"""Formats whose blocks have scales, so that kernels use integer arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class KernelSpec:
     has_plain: whether it has `_plain` variants too, which use no subgroups.
     surplus: what happens to workgroups along x beyond the device's limit. "z": they run along z; "loops": the others do
     their work too; "none": DeviceError.
-    chains: whether it can wait in the shader for the dispatch before it, and so has a `_memory_model` variant too.
+    chains: whether it can wait in the shader for the dispatch before it, and so has a `_memory_model` variant too, but
+    for `_soft` modules: GPUs that chain have integer dot products.
     """
 
     name: str
@@ -56,7 +59,7 @@ class KernelSpec:
         assert (weight_format in self.formats) if self.formats else weight_format is None
         soft = "_soft" if is_soft and self.uses_dot4 and weight_format in QUANTIZED_FORMATS else ""
         plain = "_plain" if is_plain and self.has_plain else ""
-        model = "_memory_model" if has_memory_model and self.chains else ""
+        model = "_memory_model" if has_memory_model and self.chains and not soft else ""
         return self.name + (f"_{weight_format.lower()}" if weight_format else "") + soft + plain + model
 
     def workgroups(self, x: int, y: int, most: tuple[int, int, int]) -> tuple[int, int, int]:

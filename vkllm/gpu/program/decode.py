@@ -134,16 +134,19 @@ class Decode:
         matrices = self._buffers.matrices[matvec.weights]
         is_quantized = all(weight_format(planes.format).is_quantized for planes in matrices)
         # a norm needs all columns at once, an activation gate and up in one matrix
-        fits = norm is None or matvec.n_columns <= self._most_columns()
+        fits = norm is None or matvec.n_columns <= self._most_columns(matvec)
         return is_quantized and fits and _can_fuse(norm) and (activation is None or len(matrices) == 1)
 
-    def _most_columns(self) -> int:
-        """How many columns' activations fit into a workgroup's shared memory, as q16 blocks beside a few sums."""
-        return (self._device.info.max_shared_bytes - 1024) * 4 // 9 // 256 * 256
+    def _most_columns(self, matvec: Matvec) -> int:
+        """How many columns' activations fit into a workgroup's shared memory, as q16 blocks beside a few sums and the
+        largest table of a format."""
+        formats = {planes.format for planes in self._buffers.matrices[matvec.weights]}
+        table_bytes = max(4 * weight_format(name).table_words for name in formats)
+        return (self._device.info.max_shared_bytes - 1024 - table_bytes) * 4 // 9 // 256 * 256
 
     def matvec_in_parts(self, op: Matvec) -> list[Link]:
         """A matvec without a norm, in parts of its columns where not all fit into shared memory."""
-        columns, most = op.n_columns, self._most_columns()
+        columns, most = op.n_columns, self._most_columns(op)
         n_parts = -(-columns // most)
         part = -(-columns // n_parts // 256) * 256
         links = []

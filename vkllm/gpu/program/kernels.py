@@ -6,12 +6,13 @@ Knows nothing of models or devices; `gpu/device/kompute.py` turns an entry into 
 
 from __future__ import annotations
 
+from vkllm.formats.quants import FORMATS
 from vkllm.gpu.device.kernel import QUANTIZED_FORMATS, KernelSpec
 from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE as ATTENTION_PIECE
 from vkllm.model.memory.kernel_sizes import KV_BLOCK as KV_BLOCK
 from vkllm.model.memory.kernel_sizes import MAX_PARTS as MAX_PARTS
 
-WEIGHT_FORMATS = ("F32", "F16", "BF16", *QUANTIZED_FORMATS)
+WEIGHT_FORMATS = tuple(FORMATS)
 
 ATTENTION_TILE_ROWS = 64
 """Queries (tokens times heads) that a workgroup of `attention_tiled` takes; `TILE_ROWS` in its shader."""

@@ -169,7 +169,8 @@ class Operations:
         """The same by cooperative matrices."""
         info = self._device.info
         assert info.matrix_shape is not None
-        tile_rows, tile_tokens = matmul_tile(self._tuning.narrow_rows, width, planes.n_columns, info.max_shared_bytes)
+        room = info.max_shared_bytes - 4 * weight_format(planes.format).table_words
+        tile_rows, tile_tokens = matmul_tile(self._tuning.narrow_rows, width, planes.n_columns, room)
         return self._device.dispatch(
             KERNELS["matmul"],
             (planes.quants, planes.scales, x, add or x, y, self.step, bias or x),

@@ -225,7 +225,9 @@ class Program:
                     self._recorded_step(width, result, slot, is_masked=False, n_submits=1)
 
     def _may_chain(self) -> bool:
-        """Whether the device passes the test for chains, tried once."""
+        """Whether the device passes the test for chains, tried once, and has the modules for them."""
+        if self.device.has_memory_model and not self.device.has_integer_dot:
+            return False
         if self._can_chain is None:
             self._can_chain = can_chain(self.device)
         return self._can_chain

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from vkllm.errors import DeviceError
+from vkllm.formats.quants import FORMATS
 from vkllm.gpu.device.kompute import Dispatch
 from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.device.requirements import described
@@ -17,6 +18,11 @@ from vkllm.gpu.program.kernels import KV_BLOCK, MAX_PARTS, MAX_ROWS, MOST_POLLS,
 
 BUDGET: Final = 65_535
 """Rounds of an invocation on lavapipe (Mesa 22.3.6, measured)."""
+
+MOST_TABLE_WORDS: Final = max(fmt.table_words for fmt in FORMATS.values())
+
+MOST_PARTS: Final = 8
+"""Most invocations that split a unit of weights together; `PARTS` in shaders/formats."""
 
 PORTION_ROUNDS: Final = BUDGET // 2
 """Most rounds of the loop over rows of matvec_fused; more rows take more workgroups."""
@@ -48,6 +54,7 @@ def rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
 def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
     v, kernel = dispatch.values, dispatch.kernel.name
     size = v["local_size"]
+    table = _up(MOST_TABLE_WORDS, size) if dispatch.kernel.formats else 0
     n = dispatch.groups[0] * dispatch.groups[2] * size  # invocations along x
     match kernel:
         case "argmax":
@@ -65,17 +72,17 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "copy_words":
             return _up(v["n_words"], n)
         case "embed":
-            return _up(v["columns"], n)
+            return table + _up(v["columns"], n)
         case "mask_logits" | "softcap":
             return _up(v["n_vocab"], n)
         case "matmul":
-            return _up(v["columns"] // 32, v["steps_ahead"])
+            return table + _up(v["columns"] // 32, v["steps_ahead"])
         case "matvec":
-            return _up(v["columns"] // 32, subgroup_size)
+            return table + _up(v["columns"] // 32, subgroup_size)
         case "matvec_fused":
             portions = _up(_up(v["n_y_rows"], v["rows_per_subgroup"]), n // subgroup_size)
             loads = 3 if v["norms"] == 2 else 1
-            source = loads * (max(_up(v["n_columns"] // 4, size) - 8, 0) + size // subgroup_size)
+            source = table + loads * (max(_up(v["n_columns"] // 4, size) - 8, 0) + size // subgroup_size)
             return source + portions * portion_rounds(v["n_columns"], v["unroll"], subgroup_size) + v["most_polls"]
         case "read_bandwidth":
             return _up(v["n_fours"], 8 * n) + 8
@@ -89,7 +96,7 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "score":
             return 2 * (_up(v["n_vocab"], size) + size.bit_length())
         case "split_planes":
-            return _up(4 * v["n_units"], n)
+            return _up(MOST_PARTS * v["n_units"], n)
         case "top_logits":
             share = _up(TOP_LOGITS, size)
             return 2 * share + size + _up(TOP_K * share, size) * (2 + TOP_K * share)
