@@ -122,7 +122,7 @@ def test_minus_one_takes_a_limit_and_a_seed_back(line_chat: LineChat, capsys: py
         run_command(line_chat, f"/set parameter {words}")
     assert line_chat.sampling == {"temperature": 0.5}
     assert capsys.readouterr().out.splitlines()[-3:] == [
-        "seed is drawn anew for each answer.",
+        "seed is random for each answer.",
         "num_predict is 9.",
         "num_predict is as many as there is room for.",
     ]
@@ -200,7 +200,7 @@ def test_show_tells_the_model_the_parameters_and_the_texts(
     assert "architecture  llama" in shown(line_chat, "info", capsys)
     parameters = dict(line.split(maxsplit=1) for line in shown(line_chat, "parameters", capsys).splitlines())
     assert parameters["temperature"] == "0.5" and parameters["top_k"] == "40" and parameters["num_ctx"] == "256"
-    assert parameters["seed"] == "drawn anew for each answer" and parameters["stop"] == "none"
+    assert parameters["seed"] == "random for each answer" and parameters["stop"] == "none"
     assert shown(line_chat, "system", capsys) == "Be short.\n"
     assert "<|im_start|>" in shown(line_chat, "template", capsys)
     assert shown(line_chat, "license", capsys) == "The file names no licence.\n"

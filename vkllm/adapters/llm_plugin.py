@@ -52,7 +52,7 @@ class Loaded:
 
 @cache
 def loaded(name: str) -> Loaded:
-    """The model of a name, of which there is one: llm registers its models anew each time it looks one up."""
+    """The model of a name, of which there is one: llm registers its models again each time it looks one up."""
     return Loaded(name)
 
 

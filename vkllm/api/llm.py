@@ -46,7 +46,7 @@ class LLM:
     type_k, type_v: how keys and values are cached, "f16" or "q8_0", which takes a little over half the memory.
     n_gpu_layers: layers, counted from the last, whose weights may lie in a card's own memory; None or -1 is all.
     vram_limit, ram_limit: bytes that may be taken of a card's own and of system memory (`plan_model`).
-    seed: for requests that name none; without it each answer is drawn anew.
+    seed: for requests that name none; without it each answer uses a random one.
     on_progress(what, bytes done, bytes total) is called while the model is downloaded and loaded.
 
     Raises InvalidParameter, ModelNotFound, ModelFileError, UnsupportedModel before it touches a device, then NoDevice,

@@ -60,7 +60,7 @@ async def test_textual_s_own_keys_are_there(open_chat: OpenChat) -> None:
 async def test_f1_shows_the_keys_and_scrolls_to_the_last(open_chat: OpenChat) -> None:
     async with open_chat() as scene:
         await scene.press("f1")
-        assert "break the line" in scene.shown
+        assert "start a new line" in scene.shown
         await scene.press("end")
         await scene.until(lambda: "twice: quit" in scene.shown and "OSC 52" in scene.shown)
         for key in ("escape", "f1", "q"):

@@ -1,6 +1,6 @@
 """Chats on disk, in one SQLite file. It knows rows and trees of messages; it knows neither models nor widgets.
 
-A chat is a tree: an edited question and an answer made anew are siblings of what they replace, so nothing is
+A chat is a tree: an edited question and an answer made again are siblings of what they replace, so nothing is
 overwritten. `Chat.head_id` names the last message of the path that is shown.
 """
 

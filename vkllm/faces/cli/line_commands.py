@@ -240,7 +240,7 @@ def _text_of(field: str, sampling: dict[str, Any]) -> str:
     value = sampling.get(field, getattr(SamplingParams(), field))
     if field == "stop":
         return " ".join(map(repr, value)) or "none"
-    unset = {"max_tokens": "as many as there is room for", "seed": "drawn anew for each answer"}
+    unset = {"max_tokens": "as many as there is room for", "seed": "random for each answer"}
     return unset[field] if value is None else str(value)
 
 

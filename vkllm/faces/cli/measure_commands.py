@@ -165,14 +165,14 @@ def tune(
     model: ModelName = None,
     model_option: ModelOption = None,
     budget: Annotated[float, typer.Option("--budget", min=1, max=3600, help="About how many seconds to spend.")] = 30.0,
-    show: Annotated[bool, typer.Option("--show", help="Show what was found before, and whether it is used.")] = False,
-    reset: Annotated[bool, typer.Option("--reset", help="Forget what was found before.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Show earlier results, and whether they are used.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Delete earlier results.")] = False,
     json: Json = False,
 ) -> None:
-    """Find by trying how this device runs a model fastest, and keep that for all models of its kind.
+    """Find the settings with which this device runs a model fastest, and keep them for all models of its kind.
 
-    A kind is a weight format and a shape of attention heads. Until then, and after a change of the driver, a table by
-    vendor decides. VKLLM_TUNING=off ignores what was found.
+    Models are of one kind if they have the same weight format and the same attention heads. Before tuning, and after an
+    update of the driver, each vendor's devices have default settings. VKLLM_TUNING=off ignores the results.
     """
     from vkllm.faces.cli.tune import remove_kept, show_kept, tune_model
 

@@ -86,10 +86,10 @@ def _fetch(model: FoundModel) -> Path:
 
 
 def pull(name: _Name) -> None:
-    """Fetch a model, unless it is here, and print its path.
+    """Fetch a model, unless it is on this machine, and print its path.
 
-    A download that was stopped goes on where it was. Models of Hugging Face go into the cache that other tools share.
-    A repository without a quantization means its Q4_K_M, or its Q4_0, or the only model in it.
+    An interrupted download resumes where it stopped. Models from Hugging Face go into the cache that other tools share.
+    If only a repository is named, its Q4_K_M is fetched, else its Q4_0, else the only model in it.
     """
     from vkllm.api.loading import read_text
     from vkllm.formats.gguf import ModelFile
@@ -106,12 +106,13 @@ def pull(name: _Name) -> None:
 
 
 def list_models(
-    show_all: Annotated[bool, typer.Option("-a", "--all", help="Also those that `vkllm pull` can fetch.")] = False,
+    show_all: Annotated[bool, typer.Option("-a", "--all", help="Also list what `vkllm pull` can fetch.")] = False,
     json: Json = False,
 ) -> None:
-    """List the models on this machine, with their names for the other commands; other .gguf files work by their path.
+    """List the models on this machine, by the names that the other commands take.
 
     Models that ollama, llama.cpp, LM Studio and other tools have fetched are in the list too, and run where they are.
+    Other .gguf files work by their path.
     """
     from vkllm.store import installed
     from vkllm.store.catalog import catalog
@@ -165,12 +166,12 @@ def remove(
         list[str],
         typer.Argument(metavar="NAME", help="Names from `vkllm list`.", autocompletion=completion.models_here),
     ],
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete models from this machine, and what unfinished downloads have left.
+    """Delete models from this machine, with what unfinished downloads have left.
 
-    Only what vkllm lists goes, never other files; those of Hugging Face go from the cache that other tools share. What
-    ollama, llama.cpp and LM Studio keep in their own folders stays.
+    Only models in `vkllm list` are deleted, never other files. Models from Hugging Face are deleted from the cache that
+    other tools share; models in the own folders of ollama, llama.cpp and LM Studio are kept.
     """
     from vkllm import store
 

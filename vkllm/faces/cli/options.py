@@ -32,7 +32,7 @@ ModelOption = Annotated[
         "-m",
         "--model",
         metavar="MODEL",
-        help="The model, as an option; -hf OWNER/REPO is one of Hugging Face.",
+        help="The model, as an option; -hf OWNER/REPO names one on Hugging Face.",
         autocompletion=completion.models,
     ),
 ]

@@ -9,35 +9,35 @@ from textual.screen import ModalScreen
 from vkllm.faces.tui.long_text import LongText
 
 HELP = """\
-Everything works without a mouse, and with one. **Ctrl+P** has every command by its name, and themes.
+Everything works with the keyboard, and with a mouse too. **Ctrl+P** lists every command by its name, and themes.
 
 ### Writing
 
 | key | does |
 | --- | --- |
 | Enter | send |
-| Ctrl+J, Shift+Enter, Alt+Enter | break the line |
-| Esc | stop the answer, a load or an edit; back to the prompt |
+| Ctrl+J, Shift+Enter, Alt+Enter | start a new line |
+| Esc | stop an answer, loading or an edit; go back to the prompt |
 | Ctrl+R | answer the last question again; after an error, try again |
-| Up | in the first line: go to the last message |
+| Up | on the first line: select the last message |
 | PageUp, PageDown | scroll the messages |
 | Ctrl+Z, Ctrl+Y | undo and redo what was typed |
 
 ### On a message
 
-Up, Tab or a click leads to one; `▌` at its left is then yellow.
+Up, Tab or a click selects a message; the `▌` at its left turns yellow.
 
 | key | does |
 | --- | --- |
 | Up, k, Down, j | the message above, below |
 | c | copy it |
-| b | copy its code; again: the next block |
-| e | edit a question and go on from there |
+| b | copy its code; press again for the next block |
+| e | edit a question and continue from there |
 | r | answer it again |
 | Left, Right | other versions of an edited question or of an answer made again |
-| t | unfold the model's thoughts |
+| t | show the model's reasoning |
 | d, Delete | delete |
-| i | back to the prompt |
+| i | go back to the prompt |
 
 ### Chats, models, parameters
 
@@ -45,14 +45,14 @@ Up, Tab or a click leads to one; `▌` at its left is then yellow.
 | --- | --- |
 | Ctrl+N | new chat |
 | F2, Ctrl+O | chats: Enter opens, Ctrl+R renames, Ctrl+E exports, Ctrl+D deletes |
-| F3, Ctrl+L | models: where they fit; Enter loads |
+| F3, Ctrl+L | models, and whether they fit: Enter loads |
 | F4, Ctrl+G | parameters, system prompt, JSON schema: Ctrl+S accepts |
 | F1 | this page |
-| Ctrl+C | copy what is selected, else stop the answer; twice: quit |
+| Ctrl+C | copy the selected text, else stop the answer; twice: quit |
 | Ctrl+Q | quit |
 
-In questions, `y` is yes and `n` is no. A text that the mouse has selected is copied with Ctrl+C. Copying goes through \
-the terminal (OSC 52), over ssh too; a few terminals do not allow it, and the chat says so where it can know.
+When you are asked, `y` means yes and `n` means no. Ctrl+C copies the text that you selected with the mouse. Copying \
+goes through the terminal (OSC 52), over ssh too; a few terminals do not allow it, and the chat says so if it can tell.
 """
 
 

@@ -99,7 +99,7 @@ NUMBERS = (
     ParameterField("temperature", "Temperature", float, f"{_DEFAULTS.temperature}"),
     ParameterField("max_tokens", "Longest answer", _drawn_if_negative, "no limit"),
     ParameterField("top_k", "Top k", int, f"{_DEFAULTS.top_k}"),
-    ParameterField("seed", "Seed", _drawn_if_negative, "drawn anew"),
+    ParameterField("seed", "Seed", _drawn_if_negative, "random"),
     ParameterField("top_p", "Top p", float, f"{_DEFAULTS.top_p}"),
     ParameterField("n_ctx", "Context", int, "the model's"),
     ParameterField("min_p", "Min p", float, f"{_DEFAULTS.min_p}"),

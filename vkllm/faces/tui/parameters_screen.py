@@ -20,7 +20,7 @@ from vkllm.faces.tui.parameter_fields import LABELS, NUMBERS, TEXTS, ParameterFi
 class Parameters:
     """What the panel changes. sampling: fields of SamplingParams by name; those that it does not show stay as they are.
 
-    n_ctx: tokens of context, None for the model's own choice; the model is loaded anew for another one.
+    n_ctx: tokens of context, None for the model's own choice; for another one the model is loaded again.
     """
 
     system: str
