@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kernel_case import constants
 from model_specs import WIDE_SPEC, wide_spec
 from random_model import engine_config, write_random_model
 
@@ -179,6 +180,17 @@ def test_the_work_of_cooperative_matrices(width: int, tile_tokens: int, n_tokens
     assert kernel_work(dispatch, n_tokens, 70) == KernelWork(
         "matmul", "Q4_0", "12288 x 4096, sum", n_tokens, n // 32 * 18, 2 * n * n_tokens
     )
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_depth", "n_read", "n_pairs"), [(1, 300, 100, 100), (1, 30, 31, 31), (3, 98, 101, 299)]
+)
+def test_the_work_of_attention_in_a_window(n_rows: int, n_depth: int, n_read: int, n_pairs: int) -> None:
+    values = constants("attention", n_heads=8, n_kv_heads=2, head_dim=64, window=100)
+    dispatch = Dispatch(KERNELS["attention"], None, values, (8, 1, 1), None, np.zeros(0, np.uint32))
+    work = kernel_work(dispatch, n_rows, n_depth)
+    assert work.read_bytes == n_read * 2 * 2 * 64 * 2, "float16 keys and values of two heads"
+    assert work.n_flops == 4 * 8 * 64 * n_pairs
 
 
 def test_the_largest_product_takes_as_long_as_the_clock_says(

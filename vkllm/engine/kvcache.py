@@ -15,7 +15,8 @@ class KVCache:
     tokens: the ids whose keys and values are stored. origin: whose they are; only requests of the same origin use them.
 
     window, ring_tokens: layers that see only the last `window` tokens keep no more than `ring_tokens`, where a token
-    replaces the one that many positions before it. So a sequence can be continued only where its window is still there.
+    replaces the one that many positions before it. So a sequence can be continued only where its window is still there;
+    a restored one only at its end, since a saved state has no more than the window, also where ring_tokens are all.
     0: no layer does that.
     """
 

@@ -76,14 +76,18 @@ def kernel_work(dispatch: Dispatch, n_rows: int, n_depth: int) -> KernelWork:
         case "matvec" | "matmul" | "matvec_fused":
             return _product(dispatch, n_rows)
         case "attention" | "attention_tiled" | "attention_fused":
-            # each token sees those before it and itself
-            n_keys = n_rows * n_depth + n_rows * (n_rows + 1) // 2
+            # each token sees those before it and itself, in its window
+            window = values.get("window", 0) or n_depth + n_rows
+            n_keys = sum(min(n_depth + 1 + row, window) for row in range(n_rows))
             values_per_token = values["n_kv_heads"] * values["head_dim"]
             return KernelWork(
                 kernel,
                 shape=_heads(values),
                 n_tokens=n_rows,
-                read_bytes=(n_depth + n_rows) * values_per_token // BLOCK * _cached_block_bytes(values),
+                read_bytes=min(n_depth + n_rows, window + n_rows - 1)
+                * values_per_token
+                // BLOCK
+                * _cached_block_bytes(values),
                 n_flops=4 * values["n_heads"] * values["head_dim"] * n_keys,
             )
         case "rope":

@@ -192,15 +192,14 @@ class Program:
 
     @property
     def window(self) -> int:
-        """The longest window of the layers that do not cache the whole context; 0 if all do."""
-        return max(
-            (layer.window for layer, n in zip(self.spec.layers, self.n_ring_blocks, strict=True) if n), default=0
-        )
+        """The longest window of its layers; 0 if they see the whole context."""
+        return max((layer.window for layer in self.spec.layers), default=0)
 
     @property
     def ring_tokens(self) -> int:
-        """How many tokens these layers cache, the one with the fewest."""
-        return KV_BLOCK * min(filter(None, self.n_ring_blocks), default=0)
+        """How many tokens the layers with a window cache, the one with the fewest; 0 if there are none."""
+        layers = zip(self.spec.layers, self.n_ring_blocks, strict=True)
+        return KV_BLOCK * min((n or self.n_blocks for layer, n in layers if layer.window), default=0)
 
     @property
     def cache_types(self) -> tuple[str, str]:

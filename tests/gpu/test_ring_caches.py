@@ -1,0 +1,49 @@
+"""Caches that keep only a window: contexts that go round several times, and rings beside whole caches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernel_case import nmse
+from model_specs import LAYER, of_layers
+from random_model import engine_config, reference, write_random_model
+
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program import buffers as buffers_module
+from vkllm.gpu.program.kernels import KV_BLOCK
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.step import Row
+from vkllm.model.memory.plan import PlanOptions
+
+pytestmark = pytest.mark.gpu
+
+# keys and values as q8_0: see the bound of test_program.py for float16; a byte has 1/254 of a block's largest
+BOUND = {"f16": 4e-6, "q8_0": 4e-3}
+SPEC = of_layers(replace(LAYER, window=40), LAYER, replace(LAYER, window=1))
+N_PROMPT, N_DECODED, CHUNK = 400, 40, 64
+
+
+@pytest.mark.parametrize("fmt", ["f16", "q8_0"])
+def test_a_context_several_times_as_long_as_its_rings(
+    device: Device, tmp_path: Path, fmt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers_module, "MAX_ROWS", CHUNK)  # no step has more rows here, so that rings are short
+    config = engine_config(write_random_model(tmp_path / "model.gguf", SPEC, {"ffn_up": "Q8_0"}), SPEC, 448)
+    program = Program(device, SPEC, config.path, config.tensors, 448, options=PlanOptions(fmt, fmt))
+    assert program.n_ring_blocks == [5, 0, 4]
+    assert (program.window, program.ring_tokens) == (40, 4 * KV_BLOCK)
+    assert [keys.n_words * 14 for keys, _ in program.caches] == [n * program.caches[1][0].n_words for n in (5, 14, 4)]
+    tokens = [int(t) for t in np.random.default_rng(0).integers(0, SPEC.n_vocab, N_PROMPT + N_DECODED)]
+    wanted = reference(config).run(tokens)
+    table = list(reversed(range(program.n_blocks)))
+    for start in range(0, N_PROMPT, CHUNK):
+        rows = [Row(tokens[i], i) for i in range(start, min(start + CHUNK, N_PROMPT))]
+        step = program.submit(rows, table, "logits", is_prompt=True)
+        last = rows[-1].position
+        assert nmse(program.logits(step), wanted[last]) < BOUND[fmt], last
+    for position in range(N_PROMPT, N_PROMPT + N_DECODED):
+        step = program.submit([Row(tokens[position], position)], table, "logits")
+        assert nmse(program.logits(step), wanted[position]) < BOUND[fmt], position
