@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import wraps
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
 from vkllm.errors import InvalidParameter
@@ -129,7 +129,7 @@ def one_device(name: str, value: Any) -> str | None:
     """
     if value is None:
         return None
-    if not isinstance(value, str | int) or isinstance(value, bool):
+    if not isinstance(value, str | Integral) or isinstance(value, bool):
         raise InvalidParameter(f"{name} must be an index or a part of a name, not {value!r}")
     text = str(value).strip()
     if not text or re.fullmatch(r"[A-Za-z]*\d*(\s*[,;/]\s*[A-Za-z]*\d*)+", text):

@@ -207,13 +207,20 @@ def test_show_says_why_a_model_does_not_run(capsys: pytest.CaptureFixture[str]) 
     [
         ({"fields": {"tokenizer.ggml.pre": "other"}}, "the pre-tokenizer 'other' is not supported"),
         ({"template": "{% nothing %}"}, "the chat template is not valid Jinja"),
+        (
+            {"fields": {"tokenizer.ggml.tokens": [str(n) for n in range(260)], "tokenizer.ggml.token_type": [1] * 260}},
+            "the vocabulary has 260 tokens, but the embedding only 259 rows",
+        ),
     ],
 )
-def test_show_says_that_a_tokenizer_or_template_does_not_run(
+def test_show_and_pull_say_that_a_tokenizer_or_template_does_not_run(
     options: dict[str, Any], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    models.show(str(write_tiny_gguf(tmp_path / "a.gguf", **options)))
-    assert f"runs          no: {tmp_path / 'a.gguf'}: {why}" in capsys.readouterr().out
+    path = write_tiny_gguf(tmp_path / "a.gguf", **options)
+    models.show(str(path))
+    assert f"runs          no: {path}: {why}" in capsys.readouterr().out
+    models.pull(str(path))
+    assert f"warning: it is here, but vkllm cannot run it: {path}: {why}" in capsys.readouterr().err
 
 
 def test_show_prefers_the_files_own_licence_and_counts_all_parts(

@@ -137,7 +137,7 @@ def loading_bar() -> Iterator[Callable[[str, int, int], None] | None]:
             what = visible(what)
             if progress.tasks[0].description != what:
                 progress.reset(task, description=what)
-            progress.update(task, completed=done_bytes, total=total_bytes)
+            progress.update(task, completed=done_bytes, total=total_bytes or None)
 
         yield on_progress
 

@@ -177,7 +177,7 @@ async def test_a_lost_device_keeps_the_partial_answer_and_ctrl_r_tries_again(
     ],
 )
 def test_an_error_is_a_sentence_and_names_stay_as_they_are(text: str, sentence: str) -> None:
-    assert errors_shown._sentence(text) == sentence
+    assert errors_shown.sentence(text) == sentence
 
 
 @pytest.mark.asyncio

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vkllm import LLM, InvalidParameter, ModelNotFound, SamplingParams, VkllmError
-from vkllm.faces.chat.model_check import check_model
+from vkllm.faces.chat.model_check import OnProgress, check_model
 from vkllm.faces.chat.reasoning import prompt_messages
 from vkllm.faces.chat.store import Chat, ChatStore, Role, chats_path
 from vkllm.faces.cli.loading import tell_of_memory
@@ -20,7 +20,7 @@ from vkllm.faces.cli.modelfile import modelfile
 from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.cli.opening import RunOptions, open_model
 from vkllm.faces.sampling import FORMS, OPTIONS, parameter, schema_of_format
-from vkllm.faces.terminal import counted, file_title, say
+from vkllm.faces.terminal import counted, file_title, loading_bar, say
 from vkllm.formats.gguf import ModelFile
 from vkllm.store import FoundModel, look_up
 
@@ -88,25 +88,27 @@ class LineChat:
         All that can be checked is checked first. Then the last one is closed, because two may not fit; if the other
         fails even so, the last one is opened again. Where that fails too, the error says so and no model is open.
         """
-        model = check_model(ensure_here(model), loading, self._llm)
-        last, self._llm = self._llm, None
-        if last is not None:
-            last.close()
-        try:
-            self._llm = open_model(model, loading)
-        except (VkllmError, KeyboardInterrupt) as error:
+        model = ensure_here(model)
+        with loading_bar() as on_progress:
+            model = check_model(model, loading, self._llm, on_progress)
+            last, self._llm = self._llm, None
             if last is not None:
-                self._open_again(error)
-            raise
+                last.close()
+            try:
+                self._llm = LLM(model, **loading, on_progress=on_progress)
+            except (VkllmError, KeyboardInterrupt) as error:
+                if last is not None:
+                    self._open_again(error, on_progress)
+                raise
         self.model, self.loading = model, loading
         tell_of_memory(self.llm)
         title = file_title(self.llm).removesuffix(".gguf")
         say(f"{title} on {self.llm.device_name}, context of {counted(self.llm.n_ctx, 'token')}.")
 
-    def _open_again(self, error: VkllmError | KeyboardInterrupt) -> None:
+    def _open_again(self, error: VkllmError | KeyboardInterrupt, on_progress: OnProgress | None) -> None:
         """Opens the last model, which was closed for one that could not be opened."""
         try:
-            self._llm = open_model(self.model, self.loading)
+            self._llm = LLM(self.model, **self.loading, on_progress=on_progress)
         except VkllmError as second:
             first = "it was stopped" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
             raise type(second)(
