@@ -1,12 +1,12 @@
 // attention_tiled: attention of a tile of queries (tokens, heads that share a key head) by cooperative matrices
 // bindings: q k_cache v_cache y y_q16 y_scales step
-// constants: local_size n_heads n_kv_heads head_dim k_q8_0 v_q8_0 matrix_m matrix_n matrix_k scale softcap window n_ring_blocks is_causal
+// constants: local_size n_heads n_kv_heads head_dim k_q8_0 v_q8_0 matrix_m matrix_n matrix_k scale softcap window n_ring_blocks is_causal n_splits
 // push:
-// dispatch: x = n_kv_heads, y = tokens / (TILE_ROWS / (n_heads / n_kv_heads)), rounded up; the tokens of a workgroup are
+// dispatch: x = n_kv_heads * n_splits, each with its part of the dimensions of values; y = tokens / (TILE_ROWS / (n_heads / n_kv_heads)), rounded up; the tokens of a workgroup are
 //   of one sequence, in order
 // subgroup: basic shuffle
 // requires: full subgroups; cooperative_matrix (float16 to float32, of 8 or 16 in each direction), fp16; local_size
-//   such that its subgroups have matrix_m queries each; head_dim a multiple of 32, at most 128
+//   such that its subgroups have matrix_m queries each; head_dim a multiple of 32 * n_splits, of values at most 128
 // numerics: queries, keys, weights and values rounded to float16, float32 scores and sums; the same for a token however
 //   the step is cut
 // source: own; Dao et al. 2022, arXiv 2205.14135; Milakov and Gimelshein 2018, arXiv 1805.02867
@@ -33,6 +33,7 @@ layout(constant_id = 10) const uint SOFTCAP = 0;
 layout(constant_id = 11) const uint WINDOW = 0;
 layout(constant_id = 12) const uint N_RING_BLOCKS = 0;
 layout(constant_id = 13) const uint IS_CAUSAL = 1;
+layout(constant_id = 14) const uint N_SPLITS = 1; // of values, whose sums would take too many registers
 layout(std430, binding = 0) readonly buffer Q { vec4 q[]; };
 layout(std430, binding = 3) writeonly buffer Y { vec4 y[]; };
 layout(std430, binding = 4) writeonly buffer YQ16 { uint y_q16[]; };
@@ -52,14 +53,17 @@ const uint TOKENS = TILE_ROWS / HEADS;
 const uint LANES = LOCAL_SIZE * MATRIX_M / TILE_ROWS; // of a subgroup
 const uint ROW_LANES = LANES / MATRIX_M;              // neighbouring lanes that take a query's scores together
 const uint ROW_KEYS = KV_BLOCK / ROW_LANES;
-const uint K_STEPS = HEAD_DIM / MATRIX_K, D_STEPS = HEAD_DIM / MATRIX_N;
+const uint V_DIM = HEAD_DIM / N_SPLITS;               // dimensions of values that a workgroup takes
+const uint V_EIGHTS = V_DIM / 8;
+const uint K_STEPS = HEAD_DIM / MATRIX_K, D_STEPS = V_DIM / MATRIX_N;
 
 // Rows are some words longer than what they hold, against bank conflicts.
-const uint STRIDE = EIGHTS + 1; // uvec4 of a row of a tile of keys or values, and of a half tile of queries
+const uint STRIDE = EIGHTS + 1; // uvec4 of a row of a tile of keys, and of a half tile of queries
+const uint V_STRIDE = V_EIGHTS + 1;
 #define SCORE_STRIDE 36
 #define WEIGHT_STRIDE 5
 shared uvec4 k_tile[KV_BLOCK * STRIDE];
-shared uvec4 v_tile[KV_BLOCK * STRIDE];
+shared uvec4 v_tile[KV_BLOCK * V_STRIDE];
 shared float scores[TILE_ROWS * SCORE_STRIDE]; // each subgroup has its own queries' part, also for factors and results
 shared uvec4 weights[TILE_ROWS * WEIGHT_STRIDE];
 
@@ -68,6 +72,7 @@ shared uvec4 weights[TILE_ROWS * WEIGHT_STRIDE];
 #define Right coopmat<float16_t, gl_ScopeSubgroup, MATRIX_K, MATRIX_N, gl_MatrixUseB>
 
 uint self, lane, tile_row0; // tile_row0: the subgroup's first query
+uint kv_head, split;
 Left queries[K_STEPS];
 Sums sums[D_STEPS];
 
@@ -86,7 +91,7 @@ void load_queries() {
   for (uint first = 0; first < TILE_ROWS; first += KV_BLOCK) {
     for (uint i = self; i < KV_BLOCK * EIGHTS; i += LOCAL_SIZE) {
       uint query = first + i / EIGHTS;
-      uint from = ((row_of(query) * N_HEADS + gl_WorkGroupID.x * HEADS + query % HEADS) * EIGHTS + i % EIGHTS) * 2;
+      uint from = ((row_of(query) * N_HEADS + kv_head * HEADS + query % HEADS) * EIGHTS + i % EIGHTS) * 2;
       vec4 a = q[from] * uintBitsToFloat(SCALE), b = q[from + 1] * uintBitsToFloat(SCALE);
       k_tile[i / EIGHTS * STRIDE + i % EIGHTS] =
           uvec4(packHalf2x16(a.xy), packHalf2x16(a.zw), packHalf2x16(b.xy), packHalf2x16(b.zw));
@@ -107,7 +112,9 @@ void load_tile(uint unit, uint first, uint end) {
   for (uint i = self; i < KV_BLOCK * EIGHTS; i += LOCAL_SIZE) {
     uint key = i / EIGHTS, eight = i % EIGHTS;
     k_tile[key * STRIDE + eight] = halves(load_key(unit, key, eight), K_Q8_0);
-    v_tile[key * STRIDE + eight] = key >= first && key < end ? halves(load_value(unit, key, eight), V_Q8_0) : uvec4(0);
+    uint v_eight = eight - split * V_EIGHTS; // wraps around for those before
+    if (N_SPLITS > 1 && v_eight >= V_EIGHTS) continue;
+    v_tile[key * V_STRIDE + v_eight] = key >= first && key < end ? halves(load_value(unit, key, eight), V_Q8_0) : uvec4(0);
   }
 }
 
@@ -147,7 +154,7 @@ void add_values() {
                 gl_CooperativeMatrixLayoutRowMajor);
     [[unroll]] for (uint d = 0; d < D_STEPS; d++) {
       Right values;
-      coopMatLoad(values, v_tile, k * MATRIX_K * STRIDE + d * (MATRIX_N / 8), STRIDE,
+      coopMatLoad(values, v_tile, k * MATRIX_K * V_STRIDE + d * (MATRIX_N / 8), V_STRIDE,
                   gl_CooperativeMatrixLayoutRowMajor);
       sums[d] = coopMatMulAdd(part, values, sums[d]);
     }
@@ -157,7 +164,7 @@ void add_values() {
 // The sums of 32 dimensions at a time, to y and as a block of y_q16.
 void store_results() {
   uint n_lasting = min(TOKENS, n_rows - gl_WorkGroupID.y * TOKENS) * HEADS; // queries that are there
-  [[unroll]] for (uint block = 0; block < HEAD_DIM / 32; block++) {
+  [[unroll]] for (uint block = 0; block < V_DIM / 32; block++) {
     subgroupBarrier();
     [[unroll]] for (uint n = 0; n < 32 / MATRIX_N; n++) {
       coopMatStore(sums[block * (32 / MATRIX_N) + n], scores, tile_row0 * SCORE_STRIDE + n * MATRIX_N, SCORE_STRIDE,
@@ -168,7 +175,7 @@ void store_results() {
       uint query = tile_row0 + i / 8, from = query * SCORE_STRIDE + i % 8 * 4;
       if (query >= n_lasting) break;
       vec4 four = vec4(scores[from], scores[from + 1], scores[from + 2], scores[from + 3]);
-      uint row = row_of(query), head_block = (gl_WorkGroupID.x * HEADS + query % HEADS) * (HEAD_DIM / 32) + block;
+      uint row = row_of(query), head_block = (kv_head * HEADS + query % HEADS) * (HEAD_DIM / 32) + split * (V_DIM / 32) + block;
       y[row * (N_HEADS * HEAD_DIM / 4) + head_block * 8 + i % 8] = four;
       store_q16(row, N_HEADS * HEAD_DIM / 32, head_block, four);
     }
@@ -184,6 +191,8 @@ void main() {
   lane = gl_SubgroupInvocationID;
   self = gl_SubgroupID * LANES + lane;
   tile_row0 = gl_SubgroupID * MATRIX_M;
+  kv_head = N_SPLITS > 1 ? gl_WorkGroupID.x / N_SPLITS : gl_WorkGroupID.x;
+  split = N_SPLITS > 1 ? gl_WorkGroupID.x % N_SPLITS : 0;
   load_queries();
   [[unroll]] for (uint d = 0; d < D_STEPS; d++) sums[d] = Sums(0.0);
 
@@ -193,7 +202,7 @@ void main() {
   uint table = rows[row_of(0)].z;
   float largest = -1e30, total = 0.0;
   for (uint base = first / KV_BLOCK * KV_BLOCK; base < end; base += KV_BLOCK) {
-    load_tile(unit_of(table, gl_WorkGroupID.x, base), max(first, base) - base, end - base);
+    load_tile(unit_of(table, kv_head, base), max(first, base) - base, end - base);
     barrier();
     multiply_keys();
     float score[ROW_KEYS], new_largest = largest;

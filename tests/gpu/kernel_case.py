@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,30 @@ import numpy.typing as npt
 from vkllm.formats.quants import split_planes
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
+from vkllm.gpu.program.operations import float_bits
 from vkllm.gpu.program.step import Row, StepSlots
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model does with scores; see vkllm/model/reference.py."""
+
+    scale: float
+    softcap: float = 0.0
+    window: int = 0
+    n_ring_blocks: int = 0
+    is_causal: bool = True
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """As the kernels take them."""
+        return dict(
+            scale=float_bits(self.scale),
+            softcap=float_bits(self.softcap) if self.softcap else 0,
+            window=self.window,
+            n_ring_blocks=self.n_ring_blocks,
+            is_causal=self.is_causal,
+        )
 
 
 def constants(kernel: str, **values: int) -> tuple[int, ...]:

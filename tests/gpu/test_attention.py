@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from kernel_case import (
+    Scores,
     cache_words,
     cached,
     constants,
@@ -24,7 +24,7 @@ from kernel_case import (
 from vkllm.formats.quants import dequantize_q16
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
-from vkllm.gpu.program.operations import float_bits, lanes_of_key
+from vkllm.gpu.program.operations import lanes_of_key
 from vkllm.model.reference import attention
 
 pytestmark = pytest.mark.gpu
@@ -33,28 +33,6 @@ Floats = npt.NDArray[np.float32]
 
 BOUND = 1e-10  # float32 throughout; what the cache keeps is the reference's input too
 Q16_BOUND = 4e-9  # rounding to 1/32512 of a block's largest value, up to six sigma: (6 / 32512)^2 / 12
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a model does with scores; see vkllm/model/reference.py."""
-
-    scale: float
-    softcap: float = 0.0
-    window: int = 0
-    n_ring_blocks: int = 0
-    is_causal: bool = True
-
-    @property
-    def constants(self) -> dict[str, int]:
-        """As the kernels take them."""
-        return dict(
-            scale=float_bits(self.scale),
-            softcap=float_bits(self.softcap) if self.softcap else 0,
-            window=self.window,
-            n_ring_blocks=self.n_ring_blocks,
-            is_causal=self.is_causal,
-        )
 
 
 class Case:

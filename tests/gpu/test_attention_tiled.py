@@ -3,11 +3,24 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
-from kernel_case import cache_words, cached, filled, floats, nmse, poisoned, step_buffer, words, write_cache
+from kernel_case import (
+    Scores,
+    cache_words,
+    cached,
+    constants,
+    filled,
+    floats,
+    nmse,
+    poisoned,
+    step_buffer,
+    words,
+    write_cache,
+)
 
 from vkllm.formats.quants import dequantize_q16
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import ATTENTION_TILE_ROWS, KERNELS, KV_BLOCK
+from vkllm.gpu.program.operations import value_splits
 from vkllm.model.reference import attention
 
 pytestmark = pytest.mark.gpu
@@ -24,6 +37,7 @@ def attended(
     positions: list[int],
     formats: tuple[str, str] = ("f16", "f16"),
     n_rows: int | None = None,
+    scores: Scores | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Results (T, H, D) of the last n_rows positions: as float32, as q16, and those of the reference for all."""
     n_heads, n_kv_heads, head_dim = shape
@@ -31,13 +45,16 @@ def attended(
     n_keys = positions[-1] + 1
     q = rng.normal(0, 2, (len(positions), n_heads, head_dim)).astype(np.float32)
     k, v = (rng.normal(0, 1, (n_keys, n_kv_heads, head_dim)).astype(np.float32) for _ in range(2))
+    scores = scores or Scores(head_dim**-0.5)
     table = [int(block) for block in rng.permutation(-(-n_keys // KV_BLOCK))]
+    where = [i % scores.n_ring_blocks for i in range(len(table))] if scores.n_ring_blocks else table
     caches = []
     for x, fmt in zip((k, v), formats, strict=True):
-        cache = poisoned(device, cache_words(fmt, max(table) + 2, n_kv_heads, head_dim))
-        write_cache(cache.words, x, table, fmt)
+        cache = poisoned(device, cache_words(fmt, max(where) + 2, n_kv_heads, head_dim))
+        write_cache(cache.words, x, where, fmt)
         caches.append(cache)
-    wanted = attention(q, cached(k, formats[0]), cached(v, formats[1]), np.array(positions))
+    seen = (cached(k, formats[0]), cached(v, formats[1]), np.array(positions))
+    wanted = attention(q, *seen, scores.scale, scores.softcap, scores.window, scores.is_causal)
     n_rows = n_rows or len(positions)
     q, positions = q[-n_rows:], positions[-n_rows:]
     step = step_buffer(device, positions, [0] * n_rows, table)
@@ -50,8 +67,14 @@ def attended(
             device.dispatch(
                 KERNELS["attention_tiled"],
                 (filled(device, q), *caches, *outputs, step),
-                constants=(size, *shape, *(int(fmt == "q8_0") for fmt in formats), *device.info.matrix_shape),
-                groups=(n_kv_heads, -(-n_rows // tokens)),
+                constants=constants(
+                    "attention_tiled",
+                    **dict(local_size=size, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim),
+                    **dict(k_q8_0=formats[0] == "q8_0", v_q8_0=formats[1] == "q8_0", n_splits=value_splits(head_dim)),
+                    **dict(zip(("matrix_m", "matrix_n", "matrix_k"), device.info.matrix_shape, strict=True)),
+                    **scores.constants,
+                ),
+                groups=(n_kv_heads * value_splits(head_dim), -(-n_rows // tokens)),
             )
         ]
     )
@@ -68,7 +91,7 @@ def _has_matrices(device: Device) -> None:
 
 
 @pytest.mark.parametrize("formats", [("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "f16")], ids=str)
-@pytest.mark.parametrize("shape", [(9, 3, 64), (4, 4, 32), (8, 1, 128), (14, 2, 64), (2, 1, 96)], ids=str)
+@pytest.mark.parametrize("shape", [(9, 3, 64), (4, 4, 32), (8, 1, 128), (14, 2, 64), (2, 1, 96), (4, 2, 256)], ids=str)
 @pytest.mark.parametrize("start_and_rows", [(0, 1), (63, 2), (0, 70), (150, 33), (31, 130)], ids=str)
 def test_attention_tiled(
     device: Device, shape: tuple[int, int, int], start_and_rows: tuple[int, int], formats: tuple[str, str]
@@ -79,9 +102,30 @@ def test_attention_tiled(
     assert nmse(q16, wanted) < Q16_BOUND
 
 
-def test_a_row_is_the_same_however_the_step_is_cut(device: Device) -> None:
+@pytest.mark.parametrize(
+    ("shape", "start", "n_rows", "scores"),
+    [
+        ((8, 2, 64), 300, 70, Scores(0.125, softcap=20.0, window=50, n_ring_blocks=4)),
+        ((4, 1, 128), 10, 90, Scores(0.1, window=64)),
+        ((4, 2, 256), 95, 100, Scores(0.0625, softcap=50.0, window=1)),
+        ((4, 4, 96), 33, 3, Scores(0.1, window=1000, n_ring_blocks=3)),
+        ((4, 2, 64), 0, 100, Scores(0.125, is_causal=False)),
+        ((4, 2, 64), 0, 100, Scores(0.125, window=9, is_causal=False)),
+    ],
+    ids=str,
+)
+def test_scores_and_windows_of_tiles(
+    device: Device, shape: tuple[int, int, int], start: int, n_rows: int, scores: Scores
+) -> None:
+    y, q16, wanted = attended(device, shape, list(range(start, start + n_rows)), scores=scores)
+    assert nmse(y, wanted) < BOUND
+    assert nmse(q16, wanted) < Q16_BOUND
+
+
+@pytest.mark.parametrize("scores", [Scores(0.125), Scores(0.125, window=30, n_ring_blocks=7)], ids=str)
+def test_a_row_is_the_same_however_the_step_is_cut(device: Device, scores: Scores) -> None:
     shape, positions = (8, 2, 64), list(range(40, 180))
-    whole, _, _ = attended(device, shape, positions)
+    whole, _, _ = attended(device, shape, positions, scores=scores)
     for n_rows in (1, 8, 61, 100):
-        part, _, _ = attended(device, shape, positions, n_rows=n_rows)
+        part, _, _ = attended(device, shape, positions, n_rows=n_rows, scores=scores)
         assert np.array_equal(part, whole[-n_rows:])

@@ -60,6 +60,8 @@ def test_logits_equal_the_reference(
     config = engine_config(write(tmp_path, spec, fmt), spec)
     choices = tuning(device.info)
     choices = replace(choices, decode=replace(choices.decode, is_chained=is_chained))
+    if device.info.matrix_shape is not None:
+        choices = replace(choices, has_matmul=True, has_tiled_attention=True)
     monkeypatch.setattr(Program, "_may_chain", lambda self: True)
     program = Program(device, spec, config.path, config.tensors, config.n_ctx, choices=choices)
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 103)]

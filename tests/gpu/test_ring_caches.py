@@ -20,8 +20,9 @@ from vkllm.model.memory.plan import PlanOptions
 
 pytestmark = pytest.mark.gpu
 
-# keys and values as q8_0: see the bound of test_program.py for float16; a byte has 1/254 of a block's largest
-BOUND = {"f16": 4e-6, "q8_0": 4e-3}
+# keys and values as float16 (see test_program.py), and the like again where matrices round activations; q8_0 rounds to
+# 1/254 of a block's largest value
+BOUND = {"f16": 8e-6, "q8_0": 4e-3}
 SPEC = of_layers(replace(LAYER, window=40), LAYER, replace(LAYER, window=1))
 N_PROMPT, N_DECODED, CHUNK = 400, 40, 64
 

@@ -96,6 +96,7 @@ KERNELS = {
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "k_q8_0", "v_q8_0"),
                 *("matrix_m", "matrix_n", "matrix_k", "scale", "softcap", "window", "n_ring_blocks", "is_causal"),
+                "n_splits",
             ),
             subgroup=("basic", "shuffle"),
         ),

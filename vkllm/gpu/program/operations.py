@@ -12,7 +12,15 @@ from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
-from vkllm.gpu.program.kernels import ACTIVATIONS, ATTENTION_TILE_ROWS, HEAD_WEIGHTS, KERNELS, LAST_ROW, NORM_FORMS
+from vkllm.gpu.program.kernels import (
+    ACTIVATIONS,
+    ATTENTION_TILE_ROWS,
+    HEAD_WEIGHTS,
+    KERNELS,
+    KV_BLOCK,
+    LAST_ROW,
+    NORM_FORMS,
+)
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
 
@@ -225,7 +233,11 @@ class Operations:
     def _attention(self, op: Attention, width: int) -> Dispatch:
         k_cache, v_cache = self._buffers.caches[op.layer]
         q, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
-        if self._tuning.has_tiled_attention and width > 1 and suits_tiled_attention(op):
+        if (
+            self._tuning.has_tiled_attention
+            and width > 1
+            and suits_tiled_attention(op, self._device.info.max_shared_bytes)
+        ):
             return self._attention_tiled(op, width)
         heads = heads_together(op.n_heads // op.n_kv_heads)
         lanes = lanes_of_key(op.head_dim, self._device.info.subgroup_size)
@@ -254,9 +266,14 @@ class Operations:
             constants=(
                 ATTENTION_TILE_ROWS // info.matrix_shape[0] * info.subgroup_size,
                 *(op.n_heads, op.n_kv_heads, op.head_dim, *cache_constants(self._buffers)),
-                *(*info.matrix_shape, *score_constants(self._buffers, op), int(op.is_causal)),
+                *(
+                    *info.matrix_shape,
+                    *score_constants(self._buffers, op),
+                    int(op.is_causal),
+                    value_splits(op.head_dim),
+                ),
             ),
-            groups=(op.n_kv_heads, -(-width // tokens)),
+            groups=(op.n_kv_heads * value_splits(op.head_dim), -(-width // tokens)),
         )
 
     def _activate(self, op: Activate, width: int) -> Dispatch:
@@ -321,9 +338,18 @@ def suits_matmul(planes: WeightPlanes) -> bool:
     return planes.n_columns % _columns(WIDE_TILE) == 0 and planes.n_rows % 16 == 0
 
 
-def suits_tiled_attention(op: Attention) -> bool:
-    """Whether a layer's heads suit attention_tiled."""
-    return op.head_dim % 32 == 0 and op.head_dim <= 128 and op.n_heads <= ATTENTION_TILE_ROWS * op.n_kv_heads
+def suits_tiled_attention(op: Attention, max_shared_bytes: int) -> bool:
+    """Whether a layer's heads suit attention_tiled, and its tiles of keys, values, scores and weights the device."""
+    n_splits = value_splits(op.head_dim)
+    row_bytes = 2 * op.head_dim + 2 * op.head_dim // n_splits + 2 * 16
+    n_bytes = KV_BLOCK * row_bytes + ATTENTION_TILE_ROWS * (4 * 36 + 16 * 5)
+    is_shaped = op.head_dim % (32 * n_splits) == 0 and op.head_dim <= 256
+    return is_shaped and n_bytes <= max_shared_bytes and op.n_heads <= ATTENTION_TILE_ROWS * op.n_kv_heads
+
+
+def value_splits(head_dim: int) -> int:
+    """Workgroups of attention_tiled that share the values of a head."""
+    return 1 if head_dim <= 128 else 2
 
 
 def lanes_of_key(head_dim: int, subgroup_size: int) -> int:
