@@ -185,6 +185,24 @@ def test_half_a_command_shows_what_there_is(line_chat: LineChat, text: str, caps
     assert text[:5] in capsys.readouterr().out
 
 
+def test_the_sampling_that_a_file_recommends_is_told_and_stays_the_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {"general.sampling.temp": 0.6, "general.sampling.top_k": 20}
+    chat = LineChat(RunOptions(str(write_tiny_gguf(tmp_path / "thinking.gguf", fields=fields))), {"top_k": 5})
+    run_command(chat, "/show parameters")
+    shown = capsys.readouterr().out.splitlines()
+    assert (
+        "temperature         0.6" in shown and "top_k               5" in shown and "top_p               0.95" in shown
+    )
+    run_command(chat, "/show info")
+    assert "temperature 0.6, top_k 20" in capsys.readouterr().out
+    run_command(chat, "/show modelfile")
+    modelfile = capsys.readouterr().out.splitlines()
+    assert "PARAMETER temperature 0.6" in modelfile and "PARAMETER top_k 5" in modelfile
+    chat.close()
+
+
 # --- /show -----------------------------------------------------------------------------------------------------------
 
 

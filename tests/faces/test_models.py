@@ -186,6 +186,17 @@ def test_show_tells_what_a_model_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines["parameters"] == "0.0 million"
 
 
+def test_show_tells_the_sampling_that_a_file_recommends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {"general.sampling.temp": 0.6, "general.sampling.top_k": 20, "general.sampling.mirostat": 2}
+    path = write_tiny_gguf(tmp_path / "thinking.gguf", fields=fields)
+    models.show(str(path))
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (lines["sampling"], lines["unused"]) == ("temperature 0.6, top_k 20", "mirostat 2")
+    models.show(str(path), json=True)
+    fields = json.loads(capsys.readouterr().out)
+    assert fields["sampling"] == {"temperature": 0.6, "top_k": 20} and fields["unused_sampling"] == {"mirostat": "2"}
+
+
 def test_show_as_json_and_of_a_path(tiny_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models.show(str(tiny_gguf), json=True)
     fields = json.loads(capsys.readouterr().out)

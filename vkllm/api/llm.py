@@ -142,6 +142,11 @@ class LLM:
         """Whether the file says how to chat with the model; base models do not, and `chat` guesses (ChatML)."""
         return not self._model.template.is_fallback
 
+    @property
+    def default_params(self) -> SamplingParams:
+        """The parameters of requests without `params`: those that the model's file recommends, else vkllm's own."""
+        return self._prompts.defaults
+
     @overload
     def generate(
         self,

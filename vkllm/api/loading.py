@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from vkllm.api.prompts import Prompts
+from vkllm.engine.file_sampling import file_sampling
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.process.handle import EngineProcess
 from vkllm.engine.requests import EngineConfig
@@ -131,7 +132,7 @@ class Loading:
         prompts = Prompts(
             tokenizer,
             template,
-            self._defaults,
+            replace(self._defaults, **file_sampling(file.metadata).values),
             itertools.count(1),
             model=name,
             pooling=pooling(file.metadata),

@@ -14,7 +14,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from vkllm import ContextOverflow, DeviceLost, Generation, ModelNotFound, OutOfDeviceMemory, Piece, RunStats, VkllmError
+from vkllm import (
+    ContextOverflow,
+    DeviceLost,
+    Generation,
+    ModelNotFound,
+    OutOfDeviceMemory,
+    Piece,
+    RunStats,
+    SamplingParams,
+    VkllmError,
+)
 from vkllm.faces.tui.fit import Fit, ModelToFit
 from vkllm.faces.tui.fits import Fits
 from vkllm.model.memory.limits import Tier
@@ -89,6 +99,7 @@ class FakeLLM:
     """Has what the chat uses of `LLM`. opened: all of them, for tests to look at."""
 
     opened: ClassVar[list[FakeLLM]] = []
+    default_params = SamplingParams()
 
     def __init__(
         self,

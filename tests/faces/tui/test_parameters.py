@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import OpenChat, Scene
+from fake_llm import FakeLLM
 from textual.widgets import Input, Static, TextArea
 
 from vkllm import InvalidParameter, SamplingParams
@@ -137,3 +138,17 @@ async def test_all_fields_reach_the_model_and_come_back(open_chat: OpenChat) -> 
         await scene.press("ctrl+s")
         await scene.until(lambda: "an answer has one form; empty this field or Regex" in scene.shown)
         assert scene.app.focused is panel.query_one("#grammar")
+
+
+@pytest.mark.asyncio
+async def test_an_empty_field_shows_what_the_model_s_file_recommends(
+    open_chat: OpenChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeLLM, "default_params", SamplingParams(temperature=0.6, top_k=20))
+    async with open_chat() as scene:
+        await scene.ask("Hi")
+        await scene.press("f4")
+        await scene.until(lambda: isinstance(scene.app.screen, ParametersScreen))
+        shown = {name: scene.app.screen.query_one(f"#{name}", Input).placeholder for name in ("temperature", "top_k")}
+        assert shown == {"temperature": "0.6", "top_k": "20"}
+        assert scene.app.screen.query_one("#top_p", Input).placeholder == "0.95"

@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from vkllm import LLM, InvalidParameter, ModelNotFound, SamplingParams, VkllmError
+from vkllm import LLM, InvalidParameter, ModelNotFound, VkllmError
+from vkllm.engine.file_sampling import file_sampling
 from vkllm.faces.chat.model_check import OnProgress, check_model
 from vkllm.faces.chat.reasoning import prompt_messages
 from vkllm.faces.chat.store import Chat, ChatStore, Role, chats_path
@@ -194,7 +195,7 @@ def _set_parameter(chat: LineChat, name: str, words: list[str]) -> None:
         chat.sampling.pop(field, None)
     else:
         chat.sampling[field] = value
-    say(f"{name} is {_text_of(field, chat.sampling)}.")
+    say(f"{name} is {_text_of(field, chat)}.")
 
 
 def _without_form(sampling: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def _show(chat: LineChat, what: str) -> None:
         "template": lambda chat: _template(chat) or "The file has no chat template; ChatML is used.",
         "license": _licence,
         "licence": _licence,
-        "modelfile": lambda chat: modelfile(chat.llm.path, chat.llm.n_ctx, chat.loading, chat.sampling, chat.system),
+        "modelfile": _modelfile,
     }
     say(shows[what](chat) if what in shows else _HELP_ON["show"])
 
@@ -223,8 +224,13 @@ def _info(chat: LineChat) -> str:
 
 
 def _parameters(chat: LineChat) -> str:
-    lines = {field: _text_of(field, chat.sampling) for field in OPTIONS} | {"num_ctx": str(chat.llm.n_ctx)}
+    lines = {field: _text_of(field, chat) for field in OPTIONS} | {"num_ctx": str(chat.llm.n_ctx)}
     return "\n".join(f"{name:20}{text}" for name, text in lines.items())
+
+
+def _modelfile(chat: LineChat) -> str:
+    sampling = file_sampling(ModelFile.open(chat.llm.path).metadata).values | chat.sampling
+    return modelfile(chat.llm.path, chat.llm.n_ctx, chat.loading, sampling, chat.system)
 
 
 def _licence(chat: LineChat) -> str:
@@ -238,8 +244,8 @@ def _template(chat: LineChat) -> str:
     return ModelFile.open(chat.llm.path).metadata.string("tokenizer.chat_template", None) or ""
 
 
-def _text_of(field: str, sampling: dict[str, Any]) -> str:
-    value = sampling.get(field, getattr(SamplingParams(), field))
+def _text_of(field: str, chat: LineChat) -> str:
+    value = chat.sampling.get(field, getattr(chat.llm.default_params, field))
     if field == "stop":
         return " ".join(map(repr, value)) or "none"
     unset = {"max_tokens": "as many as there is room for", "seed": "random for each answer"}

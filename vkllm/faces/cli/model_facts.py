@@ -56,9 +56,11 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
     import math
 
     from vkllm.api.loading import read_text
+    from vkllm.engine.file_sampling import file_sampling
     from vkllm.model.architectures import model_spec
 
     metadata, tensors = file.metadata, file.tensors.values()
+    sampling = file_sampling(metadata)
     architecture = metadata.string("general.architecture", "none")
     formats: dict[str, dict[str, int]] = {}
     for tensor in tensors:
@@ -82,6 +84,8 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
         "n_ctx_train": metadata.integer(f"{architecture}.context_length", None),
         "n_layers": metadata.integer(f"{architecture}.block_count", None),
         "d_model": metadata.integer(f"{architecture}.embedding_length", None),
+        "sampling": sampling.values,
+        "unused_sampling": sampling.unused,
         "has_chat_template": "tokenizer.chat_template" in metadata,
         "licence": metadata.string("general.license", None) or (entry.licence if entry else None),
         "paths": [str(path) for path in file.paths],
@@ -102,6 +106,8 @@ def lines_of(fields: dict[str, Any]) -> Iterable[tuple[str, str]]:
         "context": counted(fields["n_ctx_train"], "token") if fields.get("n_ctx_train") else "",
         "layers": str(fields.get("n_layers") or ""),
         "width": str(fields.get("d_model") or ""),
+        "sampling": ", ".join(f"{name} {value:g}" for name, value in fields.get("sampling", {}).items()),
+        "unused": ", ".join(f"{name} {text}" for name, text in fields.get("unused_sampling", {}).items()),
         "chat template": ""
         if not paths
         else "yes"

@@ -13,7 +13,7 @@ from textual import on
 from textual.binding import Binding
 from textual.widgets import Footer
 
-from vkllm import LLM, Generation
+from vkllm import LLM, Generation, SamplingParams
 from vkllm.faces.chat.reasoning import prompt_messages
 from vkllm.faces.chat.store import ChatMessage, ChatStore, State, title_of
 from vkllm.faces.sampling import FORMS
@@ -296,7 +296,9 @@ class ChatScreen(ReadingScreen):
 
     def action_parameters(self) -> None:
         """The panel of parameters; they hold from the next answer on."""
-        self.app.push_screen(ParametersScreen(self.parameters), self._take_changed)
+        llm = self.session.llm
+        defaults = SamplingParams() if llm is None else llm.default_params
+        self.app.push_screen(ParametersScreen(self.parameters, defaults), self._take_changed)
 
     def _take_changed(self, changed: Parameters | None) -> None:
         if changed is not None:

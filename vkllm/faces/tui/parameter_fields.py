@@ -11,8 +11,6 @@ from vkllm import InvalidParameter, SamplingParams
 from vkllm.faces.sampling import FORMS, StructureFlags
 from vkllm.text.grammar import answer_grammar
 
-_DEFAULTS = SamplingParams()
-
 
 def _on_or_off(text: str) -> bool:
     return {"on": True, "true": True, "off": False, "false": False}[text.lower()]
@@ -50,13 +48,17 @@ def _grammar(text: str) -> str:
 @dataclass(frozen=True)
 class ParameterField:
     """name: of a field of SamplingParams, or n_ctx. read: makes its text into a value, by ValueError or KeyError if
-    it cannot. default: what an empty field means. kind: of its text."""
+    it cannot. default: what an empty field means, if that is not the model's own value. kind: of its text."""
 
     name: str
     label: str
     read: Callable[[str], Any]
-    default: str
+    default: str | None = None
     kind: str = "a number"
+
+    def default_of(self, defaults: SamplingParams) -> str:
+        """What an empty field means, in words or as the model's value."""
+        return str(getattr(defaults, self.name)) if self.default is None else self.default
 
     def value(self, text: str) -> Any:
         """The value that a text means; None, the default, for an empty one. Raises InvalidParameter."""
@@ -96,18 +98,18 @@ class ParameterField:
 
 
 NUMBERS = (
-    ParameterField("temperature", "Temperature", float, f"{_DEFAULTS.temperature}"),
+    ParameterField("temperature", "Temperature", float),
     ParameterField("max_tokens", "Longest answer", _drawn_if_negative, "no limit"),
-    ParameterField("top_k", "Top k", int, f"{_DEFAULTS.top_k}"),
+    ParameterField("top_k", "Top k", int),
     ParameterField("seed", "Seed", _drawn_if_negative, "random"),
-    ParameterField("top_p", "Top p", float, f"{_DEFAULTS.top_p}"),
+    ParameterField("top_p", "Top p", float),
     ParameterField("n_ctx", "Context", int, "the model's"),
-    ParameterField("min_p", "Min p", float, f"{_DEFAULTS.min_p}"),
+    ParameterField("min_p", "Min p", float),
     ParameterField("context_shift", "Context shift", _on_or_off, "off", "on or off"),
-    ParameterField("repetition_penalty", "Repeat penalty", float, f"{_DEFAULTS.repetition_penalty}"),
-    ParameterField("penalty_window", "Penalty window", int, f"{_DEFAULTS.penalty_window}"),
-    ParameterField("presence_penalty", "Presence pen.", float, f"{_DEFAULTS.presence_penalty}"),
-    ParameterField("frequency_penalty", "Frequency pen.", float, f"{_DEFAULTS.frequency_penalty}"),
+    ParameterField("repetition_penalty", "Repeat penalty", float),
+    ParameterField("penalty_window", "Penalty window", int),
+    ParameterField("presence_penalty", "Presence pen.", float),
+    ParameterField("frequency_penalty", "Frequency pen.", float),
     ParameterField("ignore_eos", "Ignore the end", _on_or_off, "off", "on or off"),
     ParameterField("stop_token_ids", "Stop tokens", _token_ids, "none", "ids of tokens, such as 2, 13"),
 )

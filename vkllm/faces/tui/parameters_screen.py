@@ -11,7 +11,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Label, Static, TextArea
 
-from vkllm import InvalidParameter
+from vkllm import InvalidParameter, SamplingParams
 from vkllm.faces.sampling import FORMS
 from vkllm.faces.tui.parameter_fields import LABELS, NUMBERS, TEXTS, ParameterField
 
@@ -40,15 +40,16 @@ class Parameters:
 
 
 class ParametersScreen(ModalScreen[Parameters | None]):
-    """The panel. An empty line means the default; the result is None if the user leaves."""
+    """The panel. An empty line means the default, that of the model; the result is None if the user leaves."""
 
     BINDINGS = [  # noqa: RUF012, as Textual declares it
         Binding("ctrl+s", "accept", "Accept", priority=True),
         Binding("escape,f4", "dismiss(None)", "Cancel"),
     ]
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Parameters, defaults: SamplingParams) -> None:
         super().__init__()
+        self._defaults = defaults
         self._parameters = parameters
 
     def compose(self) -> ComposeResult:
@@ -70,12 +71,11 @@ class ParametersScreen(ModalScreen[Parameters | None]):
             for field in fields:
                 yield Label(field.label)
                 text = field.text(values.get(field.name))
+                default = field.default_of(self._defaults)
                 if field.name in ("json_schema", "grammar"):  # they may have several lines
-                    yield TextArea(
-                        text, id=field.name, placeholder=field.default, compact=True, highlight_cursor_line=False
-                    )
+                    yield TextArea(text, id=field.name, placeholder=default, compact=True, highlight_cursor_line=False)
                 else:
-                    yield Input(text, placeholder=field.default, id=field.name, compact=True)
+                    yield Input(text, placeholder=default, id=field.name, compact=True)
         yield Static("", id=f"problem-{fields[0].name}", classes="problem", markup=False)
 
     def on_input_submitted(self) -> None:
