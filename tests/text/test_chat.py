@@ -186,7 +186,10 @@ def test_a_developer_s_message_is_the_system_s_unless_the_template_knows_develop
     messages = [{"role": "developer", "content": "Be brief."}]
     source = "{{ messages[0].role }}"
     assert template_of(make_metadata, source).render(messages) == "system"
-    assert template_of(make_metadata, source + "{# or developer #}").render(messages) == "developer"
+    for known in ("{{ 'developer' in [] }}", "{% if role == 'developer' %}{% endif %}"):
+        assert template_of(make_metadata, source + known).render(messages).startswith("developer")
+    for unknown in ("{# developer #}", "{{ '<|developer_start|>' }}"):
+        assert template_of(make_metadata, source + unknown).render(messages).startswith("system")
 
 
 def test_a_file_without_a_template_gets_chatml(make_metadata: MakeMetadata) -> None:

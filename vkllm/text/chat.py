@@ -16,6 +16,7 @@ import jinja2
 from jinja2.exceptions import SecurityError
 
 from vkllm.errors import InvalidParameter, ModelFileError
+from vkllm.text.message_forms import forms
 from vkllm.text.messages import (
     Messages,
     arguments_as_json,
@@ -24,6 +25,7 @@ from vkllm.text.messages import (
     plain_tools,
     plain_value,
     with_arguments,
+    with_reasoning,
 )
 from vkllm.text.templates import marked
 from vkllm.text.templates.limits import Budget, TemplateLimit
@@ -38,6 +40,9 @@ _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+_TOOLS_NAMES = ("tools", "xml_tools")
+"""What templates call the tools that they describe to the model; the second is SmolLM3's."""
 
 _PROBE = "probe_argument"  # see _prints_arguments_of
 
@@ -121,16 +126,26 @@ class ChatTemplate:
         plain: Messages = plain_messages(messages)
         described = plain_tools(tools)
         program = self._tool_program if described else self._program
-        if described and "tools" not in program.reads:
+        tools_name = next((name for name in _TOOLS_NAMES if name in program.reads), None)
+        if described and tools_name is None:
             raise InvalidParameter(
                 "the model's chat template has no place for tools, so the model would not see them; leave tools out, "
                 "or describe them in the system message"
             )
-        if not program.names_developer:
+        if "developer" not in program.names:
             plain = [{**m, "role": "system"} if m["role"] == "developer" else m for m in plain]
+        plain = with_reasoning(plain, program.names)
         if any(message.get("tool_calls") for message in plain):
             plain = self._arguments_as_printed(program, plain)
-        return self._run(program, plain, {**plain_value(variables, "a variable"), "tools": described or None})
+        given = plain_value(variables, "a variable")
+        refusal: InvalidParameter | None = None
+        for form, tools_in_form in forms(plain, described):
+            try:
+                return self._run(program, form, {**given, tools_name or "tools": tools_in_form or None})
+            except InvalidParameter as error:
+                refusal = refusal or error
+        assert refusal is not None  # the first form is the one that was given
+        raise refusal
 
     def _run(self, program: Program, messages: Messages, variables: dict[str, Any]) -> str:
         values = {

@@ -7,7 +7,7 @@ mappings. Here they become plain dictionaries, or an error that says which messa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from enum import Enum
 from typing import Any
 
@@ -16,6 +16,9 @@ from vkllm.errors import InvalidParameter
 Messages = Sequence[Mapping[str, Any]]
 
 SYSTEM_ROLES = ("system", "developer")
+
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+"""What clients and templates call the thoughts before an answer."""
 
 _MAX_DEPTH = 50
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -88,10 +91,29 @@ def with_arguments(messages: Messages, convert: Callable[[Any], Any]) -> list[Ma
     ]
 
 
+def with_reasoning(messages: Messages, names: Set[str]) -> Messages:
+    """The messages; where one has reasoning by no name that the template knows, it has it by one that it does.
+
+    names: what the template looks up.
+    """
+    known = [name for name in _REASONING if name in names]
+    if not known:
+        return messages
+    changed = []
+    for message in messages:
+        said = next((text for name in _REASONING if isinstance(text := message.get(name), str) and text), None)
+        if said is not None and not any(message.get(name) for name in known):
+            message = {**message, known[0]: said}
+        changed.append(message)
+    return changed
+
+
 def arguments_as_mapping(arguments: Any) -> Any:
-    """JSON text of an object becomes the object; anything else is kept."""
+    """JSON text of an object becomes the object, as does an empty text; anything else is kept."""
     if not isinstance(arguments, str):
         return arguments
+    if not arguments.strip():
+        return {}
     try:
         parsed = json.loads(arguments)
     except (ValueError, RecursionError):
@@ -100,8 +122,10 @@ def arguments_as_mapping(arguments: Any) -> Any:
 
 
 def arguments_as_json(arguments: Any) -> Any:
-    """An object becomes JSON text; text is kept."""
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    """An object becomes JSON text; text is kept, but an empty one is an empty object."""
+    if not isinstance(arguments, str):
+        return json.dumps(arguments, ensure_ascii=False)
+    return arguments if arguments.strip() else "{}"
 
 
 def _plain_message(message: Any, where: str) -> dict[str, Any]:
@@ -117,7 +141,7 @@ def _plain_message(message: Any, where: str) -> dict[str, Any]:
     elif not isinstance(calls, list):
         raise InvalidParameter(f"{where} has tool_calls of type {type(calls).__name__}; pass a list of calls")
     has_content = "content" in plain or hasattr(message, "content")  # objects leave out what is None
-    if not (has_content or calls or plain.get("reasoning_content")):
+    if not (has_content or calls or any(map(plain.get, _REASONING))):
         raise InvalidParameter(f"{where} has neither content nor tool_calls")
     plain["content"] = _content_text(plain.get("content"), where)
     return plain

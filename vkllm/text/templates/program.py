@@ -55,7 +55,8 @@ class _Continue(Exception):
 class Program:
     """A template that can be run.
 
-    reads: the names of variables that it reads. names_developer: whether it knows the role developer.
+    reads: the names of variables that it reads. names: the names of attributes and the texts that it compares or looks
+    up, whole: so it knows the role developer if that is one of them.
     """
 
     def __init__(self, source: str) -> None:
@@ -64,8 +65,9 @@ class Program:
             raise TemplateLimit(f"it has {len(source)} characters, the limit is {MAX_SOURCE}")
         self._tree = _ENVIRONMENT.parse(source)
         _check(self._tree, is_certain=True)
-        self.names_developer = "developer" in source
         self.reads = {name.name for name in self._tree.find_all(nodes.Name) if name.ctx == "load"}
+        self.names = {node.attr for node in self._tree.find_all(nodes.Getattr)}
+        self.names |= {node.value for node in self._tree.find_all(nodes.Const) if isinstance(node.value, str)}
 
     def run(self, variables: Mapping[str, Any], budget: Budget) -> str:
         """What the template writes, with marks where it comes from marked text.
