@@ -9,9 +9,10 @@ import hashlib
 import http.server
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -22,6 +23,7 @@ from vkllm.store.downloads import files
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 STALL_S = 12.0
+OLLAMA_FACTS = {"model_format": "gguf", "model_family": "llama", "file_type": "Q8_0"}
 
 
 @dataclass
@@ -79,6 +81,34 @@ class HubServer(http.server.ThreadingHTTPServer):
 
     def lines(self, prefix: str = "") -> list[str]:
         return [seen.line for seen in self.seen if seen.line.startswith(prefix)]
+
+    def add_ollama(
+        self, model: str, tag: str, weights: bytes, facts: Mapping[str, str] = OLLAMA_FACTS, kind: str = "model"
+    ) -> dict[str, Any]:
+        """Puts a model with the usual layers into a registry of ollama; returns its manifest. model: library/NAME.
+
+        kind: of the layer that has the weights.
+        """
+        image = "application/vnd.ollama.image."
+        config = json.dumps(dict(facts)).encode()
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+            "config": self.add_ollama_blob(model, config, "application/vnd.docker.container.image.v1+json"),
+            "layers": [
+                self.add_ollama_blob(model, weights, image + kind),
+                self.add_ollama_blob(model, b"{{ .Prompt }}", f"{image}template"),
+                self.add_ollama_blob(model, b'{"stop": ["<|end|>"]}', f"{image}params"),
+            ],
+        }
+        self.files[f"/v2/{model}/manifests/{tag}"] = json.dumps(manifest).encode()
+        return manifest
+
+    def add_ollama_blob(self, model: str, content: bytes, kind: str) -> dict[str, Any]:
+        """Puts a blob into a registry; returns how manifests name it."""
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        self.files[f"/v2/{model}/blobs/{digest}"] = content
+        return {"mediaType": kind, "digest": digest, "size": len(content)}
 
     def add_wheel(self, wheel: Path) -> None:
         """Makes a wheel findable by pip under /links/."""

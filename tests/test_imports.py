@@ -24,7 +24,7 @@ ALLOWED = {
     "time_limit": {"errors"},
     "formats": {"errors"},
     "text": {"errors", "formats", "time_limit"},
-    "store": _FILES,
+    "store": _FILES | {"model"},
     "model": {"errors", "parameters", "formats", "sizes", "time_limit"},
     "gpu": _FILES | {"model"},
     "engine": _DEVICE,

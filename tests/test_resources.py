@@ -12,21 +12,24 @@ import pytest
 from vkllm import resources
 from vkllm.errors import VkllmError
 from vkllm.formats.gguf import ModelFile
-from vkllm.model.architectures import model_spec
+from vkllm.model.architectures import FAMILIES, model_spec
 from vkllm.resources import models_dir
 from vkllm.store import quantization_of
-from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource, catalog, read_catalog
+from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource, catalog, entry_of, read_catalog
 
 # Of whole files. Q4_K_M mixes 4.5 bits with 6.6; a vocabulary that is large for its model makes it more.
-BITS_PER_PARAMETER = {"Q4_1": (5.0, 6.0), "Q4_K_M": (4.7, 5.3), "Q8_0": (8.5, 8.7)}
+BITS_PER_PARAMETER = {"Q4_0": (4.6, 7.2), "Q4_1": (5.0, 6.0), "Q4_K_M": (4.7, 6.5), "Q8_0": (8.5, 8.7)}
 
 
 def test_the_catalogue_is_complete_and_pinned() -> None:
     entries = catalog()
-    assert len({entry.name for entry in entries}) == len(entries) >= 25
+    names = [name for entry in entries for name in (entry.name, *entry.aliases)]
+    assert len(set(names)) == len(names) and len(entries) >= 80
     assert len({entry.source for entry in entries}) == len(entries)
     assert entries[0].name == "smollm2"
-    assert [entry.n_params for entry in entries] == sorted(entry.n_params for entry in entries)
+    first = entries[0].family
+    places = [(entry.family != first, entry.family.lower(), entry.n_params) for entry in entries]
+    assert places == sorted(places), "by family, and by size in a family"
     for entry in entries:
         assert entry.description and entry.licence
         if isinstance(entry.source, WheelSource):
@@ -34,6 +37,46 @@ def test_the_catalogue_is_complete_and_pinned() -> None:
             assert entry.sha256 is not None and len(entry.sha256) == 64
         else:
             assert entry.source.repo.count("/") == 1 and entry.source.file.endswith(".gguf")
+
+
+def test_the_catalogue_has_models_of_all_families_and_of_none_that_does_not_run() -> None:
+    of = [entry.architecture for entry in catalog()]
+    assert set(of) == set(FAMILIES)
+    assert of.count("llama") < len(of) / 3
+    assert min(entry.n_params for entry in catalog()) < 3e8 and max(entry.n_params for entry in catalog()) > 7e10
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("qwen3-4b", "qwen3-4b"),
+        ("qwen3:4b", "qwen3-4b"),
+        ("Qwen3-4B", "qwen3-4b"),
+        ("qwen3", "qwen3-8b"),
+        ("qwen3:latest", "qwen3-8b"),
+        ("qwen2.5-coder:7b", "qwen2.5-coder-7b"),
+        ("qwen2.5:0.5b", "qwen2.5-0.5b"),
+        ("llama3.2", "llama-3.2-3b"),
+        ("llama3.2:1b", "llama-3.2-1b"),
+        ("gemma3:27b", "gemma-3-27b"),
+        ("gemma3:4b-it-qat", "gemma-3-4b-qat"),
+        ("phi4", "phi-4"),
+        ("phi4-mini", "phi-4-mini"),
+        ("mistral-nemo", "mistral-nemo-12b"),
+        ("deepseek-r1:8b", "deepseek-r1-0528-8b"),
+        ("deepseek-r1-8b", "deepseek-r1-8b"),
+        ("smollm2:135m", "smollm2"),
+        ("SmolLM2:latest", "smollm2"),
+    ],
+)
+def test_models_of_the_catalogue_have_the_names_that_ollama_gives_them(name: str, entry: str) -> None:
+    found = entry_of(name)
+    assert found is not None and found.name == entry
+
+
+@pytest.mark.parametrize("name", ["qwen3:5b", "qwen", "llama3.2:1b-instruct-q8_0", "", "4b"])
+def test_other_names_are_not_taken_for_a_model_of_the_catalogue(name: str) -> None:
+    assert entry_of(name) is None
 
 
 def test_the_catalogues_figures_fit_each_other() -> None:
@@ -44,8 +87,8 @@ def test_the_catalogues_figures_fit_each_other() -> None:
         assert quantization in BITS_PER_PARAMETER, entry.name
         least, most = BITS_PER_PARAMETER[quantization]
         assert least <= 8 * entry.n_bytes / entry.n_params <= most, entry.name
-        # A cache of 4096 tokens and the activations: 90 MB or more, and never as much again as the largest weights.
-        assert 90e6 < entry.memory_bytes - entry.n_bytes < 4e9, entry.name
+        # A cache of 4096 tokens and the activations: 80 MB or more, and never as much again as the largest weights.
+        assert 80e6 < entry.memory_bytes - entry.n_bytes < 4e9, entry.name
 
 
 @pytest.mark.weights
@@ -68,14 +111,15 @@ def test_catalogue_and_shaders_are_read_from_an_installed_wheel(
     (tmp_path / "spv").mkdir()
     (tmp_path / "spv" / "add.spv").write_bytes(b"\x03\x02\x23\x07")
     (tmp_path / "catalog.toml").write_text(
-        '[one]\ndescription = "d"\nlicence = "l"\nn_params = 3\nn_bytes = 1\nmemory_bytes = 2\n'
+        '[one]\nfamily = "f"\narchitecture = "a"\ndescription = "d"\nlicence = "l"\n'
+        "n_params = 3\nn_bytes = 1\nmemory_bytes = 2\n"
         'repo = "a/b"\nfile = "c.gguf"\n'
     )
     monkeypatch.setattr(resources, "_SHIPPED", tmp_path)
     assert resources.shader("add") == b"\x03\x02\x23\x07"
     read_catalog.cache_clear()
     try:
-        assert catalog() == [CatalogEntry("one", "d", "l", 3, 1, 2, None, HubSource("a/b", "c.gguf"))]
+        assert catalog() == [CatalogEntry("one", "d", "l", 3, 1, 2, None, HubSource("a/b", "c.gguf"), "f", "a")]
     finally:
         read_catalog.cache_clear()
 

@@ -9,9 +9,11 @@ from gguf import GGUFWriter
 from tiny_gguf import write_tiny_gguf
 
 from vkllm.errors import ModelNotFound, UnsupportedModel
+from vkllm.model.architectures import FAMILIES
 from vkllm.resources import cache_dir
 from vkllm.store import _choose, find_model, looks_like_path, source_of
 from vkllm.store.catalog import catalog
+from vkllm.store.families import family_of
 
 
 @pytest.fixture(autouse=True)
@@ -26,18 +28,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("name", "ours"),
     [
-        ("llama3.2:1b", "llama-3.2-1b"),
         ("llama3.2:3b-instruct-q4_K_M", "llama-3.2-3b"),
-        ("llama3.1:8b", "llama-3.1-8b"),
         ("Llama-3.2-1B-Instruct", "llama-3.2-1b"),
         ("Meta-Llama-3.1-8B-Instruct-Q8_0", "llama-3.1-8b"),
-        ("mistral:7b", "mistral-7b"),
-        ("deepseek-r1:8b", "deepseek-r1-8b"),
-        ("smollm2:135m", "smollm2"),
-        ("smollm2:1.7b", "smollm2-1.7b"),
-        ("SmolLM2:latest", "smollm2"),
+        ("qwen2.5:7b-instruct-q8_0", "qwen2.5-7b"),
+        ("gemma3:1b-it-q8_0", "gemma-3-1b"),
         ("tinyllama:1.1b-chat", "tinyllama"),
-        ("hermes3:8b", "hermes-3-8b"),
     ],
 )
 def test_another_name_of_a_model_of_the_catalogue_is_told_ours(name: str, ours: str) -> None:
@@ -48,28 +44,31 @@ def test_another_name_of_a_model_of_the_catalogue_is_told_ours(name: str, ours: 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("llama3.2", "vkllm has the names llama-3.2-1b and llama-3.2-3b"),
-        ("llama3", "vkllm has the names llama-3-8b "),
-        ("mistral", "vkllm has the names mistral-7b"),
-        ("codellama:70b", "of 70b; of this family vkllm has the names codellama-7b, codellama-13b and codellama-34b"),
-        ("deepseek-r1:14b", "vkllm has the names deepseek-r1-8b and deepseek-r1-70b"),
-        ("qwen2.5", "of the family Qwen, which vkllm does not run yet"),
-        ("qwen3:4b", "of the family Qwen, which"),
-        ("Qwen3-30B-A3B", "of the family Qwen, which"),
-        ("gemma3:4b", "of the family Gemma, which"),
-        ("phi4", "of the family Phi, which"),
+        ("codellama:70b", "of 70b; of this family vkllm has the names codellama-7b"),
+        ("qwen3:5b", "of 5b; of this family vkllm has the names qwen3-0.6b, "),
+        ("gemma3:3b", "of this family vkllm has the names gemma-3-270m, gemma-3-1b, "),
+        ("qwen3.5:9b", "of the family Qwen 3.5 to 3.8, which vkllm does not run yet; it runs cohere2, command-r, "),
+        ("qwen3.6:35b-a3b", "of the family Qwen 3.5 to 3.8, mixtures of experts, which"),
+        ("Qwen3-30B-A3B", "of the family Qwen 3, mixtures of experts, which"),
+        ("qwen3-coder:30b", "of the family Qwen 3, mixtures of experts, which"),
+        ("gemma4:12b", "of the family Gemma 4, which vkllm does not run yet"),
+        ("gemma3n:e4b", "of the family Gemma 3n, which"),
         ("gpt-oss:20b", "of the family gpt-oss, which"),
+        ("glm-4.7-flash", "of the family GLM 4.5 and later, which"),
+        ("granite4:tiny-h", "of the family Granite 4 with Mamba layers, which"),
+        ("lfm2:1.2b", "of the family LFM, which"),
         ("mixtral", "mixtures of experts"),
         ("llama4:scout", "mixtures of experts"),
         ("llama3.2-vision:11b", "models that see pictures"),
+        ("qwen3-vl:8b", "models that see pictures"),
         ("nomic-embed-text", "embedding models"),
-        ("smollm3:3b", "other architectures"),
         ("deepseek-v3", "DeepSeek 2 to 4, which"),
-        ("mistral-nemo", "models of the family Mistral run: give a GGUF of one as hf.co/OWNER/REPO:Q4_K_M"),
-        ("llama2-uncensored:7b", "models of the family Llama run"),
-        ("falcon3:7b", "run: give a GGUF"),
         ("falcon:7b", "other architectures, which vkllm does not run yet"),
-        ("somebodys:7b", "vkllm does not fetch from ollama's registry"),
+        ("mathstral", "models of the family Mistral run: give a GGUF of one as hf.co/OWNER/REPO:Q4_K_M, or its path"),
+        ("llama2-uncensored:7b", "models of the family Llama run: give ollama:llama2-uncensored:7b of ollama's regis"),
+        ("medgemma:4b", "models of the family Gemma 3 run: give ollama:medgemma:4b of ollama's registry"),
+        ("exaone-deep:7b", "of the family EXAONE 3, which"),
+        ("somebodys:7b", "if it is one of ollama's registry, write ollama:somebodys:7b"),
     ],
 )
 def test_a_family_and_a_name_of_ollama_are_told_what_they_are(name: str, words: str) -> None:
@@ -77,6 +76,27 @@ def test_a_family_and_a_name_of_ollama_are_told_what_they_are(name: str, words: 
         find_model(name)
     assert words in str(caught.value) and repr(name) in str(caught.value)
     assert "known names are" not in str(caught.value), "a list of other names is no answer"
+
+
+def test_the_families_that_run_are_those_of_the_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "gemma4", FAMILIES["gemma3"])
+    with pytest.raises(ModelNotFound, match="models of the family Gemma 4 run"):
+        find_model("gemma4:12b")
+    for entry in catalog():
+        family = family_of(entry.name)
+        assert family is not None and family.architecture in FAMILIES, entry.name
+        if "distilled" not in entry.description and "Hermes" not in entry.description:
+            assert family.architecture == entry.architecture, entry.name
+
+
+def test_a_file_with_the_name_of_a_model_in_other_letters_is_that_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Qwen3-4B").mkdir()
+    (tmp_path / "Qwen3-4B" / "a.gguf").touch()
+    assert find_model("Qwen3-4B").name == "a.gguf"
+    assert source_of("qwen3-4b") is not None
 
 
 def test_another_unknown_name_lists_known_ones_like_it() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import HubServer
+from hub_server import OLLAMA_FACTS, HubServer
 
 from vkllm import ModelNotFound, UnsupportedModel, plan_model
 from vkllm.faces.cli.plan import lines
@@ -19,32 +18,6 @@ from vkllm.store.downloads.ollama import registry_url
 from vkllm.store.ollama import OllamaName
 
 WEIGHTS = b"GGUF" + bytes(5000)
-KIND = "application/vnd.ollama.image."
-GGUF = {"model_format": "gguf", "model_family": "llama", "file_type": "Q8_0"}
-
-
-def add_blob(server: HubServer, model: str, content: bytes, kind: str) -> dict[str, Any]:
-    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-    server.files[f"/v2/{model}/blobs/{digest}"] = content
-    return {"mediaType": kind, "digest": digest, "size": len(content)}
-
-
-def add(
-    server: HubServer, model: str, tag: str, weights: bytes = WEIGHTS, facts: dict[str, Any] = GGUF, kind: str = "model"
-) -> dict[str, Any]:
-    """Puts a model with the usual layers into the registry."""
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-        "config": add_blob(server, model, json.dumps(facts).encode(), "application/vnd.docker.container.image.v1+json"),
-        "layers": [
-            add_blob(server, model, weights, KIND + kind),
-            add_blob(server, model, b"{{ .Prompt }}", f"{KIND}template"),
-            add_blob(server, model, b'{"stop": ["<|end|>"]}', f"{KIND}params"),
-        ],
-    }
-    server.files[f"/v2/{model}/manifests/{tag}"] = json.dumps(manifest).encode()
-    return manifest
 
 
 @pytest.mark.parametrize(
@@ -88,8 +61,8 @@ def test_addresses_of_registries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_is_fetched_once_listed_and_removed(hub: HubServer) -> None:
-    add(hub, "library/m", "1b")
-    add(hub, "library/m", "latest")
+    hub.add_ollama("library/m", "1b", WEIGHTS)
+    hub.add_ollama("library/m", "latest", WEIGHTS)
     assert local_model("ollama:m:1b") is None
     path = find_model("ollama:m:1b")
     assert path.read_bytes() == WEIGHTS and path.is_relative_to(models_dir())
@@ -109,7 +82,7 @@ def test_a_model_is_fetched_once_listed_and_removed(hub: HubServer) -> None:
 
 
 def test_a_download_goes_on_where_it_broke_off_and_is_checked(hub: HubServer) -> None:
-    manifest = add(hub, "library/m", "1b")
+    manifest = hub.add_ollama("library/m", "1b", WEIGHTS)
     hub.faults.cut_after = 1000
     hub.faults.n_cuts = 1
     assert pull("ollama:m:1b").read_bytes() == WEIGHTS
@@ -131,7 +104,7 @@ def stop(_what: str, n_done: int, _total: int) -> None:
 
 
 def test_an_unknown_model_or_tag_is_told_in_one_sentence(hub: HubServer) -> None:
-    add(hub, "library/m", "1b")
+    hub.add_ollama("library/m", "1b", WEIGHTS)
     with pytest.raises(ModelNotFound) as caught:
         pull("ollama:m:2b")
     assert str(caught.value) == (
@@ -154,14 +127,14 @@ def test_a_model_of_hugging_face_is_told_its_name(hub: HubServer) -> None:
         ({"remote_host": "https://ollama.com:443", "remote_model": "m"}, "license", "runs on ollama's servers only"),
         ({"model_format": "safetensors"}, "tensor", "this model is in safetensors, and vkllm runs GGUF files"),
         ({}, "tensor", "this model is in another format, and vkllm runs GGUF files"),
-        (GGUF, "adapter", "it is an adapter"),
-        (GGUF, "license", "it has 0 files of weights"),
+        (OLLAMA_FACTS, "adapter", "it is an adapter"),
+        (OLLAMA_FACTS, "license", "it has 0 files of weights"),
     ],
 )
 def test_what_is_no_gguf_model_is_refused_before_it_is_fetched(
     hub: HubServer, facts: dict[str, Any], kind: str, words: str
 ) -> None:
-    manifest = add(hub, "library/m", "x", facts=facts, kind=kind)
+    manifest = hub.add_ollama("library/m", "x", WEIGHTS, facts, kind)
     with pytest.raises(UnsupportedModel, match=f"^ollama:m:x: .*{words}"):
         pull("ollama:m:x")
     assert not hub.lines(f"GET /v2/library/m/blobs/{manifest['layers'][0]['digest']}")
@@ -170,9 +143,9 @@ def test_what_is_no_gguf_model_is_refused_before_it_is_fetched(
 @pytest.mark.parametrize("by_reference", [False, True])
 def test_of_a_list_of_manifests_the_one_of_a_gguf_is_taken(hub: HubServer, by_reference: bool) -> None:
     mlx = {"mediaType": "application/vnd.docker.distribution.manifest.v2+json", "runner": "mlx", "digest": "sha256:0"}
-    child = add(hub, "library/m", "x") | {"runner": "ollama", "format": "gguf"}
+    child = hub.add_ollama("library/m", "x", WEIGHTS) | {"runner": "ollama", "format": "gguf"}
     if by_reference:
-        blob = add_blob(hub, "library/m", json.dumps(child).encode(), "x")
+        blob = hub.add_ollama_blob("library/m", json.dumps(child).encode(), "x")
         child = {"mediaType": mlx["mediaType"], "runner": "ollama", "digest": blob["digest"]}
     document = {"mediaType": "application/vnd.ollama.manifest.list.v2+json", "manifests": [mlx, child]}
     hub.files["/v2/library/m/manifests/x"] = json.dumps(document).encode()
@@ -204,7 +177,7 @@ def test_an_answer_that_is_no_manifest_is_told(hub: HubServer, data: bytes) -> N
 
 
 def test_a_configuration_with_another_sha256_is_refused(hub: HubServer) -> None:
-    manifest = add(hub, "library/m", "x")
+    manifest = hub.add_ollama("library/m", "x", WEIGHTS)
     hub.files[f"/v2/library/m/blobs/{manifest['config']['digest']}"] = b"{}"
     with pytest.raises(ModelNotFound, match="its sha256 differs"):
         pull("ollama:m:x")
@@ -212,7 +185,7 @@ def test_a_configuration_with_another_sha256_is_refused(hub: HubServer) -> None:
 
 @pytest.mark.gpu
 def test_a_model_is_planned_from_its_header(hub: HubServer, tiny_gguf: Path) -> None:
-    add(hub, "library/m", "x", tiny_gguf.read_bytes())
+    hub.add_ollama("library/m", "x", tiny_gguf.read_bytes())
     made = plan_model("ollama:m:x", n_ctx=128, measures=False)
     assert made.plan == plan_model(tiny_gguf, n_ctx=128, measures=False).plan
     assert made.missing_bytes == tiny_gguf.stat().st_size and installed() == []

@@ -19,7 +19,6 @@ COMMANDS = ["", "run", "chat", "pull", "list", "show", "rm", "plan", "devices", 
 REPOS = {
     "bartowski/Llama-3.2-1B-Instruct-GGUF": "Llama-3.2-1B-Instruct-Q4_K_M.gguf",
     "bartowski/Llama-3.2-3B-Instruct-GGUF": "Llama-3.2-3B-Instruct-Q5_K_M.gguf",
-    "TheBloke/Llama-2-7B-Chat-GGUF": "llama-2-7b-chat.Q4_0.gguf",
 }
 
 
@@ -41,6 +40,7 @@ def command(server: HubServer, tmp_path: Path, tiny_gguf: Path, monkeypatch: pyt
     """
     for repo, file in REPOS.items():
         server.hub[repo] = {file: tiny_gguf.read_bytes()}
+    server.add_ollama("library/llama3.2", "1b", tiny_gguf.read_bytes())
     server.files["/model.gguf"] = tiny_gguf.read_bytes()
     work, cache = tmp_path / "work", tmp_path / "cache"
     for folder in (work / "models", work / "bin", cache / "models"):
@@ -60,6 +60,7 @@ def command(server: HubServer, tmp_path: Path, tiny_gguf: Path, monkeypatch: pyt
         HOME=str(work),
         HF_HOME=str(tmp_path / "home"),
         HF_ENDPOINT=server.url,
+        VKLLM_OLLAMA_REGISTRY=server.url,
         VKLLM_DATA=str(tmp_path / "data"),
     )
     command.environment["PATH"] = f"{work / 'bin'}:{command.environment['PATH']}"

@@ -6,6 +6,7 @@ Data only (models/catalog.toml); does not know how models are fetched or which a
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from dataclasses import dataclass
 
@@ -32,8 +33,10 @@ class HubSource:
 class CatalogEntry:
     """A model with a short name.
 
-    n_bytes: of all its files, exact where there is a sha256. memory_bytes: of weights, activations and the cache of
-    4096 tokens (or of its own context, where that is shorter); both are rounded where there is no sha256.
+    aliases: other names for it, such as ollama's. family: what it is listed under. architecture: of its file, as
+    `general.architecture` says. n_bytes: of all its files, exact where there is a sha256. memory_bytes: of weights,
+    activations and the cache of 4096 tokens (or of its own context, where that is shorter); both are rounded where
+    there is no sha256.
     """
 
     name: str
@@ -44,6 +47,28 @@ class CatalogEntry:
     memory_bytes: int
     sha256: str | None
     source: WheelSource | HubSource
+    family: str = ""
+    architecture: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+def entry_of(name: str) -> CatalogEntry | None:
+    """The entry with a name or an alias, written as in the catalogue or as ollama does: `Qwen3:4b` is `qwen3-4b`."""
+    plain = name.lower().removesuffix(":latest")
+    for is_it in (
+        lambda entry: entry.name == name,
+        lambda entry: plain in entry.aliases,
+        lambda entry: letters(entry.name) == letters(plain),
+    ):
+        for entry in catalog():
+            if is_it(entry):
+                return entry
+    return None
+
+
+def letters(name: str) -> str:
+    """A name without what separates its words, so that `llama3.2:1b` is `llama-3.2-1b`."""
+    return re.sub(r"[-_:\s]", "", name.lower())
 
 
 def catalog() -> list[CatalogEntry]:
@@ -71,6 +96,9 @@ def read_catalog() -> tuple[CatalogEntry, ...]:
                 memory_bytes=fields["memory_bytes"],
                 sha256=fields.get("sha256"),
                 source=source,
+                family=fields["family"],
+                architecture=fields["architecture"],
+                aliases=tuple(fields.get("aliases", ())),
             )
         )
     return tuple(entries)

@@ -15,10 +15,11 @@ from pathlib import Path
 from vkllm.errors import ModelNotFound, VkllmError
 from vkllm.formats.gguf import ModelFile, no_model
 from vkllm.formats.splits import part_names
-from vkllm.store.catalog import CatalogEntry, HubSource, catalog
+from vkllm.model.architectures import FAMILIES
+from vkllm.store.catalog import CatalogEntry, HubSource, catalog, entry_of, letters
 from vkllm.store.choice import may_be_model, without_seldom
 from vkllm.store.downloads.files import is_inside
-from vkllm.store.families import FAMILIES
+from vkllm.store.families import family_of
 from vkllm.store.ollama import OllamaName, is_ollama_name, ollama_name
 from vkllm.store.other_tools import ToolFile, tool_file
 
@@ -48,9 +49,9 @@ Source = CatalogEntry | HubRepo | HubSource | OllamaName | ToolFile | WebSource
 
 def source_of(name: str) -> Source | None:
     """What a name stands for; None if it can only be a path."""
-    for entry in catalog():
-        if entry.name == name:
-            return entry
+    entry = entry_of(name)
+    if entry is not None and (entry.name == name or not os.path.exists(name)):
+        return entry
     if other := ollama_name(name) or tool_file(name):
         return other
     if hub := _HUB.match(name):
@@ -132,24 +133,22 @@ def _nothing_of_that_name(name: str) -> str:
     if same := [entry.name for entry in catalog() if _is_another_name_of(name, entry)]:
         best = max(same, key=len)
         return f"There is no model {name!r}; vkllm's name for it is {best}: `vkllm pull {best}` fetches it ({others})."
-    of_family = [entry for entry in entries if _letters(_family(entry)) == _letters(_family(family))]
+    of_family = [entry for entry in entries if letters(_family(entry)) == letters(_family(family))]
     if of_family:
         which = f" of {size}" if size and size != "latest" else ""
         names = " and ".join(filter(None, (", ".join(of_family[:-1]), of_family[-1])))
         return f"There is no model {name!r}{which}; of this family vkllm has the names {names} ({others})."
-    for pattern, (title, runs) in FAMILIES.items():
-        if re.match(pattern, family.rpartition("/")[2].replace("_", "-")):
-            if runs:
-                return (
-                    f"There is no model {name!r} in vkllm's catalogue, but models of the family {title} run: give a "
-                    f"GGUF of one as hf.co/OWNER/REPO:Q4_K_M, or its path ({others})."
-                )
-            return f"{name!r} is of the family {title}, which vkllm does not run yet; {others}."
+    if (title := family_of(name)) is not None:
+        if title.architecture in FAMILIES:
+            at_ollama = f"ollama:{name} of ollama's registry, " if tag else ""
+            return (
+                f"There is no model {name!r} in vkllm's catalogue, but models of the family {title.title} run: give "
+                f"{at_ollama}a GGUF of one as hf.co/OWNER/REPO:Q4_K_M, or its path ({others})."
+            )
+        known = ", ".join(sorted(FAMILIES))
+        return f"{name!r} is of the family {title.title}, which vkllm does not run yet; it runs {known} ({others})."
     if tag:
-        return (
-            f"There is no model {name!r}; vkllm does not fetch from ollama's registry, so take the same model of "
-            f"Hugging Face as hf.co/OWNER/REPO:Q4_K_M ({others})."
-        )
+        return f"There is no model {name!r}; if it is one of ollama's registry, write ollama:{name} ({others})."
     names = ", ".join(difflib.get_close_matches(name, entries) or entries[:3])
     return (
         f"There is no model {name!r}; known names are {names} (`vkllm list --all` has all), "
@@ -161,15 +160,10 @@ def _is_another_name_of(name: str, entry: CatalogEntry) -> bool:
     """Whether a name is one of ollama or of Hugging Face for what the catalogue has: `llama3.2:1b-instruct-q4_K_M`."""
     n_params = f"{entry.n_params / 1e6:.0f}m", f"{entry.n_params / 1e9:.1f}b"
     more = "|".join((*map(re.escape, n_params), r"instruct|chat|text|it|latest|gguf|hf|v\d[\d.]*|q\d\w*|f?p?16"))
-    pattern = f"(meta)?{re.escape(_letters(entry.name))}({more})*"
-    return re.fullmatch(pattern, _letters(name.rpartition("/")[2])) is not None
+    pattern = f"(meta)?{re.escape(letters(entry.name))}({more})*"
+    return re.fullmatch(pattern, letters(name.rpartition("/")[2])) is not None
 
 
 def _family(name: str) -> str:
     """A name without the size at its end: llama-3.2-1b -> llama-3.2."""
     return re.sub(r"-\d+(\.\d+)?[bm]$", "", name)
-
-
-def _letters(name: str) -> str:
-    """A name without what separates its words, so that `llama3.2:1b` is `llama-3.2-1b`."""
-    return re.sub(r"[-_:\s]", "", name.lower())

@@ -40,7 +40,6 @@ def add_commands(app: typer.Typer) -> None:
         pull,
         "vkllm pull llama-3.2-1b",
         "vkllm pull hf.co/bartowski/Llama-3.2-3B-Instruct-GGUF:Q5_K_M",
-        "vkllm pull hf:TheBloke/Llama-2-7B-Chat-GGUF/llama-2-7b-chat.Q4_0.gguf",
         "vkllm pull ollama:llama3.2:1b",
         "vkllm pull https://example.org/model.gguf",
         panel="Models",
@@ -106,7 +105,9 @@ def pull(name: _Name) -> None:
 
 
 def list_models(
-    show_all: Annotated[bool, typer.Option("-a", "--all", help="Also list what `vkllm pull` can fetch.")] = False,
+    show_all: Annotated[
+        bool, typer.Option("-a", "--all", "--available", help="Also list what `vkllm pull` can fetch.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """List the models on this machine, by the names that the other commands take.
@@ -132,7 +133,7 @@ def list_models(
     else:
         print("There are no models here yet.")
     if others:
-        print("\nTo fetch with `vkllm pull NAME` (MEMORY: with a context of 4096 tokens):\n")
+        print("\nTo fetch with `vkllm pull NAME` (MEMORY: with a context of 4096 tokens; qwen3:4b is qwen3-4b too):\n")
         rows = [
             (entry.name, size(entry.n_bytes), size(entry.memory_bytes), entry.licence, entry.description)
             for entry in others

@@ -80,6 +80,6 @@ class Commands(TyperGroup):
 def _is_model(name: str) -> bool:
     if name.endswith(".gguf") or name.startswith(("hf.co/", "hf:", "ollama:")) or ("/" in name and Path(name).exists()):
         return True
-    from vkllm.store.catalog import catalog
+    from vkllm.store.catalog import entry_of
 
-    return any(entry.name == name for entry in catalog())
+    return entry_of(name) is not None
