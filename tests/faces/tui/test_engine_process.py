@@ -22,6 +22,7 @@ from vkllm.engine.process.handle import EngineProcess
 from vkllm.faces.chat.store import ChatStore
 from vkllm.faces.tui import app as tui
 from vkllm.faces.tui.app import ChatApp, ChatOptions
+from vkllm.faces.tui.chat_screen import ChatScreen
 
 OpenReal = Callable[..., AbstractAsyncContextManager[Scene]]
 
@@ -114,10 +115,13 @@ async def test_an_engine_that_is_killed_while_nothing_happens_is_started_again(o
     ],
 )
 async def test_what_makes_a_device_slow_is_told_as_on_the_command_line(
-    open_real: OpenReal, device: str, told: str
+    open_real: OpenReal, monkeypatch: pytest.MonkeyPatch, device: str, told: str
 ) -> None:
+    seen: list[str] = []  # those on the screen are gone after a while
+    monkeypatch.setattr(ChatScreen, "notify", lambda screen, message, **how: seen.append(message))
     async with open_real(device) as scene:
-        await scene.until(lambda: told in scene.told)
+        await scene.until(lambda: seen)
+    assert seen == [told]
 
 
 @pytest.mark.asyncio
