@@ -125,6 +125,30 @@ def test_files_that_are_no_whole_models_are_left_out(folders: Path) -> None:
     assert find_model(model.name) == split[0]
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "lmstudio/o/r/m-Q8_0.gguf",
+        "llama.cpp/o_r_m-Q8_0.gguf",
+        "llama.cpp/models--o--r/snapshots/0abc/m-Q8_0.gguf",
+        "hub/models--o--r/snapshots/0123abc/m-Q8_0.gguf",
+    ],
+)
+def test_a_name_of_the_hub_finds_what_another_program_has_fetched(hub: HubServer, folders: Path, place: str) -> None:
+    path = put(folders / place)
+    for name in ("hf.co/o/r", "hf.co/o/r:q8_0", "hf:o/r/m-Q8_0.gguf"):
+        assert find_model(name) == path
+    assert pull("hf:o/r/m-Q8_0.gguf") == path and hub.lines() == []
+    if not place.startswith("hub"):
+        with pytest.raises(InvalidParameter, match="does not delete it"):
+            commands.remove(["hf.co/o/r"], yes=True)
+    put(folders / "llama.cpp" / "o_r_s-Q4_0-00002-of-00002.gguf")
+    put(folders / "lmstudio" / "o" / "r" / "s-Q4_0-00001-of-00002.gguf")
+    assert look_up("hf:o/r/s-Q4_0-00001-of-00002.gguf").path is None, "its parts are not in one folder"
+    for name in ("hf.co/o/r:Q4_0", "hf.co/o/other", "hf.co/a/r"):
+        assert look_up(name).path is None
+
+
 def test_a_file_that_several_programs_share_is_listed_once(hub: HubServer, folders: Path) -> None:
     hub.hub["o/r"] = {"m-Q8_0.gguf": CONTENT}
     path = pull("hf.co/o/r")

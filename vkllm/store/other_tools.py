@@ -72,18 +72,31 @@ def tool_models(*tools: Tool) -> Iterator[tuple[ToolFile, list[Path]]]:
                     yield source, [folder / part for part in part_names(first)]
 
 
+def hub_files(repo: str) -> Iterator[dict[str, Path]]:
+    """The .gguf files of a repository of Hugging Face that these programs have: for each of their folders, by the names
+    in the repository."""
+    for folder in llama_cpp_folders():
+        for snapshot in sorted(folder.glob(f"models--{repo.replace('/', '--')}/snapshots/*")):
+            yield {name: snapshot / name for name in gguf_files(snapshot)}
+        prefix = f"{repo.replace('/', '_')}_"  # of older versions, which also write a_b for the file a/b
+        names = [name for name in gguf_files(folder, depth=1) if name.startswith(prefix)]
+        yield {name.removeprefix(prefix): folder / name for name in names}
+    for folder in lm_studio_folders():
+        yield {name: folder / repo / name for name in gguf_files(folder / repo)}
+
+
 def folders_of(tool: Tool) -> list[Path]:
     """Where a program keeps models."""
     return llama_cpp_folders() if tool == "llama.cpp" else lm_studio_folders()
 
 
-def gguf_files(folder: Path) -> list[str]:
+def gguf_files(folder: Path, depth: int = MOST_DEPTH) -> list[str]:
     """The .gguf files below a folder, relative to it, with slashes. Links to nothing and what cannot be read are left
     out, and so is what lies too deep or beyond the first MOST_ENTRIES."""
     found: list[str] = []
     n_left = MOST_ENTRIES
     level = [""]
-    for _ in range(MOST_DEPTH):
+    for _ in range(depth):
         deeper = []
         for inner in level:
             try:

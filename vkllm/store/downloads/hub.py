@@ -106,17 +106,23 @@ def files_on_hub(what: str, repo: str) -> dict[str, int | None]:
 
 
 def cached_files(repo: str) -> dict[str, Path]:
-    """The GGUF files of a repository that the cache has, of its main revision."""
+    """The GGUF files of a repository that the cache has: of its main revision, or else of the first that has any,
+    such as one that was asked for by its hash."""
     folder = _repo_folder(repo)
+    snapshots = sorted(folder.glob("snapshots/*"))
     try:
         commit = (folder / "refs" / "main").read_text().strip()
+        if not _COMMIT.fullmatch(commit):
+            return {}
+        snapshots.insert(0, folder / "snapshots" / commit)
+    except FileNotFoundError:
+        pass
     except (OSError, ValueError):
         return {}
-    if not _COMMIT.fullmatch(commit):
-        return {}
-    snapshot = folder / "snapshots" / commit
-    paths = sorted(path for path in snapshot.rglob("*.gguf") if path.is_file())
-    return {path.relative_to(snapshot).as_posix(): path for path in paths}
+    for snapshot in snapshots:
+        if paths := sorted(path for path in snapshot.rglob("*.gguf") if path.is_file()):
+            return {path.relative_to(snapshot).as_posix(): path for path in paths}
+    return {}
 
 
 def cached_repos() -> list[str]:
