@@ -38,7 +38,7 @@ from vkllm.gpu.program.program import WIDTHS, Program, Result  # noqa: E402
 from vkllm.gpu.program.step import Draw, Row  # noqa: E402
 from vkllm.model.architectures.llama import llama_spec  # noqa: E402
 from vkllm.model.graph import expected_shapes  # noqa: E402
-from vkllm.model.spec import ModelSpec  # noqa: E402
+from vkllm.model.spec import HeadNorm, ModelSpec, QueryTemperature, Rope  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,38 @@ MODEL = llama_spec(
 
 GROUPED_MODEL = replace(MODEL, layers=(replace(MODEL.layers[0], n_kv_heads=8, d_ff=14336),))
 """A layer of Llama 3 8B, where four query heads share a key head: attention's other shape."""
+
+OTHER_MODELS = (
+    replace(
+        MODEL,
+        layers=(
+            replace(MODEL.layers[0], n_kv_heads=8, head_norm=HeadNorm()),
+            replace(
+                MODEL.layers[0], n_heads=16, n_kv_heads=8, head_dim=256, rope=Rope(10000.0, 256), head_norm=HeadNorm(),
+                window=4096, softcap=50.0, function="gelu", post_attention_norm="post_attention_norm",
+                post_ffn_norm="post_ffw_norm",
+            ),
+            replace(
+                MODEL.layers[0], head_dim=80, rope=Rope(10000.0, 32), head_norm=HeadNorm(is_after_rope=True),
+                query_temperature=QueryTemperature(0.1, 8192), function="relu2",
+            ),
+        ),
+        embedding_scale=64.0,
+        logit_softcap=30.0,
+    ),
+    replace(
+        MODEL,
+        layers=(
+            replace(
+                MODEL.layers[0], n_kv_heads=4, function="gelu", is_gated=False,
+                biases=frozenset(("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_up")),
+            ),
+            replace(MODEL.layers[0], is_parallel=True, head_norm=HeadNorm(over="row", form="layer"), rope=None),
+        ),
+        norm_form="layer",
+    ),
+)  # fmt: skip
+"""Layers like those of Qwen 3, Gemma, Hunyuan, StarCoder 2 and Command R, as wide as Llama's."""
 
 
 FAST_DOT = frozenset({"integer_dot_product", "fast_integer_dot"})
@@ -257,7 +289,8 @@ def _uses(info: DeviceInfo) -> list[Use]:
     """Every different module and set of constants, by name; modules that no step has with their shaders' constants."""
     layer = replace(MODEL, layers=MODEL.layers[:1])
     dot, no_dot = replace(info, features=info.features | FAST_DOT), replace(info, features=info.features - FAST_DOT)
-    cases = [(info, GROUPED_MODEL, "Q4_0")]
+    cases: list[tuple[Any, ...]] = [(info, GROUPED_MODEL, "Q4_0")]
+    cases += [(info, model, "Q4_0", WIDTHS[:2]) for model in OTHER_MODELS]
     cases += [(variant, layer, fmt) for fmt in WEIGHT_FORMATS for variant in (dot, no_dot)]
     found = {(use.module, use.constants): use for case in cases for step in _steps(*case) for use in step}
     stepless = [

@@ -28,8 +28,9 @@ SLOW = re.compile(r"\tv_(exp|log|rcp|rsq|sqrt|sin|cos|mul_lo|mul_hi)_|\tv_\w+_[b
 INTRODUCTION = """# The shaders on AMD GPUs
 
 Every shipped module, compiled by RADV ({driver}) for devices that are not there, with the constants that vkllm uses
-for a 7B model. No module may spill registers, and on RDNA those with integer dot products must use `v_dot4`:
-`tests/shaders/test_amd.py` checks both, and that a Steam Deck computes faster than it reads. Written by
+for a 7B model, and in Q4_0 for layers of other families. No module may spill registers, and on RDNA those with integer
+dot products must use `v_dot4`: `tests/shaders/test_amd.py` checks both, and that a Steam Deck computes faster than it
+reads. Written by
 `python shaders/build.py --amd-report`; do not edit.
 
 ## A decode step on a Steam Deck
