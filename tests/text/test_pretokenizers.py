@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_vocabularies import MakeMetadata, tiny_bpe
+from tiny_vocabularies import NORMAL, MakeMetadata, tiny_bpe
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
@@ -24,7 +25,8 @@ NAMES = {
     "smollm": "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
     "falcon": "falcon",
     "dbrx": "dbrx smaug-bpe chatglm-bpe glm4 glm5 llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2",
-    "qwen2": "qwen2 deepseek-r1-qwen kormo megrez stablelm2 hunyuan solar-open grok-2",
+    "qwen2": "qwen2 deepseek-r1-qwen kormo megrez f2llmv2 stablelm2 hunyuan solar-open grok-2",
+    "ufakzeka": "ufakzeka",
     "qwen35": "qwen35",
     "bailingmoe": "bailingmoe bailingmoe2 llada-moe",
     "seed-coder": "seed-coder",
@@ -36,6 +38,10 @@ NAMES = {
     "deepseek-llm": "deepseek-llm",
     "deepseek-coder": "deepseek-coder",
     "kimi-k2": "kimi-k2",
+    "viking": "viking",
+    "poro-chat": "poro-chat bloom gpt3-finnish",
+    "superbpe": "superbpe",
+    "tiny_aya": "tiny_aya cohere2moe",
 }
 ADD_BOS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"}
 TAKE_WORDS_WHOLE = ADD_BOS | {"glm4", "glm5", "minicpm5"}
@@ -43,7 +49,7 @@ TAKE_WORDS_WHOLE = ADD_BOS | {"glm4", "glm5", "minicpm5"}
 
 def words(pre: str, text: str) -> list[str]:
     """The pieces that a pre-tokenizer cuts a text into."""
-    pieces = [text]
+    pieces = PRE_TOKENIZERS[pre].cut_digits(text)
     for pattern in PRE_TOKENIZERS[pre].patterns:
         split = Split(Regex(pattern), "isolated")
         pieces = [word for piece in pieces for word, _ in split.pre_tokenize_str(piece)]
@@ -71,3 +77,18 @@ def test_a_name_says_whether_bos_is_added_and_whether_words_that_are_tokens_stay
     tokenizer = Tokenizer.from_gguf(make_metadata(fields))
     assert (tokenizer.encode("hello")[0] == tokenizer.bos_id) is (pre in ADD_BOS)
     assert (tokenizer.encode("xyzzy", add_special=False) == [tokenizer.n_vocab - 1]) is (pre in TAKE_WORDS_WHOLE)
+
+
+@pytest.mark.parametrize("pre", ["superbpe", "tiny_aya"])
+def test_digits_in_groups_from_the_end_are_tokens_and_a_long_run_costs_no_square_of_its_length(
+    make_metadata: MakeMetadata, pre: str
+) -> None:
+    fields = tiny_bpe() | {"tokenizer.ggml.pre": pre, "tokenizer.ggml.merges": ["1 2", "2 1", "1 1"]}
+    fields["tokenizer.ggml.tokens"] += ["12", "21", "11"]
+    fields["tokenizer.ggml.token_type"] += [NORMAL] * 3
+    tokenizer = Tokenizer.from_gguf(make_metadata(fields))
+    pieces = [tokenizer.token_text(i) for i in tokenizer.encode("h1212121 1")]
+    assert pieces == ["h", "1", "2", "12", "12", "1", " ", "1"]
+    start = time.perf_counter()
+    assert len(tokenizer.encode("1" * 200_001)) == 2 * 66_667
+    assert time.perf_counter() - start < 10  # it takes 0.5 s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -24,22 +25,30 @@ from vkllm.errors import ModelFileError
 from vkllm.formats.gguf import Metadata
 from vkllm.text.tokenizer import Tokenizer
 
+tokenizer_of = functools.cache(Tokenizer.from_gguf)
+
 
 def texts(tokenizer: Tokenizer, text: str, **options: bool) -> list[str]:
     return [tokenizer.token_text(i) for i in tokenizer.encode(text, **options)]
 
 
-@pytest.fixture(scope="module")
-def equal_scores(tmp_path_factory: pytest.TempPathFactory) -> Metadata:
+@pytest.fixture(scope="module", params=["three", "one", "spaces"])
+def equal_scores(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Metadata:
+    """A SentencePiece vocabulary in which several pieces have one score."""
     fields = tiny_spm()
-    fields["tokenizer.ggml.scores"] = [float(-(i % 3)) for i in range(len(fields["tokenizer.ggml.tokens"]))]
+    tokens, scores = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.scores"]
+    if request.param == "spaces":
+        scores = [-1e9 if text.strip("▁") == "" else score for text, score in zip(tokens, scores, strict=True)]
+    else:
+        scores = [float(-(i % 3)) if request.param == "three" else 0.0 for i in range(len(tokens))]
+    fields["tokenizer.ggml.scores"] = scores
     return write_gguf(tmp_path_factory.mktemp("equal") / "equal.gguf", fields)
 
 
 @settings(max_examples=50)
 @given(text=st.text(alphabet=st.sampled_from("aaabcdeth ▁øøé日🦙\n"), max_size=30))
 def test_of_pieces_with_equal_scores_the_leftmost_in_the_text_is_joined(equal_scores: Metadata, text: str) -> None:
-    tokenizer = Tokenizer.from_gguf(equal_scores)
+    tokenizer = tokenizer_of(equal_scores)
     assert tokenizer.encode(text, add_special=False, parse_special=False) == merged_by_score(equal_scores, text)
 
 

@@ -27,6 +27,10 @@ Merger = Callable[[str], list[int]]
 _MAX_CHARACTERS_CUT = 200_000_000
 """Most characters of all tokens, counted once for each way to cut a token in two: 3 million in Llama 2's vocabulary."""
 
+_MAX_RUN = 64
+_MAX_SEARCHED = 1000
+"""Of pieces that share a score with others, so many are searched in a text at most."""
+
 _LINES = re.compile("[^\n]+|\n+")
 
 
@@ -41,6 +45,9 @@ def byte_level_bpe(vocabulary: GgufVocabulary, rules: PreTokenizer) -> Merger:
     instead = {i: [ids[c] for c in text if c in ids] for i, text in beyond.items()}
 
     def merge_words(text: str) -> list[int]:
+        pieces = rules.cut_digits(text)
+        if len(pieces) > 1:
+            return _replaced(backend.encode_batch([pieces], is_pretokenized=True)[0].ids, instead)
         return _replaced(encoded(backend, text).ids, instead)
 
     return merge_words
@@ -88,14 +95,17 @@ def _ranked_bpe(
     """
     apart = vocabulary.ids.keys() - ids.keys()
     merges: dict[tuple[str, str], None] = {}
+    missing = set(characters) - ids.keys()
     for merge in vocabulary.metadata.strings("tokenizer.ggml.merges"):
         space = merge.find(" ", 1)
         left, right = merge[:space], merge[space + 1 :]
-        if space > 0 and right and not {left, right, left + right} & apart:
+        if space > 0 and right:
+            no_tokens = [text for text in (left, right, left + right) if text not in ids]
+            if no_tokens and not apart.isdisjoint(no_tokens):
+                continue
+            missing.update(no_tokens)
             merges[left, right] = None
-    needed = {text for left, right in merges for text in (left, right, left + right)}
-    missing = sorted(needed.union(characters) - ids.keys())
-    beyond = {len(vocabulary.texts) + n: text for n, text in enumerate(missing)}
+    beyond = {len(vocabulary.texts) + n: text for n, text in enumerate(sorted(missing))}
     symbols = {**ids, **{text: i for i, text in beyond.items()}}
     try:
         backend = tokenizers.Tokenizer(BPE(symbols, list(merges), ignore_merges=ignore_merges, byte_fallback=True))
@@ -181,16 +191,37 @@ def sentencepiece_bpe(vocabulary: GgufVocabulary, *, adds_space: bool) -> Merger
 
     instead = {i: fallback(character) for character, i in part_ids.items()}
     score_of = {text: scores[pieces[text]] for text in joined}
-    has_equal_scores = len(set(score_of.values())) < len(score_of)
+
+    def by_score(text: str) -> list[int]:
+        found = _joined_by_score(text, score_of)
+        return [i for symbol in found for i in ([pieces[symbol]] if symbol in pieces else fallback(symbol))]
+
+    def by_rank(text: str) -> list[int]:
+        return _replaced(encoded(backend, text).ids, instead)
+
+    def is_run(group: list[str]) -> bool:
+        """Whether these pieces repeat one character, and the leftmost of them is found by ranks too, as for spaces."""
+        character, longest = group[0][0], max(map(len, group))
+        if any(piece.strip(character) for piece in group) or longest > _MAX_RUN:
+            return False
+        if any(character * 2 in piece for piece in pieces.keys() - group):
+            return False
+        return all(by_score(character * n) == by_rank(character * n) for n in range(1, 4 * longest))
+
+    # Ranks cannot say that two pieces are equal, so a text in which several of one score may be joined takes longer.
+    groups: dict[float, list[str]] = {}
+    for text, score in score_of.items():
+        groups.setdefault(score, []).append(text)
+    equal = [group for group in groups.values() if len(group) > 1 and not is_run(group)]
+    is_seldom = sum(map(len, equal)) <= _MAX_SEARCHED
 
     def merge_text(text: str) -> list[int]:
         if adds_space:
             text = " " + text
         text = text.replace(" ", SPACE_MARK)
-        if has_equal_scores:  # ranks cannot say that two merges are equal
-            found = _joined_by_score(text, score_of)
-            return [i for symbol in found for i in ([pieces[symbol]] if symbol in pieces else fallback(symbol))]
-        return _replaced(encoded(backend, text).ids, instead)
+        if equal and not (is_seldom and all(sum(piece in text for piece in group) < 2 for group in equal)):
+            return by_score(text)
+        return by_rank(text)
 
     return merge_text
 

@@ -6,7 +6,11 @@ own tokenizer: it knows upper and lower case of ASCII letters only. This module 
 only; it never sees a vocabulary.
 """
 
+import re
+import unicodedata
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
 
 # Contractions, then a space with letters, with digits or with symbols, then white space. A run of white space before
 # a word leaves its last space to that word.
@@ -40,6 +44,7 @@ _OLD_LETTERS = (
     r"\x{AB30}-\x{AB68}\x{10570}-\x{105BC}\x{16E40}-\x{16E7F}\x{1D400}-\x{1DF1E}]]"
 )
 _OLD_SYMBOLS = r"[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3001}\x{3002}]"
+_MARKS_APART = r" ?[^(\s|.,!?\x{2026}\x{3002}\x{FF0C}\x{3001}\x{0964}\x{06D4}\x{060C})]+"
 _PUNCTUATED = r"[!-/:-@\[-`{-~][A-Za-z]+"
 
 
@@ -49,12 +54,27 @@ class PreTokenizer:
 
     `patterns` are applied one after another, each inside the pieces that the one before left; what a pattern matches
     is a piece, and so is what lies between two matches. `ignore_merges`: a word that is a token stays whole.
-    `adds_bos`: what holds where the file does not say.
+    `adds_bos`: what holds where the file does not say. `digits_by_three`: before the patterns, runs of digits are cut
+    into groups of three from their end, as in 1 234 567; "ascii" digits, or those of all "scripts", whose first group
+    stays with the text before.
     """
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     adds_bos: bool = False
+    digits_by_three: Literal["", "ascii", "scripts"] = ""
+
+    def cut_digits(self, text: str) -> list[str]:
+        """The pieces of a text that `digits_by_three` makes. A pattern would take the square of a run's length."""
+        if self.digits_by_three == "ascii":
+            runs = [range(found.end() - 3, found.start() - 1, -3) for found in re.finditer("[0-9]+", text)]
+        elif self.digits_by_three == "scripts":
+            signs = "".join("1" if unicodedata.category(character)[0] == "N" else " " for character in text)
+            runs = [range(found.end(), found.start(), -3) for found in re.finditer("1+", signs)]
+        else:
+            return [text]
+        cuts = {0, len(text)}.union(*runs)
+        return [text[start:end] for start, end in pairwise(sorted(cuts))]
 
 
 _BY_RULES: dict[PreTokenizer, str] = {
@@ -68,7 +88,8 @@ _BY_RULES: dict[PreTokenizer, str] = {
     PreTokenizer((_gpt4(r"\p{N}{1,3}"),), ignore_merges=True, adds_bos=True): (
         "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2"
     ),
-    PreTokenizer((_gpt4(r"\p{N}"),)): "qwen2 deepseek-r1-qwen kormo megrez stablelm2 hunyuan solar-open grok-2",
+    PreTokenizer((_gpt4(r"\p{N}"),)): "qwen2 deepseek-r1-qwen kormo megrez f2llmv2 stablelm2 hunyuan solar-open grok-2",
+    PreTokenizer((rf"{_SYMBOL}\p{{L}}+|\p{{N}}|{_SYMBOLS}|{_SPACES}",)): "ufakzeka",
     PreTokenizer((_gpt4(r"\p{N}", letters=r"[\p{L}\p{M}]", symbols=r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"),)): "qwen35",
     PreTokenizer((_gpt4(r"\p{N}", spaces=r"\s*[\r\n]|\s+(?!\S)|\s+"),)): "bailingmoe bailingmoe2 llada-moe",
     PreTokenizer((_gpt4(r"\p{N}", symbols=r" ?[^\s\p{L}\p{N}\r\n]+"),)): "seed-coder",
@@ -87,6 +108,13 @@ _BY_RULES: dict[PreTokenizer, str] = {
         (r"[\r\n]", rf"\s?{_OLD_LETTERS}+", rf"\s?{_OLD_SYMBOLS}+", r"\s+\z", _CJK, r"\p{N}+")
     ): "deepseek-llm",
     PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")): "deepseek-coder",
+    PreTokenizer((_MARKS_APART, r"\p{N}")): "viking",
+    PreTokenizer((_MARKS_APART,)): "poro-chat bloom gpt3-finnish",
+    PreTokenizer((r"\p{N}+",), digits_by_three="ascii"): "superbpe",
+    PreTokenizer(
+        (rf"{_SYMBOL}[\p{{L}}\p{{M}}]+(?:{_CONTRACTIONS})?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",),
+        digits_by_three="scripts",
+    ): "tiny_aya cohere2moe",
     PreTokenizer(
         (
             rf"[{_HAN}]+|{_SYMBOL}{_KIMI_LETTERS}+(?:{_CONTRACTIONS})?|\p{{N}}{{1,3}}"
