@@ -142,6 +142,21 @@ def test_tools_have_the_name_that_the_template_knows(rendered: Any) -> None:
         rendered("{{ messages[0].content }}", [USER], tools=[TOOL])
 
 
+def test_a_template_that_reads_tools_in_the_system_message_gets_them_there_as_json(rendered: Any) -> None:
+    source = (
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}"
+        "{% if m['role'] == 'system' and 'tools' in m and m['tools'] is not none %}<{{ m['tools'] }}>{% endif %};"
+        "{% endfor %}"
+    )
+    described = json.dumps([TOOL])
+    assert rendered(source, [SYSTEM, USER], tools=[TOOL]) == f"system:Be brief.<{described}>;user:Weather?;"
+    assert rendered(source, [USER], tools=[TOOL]) == f"system:<{described}>;user:Weather?;"
+    assert rendered(source, [{**SYSTEM, "role": "developer"}, USER], tools=[TOOL]).startswith("system:Be brief.<[")
+    with pytest.raises(InvalidParameter, match="no place for tools"):
+        rendered("{{ 'tools' in messages[0] }}", [USER], tools=[TOOL])
+    assert rendered(source, [SYSTEM, USER]) == "system:Be brief.;user:Weather?;"
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [("", "."), (" \n", "."), ("{}", "."), ({}, "."), ('{"a": 1}', "<a>1."), ({"a": "é"}, "<a>é.")],

@@ -26,6 +26,7 @@ from vkllm.text.messages import (
     plain_value,
     with_arguments,
     with_reasoning,
+    with_tools_in_system,
 )
 from vkllm.text.templates import marked
 from vkllm.text.templates.limits import Budget, TemplateLimit
@@ -127,11 +128,12 @@ class ChatTemplate:
         described = plain_tools(tools)
         program = self._tool_program if described else self._program
         tools_name = next((name for name in _TOOLS_NAMES if name in program.reads), None)
+        tools_text = ""
         if described and tools_name is None:
-            raise InvalidParameter(
-                "the model's chat template has no place for tools, so the model would not see them; leave tools out, "
-                "or describe them in the system message"
-            )
+            if "tools" not in program.names:
+                raise _no_place_for_tools()
+            tools_text = json.dumps(described, ensure_ascii=False)
+            plain, described = with_tools_in_system(plain, tools_text), []
         if "developer" not in program.names:
             plain = [{**m, "role": "system"} if m["role"] == "developer" else m for m in plain]
         plain = with_reasoning(plain, program.names)
@@ -141,9 +143,13 @@ class ChatTemplate:
         refusal: InvalidParameter | None = None
         for form, tools_in_form in forms(plain, described):
             try:
-                return self._run(program, form, {**given, tools_name or "tools": tools_in_form or None})
+                text = self._run(program, form, {**given, tools_name or "tools": tools_in_form or None})
             except InvalidParameter as error:
                 refusal = refusal or error
+                continue
+            if tools_text not in str(text):
+                raise _no_place_for_tools()
+            return text
         assert refusal is not None  # the first form is the one that was given
         raise refusal
 
@@ -195,6 +201,13 @@ class ChatTemplate:
             return with_arguments(messages, arguments_as_json)
         # Mappings too where only arguments of certain names come out.
         return messages if prints_mappings is None else with_arguments(messages, arguments_as_mapping)
+
+
+def _no_place_for_tools() -> InvalidParameter:
+    return InvalidParameter(
+        "the model's chat template has no place for tools, so the model would not see them; leave tools out, or "
+        "describe them in the system message"
+    )
 
 
 def _as_content(value: Any) -> Any:

@@ -108,6 +108,15 @@ def with_reasoning(messages: Messages, names: Set[str]) -> Messages:
     return changed
 
 
+def with_tools_in_system(messages: Messages, tools: str) -> list[dict[str, Any]]:
+    """The messages; the first, of the system, has the tools as JSON text, as Phi-4-mini's template reads them."""
+    made = [dict(message) for message in messages]
+    if not made or made[0]["role"] not in SYSTEM_ROLES:
+        made.insert(0, {"role": "system", "content": ""})
+    made[0]["tools"] = tools
+    return made
+
+
 def arguments_as_mapping(arguments: Any) -> Any:
     """JSON text of an object becomes the object, as does an empty text; anything else is kept."""
     if not isinstance(arguments, str):
