@@ -57,7 +57,7 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
 
     from vkllm.api.loading import read_text
     from vkllm.engine.file_sampling import file_sampling
-    from vkllm.model.architectures import model_spec
+    from vkllm.model.architectures import FAMILIES, model_spec
 
     metadata, tensors = file.metadata, file.tensors.values()
     sampling = file_sampling(metadata)
@@ -77,10 +77,12 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
         "title": metadata.string("general.name", None),
         "description": entry.description if entry else None,
         "architecture": architecture,
+        "family": FAMILIES[architecture].models if architecture in FAMILIES else None,
         "n_params": sum(math.prod(tensor.shape) for tensor in tensors),
         "n_bytes": sum(path.stat().st_size for path in file.paths),
         "memory_bytes": entry.memory_bytes if entry else None,
         "formats": formats,
+        "biases": [name for name in file.tensors if name.endswith(".bias")],
         "n_ctx_train": metadata.integer(f"{architecture}.context_length", None),
         "n_layers": metadata.integer(f"{architecture}.block_count", None),
         "d_model": metadata.integer(f"{architecture}.embedding_length", None),
@@ -97,12 +99,14 @@ def lines_of(fields: dict[str, Any]) -> Iterable[tuple[str, str]]:
     """The fields for people, those that are known."""
     formats = fields.get("formats", {})
     paths = fields.get("paths", [])
-    names = {key: str(fields.get(key) or "") for key in ("name", "title", "description", "architecture", "licence")}
+    keys = ("name", "title", "description", "architecture", "family", "licence")
+    names = {key: str(fields.get(key) or "") for key in keys}
     texts = names | {
         "parameters": f"{n / 1e9:.2f} billion" if (n := fields["n_params"]) >= 1e9 else f"{n / 1e6:.1f} million",
         "size": size(fields["n_bytes"]),
         "memory": f"{size(memory)} with a context of 4096 tokens" if (memory := fields["memory_bytes"]) else "",
         "formats": ", ".join(f"{n['n_tensors']} {name} ({size(n['n_bytes'])})" for name, n in formats.items()),
+        "biases": _some(fields.get("biases", [])),
         "context": counted(fields["n_ctx_train"], "token") if fields.get("n_ctx_train") else "",
         "layers": str(fields.get("n_layers") or ""),
         "width": str(fields.get("d_model") or ""),
@@ -118,6 +122,13 @@ def lines_of(fields: dict[str, Any]) -> Iterable[tuple[str, str]]:
         "here": "" if paths else f"no; `vkllm pull {fields['name']}` fetches it",
     }
     return [(key, " ".join(text.split())) for key, text in texts.items() if text]
+
+
+def _some(names: list[str]) -> str:
+    """How many names there are, and the first."""
+    if not names:
+        return ""
+    return names[0] if len(names) == 1 else f"{len(names)}, from {names[0]} on"
 
 
 def main_format_of(model: InstalledModel) -> str:
