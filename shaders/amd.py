@@ -220,6 +220,7 @@ class PaperDevice(Device):
         # Mesa's null device has no memory
         self.info = prepared(replace(info, heaps=(Heap(1 << 40, None, True),)))
         self.has_integer_dot = info.features >= FAST_DOT
+        self.has_memory_model = False  # these devices chain nothing
         self.steps: list[tuple[Use, ...]] = []
 
     def buffer(self, n_words: int, *, tier: LayerTier = "local", is_host: bool = False) -> Buffer:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from model_specs import LAYER
 from tunings import H100, RADEON
 
 from vkllm.errors import UnsupportedDevice
@@ -22,7 +23,7 @@ from vkllm.gpu.device.requirements import (
     without_subgroups,
 )
 from vkllm.gpu.program.choices import CPU, GPU, VENDORS, tuning
-from vkllm.gpu.program.fitting import attention_bytes, fitted, most_invocations
+from vkllm.gpu.program.fitting import attention_bytes, fitted, fitted_to_layers, most_invocations
 from vkllm.gpu.program.kernels import KERNELS
 
 SHADERS = Path(__file__).parents[2] / "shaders"
@@ -132,6 +133,17 @@ def test_workgroups_fit_into_the_smallest_device(choices, shared_bytes: int, n_s
             for local_size in (made.local_size, made.attention_size, made.decode.size, made.decode.attention_size):
                 assert local_size <= most and local_size % min(info.subgroup_size, most) == 0
             assert 4 * made.local_size <= most
+
+
+def test_workgroups_fit_for_the_heads_of_every_layer() -> None:
+    info = prepared(replace(H100, max_shared_bytes=16384))
+    layers = [
+        replace(LAYER, n_heads=4, n_kv_heads=1, head_dim=128),
+        replace(LAYER, n_heads=4, n_kv_heads=4, head_dim=32),
+    ]
+    for order in (layers, layers[::-1]):
+        made = fitted_to_layers(tuning(H100), info, order)
+        assert max(attention_bytes(made, info, 4, 128)) <= 16384 and max(attention_bytes(made, info, 1, 32)) <= 16384
 
 
 @pytest.mark.parametrize("info", [H100, RADEON], ids=["H100", "RX 7900 XTX"])

@@ -5,6 +5,7 @@ Pure: knows devices and heads by their descriptions only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from vkllm.errors import UnsupportedDevice
@@ -13,6 +14,14 @@ from vkllm.gpu.device.requirements import described, is_plain
 from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.kernels import MAX_PARTS
 from vkllm.gpu.program.operations import heads_together, lanes_of_key
+from vkllm.model.spec import LayerSpec
+
+
+def fitted_to_layers(choices: Tuning, info: DeviceInfo, layers: Sequence[LayerSpec]) -> Tuning:
+    """The choices, with workgroups that fit for the heads of all layers. Raises UnsupportedDevice."""
+    for n_sharing, head_dim in sorted({(layer.n_heads // layer.n_kv_heads, layer.head_dim) for layer in layers}):
+        choices = fitted(choices, info, n_sharing, head_dim)
+    return choices
 
 
 def fitted(choices: Tuning, info: DeviceInfo, n_sharing: int, head_dim: int) -> Tuning:
@@ -72,5 +81,6 @@ def attention_bytes(choices: Tuning, info: DeviceInfo, n_sharing: int, head_dim:
     attention = online_softmax(choices.attention_size, queries)
     if is_plain(info):  # scores are summed up in shared memory, and nothing is fused
         return attention + 4 * choices.attention_size * queries * choices.keys_at_once, 0
-    queries_and_newest, parts = 4 * heads * head_dim + 4 * head_dim, 12 * heads * MAX_PARTS
-    return attention, online_softmax(choices.decode.attention_size, heads) + queries_and_newest + parts + 16
+    # queries and the newest key and value, factors of their norms, and parts
+    others = 4 * (heads + 1) * head_dim + 4 * (heads + 1) + 12 * heads * MAX_PARTS
+    return attention, online_softmax(choices.decode.attention_size, heads) + others + 16

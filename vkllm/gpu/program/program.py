@@ -25,7 +25,7 @@ from vkllm.gpu.program.buffers import HEAD_ROWS, ModelBuffers
 from vkllm.gpu.program.chains import can_chain
 from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.program.decode import Decode
-from vkllm.gpu.program.fitting import fitted
+from vkllm.gpu.program.fitting import fitted_to_layers
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, MAX_ROWS, TOP_K, TOP_LOGITS
 from vkllm.gpu.program.operations import Operations
 from vkllm.gpu.program.rounds import check_rounds
@@ -103,7 +103,7 @@ class Program:
         self._can_chain: bool | None = None
         self._slot_tickets = [0] * N_SLOTS
         self._turn = 0
-        self.use(fitted(choices or tuning(info), info, spec.n_heads // spec.n_kv_heads, spec.head_dim))
+        self.use(fitted_to_layers(choices or tuning(info), info, spec.layers))
 
     def use(self, choices: Tuning) -> None:
         """Uses these choices for later steps; waits for steps in flight. Raises DeviceError."""
