@@ -109,6 +109,9 @@ OTHER_MODELS = (
 """Layers like those of Qwen 3, Gemma, Hunyuan, StarCoder 2 and Command R, as wide as Llama's."""
 
 
+COMMON = ("F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+"""Formats whose modules are compiled with all constants, of the others those of the largest; it takes a while."""
+
 FAST_DOT = frozenset({"integer_dot_product", "fast_integer_dot"})
 """What a device reports whose programs take the modules with integer dot products, not the `_soft` ones."""
 
@@ -294,6 +297,8 @@ def _uses(info: DeviceInfo) -> list[Use]:
     cases += [(info, model, "Q4_0", WIDTHS[:2]) for model in OTHER_MODELS]
     cases += [(variant, layer, fmt) for fmt in WEIGHT_FORMATS for variant in (dot, no_dot)]
     found = {(use.module, use.constants): use for case in cases for step in _steps(*case) for use in step}
+    largest = {module: constants for module, constants in sorted(found)}
+    found = {key: use for key, use in found.items() if _is_common(use.module) or largest[use.module] == use.constants}
     stepless = [
         Use(kernel.name, module, (tuning(info).local_size,))
         for kernel in KERNELS.values()
@@ -301,6 +306,12 @@ def _uses(info: DeviceInfo) -> list[Use]:
         if module not in {module for module, _ in found} and not kernel.uses_matrices
     ]
     return sorted([*found.values(), *stepless], key=lambda use: (use.module, use.constants))
+
+
+def _is_common(module: str) -> bool:
+    """Whether a module is compiled with all constants. Those of the other formats differ in how they unpack only."""
+    formats = {fmt.lower() for fmt in WEIGHT_FORMATS if fmt not in COMMON}
+    return not any(f"_{fmt}" in module for fmt in formats)
 
 
 # The child process

@@ -16,6 +16,14 @@ SPREADS = {
     "Q6_K": (1365, 0.0),
     "IQ4_NL": (67.5, 0.0),
     "IQ4_XS": (1246, 0.0),
+    "NVFP4": (2.7, 0.0),
+    "IQ1_S": (6.6, 0.0),
+    "IQ1_M": (6.6, 0.0),
+    "IQ2_XXS": (55, 0.0),
+    "IQ2_XS": (55, 0.0),
+    "IQ2_S": (55, 0.0),
+    "IQ3_XXS": (150, 0.0),
+    "IQ3_S": (160, 0.0),
 }
 """Of random blocks: their standard deviation in units of d, and dmin / d for a mean of zero."""
 
@@ -39,7 +47,14 @@ def _random_blocks(values: npt.NDArray[np.float32], fmt: str) -> npt.NDArray[np.
     raw = rng.integers(0, 256, (len(blocks), weight_format(fmt).block_bytes), dtype=np.uint8)
     deviation, centre = SPREADS[fmt]
     d = blocks.std(axis=1, keepdims=True) / deviation
-    scales = np.concatenate([d, centre * d], axis=1) if centre else d
-    first = SCALES_AT.get(fmt, 0)
-    raw[:, first : first + 2 * scales.shape[1]] = scales.astype(np.float16).view(np.uint8)
+    if fmt == "NVFP4":  # floats of eight bits
+        raw[:, :4] = gguf.quants.NVFP4.fp32_to_ue4m3(d * rng.uniform(0.5, 1.5, (len(blocks), 4)))
+    elif fmt == "IQ1_M":  # four bits in each of four words
+        words = np.ascontiguousarray(raw[:, 48:]).view(np.uint16) & 0xFFF
+        words |= d.astype(np.float16).view(np.uint16) >> np.arange(0, 16, 4, dtype=np.uint16) << 12
+        raw[:, 48:] = words.view(np.uint8)
+    else:
+        scales = np.concatenate([d, centre * d], axis=1) if centre else d
+        first = SCALES_AT.get(fmt, 0)
+        raw[:, first : first + 2 * scales.shape[1]] = scales.astype(np.float16).view(np.uint8)
     return raw.reshape(-1)

@@ -177,6 +177,11 @@ def test_a_quantization_without_kernels_is_refused_before_anything_is_fetched(wi
         _choose(f"hf.co/o/r:{wish}", [f"T-{wish}.gguf", "T-Q4_0.gguf"], wish)
 
 
+@pytest.mark.parametrize("wish", ["IQ2_M", "IQ3_XS", "Q2_K_S", "Q3_K_L", "TQ1_0", "MXFP4_MOE", "UD-IQ1_S", "NVFP4"])
+def test_mixes_of_formats_are_read(wish: str) -> None:
+    assert _choose(f"hf.co/o/r:{wish}", [f"T-{wish}.gguf", "T-Q4_0.gguf"], wish) == f"T-{wish}.gguf"
+
+
 def test_a_quantization_that_is_not_there_lists_those_that_are() -> None:
     with pytest.raises(ModelNotFound, match=r"no UD-Q4_K_XL among T-Q4_K_M\.gguf; name one, as in hf\.co/o/r:Q4_K_M"):
         _choose("hf.co/o/r:UD-Q4_K_XL", ["T-Q4_K_M.gguf"], "UD-Q4_K_XL")

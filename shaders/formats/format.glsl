@@ -4,7 +4,7 @@
 //   Weights, load_weights(block)    a block in registers as it lies in memory, so that nothing waits for its loads
 //   first_words(w)                  a word of each of its cache lines
 //   scales_of(w, block)             its scales as floats
-//   unpack(w, first, second)        its values 0-15 and 16-31 as bytes, before the scales
+//   unpack(w, block, first, second) its values 0-15 and 16-31 as bytes, before the scales
 // and defines, where it applies,
 //   IS_SIGNED                       the bytes are signed
 //   CENTRE                          what is subtracted from the bytes
@@ -13,6 +13,7 @@
 //   Scales                          the type of the scales, if it is not vec2
 //   SHARED_BLOCKS                   blocks that share a word of scales, if there are more than two and a row may have
 //                                   a number of blocks that this does not divide
+//   CODEBOOK_WORDS                  words of the codebook that the plane of scales begins with (lib/codebook.glsl)
 //   HAS_TABLE                       all invocations of a workgroup call prepare_weights() first
 // Files of plain numbers define HAS_NUMBERS and have value(block, i), weight_values and halves_of instead of all but
 // the first two. With SPLITS, the files have what shaders/split_planes.comp needs.
@@ -48,6 +49,26 @@
 #include "formats/iq4_xs.glsl"
 #elif defined(MXFP4)
 #include "formats/mxfp4.glsl"
+#elif defined(NVFP4)
+#include "formats/nvfp4.glsl"
+#elif defined(IQ1_S)
+#include "formats/iq1_s.glsl"
+#elif defined(IQ1_M)
+#include "formats/iq1_m.glsl"
+#elif defined(IQ2_XXS)
+#include "formats/iq2_xxs.glsl"
+#elif defined(IQ2_XS)
+#include "formats/iq2_xs.glsl"
+#elif defined(IQ2_S)
+#include "formats/iq2_s.glsl"
+#elif defined(IQ3_XXS)
+#include "formats/iq3_xxs.glsl"
+#elif defined(IQ3_S)
+#include "formats/iq3_s.glsl"
+#elif defined(TQ1_0)
+#include "formats/tq1_0.glsl"
+#elif defined(TQ2_0)
+#include "formats/tq2_0.glsl"
 #endif
 
 #if !defined(SPLITS) && !defined(HAS_NUMBERS)
@@ -62,7 +83,7 @@
 float value(uint block, uint i) {
   Weights w = load_weights(block);
   uvec4 first, second;
-  unpack(w, first, second);
+  unpack(w, block, first, second);
   Scales scale = scales_of(w, block);
   int word = int((i < 16 ? first : second)[i / 4 % 4]), at = int(i % 4 * 8);
 #ifdef IS_SIGNED

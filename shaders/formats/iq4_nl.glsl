@@ -15,7 +15,7 @@ uint first_words(Weights w) { return w.nibbles.x | w.scale; }
 
 vec2 scales_of(Weights w, uint block) { return unpackHalf2x16(w.scale >> (16 * (block & 1))).xx; }
 
-void unpack(Weights w, out uvec4 first, out uvec4 second) { unpack_values(w.nibbles, first, second); }
+void unpack(Weights w, uint block, out uvec4 first, out uvec4 second) { unpack_values(w.nibbles, first, second); }
 #else
 #define PARTS 1
 void split(uint unit, uint part) {

@@ -21,7 +21,7 @@ vec2 scales_of(Weights w, uint block) {
   return vec2(unpackHalf2x16(w.scale.x).x * (float(integer) - 32.0));
 }
 
-void unpack(Weights w, out uvec4 first, out uvec4 second) { unpack_values(w.nibbles, first, second); }
+void unpack(Weights w, uint block, out uvec4 first, out uvec4 second) { unpack_values(w.nibbles, first, second); }
 #else
 #define PARTS 8
 // d, the scales' high pairs, their low nibbles, quants

@@ -19,7 +19,7 @@ vec2 scales_of(Weights w, uint block) {
   return vec2(uintBitsToFloat(e < 2 ? 0x200000u << e : (e - 1) << 23));
 }
 
-void unpack(Weights w, out uvec4 first, out uvec4 second) { unpack_values(w.nibbles, first, second); }
+void unpack(Weights w, uint block, out uvec4 first, out uvec4 second) { unpack_values(w.nibbles, first, second); }
 #else
 #define PARTS 1
 // of a block: e, quants

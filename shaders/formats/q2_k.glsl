@@ -24,7 +24,7 @@ vec4 scales_of(Weights w, uint block) {
   return (unpackHalf2x16(w.scale.y) * vec2(1.0, -1.0)).xxyy * vec4(integers);
 }
 
-void unpack(Weights w, out uvec4 first, out uvec4 second) {
+void unpack(Weights w, uint block, out uvec4 first, out uvec4 second) {
   first = (uvec4(w.pairs.x) >> uvec4(0, 2, 4, 6)) & 0x03030303u;
   second = (uvec4(w.pairs.y) >> uvec4(0, 2, 4, 6)) & 0x03030303u;
 }

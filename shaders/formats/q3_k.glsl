@@ -29,7 +29,7 @@ vec2 scales_of(Weights w, uint block) {
   return uintBitsToFloat(w.scale.w) * (vec2(integers) - 32.0);
 }
 
-void unpack(Weights w, out uvec4 first, out uvec4 second) {
+void unpack(Weights w, uint block, out uvec4 first, out uvec4 second) {
   first = (uvec4(w.low.x << 5, w.low.x << 3, w.low.x << 1, w.low.x >> 1) & 0x60606060u) |
           ((uvec4(w.high) << uvec4(7, 6, 5, 4)) & 0x80808080u);
   second = (uvec4(w.low.y << 5, w.low.y << 3, w.low.y << 1, w.low.y >> 1) & 0x60606060u) |

@@ -12,7 +12,7 @@ uint first_words(Weights w) { return w.nibbles.x | w.scale; }
 
 vec2 scales_of(Weights w, uint block) { return unpackHalf2x16(w.scale); }
 
-void unpack(Weights w, out uvec4 first, out uvec4 second) {
+void unpack(Weights w, uint block, out uvec4 first, out uvec4 second) {
   first = w.nibbles & 0x0f0f0f0fu;
   second = (w.nibbles >> 4) & 0x0f0f0f0fu;
 }

@@ -14,7 +14,7 @@ uint first_words(Weights w) { return w.nibbles.x | w.scale.x; }
 
 vec2 scales_of(Weights w, uint block) { return scale_and_minimum(w.scale, block); }
 
-void unpack(Weights w, out uvec4 first, out uvec4 second) {
+void unpack(Weights w, uint block, out uvec4 first, out uvec4 second) {
   first = w.nibbles & 0x0f0f0f0fu;
   second = (w.nibbles >> 4) & 0x0f0f0f0fu;
 }

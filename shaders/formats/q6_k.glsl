@@ -28,7 +28,7 @@ vec2 scales_of(Weights w, uint block) {
   return uintBitsToFloat(w.scale.y) * vec2(bitfieldExtract(pair, 0, 8), bitfieldExtract(pair, 8, 8));
 }
 
-void unpack(Weights w, out uvec4 first, out uvec4 second) {
+void unpack(Weights w, uint block, out uvec4 first, out uvec4 second) {
   first = ((w.nibbles << 2) & 0x3c3c3c3cu) | ((uvec4(w.high.x) << uvec4(6, 4, 2, 0)) & 0xc0c0c0c0u);
   second = ((w.nibbles >> 2) & 0x3c3c3c3cu) | ((uvec4(w.high.y) << uvec4(6, 4, 2, 0)) & 0xc0c0c0c0u);
 }

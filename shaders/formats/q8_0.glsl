@@ -17,7 +17,7 @@ uint first_words(Weights w) { return w.words[0].x | w.scale; }
 
 vec2 scales_of(Weights w, uint block) { return unpackHalf2x16(w.scale >> (16 * (block & 1))).xx; }
 
-void unpack(Weights w, out uvec4 first, out uvec4 second) {
+void unpack(Weights w, uint block, out uvec4 first, out uvec4 second) {
   first = w.words[0];
   second = w.words[1];
 }

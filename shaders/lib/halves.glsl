@@ -10,7 +10,7 @@ vec4 unsigned_bytes(uint word) {
 
 void halves_of(Weights w, uint block, out uvec4 halves[4]) {
   uvec4 bytes[2];
-  unpack(w, bytes[0], bytes[1]);
+  unpack(w, block, bytes[0], bytes[1]);
   Scales scale = scales_of(w, block);
   [[unroll]] for (uint i = 0; i < 4; i++) {
     uvec2 words = i % 2 == 0 ? bytes[i / 2].xy : bytes[i / 2].zw;

@@ -22,7 +22,7 @@ Activations load_activations(uint row, uint block) {
 
 float product(Weights w, uint block, Activations a) {
   uvec4 first, second;
-  unpack(w, first, second);
+  unpack(w, block, first, second);
   Scales scale = scales_of(w, block);
 #if defined(SOFT_DOT) && defined(HAS_HALF_SCALES) && defined(HAS_MINIMA)
   return a.scale.x * (scaled_half_sum(first, scale.x, scale.z, a.high[0], a.low[0]) +

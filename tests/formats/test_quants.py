@@ -7,7 +7,6 @@ from random_weights import quantized
 
 from vkllm.errors import UnsupportedModel
 from vkllm.formats.quants import FORMATS, dequantize, dequantize_q16, quantize_q16, split_planes, weight_format
-from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 
 
 def random_raw(fmt: str, n_rows: int, n_blocks: int, seed: int) -> np.ndarray:
@@ -37,7 +36,8 @@ def test_sizes_are_those_of_gguf(fmt: str) -> None:
 def test_planes_take_hardly_more_than_the_file(fmt: str) -> None:
     n_blocks = 96
     n_bytes = 4 * sum(weight_format(fmt).plane_words(n_blocks * weight_format(fmt).block))
-    assert 1 <= n_bytes / (n_blocks * weight_format(fmt).block_bytes) < 1.02
+    n_bytes -= weight_format(fmt).codebook.nbytes
+    assert 1 <= n_bytes / (n_blocks * weight_format(fmt).block_bytes) < 1.05
 
 
 @pytest.mark.parametrize("n_blocks", [1, 2, 5])
@@ -108,7 +108,8 @@ def value_in_planes(fmt: str, quants: list[int], scales: list[int], block: int, 
     return half(scales[0]) * (low + 16 * (high & 3)) * q - half(scales[0], 1) * (low_min + 16 * (high >> 2))
 
 
-@pytest.mark.parametrize("fmt", [fmt for fmt in QUANTIZED_FORMATS if fmt not in ("Q4_0", "Q4_1", "Q8_0")])
+# of formats with grids, tests/gpu/test_embed.py compares what a shader reads from the planes with the values
+@pytest.mark.parametrize("fmt", ["Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"])
 def test_planes_hold_the_values_that_gguf_reads(fmt: str) -> None:
     unit = weight_format(fmt).unit
     raw = random_raw(fmt, 1, 3 * unit // weight_format(fmt).block, 0)

@@ -1,4 +1,4 @@
-"""Formats with blocks of 32 values, as they lie in the file, to numbers and to planes.
+"""Formats with blocks of 32 or 64 values, as they lie in the file, to numbers and to planes.
 
     F32, F16, BF16  the numbers; 32 or 16 words a block
     Q4_0    d, 16 bytes       value = d * (q - 8)
@@ -8,17 +8,19 @@
     Q8_0    d, 32 bytes       value = d * q, q signed
     IQ4_NL  d, 16 bytes       value = d * IQ4_VALUES[q]
     MXFP4   e, 16 bytes       value = 2^(e - 128) * FP4_VALUES[q], e a byte
+    NVFP4   4 scales, 32 bytes  64 values; value = scale / 2 * FP4_VALUES[q], a scale for 16 values
 
-d and m are float16. Byte j of the 16 holds the low four bits of values j and j + 16; the 4 hold a high bit each.
+d and m are float16. Byte j of the 16 holds the low four bits of values j and j + 16; the 4 hold a high bit each. In
+NVFP4, scales have four bits of exponent and three of mantissa; byte j of eight holds values j and j + 8 of 16.
 Their planes (`quants.py` says what a plane is):
 
     quants, Q4_0 and Q4_1, 4 words a block     as in the file
     Q5_0, Q5_1, 40 words for 8 blocks          as Q4_0, then a word a block: bit 8 j + w is value 4 w + j's high bit
     Q8_0, 8 words a block                      as in the file
-    IQ4_NL, MXFP4, 4 words a block             byte j holds values 2 j and 2 j + 1
+    IQ4_NL, MXFP4, NVFP4, 4 words a block      byte j holds values 2 j and 2 j + 1
     scales, Q4_0, Q5_0, Q8_0, IQ4_NL           d, two blocks a word
     Q4_1, Q5_1                                 d and m, a block a word
-    MXFP4                                      e, four blocks a word
+    MXFP4, NVFP4                               bytes as in the file, of four blocks or of two a word
 """
 
 from __future__ import annotations
@@ -108,6 +110,16 @@ def mxfp4(raw: Bytes) -> Floats:
     return values
 
 
+def nvfp4(raw: Bytes) -> Floats:
+    """Dequantizes (n, 36) -> (n, 64)."""
+    byte = raw[:, :4]
+    exponent, mantissa = (byte >> 3 & 15).astype(np.int32), (byte & 7).astype(np.float32)
+    scale = np.where(exponent == 0, np.ldexp(mantissa, -10), np.ldexp(1 + mantissa / 8, exponent - 8))
+    scale = np.where(byte == 0x7F, np.float32(0), scale)
+    values: Floats = scale[:, :, None] * FP4_VALUES[nibbles(raw[:, 4:].reshape(-1, 4, 8))]
+    return values.reshape(-1, 64)
+
+
 def split_q5_0(units: Bytes) -> tuple[Words, Words]:
     """Splits (n, 176) -> planes (n, 40) and (n, 4)."""
     return _split_five_bits(units, 2)
@@ -128,6 +140,12 @@ def split_mxfp4(units: Bytes) -> tuple[Words, Words]:
     """Splits (n, 68) -> planes (n, 16) and (n, 1)."""
     blocks = units.reshape(len(units), 4, 17)
     return neighbour_words(nibbles(blocks[:, :, 1:])), words(blocks[:, :, :1])
+
+
+def split_nvfp4(units: Bytes) -> tuple[Words, Words]:
+    """Splits (n, 36) -> planes (n, 8) and (n, 1)."""
+    integers = nibbles(units[:, 4:].reshape(len(units), 4, 8))
+    return neighbour_words(integers.reshape(len(units), 2, 32)), words(units[:, :4])
 
 
 def _five_bits(raw: Bytes) -> Bytes:

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vkllm.errors import UnsupportedModel
-from vkllm.formats import blocks, superblocks
+from vkllm.formats import blocks, grids, superblocks
 from vkllm.formats.bits import Bytes, Floats, Words, f16
+from vkllm.formats.codebooks import codebook
 from vkllm.formats.superblocks import SUPERBLOCK
 
 BLOCK = 32
@@ -38,6 +39,7 @@ class Format:
     unit. quant_words, scale_words: uint32 words of a unit in each plane (0: no plane of scales). dequantize: uint8
     (n, block_bytes) -> float32 (n, block); of plain numbers any bytes. split: uint8 (n, unit_bytes) -> planes
     (n, quant_words) and (n, scale_words). table_words: words of shared memory that kernels fill with a table.
+    has_codebook: whether that is the format's codebook, with which its plane of scales begins.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Format:
     dequantize: Callable[[Bytes], Floats]
     split: Callable[[Bytes], tuple[Words, Words]]
     table_words: int = 0
+    has_codebook: bool = False
 
     @property
     def is_quantized(self) -> bool:
@@ -63,7 +66,13 @@ class Format:
     def plane_words(self, n_values: int) -> tuple[int, int]:
         """Words of the quants and the scales plane of n_values, which are padded to whole units."""
         n_units = -(-n_values // self.unit)
-        return n_units * self.quant_words, n_units * self.scale_words
+        codebook_words = self.table_words if self.has_codebook else 0
+        return n_units * self.quant_words, n_units * self.scale_words + codebook_words
+
+    @property
+    def codebook(self) -> Words:
+        """The words that the plane of scales begins with, mostly none."""
+        return codebook(self.name) if self.has_codebook else np.zeros(0, np.uint32)
 
 
 def weight_format(name: str) -> Format:
@@ -86,7 +95,7 @@ def split_planes(raw: Bytes, name: str) -> tuple[Words, Words]:
     units = np.zeros((-(-len(raw) // fmt.unit_bytes), fmt.unit_bytes), np.uint8)
     units.reshape(-1)[: len(raw)] = raw
     quants, scales = fmt.split(units)
-    return quants.reshape(-1), scales.reshape(-1)
+    return quants.reshape(-1), np.concatenate([fmt.codebook, scales.reshape(-1)])
 
 
 Q16_LIMIT = 127 * 256
@@ -120,6 +129,20 @@ def dequantize_q16(words: Words, scales: Floats) -> Floats:
     return values.reshape(len(words), -1)
 
 
+def _of_grid(
+    name: str,
+    block_bytes: int,
+    quant_words: int,
+    scale_words: int,
+    codebook_words: int,
+    dequantize: Callable[[Bytes], Floats],
+    split: Callable[[Bytes], tuple[Words, Words]],
+) -> Format:
+    """A format of super-blocks that has a codebook."""
+    block = SUPERBLOCK
+    return Format(name, block, block_bytes, block, quant_words, scale_words, dequantize, split, codebook_words, True)
+
+
 FORMATS = {
     fmt.name: fmt
     for fmt in (
@@ -139,5 +162,17 @@ FORMATS = {
         Format("IQ4_NL", 32, 18, 64, 8, 1, blocks.iq4_nl, blocks.split_iq4_nl, NIBBLES),
         Format("IQ4_XS", SUPERBLOCK, 136, SUPERBLOCK, 32, 2, superblocks.iq4_xs, superblocks.split_iq4_xs, NIBBLES),
         Format("MXFP4", 32, 17, 128, 16, 1, blocks.mxfp4, blocks.split_mxfp4, NIBBLES),
+        Format("NVFP4", 64, 36, 64, 8, 1, blocks.nvfp4, blocks.split_nvfp4, NIBBLES),
+        _of_grid("IQ1_S", 50, 8, 5, 1024, grids.iq1_s, grids.split_in_order((slice(2, 34),), (slice(34, 50),), 0, 8)),
+        _of_grid("IQ1_M", 56, 8, 6, 1024, grids.iq1_m, grids.split_iq1_m),
+        _of_grid("IQ2_XXS", 66, 16, 1, 128, grids.iq2_xxs, grids.split_in_order((slice(2, 66),), (), 0, 4)),
+        _of_grid("IQ2_XS", 74, 16, 3, 256, grids.iq2_xs, grids.split_in_order((slice(2, 66),), (slice(66, 74),), 0, 4)),
+        _of_grid("IQ2_S", 82, 16, 5, 512, grids.iq2_s, grids.split_iq2_s),
+        _of_grid(
+            "IQ3_XXS", 98, 24, 1, 256, grids.iq3_xxs, grids.split_in_order((slice(2, 66), slice(66, 98)), (), 0, 2)
+        ),
+        _of_grid("IQ3_S", 110, 24, 4, 512, grids.iq3_s, grids.split_iq3_s),
+        Format("TQ1_0", SUPERBLOCK, 54, SUPERBLOCK, 12, 2, grids.tq1_0, grids.split_tq1_0),
+        Format("TQ2_0", SUPERBLOCK, 66, SUPERBLOCK, 16, 1, grids.tq2_0, grids.split_tq2_0),
     )
 }

@@ -12,7 +12,9 @@ from vkllm.formats.splits import n_parts, part_names, stem
 _QUANTIZATION = re.compile(
     r"(?<![A-Za-z0-9])((?:UD[-_])?(?:(?:I|T)?Q\d\w*|(?:MX|NV)FP\d\w*|BF16|FP?16|FP?32))(?![A-Za-z0-9])", re.IGNORECASE
 )
-_READABLE = re.compile(rf"(?:UD-)?(?:{'|'.join(FORMATS)}|Q8_K)(?:_[A-Z]+)?")  # UD-Q8_K_XL is mostly Q8_0
+_MIXES = ("Q8_K", "IQ2_M", "IQ3_XS", "IQ3_M")
+"""Beginnings of names of mixes of formats that are named after none of them: UD-Q8_K_XL is mostly Q8_0."""
+_READABLE = re.compile(rf"(?:UD-)?(?:{'|'.join((*FORMATS, *_MIXES))})(?:_[A-Z]+)?")
 _PREFERRED = ("Q4_K_M", "Q4_0")
 
 _NEVER_MODELS = re.compile(r".*mmproj|.*imatrix|ggml-vocab|vocab\.gguf|mtp-|.*vocab-only", re.IGNORECASE)

@@ -21,7 +21,7 @@ BUDGET: Final = 65_535
 
 MOST_TABLE_WORDS: Final = max(fmt.table_words for fmt in FORMATS.values())
 
-MOST_PARTS: Final = 8
+MOST_PARTS: Final = 14
 """Most invocations that split a unit of weights together; `PARTS` in shaders/formats."""
 
 PORTION_ROUNDS: Final = BUDGET // 2

@@ -100,6 +100,8 @@ class Uploader:
         quant_words, scale_words = fmt.plane_words(n_rows * n_columns)
         quants = allocate(quant_words)
         scales = allocate(scale_words) if fmt.is_quantized else quants
+        if fmt.has_codebook:
+            self.words(fmt.codebook, scales)
         first_value = 0
         for tensor in tensors:
             assert first_value % fmt.unit == 0

@@ -16,7 +16,8 @@ from vkllm.model.memory.needs import Stack
 
 STEP_ROWS = 128
 """Matrices are cut at multiples of it: whole tiles of `matmul`, whole units of every format in both planes, and planes
-of whole `ALIGNMENT`s, so that the parts take no more than the whole."""
+of whole `ALIGNMENT`s, so that the parts take no more than the whole, but for their codebooks of at
+most 4 KiB."""
 
 
 class DoesNotFit(Exception):
