@@ -41,7 +41,17 @@ def test_names_of_ollama(name: str, wanted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ollama:", "ollama:a/../b", "ollama:a:b:c", "ollama:host/a/b", "ollama:-x", "ollama:../x", "ollama:a b"]
+    "name",
+    [
+        "ollama:",
+        "ollama:a/../b",
+        "ollama:a:b:c",
+        "ollama:host/a/b",
+        "ollama:-x",
+        "ollama:../x",
+        "ollama:a b",
+        "https://ollama.com/library/a/tags",
+    ],
 )
 def test_a_name_that_is_none_of_ollamas_is_told_how_they_are_written(name: str, hub: HubServer) -> None:
     with pytest.raises(ModelNotFound, match=r"this is no name of ollama's; write ollama:NAME:TAG"):

@@ -89,14 +89,14 @@ def path_of(name: str) -> Path:
     except (OSError, ValueError) as error:  # too long, or with a zero byte
         reason = getattr(error, "strerror", None) or error
         raise ModelNotFound(f"{name[:200]!r}: no such file ({reason}); check the path.") from None
-    if re.match(r"\w+://", name):
-        raise ModelNotFound(f"{name}: only addresses that begin with https:// or http:// can be fetched.")
-    if _HUB.match(name):
-        raise ModelNotFound(f"{name}: this is no name of a repository; write hf.co/OWNER/REPO, or hf:OWNER/REPO/FILE.")
     if is_ollama_name(name):
         raise ModelNotFound(
             f"{name[:200]}: this is no name of ollama's; write ollama:NAME:TAG, or ollama:USER/NAME:TAG."
         )
+    if re.match(r"\w+://", name):
+        raise ModelNotFound(f"{name}: only addresses that begin with https:// or http:// can be fetched.")
+    if _HUB.match(name):
+        raise ModelNotFound(f"{name}: this is no name of a repository; write hf.co/OWNER/REPO, or hf:OWNER/REPO/FILE.")
     if looks_like_path(name):
         raise ModelNotFound(f"{name}: no such file; check the path, or write hf.co/OWNER/REPO for one of the hub.")
     raise ModelNotFound(_nothing_of_that_name(name[:100]))

@@ -78,7 +78,11 @@ class Commands(TyperGroup):
 
 
 def _is_model(name: str) -> bool:
-    if name.endswith(".gguf") or name.startswith(("hf.co/", "hf:", "ollama:")) or ("/" in name and Path(name).exists()):
+    if (
+        name.endswith(".gguf")
+        or name.startswith(("hf.co/", "hf:", "ollama:", "lmstudio:", "llama.cpp:"))
+        or ("/" in name and Path(name).exists())
+    ):
         return True
     from vkllm.store.catalog import entry_of
 
