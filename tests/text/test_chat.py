@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from tiny_vocabularies import MakeMetadata, tiny_bpe
+from tiny_vocabularies import CONTROL, MakeMetadata, tiny_bpe
 
 from vkllm.errors import InvalidParameter, ModelFileError
 from vkllm.formats.gguf import Metadata
@@ -196,6 +196,44 @@ def test_a_file_without_a_template_gets_chatml(make_metadata: MakeMetadata) -> N
     template = template_of(make_metadata, None)
     assert template.is_fallback
     assert template.render(HELLO) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("marks", "expected"),
+    [
+        (
+            ["<start_of_turn>", "<end_of_turn>"],
+            "<start_of_turn>user\nBe brief.\nhello<end_of_turn>\n<start_of_turn>model\nHi<end_of_turn>\n"
+            "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n",
+        ),
+        (
+            ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+            "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nhello<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nHi<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (["<start_of_turn>"], None),
+        (["<start_of_turn>", "<end_of_turn>", "<|im_start|>", "<|im_end|>"], None),
+    ],
+)
+def test_a_file_without_a_template_gets_the_form_of_the_marks_in_its_vocabulary(
+    make_metadata: MakeMetadata, marks: list[str], expected: str | None
+) -> None:
+    fields = tiny_bpe()
+    fields["tokenizer.ggml.tokens"] = [t.replace("<|im_", "<|xm_") for t in fields["tokenizer.ggml.tokens"]] + marks
+    fields["tokenizer.ggml.token_type"] += [CONTROL] * len(marks)
+    metadata = make_metadata(fields)
+    tokenizer = Tokenizer.from_gguf(metadata)
+    template = ChatTemplate.from_gguf(metadata, tokenizer)
+    turns = [{"role": "system", "content": "Be brief."}, *HELLO, {"role": "assistant", "content": "Hi"}]
+    text = template.render([*turns, {"role": "user", "content": "Bye"}])
+    assert template.is_fallback
+    if expected is None:
+        assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
+    else:
+        assert text == "<|xm_start|>" + expected
+        assert set(template.encode_chat(HELLO)) >= {tokenizer.encode(mark)[0] for mark in marks}
 
 
 def test_blocks_leave_no_lines_loops_can_break_and_the_generation_tag_shows_its_content(

@@ -139,7 +139,7 @@ class LLM:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the file says how to chat with the model; base models do not, and `chat` guesses (ChatML)."""
+        """Whether the file says how to chat with the model; base models do not, and `chat` guesses."""
         return not self._model.template.is_fallback
 
     @property

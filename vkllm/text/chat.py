@@ -36,7 +36,20 @@ if TYPE_CHECKING:
     from vkllm.formats.gguf import Metadata
     from vkllm.text.tokenizer import Tokenizer
 
-# For files without a template, as llama.cpp does.
+# For files without a template: by the marks of turns in the vocabulary, else ChatML, as llama.cpp does.
+_GEMMA = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ raise_exception('there is no system role') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\n' }}"
+    "{{ message['content'] + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+_LLAMA_3 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ message['content'] + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -52,7 +65,7 @@ _PLAIN_ROLE = re.compile("[A-Za-z0-9_-]+")
 
 
 class ChatTemplate:
-    """Renders chat messages. `is_fallback`: the file has no template, so ChatML is used, which may not fit."""
+    """Renders chat messages. `is_fallback`: the file has no template, so one is guessed, which may not fit."""
 
     def __init__(self, tokenizer: Tokenizer, source: str, tool_source: str | None = None, *, is_fallback: bool) -> None:
         """Parses the template, and the one to use when tools are given; raises jinja2.TemplateSyntaxError."""
@@ -69,12 +82,13 @@ class ChatTemplate:
     def from_gguf(cls, metadata: Metadata, tokenizer: Tokenizer) -> ChatTemplate:
         """The template in tokenizer.chat_template, with tools the one in tokenizer.chat_template.tool_use if there is.
 
-        A file without one gets ChatML. Raises ModelFileError for a template that is not valid Jinja.
+        A file without one gets Gemma's or Llama 3's form if its vocabulary has their marks, else ChatML. Raises
+        ModelFileError for a template that is not valid Jinja.
         """
         source = metadata.string("tokenizer.chat_template", None)
         tool_source = metadata.string("tokenizer.chat_template.tool_use", None)
         try:
-            return cls(tokenizer, source or _CHATML, tool_source, is_fallback=not source)
+            return cls(tokenizer, source or _guessed(tokenizer), tool_source, is_fallback=not source)
         except Exception as error:  # also RecursionError and TemplateLimit
             line = f" at line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             reason = error.message if isinstance(error, jinja2.TemplateSyntaxError) else error
@@ -201,6 +215,19 @@ class ChatTemplate:
             return with_arguments(messages, arguments_as_json)
         # Mappings too where only arguments of certain names come out.
         return messages if prints_mappings is None else with_arguments(messages, arguments_as_mapping)
+
+
+def _guessed(tokenizer: Tokenizer) -> str:
+    """The template that fits the marks of turns in a vocabulary."""
+
+    def has(*marks: str) -> bool:
+        return all(len(tokenizer.encode(mark, add_special=False)) == 1 for mark in marks)
+
+    if has("<|im_start|>", "<|im_end|>"):
+        return _CHATML
+    if has("<start_of_turn>", "<end_of_turn>"):
+        return _GEMMA
+    return _LLAMA_3 if has("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>") else _CHATML
 
 
 def _no_place_for_tools() -> InvalidParameter:

@@ -210,7 +210,7 @@ def _show(chat: LineChat, what: str) -> None:
         "info": _info,
         "parameters": _parameters,
         "system": lambda chat: chat.system or "There is no system message.",
-        "template": lambda chat: _template(chat) or "The file has no chat template; ChatML is used.",
+        "template": lambda chat: _template(chat) or "The file has no chat template; one is guessed.",
         "license": _licence,
         "licence": _licence,
         "modelfile": _modelfile,
