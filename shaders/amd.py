@@ -13,31 +13,26 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
 SHADERS = Path(__file__).parent
 sys.path.insert(0, str(SHADERS.parent))
 
-from vkllm.formats.gguf import TensorInfo  # noqa: E402
+from paper import FAST_DOT, PaperDevice, Use, paper_program  # noqa: E402
+
 from vkllm.formats.quants import weight_format  # noqa: E402
 from vkllm.gpu.device.kernel import KernelSpec  # noqa: E402
-from vkllm.gpu.device.kompute import Buffer, Device, Dispatch, Recording  # noqa: E402
-from vkllm.gpu.device.probe import DeviceInfo, Heap, devices  # noqa: E402
-from vkllm.gpu.device.requirements import prepared  # noqa: E402
-from vkllm.gpu.layer.memory import LayerTier, Placement  # noqa: E402
+from vkllm.gpu.device.probe import DeviceInfo, devices  # noqa: E402
 from vkllm.gpu.program.choices import tuning  # noqa: E402
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS  # noqa: E402
-from vkllm.gpu.program.program import WIDTHS, Program, Result  # noqa: E402
+from vkllm.gpu.program.program import WIDTHS, Result  # noqa: E402
 from vkllm.gpu.program.step import Draw, Row  # noqa: E402
 from vkllm.model.architectures.llama import llama_spec  # noqa: E402
-from vkllm.model.graph import expected_shapes  # noqa: E402
 from vkllm.model.spec import HeadNorm, ModelSpec, QueryTemperature, Rope  # noqa: E402
 
 
@@ -111,24 +106,6 @@ OTHER_MODELS = (
 
 COMMON = ("F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """Formats whose modules are compiled with all constants, of the others those of the largest; it takes a while."""
-
-FAST_DOT = frozenset({"integer_dot_product", "fast_integer_dot"})
-"""What a device reports whose programs take the modules with integer dot products, not the `_soft` ones."""
-
-
-@dataclass(frozen=True)
-class Use:
-    """A module with specialisation constants and, where it comes from a step, its workgroups and push constants."""
-
-    kernel: str
-    module: str
-    constants: tuple[int, ...]
-    groups: tuple[int, int, int] = (1, 1, 1)
-    push: tuple[int, ...] = ()
-
-    def constant(self, name: str) -> int:
-        """The value of a constant that was given."""
-        return self.constants[KERNELS[self.kernel].constants.index(name)]
 
 
 @dataclass(frozen=True)
@@ -213,69 +190,9 @@ def dot4_modules() -> set[str]:
     }
 
 
-# What a Program does on such a device
-
-
-class PaperDevice(Device):
-    """Takes what a Program asks of a device, and notes it; nothing is allocated on a GPU or run."""
-
-    def __init__(self, info: DeviceInfo) -> None:
-        # Mesa's null device has no memory
-        self.info = prepared(replace(info, heaps=(Heap(1 << 40, None, True),)))
-        self.has_integer_dot = info.features >= FAST_DOT
-        self.has_memory_model = False  # these devices chain nothing
-        self.steps: list[tuple[Use, ...]] = []
-
-    def buffer(self, n_words: int, *, tier: LayerTier = "local", is_host: bool = False) -> Buffer:
-        buffer = Buffer(None, n_words, Placement(0, 0, 0, 4 * n_words, 0))
-        if is_host or tier != "local":
-            buffer.words = np.zeros(n_words, np.uint32)
-        return buffer
-
-    def dispatch(
-        self,
-        kernel: KernelSpec,
-        buffers: Sequence[Buffer],
-        *,
-        constants: Sequence[int],
-        groups: tuple[int, int] = (1, 1),
-        push: Sequence[int] = (),
-        weight_format: str | None = None,
-        is_independent: bool = False,
-        is_chained: bool = False,
-    ) -> Dispatch:
-        module = kernel.module(weight_format, is_soft=not self.has_integer_dot, is_plain=self.is_plain)
-        x_y_z = kernel.workgroups(*groups, self.info.max_groups)
-        use = Use(kernel.name, module, tuple(map(int, constants)), x_y_z, tuple(map(int, push)))
-        pushed = np.array(push, np.uint32)
-        return Dispatch(kernel, weight_format, tuple(constants), x_y_z, use, pushed, is_independent)
-
-    def record(self, dispatches: Iterable[Dispatch]) -> Recording:
-        return Recording(tuple(dispatch.algorithm for dispatch in dispatches))
-
-    def submit(self, recording: Recording) -> int:
-        self.steps.append(recording.sequence)
-        return 0
-
-    def wait(self, ticket: int) -> None:
-        pass
-
-
 def decode_step(info: DeviceInfo, spec: ModelSpec, weight_format: str) -> tuple[Use, ...]:
     """The dispatches of a step of one token that chooses the next one on the GPU."""
     return _steps(info, spec, weight_format, widths=(1,))[-1]
-
-
-def paper_program(device: PaperDevice, spec: ModelSpec, fmt: str) -> Program:
-    """A model whose matrices have one format, loaded on such a device."""
-    # the file has zeros enough for a vector; matrices are not read, since what they hold changes no dispatch
-    with tempfile.NamedTemporaryFile() as file, patch("vkllm.gpu.program.weights.read_range"):
-        tensors = {}
-        for name, shape in expected_shapes(spec).items():
-            n_bytes = weight_format(fmt).unit_bytes if len(shape) == 2 else 4 * shape[0]
-            tensors[name] = TensorInfo(name, shape, fmt if len(shape) == 2 else "F32", 0, n_bytes)
-        file.truncate(max(info.n_bytes for info in tensors.values()))
-        return Program(device, spec, Path(file.name), tensors, spec.n_ctx_train)
 
 
 def _steps(info: DeviceInfo, spec: ModelSpec, fmt: str, widths: Iterable[int] = WIDTHS) -> list[tuple[Use, ...]]:

@@ -30,7 +30,7 @@ from vkllm.model.spec import Rope
 SHADERS = Path(__file__).parents[2] / "shaders"
 sys.path.insert(0, str(SHADERS))
 
-import amd  # noqa: E402
+from paper import PaperDevice, paper_program  # noqa: E402
 
 LAVAPIPE = replace(
     H100, name="llvmpipe", type="cpu", vendor_id=0x10005, driver_name="llvmpipe", matrix_shape=None, n_cores=None,
@@ -182,8 +182,8 @@ PLAIN_SCORES = (float_bits(0.125), 0, 0, 0, 1, 1)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_worst_sum_of_rounds_stays_below_the_budget(shape: dict[str, int], fmt: str, info: DeviceInfo) -> None:
     spec = tiny_spec(n_layers=1, n_ctx_train=N_CTX, rope=Rope(10000.0, 2), **shape)
-    device = amd.PaperDevice(info)
-    program = amd.paper_program(device, spec, fmt)
+    device = PaperDevice(info)
+    program = paper_program(device, spec, fmt)
     draw = Draw(1, 0, 0, 0.0, 0)
     for width, result in itertools.product(WIDTHS, ("logits", "sampled", "token")):
         program.submit([Row(0, i) for i in range(width)], [0], result, draw=draw if result == "sampled" else None)

@@ -26,7 +26,7 @@ from vkllm.gpu.program.step import Draw, Row
 SHADERS = Path(__file__).parents[2] / "shaders"
 sys.path.insert(0, str(SHADERS))
 
-import amd  # noqa: E402
+from paper import PaperDevice, paper_program  # noqa: E402
 
 MOST = 65535
 CPU = replace(H100, type="cpu", vendor_id=0x10005, matrix_shape=None, n_cores=None)
@@ -47,8 +47,8 @@ def test_no_dispatch_of_a_program_has_more_workgroups_than_any_device_allows(
     info = replace(base, subgroup_size=size, min_subgroup_size=size, max_subgroup_size=size)
     output = "token_embd.weight" if is_tied else "output.weight"
     spec = wide_spec(n_layers=1, n_vocab=n_vocab, d_ff=d_ff, output_weight=output)
-    device = amd.PaperDevice(info)
-    program = amd.paper_program(device, spec, fmt)
+    device = PaperDevice(info)
+    program = paper_program(device, spec, fmt)
     for width, result, is_masked in itertools.product(WIDTHS, ("logits", "sampled", "token"), (False, True)):
         draw = Draw(1, 0, 0, 0.0, 0) if result == "sampled" else None
         mask = np.zeros(-(-n_vocab // 32), np.uint32) if is_masked and result != "logits" else None
@@ -69,8 +69,8 @@ def test_no_dispatch_of_a_program_has_more_workgroups_than_any_device_allows(
 
 @pytest.mark.parametrize(("n_vocab", "folds"), [(131_070, False), (131_072, True), (262_144, True)])
 def test_a_large_vocabulary_on_subgroups_of_64_goes_on_in_z(n_vocab: int, folds: bool) -> None:
-    device = amd.PaperDevice(RADEON)
-    program = amd.paper_program(device, wide_spec(n_layers=1, n_vocab=n_vocab), "F16")
+    device = PaperDevice(RADEON)
+    program = paper_program(device, wide_spec(n_layers=1, n_vocab=n_vocab), "F16")
     device.steps.clear()
     program.submit([Row(0, i) for i in range(8)], [0], "token", is_prompt=True)
     logits = [use for step in device.steps for use in step if use.kernel == "matvec"][-1]
