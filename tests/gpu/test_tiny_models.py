@@ -13,11 +13,15 @@ import models
 from vkllm.gpu.device.kompute import Device
 from vkllm.model.architectures import FAMILIES
 
+N_PARTS = 8
+"""Tests that share the models, so that none takes long."""
+
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not models.TINY.is_dir(), reason="needs the small models beside the checkout")
-def test_log_probabilities_and_greedy_tokens_are_llama_cpp_s(device: Device, tmp_path: Path) -> None:
-    for case in models.cases(tmp_path):
+@pytest.mark.parametrize("part", range(N_PARTS))
+def test_log_probabilities_and_greedy_tokens_are_llama_cpp_s(device: Device, tmp_path: Path, part: int) -> None:
+    for case in models.cases(tmp_path)[part::N_PARTS]:
         result = models.compare(device, case)
         assert max(result.prompt, result.decode) < models.BOUND, case.name
         assert result.numpy < case.numpy_bound, case.name
