@@ -155,6 +155,6 @@ def test_the_default_context_is_that_of_run_and_0_the_longest(card: DeviceInfo, 
 
 def test_a_model_that_is_not_here_is_not_fetched_for_a_plan(command: Command) -> None:
     command.environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(command.temporary)}
-    done = command.run([*REAL, "plan", "llama-3.1-70b"])
+    done = command.run([*REAL, "plan", "llama-3.3-70b"])
     assert (done.returncode, done.stdout) == (2, "")
-    assert "llama-3.1-70b could not be fetched" in done.stderr and "HF_HUB_OFFLINE forbids" in done.stderr
+    assert "llama-3.3-70b could not be fetched" in done.stderr and "HF_HUB_OFFLINE forbids" in done.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,7 +52,7 @@ async def whole_keys(scene: Scene, first: str) -> list[str]:
 async def test_figures_of_a_large_model_fit_and_the_important_ones_stay(open_chat: OpenChat, width: int) -> None:
     async with open_chat(size=(width, 24)) as scene:
         llm: Any = scene.chat.session.llm
-        llm.path = SimpleNamespace(stem="Meta-Llama-3.1-405B-Instruct-Q4_K_M-日本語-" * 4, name="x")
+        llm.path = Path("Meta-Llama-3.1-405B-Instruct-Q4_K_M-日本語-" * 4 + ".gguf")
         llm.device_name = "NVIDIA GeForce RTX 4090 Laptop GPU (RADV STRIX1)"
         llm.n_ctx = 131_072
         llm.plan = MemoryPlan(131_072, {}, (), Tier.LOCAL, (LOCAL, replace(HOST)), 0.0)

@@ -154,6 +154,8 @@ class Uploader:
                 if not fmt.is_quantized:
                     return self._copy(staging, quants, n_bytes // 4, unit * fmt.quant_words)
                 n_units = -(-n_bytes // fmt.unit_bytes)
+                assert staging.words is not None
+                staging.words.view(np.uint8)[n_bytes : n_units * fmt.unit_bytes] = 0  # instead of an earlier chunk's
                 return self._device.dispatch(
                     KERNELS["split_planes"],
                     (staging, quants, scales),
