@@ -16,20 +16,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from family_models import VARIANTS, write_variant  # noqa: E402
+from file_reference import file_reference, log_softmax  # noqa: E402
 
-from vkllm.formats.gguf import ModelFile, read_tensor  # noqa: E402
-from vkllm.formats.quants import FORMATS, dequantize  # noqa: E402
+from vkllm.formats.gguf import ModelFile  # noqa: E402
+from vkllm.formats.quants import FORMATS  # noqa: E402
 from vkllm.gpu.device.kompute import Device  # noqa: E402
 from vkllm.gpu.program.program import Program  # noqa: E402
 from vkllm.gpu.program.step import Row  # noqa: E402
 from vkllm.model.architectures import FAMILIES, model_spec  # noqa: E402
-from vkllm.model.reference import Floats, Reference  # noqa: E402
+from vkllm.model.reference import Floats  # noqa: E402
 
 TINY = ROOT.parent / "shared" / "tiny"
 ANSWERS = ROOT / "tests" / "model" / "answers.json"
@@ -133,12 +132,7 @@ def compare(device: Device, case: Case) -> Comparison:
     path, answers = case.path, case.answers
     file = ModelFile.open(path)
     spec, tokens = model_spec(file.metadata, file.tensors), answers["prompt_tokens"]
-
-    def weight(name: str) -> Floats:
-        info = file.tensors[name]
-        return dequantize(read_tensor(path, info), info.format, info.shape)
-
-    reference = Reference(spec, weight, answers["n_ctx"]).run(tokens)
+    reference = file_reference(path, answers["n_ctx"]).run(tokens)
     program = Program(device, spec, path, file.tensors, answers["n_ctx"])
     table = list(range(program.n_blocks))
 
@@ -165,8 +159,7 @@ def compare(device: Device, case: Case) -> Comparison:
 
 def difference(logits: Floats, top: list[tuple[int, float]]) -> float:
     """The largest difference of a row's log-probabilities (V,) from those of some tokens."""
-    shifted = logits.astype(np.float64) - float(logits.max())
-    row = shifted - np.log(np.exp(shifted).sum())
+    row = log_softmax(logits)
     return max(abs(float(row[token]) - logprob) for token, logprob in top)
 
 

@@ -32,9 +32,7 @@ TINY_SPEC = tiny_spec()
 WIDE_SPEC = wide_spec()
 
 LAYER = LayerSpec(4, 2, 32, 160, Rope(10000.0, 32), 32**-0.5)
-BIASES = frozenset(
-    ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
-)
+BIASES = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
 
 
 def of_layers(*layers: LayerSpec, **changes: Any) -> ModelSpec:
@@ -64,7 +62,7 @@ KINDS_OF_LAYERS = {
     "olmo2": of_layers(
         replace(LAYER, attn_norm=None, ffn_norm=None, post_attention_norm="post_attention_norm",
                 post_ffn_norm="post_ffw_norm", head_norm=HeadNorm(over="row")),
-        replace(LAYER, residual_scale=0.22, biases=frozenset(("attn_output", "ffn_down", "attn_k"))),
+        replace(LAYER, residual_scale=0.22, biases=("attn_output", "ffn_down", "attn_k")),
     ),
     "hunyuan": of_layers(
         replace(LAYER, head_dim=40, rope=Rope(10000.0, 24), head_norm=HeadNorm(is_after_rope=True), function="relu2",

@@ -12,7 +12,7 @@ from vkllm.errors import InvalidParameter, OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
 from vkllm.model.graph import expected_shapes
 from vkllm.model.memory.limits import DeviceLimits, Speeds, Tier, without_margin
-from vkllm.model.memory.plan import MemoryPlan, PlanOptions, cache_bytes_per_token, decode_bytes, plan
+from vkllm.model.memory.plan import MemoryPlan, PlanOptions, cache_bytes, decode_bytes, plan
 from vkllm.model.spec import ModelSpec
 
 MIB, GIB = 2**20, 2**30
@@ -76,7 +76,7 @@ def test_bytes_of_each_part() -> None:
     exact = n_values * 18 / 32 + 4 * n_vector
     n_buffers = 2 * len(expected_shapes(TINY_SPEC))
     assert exact <= made.weights_bytes <= exact + 256 * n_buffers, "each buffer is aligned"
-    assert made.cache_bytes == 1024 * cache_bytes_per_token(TINY_SPEC) == 1024 * 2 * 2 * 2 * 2 * 32
+    assert made.cache_bytes == 1024 * cache_bytes(TINY_SPEC, 1) == 1024 * 2 * 2 * 2 * 2 * 32
 
 
 @pytest.mark.parametrize(("fmt", "superblock_bytes"), [("Q4_K", 144), ("Q5_K", 176), ("Q6_K", 212)])
@@ -108,7 +108,7 @@ def test_a_decode_step_reads_each_weight_once_and_the_cache() -> None:
     n_read = sum(int(np.prod(s)) for n, s in shapes.items() if len(s) == 2 and n != "token_embd.weight")
     n_vector = sum(shape[0] for shape in shapes.values() if len(shape) == 1)
     assert untied == pytest.approx(n_read * 18 / 32 + 4 * n_vector, rel=1e-3)
-    assert decode_bytes(TINY_SPEC, TENSORS, 100) - untied == 100 * cache_bytes_per_token(TINY_SPEC)
+    assert decode_bytes(TINY_SPEC, TENSORS, 100) - untied == 100 * cache_bytes(TINY_SPEC, 1)
     tied = tiny_spec(output_weight="token_embd.weight")
     assert decode_bytes(tied, TENSORS, 0) == untied, "the embedding is the vocabulary projection then"
 
@@ -223,7 +223,7 @@ def test_a_token_takes_the_time_to_read_each_tier_and_to_start_each_layer() -> N
     assert host.weights_bytes - host.read_bytes == 1024 * 256 // 32 * 34, "the embedding table is not read"
     expected = local.read_bytes / 1e9 + host.read_bytes / 1e8 + 10e-3
     assert made.token_s(0) == pytest.approx(expected)
-    assert made.token_s(128) - made.token_s(0) == pytest.approx(128 * cache_bytes_per_token(DEEP) / 1e9)
+    assert made.token_s(128) - made.token_s(0) == pytest.approx(128 * cache_bytes(DEEP, 1) / 1e9)
     assert made.tokens_per_s == pytest.approx(1 / made.token_s(128))
     total = decode_bytes(DEEP, DEEP_TENSORS, 0)
     assert local.read_bytes + host.read_bytes == pytest.approx(total, rel=1e-3)

@@ -7,7 +7,6 @@ the device gpu/program/cached_blocks.py's. A file may come from another device: 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -120,9 +119,7 @@ class SavedStates:
     def _model_fingerprint(self) -> str:
         """A hash of what a model is: its numbers, its files' sizes, its tensors and a sample of each one's bytes."""
         if not self._fingerprint:
-            # sets have no order of their own
-            numbers = json.dumps(asdict(self._config.spec), sort_keys=True, default=sorted)
-            digest = hashlib.sha256(numbers.encode())
+            digest = hashlib.sha256(repr(sorted(asdict(self._config.spec).items())).encode())
             files: dict[Path, int] = {}
             try:
                 for name, info in sorted(self._config.tensors.items()):

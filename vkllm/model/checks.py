@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.gguf import Metadata, TensorInfo
 from vkllm.formats.quants import BLOCK, FORMATS, weight_format
-from vkllm.model.graph import decoder, each_expected, head
+from vkllm.model.graph import decoder, expected_shapes, head
 from vkllm.model.keys import shown
-from vkllm.model.ops import Embed, Matvec
+from vkllm.model.ops import Matvec
 from vkllm.model.spec import LayerSpec, ModelSpec, Rope
 
 MAX_HEAD_DIM = 256
@@ -104,10 +104,9 @@ def check_tensors(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, Ten
     that is missing or has another shape."""
     _refuse_others(spec, metadata, tensors)
     for op in (*decoder(spec), *head(spec)):
-        matrices = op.weights if isinstance(op, Embed | Matvec) else ()
         for name, shape in op.tensors().items():
             padding = op.column_padding if isinstance(op, Matvec) else 0
-            _check_tensor(metadata, name, shape, tensors.get(name), is_matrix=name in matrices, padding=padding)
+            _check_tensor(metadata, name, shape, tensors.get(name), is_matrix=name in op.matrices, padding=padding)
         if isinstance(op, Matvec) and op.is_padded:
             _check_padding(metadata, op, tensors)
 
@@ -145,7 +144,7 @@ def _check_padding(metadata: Metadata, op: Matvec, tensors: Mapping[str, TensorI
 
 def _refuse_others(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> None:
     """Raises UnsupportedModel for tensors that the model does not read, by the name of the first."""
-    read = {name for name, _ in each_expected(spec)}.union(spec.unused)
+    read = set(expected_shapes(spec))
     others = [name for name in tensors if name not in read]
     if not others:
         return

@@ -34,7 +34,6 @@ NEVER_COUNT = frozenset(
 _OFF = (0,)
 _FACTOR = (0, 1)  # llama.cpp takes 0 for "no factor"
 _NEUTRAL: dict[str, tuple[Plain, ...]] = {
-    "attention.causal": (True,),
     "attention.clamp_kqv": _OFF,
     "attention.max_alibi_bias": _OFF,
     "attention.output_scale": _FACTOR,
@@ -68,7 +67,6 @@ _NEUTRAL: dict[str, tuple[Plain, ...]] = {
     "use_parallel_residual": (False,),
 }
 _MEANINGS = {
-    "attention.causal": "attention in both directions",
     "attention.sliding_window": "attention over a sliding window",
     "attention.value_length": "values of another size than keys",
     "expert": "a mixture of experts",

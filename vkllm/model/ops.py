@@ -30,6 +30,11 @@ class Op:
     input: str = ""
     layer: int = -1
 
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """Those of its tensors that may have any weight format; the others are vectors in F32."""
+        return ()
+
     def tensors(self) -> Shapes:
         """The tensors that it reads."""
         return {}
@@ -43,6 +48,11 @@ class Embed(Op):
     weights: tuple[str]
     n_rows: int
     scale: float = 1.0
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The table."""
+        return self.weights
 
     def tensors(self) -> Shapes:
         """The table."""
@@ -96,6 +106,11 @@ class Matvec(Op):
     def has_bias(self) -> bool:
         """Whether any of the stacked matrices has a bias."""
         return any(bias is not None for bias in self.biases)
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """All weights."""
+        return self.weights
 
     def tensors(self) -> Shapes:
         """Matrices and biases."""

@@ -132,7 +132,6 @@ class ModelSpec:
     norm_form, norm_eps: of all its norms. n_vocab: tokens that can be chosen; a caller may lower it to the tokenizer's
     number where the matrices have padding rows. embedding_scale: embeddings are multiplied by it. output_weight: the
     tensor of the vocabulary projection, which is the token embedding itself where the file ties them.
-    unused: tensors that the file may have but that are not read, such as the factors of shorter contexts.
     logit_scale, logit_softcap: logits y become cap * tanh(scale * y / cap), or scale * y where the cap is 0.
     """
 
@@ -150,7 +149,6 @@ class ModelSpec:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     is_causal: bool = True
-    unused: tuple[str, ...] = ()
 
     @property
     def n_layers(self) -> int:

@@ -23,7 +23,7 @@ def command_r(header: Header) -> ModelSpec:
 
 def cohere2(header: Header) -> ModelSpec:
     """Three of four layers have a sliding window; only these have rotations."""
-    windows = header.windows(header.n_layers, period=4)
+    windows = header.windows(period=4)
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
         window = windows[number]

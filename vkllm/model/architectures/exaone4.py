@@ -15,9 +15,8 @@ _LAYERS_32B = 64
 def exaone4(header: Header) -> ModelSpec:
     """Norms after attention and feed-forward layer only; heads are normalized. In the 32B, three of four layers have a
     sliding window, and only these have rotations."""
-    n_layers = header.n_layers
-    windows = header.windows(n_layers, period=4, default=4096)
-    has_windows = n_layers == _LAYERS_32B
+    windows = header.windows(period=4, default=4096)
+    has_windows = header.n_layers == _LAYERS_32B
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
         window = windows[number] if has_windows else 0

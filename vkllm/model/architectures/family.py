@@ -34,14 +34,13 @@ def dense_layers(
 ) -> tuple[LayerSpec, ...]:
     """The layers of a family like llama. biases: tensors that may have one. change: what a layer has that llama's have
     not, by its number. has_yarn_numbers, has_long_factors: see read_rope."""
-    n_layers = header.n_layers
-    n_heads = header.per_layer("attention.head_count", n_layers)
-    n_kv_heads = header.per_layer("attention.head_count_kv", n_layers, n_heads)
-    d_ff = header.per_layer("feed_forward_length", n_layers)
+    n_heads = header.per_layer("attention.head_count")
+    n_kv_heads = header.per_layer("attention.head_count_kv", n_heads)
+    d_ff = header.per_layer("feed_forward_length")
     head_dim = header.integer("attention.key_length", header.integer("embedding_length") // max(n_heads[0], 1))
     rope = read_rope(header, head_dim, pairing, has_yarn_numbers=has_yarn_numbers, has_long_factors=has_long_factors)
     layers = []
-    for number in range(n_layers):
+    for number in range(header.n_layers):
         layer = LayerSpec(
             n_heads=n_heads[number],
             n_kv_heads=n_kv_heads[number],

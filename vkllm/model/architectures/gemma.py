@@ -15,7 +15,7 @@ _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
 
 def gemma2(header: Header) -> ModelSpec:
     """Every second layer has a sliding window; scores and logits have soft caps."""
-    windows = header.windows(header.n_layers, period=2, default=4096)
+    windows = header.windows(period=2, default=4096)
     softcap = header.number("attn_logit_softcapping", 50.0)
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
@@ -26,7 +26,7 @@ def gemma2(header: Header) -> ModelSpec:
 
 def gemma3(header: Header) -> ModelSpec:
     """Five of six layers have a sliding window, with rotations of their own; queries and keys are normalized."""
-    windows = header.windows(header.n_layers, period=6, default=0)
+    windows = header.windows(period=6, default=0)
     theta = header.number("rope.freq_base_swa", 10000.0)
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
@@ -40,7 +40,7 @@ def gemma3(header: Header) -> ModelSpec:
 
 def gemma_embedding(header: Header) -> ModelSpec:
     """Gemma 3 that reads in both directions, for embeddings: a row also sees half a window of what follows it."""
-    windows = header.windows(header.n_layers, period=6)
+    windows = header.windows(period=6)
     theta = header.number("rope.freq_base_swa", 10000.0)
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 from vkllm.errors import ModelFileError, counted
 from vkllm.formats.gguf import Metadata, TensorInfo
@@ -53,7 +54,7 @@ class Header:
         """A string."""
         return self.metadata.string(self.full(key), default)
 
-    @property
+    @cached_property
     def n_layers(self) -> int:
         """`block_count`. Raises ModelFileError where the file has no tensors of one of these layers."""
         n_layers = self.integer("block_count")
@@ -68,7 +69,7 @@ class Header:
             )
         return n_layers
 
-    def per_layer(self, key: str, n_layers: int, default: Sequence[int] | None = None) -> list[int]:
+    def per_layer(self, key: str, default: Sequence[int] | None = None) -> list[int]:
         """A number of each layer, which files give once or as an array.
 
         Raises ModelFileError for an array that is too short.
@@ -77,20 +78,20 @@ class Header:
         if not self.metadata.is_array(full):
             if default is not None and full not in self.metadata:
                 return list(default)
-            return [self.metadata.integer(full)] * n_layers
+            return [self.metadata.integer(full)] * self.n_layers
         values = self.metadata.integers(full)
-        if n_layers > len(values):
+        if self.n_layers > len(values):
             raise ModelFileError(
                 f"{self.metadata.path}: {full} has numbers for {counted(len(values), 'layer')}, and the model has "
-                f"{n_layers}; the file is damaged"
+                f"{self.n_layers}; the file is damaged"
             )
-        return values[:n_layers]
+        return values[: self.n_layers]
 
     def biases(self, layer: int, names: Iterable[str] = MATRICES) -> tuple[str, ...]:
         """Which of these tensors of a layer have a bias in the file."""
         return tuple(name for name in names if self.has(f"blk.{layer}.{name}.bias"))
 
-    def windows(self, n_layers: int, period: int, default: int | None = None) -> list[int]:
+    def windows(self, period: int, default: int | None = None) -> list[int]:
         """The sliding window of each layer, 0 for those that see all keys.
 
         period: every so many layers the last one sees all keys, unless `attention.sliding_window_pattern` says
@@ -99,15 +100,19 @@ class Header:
         window = self.integer("attention.sliding_window", default)
         key = self.full("attention.sliding_window_pattern")
         if self.metadata.is_array(key):
-            slides = self.per_layer_flags(key, n_layers)
+            slides = self.per_layer_flags(key)
         else:
             period = self.metadata.integer(key, period)
-            slides = [period == 0 or layer % period < period - 1 for layer in range(n_layers)]
+            slides = [period == 0 or layer % period < period - 1 for layer in range(self.n_layers)]
         return [window if is_sliding else 0 for is_sliding in slides]
 
-    def per_layer_flags(self, key: str, n_layers: int) -> list[bool]:
+    def per_layer_flags(self, key: str) -> list[bool]:
         """A flag of each layer, by its full key. Raises ModelFileError for an array that is too short."""
         values = self.metadata.plain(key)
-        if not isinstance(values, list) or len(values) < n_layers or any(isinstance(value, str) for value in values):
+        if (
+            not isinstance(values, list)
+            or len(values) < self.n_layers
+            or any(isinstance(value, str) for value in values)
+        ):
             raise ModelFileError(f"{self.metadata.path}: {key} has no flag for each layer; the file is damaged")
-        return [bool(value) for value in values[:n_layers]]
+        return [bool(value) for value in values[: self.n_layers]]

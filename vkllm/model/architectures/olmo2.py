@@ -12,7 +12,7 @@ from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec, Rope
 def olmo2(header: Header) -> ModelSpec:
     """Norms after attention and feed-forward layer only, and over all queries and all keys at once. In OLMo 3, three of
     four layers have a sliding window and rotations that are never scaled."""
-    windows = header.windows(header.n_layers, period=4, default=0)
+    windows = header.windows(period=4, default=0)
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
         rope = layer.rope

@@ -13,7 +13,7 @@ from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.model.graph import decoder, expected_shapes, head, widths
 from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_PARTS
-from vkllm.model.ops import Embed, Matvec
+from vkllm.model.ops import Matvec
 from vkllm.model.spec import LayerSpec, ModelSpec
 
 CACHE_TYPES = {"f16": 64, "q8_0": 36}
@@ -99,9 +99,8 @@ class Needs:
         """Bytes of the weights that are no matrices: norms and biases."""
         n_bytes = 0
         for op in (*decoder(self.spec), *head(self.spec)):
-            matrices = op.weights if isinstance(op, Embed | Matvec) else ()
-            shapes = {name: shape for name, shape in op.tensors().items() if name not in matrices}
-            n_bytes += sum(aligned(4 * math.prod(shape)) for shape in shapes.values())
+            vectors = (shape for name, shape in op.tensors().items() if name not in op.matrices)
+            n_bytes += sum(aligned(4 * math.prod(shape)) for shape in vectors)
         return n_bytes
 
     def layer_cache_bytes(self, n_ctx: int, layer: LayerSpec) -> int:
@@ -172,24 +171,22 @@ def tensor_bytes(tensor: TensorInfo) -> int:
     return 4 * sum(weight_format(tensor.format).plane_words(math.prod(tensor.shape)))
 
 
-def cache_bytes_per_token(spec: ModelSpec, type_k: str = "f16", type_v: str = "f16") -> int:
-    """Bytes of one token's keys and values in all layers."""
-    return sum(_cached_bytes(layer, type_k, 1) + _cached_bytes(layer, type_v, 1) for layer in spec.layers)
+def cache_bytes(spec: ModelSpec, n_past: float, type_k: str = "f16", type_v: str = "f16") -> float:
+    """Bytes of the keys and values that a token sees behind n_past tokens: of all of them, or of a layer's window."""
+    return sum(
+        min(n_past, layer.window or n_past) * (_cached_bytes(layer, type_k, 1) + _cached_bytes(layer, type_v, 1))
+        for layer in spec.layers
+    )
 
 
 def decode_bytes(
     spec: ModelSpec, tensors: Mapping[str, TensorInfo], n_past: float, type_k: str = "f16", type_v: str = "f16"
 ) -> float:
-    """Bytes that a device reads for a step of one token: each weight once, keys and values of n_past tokens, or of a
-    layer's window."""
-    cached = sum(
-        min(n_past, layer.window or n_past) * (_cached_bytes(layer, type_k, 1) + _cached_bytes(layer, type_v, 1))
-        for layer in spec.layers
-    )
+    """Bytes that a device reads for a step of one token: each weight once, and what it sees of n_past tokens."""
     read = set(expected_shapes(spec)) - ({"token_embd.weight"} - {spec.output_weight})  # only a row of embeddings
-    return sum(tensor_bytes(tensors[name]) for name in read) + cached
+    return sum(tensor_bytes(tensors[name]) for name in read) + cache_bytes(spec, n_past, type_k, type_v)
 
 
 def _cached_bytes(layer: LayerSpec, cache_type: str, n_tokens: int) -> int:
     """Bytes of a layer's keys, or values, of n_tokens."""
-    return n_tokens * layer.n_kv_heads * layer.head_dim // BLOCK * CACHE_TYPES[cache_type]
+    return n_tokens * layer.n_kv_heads * layer.head_dim * CACHE_TYPES[cache_type] // BLOCK

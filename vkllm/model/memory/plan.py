@@ -18,7 +18,7 @@ from vkllm.model.memory.limits import DeviceLimits, Tier, without_margin
 from vkllm.model.memory.needs import (
     CACHE_TYPES,
     Needs,
-    cache_bytes_per_token,
+    cache_bytes,
     decode_bytes,
     stacks,
     tensor_bytes,
@@ -29,7 +29,7 @@ from vkllm.model.spec import ModelSpec
 from vkllm.parameters import whole_number
 from vkllm.sizes import size
 
-__all__ = ["DeviceLimits", "MemoryPlan", "PlanOptions", "cache_bytes_per_token", "decode_bytes", "plan"]
+__all__ = ["DeviceLimits", "MemoryPlan", "PlanOptions", "cache_bytes", "decode_bytes", "plan"]
 
 SHORTEST_CONTEXT = 256
 """A context below this is not worth a plan: `n_ctx` 0 does not go lower, and no error suggests less."""
