@@ -99,12 +99,14 @@ def _ranked_bpe(
     for merge in vocabulary.metadata.strings("tokenizer.ggml.merges"):
         space = merge.find(" ", 1)
         left, right = merge[:space], merge[space + 1 :]
-        if space > 0 and right:
-            no_tokens = [text for text in (left, right, left + right) if text not in ids]
-            if no_tokens and not apart.isdisjoint(no_tokens):
+        if space <= 0 or not right:
+            continue
+        if left not in ids or right not in ids or left + right not in ids:  # in few vocabularies, and in few merges
+            no_tokens = {left, right, left + right} - ids.keys()
+            if not apart.isdisjoint(no_tokens):
                 continue
-            missing.update(no_tokens)
-            merges[left, right] = None
+            missing |= no_tokens
+        merges[left, right] = None
     beyond = {len(vocabulary.texts) + n: text for n, text in enumerate(sorted(missing))}
     symbols = {**ids, **{text: i for i, text in beyond.items()}}
     try:
@@ -160,22 +162,7 @@ def sentencepiece_bpe(vocabulary: GgufVocabulary, *, adds_space: bool) -> Merger
     parts = sorted({character for text in pieces for character in text} - pieces.keys())
     part_ids = {character: len(vocabulary.texts) + n for n, character in enumerate(parts)}
     symbols = pieces | part_ids
-    merges: list[tuple[str, str]] = []
-    joined: list[str] = []
-    lengths = sorted({len(symbol) for symbol in symbols})
-    n_characters = 0
-    for text in sorted(pieces, key=lambda piece: -scores[pieces[piece]]):
-        n_before = len(merges)
-        for n in lengths[: bisect_left(lengths, len(text))]:
-            left = text[:n]
-            n_characters += n
-            if left in symbols and (right := text[n:]) in symbols:
-                merges.append((left, right))
-        if len(merges) > n_before:
-            joined.append(text)
-        if n_characters > _MAX_CHARACTERS_CUT:
-            raise vocabulary.error("tokenizer.ggml.tokens has too many long tokens")
-
+    merges, joined = _cuts(vocabulary, sorted(pieces, key=lambda piece: -scores[pieces[piece]]), symbols)
     unknown_id = vocabulary.token_id("unknown", default=0)
     unknown_text = "" if unknown_id is None else vocabulary.texts[unknown_id]
     unknown = {unknown_text: vocabulary.ids[unknown_text]} if unknown_text else {}
@@ -224,6 +211,31 @@ def sentencepiece_bpe(vocabulary: GgufVocabulary, *, adds_space: bool) -> Merger
         return by_rank(text)
 
     return merge_text
+
+
+def _cuts(
+    vocabulary: GgufVocabulary, pieces: Iterable[str], symbols: Mapping[str, int]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Every way to cut each of these pieces, in order, into two symbols; and the pieces that can be cut so.
+
+    Raises ModelFileError where that would take long.
+    """
+    cuts: list[tuple[str, str]] = []
+    joined: list[str] = []
+    lengths = sorted({len(symbol) for symbol in symbols})
+    n_characters = 0
+    for text in pieces:
+        n_before = len(cuts)
+        for n in lengths[: bisect_left(lengths, len(text))]:
+            left = text[:n]
+            n_characters += n
+            if left in symbols and (right := text[n:]) in symbols:
+                cuts.append((left, right))
+        if len(cuts) > n_before:
+            joined.append(text)
+        if n_characters > _MAX_CHARACTERS_CUT:
+            raise vocabulary.error("tokenizer.ggml.tokens has too many long tokens")
+    return cuts, joined
 
 
 def _joined_by_score(text: str, scores: Mapping[str, float]) -> list[str]:
