@@ -11,7 +11,24 @@ from typing import ClassVar, Literal
 
 from vkllm.model.spec import Function, HeadNorm, NormForm, QueryTemperature, Rope
 
-Kind = Literal["embed", "norm", "matvec", "head_norm", "rope", "attention", "activate", "softcap"]
+Kind = Literal[
+    "embed",
+    "norm",
+    "matvec",
+    "head_norm",
+    "rope",
+    "attention",
+    "activate",
+    "softcap",
+    "route",
+    "expert_matvec",
+    "expert_sum",
+    "convolution",
+    "delta_net",
+    "mamba2",
+    "gated_norm",
+    "latent_rope",
+]
 
 Shapes = dict[str, tuple[int, ...]]
 """Tensors by name in the file, with their shapes (rows, columns) or (columns,)."""
@@ -61,9 +78,11 @@ class Embed(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Norm(Op):
-    """[add +] norm(input) * weight [+ bias]. A form of "none" copies the row, so that it can be quantized.
+    """scale * factor * ([add +] norm(input) * weight [+ bias]). "none" copies the row, so that it can be quantized.
 
-    is_shared: more than one operation reads the result.
+    is_shared: more than one operation reads the result. column: of the input, where the normed columns begin. group:
+    columns that are normed at once, with a weight (group,) for all groups; 0 is the whole width. scale: a tensor with
+    one number, if any.
     """
 
     kind: ClassVar[Kind] = "norm"
@@ -73,18 +92,25 @@ class Norm(Op):
     bias: str | None = None
     add: str | None = None
     is_shared: bool = False
+    column: int = 0
+    group: int = 0
+    factor: float = 1.0
+    scale: str | None = None
 
     def tensors(self) -> Shapes:
-        """Weight and bias, (width,)."""
-        return {name: (self.width,) for name in (self.weight, self.bias) if name is not None}
+        """Weight and bias, (width,) or (group,), and scale (1,)."""
+        shapes: Shapes = {name: (self.group or self.width,) for name in (self.weight, self.bias) if name is not None}
+        return shapes if self.scale is None else {**shapes, self.scale: (1,)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matvec(Op):
     """[add +] factor * (W input [+ bias]). W: the rows of all `weights`, stacked; n_rows and biases go with them.
 
+    flat: weights of one row, which the file has as (n_columns,).
     row_padding: zero rows behind each of the matrices, column_padding: zero columns behind all rows, where the file's
-    are not whole blocks. width and n_columns include them.
+    are not whole blocks. width and n_columns include them. width may be more than all rows: columns behind them are not
+    written.
     """
 
     kind: ClassVar[Kind] = "matvec"
@@ -96,6 +122,7 @@ class Matvec(Op):
     factor: float = 1.0
     row_padding: int = 0
     column_padding: int = 0
+    flat: tuple[str, ...] = ()
 
     @property
     def is_padded(self) -> bool:
@@ -116,7 +143,8 @@ class Matvec(Op):
         """Matrices and biases."""
         shapes: Shapes = {}
         for weight, n_rows, bias in zip(self.weights, self.n_rows, self.biases, strict=True):
-            shapes[weight] = (n_rows, self.n_columns - self.column_padding)
+            n_columns = self.n_columns - self.column_padding
+            shapes[weight] = (n_columns,) if weight in self.flat else (n_rows, n_columns)
             if bias is not None:
                 shapes[bias] = (n_rows,)
         return shapes
@@ -126,7 +154,9 @@ class Matvec(Op):
 class HeadNormalization(Op):
     """Normalizes the queries and the keys of (T, queries | keys | values), in place.
 
-    weights: of queries and keys; None where they follow the rotation (`Rotation.weights`).
+    weights: of queries and keys; None where they follow the rotation (`Rotation.weights`), or where there are none; one
+    where there are no keys (n_kv_heads = 0). has_gates: see Rotation. values: "norm" divides values by their root mean
+    square, "keys" writes the keys, divided by theirs, in the place of the values.
     """
 
     kind: ClassVar[Kind] = "head_norm"
@@ -135,7 +165,9 @@ class HeadNormalization(Op):
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    weights: tuple[str, str] | None
+    weights: tuple[str, ...] | None
+    has_gates: bool = False
+    values: Literal["as they are", "norm", "keys"] = "as they are"
 
     def tensors(self) -> Shapes:
         """One weight for queries, one for keys."""
@@ -157,7 +189,8 @@ class Rotation(Op):
     """Rotates queries, writes them to output, and stores rotated keys and values in the layer's cache.
 
     rope: None rotates nothing. weights: by which rotated queries and keys are multiplied, (head_dim,) each.
-    temperature: of the queries.
+    temperature: of the queries. n_kv_heads = 0: there are only queries, and nothing is stored. has_gates: the input
+    has head_dim gates behind each head's query (T, query | gate of each head | keys | values); the output has none.
     """
 
     kind: ClassVar[Kind] = "rope"
@@ -165,8 +198,9 @@ class Rotation(Op):
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    weights: tuple[str, str] | None = None
+    weights: tuple[str, ...] | None = None
     temperature: QueryTemperature | None = None
+    has_gates: bool = False
 
     def tensors(self) -> Shapes:
         """The weights and the factors of the rotation."""
@@ -179,7 +213,13 @@ class Rotation(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(Op):
-    """Attention of queries to the layer's cache. scale, softcap, window: see LayerSpec."""
+    """Attention of queries to a layer's cache. scale, softcap, window, chunk: see LayerSpec.
+
+    cache_layer: whose cache it reads. sinks: a tensor (n_heads,): one more score for each head, without a value. gates:
+    the activation (T, query | gate of each head | ...) whose gates' sigmoid multiplies the result. value_dim: size of a
+    head's values and result. is_latent: the values are the first value_dim numbers of the keys, and there is no
+    cache of values.
+    """
 
     kind: ClassVar[Kind] = "attention"
     n_heads: int
@@ -189,15 +229,32 @@ class Attention(Op):
     softcap: float = 0.0
     window: int = 0
     is_causal: bool = True
+    chunk: int = 0
+    cache_layer: int = -1
+    sinks: str | None = None
+    gates: str | None = None
+    value_dim: int = 0
+    is_latent: bool = False
+
+    def tensors(self) -> Shapes:
+        """The sinks."""
+        return {} if self.sinks is None else {self.sinks: (self.n_heads,)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activate(Op):
-    """function(gate) * up of (T, gate | up), or function(input)."""
+    """function(gate) * up of (T, gate | up), or function(input).
+
+    slots: groups of columns that are activated one by one, (T, slots * (gate | up)) -> (T, slots * width / slots).
+    up, up_column: another activation, and its column, where the factors of function(input) begin.
+    """
 
     kind: ClassVar[Kind] = "activate"
     function: Function
     is_gated: bool = True
+    slots: int = 1
+    up: str | None = None
+    up_column: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -211,7 +211,7 @@ class Reference:
     def _matvec(self, op: Matvec, values: dict[str, Floats]) -> Floats:
         products = []
         for name, bias in zip(op.weights, op.biases, strict=True):
-            product = values[op.input] @ self.weight(name).T
+            product = values[op.input][:, : op.n_columns - op.column_padding] @ np.atleast_2d(self.weight(name)).T
             products.append(product if bias is None else product + self.weight(bias))
         y: Floats = np.float32(op.factor) * np.concatenate(products, axis=-1)
         return y if op.add is None else values[op.add] + y

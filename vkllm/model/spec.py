@@ -17,8 +17,12 @@ Pooling = Literal["mean", "cls", "last"]
 NormForm = Literal["rms", "layer", "none"]
 """rms: divided by the root mean square; layer: minus the mean, divided by the standard deviation; none: as it is."""
 
-Function = Literal["silu", "gelu", "relu2"]
-"""Activation functions of the feed-forward layer; gelu is its tanh form, relu2 the square of relu."""
+Function = Literal["silu", "gelu", "relu2", "swiglu_oai"]
+"""Activation functions of the feed-forward layer; gelu is its tanh form, relu2 the square of relu. swiglu_oai (gated
+only) is gpt-oss': g * sigmoid(1.702 g) * (u + 1), where g = min(gate, 7) and u = up, cut to -7..7."""
+
+Gating = Literal["softmax", "sigmoid", "softmax_of_chosen"]
+"""What a router's logits become: softmax over all experts, sigmoid, or softmax over the chosen ones only."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +81,140 @@ class HeadNorm:
 
     over: what is normalized at once, each "head" or all heads of a "row". has_weight_per_head: the weight has a value
     for each dimension of each head, as it always has for a row; otherwise all heads share one (head_dim,).
-    is_after_rope: the weight is applied after the rotation (which changes no norm).
+    is_after_rope: the weight is applied after the rotation (which changes no norm). has_weight: False is no weight.
     """
 
     over: Literal["head", "row"] = "head"
     form: NormForm = "rms"
     has_weight_per_head: bool = False
     is_after_rope: bool = False
+    has_weight: bool = True
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """A gated delta net in place of attention (Yang et al. 2024, arXiv 2412.06464; Qwen3-Next, Qwen3.5).
+
+    n_k_heads, n_v_heads: heads of queries and keys, and of values; head_dim: of all of them. n_kernel: tokens that the
+    short convolution before it sees. are_heads_grouped: value head h uses key head h // (n_v_heads / n_k_heads);
+    otherwise h % n_k_heads. has_fused_beta_alpha: the file has one tensor ssm_ba for both, by key head.
+    """
+
+    n_k_heads: int
+    n_v_heads: int
+    head_dim: int
+    n_kernel: int
+    are_heads_grouped: bool = False
+    has_fused_beta_alpha: bool = False
+
+    @property
+    def k_width(self) -> int:
+        """Columns of the queries, and of the keys."""
+        return self.n_k_heads * self.head_dim
+
+    @property
+    def v_width(self) -> int:
+        """Columns of the values."""
+        return self.n_v_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class Mamba2:
+    """A selective state space in place of attention (Dao and Gu 2024, arXiv 2405.21060; Granite 4 H, Nemotron H).
+
+    n_heads heads of head_dim columns; each has head_dim x d_state numbers of state. n_groups: of heads that share B and
+    C. n_kernel: tokens that the short convolution before it sees.
+    """
+
+    n_heads: int
+    head_dim: int
+    d_state: int
+    n_groups: int
+    n_kernel: int
+
+    @property
+    def d_inner(self) -> int:
+        """Columns of x, z and the result."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def convolved(self) -> int:
+        """Columns of x, B and C."""
+        return self.d_inner + 2 * self.n_groups * self.d_state
+
+
+@dataclass(frozen=True)
+class ShortConvolution:
+    """A gated convolution of `width` columns over n_kernel tokens in place of attention (LFM2): c * conv(b * x)."""
+
+    n_kernel: int
+    width: int
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """Attention whose cache has one latent vector a token in place of keys and values (DeepSeek-V2, arXiv 2405.04434).
+
+    q_rank: width between the two projections of queries, 0 if there is only one. kv_rank: of the latent vector; it is
+    normalized, and each head's keys (nope_dim) and values (value_dim) are products of it. rope_dim: dimensions of a
+    query, and of the one key behind the latent vector, that rotate. The LayerSpec's n_heads, rope and attention_scale
+    hold; its n_kv_heads is 1, its head_dim what is cached: kv_rank + rope_dim.
+    """
+
+    q_rank: int
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+
+
+Mixer = DeltaNet | Mamba2 | ShortConvolution | LatentAttention
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts: each token takes n_used of n_experts feed-forward layers of width d_ff.
+
+    gating: of the router's logits. has_selection_bias: experts are chosen by their gates plus a bias, but weighted
+    without it. n_groups, n_groups_used: experts are chosen from the groups whose two best experts have the largest sum.
+    chooses_by_logits: by logits, whatever the gating (llama4). is_normalized: the weights of the chosen are divided by
+    their sum (at least 2^-14). scale: of all weights. weighs_input: the weight multiplies what an expert reads, not
+    what it returns. function, is_gated: as LayerSpec's.
+
+    d_ff_shared: width of the expert that every token takes, 0 if there is none. has_shared_gate: it is multiplied by
+    the sigmoid of a number that the router computes too.
+    has_fused_gate_up: one tensor for both. biases: names such as "ffn_gate_exps" or "ffn_gate_inp"; scales: tensors
+    whose product is multiplied by a number of each expert.
+    is_beside_dense: Gemma 4's: the layer has a dense feed-forward layer too, each has norms of its own (tensors
+    post_ffw_norm_1, pre_ffw_norm_2, post_ffw_norm_2), and the router has one (ffn_gate_inp.scale).
+    """
+
+    n_experts: int
+    n_used: int
+    d_ff: int
+    gating: Gating = "softmax"
+    has_selection_bias: bool = False
+    n_groups: int = 1
+    n_groups_used: int = 1
+    chooses_by_logits: bool = False
+    is_normalized: bool = False
+    scale: float = 1.0
+    weighs_input: bool = False
+    function: Function = "silu"
+    is_gated: bool = True
+    d_ff_shared: int = 0
+    has_shared_gate: bool = False
+    has_fused_gate_up: bool = False
+    biases: tuple[str, ...] = ()
+    scales: tuple[str, ...] = ()
+    is_beside_dense: bool = False
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A layer of a transformer: grouped-query attention, then a feed-forward layer.
+    """A layer of a transformer: grouped-query attention, or a mixer in its place, then a feed-forward layer.
+
+    n_heads = 0 without a mixer: no attention. d_ff = 0: no dense feed-forward layer. experts: a mixture of experts.
 
     attention_scale: scores are multiplied by it. softcap: scores s become softcap * tanh(s / softcap); 0 is none.
     window: how many keys a row sees, itself included; 0 is all. rope: None if nothing is rotated.
@@ -100,6 +226,14 @@ class LayerSpec:
     function, is_gated: act(gate) * up, or act(up). has_fused_qkv, has_fused_gate_up: the file has one tensor for these.
     residual_scale: what attention and feed-forward layer add is multiplied by it.
     biases: names of the tensors that have a bias, such as "attn_q" or "ffn_norm".
+
+    chunk: rows see only keys of their own chunk of that many positions; 0 is all. has_sinks: each head has one more
+    score, which takes weight but has no value. has_query_gates: behind each head's query (in the rows of attn_q) are as
+    many gates, whose sigmoid multiplies the head's result. has_value_norm: values are divided by their root mean
+    square. are_values_keys: values are the keys as they were before norm and rotation. cache_layer: the earlier layer
+    whose keys and values it reads, if it has none of its own.
+    d_per_layer: columns of this layer's own embedding of the token (Gemma 4 E), 0 if there is none. has_output_scale:
+    all that leaves the layer is multiplied by a number.
     """
 
     n_heads: int
@@ -123,6 +257,35 @@ class LayerSpec:
     residual_scale: float = 1.0
     query_temperature: QueryTemperature | None = None
     biases: tuple[str, ...] = ()
+    mixer: Mixer | None = None
+    experts: Experts | None = None
+    chunk: int = 0
+    has_sinks: bool = False
+    has_query_gates: bool = False
+    has_value_norm: bool = False
+    are_values_keys: bool = False
+    cache_layer: int | None = None
+    d_per_layer: int = 0
+    has_output_scale: bool = False
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether it has keys and values, or latent vectors, of its own to cache."""
+        has_attention = self.mixer is None or isinstance(self.mixer, LatentAttention)
+        return has_attention and self.n_heads > 0 and self.cache_layer is None
+
+    @property
+    def state_sizes(self) -> tuple[int, int]:
+        """Numbers that it keeps between tokens: the last columns before its convolution, and its state."""
+        match self.mixer:
+            case DeltaNet() as net:
+                columns = 2 * net.k_width + net.v_width
+                return (net.n_kernel - 1) * columns, net.n_v_heads * net.head_dim**2
+            case Mamba2() as mamba:
+                return (mamba.n_kernel - 1) * mamba.convolved, mamba.d_inner * mamba.d_state
+            case ShortConvolution() as convolution:
+                return (convolution.n_kernel - 1) * convolution.width, 0
+        return 0, 0
 
 
 @dataclass(frozen=True)
@@ -132,6 +295,7 @@ class ModelSpec:
     norm_form, norm_eps: of all its norms. n_vocab: tokens that can be chosen; a caller may lower it to the tokenizer's
     number where the matrices have padding rows. embedding_scale: embeddings are multiplied by it. output_weight: the
     tensor of the vocabulary projection, which is the token embedding itself where the file ties them.
+    output_norm: the norm before it. d_per_layer: columns of each layer's own embedding of a token, 0 if there is none.
     logit_scale, logit_softcap: logits y become cap * tanh(scale * y / cap), or scale * y where the cap is 0.
     """
 
@@ -149,6 +313,8 @@ class ModelSpec:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     is_causal: bool = True
+    output_norm: str = "output_norm"
+    d_per_layer: int = 0
 
     @property
     def n_layers(self) -> int:

@@ -88,7 +88,7 @@ class ModelBuffers:
         self.vectors: dict[str, Buffer] = {}
         self.biases: dict[tuple[str, ...], Buffer] = {}
         self.rope_tables: dict[Rope, Buffer] = {}
-        self.head_weights: dict[tuple[str, str] | None, Buffer] = {}
+        self.head_weights: dict[tuple[str, ...] | None, Buffer] = {}
         self.query_factors: dict[QueryTemperature, Buffer] = {}
         self.matrices: dict[tuple[str, ...], list[WeightPlanes]] = {}
         self._load(path, tensors, on_bytes)

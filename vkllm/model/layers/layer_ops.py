@@ -1,0 +1,87 @@
+"""What the operations of all kinds of layers are made with."""
+
+from __future__ import annotations
+
+from vkllm.formats.quants import BLOCK
+from vkllm.model.ops import Matvec, Norm
+from vkllm.model.spec import LayerSpec, ModelSpec
+
+
+def padded(n_columns: int) -> int:
+    """Columns in whole blocks of activations."""
+    return -(-n_columns // BLOCK) * BLOCK
+
+
+class LayerOps:
+    """Makes the operations of one layer, with its tensors' names."""
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec, number: int) -> None:
+        self.spec = spec
+        self.layer = layer
+        self.number = number
+
+    def tensor(self, name: str) -> str:
+        """Name of the layer's weight."""
+        return f"blk.{self.number}.{name}.weight"
+
+    def bias(self, name: str) -> str | None:
+        """Name of a weight's bias, if it has one."""
+        return f"blk.{self.number}.{name}.bias" if name in self.layer.biases else None
+
+    def norm(self, name: str, source: str, output: str, add: str | None = None, width: int = 0) -> Norm:
+        """A norm of d_model columns, or of another width."""
+        width = width or self.spec.d_model
+        return Norm(
+            output=output,
+            width=padded(width),
+            group=width if width % BLOCK else 0,
+            input=source,
+            layer=self.number,
+            form=self.spec.norm_form,
+            eps=self.spec.norm_eps,
+            weight=self.tensor(name),
+            bias=self.bias(name),
+            add=add,
+        )
+
+    def before(self, name: str | None) -> Norm:
+        """What attention or feed-forward layer reads: the residual stream, through a norm if there is one."""
+        return self.copy("x", "normed", self.spec.d_model) if name is None else self.norm(name, "x", "normed")
+
+    def copy(self, source: str, output: str, width: int) -> Norm:
+        """The same values, in a buffer that has them quantized too."""
+        return Norm(output=output, width=width, input=source, layer=self.number, form="none", eps=0.0)
+
+    def matvec(
+        self,
+        names: dict[str, int],
+        source: str,
+        n_columns: int,
+        output: str,
+        add: str | None = None,
+        *,
+        pads_rows: bool = False,
+    ) -> Matvec:
+        """A product with stacked matrices. names: with their numbers of rows. Columns that are no whole blocks of
+        activations are padded; with pads_rows, the rows of each matrix too, because another product reads them."""
+        row_padding = max(padded(n) - n for n in names.values()) if pads_rows else 0
+        return Matvec(
+            output=output,
+            width=sum(names.values()) + row_padding * len(names),
+            input=source,
+            layer=self.number,
+            weights=tuple(map(self.tensor, names)),
+            n_rows=tuple(names.values()),
+            n_columns=padded(n_columns),
+            row_padding=row_padding,
+            column_padding=padded(n_columns) - n_columns,
+            biases=tuple(map(self.bias, names)),
+            add=add,
+            factor=1.0 if add is None else self.layer.residual_scale,
+        )
+
+    def ending(self, names: dict[str, int], source: str, n_columns: int, norm: str | None) -> list[Matvec | Norm]:
+        """The last product of attention or feed-forward layer, added to the residual stream, through a norm if any."""
+        if norm is None:
+            return [self.matvec(names, source, n_columns, "x", add="x")]
+        return [self.matvec(names, source, n_columns, "added"), self.norm(norm, "added", "x", add="x")]
