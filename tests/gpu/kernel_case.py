@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vkllm.formats.quants import split_planes
+from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
-from vkllm.gpu.program.operations import float_bits
 from vkllm.gpu.program.step import Row, StepSlots
 
 

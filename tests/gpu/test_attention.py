@@ -23,8 +23,8 @@ from kernel_case import (
 
 from vkllm.formats.quants import dequantize_q16
 from vkllm.gpu.device.kompute import Buffer, Device
+from vkllm.gpu.program.attention_operations import lanes_of_key
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
-from vkllm.gpu.program.operations import lanes_of_key
 from vkllm.model.reference import attention
 
 pytestmark = pytest.mark.gpu

@@ -21,9 +21,10 @@ from kernel_case import (
 )
 
 from vkllm.formats.quants import dequantize_q16
+from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.attention_operations import lanes_of_key
 from vkllm.gpu.program.kernels import HEAD_WEIGHTS, KERNELS, KV_BLOCK, LINK_WORDS
-from vkllm.gpu.program.operations import float_bits, lanes_of_key
 from vkllm.model.reference import attention, rms_norm, rope_table, rotate
 from vkllm.model.spec import Rope
 

@@ -19,8 +19,8 @@ from kernel_case import (
 
 from vkllm.formats.quants import dequantize_q16
 from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.attention_operations import value_splits
 from vkllm.gpu.program.kernels import ATTENTION_TILE_ROWS, KERNELS, KV_BLOCK
-from vkllm.gpu.program.operations import value_splits
 from vkllm.model.reference import attention
 
 pytestmark = pytest.mark.gpu

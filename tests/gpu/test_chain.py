@@ -22,6 +22,7 @@ from vkllm.engine.requests import Request
 from vkllm.errors import DeviceTimeout
 from vkllm.formats.quants import dequantize
 from vkllm.gpu.device import kompute
+from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device, Dispatch, Recording
 from vkllm.gpu.device.probe import NVIDIA_DRIVER
 from vkllm.gpu.program import chains
@@ -31,7 +32,6 @@ from vkllm.gpu.program.chains import n_late
 from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.decode import Link
 from vkllm.gpu.program.kernels import KERNELS, LINK_WORDS
-from vkllm.gpu.program.operations import float_bits
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.step import Row
 from vkllm.gpu.tuning.space import is_possible

@@ -6,9 +6,9 @@ from kernel_case import floats, planes, poisoned, step_buffer
 from random_weights import quantized
 
 from vkllm.formats.quants import dequantize, weight_format
+from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS
-from vkllm.gpu.program.operations import float_bits
 
 pytestmark = pytest.mark.gpu
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from kernel_case import filled, floats, nmse, step_buffer
 
+from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, NORM_FORMS
-from vkllm.gpu.program.operations import float_bits
 from vkllm.model.reference import norm
 
 pytestmark = pytest.mark.gpu

@@ -6,9 +6,10 @@ from kernel_case import filled, floats, nmse, planes, poisoned, step_buffer
 from random_weights import quantized
 
 from vkllm.formats.quants import dequantize, weight_format
+from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS
-from vkllm.gpu.program.operations import float_bits, matmul_bytes, matmul_subgroups, matmul_tile
+from vkllm.gpu.program.operations import matmul_bytes, matmul_subgroups, matmul_tile
 
 pytestmark = pytest.mark.gpu
 

@@ -8,10 +8,9 @@ from kernel_case import filled, floats, planes, poisoned, step_buffer
 from random_weights import quantized
 
 from vkllm.formats.quants import dequantize, quantize_q16, weight_format
-from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
+from vkllm.gpu.device.kernel import QUANTIZED_FORMATS, float_bits
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS
-from vkllm.gpu.program.operations import float_bits
 
 pytestmark = pytest.mark.gpu
 

@@ -6,10 +6,9 @@ from kernel_case import filled, floats, nmse, planes, poisoned, words
 from random_weights import quantized
 
 from vkllm.formats.quants import dequantize, weight_format
-from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
+from vkllm.gpu.device.kernel import QUANTIZED_FORMATS, float_bits
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS, LINK_WORDS
-from vkllm.gpu.program.operations import float_bits
 from vkllm.model.reference import activate, layer_norm, rms_norm
 
 pytestmark = pytest.mark.gpu

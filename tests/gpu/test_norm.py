@@ -5,9 +5,9 @@ import pytest
 from kernel_case import filled, floats, nmse, poisoned, step_buffer, words
 
 from vkllm.formats.quants import dequantize_q16
+from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, LAST_ROW, NORM_FORMS
-from vkllm.gpu.program.operations import float_bits
 from vkllm.model.reference import layer_norm, rms_norm
 
 pytestmark = pytest.mark.gpu

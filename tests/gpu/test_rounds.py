@@ -17,11 +17,11 @@ from tunings import H100
 
 from vkllm.errors import DeviceError
 from vkllm.formats.quants import dequantize
+from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device, Dispatch
 from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.device.requirements import without_subgroups
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
-from vkllm.gpu.program.operations import float_bits
 from vkllm.gpu.program.program import WIDTHS
 from vkllm.gpu.program.rounds import BUDGET, PORTION_ROUNDS, check_rounds, rounds
 from vkllm.gpu.program.step import Draw, Row

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from kernel_case import filled, floats
 
+from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS
-from vkllm.gpu.program.operations import float_bits
 from vkllm.model.reference import softcap
 
 pytestmark = pytest.mark.gpu

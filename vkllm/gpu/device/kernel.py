@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+import numpy as np
+
 from vkllm.errors import DeviceError
 from vkllm.formats.quants import FORMATS
 
@@ -89,3 +91,8 @@ class KernelSpec:
             module = self.module(fmt, is_soft=is_soft, is_plain=is_plain, has_memory_model=has_model)
             variants.setdefault(module, symbols + ("MEMORY_MODEL",) * has_model)
         return variants
+
+
+def float_bits(value: float | np.float32) -> int:
+    """A float32 as a constant of a kernel."""
+    return int(np.float32(value).view(np.uint32))

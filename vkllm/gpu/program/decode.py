@@ -11,7 +11,17 @@ from dataclasses import dataclass, replace
 
 from vkllm.errors import DeviceTimeout
 from vkllm.formats.quants import weight_format
+from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
+from vkllm.gpu.program.attention_operations import (
+    cache_constants,
+    heads_together,
+    lanes_of_key,
+    quantizes,
+    rotation_buffers,
+    rotation_constants,
+    score_constants,
+)
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
 from vkllm.gpu.program.kernels import (
@@ -23,17 +33,7 @@ from vkllm.gpu.program.kernels import (
     LINK_WORDS,
     MAX_PARTS,
 )
-from vkllm.gpu.program.operations import (
-    Operations,
-    cache_constants,
-    float_bits,
-    heads_together,
-    lanes_of_key,
-    quantizes,
-    rotation_buffers,
-    rotation_constants,
-    score_constants,
-)
+from vkllm.gpu.program.operations import Operations
 from vkllm.gpu.program.rounds import PORTION_ROUNDS, most_polls, portion_rounds
 from vkllm.model.ops import Activate, Attention, HeadNormalization, Kind, Matvec, Norm, Op, Rotation
 from vkllm.model.spec import LayerSpec, ModelSpec

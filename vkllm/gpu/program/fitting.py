@@ -11,9 +11,9 @@ from dataclasses import replace
 from vkllm.errors import UnsupportedDevice
 from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.device.requirements import described, is_plain
+from vkllm.gpu.program.attention_operations import heads_together, lanes_of_key
 from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.kernels import MAX_PARTS
-from vkllm.gpu.program.operations import heads_together, lanes_of_key
 from vkllm.model.spec import LayerSpec
 
 

@@ -6,21 +6,13 @@ recorded, and in which order.
 
 from __future__ import annotations
 
-import numpy as np
-
-from vkllm.formats.quants import BLOCK, weight_format
+from vkllm.formats.quants import weight_format
+from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
+from vkllm.gpu.program.attention_operations import AttentionOperations
 from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
-from vkllm.gpu.program.kernels import (
-    ACTIVATIONS,
-    ATTENTION_TILE_ROWS,
-    HEAD_WEIGHTS,
-    KERNELS,
-    KV_BLOCK,
-    LAST_ROW,
-    NORM_FORMS,
-)
+from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS, LAST_ROW, NORM_FORMS
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
 
@@ -42,6 +34,7 @@ class Operations:
         self.step = step
         self._tuning = tuning
         self._local_size = tuning.local_size
+        self._attention = AttentionOperations(device, buffers, step, tuning)
         self._made: dict[tuple[Op, int], list[Dispatch]] = {}
 
     def of(self, op: Op, width: int) -> list[Dispatch]:
@@ -60,11 +53,11 @@ class Operations:
             case Matvec():
                 return self._matvec(op, width)
             case HeadNormalization():
-                return [self._head_norm(op, width)]
+                return [self._attention.head_norm(op, width)]
             case Rotation():
-                return [self._rope(op, width)]
+                return [self._attention.rope(op, width)]
             case Attention():
-                return [self._attention(op, width)]
+                return [self._attention.attention(op, width)]
             case Activate():
                 return [self._activate(op, width)]
             case Softcap():
@@ -195,87 +188,6 @@ class Operations:
             is_independent=y_offset > 0,
         )
 
-    def _head_norm(self, op: HeadNormalization, width: int) -> Dispatch:
-        qkv, weight = self._buffers.activations[op.output].values, self._buffers.head_weights.get(op.weights)
-        n_groups: tuple[int, int]
-        if op.norm.over == "row":
-            n_groups, size = (1, 1), self._local_size
-            columns = op.n_heads * op.head_dim, op.n_kv_heads * op.head_dim
-        else:
-            n_groups, size = (op.n_heads, op.n_kv_heads), self._device.info.subgroup_size
-            columns = op.head_dim, op.head_dim
-        return self._device.dispatch(
-            KERNELS["head_norm"],
-            (qkv, weight or qkv, self.step),
-            constants=(
-                *(size, op.width, n_groups[0], columns[0], n_groups[1], columns[1], float_bits(op.eps)),
-                *(NORM_FORMS.index(op.norm.form), int(weight is not None), int(op.norm.has_weight_per_head)),
-            ),
-            groups=(sum(n_groups), width),
-        )
-
-    def _rope(self, op: Rotation, width: int) -> Dispatch:
-        k_cache, v_cache = self._buffers.caches[op.layer]
-        n_fours = (op.n_heads + 2 * op.n_kv_heads) * op.head_dim // 4
-        qkv, q = self._buffers.activations[op.input].values, self._buffers.activations[op.output].values
-        table, weights, factors = rotation_buffers(self._buffers, op)
-        return self._device.dispatch(
-            KERNELS["rope"],
-            (qkv, table or qkv, q, k_cache, v_cache, self.step, weights or qkv, factors or qkv),
-            constants=(
-                *(self._local_size, op.n_heads, op.n_kv_heads, op.head_dim),
-                *(*rotation_constants(op), *cache_constants(self._buffers), self._buffers.n_ring_blocks[op.layer]),
-                *(HEAD_WEIGHTS.index("after" if weights else "none"), int(factors is not None)),
-            ),
-            groups=(-(-n_fours // self._local_size), width),
-        )
-
-    def _attention(self, op: Attention, width: int) -> Dispatch:
-        k_cache, v_cache = self._buffers.caches[op.layer]
-        q, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
-        if (
-            self._tuning.has_tiled_attention
-            and width > 1
-            and suits_tiled_attention(op, self._device.info.max_shared_bytes)
-        ):
-            return self._attention_tiled(op, width)
-        heads = heads_together(op.n_heads // op.n_kv_heads)
-        lanes = lanes_of_key(op.head_dim, self._device.info.subgroup_size)
-        tokens = max(self._tuning.attention_queries // heads, 1)
-        return self._device.dispatch(
-            KERNELS["attention"],
-            (q.values, k_cache, v_cache, y.values, y.q16 or y.values, y.scales or y.values, self.step),
-            constants=(
-                *(self._tuning.attention_size, op.n_heads, op.n_kv_heads, op.head_dim),
-                *(lanes, heads, tokens, self._tuning.keys_at_once),
-                *(*cache_constants(self._buffers), *score_constants(self._buffers, op)),
-                *(int(op.is_causal), int(quantizes(op, y))),
-            ),
-            groups=(op.n_heads // heads, -(-width // tokens)),
-        )
-
-    def _attention_tiled(self, op: Attention, width: int) -> Dispatch:
-        """The same by cooperative matrices."""
-        (k_cache, v_cache), info = self._buffers.caches[op.layer], self._device.info
-        q, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
-        assert y.q16 is not None and y.scales is not None and info.matrix_shape is not None
-        tokens = ATTENTION_TILE_ROWS // (op.n_heads // op.n_kv_heads)
-        return self._device.dispatch(
-            KERNELS["attention_tiled"],
-            (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self.step),
-            constants=(
-                ATTENTION_TILE_ROWS // info.matrix_shape[0] * info.subgroup_size,
-                *(op.n_heads, op.n_kv_heads, op.head_dim, *cache_constants(self._buffers)),
-                *(
-                    *info.matrix_shape,
-                    *score_constants(self._buffers, op),
-                    int(op.is_causal),
-                    value_splits(op.head_dim),
-                ),
-            ),
-            groups=(op.n_kv_heads * value_splits(op.head_dim), -(-width // tokens)),
-        )
-
     def _activate(self, op: Activate, width: int) -> Dispatch:
         x, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
         assert y.q16 is not None and y.scales is not None
@@ -293,11 +205,6 @@ class Operations:
             constants=(self._local_size, op.width, float_bits(op.scale), float_bits(op.cap)),
             groups=(min(1024, -(-op.width // self._local_size)), width),
         )
-
-
-def float_bits(value: float | np.float32) -> int:
-    """A float32 as a constant of a kernel."""
-    return int(np.float32(value).view(np.uint32))
 
 
 def matmul_tile(narrow_rows: int, width: int, n_columns: int, max_shared_bytes: int) -> tuple[int, int]:
@@ -336,58 +243,3 @@ def matmul_subgroups(
 def suits_matmul(planes: WeightPlanes) -> bool:
     """Whether a matrix divides into whole tiles of cooperative matrices."""
     return planes.n_columns % _columns(WIDE_TILE) == 0 and planes.n_rows % 16 == 0
-
-
-def suits_tiled_attention(op: Attention, max_shared_bytes: int) -> bool:
-    """Whether a layer's heads suit attention_tiled, and its tiles of keys, values, scores and weights the device."""
-    n_splits = value_splits(op.head_dim)
-    row_bytes = 2 * op.head_dim + 2 * op.head_dim // n_splits + 2 * 16
-    n_bytes = KV_BLOCK * row_bytes + ATTENTION_TILE_ROWS * (4 * 36 + 16 * 5)
-    is_shaped = op.head_dim % (32 * n_splits) == 0 and op.head_dim <= 256
-    return is_shaped and n_bytes <= max_shared_bytes and op.n_heads <= ATTENTION_TILE_ROWS * op.n_kv_heads
-
-
-def value_splits(head_dim: int) -> int:
-    """Workgroups of attention_tiled that share the values of a head."""
-    return 1 if head_dim <= 128 else 2
-
-
-def lanes_of_key(head_dim: int, subgroup_size: int) -> int:
-    """Number of neighbouring lanes that share one key in attention, eight dimensions each."""
-    eighths: int = 1 << (head_dim // 8 - 1).bit_length()
-    return min(eighths, subgroup_size)
-
-
-def heads_together(n_sharing: int) -> int:
-    """Query heads of a workgroup of attention, which share keys. n_sharing: query heads that share a key head."""
-    return max(n for n in (1, 2, 3, 4) if n_sharing % n == 0)
-
-
-def rotation_buffers(buffers: ModelBuffers, op: Rotation) -> tuple[Buffer | None, Buffer | None, Buffer | None]:
-    """The table of a rotation, the weights behind it, and the queries' factors by position, where there are."""
-    return (
-        None if op.rope is None else buffers.rope_tables[op.rope],
-        None if op.weights is None else buffers.head_weights[op.weights],
-        None if op.temperature is None else buffers.query_factors[op.temperature],
-    )
-
-
-def rotation_constants(op: Rotation) -> tuple[int, int]:
-    """How many dimensions of a head rotate, and whether neighbours do so together."""
-    return (0, 0) if op.rope is None else (op.rope.dims, int(op.rope.pairing == "interleaved"))
-
-
-def quantizes(op: Attention, y: Activation) -> bool:
-    """Whether attention writes its result as q16 blocks too: not where two heads would share one."""
-    return y.q16 is not None and op.head_dim % BLOCK == 0
-
-
-def score_constants(buffers: ModelBuffers, op: Attention) -> tuple[int, int, int, int]:
-    """Scale and soft cap of scores, window, and blocks of the ring that the cache is."""
-    softcap = float_bits(op.softcap) if op.softcap else 0
-    return float_bits(op.scale), softcap, op.window, buffers.n_ring_blocks[op.layer]
-
-
-def cache_constants(buffers: ModelBuffers) -> tuple[int, int]:
-    """Whether keys and values are cached as q8_0."""
-    return int(buffers.type_k == "q8_0"), int(buffers.type_v == "q8_0")

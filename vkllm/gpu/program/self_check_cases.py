@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vkllm.formats.quants import dequantize, quantize_q16, split_planes
+from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
+from vkllm.gpu.program.attention_operations import lanes_of_key
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
-from vkllm.gpu.program.operations import float_bits, lanes_of_key, matmul_subgroups, matmul_tile
+from vkllm.gpu.program.operations import matmul_subgroups, matmul_tile
 from vkllm.gpu.program.step import Row, StepSlots
 from vkllm.model.reference import attention, rms_norm
 
