@@ -47,6 +47,16 @@ class TensorInfo:
     n_bytes: int
     path: Path | None = None
 
+    @property
+    def n_columns(self) -> int:
+        """Columns of it as a matrix."""
+        return self.shape[-1]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of it as a matrix: those of all experts, one below the other, or one row."""
+        return math.prod(self.shape[:-1])
+
 
 class Malformed(Exception):
     """What is wrong with a header, without the file's name."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import BLOCK, weight_format
+from vkllm.model.expert_ops import ExpertMatvec
 from vkllm.model.graph import decoder, expected_shapes, head, widths
 from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_PARTS
-from vkllm.model.ops import Matvec
+from vkllm.model.ops import Embed, Matvec
 from vkllm.model.spec import LayerSpec, ModelSpec
 
 CACHE_TYPES = {"f16": 64, "q8_0": 36}
@@ -28,12 +30,13 @@ ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class Stack:
-    """Tensors of one format and width, stacked into one matrix."""
+    """Tensors of one format and width, stacked into one matrix. is_whole: it cannot be cut, as those of experts."""
 
     tensors: tuple[str, ...]
     format: str
     n_rows: int
     n_columns: int
+    is_whole: bool = False
 
     def plane_bytes(self, n_rows: int) -> tuple[int, int]:
         """Bytes of the planes of quants and of scales of n_rows rows."""
@@ -49,15 +52,15 @@ def stacks(names: Iterable[str], tensors: Mapping[str, TensorInfo]) -> list[Stac
     """Stacks neighbours that can be one matrix: same format and width, each beginning at a whole unit."""
     groups: list[Stack] = []
     for name in names:
-        n_rows, n_columns = tensors[name].shape
+        n_rows, n_columns, is_whole = tensors[name].n_rows, tensors[name].n_columns, len(tensors[name].shape) > 2
         fmt = weight_format(tensors[name].format)
         if groups:
             before = groups[-1]
-            is_alike = (before.format, before.n_columns) == (fmt.name, n_columns)
+            is_alike = (before.format, before.n_columns, before.is_whole) == (fmt.name, n_columns, is_whole)
             if is_alike and before.n_rows * n_columns % fmt.unit == 0:
-                groups[-1] = Stack((*before.tensors, name), fmt.name, before.n_rows + n_rows, n_columns)
+                groups[-1] = Stack((*before.tensors, name), fmt.name, before.n_rows + n_rows, n_columns, is_whole)
                 continue
-        groups.append(Stack((name,), fmt.name, n_rows, n_columns))
+        groups.append(Stack((name,), fmt.name, n_rows, n_columns, is_whole))
     return groups
 
 
@@ -76,15 +79,18 @@ class Needs:
     def matrices(self) -> list[tuple[str, ...]]:
         """All matrices, by the weights of their operation; those that gain most from fast memory come first.
 
-        The vocabulary projection, the layers from the last to the first, and an embedding table of its own.
+        The vocabulary projection, the layers from the last to the first, their experts in the same order, of which a
+        token reads a part, and tables of embeddings.
         """
-        spec = self.spec
-        ordered = [(spec.output_weight,), *(op.weights for op in reversed(decoder(spec)) if isinstance(op, Matvec))]
-        return ordered if spec.output_weight == "token_embd.weight" else [*ordered, ("token_embd.weight",)]
+        shares = read_shares(self.spec)
+        wholes = [weights for weights, share in shares.items() if share == 1]
+        parts = [weights for weights, share in shares.items() if 0 < share < 1]
+        tables = [weights for weights, share in shares.items() if share == 0]
+        return [(self.spec.output_weight,), *reversed(wholes[:-1]), *reversed(parts), *tables]
 
-    def is_read_whole(self, weights: tuple[str, ...]) -> bool:
-        """Whether every token reads the whole matrix; from an embedding table, it reads one row."""
-        return weights != ("token_embd.weight",) or weights[0] == self.spec.output_weight
+    def read_share(self, weights: tuple[str, ...]) -> float:
+        """The share of a matrix that a token reads: all of it, the chosen experts, or a row, which is next to none."""
+        return read_shares(self.spec)[weights]
 
     def by_part(self, n_ctx: int) -> dict[str, int]:
         """Bytes of everything that is allocated, by purpose."""
@@ -146,6 +152,25 @@ class Needs:
         }
 
 
+@lru_cache(maxsize=8)
+def read_shares(spec: ModelSpec) -> dict[tuple[str, ...], float]:
+    """Of each matrix, by the weights of its operation in reading order, the share that a token reads.
+
+    The last one is the vocabulary projection.
+    """
+    shares: dict[tuple[str, ...], float] = {}
+    for op in (*decoder(spec), *head(spec)):
+        match op:
+            case Embed():
+                shares[op.weights] = 0.0
+            case Matvec():
+                shares.pop(op.weights, None)  # a table of embeddings that is the vocabulary projection too
+                shares[op.weights] = 1.0
+            case ExpertMatvec():
+                shares[op.weights] = op.n_slots / op.n_experts
+    return shares
+
+
 def aligned(n_bytes: int) -> int:
     """Bytes that a buffer of n_bytes takes."""
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
@@ -182,9 +207,11 @@ def cache_bytes(spec: ModelSpec, n_past: float, type_k: str = "f16", type_v: str
 def decode_bytes(
     spec: ModelSpec, tensors: Mapping[str, TensorInfo], n_past: float, type_k: str = "f16", type_v: str = "f16"
 ) -> float:
-    """Bytes that a device reads for a step of one token: each weight once, and what it sees of n_past tokens."""
-    read = set(expected_shapes(spec)) - ({"token_embd.weight"} - {spec.output_weight})  # only a row of embeddings
-    return sum(tensor_bytes(tensors[name]) for name in read) + cache_bytes(spec, n_past, type_k, type_v)
+    """Bytes that a device reads for a step of one token: each weight once, of experts the chosen ones, and
+    what it sees of n_past tokens."""
+    shares = {name: share for weights, share in read_shares(spec).items() for name in weights}
+    read = sum(shares.get(name, 1.0) * tensor_bytes(tensors[name]) for name in expected_shapes(spec))
+    return read + cache_bytes(spec, n_past, type_k, type_v)
 
 
 def _cached_bytes(layer: LayerSpec, cache_type: str, n_tokens: int) -> int:

@@ -8,7 +8,7 @@ is in `needs.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vkllm.errors import OutOfDeviceMemory
 from vkllm.model.memory.limits import Tier
@@ -70,6 +70,8 @@ class Tiers:
 
         Raises DoesNotFit; OutOfDeviceMemory if even the smallest possible part is too large to bind.
         """
+        if stack.is_whole:
+            return [self._place_whole(part) for part in self._bindable(stack)]
         most = self._max_rows(stack)
         rows: list[MatrixRows] = []
         first_row = 0
@@ -83,6 +85,23 @@ class Tiers:
             rows += [MatrixRows(stack, start, min(most, end - start), self.tier) for start in starts]
             first_row = end
         return rows
+
+    def _bindable(self, stack: Stack) -> list[Stack]:
+        """The stack, or its tensors, if together they are too large to bind."""
+        largest = max(stack.plane_bytes(stack.n_rows))
+        if largest <= self._max_buffer_bytes:
+            return [stack]
+        n_rows, n_tensors = stack.n_rows // len(stack.tensors), len(stack.tensors)
+        if n_tensors > 1:
+            singles = [replace(stack, tensors=(name,), n_rows=n_rows) for name in stack.tensors]
+            return [part for single in singles for part in self._bindable(single)]
+        raise OutOfDeviceMemory(
+            f"the experts of {stack.tensors[0]} take {largest:,} bytes, more than this device can bind at once "
+            f"({self._max_buffer_bytes:,} bytes); use a smaller quantization"
+        )
+
+    def _place_whole(self, stack: Stack) -> MatrixRows:
+        return MatrixRows(stack, 0, stack.n_rows, self.place(stack.n_bytes(stack.n_rows)))
 
     def _room(self) -> int:
         return self._left[0][1] if self._left else 0

@@ -295,7 +295,7 @@ class _Planner:
         for weights, rows in matrices.items():
             for part in rows:
                 held[part.tier] += part.n_bytes
-                read[part.tier] += part.n_bytes if needs.is_read_whole(weights) else 0
+                read[part.tier] += round(part.n_bytes * needs.read_share(weights))
         return MemoryPlan(
             n_ctx=n_ctx,
             matrices=matrices,
