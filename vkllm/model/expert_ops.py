@@ -34,8 +34,8 @@ class ExpertMatvec(Op):
     weights: tensors (n_experts, n_rows, n_columns); the output has the rows of all of them, slot by slot:
     (T, n_slots * sum(n_rows)). routes: the output of a Route; None: slot k takes matrix k, n_slots = n_experts.
     is_input_shared: all slots read the same n_columns, otherwise slot k reads its own, input_stride columns apart.
-    is_weighed: products are multiplied by the slot's weight. biases (n_experts, n_rows), scales (n_experts,): go with
-    weights. row_padding, column_padding: see Matvec.
+    is_weighed: W input is multiplied by the slot's weight, before the bias. biases (n_experts, n_rows) and scales
+    (n_experts,) go with weights. row_padding, column_padding: see Matvec.
     """
 
     kind: ClassVar[Kind] = "expert_matvec"

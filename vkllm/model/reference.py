@@ -11,8 +11,10 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
 from vkllm.model.graph import decoder, head
 from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
+from vkllm.model.reference_experts import chosen_experts, chosen_weights, expert_matvec, expert_sum, route
 from vkllm.model.spec import Function, ModelSpec, NormForm, QueryTemperature, Rope, Yarn
 
 Floats = npt.NDArray[np.float32]
@@ -128,8 +130,11 @@ def attention(
     return out
 
 
-def activate(x: Floats, function: Function = "silu", is_gated: bool = True) -> Floats:
-    """function(gate) * up of (T, 2F), gate in the first F columns, or function(x). Shazeer 2020, arXiv 2002.05202."""
+def activate(x: Floats, function: Function = "silu", is_gated: bool = True, slots: int = 1) -> Floats:
+    """function(gate) * up of (T, 2F), gate in the first F columns, or function(x); slots: so many of these in a row.
+    Shazeer 2020, arXiv 2002.05202."""
+    if slots > 1:
+        return activate(x.reshape(len(x) * slots, -1), function, is_gated).reshape(len(x), -1)
     gate, up = np.split(x, 2, axis=-1) if is_gated else (x, np.float32(1))
     wide = gate.astype(np.float64)
     match function:
@@ -139,6 +144,9 @@ def activate(x: Floats, function: Function = "silu", is_gated: bool = True) -> F
             y = 0.5 * wide * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
         case "relu2":
             y = np.square(np.maximum(wide, 0))
+        case "swiglu_oai":
+            wide = np.minimum(wide, 7)
+            y, up = wide / (1 + np.exp(-1.702 * wide)), np.clip(up, -7, 7) + 1
     out: Floats = (y * up).astype(np.float32)
     return out
 
@@ -203,7 +211,13 @@ class Reference:
                 out = attention(heads, k, v, positions, op.scale, op.softcap, op.window, op.is_causal)
                 return np.asarray(out.reshape(len(q), -1))
             case Activate():
-                return activate(values[op.input], op.function, op.is_gated)
+                return activate(values[op.input], op.function, op.is_gated, op.slots)
+            case Route():
+                return route(values[op.input], op.experts, None if op.bias is None else self.weight(op.bias))
+            case ExpertMatvec():
+                return self._expert_matvec(op, values)
+            case ExpertSum():
+                return self._expert_sum(op, values)
             case Softcap():
                 return softcap(values[op.input], op.scale, op.cap)
         raise AssertionError(op.kind)
@@ -214,6 +228,31 @@ class Reference:
             product = values[op.input][:, : op.n_columns - op.column_padding] @ np.atleast_2d(self.weight(name)).T
             products.append(product if bias is None else product + self.weight(bias))
         y: Floats = np.float32(op.factor) * np.concatenate(products, axis=-1)
+        return y if op.add is None else values[op.add] + y
+
+    def _expert_matvec(self, op: ExpertMatvec, values: dict[str, Floats]) -> Floats:
+        x, n_columns = values[op.input], op.n_columns - op.column_padding
+        x = x if op.is_input_shared else x.reshape(len(x), op.n_slots, op.input_stride)
+        if op.routes is None:
+            numbers = np.broadcast_to(np.arange(op.n_slots), (len(x), op.n_slots))
+        else:
+            numbers = chosen_experts(values[op.routes], op.n_slots)
+        if op.is_weighed and op.routes is not None:
+            x = x[:, None] * chosen_weights(values[op.routes], op.n_slots)[..., None]
+        products = []
+        for name, bias, scale in zip(op.weights, op.biases, op.scales, strict=True):
+            vectors = (None if vector is None else self.weight(vector) for vector in (bias, scale))
+            product = expert_matvec(x[..., :n_columns], self.weight(name), numbers, *vectors)
+            products.append(np.pad(product, ((0, 0), (0, 0), (0, op.row_padding))))
+        return np.concatenate(products, axis=-1).reshape(len(x), -1)
+
+    def _expert_sum(self, op: ExpertSum, values: dict[str, Floats]) -> Floats:
+        routes, results = values[op.routes], values[op.input]
+        weights = chosen_weights(routes, op.n_slots) if op.is_weighed else None
+        y = expert_sum(results.reshape(len(results), op.n_slots, -1), weights)
+        if op.shared is not None:
+            y = y + routes[:, -1:] * values[op.shared]
+        y = np.float32(op.factor) * y
         return y if op.add is None else values[op.add] + y
 
     def _head_norm(self, op: HeadNormalization, qkv: Floats) -> Floats:
