@@ -15,7 +15,9 @@ from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
 from vkllm.model.graph import decoder, head
 from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
 from vkllm.model.reference_experts import chosen_experts, chosen_weights, expert_matvec, expert_sum, route
-from vkllm.model.spec import Function, ModelSpec, NormForm, QueryTemperature, Rope, Yarn
+from vkllm.model.reference_states import States, sigmoid
+from vkllm.model.spec import Function, LatentAttention, ModelSpec, NormForm, QueryTemperature, Rope, Yarn
+from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, LatentRotation, Mamba2Step
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -107,12 +109,15 @@ def attention(
     softcap: float = 0.0,
     window: int = 0,
     is_causal: bool = True,
+    chunk: int = 0,
+    sinks: Floats | None = None,
 ) -> Floats:
-    """Grouped-query attention. q (T, H, D), k and v (S, KV, D), positions (T,) -> (T, H, D).
+    """Grouped-query attention. q (T, H, D), k (S, KV, D), v (S, KV, E), positions (T,) -> (T, H, E).
 
     scale: of the scores, 1 / sqrt(D) by default. softcap: see LayerSpec. Row t sees the keys 0 to positions[t], all
-    keys if it is not causal; with a window, of these only those less than `window` away.
-    Ainslie et al. 2023, arXiv 2305.13245.
+    keys if it is not causal; with a window, of these only those less than `window` away; with a chunk, only those from
+    the last multiple of `chunk` on. sinks (H,): one more score for each head, without a value.
+    Ainslie et al. 2023, arXiv 2305.13245; sinks: Xiao et al. 2023, arXiv 2309.17453.
     """
     group = q.shape[1] // k.shape[1]
     keys, values = (np.repeat(cached, group, axis=1).transpose(1, 0, 2) for cached in (k, v))
@@ -123,11 +128,37 @@ def attention(
     is_seen = (distance >= 0) | (not is_causal)
     if window:
         is_seen &= np.abs(distance) < window
+    if chunk:
+        is_seen &= np.arange(len(k)) >= (positions // chunk * chunk)[:, None]
     scores = np.where(is_seen, scores, -np.inf)
+    if sinks is not None:
+        column = np.broadcast_to(sinks.astype(np.float32)[:, None, None], (*scores.shape[:2], 1))
+        scores = np.concatenate([scores, column], axis=-1)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    out: Floats = (weights @ values).transpose(1, 0, 2)
+    out: Floats = (weights[..., : len(k)] @ values).transpose(1, 0, 2)
     return out
+
+
+def latent_rope(
+    latent: LatentAttention,
+    compressed: Floats,
+    weight: Floats,
+    eps: float,
+    queries: Floats,
+    absorbed: Floats,
+    table: Floats,
+    pairing: str,
+) -> tuple[Floats, Floats]:
+    """Queries (T, H, kv_rank + rope_dim) and what is cached (T, 1, kv_rank + rope_dim): see LatentRotation.
+
+    compressed (T, kv_rank | rope_dim), weight (kv_rank,), queries (T, H, nope_dim + rope_dim), absorbed (T, H,
+    kv_rank), table (T, rope_dim / 2, 2).
+    """
+    vector = rms_norm(compressed[:, None, : latent.kv_rank], weight, eps)
+    key = rotate(compressed[:, None, latent.kv_rank :], table, pairing)
+    rotated = rotate(queries[..., latent.nope_dim :], table, pairing)
+    return np.concatenate([absorbed, rotated], axis=-1), np.concatenate([vector, key], axis=-1)
 
 
 def activate(x: Floats, function: Function = "silu", is_gated: bool = True, slots: int = 1) -> Floats:
@@ -167,6 +198,7 @@ class Reference:
         self._tables = {rope: self._table(rope) for rope in spec.ropes}
         self._keys = [np.zeros((0, layer.n_kv_heads, layer.head_dim), np.float32) for layer in spec.layers]
         self._values = list(self._keys)
+        self._states = States(weight)
         self.n_past = 0
 
     def _table(self, rope: Rope) -> Floats:
@@ -195,23 +227,22 @@ class Reference:
                 rows: Floats = self.weight(op.weights[0])[np.array(token_ids)] * np.float32(op.scale)
                 return rows
             case Norm():
-                weight = 1.0 if op.weight is None else self.weight(op.weight)
-                y = norm(op.form, values[op.input], weight, op.eps)
-                y = y if op.bias is None else y + self.weight(op.bias)
-                return y if op.add is None else values[op.add] + y
+                return self._norm(op, values)
             case Matvec():
                 return self._matvec(op, values)
             case HeadNormalization():
                 return self._head_norm(op, values[op.input])
             case Rotation():
                 return self._store_and_rotate(op, values[op.input], positions)
+            case LatentRotation():
+                return self._store_latent(op, values, positions)
             case Attention():
-                q, k, v = values[op.input], self._keys[op.layer], self._values[op.layer]
-                heads = q.reshape(len(q), op.n_heads, op.head_dim)
-                out = attention(heads, k, v, positions, op.scale, op.softcap, op.window, op.is_causal)
-                return np.asarray(out.reshape(len(q), -1))
+                return self._attention(op, values, positions)
             case Activate():
-                return activate(values[op.input], op.function, op.is_gated, op.slots)
+                y = activate(values[op.input], op.function, op.is_gated, op.slots)
+                return y if op.up is None else y * values[op.up][:, op.up_column : op.up_column + y.shape[1]]
+            case Convolution() | DeltaNetStep() | Mamba2Step() | GatedNorm():
+                return self._states.run(op, values)
             case Route():
                 return route(values[op.input], op.experts, None if op.bias is None else self.weight(op.bias))
             case ExpertMatvec():
@@ -229,6 +260,14 @@ class Reference:
             products.append(product if bias is None else product + self.weight(bias))
         y: Floats = np.float32(op.factor) * np.concatenate(products, axis=-1)
         return y if op.add is None else values[op.add] + y
+
+    def _norm(self, op: Norm, values: dict[str, Floats]) -> Floats:
+        x = values[op.input][:, op.column : op.column + op.width]
+        groups = x.reshape(len(x), -1, op.group) if op.group else x
+        y = norm(op.form, groups, 1.0 if op.weight is None else self.weight(op.weight), op.eps)
+        y = (y if op.bias is None else y + self.weight(op.bias)).reshape(x.shape)
+        y = y if op.add is None else values[op.add] + y
+        return y * np.float32(op.factor) * (1.0 if op.scale is None else self.weight(op.scale))
 
     def _expert_matvec(self, op: ExpertMatvec, values: dict[str, Floats]) -> Floats:
         x, n_columns = values[op.input], op.n_columns - op.column_padding
@@ -256,26 +295,67 @@ class Reference:
         return y if op.add is None else values[op.add] + y
 
     def _head_norm(self, op: HeadNormalization, qkv: Floats) -> Floats:
-        n_q, n_k = op.n_heads * op.head_dim, op.n_kv_heads * op.head_dim
-        parts = np.split(qkv, [n_q, n_q + n_k], axis=-1)
-        normed = []
-        for part, name in zip(parts[:2], op.weights or (None, None), strict=True):
-            weight = 1.0 if name is None else self.weight(name)
-            groups = part if op.norm.over == "row" else part.reshape(len(part), -1, op.head_dim)
-            normed.append(norm(op.norm.form, groups, weight, op.eps).reshape(part.shape))
-        return np.concatenate([*normed, parts[2]], axis=-1)
+        q, gates, k, v = _parts(qkv, op)
+        if op.values == "keys":
+            v = norm("rms", k, 1.0, op.eps)
+        elif op.values == "norm":
+            v = norm("rms", v, 1.0, op.eps)
+        names = [*(op.weights or ()), None, None]
+        q, k = (self._normed(op, part, name) for part, name in zip((q, k), names, strict=False))
+        queries = np.concatenate([q, gates], axis=-1)
+        return np.concatenate([part.reshape(len(qkv), -1) for part in (queries, k, v)], axis=-1)
+
+    def _normed(self, op: HeadNormalization, heads: Floats, name: str | None) -> Floats:
+        """Queries or keys (T, heads, head_dim)."""
+        weight = 1.0 if name is None else self.weight(name)
+        groups = heads.reshape(len(heads), -1) if op.norm.over == "row" else heads
+        return norm(op.norm.form, groups, weight, op.eps).reshape(heads.shape)
 
     def _store_and_rotate(self, op: Rotation, qkv: Floats, positions: Integers) -> Floats:
-        heads = qkv.reshape(len(qkv), -1, op.head_dim)
-        q, k, v = np.split(heads, [op.n_heads, op.n_heads + op.n_kv_heads], axis=1)
+        q, _, k, v = _parts(qkv, op)
         if op.rope is not None:
             table = self._tables[op.rope][positions]
             q, k = rotate(q, table, op.rope.pairing), rotate(k, table, op.rope.pairing)
         if op.weights is not None:
-            q, k = q * self.weight(op.weights[0]), k * self.weight(op.weights[1])
+            q, k = (part * self.weight(name) for part, name in zip((q, k), op.weights, strict=True))
         if op.temperature is not None:
             q = q * query_factors(op.temperature, self._n_ctx)[positions, None, None]
-        self._keys[op.layer] = np.concatenate([self._keys[op.layer], k])
-        self._values[op.layer] = np.concatenate([self._values[op.layer], v])
+        if op.n_kv_heads:
+            self._store(op.layer, k, v)
         rotated: Floats = q.reshape(len(qkv), -1)
         return rotated
+
+    def _store_latent(self, op: LatentRotation, values: dict[str, Floats], positions: Integers) -> Floats:
+        n_rows, table = len(positions), self._tables[op.rope][positions]
+        queries, absorbed = (values[name].reshape(n_rows, op.n_heads, -1) for name in (op.queries, op.absorbed))
+        q, cached = latent_rope(
+            op.latent, values[op.input], self.weight(op.weight), op.eps, queries, absorbed, table, op.rope.pairing
+        )
+        if op.temperature is not None:
+            q = q * query_factors(op.temperature, self._n_ctx)[positions, None, None]
+        self._store(op.layer, cached, cached[..., : op.latent.kv_rank])
+        return np.asarray(q.reshape(n_rows, -1))
+
+    def _store(self, layer: int, keys: Floats, values: Floats) -> None:
+        held = self._values[layer] if len(self._values[layer]) else values[:0]
+        self._keys[layer] = np.concatenate([self._keys[layer], keys])
+        self._values[layer] = np.concatenate([held, values])
+
+    def _attention(self, op: Attention, values: dict[str, Floats], positions: Integers) -> Floats:
+        k, v = self._keys[op.cache_layer], self._values[op.cache_layer]
+        q = values[op.input].reshape(len(positions), op.n_heads, op.head_dim)
+        sinks = None if op.sinks is None else self.weight(op.sinks)
+        out = attention(q, k, v, positions, op.scale, op.softcap, op.window, op.is_causal, op.chunk, sinks)
+        if op.gates is not None:
+            queries = values[op.gates][:, : 2 * op.n_heads * op.head_dim]
+            out = out * sigmoid(queries.reshape(len(q), op.n_heads, -1)[..., op.head_dim :])
+        return np.asarray(out.reshape(len(q), -1))
+
+
+def _parts(qkv: Floats, op: HeadNormalization | Rotation) -> tuple[Floats, Floats, Floats, Floats]:
+    """Queries, their gates if they have any, keys and values of (T, queries | keys | values): (T, heads, head_dim)."""
+    n_q = (2 if op.has_gates else 1) * op.n_heads * op.head_dim
+    n_k = op.n_kv_heads * op.head_dim
+    queries, k, v = np.split(qkv, [n_q, n_q + n_k], axis=-1)
+    q, gates = np.split(queries.reshape(len(qkv), op.n_heads, -1), [op.head_dim], axis=-1)
+    return q, gates, k.reshape(len(qkv), -1, op.head_dim), v.reshape(len(qkv), -1, op.head_dim)
