@@ -269,10 +269,22 @@ class LayerSpec:
     has_output_scale: bool = False
 
     @property
+    def has_attention(self) -> bool:
+        """Whether its tokens see others through keys and values, or latent vectors."""
+        return self.n_heads > 0 and (self.mixer is None or isinstance(self.mixer, LatentAttention))
+
+    @property
     def has_cache(self) -> bool:
         """Whether it has keys and values, or latent vectors, of its own to cache."""
-        has_attention = self.mixer is None or isinstance(self.mixer, LatentAttention)
-        return has_attention and self.n_heads > 0 and self.cache_layer is None
+        return self.has_attention and self.cache_layer is None
+
+    @property
+    def cached_widths(self) -> tuple[int, ...]:
+        """How many numbers of a token it caches: of the keys and of the values; latent vectors are keys only."""
+        width = self.n_kv_heads * self.head_dim
+        if not self.has_cache:
+            return ()
+        return (width,) if isinstance(self.mixer, LatentAttention) else (width, width)
 
     @property
     def state_sizes(self) -> tuple[int, int]:

@@ -46,9 +46,9 @@ class AttentionOperations:
 
     def rope(self, op: Rotation, width: int) -> Dispatch:
         """Rotates queries and keys, and stores keys and values."""
-        k_cache, v_cache = self._buffers.caches[op.layer]
         n_fours = (op.n_heads + 2 * op.n_kv_heads) * op.head_dim // 4
         qkv, q = self._buffers.activations[op.input].values, self._buffers.activations[op.output].values
+        k_cache, v_cache = self._buffers.caches_of(op.layer, q)
         table, weights, factors = rotation_buffers(self._buffers, op)
         return self._device.dispatch(
             KERNELS["rope"],
@@ -63,8 +63,8 @@ class AttentionOperations:
 
     def attention(self, op: Attention, width: int) -> Dispatch:
         """Attention of queries to the cache."""
-        k_cache, v_cache = self._buffers.caches[op.layer]
         q, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
+        k_cache, v_cache = self._buffers.caches_of(op.cache_layer, q.values)
         if (
             self._tuning.has_tiled_attention
             and width > 1
@@ -88,8 +88,8 @@ class AttentionOperations:
 
     def _attention_tiled(self, op: Attention, width: int) -> Dispatch:
         """The same by cooperative matrices."""
-        (k_cache, v_cache), info = self._buffers.caches[op.layer], self._device.info
         q, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
+        (k_cache, v_cache), info = self._buffers.caches_of(op.cache_layer, q.values), self._device.info
         assert y.q16 is not None and y.scales is not None and info.matrix_shape is not None
         tokens = ATTENTION_TILE_ROWS // (op.n_heads // op.n_kv_heads)
         return self._device.dispatch(
@@ -156,7 +156,7 @@ def quantizes(op: Attention, y: Activation) -> bool:
 def score_constants(buffers: ModelBuffers, op: Attention) -> tuple[int, int, int, int]:
     """Scale and soft cap of scores, window, and blocks of the ring that the cache is."""
     softcap = float_bits(op.softcap) if op.softcap else 0
-    return float_bits(op.scale), softcap, op.window, buffers.n_ring_blocks[op.layer]
+    return float_bits(op.scale), softcap, op.window, buffers.n_ring_blocks[op.cache_layer]
 
 
 def cache_constants(buffers: ModelBuffers) -> tuple[int, int]:

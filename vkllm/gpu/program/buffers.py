@@ -56,8 +56,9 @@ class ModelBuffers:
     activations: by name in the graph. vectors: weights and biases of norms. biases: of stacked matrices, a number for
     each row. rope_tables: of each kind of rotation. head_weights: of a head's dimensions, queries' and then keys'.
     query_factors: of each kind, by position. matrices: planes by the names of the tensors that are stacked,
-    several where formats or tiers differ. caches: keys and values of each layer. n_ring_blocks: how many blocks the
-    caches of each layer have, if they keep only a window; 0 if they keep the whole context.
+    several where formats or tiers differ. caches: keys and values of each layer, as far as it has them.
+    n_ring_blocks: how many blocks the caches of each layer have, if they keep only a window; 0 if they keep the whole
+    context.
     moved_bytes: planned for the device's own memory, but refused there by the driver.
     """
 
@@ -81,10 +82,7 @@ class ModelBuffers:
         self._spill_tier = plan.tiers[-1].tier
         self.activations = self._allocate_activations()
         self.n_ring_blocks = [ring_blocks(layer.window, plan.n_ctx, MAX_ROWS) for layer in spec.layers]
-        self.caches = [
-            (self._cache(number, options.type_k, tier), self._cache(number, options.type_v, tier))
-            for number, tier in enumerate(plan.cache_tiers)
-        ]
+        self.caches = [self._caches(number, tier) for number, tier in enumerate(plan.cache_tiers)]
         self.vectors: dict[str, Buffer] = {}
         self.biases: dict[tuple[str, ...], Buffer] = {}
         self.rope_tables: dict[Rope, Buffer] = {}
@@ -103,10 +101,15 @@ class ModelBuffers:
             self.moved_bytes += 4 * n_words
             return self.device.buffer(n_words, tier=LAYER_TIERS[self._spill_tier])
 
-    def _cache(self, number: int, cache_type: str, tier: Tier) -> Buffer:
-        layer, n_blocks = self.spec.layers[number], self.n_ring_blocks[number] or self.n_blocks
-        n_values = n_blocks * KV_BLOCK * layer.n_kv_heads * layer.head_dim
-        return self._allocate(n_values // BLOCK * CACHE_TYPES[cache_type] // 4, tier)
+    def _caches(self, number: int, tier: Tier) -> tuple[Buffer, ...]:
+        n_tokens = KV_BLOCK * (self.n_ring_blocks[number] or self.n_blocks)
+        widths = zip(self.spec.layers[number].cached_widths, (self.type_k, self.type_v), strict=False)
+        return tuple(self._allocate(n_tokens * n // BLOCK * CACHE_TYPES[name] // 4, tier) for n, name in widths)
+
+    def caches_of(self, layer: int, unread: Buffer) -> tuple[Buffer, Buffer]:
+        """Keys and values of a layer; `unread`, to be bound, in place of what it does not have."""
+        keys, values, *_ = (*self.caches[layer], unread, unread)
+        return keys, values
 
     def _allocate_activations(self) -> dict[str, Activation]:
         activations, tier = {}, self._plan.arena_tier

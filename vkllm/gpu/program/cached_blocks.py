@@ -78,11 +78,11 @@ class CachedBlocks:
             n_blocks = min(-(-n_tokens // KV_BLOCK), n_ring or n_tokens)
             rows = np.zeros(n_blocks * KV_BLOCK, np.bool_)
             rows[np.arange(first, n_tokens) % (n_ring * KV_BLOCK or n_tokens)] = True
-            for name, buffer, cache_type in zip(("keys", "values"), buffers, program.cache_types, strict=True):
+            for name, buffer, cache_type in zip(("keys", "values"), buffers, program.cache_types, strict=False):
                 self._parts[f"{name}.{number}"] = _Part(
                     buffer, cache_type, layer.n_kv_heads, layer.head_dim, n_blocks, rows
                 )
-        most = max(part.n_words for part in self._parts.values())
+        most = max((part.n_words for part in self._parts.values()), default=1)
         self._staging = self._device.buffer(most, tier="readback")
 
     @property

@@ -35,16 +35,9 @@ from vkllm.gpu.program.kernels import (
 )
 from vkllm.gpu.program.operations import Operations
 from vkllm.gpu.program.rounds import PORTION_ROUNDS, most_polls, portion_rounds
+from vkllm.model.graph import decoder, head
 from vkllm.model.ops import Activate, Attention, HeadNormalization, Kind, Matvec, Norm, Op, Rotation
 from vkllm.model.spec import LayerSpec, ModelSpec
-
-MAX_LINKS_OF_LAYER = 16
-"""More links than a layer can have, even with each of its nine operations unfused and long matvecs cut into parts."""
-
-
-def _arrivals(spec: ModelSpec, layer: int) -> int:
-    """Where `ended` in the chain counts the parts of attention that have ended in a layer, after the links' counts."""
-    return LINK_WORDS * MAX_LINKS_OF_LAYER * (spec.n_layers + 1) + spec.n_heads * layer
 
 
 @dataclass(frozen=True)
@@ -84,14 +77,27 @@ class Decode:
         self._operations = operations
         self._most_polls = most_polls(device.info) if tuning.is_chained else 0
         self._made: dict[tuple[Op, ...], list[Link]] = {}
-        self.chain = device.buffer(-(-(LINK_WORDS + _arrivals(spec, spec.n_layers)) // 4) * 4)
+        self._most_links = sum(map(self._links_of, (*decoder(spec), *head(spec))))
+        self.chain = device.buffer(-(-(LINK_WORDS + self._arrivals(spec.n_layers)) // 4) * 4)
         self.failure = device.buffer(1, is_host=True)
         self._link_names: dict[int, str] = {}
         n_pieces = -(-buffers.n_blocks * KV_BLOCK // ATTENTION_PIECE)
         self._most_parts = min(MAX_PARTS, n_pieces)
+
+        def n_numbers(layer: LayerSpec) -> int:
+            return layer.n_heads * self._n_parts(layer) * (layer.head_dim + 4)
+
         self._partials = device.buffer(
-            max(layer.n_heads * self._n_parts(layer) * (layer.head_dim + 4) for layer in spec.layers)
+            max((n_numbers(layer) for layer in spec.layers if layer.has_attention), default=4)
         )
+
+    def _links_of(self, op: Op) -> int:
+        """Most links of an operation: long matvecs are cut into parts."""
+        return -(-op.n_columns // self._most_columns(op)) if isinstance(op, Matvec) else 1
+
+    def _arrivals(self, layer: int) -> int:
+        """Where `ended` in the chain counts the parts of attention that have ended in a layer, after the links."""
+        return LINK_WORDS * (self._most_links + 1) + self._spec.n_heads * layer
 
     def _n_parts(self, layer: LayerSpec | Attention) -> int:
         """Parts that attention cuts the context, or the window, into in a layer."""
@@ -210,8 +216,8 @@ class Decode:
     def attention(self, rope: Rotation, attention: Attention, norm: HeadNormalization | None = None) -> Link:
         """Attention with the rotations and the norm before it, which also stores the new key and value."""
         tuning, buffers = self._tuning, self._buffers
-        k_cache, v_cache = self._buffers.caches[rope.layer]
         qkv, y = self._buffers.activations[rope.input].values, self._buffers.activations[attention.output]
+        k_cache, v_cache = buffers.caches_of(attention.cache_layer, qkv)
         table, weights, factors = rotation_buffers(buffers, rope)
         place = "after" if weights else "none"
         if norm is not None and norm.weights is not None:
@@ -233,7 +239,7 @@ class Decode:
                 *(int(factors is not None), int(norm is not None), float_bits(norm.eps if norm else 0)),
             ),
             groups=(n_groups, 1),
-            push=(n_parts, _arrivals(self._spec, rope.layer), 0, 0),
+            push=(n_parts, self._arrivals(rope.layer), 0, 0),
             is_chained=tuning.is_chained,
         )
         return Link((dispatch,), n_groups if tuning.is_chained else 0)

@@ -19,7 +19,8 @@ from vkllm.model.spec import LayerSpec
 
 def fitted_to_layers(choices: Tuning, info: DeviceInfo, layers: Sequence[LayerSpec]) -> Tuning:
     """The choices, with workgroups that fit for the heads of all layers. Raises UnsupportedDevice."""
-    for n_sharing, head_dim in sorted({(layer.n_heads // layer.n_kv_heads, layer.head_dim) for layer in layers}):
+    shapes = {(layer.n_heads // layer.n_kv_heads, layer.head_dim) for layer in layers if layer.has_attention}
+    for n_sharing, head_dim in sorted(shapes):
         choices = fitted(choices, info, n_sharing, head_dim)
     return choices
 

@@ -181,8 +181,8 @@ class Program:
         return norm.with_push(first_row), self._buffers.activations["final"].values
 
     @property
-    def caches(self) -> list[tuple[Buffer, Buffer]]:
-        """Keys and values of each layer, as shaders/lib/kvcache.glsl lays them out."""
+    def caches(self) -> list[tuple[Buffer, ...]]:
+        """Keys and values of each layer, as far as it has them, as shaders/lib/kvcache.glsl lays them out."""
         return self._buffers.caches
 
     @property

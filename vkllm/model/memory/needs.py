@@ -126,15 +126,16 @@ class Needs:
     def largest_buffers(self, n_ctx: int) -> dict[str, int]:
         """Bytes of the largest buffers that cannot be cut, by name."""
         activation = max(width for name, width in widths(self.spec).items() if name != "logits")
+        caches = [n_bytes for layer in set(self.spec.layers) for n_bytes in self._cache_buffers(n_ctx, layer)]
         return {
-            "the cache of a layer": max(max(self._cache_buffers(n_ctx, layer)) for layer in set(self.spec.layers)),
+            "the cache of a layer": max(caches, default=0),
             "an activation": 4 * max(self.max_rows * activation, self.head_rows * self.spec.n_vocab),
             **self._context_buffers(n_ctx),
         }
 
-    def _cache_buffers(self, n_ctx: int, layer: LayerSpec) -> tuple[int, int]:
+    def _cache_buffers(self, n_ctx: int, layer: LayerSpec) -> list[int]:
         n_tokens = KV_BLOCK * (ring_blocks(layer.window, n_ctx, self.max_rows) or -(-n_ctx // KV_BLOCK))
-        return _cached_bytes(layer, self.type_k, n_tokens), _cached_bytes(layer, self.type_v, n_tokens)
+        return _cached_bytes(layer, (self.type_k, self.type_v), n_tokens)
 
     def _context_buffers(self, n_ctx: int) -> dict[str, int]:
         spec = self.spec
@@ -199,8 +200,7 @@ def tensor_bytes(tensor: TensorInfo) -> int:
 def cache_bytes(spec: ModelSpec, n_past: float, type_k: str = "f16", type_v: str = "f16") -> float:
     """Bytes of the keys and values that a token sees behind n_past tokens: of all of them, or of a layer's window."""
     return sum(
-        min(n_past, layer.window or n_past) * (_cached_bytes(layer, type_k, 1) + _cached_bytes(layer, type_v, 1))
-        for layer in spec.layers
+        min(n_past, layer.window or n_past) * sum(_cached_bytes(layer, (type_k, type_v), 1)) for layer in spec.layers
     )
 
 
@@ -214,6 +214,7 @@ def decode_bytes(
     return read + cache_bytes(spec, n_past, type_k, type_v)
 
 
-def _cached_bytes(layer: LayerSpec, cache_type: str, n_tokens: int) -> int:
-    """Bytes of a layer's keys, or values, of n_tokens."""
-    return n_tokens * layer.n_kv_heads * layer.head_dim * CACHE_TYPES[cache_type] // BLOCK
+def _cached_bytes(layer: LayerSpec, types: tuple[str, str], n_tokens: int) -> list[int]:
+    """Bytes of a layer's keys and of its values, as far as it caches them, of n_tokens."""
+    widths = zip(layer.cached_widths, types, strict=False)
+    return [n_tokens * width * CACHE_TYPES[cache_type] // BLOCK for width, cache_type in widths]
