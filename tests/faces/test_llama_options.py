@@ -157,7 +157,7 @@ def test_a_device_may_have_llama_cpps_name(asked: list[Any], text: str, device: 
         ("m Hi --image a.png", "--image is not in vkllm: vkllm reads and writes text only"),
         ("m Hi -mm p.gguf", "-mm is not in vkllm: vkllm reads and writes text only"),
         ("m Hi --mirostat 2", "--mirostat is not in vkllm: the samplers of vkllm are"),
-        ("m Hi -ot exps=CPU", "-ot is not in vkllm: vkllm places the parts of a model itself"),
+        ("m Hi -fitt 512", "-fitt is not in vkllm: vkllm places the parts of a model itself"),
         ("m Hi --port 8080", "--port is not in vkllm: vkllm has no server yet"),
         ("m Hi --rope-freq-base 1e6", "--rope-freq-base is not in vkllm: vkllm takes this from the model's file"),
         ("m Hi --control-vector-layer-range 1 2", "vkllm has no control vectors"),
@@ -182,6 +182,8 @@ def test_a_device_may_have_llama_cpps_name(asked: list[Any], text: str, device: 
         ("m Hi -dt low", "-dt takes a number, not 'low'"),
         ("m -c --version", "Option '-c' requires a value before --version"),
         ("m -hf", "Option '-hf' requires a value"),
+        ("m Hi -ot exps", "override_tensor (-ot) takes EXPRESSION=CPU or EXPRESSION=GPU, not 'exps'"),
+        ("m Hi -ncmoe many", "'many' should be a valid integer"),
     ],
 )
 def test_the_rest_is_one_sentence_and_exit_code_2(tmp_path: Path, line: str, words: str) -> None:

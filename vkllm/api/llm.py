@@ -46,6 +46,7 @@ class LLM:
     type_k, type_v: how keys and values are cached, "f16" or "q8_0", which takes a little over half the memory.
     n_gpu_layers: layers, counted from the last, whose weights may lie in a card's own memory; None or -1 is all.
     vram_limit, ram_limit: bytes that may be taken of a card's own and of system memory (`plan_model`).
+    override_tensor: where tensors lie, as llama.cpp's -ot has it: "exps=CPU" (docs/configuration.md).
     seed: for requests that name none; without it each answer uses a random one.
     on_progress(what, bytes done, bytes total) is called while the model is downloaded and loaded.
 
@@ -69,6 +70,7 @@ class LLM:
         n_gpu_layers: int | None = None,
         vram_limit: int | None = None,
         ram_limit: int | None = None,
+        override_tensor: str | None = None,
         seed: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -82,6 +84,7 @@ class LLM:
                 n_gpu_layers=n_gpu_layers,
                 vram_limit=vram_limit,
                 ram_limit=ram_limit,
+                override_tensor=override_tensor,
                 seed=seed,
                 on_progress=on_progress,
             ).run()
@@ -373,16 +376,13 @@ class LLM:
     def benchmark_generate(self, prompt: str | Sequence[int], generate_length: int) -> RunStats:
         """Runs a prompt and generates exactly this many tokens, greedily; returns how fast both were.
 
-        Times are the engine's: neither tokenizing nor the way of the tokens to the caller counts. Prompt tokens that
-        were cached do not count as run. Raises InvalidParameter, ContextOverflow, DeviceLost.
+        Times are the engine's; cached prompt tokens do not count. Raises InvalidParameter, ContextOverflow, DeviceLost.
         """
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self._prompts.checked_tokens(prompt)
         length = whole_number("generate_length", generate_length, 1, 2**31)
         if len(token_ids) + length > self.n_ctx:
-            raise ContextOverflow(
-                f"{counted(len(token_ids), 'prompt token')} and {length} more do not fit into the context of "
-                f"{self.n_ctx}; load the model with a larger one"
-            )
+            tokens = f"{counted(len(token_ids), 'prompt token')} and {length} more"
+            raise ContextOverflow(f"{tokens} do not fit into the context of {self.n_ctx}; load with a larger one")
         answer = self.generate(token_ids, max_tokens=length, temperature=0, ignore_eos=True)
         return answer.stats
 

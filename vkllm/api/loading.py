@@ -38,6 +38,7 @@ class LoadOptions(TypedDict, total=False):
     n_gpu_layers: int | None
     vram_limit: int | None
     ram_limit: int | None
+    override_tensor: str | None
     seed: int | None
     on_progress: OnProgress | None
 
@@ -89,6 +90,7 @@ class Loading:
         n_gpu_layers: int | None = None,
         vram_limit: int | None = None,
         ram_limit: int | None = None,
+        override_tensor: str | None = None,
         seed: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -99,7 +101,7 @@ class Loading:
         self._model = str(model) if isinstance(model, Path) else model
         self._n_ctx = n_ctx
         self._device = one_device("device", device)
-        self._options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit)
+        self._options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit, override_tensor)
         self._defaults = SamplingParams(seed=seed)
         self._tell = on_progress
         self._is_cancelled = threading.Event()

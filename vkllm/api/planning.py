@@ -61,6 +61,7 @@ def plan_model(
     n_gpu_layers: int | None = None,
     vram_limit: int | None = None,
     ram_limit: int | None = None,
+    override_tensor: str | None = None,
     measures: bool = True,
 ) -> ModelPlan:
     """Says where each part of a model would lie and how fast it would be, without loading it.
@@ -71,17 +72,18 @@ def plan_model(
     >>> print(f"It takes {made.plan.total_bytes / 2**20:.0f} MiB, {made.plan.tokens_per_s:.0f} tokens/s are expected.")
     It takes ... MiB, ... tokens/s are expected.
 
-    n_ctx: tokens of context; 0 takes the longest that costs no speed; the default is what the model was trained for,
-    at most 4096. device: index or part of the name. type_k, type_v: of the cache. n_gpu_layers: layers, counted from
-    the last, whose weights may lie in a card's own memory. vram_limit, ram_limit: bytes. measures: times the device's
-    memory, which takes seconds the first time; otherwise a typical speed of its kind is assumed.
+    n_ctx: tokens of context; 0 takes the longest that costs no speed; the default is what the model was trained
+    for, at most 4096. device: index or part of the name. type_k, type_v: of the cache. n_gpu_layers: layers,
+    counted from the last, whose weights may lie in a card's own memory. vram_limit, ram_limit: bytes.
+    override_tensor: see `LLM`. measures: times the device's memory, which takes seconds the first time; otherwise a
+    typical speed of its kind is assumed.
 
     Raises ModelNotFound, ModelFileError, UnsupportedModel, NoDevice, InvalidParameter, and OutOfDeviceMemory with what
     would fit.
     """
     if not isinstance(model, str | Path):
         raise InvalidParameter(f"model must be a name or a path, not {model!r}")
-    options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit)  # wrong ones fail first
+    options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit, override_tensor)  # wrong ones fail first
     wanted = one_device("device", device)
     found = _to_plan(str(model), n_ctx)
     info = choose_device(devices(), wanted)

@@ -48,6 +48,7 @@ class Setup:
     type_k: str = "f16"
     type_v: str = "f16"
     n_gpu_layers: int | None = None
+    override_tensor: str | None = None
 
     def check(self, n_ctx: int | None) -> None:
         """Raises what loading would raise for its file and a context of n_ctx tokens, if the file is here."""
@@ -70,6 +71,7 @@ class Setup:
                 type_k=self.type_k,
                 type_v=self.type_v,
                 n_gpu_layers=self.n_gpu_layers,
+                override_tensor=self.override_tensor,
                 on_progress=on_progress,
             )
 
@@ -97,13 +99,14 @@ def setups(
     devices: Sequence[str | None],
     types_k: Sequence[str],
     types_v: Sequence[str],
+    override_tensor: str | None = None,
 ) -> list[Setup]:
     """All combinations in llama-bench's order. Raises InvalidParameter for an unknown type."""
     for option, types in (("-ctk", types_k), ("-ctv", types_v)):
         for unknown in set(types) - CACHE_TYPES.keys():
             raise InvalidParameter(f"{option} takes {' or '.join(CACHE_TYPES)}, not {unknown!r}")
     return [
-        Setup(model, device, type_k, type_v, layers)
+        Setup(model, device, type_k, type_v, layers, override_tensor)
         for model, layers, device, type_k, type_v in itertools.product(models, n_gpu_layers, devices, types_k, types_v)
     ]
 

@@ -100,7 +100,7 @@ _SPECULATION = "vkllm does not decode speculatively; leave it out, the answers a
 _SERVER = "vkllm has no server yet; in Python `llm.chat.completions.create(...)` answers as OpenAI's API does"
 _SAMPLER = "the samplers of vkllm are penalties, top-k, top-p, min-p and temperature, in this order"
 _ONE_DEVICE = "vkllm runs a model on one GPU; choose it with -dev"
-_PLACES = "vkllm places the parts of a model itself; set the limits with -ngl, --vram-limit and --ram-limit"
+_PLACES = "vkllm places the parts of a model itself; set the limits with -ngl, -ot, --vram-limit and --ram-limit"
 _TEXT_ONLY = "vkllm reads and writes text only"
 _FROM_FILE = "vkllm takes this from the model's file"
 _EMBEDDINGS = "the command line makes no embeddings; in Python `llm.embed(...)` does"
@@ -162,9 +162,8 @@ _REFUSED: dict[str, tuple[str, str]] = {
     ),
     _ONE_DEVICE: ("-sm --split-mode -ts --tensor-split -mg --main-gpu --rpc -rpc", ""),
     _PLACES: (
-        "-ot --override-tensor -ncmoe --n-cpu-moe -ncffn --n-cpu-ffn -fitp --fit-print -fitt --fit-target -fitc "
-        "--fit-ctx",
-        "-cmoe --cpu-moe",
+        "-ncffn --n-cpu-ffn -fitp --fit-print -fitt --fit-target -fitc --fit-ctx",
+        "",
     ),
     _TEXT_ONLY: (
         "-mm --mmproj -mmu --mmproj-url --image --audio --video --image-min-tokens --image-max-tokens "
@@ -251,8 +250,6 @@ _OFF = {
     "--reasoning": "auto",
     "--reasoning-format": "auto none",
     "--reasoning-budget": "-1",
-    "-ncmoe": "0",
-    "--n-cpu-moe": "0",
 }
 
 

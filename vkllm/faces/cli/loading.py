@@ -61,6 +61,21 @@ class PlacementFlags:
         _option("--ram-limit", metavar="SIZE", help="Use at most this much of the system's memory, such as 500MiB."),
     ] = None
 
+    override_tensor: Annotated[
+        str | None,
+        _option(
+            "-ot",
+            "--override-tensor",
+            metavar="EXPR=CPU,...",
+            help="Keep tensors whose names match in system memory (=CPU), or let them leave it (=GPU).",
+        ),
+    ] = None
+    n_cpu_moe: Annotated[
+        int | None,
+        _option("-ncmoe", "--n-cpu-moe", metavar="N", min=0, help="Keep the experts of N layers in system memory."),
+    ] = None
+    cpu_moe: Annotated[bool, _option("-cmoe", "--cpu-moe", help="Keep all experts in system memory.")] = False
+
     def arguments(self) -> dict[str, Any]:
         """Arguments of `LLM` by name. Raises InvalidParameter."""
         return {
@@ -70,6 +85,7 @@ class PlacementFlags:
             "n_gpu_layers": layers(self.gpu_layers),
             "vram_limit": _size(self.vram_limit, "--vram-limit"),
             "ram_limit": _size(self.ram_limit, "--ram-limit"),
+            "override_tensor": placed(self.override_tensor, self.n_cpu_moe, is_all=self.cpu_moe),
         }
 
 
@@ -111,6 +127,18 @@ def layers(text: str | None) -> int | None:
     if not text.strip().isdecimal():
         raise InvalidParameter(f"-ngl takes a number of layers or all, not {text!r}")
     return int(text)
+
+
+def placed(override_tensor: str | None, n_cpu_moe: int | None, *, is_all: bool = False) -> str | None:
+    """What -ot, -ncmoe and -cmoe say together, as -ot has it. Raises InvalidParameter."""
+    from vkllm.model.memory.overrides import experts_in_system_memory, overrides
+
+    parts = [override_tensor] if override_tensor else []
+    if is_all or n_cpu_moe:
+        parts.append(experts_in_system_memory(None if is_all else n_cpu_moe))
+    text = ",".join(parts) or None
+    overrides(text)
+    return text
 
 
 def tell_of_memory(llm: LLM) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from vkllm.errors import InvalidParameter
 from vkllm.faces.cli import completion
-from vkllm.faces.cli.loading import PlacementFlags, device_named
+from vkllm.faces.cli.loading import PlacementFlags, device_named, placed
 from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.cli.options import Json, ModelName, ModelOption, add_command, chosen
 from vkllm.faces.terminal import say
@@ -84,6 +84,12 @@ def bench(
     gpu_layers: Annotated[
         list[str] | None, typer.Option("-ngl", "--n-gpu-layers", metavar="N|all", help="As for `vkllm run`.")
     ] = None,
+    override_tensor: Annotated[
+        str | None, typer.Option("-ot", "--override-tensor", metavar="EXPR=CPU,...", help="As for `vkllm run`.")
+    ] = None,
+    n_cpu_moe: Annotated[
+        int | None, typer.Option("-ncmoe", "--n-cpu-moe", metavar="N", min=0, help="As for `vkllm run`.")
+    ] = None,
     device: Annotated[
         list[str] | None, typer.Option("-dev", "--device", metavar="DEVICE", help="Indices or names of devices.")
     ] = None,
@@ -115,6 +121,7 @@ def bench(
         [device_named(text) for text in values(device, "")] if device else [None],
         types_k,
         types_v,
+        placed(override_tensor, n_cpu_moe),
     )
     prompts, depths = numbers(n_prompt or ["512"], "-p"), numbers(n_depth or ["0"], "-d")
     generated = numbers(n_gen or ["128"], "-n")

@@ -24,6 +24,7 @@ from vkllm.model.memory.needs import (
     tensor_bytes,
     whole_blocks,
 )
+from vkllm.model.memory.overrides import overrides, place_of
 from vkllm.model.memory.placement import DoesNotFit, MatrixRows, Tiers
 from vkllm.model.spec import ModelSpec
 from vkllm.parameters import whole_number
@@ -46,10 +47,13 @@ SMALLER_FORMATS = ("Q8_0", "Q6_K", "Q5_K", "Q4_0")
 class PlanOptions:
     """What a user may ask of a plan.
 
-    type_k, type_v: of the cache, "f16" or "q8_0". n_gpu_layers: layers, counted from the last, whose weights may lie
-    in a card's own memory; one more than the model has includes the vocabulary projection and the embedding; None or
-    -1 is all. It has no effect on unified memory. vram_limit, ram_limit: bytes that the plan may take of a card's
-    own and of system memory, or, where memory is unified, of all of it.
+    type_k, type_v: of the cache, "f16" or "q8_0". n_gpu_layers: layers, counted from the last, whose weights may
+    lie in a card's own memory; one more than the model has includes the vocabulary projection and the embedding;
+    None or -1 is all. It has no effect on unified memory. vram_limit, ram_limit: bytes that the plan may take of a
+    card's own and of system memory, or, where memory is unified, of all of it. override_tensor: where tensors may
+    lie, as llama.cpp's -ot has it: "EXPRESSION=CPU,EXPRESSION=GPU". Of a tensor, the first expression decides that
+    is found in its name: CPU keeps its matrix out of a card's own memory, GPU lets it lie there whatever
+    n_gpu_layers says. Matrices that are stacked stay together. It has no effect on unified memory.
     """
 
     type_k: str = "f16"
@@ -57,9 +61,11 @@ class PlanOptions:
     n_gpu_layers: int | None = None
     vram_limit: int | None = None
     ram_limit: int | None = None
+    override_tensor: str | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidParameter for options that no device could meet."""
+        overrides(self.override_tensor)
         for name, option, cache_type in (("type_k", "-ctk", self.type_k), ("type_v", "-ctv", self.type_v)):
             if not isinstance(cache_type, str) or cache_type not in CACHE_TYPES:
                 raise InvalidParameter(f"{name} ({option}) must be {' or '.join(CACHE_TYPES)}, not {cache_type!r}")
@@ -321,13 +327,18 @@ class _Planner:
         return tuple(rows for stack in stacks(weights, self.needs.tensors) for rows in tiers.place_rows(stack))
 
     def _by_layers(self) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-        """Matrices that may lie in the LOCAL tier, in order, and those that -ngl keeps out of it."""
+        """Matrices that may lie in the LOCAL tier, in order, and those that -ngl or -ot keep out of it."""
         ordered, n_gpu_layers = self.needs.matrices(), self.options.n_gpu_layers
-        if n_gpu_layers is None or self.limits.kind != "discrete":
+        if self.limits.kind != "discrete":
             return ordered, []
-        first_layer = self.needs.spec.n_layers - n_gpu_layers
-        may_be_local = [weights for weights in ordered if _layer(weights[0]) >= first_layer]
-        return may_be_local, [weights for weights in ordered if _layer(weights[0]) < first_layer]
+        first_layer = -1 if n_gpu_layers is None else self.needs.spec.n_layers - n_gpu_layers
+        places = overrides(self.options.override_tensor)
+
+        def may_be_local(weights: tuple[str, ...]) -> bool:
+            wanted = {place for name in weights if (place := place_of(name, places)) is not None}
+            return "CPU" not in wanted and ("GPU" in wanted or _layer(weights[0]) >= first_layer)
+
+        return [w for w in ordered if may_be_local(w)], [w for w in ordered if not may_be_local(w)]
 
 
 def chosen_context(n_ctx: int | None, n_ctx_train: int) -> int:
