@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vkllm.gpu.measure.step_times import KernelTime, KernelWork, StepTimes
     from vkllm.gpu.tuning.tuner import TuningReport
     from vkllm.model.memory.plan import MemoryPlan
+    from vkllm.text.answers.parts import ToolCall
 
 __version__ = "0.1.0"
 
@@ -72,6 +73,7 @@ __all__ = [
     "StateFileError",
     "StepTimes",
     "Stream",
+    "ToolCall",
     "TopLogprob",
     "TuningReport",
     "UnsupportedDevice",
@@ -102,6 +104,7 @@ _MODULES = {
     "SamplingParams": "vkllm.engine.params",
     "StepTimes": "vkllm.gpu.measure.step_times",
     "Stream": "vkllm.api.stream",
+    "ToolCall": "vkllm.text.answers.parts",
     "TopLogprob": "vkllm.api.answer",
     "TuningReport": "vkllm.gpu.tuning.tuner",
     "plan_model": "vkllm.api.planning",

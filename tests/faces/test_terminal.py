@@ -11,8 +11,8 @@ import pytest
 from terminal import FAKE, Command, terminal
 from tiny_gguf import write_tiny_gguf
 
-from vkllm import LLM, RunStats
-from vkllm.faces.terminal import complain, counted, enumerated, print_stats, say, visible
+from vkllm import LLM, Piece, RunStats
+from vkllm.faces.terminal import complain, counted, enumerated, print_stats, say, show, visible
 
 HOSTILE = "\x1b[2J\x1b]52;c;aGk=\x07\x1b]8;;http://h\x1b\\x\x9b31m\x7f\r\x08\u202eabc\u2066"
 
@@ -40,6 +40,36 @@ def test_only_a_terminal_gets_them_made_visible(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(stdout, "isatty", lambda: is_terminal)
     say(HOSTILE)
     assert stdout.getvalue() == (visible(HOSTILE) if is_terminal else HOSTILE) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "shown"),
+    [(True, "Thinking…\nHm ^[[31m\n\nFour, or so.\n"), (False, "Four, or so.\n")],
+)
+def test_a_terminal_shows_reasoning_and_a_file_gets_the_answer_alone(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, shown: str
+) -> None:
+    stdout = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(stdout, "isatty", lambda: is_terminal)
+    monkeypatch.setenv("NO_COLOR", "1")
+    pieces = [Piece("", reasoning="Hm"), Piece("", reasoning=" \x1b[31m"), Piece("Four"), Piece(", or so.")]
+    assert show(Pieces(pieces))  # type: ignore[arg-type]
+    assert stdout.getvalue() == shown
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "xterm")
+    assert show(Pieces(pieces))  # type: ignore[arg-type]
+    assert ("\x1b[2mHm" in stdout.getvalue() or "\x1b[2mThinking" in stdout.getvalue()) is is_terminal
+
+
+class Pieces(list[Piece]):
+    """Stands for a stream."""
+
+    def __enter__(self) -> Pieces:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 def test_an_error_never_holds_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,17 +1,20 @@
 """An answer as it comes and when it is done: token events from the engine become text.
 
-It knows tokens, stop strings and logprobs; it does not know prompts, templates, files or how the engine runs.
+It knows tokens, stop strings and logprobs; it does not know prompts, templates, files or how the engine runs, and what
+an answer is made of text/answers finds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self, TypedDict
 
 from vkllm.engine.events import Event, Failed, Finished, RunStats, Token
 from vkllm.engine.requests import Request
 from vkllm.errors import VkllmError, counted
+from vkllm.text.answers.parser import AnswerParser
+from vkllm.text.answers.parts import Parts, ToolCall
 from vkllm.text.stop import StopStrings
 from vkllm.text.tokenizer import Detokenizer
 
@@ -77,6 +80,9 @@ class SamplingOptions(TypedDict, total=False):
 class Generation:
     """A complete answer.
 
+    text: what the model says. reasoning, tool_calls: what a chat's model thinks before that, and which of the given
+    tools it calls, in the form that its template shows; calls that are not complete or not in that form stay text, and
+    so does all of an answer to `generate` or with a grammar.
     token_ids: every token generated; a stop token is the last of them, and no part of `text`. `text` ends
     before a stop string, though token_ids hold the tokens that completed it. logprobs: one entry a token,
     or None where they were not asked for. finish_reason: "stop" (stop token or string, or the answer's grammar is
@@ -93,10 +99,30 @@ class Generation:
     logprobs: list[Logprob] | None
     finish_reason: FinishReason
     stats: RunStats
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, to be appended to the conversation before the next question or a tool's result.
+
+        >>> question = {"role": "user", "content": "What is the capital of France?"}
+        >>> llm.chat([question], max_tokens=7, temperature=0).message
+        {'role': 'assistant', 'content': 'The capital of France is Paris.'}
+        """
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [call.as_message_part() for call in self.tool_calls]
+        return message
 
 
 class Piece(str):
-    """Some text of an answer, never empty, with the tokens received since the piece before it.
+    """Some text of an answer, with the tokens received since the piece before it.
+
+    reasoning, tool_calls: what else came of a chat's answer; the text is empty where only that came. A call comes when
+    it is complete.
 
     >>> for piece in llm.stream("The capital of France is", max_tokens=2, temperature=0):
     ...     print(repr(piece), len(piece.token_ids))
@@ -106,12 +132,23 @@ class Piece(str):
 
     token_ids: list[int]
     logprobs: list[Logprob] | None
+    reasoning: str
+    tool_calls: list[ToolCall]
 
-    def __new__(cls, text: str, token_ids: Sequence[int] = (), logprobs: Sequence[Logprob] | None = None) -> Self:
+    def __new__(
+        cls,
+        text: str,
+        token_ids: Sequence[int] = (),
+        logprobs: Sequence[Logprob] | None = None,
+        reasoning: str = "",
+        tool_calls: Sequence[ToolCall] = (),
+    ) -> Self:
         """A str, so that it prints and joins like one."""
         piece = super().__new__(cls, text)
         piece.token_ids = list(token_ids)
         piece.logprobs = None if logprobs is None else list(logprobs)
+        piece.reasoning = reasoning
+        piece.tool_calls = list(tool_calls)
         return piece
 
 
@@ -126,7 +163,14 @@ class AnswerText:
     a stop string came, which the engine does not know: whoever passes the events cancels the request.
     """
 
-    def __init__(self, request: Request, detokenizer: Detokenizer, token_text: Callable[[int], str]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        detokenizer: Detokenizer,
+        token_text: Callable[[int], str],
+        parser: AnswerParser | None = None,
+    ) -> None:
+        """parser: what takes the answer apart; without one, all of it is text."""
         self.request = request
         self.is_over = False
         self.generation: Generation | None = None
@@ -134,7 +178,10 @@ class AnswerText:
         self._detokenizer = detokenizer
         self._token_text = token_text
         self._stops = StopStrings(request.params.stop)
+        self._parser = parser
         self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._tool_calls: list[ToolCall] = []
         self._token_ids: list[int] = []
         self._logprobs: list[Logprob] = []
         self._n_in_pieces = 0
@@ -156,24 +203,35 @@ class AnswerText:
 
     def push(self, event: Event) -> Piece | None:
         """Takes in one event and returns the piece that it completes, if any. Raises the error of a `Failed`."""
-        text = ""
+        parts = Parts()
         match event:
             case Failed(error=error):
                 self.is_over, self.error = True, error
                 raise error
             case Finished():
                 text = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-                self._text.append(text)
+                parts = self._take_apart(text, is_last=True)
                 self._finish(event)
             case Token() if not self.is_over:
-                text = self._take(event)
-                self._text.append(text)
-        if not text:
+                parts = self._take_apart(self._take(event))
+        if not any(parts):
             return None
         start, self._n_in_pieces = self._n_in_pieces, len(self._token_ids)
-        return Piece(
-            text, self._token_ids[start:], None if self.request.params.logprobs is None else self._logprobs[start:]
-        )
+        logprobs = None if self.request.params.logprobs is None else self._logprobs[start:]
+        return Piece(parts.text, self._token_ids[start:], logprobs, parts.reasoning, parts.tool_calls)
+
+    def _take_apart(self, text: str, *, is_last: bool = False) -> Parts:
+        """The parts of the answer that are clear with this text, which are kept."""
+        if self._parser is None:
+            parts = Parts(text=text)
+        else:
+            parts = self._parser.push(text)
+            if is_last:
+                parts = parts.followed_by(self._parser.finish())
+        self._reasoning.append(parts.reasoning)
+        self._text.append(parts.text)
+        self._tool_calls += parts.tool_calls
+        return parts
 
     def _take(self, token: Token) -> str:
         self._token_ids.append(token.token_id)
@@ -194,4 +252,6 @@ class AnswerText:
             logprobs=None if self.request.params.logprobs is None else self._logprobs,
             finish_reason="stop" if self._stops.is_matched else event.reason,
             stats=event.stats,
+            reasoning="".join(self._reasoning),
+            tool_calls=self._tool_calls,
         )

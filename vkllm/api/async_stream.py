@@ -70,7 +70,7 @@ class AsyncStream(AsyncIterator[Piece]):
         """The next piece. Raises InvalidParameter, ContextOverflow, DeviceLost and other errors of the engine."""
         answer = await self._started()
         while not answer.is_over:
-            if piece := await self._advance(answer):
+            if (piece := await self._advance(answer)) is not None:
                 return piece
         raise StopAsyncIteration
 

@@ -89,7 +89,8 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
 
         Contents may be text, None or lists of text parts, and messages objects of the openai package. What they say is
         text, even if it reads like a special token. tools: function descriptions in OpenAI's form, for templates that
-        know them. With stream=True it returns a `Stream`. on_token is called with each `Piece`, as in `LLM.generate`.
+        know them; the calls that the model writes are `Generation.tool_calls`, its thoughts `Generation.reasoning`.
+        With stream=True it returns a `Stream`. on_token is called with each `Piece`, as in `LLM.generate`.
         With context_shift a conversation that is too long loses its oldest turns, and an answer that fills the context
         the middle of it; system messages stay.
         Raises what `generate` raises, InvalidParameter for messages that the template refuses and tools that it has no

@@ -17,13 +17,17 @@ from vkllm.engine.requests import Request
 from vkllm.errors import ContextOverflow, InvalidParameter, UnsupportedModel, counted
 from vkllm.model.spec import Pooling
 from vkllm.parameters import whole_number
+from vkllm.text.answers.parser import AnswerParser
+from vkllm.text.answers.tools import Tools
 from vkllm.text.chat import ChatTemplate
 from vkllm.text.grammar import answer_grammar
 from vkllm.text.long_chat import n_tokens_of_system, shortened_chat
-from vkllm.text.messages import plain_messages
+from vkllm.text.messages import plain_messages, plain_tools
 from vkllm.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
+
+_PROMPT_END = 32  # tokens, among which a template may open the reasoning
 
 
 def as_batch(prompt: Any, on_token: OnToken | None = None) -> tuple[list[str | Sequence[int]], bool]:
@@ -106,11 +110,13 @@ class Prompts:
             raise InvalidParameter(
                 'messages is empty; give at least one message, such as {"role": "user", "content": "Hello"}'
             )
+        tools = plain_tools(tools)
         token_ids, n_keep = self._template.encode_chat(messages, tools=tools), 0
         if params.context_shift:
             n_keep = n_tokens_of_system(self._template, messages, token_ids, tools=tools)
             token_ids = shortened_chat(self._template, messages, token_ids, self.n_ctx, n_keep, tools=tools)
-        return self._answer(token_ids, params, n_keep, checked_origin(options.get("origin")), continues_text=False)
+        origin = checked_origin(options.get("origin"))
+        return self._answer(token_ids, params, n_keep, origin, continues_text=False, tools=Tools(tools))
 
     def of_scores(self, text: str | Sequence[int], first: int, origin: str) -> Request:
         """The request for the log-probabilities of a text from token `first` on. Errors as in `LLM.score`."""
@@ -196,8 +202,16 @@ class Prompts:
         return checked
 
     def _answer(
-        self, token_ids: Sequence[int], params: SamplingParams, n_keep: int, origin: str, *, continues_text: bool
+        self,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        n_keep: int,
+        origin: str,
+        *,
+        continues_text: bool,
+        tools: Tools | None = None,
     ) -> AnswerText:
+        """tools: given for an answer in a chat, which is taken apart."""
         n_prompt = len(token_ids)
         if n_prompt == 0:
             raise InvalidParameter("the prompt is empty; give at least one token of it")
@@ -219,7 +233,13 @@ class Prompts:
         )
         # a grammar is about all bytes of an answer, a space at its beginning too
         detokenizer = self.tokenizer.detokenizer(continues=continues_text or grammar is not None)
-        return AnswerText(request, detokenizer, self.tokenizer.token_text)
+        token_text, parser = self.tokenizer.token_text, None
+        if tools is not None and grammar is None:
+            form = self._template.answers
+            detokenizer.shown = {self.tokenizer.whole_token(mark) for mark in form.marks}
+            prompt_end = "".join(map(token_text, token_ids[-_PROMPT_END:]))
+            parser = AnswerParser(form, tools, is_thinking=form.begins_in_reasoning(prompt_end))
+        return AnswerText(request, detokenizer, token_text, parser)
 
     def _params(self, params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
         made = requested(params or self.defaults, options)

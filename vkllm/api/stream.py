@@ -43,7 +43,7 @@ class Stream(Iterator[Piece]):
     def __next__(self) -> Piece:
         """The next piece. Raises DeviceLost and other errors of the engine."""
         while not self._answer.is_over:
-            if piece := self._advance():
+            if (piece := self._advance()) is not None:
                 return piece
         raise StopIteration
 

@@ -67,12 +67,21 @@ def complain(kind: str, message: object) -> None:
 
 
 def show(answer: Stream) -> bool:
-    """Prints an answer as it comes; Ctrl-C cancels it and makes this False."""
+    """Prints an answer as it comes; Ctrl-C cancels it and makes this False.
+
+    Reasoning is for people: a terminal shows it, a file or a pipe gets the answer alone.
+    """
     is_complete = True
+    is_thinking = False
     with answer:
         try:
             for piece in answer:
-                say(piece, end="")
+                if piece.reasoning and is_terminal(sys.stdout):
+                    _show_reasoning(piece.reasoning, is_first=not is_thinking)
+                    is_thinking = True
+                if piece:
+                    say("\n\n" * is_thinking + piece, end="")
+                    is_thinking = False
         except KeyboardInterrupt:
             is_complete = False
         except VkllmError:
@@ -80,6 +89,12 @@ def show(answer: Stream) -> bool:
             raise
     print(flush=True)
     return is_complete
+
+
+def _show_reasoning(text: str, *, is_first: bool) -> None:
+    """Prints some of the model's reasoning to the terminal."""
+    text = visible("Thinking…\n" * is_first + text)
+    print(typer.style(text, dim=True) if has_colours(sys.stdout) else text, end="", flush=True)
 
 
 def file_title(llm: LLM) -> str:

@@ -2,7 +2,7 @@
 
 Templates are programs from strangers: they run within limits of time and memory, see only the messages and the
 variables given, and every failure ends in an error of vkllm. What messages say is content: it never becomes a control
-token, even if it looks like one. This module knows nothing of what a model answers.
+token, even if it looks like one. How a model answers is answers/'s, which the template's text chooses.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jinja2
 from jinja2.exceptions import SecurityError
 
 from vkllm.errors import InvalidParameter, ModelFileError
+from vkllm.text.answers.choice import answer_form
 from vkllm.text.message_forms import forms
 from vkllm.text.messages import (
     Messages,
@@ -65,13 +66,17 @@ _PLAIN_ROLE = re.compile("[A-Za-z0-9_-]+")
 
 
 class ChatTemplate:
-    """Renders chat messages. `is_fallback`: the file has no template, so one is guessed, which may not fit."""
+    """Renders chat messages. `is_fallback`: the file has no template, so one is guessed, which may not fit.
+
+    answers: the form in which the model writes reasoning and calls of tools.
+    """
 
     def __init__(self, tokenizer: Tokenizer, source: str, tool_source: str | None = None, *, is_fallback: bool) -> None:
         """Parses the template, and the one to use when tools are given; raises jinja2.TemplateSyntaxError."""
         self._tokenizer = tokenizer
         self._program = Program(source)
         self._tool_program = self._program if tool_source is None else Program(tool_source)
+        self.answers = answer_form(source + (tool_source or ""), lambda text: tokenizer.whole_token(text) is not None)
         self._special = {
             name: "" if token_id is None else tokenizer.token_text(token_id)
             for name, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vkllm.errors import InvalidParameter, UnsupportedModel
@@ -176,6 +176,11 @@ class Tokenizer:
         """
         return Detokenizer(self, skip_special=skip_special, strips_space=self._adds_space and not continues)
 
+    def whole_token(self, text: str) -> int | None:
+        """The id of the control or user-defined token that is this text; None if there is none."""
+        found = self._whole.find(text)
+        return found[0].token_id if len(found) == 1 and (found[0].start, found[0].end) == (0, len(text)) else None
+
     def token_text(self, token_id: int) -> str:
         """The text of one token; bytes that are no whole character become U+FFFD."""
         return self.token_bytes(token_id).decode(errors="replace")
@@ -220,9 +225,13 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Turns a stream of tokens into text, whole characters only. Made by `Tokenizer.detokenizer`."""
+    """Turns a stream of tokens into text, whole characters only. Made by `Tokenizer.detokenizer`.
+
+    shown: control tokens that are not left out, because somebody who takes the text apart goes by them.
+    """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool, strips_space: bool) -> None:
+        self.shown: Container[int | None] = ()
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._strips_space = strips_space
@@ -231,7 +240,7 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """The characters that this token completes, perhaps none."""
         kind = self._tokenizer.token_type(token_id)
-        if self._skip_special and kind in (TokenType.CONTROL, TokenType.UNKNOWN):
+        if self._skip_special and kind in (TokenType.CONTROL, TokenType.UNKNOWN) and token_id not in self.shown:
             return ""
         piece = self._tokenizer.token_bytes(token_id)
         if self._strips_space and piece:

@@ -29,6 +29,8 @@ from vkllm.faces.tui.fit import Fit, ModelToFit
 from vkllm.faces.tui.fits import Fits
 from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.plan import MemoryPlan, TierPlan
+from vkllm.text.answers.choice import answer_form
+from vkllm.text.answers.parser import AnswerParser
 
 CODE = "Here is one:\n\n```python\ndef double(x):\n    return 2 * x\n```\n\nAnd another:\n\n```sh\nls -l\n```\n"
 THOUGHT = "<think>\nLet me see. Two and two.\n</think>\n\nIt is **four**."
@@ -61,6 +63,7 @@ class FakeStream(Iterator[Piece]):
 
     def __init__(self, words: list[str], n_prompt: int, llm: FakeLLM) -> None:
         self._words = iter(words)
+        self._parser = AnswerParser(answer_form("</think>", lambda text: False))
         self._said: list[str] = []
         self._n_prompt = n_prompt
         self._llm = llm
@@ -83,7 +86,8 @@ class FakeStream(Iterator[Piece]):
             self._n_shifts += 1
         word = next(self._words)
         self._said.append(word)
-        return Piece(word, [1])
+        parts = self._parser.push(word)
+        return Piece(parts.text, [1], reasoning=parts.reasoning)
 
     def close(self) -> None:
         self._is_closed.set()

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vkllm.faces.chat.reasoning import as_drawn, as_markdown, file_name, split_reasoning
+from vkllm import Piece
+from vkllm.faces.chat.reasoning import KeptText, as_drawn, as_markdown, file_name, split_reasoning
 from vkllm.faces.chat.store import ChatMessage
 
 
@@ -19,7 +20,7 @@ from vkllm.faces.chat.store import ChatMessage
         ("<think>a b</think>\n\nc", ("a b", "c", False)),
         ("\n<think>\na", ("a", "", True)),
         ("<th", ("", "", True)),
-        ("reasons\n</think>\nanswer", ("reasons", "answer", False)),
+        ("<think>\nreasons\n</think>\nanswer \n", ("reasons", "answer \n", False)),
         ("The tag `</think>` ends it.", ("", "The tag `</think>` ends it.", False)),
         ("Not first: <think>x</think>", ("", "Not first: <think>x</think>", False)),
         ("<thinking> is a word", ("", "<thinking> is a word", False)),
@@ -35,6 +36,22 @@ def test_an_answer_that_grows_only_ever_adds_to_its_text(reasoning: str, text: s
     content = f"<think>{reasoning}</think>{text}"
     shown = [split_reasoning(content[:n]).text for n in range(len(content) + 1)]
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(shown))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "kept"),
+    [
+        ([Piece("Four."), Piece(" So")], "Four. So"),
+        ([Piece("", reasoning="Hm"), Piece("", reasoning=" so"), Piece("Four.")], "<think>\nHm so\n</think>\n\nFour."),
+        ([Piece("Four.", reasoning="Hm"), Piece("")], "<think>\nHm\n</think>\n\nFour."),
+        ([Piece("", reasoning="Hm")], "<think>\nHm"),
+    ],
+)
+def test_an_answer_is_kept_with_its_reasoning_in_tags(pieces: list[Piece], kept: str) -> None:
+    text = KeptText()
+    assert "".join(map(text.of_piece, pieces)) == kept
+    reasoning, said = "".join(piece.reasoning for piece in pieces), "".join(pieces)
+    assert split_reasoning(kept) == (reasoning, said, bool(reasoning and not said))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from pydantic import BaseModel
 
 from vkllm.api.answer import AnswerText, Generation, Piece, SamplingOptions
 from vkllm.api.openai.completions import (
-    AssistantMessage,
     ChatChoice,
     ChatCompletion,
     ChatCompletionChunk,
@@ -26,8 +25,10 @@ from vkllm.api.openai.completions import (
     TextChoice,
     Usage,
     chat_logprobs,
+    delta_of,
     finish_reason,
     logprobs_of_text,
+    message_of,
     text_logprobs,
     usage_of,
 )
@@ -121,15 +122,18 @@ class ChatCall(Call[ChatCompletion, ChatCompletionChunk]):
         for choice in range(self.n_choices):
             options_of_choice = self._seeded(sampling, choice)
             self.answers.append(prompts.of_chat(plain, None, options_of_choice, tools))
+        self._n_calls = [0] * len(self.answers)
 
     def first_chunk(self, index: int) -> ChatCompletionChunk:
         """Says that the model speaks."""
         return self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
 
     def chunk(self, index: int, piece: Piece) -> ChatCompletionChunk:
-        """Some content."""
+        """Some reasoning, content or calls."""
         logprobs = chat_logprobs(piece.logprobs, self._prompts.tokenizer)
-        return self._chunk(ChunkChoice(index=index, delta=Delta(content=piece), logprobs=logprobs))
+        delta = delta_of(piece, self._n_calls[index])
+        self._n_calls[index] += len(piece.tool_calls)
+        return self._chunk(ChunkChoice(index=index, delta=delta, logprobs=logprobs))
 
     def last_chunk(self, index: int, generation: Generation) -> ChatCompletionChunk:
         """Says why the answer ended."""
@@ -145,7 +149,7 @@ class ChatCall(Call[ChatCompletion, ChatCompletionChunk]):
         choices = [
             ChatChoice(
                 index=index,
-                message=AssistantMessage(content=generation.text),
+                message=message_of(generation),
                 logprobs=chat_logprobs(logprobs_of_text(generation, tokenizer), tokenizer),
                 finish_reason=finish_reason(generation),
             )

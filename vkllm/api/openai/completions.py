@@ -1,8 +1,8 @@
 """Answers in the shape of OpenAI's API, for programs that were written for it.
 
 It knows the fields, and how an answer's log-probabilities and counts fill them; not how answers are made. The shapes
-are those of the openai package 3.54. Fields that vkllm never fills are left out, but for `refusal` and `tool_calls`,
-which programs look at: both are None, and a call that a model writes is part of the content.
+are those of the openai package 3.54, with `reasoning_content` as llama.cpp's and vLLM's servers have it. Fields that
+vkllm never fills are left out, but for `refusal`, which programs look at.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
-from vkllm.api.answer import Generation, Logprob
+from vkllm.api.answer import Generation, Logprob, Piece
 from vkllm.api.embedding import Embedding
 from vkllm.text.tokenizer import Tokenizer
 
-Reason = Literal["stop", "length"]
+Reason = Literal["stop", "length", "tool_calls"]
 
 
 class Shape(BaseModel):
@@ -63,13 +63,47 @@ class Usage(Shape):
     prompt_tokens_details: PromptTokensDetails
 
 
-class AssistantMessage(Shape):
-    """What the model said."""
+class CalledFunction(Shape):
+    """A tool's name, and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(Shape):
+    """A call of a tool; the message with its result names its id."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class DeltaToolCall(MessageToolCall):
+    """A call in a chunk: always a whole one. index: which of the message's calls it is, counted from 0."""
+
+    index: int
+
+
+class WithReasoning(Shape):
+    """A message or a part of one that may have reasoning; without any, its dict has no such key."""
+
+    reasoning_content: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        made: dict[str, Any] = fields(self)
+        if self.reasoning_content is None:
+            made.pop("reasoning_content", None)
+        return made
+
+
+class AssistantMessage(WithReasoning):
+    """What the model said; content is None where it only calls tools."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
-    tool_calls: None = None
+    tool_calls: list[MessageToolCall] | None = None
 
 
 class ChatChoice(Shape):
@@ -101,13 +135,13 @@ class ChatCompletion(Shape):
     usage: Usage
 
 
-class Delta(Shape):
-    """What a chunk adds to a message: the role at first, then content, nothing at last."""
+class Delta(WithReasoning):
+    """What a chunk adds to a message: the role at first, then reasoning, content or calls, nothing at last."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: None = None
-    tool_calls: None = None
+    tool_calls: list[DeltaToolCall] | None = None
 
 
 class ChunkChoice(Shape):
@@ -205,7 +239,30 @@ class EmbeddingResponse(Shape):
 
 def finish_reason(generation: Generation) -> Reason:
     """OpenAI has no word for an answer that was cancelled."""
-    return "length" if generation.finish_reason == "length" else "stop"
+    if generation.finish_reason == "length":
+        return "length"
+    return "tool_calls" if generation.tool_calls else "stop"
+
+
+def message_of(generation: Generation) -> AssistantMessage:
+    """An answer as a message."""
+    calls = [MessageToolCall.model_validate(call.as_message_part()) for call in generation.tool_calls]
+    return AssistantMessage(
+        content=generation.text or (None if calls else ""),
+        reasoning_content=generation.reasoning or None,
+        tool_calls=calls or None,
+    )
+
+
+def delta_of(piece: Piece, n_calls: int) -> Delta:
+    """A piece of an answer as what it adds to the message. n_calls: those that came before it."""
+    calls = [
+        DeltaToolCall.model_validate({"index": n_calls + place, **call.as_message_part()})
+        for place, call in enumerate(piece.tool_calls)
+    ]
+    return Delta(
+        content=str(piece) if piece else None, reasoning_content=piece.reasoning or None, tool_calls=calls or None
+    )
 
 
 def usage_of(prompts: Sequence[Sequence[Generation]]) -> Usage:

@@ -1,7 +1,7 @@
-"""What a model's answer is made of: its reasoning and its text; and a chat as a Markdown file.
+"""Answers as chats keep them, one text each; taken apart again; and a chat as a Markdown file.
 
-Pure functions on strings. Models write their reasoning as <think>...</think> before the answer; where the template
-has written the first tag for them, only the second one is in the answer.
+Whatever form a model has for its reasoning, it is kept as <think>...</think> before the answer's text, so that a chat
+can go on with another model.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from vkllm import Generation, Piece
 from vkllm.faces.chat.store import ChatMessage
+from vkllm.text.answers.choice import AnswerForm
+from vkllm.text.answers.parser import parse_answer
+from vkllm.text.answers.tagged import Tags
 
-_OPEN, _CLOSE = "<think>", "</think>"
-_CLOSE_ALONE = re.compile(r"^</think>[ \t]*$", re.MULTILINE)
+_TAGS = Tags("<think>", "</think>")
+_FORM = AnswerForm(_TAGS)
 _JSON_BEGINS = re.compile(r'\s*\{\s*"[^"\n]*"\s*:')
 _NOT_IN_A_FILE_NAME = re.compile(r"[^\w-]+")
 
@@ -29,14 +33,34 @@ class Answer(NamedTuple):
 def split_reasoning(content: str) -> Answer:
     """Takes an answer, or what there is of it so far, apart. The beginning of a first tag counts as reasoning."""
     start = content.lstrip()
-    if start.startswith(_OPEN):
-        reasoning, close, text = start.removeprefix(_OPEN).partition(_CLOSE)
-        return Answer(reasoning.strip(), text.lstrip(), not close)
-    if start and _OPEN.startswith(start):
-        return Answer("", "", True)
-    if match := _CLOSE_ALONE.search(content):
-        return Answer(content[: match.start()].strip(), content[match.end() :].lstrip(), False)
-    return Answer("", content, False)
+    if not start.startswith(_TAGS.open):
+        is_beginning = bool(start) and _TAGS.open.startswith(start)
+        return Answer("", "" if is_beginning else content, is_beginning)
+    parts = parse_answer(content, _FORM)
+    return Answer(parts.reasoning.rstrip(), parts.text, _TAGS.close not in start)
+
+
+class KeptText:
+    """Writes the pieces of an answer as the text that is kept of it."""
+
+    def __init__(self) -> None:
+        self._is_thinking = False
+
+    def of_piece(self, piece: Piece) -> str:
+        """What a piece adds to the text."""
+        text = ""
+        if piece.reasoning:
+            text = piece.reasoning if self._is_thinking else f"{_TAGS.open}\n{piece.reasoning}"
+            self._is_thinking = True
+        if piece and self._is_thinking:
+            text += f"\n{_TAGS.close}\n\n"
+            self._is_thinking = False
+        return text + piece
+
+
+def kept_text(answer: Generation) -> str:
+    """The text that is kept of a whole answer."""
+    return KeptText().of_piece(Piece(answer.text, reasoning=answer.reasoning))
 
 
 def prompt_messages(system: str, messages: Iterable[tuple[str, str]]) -> list[dict[str, str]]:

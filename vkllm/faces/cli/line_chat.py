@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 from vkllm import VkllmError
+from vkllm.faces.chat.reasoning import kept_text
 from vkllm.faces.cli.line_commands import LineChat, is_command, run_command
 from vkllm.faces.cli.opening import RunOptions, tell_of_device
 from vkllm.faces.terminal import complain, file_title, print_stats, say, show
@@ -48,7 +49,7 @@ def _answer(chat: LineChat, text: str) -> None:
     except (VkllmError, KeyboardInterrupt):
         chat.messages.pop()
         raise
-    chat.messages.append({"role": "assistant", "content": generation.text})
+    chat.messages.append({"role": "assistant", "content": kept_text(generation)})
     if chat.wants_stats:
         print_stats(chat.llm, generation.stats)
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from vkllm import LLM, Generation, Stream, VkllmError
 from vkllm.api.llm import Message
 from vkllm.errors import counted
+from vkllm.faces.chat.reasoning import KeptText
 from vkllm.faces.tui.cells import speed
 from vkllm.store import FoundModel
 
@@ -212,9 +213,10 @@ class AnswerJob:
                 self._stream = stream
                 if self._is_stopped:
                     stream.close()
+            text = KeptText()
             for piece in stream:
                 with self._lock:
-                    self._pieces.append(piece)
+                    self._pieces.append(text.of_piece(piece))
                 self.n_generated += len(piece.token_ids)
                 if self.first_s is None:
                     self.first_s = time.monotonic()

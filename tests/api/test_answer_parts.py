@@ -1,0 +1,199 @@
+"""Reasoning and calls of tools in answers, through the module and in OpenAI's shape, on an engine that echoes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai.types.chat
+import pytest
+from gguf import TokenType
+from tiny_gguf import N_BYTES, byte_tokens, write_tiny_gguf
+
+from vkllm import LLM, AsyncLLM, Generation, InvalidParameter, ToolCall
+
+MakeLLM = Callable[..., LLM]
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            },
+        },
+    }
+]
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome", "days": 2}}\n</tool_call>'
+XML = (
+    "<tool_call><function=weather><parameter=city>\n7\n</parameter><parameter=days>7</parameter></function></tool_call>"
+)
+ROME = {"city": "Rome", "days": 2}
+MARKERS = "{# <think></think><tool_call><function= #}{% if tools %}{% endif %}"
+ECHO = MARKERS + "{{ '<|im_start|>' + messages[-1].content + '<|im_end|>' }}"
+
+
+@pytest.fixture
+def echo(fake_llm: MakeLLM, tmp_path: Path) -> Callable[..., LLM]:
+    """Makes a model that answers what the last message says."""
+
+    def make(template: str = ECHO, **fields: Any) -> LLM:
+        path = write_tiny_gguf(tmp_path / "echo.gguf", template=template, n_ctx=2048, fields=fields)
+        return fake_llm(model=path)
+
+    return make
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def parts(answer: Generation) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:
+    return answer.reasoning, answer.text, [(call.name, call.arguments) for call in answer.tool_calls]
+
+
+def test_an_answer_has_its_reasoning_and_calls(echo: MakeLLM) -> None:
+    llm = echo()
+    answer = llm.chat(said(f"<think>\nHm.\n</think>\n\nLook:\n{CALL}\n{XML}"), tools=TOOLS)
+    assert parts(answer) == ("Hm.", "Look:", [("weather", ROME), ("weather", {"city": "7", "days": 7})])
+    assert answer.finish_reason == "stop"
+    first, second = answer.tool_calls
+    assert isinstance(first, ToolCall) and first.id != second.id
+    function = {"name": "weather", "arguments": '{"city": "Rome", "days": 2}'}
+    assert answer.message["tool_calls"][0] == {"id": first.id, "type": "function", "function": function}
+    assert answer.message["reasoning_content"] == "Hm." and answer.message["content"] == "Look:"
+    assert llm.chat(said("Hi"), tools=TOOLS).message == {"role": "assistant", "content": "Hi"}
+
+
+def test_a_stream_has_the_same_parts_as_they_come(echo: MakeLLM) -> None:
+    stream = echo().chat(said(f"<think>Hm.</think>Look: {CALL}"), tools=TOOLS, stream=True)
+    pieces = list(stream)
+    assert "".join(piece.reasoning for piece in pieces) == stream.result().reasoning == "Hm."
+    assert "".join(pieces) == stream.result().text == "Look:"
+    assert [call for piece in pieces for call in piece.tool_calls] == stream.result().tool_calls
+    assert [token for piece in pieces for token in piece.token_ids] == stream.result().token_ids[:-1]
+    assert all(piece or piece.reasoning or piece.tool_calls for piece in pieces)
+
+
+def test_an_answer_for_asyncio_has_the_same_parts(echo: MakeLLM) -> None:
+    llm = echo()
+
+    async def main() -> tuple[Generation, list[str]]:
+        shared = AsyncLLM(llm)
+        messages = said(f"<think>Hm.</think>Look: {CALL}")
+        stream = shared.chat(messages, tools=TOOLS, stream=True)
+        return await shared.chat(messages, tools=TOOLS), [piece.reasoning + piece async for piece in stream]
+
+    answer, pieces = asyncio.run(main())
+    assert parts(answer) == ("Hm.", "Look:", [("weather", ROME)]) and "".join(pieces) == "Hm.Look:"
+
+
+def test_without_tools_calls_are_text_and_raw_prompts_are_all_text(echo: MakeLLM) -> None:
+    llm = echo()
+    assert parts(llm.chat(said(f"<think>Hm.</think>{CALL}"))) == ("Hm.", CALL, [])
+    assert parts(llm.generate(f"<|im_start|><think>Hm.</think>{CALL}<|im_end|>")) == (
+        "",
+        f"<think>Hm.</think>{CALL}",
+        [],
+    )
+
+
+def test_a_call_that_the_limit_cuts_is_text(echo: MakeLLM) -> None:
+    answer = echo().chat(said(f"Look: {CALL}"), tools=TOOLS, max_tokens=30)
+    assert parts(answer) == ("", f"Look: {CALL}"[:30], []) and answer.finish_reason == "length"
+
+
+def test_an_answer_with_a_grammar_is_all_text(echo: MakeLLM) -> None:
+    opened = echo(ECHO.replace("'<|im_end|>'", "'<|im_end|><think>'"))
+    assert parts(opened.chat(said("[7]"), json_schema=True)) == ("", "[7]", [])
+
+
+def test_a_prompt_that_opens_the_reasoning_begins_within_it(echo: MakeLLM) -> None:
+    llm = echo(ECHO.replace("'<|im_end|>'", "'<|im_end|>\n<think>\n'"))
+    assert parts(llm.chat(said("Hm.\n</think>\n\nFour."))) == ("Hm.", "Four.", [])
+    assert parts(llm.chat(said("Hm."))) == ("Hm.", "", [])
+
+
+def test_markers_that_are_control_tokens_are_seen(echo: MakeLLM) -> None:
+    tokens = [*byte_tokens(), "<|im_start|>", "<|im_end|>", "[TOOL_CALLS]"]
+    types = [TokenType.NORMAL] * N_BYTES + [TokenType.CONTROL] * 3
+    fields = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [int(kind) for kind in types],
+        "tokenizer.ggml.merges": ["a b"],
+    }
+    for template in (ECHO, "{# [TOOL_CALLS] #}" + ECHO):  # the vocabulary shows it, whatever the template says
+        llm = echo(template.replace("'<|im_start|>'", "'<|im_start|>[TOOL_CALLS]'"), **fields)
+        assert parts(llm.chat(said('weather{"city": "Rome", "days": 2}'), tools=TOOLS)) == ("", "", [("weather", ROME)])
+        assert parts(llm.chat(said("weather{}}"), tools=TOOLS)) == ("", "}", [("weather", {})])
+        assert parts(llm.chat(said("weather{"), tools=TOOLS)) == ("", "[TOOL_CALLS]weather{", [])
+        assert llm.chat(said("x")).text == "[TOOL_CALLS]x"
+        llm.close()
+
+
+def test_stop_strings_end_an_answer_where_it_was_written(echo: MakeLLM) -> None:
+    answer = echo().chat(said(f"<think>Hm.</think>Look: {CALL} more"), tools=TOOLS, stop="</tool_call>")
+    assert parts(answer) == ("Hm.", "Look:", [("weather", ROME)])
+    assert parts(echo().chat(said("<think>Hm. So.</think>A"), stop=" So")) == ("Hm.", "", [])
+
+
+def test_openais_shape_of_a_message(echo: MakeLLM) -> None:
+    made = echo().chat.completions.create(messages=said(f"<think>Hm.</think>{CALL}"), tools=TOOLS)
+    choice = made.choices[0]
+    assert (choice.finish_reason, choice.message.content, choice.message.reasoning_content) == (
+        "tool_calls",
+        None,
+        "Hm.",
+    )
+    theirs = openai.types.chat.ChatCompletion.model_validate(made.model_dump()).choices[0]
+    assert theirs.message.tool_calls is not None and theirs.finish_reason == "tool_calls"
+    (call,) = theirs.message.tool_calls
+    assert call.type == "function" and call.function.name == "weather" and call.id
+    assert json.loads(call.function.arguments) == ROME
+
+
+def test_openais_shape_of_chunks(echo: MakeLLM) -> None:
+    messages = said(f"<think>Hm.</think>Look: {CALL}{CALL}")
+    chunks = list(echo().chat.completions.create(messages=messages, tools=TOOLS, stream=True))
+    for chunk in chunks:
+        openai.types.chat.ChatCompletionChunk.model_validate(chunk.model_dump())
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert deltas[0].role == "assistant"
+    assert "".join(delta.reasoning_content or "" for delta in deltas) == "Hm."
+    assert "".join(delta.content or "" for delta in deltas) == "Look:"
+    calls = [call for delta in deltas for call in delta.tool_calls or ()]
+    assert [call.index for call in calls] == [0, 1] and calls[0].id != calls[1].id
+    assert [json.loads(call.function.arguments) for call in calls] == [ROME, ROME]
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["tool_calls"]
+
+
+def test_openais_reason_of_an_answer_without_or_with_cut_calls(echo: MakeLLM) -> None:
+    create = echo().chat.completions.create
+    plain = create(messages=said("Hi"), tools=TOOLS).choices[0]
+    assert (plain.finish_reason, plain.message.content, plain.message.tool_calls) == ("stop", "Hi", None)
+    cut = create(messages=said(CALL), tools=TOOLS, max_tokens=20).choices[0]
+    assert (cut.finish_reason, cut.message.content, cut.message.tool_calls) == ("length", CALL[:20], None)
+    none = create(messages=said(CALL), tools=TOOLS, tool_choice="none").choices[0]
+    assert (none.finish_reason, none.message.content) == ("stop", CALL)
+
+
+def test_a_message_goes_back_into_the_conversation(echo: MakeLLM) -> None:
+    llm = echo(
+        ECHO
+        + "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments }}{% endfor %}{% endfor %}"
+    )
+    answer = llm.chat(said(CALL), tools=TOOLS)
+    whole = llm.chat.completions.create(messages=said(CALL), tools=TOOLS).choices[0].message
+    for message in (answer.message, whole):
+        result = {"role": "tool", "content": "sunny", "tool_call_id": answer.tool_calls[0].id}
+        assert llm.chat([*said(CALL), message, result], tools=TOOLS).text == "sunny"
+
+
+def test_tools_that_are_no_tools_are_refused(echo: MakeLLM) -> None:
+    with pytest.raises(InvalidParameter, match="tool 0"):
+        echo().chat(said("Hi"), tools=["weather"])  # type: ignore[list-item]
