@@ -16,9 +16,12 @@ from vkllm.model.architectures import model_spec
 from vkllm.model.spec import ModelSpec
 
 
-def spec_of(tmp_path: Path, fields: dict[str, Any] | None = None, **extra: tuple[int, ...]) -> ModelSpec:
+def spec_of(
+    tmp_path: Path, fields: dict[str, Any] | None = None, architecture: str = "llama", **extra: tuple[int, ...]
+) -> ModelSpec:
     """extra: tensors by their names, with "_" for "." in front of the last part."""
-    file = ModelFile.open(write_tiny_gguf(tmp_path / "tiny.gguf", fields=fields, extra=extra))
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", architecture=architecture, fields=fields, extra=extra)
+    file = ModelFile.open(path)
     return model_spec(file.metadata, file.tensors)
 
 
@@ -101,13 +104,13 @@ REFUSED: dict[str, Any] = {
 @pytest.mark.parametrize("key", REFUSED)
 def test_a_key_that_asks_for_what_is_not_computed_is_named(tmp_path: Path, key: str) -> None:
     with pytest.raises(UnsupportedModel) as caught:
-        spec_of(tmp_path, {f"llama.{key}": REFUSED[key]})
-    assert f"llama.{key} = " in str(caught.value)
+        spec_of(tmp_path, {f"qwen2.{key}": REFUSED[key]}, "qwen2")
+    assert f"qwen2.{key} = " in str(caught.value)
 
 
 def test_a_key_says_what_it_means_and_long_values_are_cut(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match=r"llama\.expert_count = 8 \(a mixture of experts\), which vkllm does"):
-        spec_of(tmp_path, {"llama.expert_count": 8})
+    with pytest.raises(UnsupportedModel, match=r"qwen2\.expert_count = 8 \(a mixture of experts\), which vkllm does"):
+        spec_of(tmp_path, {"qwen2.expert_count": 8}, "qwen2")
     with pytest.raises(UnsupportedModel) as caught:
         spec_of(tmp_path, {"llama." + "x" * 5000: "y" * 5000})
     assert len(str(caught.value)) < 500

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.gguf import Metadata, TensorInfo
 from vkllm.formats.quants import BLOCK, FORMATS, weight_format
+from vkllm.model.expert_ops import ExpertMatvec
 from vkllm.model.graph import decoder, expected_shapes, head
 from vkllm.model.keys import shown
+from vkllm.model.layer_checks import check_layer, check_positive
 from vkllm.model.ops import Matvec
-from vkllm.model.spec import LayerSpec, ModelSpec, Rope
-
-MAX_HEAD_DIM = 256
-"""The largest head that the kernels of attention take."""
+from vkllm.model.spec import ModelSpec, Rope
 
 _LAYER = re.compile(r"blk\.(0|[1-9]\d{0,9})\.(.+)", re.DOTALL)
 
@@ -25,8 +24,8 @@ _LAYER = re.compile(r"blk\.(0|[1-9]\d{0,9})\.(.+)", re.DOTALL)
 def check_numbers(spec: ModelSpec, metadata: Metadata) -> None:
     """Raises ModelFileError for numbers that no model can have, UnsupportedModel for those that vkllm has no kernels
     for."""
-    _check_positive(
-        metadata,
+    check_positive(
+        metadata.path,
         {
             "embedding length": spec.d_model,
             "context length": spec.n_ctx_train,
@@ -37,55 +36,19 @@ def check_numbers(spec: ModelSpec, metadata: Metadata) -> None:
         },
     )
     for layer in dict.fromkeys(spec.layers):
-        _check_layer(layer, metadata)
+        check_layer(layer, metadata.path)
     for rope in spec.ropes:
         _check_rope(rope, metadata)
 
 
-def _check_positive(metadata: Metadata, numbers: Mapping[str, float]) -> None:
-    for name, value in numbers.items():
-        if not 0 < value < 2**31:
-            raise ModelFileError(f"{metadata.path}: the {name} is {value}, which no model can have")
-
-
-def _check_layer(layer: LayerSpec, metadata: Metadata) -> None:
-    _check_positive(
-        metadata,
-        {
-            "head count": layer.n_heads,
-            "key/value head count": layer.n_kv_heads,
-            "head size": layer.head_dim,
-            "feed-forward length": layer.d_ff,
-            "attention scale": layer.attention_scale,
-            "residual scale": abs(layer.residual_scale),
-        },
-    )
-    if layer.n_heads % layer.n_kv_heads:
-        raise ModelFileError(
-            f"{metadata.path}: {layer.n_heads} heads cannot share {layer.n_kv_heads} key/value heads evenly"
-        )
-    if layer.head_dim % 8 or layer.head_dim > MAX_HEAD_DIM:
-        raise UnsupportedModel(
-            f"{metadata.path}: a head size of {layer.head_dim} is not supported; supported: multiples "
-            f"of 8 up to {MAX_HEAD_DIM}"
-        )
-    if layer.d_ff % BLOCK and layer.is_gated and layer.has_fused_gate_up:
-        raise UnsupportedModel(
-            f"{metadata.path}: a feed-forward layer of width {layer.d_ff}, which is no multiple of {BLOCK}, is not "
-            "supported with gate and up in one tensor"
-        )
-    if layer.rope is not None and not 0 < layer.rope.dims <= layer.head_dim:
-        raise ModelFileError(f"{metadata.path}: cannot rotate {layer.rope.dims} of {layer.head_dim} dimensions")
-
-
 def _check_rope(rope: Rope, metadata: Metadata) -> None:
-    _check_positive(metadata, {"rope base": rope.theta, "rope scale": rope.scale, "rope magnitude": rope.magnitude})
+    check_positive(metadata.path, {"rope base": rope.theta, "rope scale": rope.scale, "rope magnitude": rope.magnitude})
     if rope.dims % 2:
         raise ModelFileError(f"{metadata.path}: cannot rotate {rope.dims} dimensions in pairs")
     if (yarn := rope.yarn) is None:
         return
-    _check_positive(
-        metadata,
+    check_positive(
+        metadata.path,
         {
             "original context length": yarn.n_ctx,
             "yarn_beta_fast": yarn.beta_fast,
@@ -105,9 +68,9 @@ def check_tensors(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, Ten
     _refuse_others(spec, metadata, tensors)
     for op in (*decoder(spec), *head(spec)):
         for name, shape in op.tensors().items():
-            padding = op.column_padding if isinstance(op, Matvec) else 0
+            padding = op.column_padding if isinstance(op, Matvec | ExpertMatvec) else 0
             _check_tensor(metadata, name, shape, tensors.get(name), is_matrix=name in op.matrices, padding=padding)
-        if isinstance(op, Matvec) and op.is_padded:
+        if isinstance(op, Matvec | ExpertMatvec) and op.is_padded:
             _check_padding(metadata, op, tensors)
 
 
@@ -125,14 +88,14 @@ def _check_tensor(
             f"supported: {', '.join(allowed)}"
         )
     block = weight_format(tensor.format).block
-    if is_matrix and (shape[1] + padding) % block:
+    if is_matrix and (shape[-1] + padding) % block:
         raise UnsupportedModel(
-            f"{metadata.path}: tensor {name} has {shape[1]} columns; in {tensor.format} they must be a multiple of "
+            f"{metadata.path}: tensor {name} has {shape[-1]} columns; in {tensor.format} they must be a multiple of "
             f"{block}"
         )
 
 
-def _check_padding(metadata: Metadata, op: Matvec, tensors: Mapping[str, TensorInfo]) -> None:
+def _check_padding(metadata: Metadata, op: Matvec | ExpertMatvec, tensors: Mapping[str, TensorInfo]) -> None:
     """Raises UnsupportedModel for matrices that cannot be extended to whole blocks."""
     for name in op.weights:
         if weight_format(tensors[name].format).is_quantized:

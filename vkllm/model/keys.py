@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from vkllm.errors import UnsupportedModel
 from vkllm.formats.gguf import Metadata, Plain, no_model
-from vkllm.model.spec import ModelSpec
+from vkllm.model.spec import Gating, ModelSpec
 
 NEVER_COUNT = frozenset(
     {
@@ -66,6 +66,9 @@ _NEUTRAL: dict[str, tuple[Plain, ...]] = {
     "rope.scaling.alpha": _FACTOR,
     "use_parallel_residual": (False,),
 }
+GATINGS: dict[int, Gating] = {1: "softmax", 2: "sigmoid", 3: "softmax_of_chosen"}
+"""What `expert_gating_func` says; llama.cpp's numbers."""
+
 _MEANINGS = {
     "attention.sliding_window": "attention over a sliding window",
     "attention.value_length": "values of another size than keys",
@@ -117,7 +120,14 @@ def _is_neutral(name: str, value: Plain | list[Plain], spec: ModelSpec) -> bool:
         return all(_is_neutral(name, each, spec) for each in value)
     if isinstance(value, str):
         return False
+    mixtures = [layer.experts for layer in dict.fromkeys(spec.layers) if layer.experts is not None]
     match name:
+        case "expert_gating_func" if mixtures:  # says again what the family does anyway
+            return value == 0 or all(GATINGS.get(int(value)) == mixture.gating for mixture in mixtures)
+        case "expert_weights_norm" if mixtures:
+            return all(value == mixture.is_normalized for mixture in mixtures)
+        case "interleave_moe_layer_step" if value == 1:
+            return all(layer.experts is not None for layer in spec.layers)
         case "attention.sliding_window":  # one as long as the longest context cuts nothing off
             return value == 0 or value >= spec.n_ctx_train
         case "attention.value_length":

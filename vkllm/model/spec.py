@@ -214,7 +214,8 @@ class Experts:
 class LayerSpec:
     """A layer of a transformer: grouped-query attention, or a mixer in its place, then a feed-forward layer.
 
-    n_heads = 0 without a mixer: no attention. d_ff = 0: no dense feed-forward layer. experts: a mixture of experts.
+    n_heads = 0 without a mixer and an attn_norm: no attention. experts: a mixture of experts, in place of the dense
+    feed-forward layer (d_ff = 0) or beside it. d_ff = 0 without experts and an ffn_norm: no feed-forward layer.
 
     attention_scale: scores are multiplied by it. softcap: scores s become softcap * tanh(s / softcap); 0 is none.
     window: how many keys a row sees, itself included; 0 is all. rope: None if nothing is rotated.

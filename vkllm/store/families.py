@@ -30,21 +30,24 @@ _OF_LLAMA = (
     r"smollm|tinyllama|tinydolphin|vicuna|zephyr|solar|yi|codellama|wizard|orca|openchat|starling|neural-chat|hermes|"
     r"nous|openhermes|dolphin|falcon-?3|deepseek|samantha|xwin|everythinglm|reflection|athene|tulu|cogito"
 )
-_OTHERS = r"minimax|kimi|internlm|laguna|ornith|mamba|rwkv|falcon|bloom|jamba|apertus|arcee|afm|nanbeige|minicpm|dots"
+_OTHERS = (
+    r"minimax|kimi|internlm|laguna|ornith|mamba|rwkv|falcon|bloom|jamba|apertus|arcee|afm|nanbeige|minicpm|dots|dbrx|"
+    r"glm-?[5-9]"
+)
 
 _FAMILIES: dict[str, NamedFamily] = {
     # The special ones of a family stand before the family that they would be mistaken for.
     f"({_PICTURES})": NamedFamily("models that see pictures", "clip"),
     f"({_BERT})": NamedFamily("embedding models (BERT and others)", "bert"),
-    r"(mixtral|dolphin-?mixtral|dbrx|llama-?4|meta-llama-4)": NamedFamily(
-        "mixtures of experts (Mixtral, Llama 4)", "llama4"
-    ),
+    r"(dolphin-?)?mixtral": NamedFamily("Mixtral", "llama"),
+    r"(meta-)?llama-?4": NamedFamily("Llama 4", "llama4"),
     r"qwen-?3\.[5-9].*-a\d+b": NamedFamily("Qwen 3.5 to 3.8, mixtures of experts", "qwen35moe"),
     r"qwen-?3\.[5-9]": NamedFamily("Qwen 3.5 to 3.8", "qwen35"),
     r"qwen-?3-(coder-)?next": NamedFamily("Qwen 3 Next", "qwen3next"),
     r"qwen-?3(.*-a\d+b|-(30|235|480)b|-coder)": NamedFamily("Qwen 3, mixtures of experts", "qwen3moe"),
     r"(qwen-?3|deepseek-r1-0528-qwen3)": NamedFamily("Qwen 3", "qwen3"),
     r"qwen-?4": NamedFamily("Qwen 4", "qwen4"),
+    r"qwen-?(1\.5|2)(-moe|-).*a\d+(\.\d+)?b": NamedFamily("Qwen 1.5 and 2, mixtures of experts", "qwen2moe"),
     r"(qwen|qwq|qvq|deepseek-r1-distill-qwen)": NamedFamily("Qwen 2 and 2.5", "qwen2"),
     r"(deepcoder|deepscaler|openthinker|marco-o1)": NamedFamily("Qwen 2.5 (a model made from it)", "qwen2"),
     r"(deepseek-?(v2|v3|v4|coder-?v2)|r1-1776|deepseek-r1-671b)": NamedFamily("DeepSeek 2 to 4", "deepseek2"),
@@ -65,9 +68,10 @@ _FAMILIES: dict[str, NamedFamily] = {
     r"granite-?4.*(-h|-tiny|-small)": NamedFamily("Granite 4 with Mamba layers", "granitehybrid"),
     r"granite.*(-moe|-a\d+m)": NamedFamily("Granite, mixtures of experts", "granitemoe"),
     r"granite": NamedFamily("Granite", "granite"),
-    r"glm-?(4\.[5-9]|[5-9])": NamedFamily("GLM 4.5 and later", "glm4moe"),
+    r"glm-?4\.7-?flash": NamedFamily("GLM 4.7 Flash", "deepseek2"),
+    r"glm-?4\.[5-7]": NamedFamily("GLM 4.5 to 4.7", "glm4moe"),
     r"glm-?(4|z1)": NamedFamily("GLM 4", "glm4"),
-    r"(glm|chatglm|codegeex)": NamedFamily("ChatGLM", "chatglm"),
+    r"(glm(?!-?[5-9])|chatglm|codegeex)": NamedFamily("ChatGLM", "chatglm"),
     r"olmo-?e": NamedFamily("OLMoE", "olmoe"),
     r"olmo-?[23]": NamedFamily("OLMo 2 and 3", "olmo2"),
     r"lfm": NamedFamily("LFM", "lfm2"),
@@ -79,6 +83,7 @@ _FAMILIES: dict[str, NamedFamily] = {
     r"exaone-?4": NamedFamily("EXAONE 4", "exaone4"),
     r"exaone": NamedFamily("EXAONE 3", "exaone"),
     r"smollm-?3": NamedFamily("SmolLM3", "smollm3"),
+    r"minimax-?m2": NamedFamily("MiniMax M2", "minimax-m2"),
     r"hunyuan-(a13b|large)": NamedFamily("Hunyuan, mixtures of experts", "hunyuan-moe"),
     r"hunyuan": NamedFamily("Hunyuan", "hunyuan-dense"),
     r"seed-?oss": NamedFamily("Seed-OSS", "seed_oss"),

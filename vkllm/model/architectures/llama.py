@@ -1,15 +1,25 @@
-"""Llama 1 to 3, Mistral, SmolLM2, TinyLlama and others that were converted as "llama"."""
+"""Llama 1 to 3, Mistral, Mixtral, SmolLM2, TinyLlama and others that were converted as "llama"."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from vkllm.model.architectures.experts import read_experts, scales, with_experts
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
 from vkllm.model.spec import LayerSpec, ModelSpec, Rope
 
 
 def llama(header: Header) -> ModelSpec:
-    """Its numbers; biases where the file has them."""
-    return dense_model(header, dense_layers(header, "interleaved"))
+    """Its numbers; biases where the file has them; experts in all layers where it counts any."""
+    if header.integer("expert_count", 0) == 0:
+        return dense_model(header, dense_layers(header, "interleaved"))
+    experts = read_experts(header, has_own_width=False, is_normalized=True)
+
+    def change(number: int, layer: LayerSpec) -> LayerSpec:
+        return with_experts(layer, replace(experts[number], scales=scales(header, number)))
+
+    return dense_model(header, dense_layers(header, "interleaved", change=change))
 
 
 def llama_spec(

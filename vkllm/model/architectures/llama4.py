@@ -1,0 +1,43 @@
+"""Llama 4 Scout and Maverick, their text side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vkllm.errors import UnsupportedModel
+from vkllm.model.architectures.experts import read_experts, with_experts
+from vkllm.model.architectures.family import dense_layers, dense_model
+from vkllm.model.architectures.header import Header
+from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec, QueryTemperature
+
+_CHUNK = 8192
+"""Positions that rotated layers see, from a multiple of it on; the files do not say it."""
+
+_EXPERTS_OF_MAVERICK = 128
+"""Only Maverick does not normalize queries and keys; the files do not say that either."""
+
+
+def llama4(header: Header) -> ModelSpec:
+    """Three of four layers have rotations and see their own chunk only; in the others, queries grow with their
+    position. An expert reads its input times its weight; all tokens take a shared one too."""
+    if header.integer("attention.sliding_window", _CHUNK) == 0:
+        raise UnsupportedModel(f"{header.metadata.path}: llama4 models without chunks of attention are not supported")
+    experts = read_experts(header, gating="sigmoid", chooses_by_logits=True, weighs_input=True)
+    step = header.integer("interleave_moe_layer_step")
+    is_chunked = [bool(window) for window in header.windows(period=4, default=_CHUNK)]
+    theta = header.number("rope.freq_base_swa", header.number("rope.freq_base", 10000.0))
+    head_norm = HeadNorm(has_weight=False) if experts[0].n_experts != _EXPERTS_OF_MAVERICK else None
+
+    def change(number: int, layer: LayerSpec) -> LayerSpec:
+        if is_chunked[number] and layer.rope is not None:
+            layer = replace(layer, chunk=_CHUNK, rope=replace(layer.rope, theta=theta))
+        if number % 4 == 3:
+            layer = replace(layer, rope=None, query_temperature=QueryTemperature(0.1, _CHUNK, offset=1))
+        else:
+            layer = replace(layer, head_norm=head_norm)
+        if step <= 0 or (number + 1) % step:
+            return layer
+        mixture = experts[number]
+        return with_experts(layer, replace(mixture, d_ff_shared=mixture.d_ff))
+
+    return dense_model(header, dense_layers(header, "interleaved", change=change))
