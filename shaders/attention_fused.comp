@@ -1,6 +1,6 @@
 // attention_fused: head_norm, rope, the store into the cache and attention for one token, in one dispatch
-// bindings: qkv rope_table k_cache v_cache partials y y_q16 y_scales step chain failure head_weights q_factors
-// constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup rope_dims is_interleaved keys_at_once k_q8_0 v_q8_0 most_polls scale softcap window n_ring_blocks quantizes head_weights has_q_factors norms eps
+// bindings: qkv rope_table k_cache v_cache partials y y_q16 y_scales step chain failure head_weights q_factors sinks
+// constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup rope_dims is_interleaved keys_at_once k_q8_0 v_q8_0 most_polls scale softcap window n_ring_blocks quantizes head_weights has_q_factors norms eps values is_newest_cached has_gates chunk has_sinks latent_dim
 // push: n_parts arrivals link n_awaited
 // dispatch: x = n_heads / heads_per_workgroup * n_parts: the context is cut into n_parts parts at most
 // subgroup: shuffle
@@ -38,6 +38,12 @@ layout(constant_id = 17) const uint HEAD_WEIGHTS = 0; // as in lib/rotate.glsl
 layout(constant_id = 18) const uint HAS_Q_FACTORS = 0;
 layout(constant_id = 19) const uint NORMS = 0; // whether queries and keys are divided by their root mean squares
 layout(constant_id = 20) const uint EPS = 0x3727c5ac; // 1e-5
+layout(constant_id = 21) const uint VALUES = 0; // 1: divided by their root mean square; 2: the keys divided by theirs
+layout(constant_id = 22) const uint IS_NEWEST_CACHED = 0; // whether the new token's key and value are in the cache, not in qkv
+layout(constant_id = 23) const uint HAS_GATES = 0;  // whether HEAD_DIM gates lie behind each head of the queries
+layout(constant_id = 24) const uint CHUNK = 0;      // as in attention.comp
+layout(constant_id = 25) const uint HAS_SINKS = 0;
+layout(constant_id = 26) const uint LATENT_DIM = 0;
 const uint TOKENS = 1;
 layout(push_constant) uniform Push {
   uint n_parts;
@@ -45,7 +51,7 @@ layout(push_constant) uniform Push {
   uint link;
   uint n_awaited;
 };
-// of each head and part: (maximum, sum of weights, unused), HEAD_DIM weighted values
+// of each head and part: (maximum, sum of weights, unused), VALUE_DIM weighted values
 layout(std430, binding = 4) coherent buffer Partials { vec4 partials[]; };
 layout(std430, binding = 5) coherent writeonly buffer Y { vec4 y[]; };
 layout(std430, binding = 6) coherent writeonly buffer YQ16 { uint y_q16[]; };
@@ -59,18 +65,21 @@ layout(std430, binding = 7) coherent writeonly buffer YScales { vec2 y_scales[];
 #define FAILURE_BINDING 10
 #define HEAD_WEIGHTS_BINDING 11
 #define Q_FACTORS_BINDING 12
+#define SINKS_BINDING 13
 #include "lib/step.glsl"
 #include "lib/chain.glsl"
 #include "lib/q16.glsl"
 #include "lib/rotate.glsl"
 #include "lib/kvcache.glsl"
 #include "lib/softcap.glsl"
+#include "lib/attended.glsl"
 
 // the new token's key and value, as they are cached; it is not read from there, since another workgroup stores it
 shared uvec2 new_key[HEAD_DIM / 4], new_value[HEAD_DIM / 4];
 
 #define NEWEST rows[0].y
-#define FIRST (WINDOW != 0 ? max(NEWEST + 1, WINDOW) - WINDOW : 0)
+#define FIRST (WINDOW != 0 ? max(NEWEST + 1, WINDOW) - WINDOW : (CHUNK != 0 ? NEWEST / CHUNK * CHUNK : 0))
+const bool SEES_LAST = WINDOW != 0 || CHUNK != 0;
 void replace_newest_keys(uint base, uint end);
 void replace_newest_values(uint base, uint end);
 #include "lib/attention.glsl"
@@ -81,7 +90,7 @@ uvec4 new_eight(uvec2 first, uvec2 second, uint is_q8_0) {
 
 // put the new token's key or value in the place of what was loaded for it
 void replace_newest_keys(uint base, uint end) {
-  if (end != NEWEST + 1) return;
+  if (IS_NEWEST_CACHED != 0 || end != NEWEST + 1) return;
   [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
     if (base + i * TEAMS < NEWEST) continue; // those beyond it do not count
     [[unroll]] for (uint p = 0; p < PIECES; p++) {
@@ -92,12 +101,12 @@ void replace_newest_keys(uint base, uint end) {
 }
 
 void replace_newest_values(uint base, uint end) {
-  if (end != NEWEST + 1) return;
+  if (IS_NEWEST_CACHED != 0 || end != NEWEST + 1) return;
   [[unroll]] for (uint i = 0; i < AT_ONCE; i++) {
     if (base + i * TEAMS < NEWEST) continue;
-    [[unroll]] for (uint p = 0; p < PIECES; p++) {
+    [[unroll]] for (uint p = 0; p < V_PIECES; p++) {
       uint eight = min(lane + p * LANES, EIGHTS - 1);
-      v[i * PIECES + p] = new_eight(new_value[2 * eight], new_value[2 * eight + 1], V_Q8_0);
+      v[i * V_PIECES + p] = new_eight(new_value[2 * eight], new_value[2 * eight + 1], V_Q8_0);
     }
   }
 }
@@ -107,17 +116,23 @@ void replace_newest_values(uint base, uint end) {
 const uint GROUPS = N_HEADS / HEADS;
 const uint GROUP_HEADS = N_HEADS / N_KV_HEADS; // that share a key head
 const uint PARTIAL = FOURS + 1;
+const uint Q_FOURS = HEAD_DIM / 4;
+const uint Q_STRIDE = HEAD_DIM * (1 + HAS_GATES);
 const uint SLICES = LOCAL_SIZE > OUT_FOURS ? LOCAL_SIZE / OUT_FOURS : 1; // of the parts, which are summed up side by side
-shared vec4 rotated_queries[OUT_FOURS];
+shared vec4 rotated_queries[HEADS * Q_FOURS];
 shared vec2 part_sums[HEADS * MAX_PARTS]; // of each head's parts: maximum, sum of weights
 shared float part_share[HEADS * MAX_PARTS]; // what a part's values count for in the head's output
 shared bool is_last;
-shared float norm_factor[HEADS + 1]; // of the workgroup's queries and of the new key
+shared float norm_factor[HEADS + 2]; // of the workgroup's queries, of the new key and value
+
+uint place_of_key(uint kv_head) { return N_HEADS * Q_STRIDE + kv_head * HEAD_DIM; }
+uint place_of_value(uint kv_head) { return N_HEADS * Q_STRIDE + (N_KV_HEADS + kv_head) * HEAD_DIM; }
 
 // a subgroup takes a head
 void norm_heads(uint head, bool has_newest) {
-  for (uint h = gl_SubgroupID; h < HEADS + (has_newest ? 1 : 0); h += gl_NumSubgroups) {
-    uint from = (h < HEADS ? head + h : N_HEADS + head / GROUP_HEADS) * HEAD_DIM;
+  for (uint h = gl_SubgroupID; h < HEADS + (has_newest ? 1 + VALUES % 2 : 0); h += gl_NumSubgroups) {
+    uint kv_head = head / GROUP_HEADS;
+    uint from = h < HEADS ? (head + h) * Q_STRIDE : (h == HEADS ? place_of_key(kv_head) : place_of_value(kv_head));
     float squares = 0.0;
     for (uint d = gl_SubgroupInvocationID; d < HEAD_DIM; d += gl_SubgroupSize) squares += qkv[from + d] * qkv[from + d];
     [[unroll]] for (uint m = 0; m < 7; m++) {
@@ -134,17 +149,18 @@ void rope(uint self, uint head, bool has_newest) {
   uint position = NEWEST, kv_head = head / GROUP_HEADS;
   uint unit = unit_of(rows[0].z, kv_head, position);
   bool stores = has_newest && head % GROUP_HEADS == 0;
-  if (NORMS != 0) norm_heads(head, has_newest);
-  for (uint i = self; i < OUT_FOURS; i += LOCAL_SIZE) {
-    vec4 v = rotated_four((head + i / FOURS) * HEAD_DIM, 4 * (i % FOURS), position, QUERY);
-    rotated_queries[i] = NORMS != 0 ? v * norm_factor[i / FOURS] : v;
+  if (NORMS != 0 || VALUES != 0) norm_heads(head, has_newest);
+  for (uint i = self; i < HEADS * Q_FOURS; i += LOCAL_SIZE) {
+    vec4 v = rotated_four((head + i / Q_FOURS) * Q_STRIDE, 4 * (i % Q_FOURS), position, QUERY);
+    rotated_queries[i] = NORMS != 0 ? v * norm_factor[i / Q_FOURS] : v;
   }
-  for (uint i = self; has_newest && i < 2 * FOURS; i += LOCAL_SIZE) {
-    bool is_value = i >= FOURS;
-    uint four = i % FOURS;
-    uint from = (N_HEADS + kv_head + (is_value ? N_KV_HEADS : 0)) * HEAD_DIM;
+  for (uint i = self; has_newest && i < 2 * Q_FOURS; i += LOCAL_SIZE) {
+    bool is_value = i >= Q_FOURS;
+    uint four = i % Q_FOURS;
+    uint from = is_value && VALUES != 2 ? place_of_value(kv_head) : place_of_key(kv_head);
     vec4 v = is_value ? four_of_head(from, 4 * four) : rotated_four(from, 4 * four, position, KEY);
     if (NORMS != 0 && !is_value) v *= norm_factor[HEADS];
+    if (VALUES != 0 && is_value) v *= norm_factor[HEADS + VALUES % 2];
     uvec2 cached = is_value ? cached_four(v, V_Q8_0) : cached_four(v, K_Q8_0);
     if (is_value) new_value[four] = cached;
     else new_key[four] = cached;
@@ -156,8 +172,8 @@ void rope(uint self, uint head, bool has_newest) {
     [[unroll]] for (uint p = 0; p < PIECES; p++) {
       uint eight = lane + p * LANES;
       float factor = eight < EIGHTS ? uintBitsToFloat(SCALE) : 0.0;
-      query[(h * PIECES + p) * 2] = rotated_queries[h * FOURS + 2 * min(eight, EIGHTS - 1)] * factor;
-      query[(h * PIECES + p) * 2 + 1] = rotated_queries[h * FOURS + 2 * min(eight, EIGHTS - 1) + 1] * factor;
+      query[(h * PIECES + p) * 2] = rotated_queries[h * Q_FOURS + 2 * min(eight, EIGHTS - 1)] * factor;
+      query[(h * PIECES + p) * 2 + 1] = rotated_queries[h * Q_FOURS + 2 * min(eight, EIGHTS - 1) + 1] * factor;
     }
   }
 }
@@ -195,6 +211,7 @@ void share_parts(uint head, uint n_used) {
       float most = max(all.x, other.x);
       all = vec2(most, all.y * exp(all.x - most) + other.y * exp(other.x - most));
     }
+    all.y = with_sink(all.y, all.x, head + h);
     for (uint p = gl_SubgroupInvocationID; p < n_used; p += gl_SubgroupSize) {
       vec2 one = part_sums[h * MAX_PARTS + p];
       part_share[h * MAX_PARTS + p] = exp(one.x - all.x) / all.y;
@@ -232,6 +249,11 @@ vec4 merged_slices(uint four) {
   return merged;
 }
 
+// of the only part
+float own_total(uint h, uint head) {
+  return with_sink(merged_total(h), HAS_SINKS != 0 ? largest_of_teams(h) : 0.0, head);
+}
+
 void attend_part(uint head, uint part, uint n_used, uint part_keys) {
   uint self = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
   lane = self % LANES;
@@ -243,7 +265,7 @@ void attend_part(uint head, uint part, uint n_used, uint part_keys) {
   load_keys(table, kv_head, first + team, end); // on their way while the new token's share comes
   load_values(table, kv_head, first + team, end);
   await_link();
-  rope(self, head, part == n_used - 1);
+  rope(self, head, IS_NEWEST_CACHED == 0 && part == n_used - 1);
   attend(table, kv_head, first, end);
   if (n_used > 1) {
     if (!leave_partial(self, head, part, n_used)) return;
@@ -251,10 +273,11 @@ void attend_part(uint head, uint part, uint n_used, uint part_keys) {
     merge_parts(self, head, n_used);
   }
   for (uint i = self; i < OUT_FOURS; i += LOCAL_SIZE) {
-    uint four = head * FOURS + i;
-    vec4 result = n_used > 1 ? merged_slices(i) : merged_four(i) / merged_total(i / FOURS);
+    uint four = head * FOURS + i, h = i / FOURS;
+    vec4 result = n_used > 1 ? merged_slices(i) : merged_four(i) / own_total(h, head + h);
+    if (HAS_GATES != 0) result = gated(result, four_of_head((head + h) * Q_STRIDE + HEAD_DIM, 4 * (i % FOURS)));
     y[four] = result;
-    if (QUANTIZES != 0) store_q16(0, N_HEADS * HEAD_DIM / 32, four / 8, result);
+    if (QUANTIZES != 0) store_q16(0, N_HEADS * VALUE_DIM / 32, four / 8, result);
   }
 }
 

@@ -1,6 +1,6 @@
 // attention_tiled: attention of a tile of queries (tokens, heads that share a key head) by cooperative matrices
-// bindings: q k_cache v_cache y y_q16 y_scales step
-// constants: local_size n_heads n_kv_heads head_dim k_q8_0 v_q8_0 matrix_m matrix_n matrix_k scale softcap window n_ring_blocks is_causal n_splits
+// bindings: q k_cache v_cache y y_q16 y_scales step sinks gates
+// constants: local_size n_heads n_kv_heads head_dim k_q8_0 v_q8_0 matrix_m matrix_n matrix_k scale softcap window n_ring_blocks is_causal n_splits chunk has_sinks gates_columns
 // push:
 // dispatch: x = n_kv_heads * n_splits, each with its part of the dimensions of values; y = tokens / (TILE_ROWS / (n_heads / n_kv_heads)), rounded up; the tokens of a workgroup are
 //   of one sequence, in order
@@ -34,10 +34,15 @@ layout(constant_id = 11) const uint WINDOW = 0;
 layout(constant_id = 12) const uint N_RING_BLOCKS = 0;
 layout(constant_id = 13) const uint IS_CAUSAL = 1;
 layout(constant_id = 14) const uint N_SPLITS = 1; // of values, whose sums would take too many registers
+layout(constant_id = 15) const uint CHUNK = 0; // as in attention.comp
+layout(constant_id = 16) const uint HAS_SINKS = 0;
+layout(constant_id = 17) const uint GATES_COLUMNS = 0;
 layout(std430, binding = 0) readonly buffer Q { vec4 q[]; };
 layout(std430, binding = 3) writeonly buffer Y { vec4 y[]; };
 layout(std430, binding = 4) writeonly buffer YQ16 { uint y_q16[]; };
 layout(std430, binding = 5) writeonly buffer YScales { vec2 y_scales[]; };
+layout(std430, binding = 8) readonly buffer Gates { vec4 gates[]; };
+#define SINKS_BINDING 7
 #define K_BINDING 1
 #define V_BINDING 2
 #define STEP_BINDING 6
@@ -46,6 +51,7 @@ layout(std430, binding = 5) writeonly buffer YScales { vec2 y_scales[]; };
 #include "lib/kvcache.glsl"
 #include "lib/softcap.glsl"
 #include "lib/seen.glsl"
+#include "lib/attended.glsl"
 
 #define TILE_ROWS 64 // queries of a workgroup
 const uint HEADS = N_HEADS / N_KV_HEADS;
@@ -175,14 +181,18 @@ void store_results() {
       uint query = tile_row0 + i / 8, from = query * SCORE_STRIDE + i % 8 * 4;
       if (query >= n_lasting) break;
       vec4 four = vec4(scores[from], scores[from + 1], scores[from + 2], scores[from + 3]);
-      uint row = row_of(query), head_block = (kv_head * HEADS + query % HEADS) * (HEAD_DIM / 32) + split * (V_DIM / 32) + block;
+      uint row = row_of(query), head = kv_head * HEADS + query % HEADS, in_head = split * (V_DIM / 32) + block;
+      uint head_block = head * (HEAD_DIM / 32) + in_head;
+      if (GATES_COLUMNS != 0) {
+        four = gated(four, gates[row * (GATES_COLUMNS / 4) + (2 * head + 1) * (HEAD_DIM / 4) + in_head * 8 + i % 8]);
+      }
       y[row * (N_HEADS * HEAD_DIM / 4) + head_block * 8 + i % 8] = four;
       store_q16(row, N_HEADS * HEAD_DIM / 32, head_block, four);
     }
   }
 }
 
-bool is_seen(uint key, uint first, uint end) { return key < end && (WINDOW == 0 || key >= first); }
+bool is_seen(uint key, uint first, uint end) { return key < end && (!SEES_LAST || key >= first); }
 
 float capped(float score) { return SOFTCAP != 0 ? softcapped(score, uintBitsToFloat(SOFTCAP)) : score; }
 
@@ -232,6 +242,6 @@ void main() {
   [[unroll]] for (uint m = 0; m < 5; m++) {
     if ((1u << m) < ROW_LANES) total += subgroupShuffleXor(total, 1u << m);
   }
-  scale_sums(1.0 / total);
+  scale_sums(1.0 / with_sink(total, largest, kv_head * HEADS + own % HEADS));
   store_results();
 }

@@ -276,7 +276,7 @@ void main() {
     if (HAS_BIAS != 0) v += bias_of_v;
     if (HAS_BIAS != 0 && GATES != 0) up += bias_of_up;
     if (ACTIVATION != 0) v = ACTIVATED(v);
-    if (GATES != 0) v *= up;
+    if (GATES != 0) v *= UP_FACTOR(up);
     if (FACTOR != 0x3f800000) v *= uintBitsToFloat(FACTOR);
     if (lane < ROWS && row0 + lane < n_y_rows) y[index] = v + added;
   }

@@ -1,15 +1,16 @@
-// norm: y = normed x * weight + bias, as float32 and as q16 blocks; or y = add + that, as float32 only
-// bindings: x weight bias add y y_q16 y_scales step
-// constants: local_size columns eps form has_weight has_bias adds
+// norm: y = factor * scale * (normed x * weight + bias [+ add]), as float32 and as q16 blocks
+// bindings: x weight bias add y y_q16 y_scales step scale
+// constants: local_size columns eps form has_weight has_bias adds quantizes x_columns group factor has_scale
 // push: first_row
-// dispatch: x = 1, y = tokens (x's row first_row + i goes to y's row i; LAST_ROW: only the last row of the step, to row 0)
+// dispatch: x = 1 or columns / group, y = tokens (x's row first_row + i goes to y's row i; LAST_ROW: only the last row of the step, to row 0)
 // subgroup: arithmetic shuffle
-// requires: full subgroups of 8 or more, or the _plain variant
+// requires: full subgroups of 8 or more, or the _plain variant; groups of a multiple of 4 columns, and to quantize more
+//   than one of 32
 // numerics: float32, a layer norm's deviation from the differences with its mean; eps is sent as the bits of a float32
 // source: Zhang and Sennrich 2019, arXiv 1910.07467; Ba et al. 2016, arXiv 1607.06450
 //
 // form = 0: normed x = x / root mean square(x); 1: (x - mean(x)) / standard deviation(x); 2: x, to quantize it.
-// add may be y.
+// add may be y. Columns behind the last whole group are 0.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
@@ -24,6 +25,11 @@ layout(constant_id = 3) const uint FORM = 0; // a place in NORM_FORMS of vkllm/g
 layout(constant_id = 4) const uint HAS_WEIGHT = 1;
 layout(constant_id = 5) const uint HAS_BIAS = 0;
 layout(constant_id = 6) const uint ADDS = 0;
+layout(constant_id = 7) const uint QUANTIZES = 1;
+layout(constant_id = 8) const uint X_COLUMNS = 0; // of a row of x; 0: as many as y has
+layout(constant_id = 9) const uint GROUP = 0;     // columns that are normed at once, with the same weights; 0: all
+layout(constant_id = 10) const uint FACTOR = 0x3f800000; // 1.0
+layout(constant_id = 11) const uint HAS_SCALE = 0;       // whether there is one more factor, in a buffer
 layout(push_constant) uniform Push { uint first_row; };
 layout(std430, binding = 0) readonly buffer X { vec4 x[]; };
 layout(std430, binding = 1) readonly buffer Weight { vec4 weight[]; };
@@ -33,19 +39,29 @@ layout(std430, binding = 4) writeonly buffer Y { vec4 y[]; };
 layout(std430, binding = 5) writeonly buffer YQ16 { uint y_q16[]; };
 layout(std430, binding = 6) writeonly buffer YScales { vec2 y_scales[]; };
 #define STEP_BINDING 7
+layout(std430, binding = 8) readonly buffer Scale { float scale[]; };
 #include "lib/step.glsl"
 #include "lib/subgroups.glsl"
 #include "lib/workgroup_sum.glsl"
 #include "lib/q16.glsl"
 
 const uint FOURS = COLUMNS / 4;
+const uint X_FOURS = X_COLUMNS != 0 ? X_COLUMNS / 4 : FOURS;
+const uint NORMED = GROUP != 0 ? GROUP : COLUMNS; // at once
+const uint N_GROUPS = COLUMNS / NORMED;
 const uint LAST_ROW = 0xffffffff; // vkllm/gpu/program/kernels.py has it too
 
 vec4 result(uint row, uint x_row, uint i, float mean, float factor) {
-  vec4 v = (x[x_row + i] - mean) * factor;
-  if (HAS_WEIGHT != 0) v *= weight[i];
-  if (HAS_BIAS != 0) v += bias[i];
+  uint in_group = N_GROUPS > 1 ? i % (NORMED / 4) : i;
+  vec4 v = vec4(0.0);
+  if (N_GROUPS * NORMED == COLUMNS || i < N_GROUPS * NORMED / 4) {
+    v = (x[x_row + i] - mean) * factor;
+    if (HAS_WEIGHT != 0) v *= weight[in_group];
+    if (HAS_BIAS != 0) v += bias[in_group];
+  }
   if (ADDS != 0) v += add[row * FOURS + i];
+  if (FACTOR != 0x3f800000) v *= uintBitsToFloat(FACTOR);
+  if (HAS_SCALE != 0) v *= scale[0];
   y[row * FOURS + i] = v;
   return v;
 }
@@ -54,32 +70,37 @@ void main() {
   uint row = gl_WorkGroupID.y;
   if (row >= n_rows) return;
   uint self = SUBGROUP * SUBGROUP_SIZE + LANE;
-  uint x_row = (first_row == LAST_ROW ? n_rows - 1 : first_row + row) * FOURS;
+  uint x_row = (first_row == LAST_ROW ? n_rows - 1 : first_row + row) * X_FOURS;
+  uint first = N_GROUPS > 1 ? gl_WorkGroupID.x * (NORMED / 4) : 0, end = first + NORMED / 4;
   float mean = 0.0, squares = 0.0;
   if (FORM == 1) {
     float sum = 0.0;
-    for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) sum += dot(x[x_row + i], vec4(1.0));
-    mean = sum_of_workgroup(sum) / float(COLUMNS);
+    for (uint i = first + self; i < end; i += gl_WorkGroupSize.x) sum += dot(x[x_row + i], vec4(1.0));
+    mean = sum_of_workgroup(sum) / float(NORMED);
     barrier();
   }
   float factor = 1.0;
   if (FORM != 2) {
-    for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) {
+    for (uint i = first + self; i < end; i += gl_WorkGroupSize.x) {
       vec4 v = x[x_row + i] - mean;
       squares += dot(v, v);
     }
-    factor = inversesqrt(sum_of_workgroup(squares) / float(COLUMNS) + uintBitsToFloat(EPS));
+    factor = inversesqrt(sum_of_workgroup(squares) / float(NORMED) + uintBitsToFloat(EPS));
   }
+  if (end == N_GROUPS * NORMED / 4) end = FOURS;
 #ifdef PLAIN
-  for (uint block = self; block < FOURS / 8; block += gl_WorkGroupSize.x) {
+  for (uint block = first / 8 + self; QUANTIZES != 0 && block < end / 8; block += gl_WorkGroupSize.x) {
     vec4 v[8];
     [[unroll]] for (uint k = 0; k < 8; k++) v[k] = result(row, x_row, 8 * block + k, mean, factor);
-    if (ADDS == 0) store_q16_block(row, COLUMNS / 32, block, v);
+    store_q16_block(row, COLUMNS / 32, block, v);
+  }
+  for (uint i = first + self; QUANTIZES == 0 && i < end; i += gl_WorkGroupSize.x) {
+    result(row, x_row, i, mean, factor);
   }
 #else
-  for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) {
+  for (uint i = first + self; i < end; i += gl_WorkGroupSize.x) {
     vec4 v = result(row, x_row, i, mean, factor);
-    if (ADDS == 0) store_q16(row, COLUMNS / 32, i / 8, v);
+    if (QUANTIZES != 0) store_q16(row, COLUMNS / 32, i / 8, v);
   }
 #endif
 }

@@ -1,6 +1,6 @@
 // rope: rotates queries and keys by their positions, or not; stores keys and values in the cache
 // bindings: qkv rope_table q k_cache v_cache step head_weights q_factors
-// constants: local_size n_heads n_kv_heads head_dim rope_dims is_interleaved k_q8_0 v_q8_0 n_ring_blocks head_weights has_q_factors
+// constants: local_size n_heads n_kv_heads head_dim rope_dims is_interleaved k_q8_0 v_q8_0 n_ring_blocks head_weights has_q_factors has_gates
 // push:
 // dispatch: x = (n_heads + 2 * n_kv_heads) * head_dim / 4 / local_size, y = tokens; four dimensions an invocation
 // subgroup: shuffle
@@ -25,6 +25,7 @@ layout(constant_id = 7) const uint V_Q8_0 = 0;
 layout(constant_id = 8) const uint N_RING_BLOCKS = 0;
 layout(constant_id = 9) const uint HEAD_WEIGHTS = 0;
 layout(constant_id = 10) const uint HAS_Q_FACTORS = 0;
+layout(constant_id = 11) const uint HAS_GATES = 0; // whether HEAD_DIM others lie behind each head of the queries
 layout(std430, binding = 2) writeonly buffer Q { vec4 q[]; };
 #define QKV_BINDING 0
 #define TABLE_BINDING 1
@@ -38,11 +39,12 @@ layout(std430, binding = 2) writeonly buffer Q { vec4 q[]; };
 #include "lib/kvcache.glsl"
 
 const uint HEADS = N_HEADS + 2 * N_KV_HEADS;
+const uint INPUT_HEADS = HEADS + HAS_GATES * N_HEADS;
 const uint FOURS = HEAD_DIM / 4;
 
 // four dimensions of a head as they are cached or, of a query, attended with
 vec4 four_of(uint row, uint head, uint four, uint position) {
-  uint from = (row * HEADS + head) * HEAD_DIM;
+  uint from = (row * INPUT_HEADS + head + HAS_GATES * min(head, N_HEADS)) * HEAD_DIM;
   if (head >= N_HEADS + N_KV_HEADS) return four_of_head(from, 4 * four);
   return rotated_four(from, 4 * four, position, head < N_HEADS ? QUERY : KEY);
 }
@@ -65,7 +67,7 @@ void main() {
       q[(row * N_HEADS + head) * FOURS + four] = v[k];
       continue;
     }
-    uint unit = unit_of(rows[row].z, (head - N_HEADS) % N_KV_HEADS, position), cache_row = position % KV_BLOCK;
+    uint unit = unit_of(rows[row].z, (head - N_HEADS) % max(N_KV_HEADS, 1), position), cache_row = position % KV_BLOCK;
     if (head < N_HEADS + N_KV_HEADS) store_key(unit, cache_row, four, cached_four(v[k], largest, K_Q8_0));
     else store_value(unit, cache_row, four, cached_four(v[k], largest, V_Q8_0));
   }
@@ -82,7 +84,7 @@ void main() {
     q[(row * N_HEADS + head) * FOURS + four] = v;
     return;
   }
-  uint unit = unit_of(rows[row].z, (head - N_HEADS) % N_KV_HEADS, position);
+  uint unit = unit_of(rows[row].z, (head - N_HEADS) % max(N_KV_HEADS, 1), position);
   if (head < N_HEADS + N_KV_HEADS) store_key(unit, position % KV_BLOCK, four, cached_four(v, K_Q8_0));
   else store_value(unit, position % KV_BLOCK, four, cached_four(v, V_Q8_0));
 }

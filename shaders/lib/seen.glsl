@@ -1,6 +1,11 @@
 // Which cached tokens a row of the step sees: those up to its own, or with IS_CAUSAL = 0 all of the sequence, which then
-// is in the step as a whole; with a WINDOW those less than WINDOW away.
-uint first_seen(uint row) { return WINDOW != 0 ? max(rows[row].y + 1, WINDOW) - WINDOW : 0; }
+// is in the step as a whole; with a WINDOW those less than WINDOW away, with a CHUNK those from its last multiple on.
+const bool SEES_LAST = WINDOW != 0 || CHUNK != 0; // the last ones only
+
+uint first_seen(uint row) {
+  uint own = rows[row].y;
+  return WINDOW != 0 ? max(own + 1, WINDOW) - WINDOW : (CHUNK != 0 ? own / CHUNK * CHUNK : 0);
+}
 
 uint end_seen(uint row) {
   uint own = rows[row].y + 1;

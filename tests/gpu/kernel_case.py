@@ -17,23 +17,40 @@ from vkllm.gpu.program.step import Row, StepSlots
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model does with scores; see vkllm/model/reference.py."""
+    """What a model does with scores and results; see vkllm/model/reference.py. has_sinks: of each head, random ones.
+    has_gates: of all results, random ones. latent_dim: values are so many numbers of the keys; 0: they are cached."""
 
     scale: float
     softcap: float = 0.0
     window: int = 0
     n_ring_blocks: int = 0
     is_causal: bool = True
+    chunk: int = 0
+    has_sinks: bool = False
+    has_gates: bool = False
+    latent_dim: int = 0
 
-    @property
-    def constants(self) -> dict[str, int]:
-        """As the kernels take them."""
+    def sinks(self, n_heads: int) -> npt.NDArray[np.float32] | None:
+        """(n_heads,): as large as scores may be, some much smaller than others."""
+        rng = np.random.default_rng(n_heads)
+        return rng.normal(0, 4, n_heads).astype(np.float32) if self.has_sinks else None
+
+    def gates(self, n_rows: int, n_heads: int, head_dim: int) -> npt.NDArray[np.float32] | None:
+        """(n_rows, n_heads + 1, 2, head_dim): query and gate of each head, then others."""
+        rng = np.random.default_rng(n_rows)
+        return rng.normal(0, 3, (n_rows, n_heads + 1, 2, head_dim)).astype(np.float32) if self.has_gates else None
+
+    def constants(self, n_heads: int, head_dim: int) -> dict[str, int]:
+        """As attention and attention_tiled take them."""
         return dict(
             scale=float_bits(self.scale),
             softcap=float_bits(self.softcap) if self.softcap else 0,
             window=self.window,
             n_ring_blocks=self.n_ring_blocks,
             is_causal=self.is_causal,
+            chunk=self.chunk,
+            has_sinks=self.has_sinks,
+            gates_columns=2 * (n_heads + 1) * head_dim if self.has_gates else 0,
         )
 
 

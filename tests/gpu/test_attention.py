@@ -26,6 +26,7 @@ from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.program.attention_operations import lanes_of_key
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
 from vkllm.model.reference import attention
+from vkllm.model.reference_states import sigmoid
 
 pytestmark = pytest.mark.gpu
 
@@ -46,6 +47,7 @@ class Case:
         n_keys = positions[-1] + 1
         self.q = rng.normal(0, 2, (len(positions), n_heads, head_dim)).astype(np.float32)
         k, v = (rng.normal(0, 1, (n_keys, n_kv_heads, head_dim)).astype(np.float32) for _ in range(2))
+        self.sinks, self.gates = s.sinks(n_heads), s.gates(len(positions), n_heads, head_dim)
         self.table = [int(block) for block in rng.permutation(-(-n_keys // KV_BLOCK))]
         where = [i % s.n_ring_blocks for i in range(len(self.table))] if s.n_ring_blocks else self.table
         self.caches: list[Buffer] = []
@@ -53,8 +55,14 @@ class Case:
             cache = poisoned(device, cache_words(fmt, max(where) + 2, n_kv_heads, head_dim))
             write_cache(cache.words, x, where, fmt)
             self.caches.append(cache)
-        seen = (cached(k, formats[0]), cached(v, formats[1]), np.array(positions))
-        self.wanted = attention(self.q, *seen, s.scale, s.softcap, s.window, s.is_causal)
+        keys, values = cached(k, formats[0]), cached(v, formats[1])
+        if s.latent_dim:
+            values = keys[..., : s.latent_dim]
+            self.caches[1] = self.caches[0]
+        of_scores = (s.scale, s.softcap, s.window, s.is_causal, s.chunk, self.sinks)
+        self.wanted = attention(self.q, keys, values, np.array(positions), *of_scores)
+        if self.gates is not None:
+            self.wanted = self.wanted * sigmoid(self.gates[:, :n_heads, 1])
 
 
 def attended(
@@ -71,10 +79,14 @@ def attended(
     scores = scores or Scores(head_dim**-0.5)
     case = Case(device, shape, positions, formats, scores)
     q, positions = case.q[-n_rows:], positions[-n_rows:]
-    outputs = [poisoned(device, n) for n in (q.size, q.size // 2, q.size // 16 + 1)]
+    value_dim = scores.latent_dim or head_dim
+    y_shape = (len(q), n_heads, value_dim)
+    size = len(q) * n_heads * value_dim
+    outputs = [poisoned(device, n) for n in (size, size // 2, size // 16 + 1)]
+    gates = None if case.gates is None else case.gates[-n_rows:]
     # scores need room in the _plain modules
     sizes = dict(local_size=32, keys_at_once=2) if device.is_plain else dict(local_size=64, keys_at_once=6)
-    quantizes = heads * head_dim % 32 == 0
+    quantizes = heads * value_dim % 32 == 0
     device.run(
         [
             device.dispatch(
@@ -82,6 +94,7 @@ def attended(
                 (
                     *(filled(device, q), *case.caches, *outputs),
                     step_buffer(device, positions, [0] * len(positions), case.table),
+                    *(outputs[0] if x is None else filled(device, x) for x in (case.sinks, gates)),
                 ),
                 constants=constants(
                     "attention",
@@ -89,7 +102,8 @@ def attended(
                     **dict(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim),
                     **dict(lanes=lanes_of_key(head_dim, device.info.subgroup_size), heads_per_workgroup=heads),
                     **dict(tokens_per_workgroup=2, k_q8_0=formats[0] == "q8_0", v_q8_0=formats[1] == "q8_0"),
-                    **scores.constants,
+                    **scores.constants(n_heads, head_dim),
+                    latent_dim=scores.latent_dim,
                     quantizes=quantizes,
                 ),
                 groups=(n_heads // heads, -(-len(positions) // 2)),
@@ -99,10 +113,10 @@ def attended(
     y, y_q16, y_scales = outputs
     if not quantizes:
         assert (words(y_q16, (y_q16.n_words,)) == 0x7FC00000).all()
-        return floats(y, q.shape), None, case.wanted[-n_rows:]
-    n_blocks = n_heads * head_dim // 32
+        return floats(y, y_shape), None, case.wanted[-n_rows:]
+    n_blocks = n_heads * value_dim // 32
     q16 = dequantize_q16(words(y_q16, (len(q), 4, n_blocks, 4)), floats(y_scales, (len(q), n_blocks, 2)))
-    return floats(y, q.shape), q16.reshape(q.shape), case.wanted[-n_rows:]
+    return floats(y, y_shape), q16.reshape(y_shape), case.wanted[-n_rows:]
 
 
 @pytest.mark.parametrize(("k_format", "v_format"), [("f16", "f16"), ("q8_0", "q8_0"), ("q8_0", "f16")])
@@ -137,6 +151,11 @@ def test_attention(
         ((2, 1, 256), 2, 62, 4, Scores(0.0625, window=1)),
         ((4, 2, 64), 2, 0, 7, Scores(0.125, is_causal=False)),
         ((4, 2, 64), 2, 0, 77, Scores(0.125, window=9, is_causal=False)),
+        ((4, 2, 64), 2, 0, 3, Scores(0.125, has_sinks=True)),
+        ((3, 1, 40), 3, 128, 5, Scores(0.3, window=20, n_ring_blocks=3, has_sinks=True, has_gates=True)),
+        ((4, 2, 64), 2, 200, 5, Scores(0.125, has_gates=True)),
+        ((4, 2, 32), 1, 98, 5, Scores(0.2, chunk=100)),
+        ((4, 2, 64), 2, 250, 3, Scores(0.125, chunk=64, has_sinks=True)),
     ],
     ids=str,
 )
@@ -146,6 +165,23 @@ def test_scores_and_windows(
     y, q16, wanted = attended(device, shape, heads, range(first, first + n_rows), scores=scores)
     assert nmse(y, wanted) < BOUND
     assert (q16 is None) == (heads * shape[2] % 32 > 0) and (q16 is None or nmse(q16, wanted) < Q16_BOUND)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fmt", "scores"),
+    [
+        ((8, 1, 48), "f16", Scores(0.14, latent_dim=32)),
+        ((4, 1, 576), "f16", Scores(0.04, latent_dim=512)),
+        ((4, 1, 576), "q8_0", Scores(0.04, latent_dim=512)),
+        ((4, 2, 512), "f16", Scores(0.04)),
+        ((2, 1, 512), "q8_0", Scores(0.04)),
+    ],
+    ids=str,
+)
+def test_large_heads_and_latent_vectors(device: Device, shape: tuple[int, int, int], fmt: str, scores: Scores) -> None:
+    y, q16, wanted = attended(device, shape, 2, range(100, 103), (fmt, fmt), scores)
+    assert nmse(y, wanted) < BOUND
+    assert q16 is not None and nmse(q16, wanted) < Q16_BOUND
 
 
 def test_a_row_is_the_same_however_the_step_is_cut(device: Device) -> None:

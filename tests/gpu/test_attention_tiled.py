@@ -22,6 +22,7 @@ from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.attention_operations import value_splits
 from vkllm.gpu.program.kernels import ATTENTION_TILE_ROWS, KERNELS, KV_BLOCK
 from vkllm.model.reference import attention
+from vkllm.model.reference_states import sigmoid
 
 pytestmark = pytest.mark.gpu
 
@@ -54,7 +55,12 @@ def attended(
         write_cache(cache.words, x, where, fmt)
         caches.append(cache)
     seen = (cached(k, formats[0]), cached(v, formats[1]), np.array(positions))
-    wanted = attention(q, *seen, scores.scale, scores.softcap, scores.window, scores.is_causal)
+    sinks, gates = scores.sinks(n_heads), scores.gates(len(positions), n_heads, head_dim)
+    of_scores = (scores.scale, scores.softcap, scores.window, scores.is_causal, scores.chunk, sinks)
+    wanted = attention(q, *seen, *of_scores)
+    if gates is not None:
+        wanted = wanted * sigmoid(gates[:, :n_heads, 1])
+        gates = gates[-n_rows:]
     n_rows = n_rows or len(positions)
     q, positions = q[-n_rows:], positions[-n_rows:]
     step = step_buffer(device, positions, [0] * n_rows, table)
@@ -66,13 +72,16 @@ def attended(
         [
             device.dispatch(
                 KERNELS["attention_tiled"],
-                (filled(device, q), *caches, *outputs, step),
+                (
+                    *(filled(device, q), *caches, *outputs, step),
+                    *(outputs[0] if x is None else filled(device, x) for x in (sinks, gates)),
+                ),
                 constants=constants(
                     "attention_tiled",
                     **dict(local_size=size, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim),
                     **dict(k_q8_0=formats[0] == "q8_0", v_q8_0=formats[1] == "q8_0", n_splits=value_splits(head_dim)),
                     **dict(zip(("matrix_m", "matrix_n", "matrix_k"), device.info.matrix_shape, strict=True)),
-                    **scores.constants,
+                    **scores.constants(n_heads, head_dim),
                 ),
                 groups=(n_kv_heads * value_splits(head_dim), -(-n_rows // tokens)),
             )

@@ -165,7 +165,7 @@ def test_attention_waits_for_its_input(device: Device) -> None:
         KERNELS["attention_fused"],
         (
             *(qkv, turns, *caches, poisoned(device, 200), *outputs),
-            *(step_buffer(device, [0], [0], [0]), chain, links.failure, qkv, qkv),
+            *(step_buffer(device, [0], [0], [0]), chain, links.failure, qkv, qkv, qkv),
         ),
         constants=constants(
             "attention_fused",

@@ -8,7 +8,7 @@ from vkllm.formats.quants import dequantize_q16
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, LAST_ROW, NORM_FORMS
-from vkllm.model.reference import layer_norm, rms_norm
+from vkllm.model.reference import layer_norm, norm, rms_norm
 
 pytestmark = pytest.mark.gpu
 
@@ -57,11 +57,11 @@ def test_norm(
                 KERNELS["norm"],
                 (
                     *(filled(device, x), filled(device, weight), filled(device, bias), y, y, y_q16, y_scales),
-                    step_buffer(device, range(n_rows), [0] * n_rows),
+                    *(step_buffer(device, range(n_rows), [0] * n_rows), y),
                 ),
                 constants=(
                     *(256, columns, float_bits(eps), NORM_FORMS.index(form)),
-                    *(int(has_weight), int(has_bias), int(adds)),
+                    *(int(has_weight), int(has_bias), int(adds), int(not adds), 0, 0, float_bits(1.0), 0),
                 ),
                 groups=(1, n_out),
                 push=(first_row,),
@@ -87,7 +87,59 @@ def test_norm(
 def test_a_row_of_zeros_stays_zero(device: Device, form: int) -> None:
     y, y_q16, y_scales = (poisoned(device, n) for n in (64, 32, 4))
     x, weight = filled(device, np.zeros(64, np.float32)), filled(device, np.ones(64, np.float32))
-    buffers = (x, weight, weight, x, y, y_q16, y_scales, step_buffer(device, [0], [0]))
-    constants = (256, 64, float_bits(1e-5), form, 1, 0, 0)
+    buffers = (x, weight, weight, x, y, y_q16, y_scales, step_buffer(device, [0], [0]), y)
+    constants = (256, 64, float_bits(1e-5), form, 1, 0, 0, 1, 0, 0, float_bits(1.0), 0)
     device.run([device.dispatch(KERNELS["norm"], buffers, constants=constants, push=(0,))])
     assert not floats(y, (64,)).any() and not words(y_q16, (32,)).any() and not floats(y_scales, (4,)).any()
+
+
+@pytest.mark.parametrize(
+    ("columns", "group", "x_columns", "form", "adds", "quantizes"),
+    [
+        (672, 16, 0, "rms", True, False),
+        (256, 64, 0, "rms", False, True),
+        (96, 32, 0, "layer", False, True),
+        (40, 20, 0, "layer", True, False),
+        (32, 24, 0, "rms", False, True),
+        (128, 120, 120, "none", False, True),
+        (1568, 1544, 1544, "rms", False, False),
+    ],
+)
+def test_groups_of_columns(
+    device: Device, columns: int, group: int, x_columns: int, form: str, adds: bool, quantizes: bool
+) -> None:
+    n_rows, eps, factor, scale = 3, 1e-5, 0.6, 1.7
+    rng = np.random.default_rng(group)
+    x = rng.normal(1, 3, (n_rows, x_columns or columns)).astype(np.float32)
+    weight, bias = (rng.normal(1, 0.3, group).astype(np.float32) for _ in range(2))
+    added = rng.normal(0, 1, (n_rows, columns)).astype(np.float32)
+    y, y_q16, y_scales = (poisoned(device, n_rows * n) for n in (columns, columns // 2, max(columns // 16, 1)))
+    device.run(
+        [
+            device.dispatch(
+                KERNELS["norm"],
+                (
+                    *(filled(device, array) for array in (x, weight, bias, added)),
+                    *(y, y_q16, y_scales, step_buffer(device, range(n_rows), [0] * n_rows)),
+                    filled(device, np.array([scale], np.float32)),
+                ),
+                constants=(
+                    *(64, columns, float_bits(eps), NORM_FORMS.index(form), 1, 1, int(adds), int(quantizes)),
+                    *(x_columns, group, float_bits(factor), 1),
+                ),
+                groups=(columns // group, n_rows),
+                push=(0,),
+            )
+        ]
+    )
+    whole = columns // group * group
+    groups = norm(form, x[:, :whole].reshape(n_rows, -1, group), weight, eps) if form != "none" else x * weight
+    wanted = np.zeros((n_rows, columns), np.float32)
+    wanted[:, :whole] = (groups + bias).reshape(n_rows, -1)
+    wanted = np.float32(factor) * np.float32(scale) * (wanted + adds * added)
+    assert nmse(floats(y, wanted.shape), wanted) < BOUND
+    if not quantizes:
+        assert (words(y_q16, (y_q16.n_words,)) == 0x7FC00000).all()
+        return
+    scales = floats(y_scales, (n_rows, columns // 32, 2))
+    assert nmse(dequantize_q16(words(y_q16, (n_rows, 4, columns // 32, 4)), scales), wanted) < Q16_BOUND

@@ -27,6 +27,9 @@ CACHE_BOUND = {"f16": 1e-6, "q8_0": 1e-4}
         (5, 5, 8, 8, "f16", ""),
         (3, 3, 80, 0, "f16", "weights"),
         (2, 1, 256, 64, "q8_0", "weights"),
+        (4, 2, 64, 16, "f16", "gates"),
+        (3, 0, 40, 40, "f16", "factors"),
+        (2, 0, 64, 64, "q8_0", "gates, weights"),
     ],
 )
 def test_rope(
@@ -42,15 +45,19 @@ def test_rope(
     weights = rng.normal(1, 0.3, (2, head_dim)).astype(np.float32)
     factors = rng.uniform(0.5, 2, 128).astype(np.float32)
     qkv = rng.normal(0, 1, (n_rows, n_heads_all, head_dim)).astype(np.float32)
+    read = qkv
+    if "gates" in what:
+        heads = np.stack([qkv[:, :n_heads], np.full_like(qkv[:, :n_heads], np.nan)], axis=2)
+        read = np.concatenate([heads.reshape(n_rows, -1), qkv[:, n_heads:].reshape(n_rows, -1)], axis=1)
     q = poisoned(device, n_rows * n_heads * head_dim)
-    caches = [poisoned(device, cache_words(fmt, max(in_cache) + 1, n_kv_heads, head_dim)) for _ in range(2)]
+    caches = [poisoned(device, cache_words(fmt, max(in_cache) + 1, max(n_kv_heads, 1), head_dim)) for _ in range(2)]
     n_fours = n_heads_all * head_dim // 4
     device.run(
         [
             device.dispatch(
                 KERNELS["rope"],
                 (
-                    *(filled(device, qkv), filled(device, np.append(turns, np.float32(0)))),
+                    *(filled(device, read), filled(device, np.append(turns, np.float32(0)))),
                     *(q, *caches, step_buffer(device, positions, [0] * 3, table)),
                     *(filled(device, weights), filled(device, factors)),
                 ),
@@ -61,18 +68,21 @@ def test_rope(
                     **dict(k_q8_0=fmt == "q8_0", v_q8_0=fmt == "q8_0", n_ring_blocks=n_ring_blocks),
                     head_weights=HEAD_WEIGHTS.index("after" if "weights" in what else "none"),
                     has_q_factors="factors" in what,
+                    has_gates="gates" in what,
                 ),
                 groups=(-(-n_fours // 64), n_rows),
             )
         ]
     )
     rotated = rotate(qkv, turns[positions], pairing)
-    queries, keys = rotated[:, :n_heads], rotated[:, n_heads:-n_kv_heads]
+    queries, keys = rotated[:, :n_heads], rotated[:, n_heads : n_heads + n_kv_heads]
     if "weights" in what:
         queries, keys = queries * weights[0], keys * weights[1]
     if "factors" in what:
         queries = queries * factors[positions, None, None]
     assert nmse(floats(q, (n_rows, n_heads, head_dim)), queries) < BOUND
+    if n_kv_heads == 0:
+        return
     for cache, wanted in zip(caches, (keys, qkv[:, -n_kv_heads:]), strict=True):
         stored = read_cache(words(cache, (cache.n_words,)), positions, in_cache, fmt, (n_kv_heads, head_dim))
         assert nmse(stored, wanted) < CACHE_BOUND[fmt]

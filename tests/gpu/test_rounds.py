@@ -51,10 +51,10 @@ LOOPS = {
         "uint i = self; i < OUT_FOURS; i += LOCAL_SIZE",
     ],
     "attention_fused.comp": [
-        "uint h = gl_SubgroupID; h < HEADS + (has_newest ? 1 : 0); h += gl_NumSubgroups",
+        "uint h = gl_SubgroupID; h < HEADS + (has_newest ? 1 + VALUES % 2 : 0); h += gl_NumSubgroups",
         "uint d = gl_SubgroupInvocationID; d < HEAD_DIM; d += gl_SubgroupSize",
-        "uint i = self; i < OUT_FOURS; i += LOCAL_SIZE",
-        "uint i = self; has_newest && i < 2 * FOURS; i += LOCAL_SIZE",
+        "uint i = self; i < HEADS * Q_FOURS; i += LOCAL_SIZE",
+        "uint i = self; has_newest && i < 2 * Q_FOURS; i += LOCAL_SIZE",
         "uint i = self; i < OUT_FOURS; i += LOCAL_SIZE",
         "uint h = gl_SubgroupID; h < HEADS; h += gl_NumSubgroups",
         "uint p = gl_SubgroupInvocationID; p < n_used; p += gl_SubgroupSize",
@@ -96,10 +96,10 @@ LOOPS = {
     ],
     "read_bandwidth.comp": ["; i + 7 * stride < n_fours; i += 8 * stride", "; i < n_fours; i += stride"],
     "norm.comp": [
-        "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
-        "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
-        "uint block = self; block < FOURS / 8; block += gl_WorkGroupSize.x",
-        "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
+        *(2 * ["uint i = first + self; i < end; i += gl_WorkGroupSize.x"]),
+        "uint block = first / 8 + self; QUANTIZES != 0 && block < end / 8; block += gl_WorkGroupSize.x",
+        "uint i = first + self; QUANTIZES == 0 && i < end; i += gl_WorkGroupSize.x",
+        "uint i = first + self; i < end; i += gl_WorkGroupSize.x",
     ],
     "sample.comp": [
         "uint n = N_LISTS / 2; n > 0; n /= 2",
@@ -173,8 +173,8 @@ SHAPES = {
     "100B": dict(n_heads=96, n_kv_heads=8, head_dim=128, d_model=12_288, d_ff=33_792, n_vocab=256_000),
 }
 N_CTX = 131_072
-PLAIN_SCORES = (float_bits(0.125), 0, 0, 0, 1, 1)
-"""The last constants of attention: scale, no softcap, no window, no ring, causal, quantized."""
+PLAIN_SCORES = (float_bits(0.125), 0, 0, 0, 1, 1, 0, 0, 0, 0)
+"""The last constants of attention: scale, no softcap, no window, no ring, causal, quantized, and what is off."""
 
 
 @pytest.mark.parametrize("info", [LAVAPIPE, without_subgroups(LAVAPIPE)], ids=["subgroups", "plain"])
@@ -258,7 +258,7 @@ def test_keys_are_seen_up_to_the_budget(device: Device) -> None:
     step = step_buffer(device, [n_keys - 1], [0], range(n_blocks))
     dispatch = device.dispatch(
         KERNELS["attention"],
-        (filled(device, q), filled(device, k), filled(device, v), y, y_q16, y_scales, step),
+        (filled(device, q), filled(device, k), filled(device, v), y, y_q16, y_scales, step, y, y),
         constants=(8, 1, 1, head_dim, lanes, 1, 1, 1, 0, 0, *PLAIN_SCORES),
     )
     device.run([dispatch])

@@ -80,9 +80,9 @@ class Embed(Op):
 class Norm(Op):
     """scale * factor * ([add +] norm(input) * weight [+ bias]). "none" copies the row, so that it can be quantized.
 
-    is_shared: more than one operation reads the result. column: of the input, where the normed columns begin. group:
-    columns that are normed at once, with a weight (group,) for all groups; 0 is the whole width. scale: a tensor with
-    one number, if any.
+    is_shared: more than one operation reads the result. group: columns that are normed at once, with a weight (group,)
+    for all groups; 0 is the whole width. input_width: columns of the input, if not width; what lies behind the last
+    whole group is 0. scale: a tensor with one number, if any.
     """
 
     kind: ClassVar[Kind] = "norm"
@@ -92,8 +92,8 @@ class Norm(Op):
     bias: str | None = None
     add: str | None = None
     is_shared: bool = False
-    column: int = 0
     group: int = 0
+    input_width: int = 0
     factor: float = 1.0
     scale: str | None = None
 

@@ -262,7 +262,7 @@ class Reference:
         return y if op.add is None else values[op.add] + y
 
     def _norm(self, op: Norm, values: dict[str, Floats]) -> Floats:
-        x = values[op.input][:, op.column : op.column + op.width]
+        x = values[op.input][:, : op.width]
         groups = x.reshape(len(x), -1, op.group) if op.group else x
         y = norm(op.form, groups, 1.0 if op.weight is None else self.weight(op.weight), op.eps)
         y = (y if op.bias is None else y + self.weight(op.bias)).reshape(x.shape)

@@ -29,19 +29,23 @@ class AttentionOperations:
         qkv, weight = self._buffers.activations[op.output].values, self._buffers.head_weights.get(op.weights)
         n_groups: tuple[int, int]
         if op.norm.over == "row":
-            n_groups, size = (1, 1), self._local_size
+            n_groups, size = (1, int(op.n_kv_heads > 0)), self._local_size
             columns = op.n_heads * op.head_dim, op.n_kv_heads * op.head_dim
         else:
             n_groups, size = (op.n_heads, op.n_kv_heads), self._device.info.subgroup_size
             columns = op.head_dim, op.head_dim
+        assert op.norm.over == "head" or (op.values == "as they are" and not op.has_gates)
+        assert op.norm.form == "rms" or op.values != "keys"
+        n_v_groups = op.n_kv_heads if op.values == "norm" else 0
         return self._device.dispatch(
             KERNELS["head_norm"],
             (qkv, weight or qkv, self._step),
             constants=(
                 *(size, op.width, n_groups[0], columns[0], n_groups[1], columns[1], float_bits(op.eps)),
                 *(NORM_FORMS.index(op.norm.form), int(weight is not None), int(op.norm.has_weight_per_head)),
+                *(columns[0] * (1 + op.has_gates), n_v_groups, int(op.values == "keys")),
             ),
-            groups=(sum(n_groups), width),
+            groups=(sum(n_groups) + n_v_groups, width),
         )
 
     def rope(self, op: Rotation, width: int) -> Dispatch:
@@ -56,7 +60,7 @@ class AttentionOperations:
             constants=(
                 *(self._local_size, op.n_heads, op.n_kv_heads, op.head_dim),
                 *(*rotation_constants(op), *cache_constants(self._buffers), self._buffers.n_ring_blocks[op.layer]),
-                *(HEAD_WEIGHTS.index("after" if weights else "none"), int(factors is not None)),
+                *(HEAD_WEIGHTS.index("after" if weights else "none"), int(factors is not None), int(op.has_gates)),
             ),
             groups=(-(-n_fours // self._local_size), width),
         )
@@ -74,14 +78,19 @@ class AttentionOperations:
         heads = heads_together(op.n_heads // op.n_kv_heads)
         lanes = lanes_of_key(op.head_dim, self._device.info.subgroup_size)
         tokens = max(self._tuning.attention_queries // heads, 1)
+        sinks, gates, gates_columns = self._sinks_and_gates(op)
         return self._device.dispatch(
             KERNELS["attention"],
-            (q.values, k_cache, v_cache, y.values, y.q16 or y.values, y.scales or y.values, self._step),
+            (
+                *(q.values, k_cache, v_cache, y.values, y.q16 or y.values, y.scales or y.values, self._step),
+                *(sinks or q.values, gates or q.values),
+            ),
             constants=(
                 *(self._tuning.attention_size, op.n_heads, op.n_kv_heads, op.head_dim),
                 *(lanes, heads, tokens, self._tuning.keys_at_once),
-                *(*cache_constants(self._buffers), *score_constants(self._buffers, op)),
+                *(*cache_constants(self._buffers, is_latent=op.is_latent), *score_constants(self._buffers, op)),
                 *(int(op.is_causal), int(quantizes(op, y))),
+                *(op.chunk, int(sinks is not None), gates_columns, latent_dim(op)),
             ),
             groups=(op.n_heads // heads, -(-width // tokens)),
         )
@@ -92,9 +101,13 @@ class AttentionOperations:
         (k_cache, v_cache), info = self._buffers.caches_of(op.cache_layer, q.values), self._device.info
         assert y.q16 is not None and y.scales is not None and info.matrix_shape is not None
         tokens = ATTENTION_TILE_ROWS // (op.n_heads // op.n_kv_heads)
+        sinks, gates, gates_columns = self._sinks_and_gates(op)
         return self._device.dispatch(
             KERNELS["attention_tiled"],
-            (q.values, k_cache, v_cache, y.values, y.q16, y.scales, self._step),
+            (
+                *(q.values, k_cache, v_cache, y.values, y.q16, y.scales, self._step),
+                *(sinks or q.values, gates or q.values),
+            ),
             constants=(
                 ATTENTION_TILE_ROWS // info.matrix_shape[0] * info.subgroup_size,
                 *(op.n_heads, op.n_kv_heads, op.head_dim, *cache_constants(self._buffers)),
@@ -104,9 +117,18 @@ class AttentionOperations:
                     int(op.is_causal),
                     value_splits(op.head_dim),
                 ),
+                *(op.chunk, int(sinks is not None), gates_columns),
             ),
             groups=(op.n_kv_heads * value_splits(op.head_dim), -(-width // tokens)),
         )
+
+    def _sinks_and_gates(self, op: Attention) -> tuple[Buffer | None, Buffer | None, int]:
+        """The sinks, the activation with the gates, and its columns."""
+        sinks = None if op.sinks is None else self._buffers.vectors[op.sinks]
+        if op.gates is None:
+            return sinks, None, 0
+        n_kv_heads = op.n_kv_heads if op.cache_layer == op.layer else 0
+        return sinks, self._buffers.activations[op.gates].values, 2 * (op.n_heads + n_kv_heads) * op.head_dim
 
 
 def suits_tiled_attention(op: Attention, max_shared_bytes: int) -> bool:
@@ -114,7 +136,7 @@ def suits_tiled_attention(op: Attention, max_shared_bytes: int) -> bool:
     n_splits = value_splits(op.head_dim)
     row_bytes = 2 * op.head_dim + 2 * op.head_dim // n_splits + 2 * 16
     n_bytes = KV_BLOCK * row_bytes + ATTENTION_TILE_ROWS * (4 * 36 + 16 * 5)
-    is_shaped = op.head_dim % (32 * n_splits) == 0 and op.head_dim <= 256
+    is_shaped = op.head_dim % (32 * n_splits) == 0 and op.head_dim <= 256 and not op.is_latent
     return is_shaped and n_bytes <= max_shared_bytes and op.n_heads <= ATTENTION_TILE_ROWS * op.n_kv_heads
 
 
@@ -150,7 +172,12 @@ def rotation_constants(op: Rotation) -> tuple[int, int]:
 
 def quantizes(op: Attention, y: Activation) -> bool:
     """Whether attention writes its result as q16 blocks too: not where two heads would share one."""
-    return y.q16 is not None and op.head_dim % BLOCK == 0
+    return y.q16 is not None and op.value_dim % BLOCK == 0
+
+
+def latent_dim(op: Attention) -> int:
+    """How many numbers of a key its value is; 0 if values are cached."""
+    return op.value_dim if op.is_latent else 0
 
 
 def score_constants(buffers: ModelBuffers, op: Attention) -> tuple[int, int, int, int]:
@@ -159,6 +186,6 @@ def score_constants(buffers: ModelBuffers, op: Attention) -> tuple[int, int, int
     return float_bits(op.scale), softcap, op.window, buffers.n_ring_blocks[op.cache_layer]
 
 
-def cache_constants(buffers: ModelBuffers) -> tuple[int, int]:
-    """Whether keys and values are cached as q8_0."""
-    return int(buffers.type_k == "q8_0"), int(buffers.type_v == "q8_0")
+def cache_constants(buffers: ModelBuffers, *, is_latent: bool = False) -> tuple[int, int]:
+    """Whether keys and values are cached as q8_0; latent vectors, which are both, are cached as keys."""
+    return int(buffers.type_k == "q8_0"), int((buffers.type_k if is_latent else buffers.type_v) == "q8_0")

@@ -27,7 +27,7 @@ from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.needs import CACHE_TYPES, ring_blocks
 from vkllm.model.memory.placement import MatrixRows
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions
-from vkllm.model.ops import Embed, HeadNormalization, Matvec, Norm, Op, Rotation
+from vkllm.model.ops import Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation
 from vkllm.model.reference import query_factors, rope_table
 from vkllm.model.spec import ModelSpec, QueryTemperature, Rope
 
@@ -151,7 +151,7 @@ class ModelBuffers:
     def _load_vectors(self, op: Op, vector: Callable[[str], Floats], uploader: Uploader) -> None:
         """Whatever an operation reads besides matrices. vector(name): a tensor of the file as float32."""
         match op:
-            case Norm():
+            case Norm() | Attention():
                 for name in op.tensors():
                     self.vectors[name] = self._upload(uploader, vector(name))
             case Matvec() if op.has_bias:

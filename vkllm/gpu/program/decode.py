@@ -27,6 +27,7 @@ from vkllm.gpu.program.choices import DecodeTuning
 from vkllm.gpu.program.kernels import (
     ACTIVATIONS,
     ATTENTION_PIECE,
+    HEAD_VALUES,
     HEAD_WEIGHTS,
     KERNELS,
     KV_BLOCK,
@@ -103,8 +104,8 @@ class Decode:
         """Parts that attention cuts the context, or the window, into in a layer."""
         heads = heads_together(layer.n_heads // layer.n_kv_heads)
         most = min(self._most_parts, self._device.info.max_groups[0] * heads // layer.n_heads)
-        if layer.window:
-            most = min(most, -(-layer.window // ATTENTION_PIECE))
+        if n_seen := layer.window or layer.chunk:
+            most = min(most, -(-n_seen // ATTENTION_PIECE))
         return min(max(self._tuning.attention_groups // layer.n_heads, 1), most)
 
     def dispatches(self, ops: Sequence[Op]) -> list[Dispatch]:
@@ -141,7 +142,8 @@ class Decode:
         is_quantized = all(weight_format(planes.format).is_quantized for planes in matrices)
         # a norm needs all columns at once, an activation gate and up in one matrix
         fits = norm is None or matvec.n_columns <= self._most_columns(matvec)
-        return is_quantized and fits and _can_fuse(norm) and (activation is None or len(matrices) == 1)
+        is_simple = activation is None or (len(matrices) == 1 and activation.up is None)
+        return is_quantized and fits and _can_fuse(norm) and is_simple
 
     def _most_columns(self, matvec: Matvec) -> int:
         """How many columns' activations fit into a workgroup's shared memory, as q16 blocks beside a few sums and the
@@ -214,14 +216,22 @@ class Decode:
         return Link(tuple(dispatches), n_all if tuning.is_chained else 0)
 
     def attention(self, rope: Rotation, attention: Attention, norm: HeadNormalization | None = None) -> Link:
-        """Attention with the rotations and the norm before it, which also stores the new key and value."""
+        """Attention with the rotations and the norm before it, which also stores the new key and value.
+
+        Where the new token's key is in the cache already, a barrier orders the dispatch: those of a chain load keys
+        before they wait.
+        """
+        has_newest = rope.n_kv_heads > 0
+        is_chained = self._tuning.is_chained and has_newest
         tuning, buffers = self._tuning, self._buffers
         qkv, y = self._buffers.activations[rope.input].values, self._buffers.activations[attention.output]
+        sinks = None if attention.sinks is None else buffers.vectors[attention.sinks]
         k_cache, v_cache = buffers.caches_of(attention.cache_layer, qkv)
         table, weights, factors = rotation_buffers(buffers, rope)
         place = "after" if weights else "none"
         if norm is not None and norm.weights is not None:
             place, weights = "before", buffers.head_weights[norm.weights]
+        norms = norm is not None and norm.norm.form == "rms"
         heads, n_parts = heads_together(attention.n_heads // attention.n_kv_heads), self._n_parts(attention)
         n_groups = attention.n_heads // heads * n_parts
         lanes = lanes_of_key(attention.head_dim, self._device.info.subgroup_size)
@@ -230,19 +240,22 @@ class Decode:
             (
                 *(qkv, table or qkv, k_cache, v_cache, self._partials, y.values, y.q16 or y.values),
                 *(y.scales or y.values, self._step, self.chain, self.failure, weights or qkv, factors or qkv),
+                sinks or qkv,
             ),
             constants=(
                 *(tuning.attention_size, attention.n_heads, attention.n_kv_heads, attention.head_dim),
                 *(lanes, heads, *rotation_constants(rope)),
-                *(tuning.keys_at_once, *cache_constants(buffers), self._most_polls),
+                *(tuning.keys_at_once, *cache_constants(buffers), self._most_polls * is_chained),
                 *(*score_constants(buffers, attention), int(quantizes(attention, y)), HEAD_WEIGHTS.index(place)),
-                *(int(factors is not None), int(norm is not None), float_bits(norm.eps if norm else 0)),
+                *(int(factors is not None), int(norms), float_bits(norm.eps if norm else 0)),
+                *(HEAD_VALUES.index(norm.values if norm else "as they are"), int(not has_newest), int(rope.has_gates)),
+                *(attention.chunk, int(sinks is not None), 0),
             ),
             groups=(n_groups, 1),
             push=(n_parts, self._arrivals(rope.layer), 0, 0),
-            is_chained=tuning.is_chained,
+            is_chained=is_chained,
         )
-        return Link((dispatch,), n_groups if tuning.is_chained else 0)
+        return Link((dispatch,), n_groups if is_chained else 0)
 
 
 @dataclass(frozen=True)
@@ -291,14 +304,16 @@ FUSIONS = (
 
 def _can_fuse(norm: Norm | None) -> bool:
     """Whether matvec_fused can compute a norm, whose result nobody else reads."""
-    if norm is None or norm.form == "none":
+    if norm is None or (norm.form == "none" and norm.group == 0):
         return True
-    return norm.weight is not None and norm.add is None and not norm.is_shared
+    is_plain = norm.add is None and norm.group == 0 and norm.factor == 1 and norm.scale is None
+    return norm.weight is not None and is_plain and not norm.is_shared
 
 
 def _can_fuse_heads(op: HeadNormalization) -> bool:
     """Whether attention_fused can compute a norm of queries and keys."""
-    return op.norm.over == "head" and op.norm.form == "rms" and not op.norm.has_weight_per_head
+    is_plain = op.norm.form == "none" or (op.norm.form == "rms" and not op.norm.has_weight_per_head)
+    return op.norm.over == "head" and is_plain
 
 
 def _norms(norm: Norm | None) -> int:

@@ -17,12 +17,15 @@ WEIGHT_FORMATS = tuple(FORMATS)
 ATTENTION_TILE_ROWS = 64
 """Queries (tokens times heads) that a workgroup of `attention_tiled` takes; `TILE_ROWS` in its shader."""
 
-ACTIVATIONS = ("none", "silu", "gelu", "relu2")
+ACTIVATIONS = ("none", "silu", "gelu", "relu2", "swiglu_oai")
 """Activation functions by their number in shaders/lib/activations.glsl."""
 
 HEAD_WEIGHTS = ("none", "before", "after")
 """When queries and keys are multiplied by a weight for each dimension, before or after their rotation, by the number in
 shaders/lib/rotate.glsl."""
+
+HEAD_VALUES = ("as they are", "norm", "keys")
+"""What becomes of a layer's values (`HeadNormalization.values`), by the number in shaders/attention_fused.comp."""
 
 NORM_FORMS = ("rms", "layer", "none")
 """Forms of a norm by their number in shaders/norm.comp; "none" only quantizes."""
@@ -57,19 +60,20 @@ KERNELS = {
     for kernel in (
         KernelSpec(
             "activate",
-            ("x", "y", "y_q16", "y_scales", "step"),
-            ("local_size", "columns", "activation", "is_gated"),
+            ("x", "y", "y_q16", "y_scales", "step", "up"),
+            ("local_size", "columns", "activation", "is_gated", "slots", "up_columns", "up_column"),
             subgroup=("shuffle",),
             has_plain=True,
         ),
         KernelSpec("argmax", ("logits", "next_token", "chosen"), ("local_size", "n_vocab"), ("slot",)),
         KernelSpec(
             "attention",
-            ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step"),
+            ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step", "sinks", "gates"),
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes"),
                 *("heads_per_workgroup", "tokens_per_workgroup", "keys_at_once", "k_q8_0", "v_q8_0"),
                 *("scale", "softcap", "window", "n_ring_blocks", "is_causal", "quantizes"),
+                *("chunk", "has_sinks", "gates_columns", "latent_dim"),
             ),
             subgroup=("shuffle",),
             has_plain=True,
@@ -78,13 +82,14 @@ KERNELS = {
             "attention_fused",
             (
                 *("qkv", "rope_table", "k_cache", "v_cache", "partials"),
-                *("y", "y_q16", "y_scales", "step", "chain", "failure", "head_weights", "q_factors"),
+                *("y", "y_q16", "y_scales", "step", "chain", "failure", "head_weights", "q_factors", "sinks"),
             ),
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes", "heads_per_workgroup"),
                 *("rope_dims", "is_interleaved", "keys_at_once", "k_q8_0", "v_q8_0", "most_polls"),
                 *("scale", "softcap", "window", "n_ring_blocks", "quantizes"),
                 *("head_weights", "has_q_factors", "norms", "eps"),
+                *("values", "is_newest_cached", "has_gates", "chunk", "has_sinks", "latent_dim"),
             ),
             ("n_parts", "arrivals", "link", "n_awaited"),
             subgroup=("shuffle",),
@@ -92,11 +97,11 @@ KERNELS = {
         ),
         KernelSpec(
             "attention_tiled",
-            ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step"),
+            ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step", "sinks", "gates"),
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "k_q8_0", "v_q8_0"),
                 *("matrix_m", "matrix_n", "matrix_k", "scale", "softcap", "window", "n_ring_blocks", "is_causal"),
-                "n_splits",
+                *("n_splits", "chunk", "has_sinks", "gates_columns"),
             ),
             subgroup=("basic", "shuffle"),
         ),
@@ -120,7 +125,7 @@ KERNELS = {
             ("qkv", "weight", "step"),
             (
                 *("local_size", "columns", "n_q_groups", "q_columns", "n_k_groups", "k_columns"),
-                *("eps", "form", "has_weight", "is_weight_of_group"),
+                *("eps", "form", "has_weight", "is_weight_of_group", "q_stride", "n_v_groups", "are_values_keys"),
             ),
             subgroup=("arithmetic",),
             has_plain=True,
@@ -165,8 +170,11 @@ KERNELS = {
         ),
         KernelSpec(
             "norm",
-            ("x", "weight", "bias", "add", "y", "y_q16", "y_scales", "step"),
-            ("local_size", "columns", "eps", "form", "has_weight", "has_bias", "adds"),
+            ("x", "weight", "bias", "add", "y", "y_q16", "y_scales", "step", "scale"),
+            (
+                *("local_size", "columns", "eps", "form", "has_weight", "has_bias", "adds"),
+                *("quantizes", "x_columns", "group", "factor", "has_scale"),
+            ),
             ("first_row",),
             subgroup=("arithmetic", "shuffle"),
             has_plain=True,
@@ -178,7 +186,7 @@ KERNELS = {
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim"),
                 *("rope_dims", "is_interleaved", "k_q8_0", "v_q8_0"),
-                *("n_ring_blocks", "head_weights", "has_q_factors"),
+                *("n_ring_blocks", "head_weights", "has_q_factors", "has_gates"),
             ),
             subgroup=("shuffle",),
             has_plain=True,

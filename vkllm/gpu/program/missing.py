@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vkllm.errors import UnsupportedModel
 from vkllm.model.graph import decoder, head
-from vkllm.model.ops import Activate, Attention, HeadNormalization, Norm, Op, Rotation
+from vkllm.model.ops import Op
 from vkllm.model.spec import ModelSpec
 
 _KINDS = ("embed", "norm", "matvec", "head_norm", "rope", "attention", "activate", "softcap")
@@ -26,19 +26,4 @@ def check_kernels(spec: ModelSpec, path: Path) -> None:
 
 
 def _missing_of(op: Op) -> str | None:
-    if op.kind not in _KINDS:
-        return f"the operation {op.kind}"
-    match op:
-        case Norm() if op.group or op.column or op.factor != 1 or op.scale is not None:
-            return "norms of groups of columns, or with factors"
-        case Activate() if op.slots > 1 or op.up is not None or op.function == "swiglu_oai":
-            return f"the activation {op.function} of several slots"
-        case HeadNormalization() if op.has_gates or op.values != "as they are" or not op.n_kv_heads:
-            return "norms of values, or of queries alone"
-        case HeadNormalization() if op.weights is None and not op.norm.is_after_rope:
-            return "norms of heads without weights"
-        case Rotation() if op.has_gates or not op.n_kv_heads:
-            return "gates of queries, or queries alone"
-        case Attention() if op.sinks or op.gates or op.chunk or op.is_latent or op.cache_layer != op.layer:
-            return "attention with sinks, gates, chunks, or another layer's cache"
-    return None
+    return None if op.kind in _KINDS else f"the operation {op.kind}"

@@ -6,7 +6,7 @@ recorded, and in which order.
 
 from __future__ import annotations
 
-from vkllm.formats.quants import weight_format
+from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.attention_operations import AttentionOperations
@@ -14,6 +14,7 @@ from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS, LAST_ROW, NORM_FORMS
 from vkllm.gpu.program.weights import WeightPlanes
+from vkllm.model.graph import widths
 from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
 
 MATMUL_SIZE = 256
@@ -87,18 +88,23 @@ class Operations:
         x, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
         weight, bias = (self._buffers.vectors[name] if name else None for name in (op.weight, op.bias))
         add = self._buffers.activations[op.add].values if op.add else None
+        scale = self._buffers.vectors[op.scale] if op.scale else None
         unread = x.values  # bound in place of what there is not
+        n_groups = op.width // op.group if op.group else 1
+        quantizes = add is None and y.q16 is not None
+        assert n_groups == 1 or op.group % BLOCK == 0 or not quantizes
         return self._device.dispatch(
             KERNELS["norm"],
             (
                 *(x.values, weight or unread, bias or unread, add or unread),
-                *(y.values, y.q16 or unread, y.scales or unread, self.step),
+                *(y.values, y.q16 or unread, y.scales or unread, self.step, scale or unread),
             ),
             constants=(
                 *(4 * self._local_size, op.width, float_bits(op.eps), NORM_FORMS.index(op.form)),
-                *(int(weight is not None), int(bias is not None), int(add is not None)),
+                *(int(weight is not None), int(bias is not None), int(add is not None), int(quantizes)),
+                *(op.input_width, op.group, float_bits(op.factor), int(scale is not None)),
             ),
-            groups=(1, width),
+            groups=(n_groups, width),
             push=(LAST_ROW if op.output == "final" else 0,),
         )
 
@@ -191,10 +197,15 @@ class Operations:
     def _activate(self, op: Activate, width: int) -> Dispatch:
         x, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
         assert y.q16 is not None and y.scales is not None
+        up = self._buffers.activations[op.up].values if op.up else x.values
+        up_columns = widths(self._buffers.spec)[op.up] if op.up else 0
         return self._device.dispatch(
             KERNELS["activate"],
-            (x.values, y.values, y.q16, y.scales, self.step),
-            constants=(self._local_size, op.width, ACTIVATIONS.index(op.function), int(op.is_gated)),
+            (x.values, y.values, y.q16, y.scales, self.step, up),
+            constants=(
+                *(self._local_size, op.width, ACTIVATIONS.index(op.function), int(op.is_gated), op.slots),
+                *(up_columns, op.up_column),
+            ),
             groups=(-(-op.width // 4 // self._local_size), width),
         )
 

@@ -50,7 +50,17 @@ class LayerOps:
 
     def copy(self, source: str, output: str, width: int) -> Norm:
         """The same values, in a buffer that has them quantized too."""
-        return Norm(output=output, width=width, input=source, layer=self.number, form="none", eps=0.0)
+        is_odd = width % BLOCK > 0
+        return Norm(
+            output=output,
+            width=padded(width),
+            input=source,
+            input_width=width if is_odd else 0,
+            group=width if is_odd else 0,
+            layer=self.number,
+            form="none",
+            eps=0.0,
+        )
 
     def matvec(
         self,
