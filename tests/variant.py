@@ -68,7 +68,13 @@ def write(path: Path, variant: Variant, seed: int = 0, n_ctx: int = 256) -> Path
         "rope.dimension_count": HEAD_DIM,
     }
     for key, value in (defaults | fields).items():
-        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+        add = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+        }
         add[type(value)](f"{architecture}.{key}", value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")

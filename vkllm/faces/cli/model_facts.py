@@ -58,6 +58,7 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
     from vkllm.api.loading import read_text
     from vkllm.engine.file_sampling import file_sampling
     from vkllm.model.architectures import FAMILIES, model_spec
+    from vkllm.model.memory.needs import active_parameters
 
     metadata, tensors = file.metadata, file.tensors.values()
     sampling = file_sampling(metadata)
@@ -67,11 +68,13 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
         count = formats.setdefault(tensor.format, {"n_tensors": 0, "n_bytes": 0})
         count["n_tensors"] += 1
         count["n_bytes"] += tensor.n_bytes
+    spec, problem = None, None
     try:
-        read_text(file.paths[0], metadata, model_spec(metadata, file.tensors))
-        problem = None
+        spec = model_spec(metadata, file.tensors)
+        read_text(file.paths[0], metadata, spec)
     except VkllmError as error:
         problem = str(error)
+    mixtures = () if spec is None else [layer.experts for layer in spec.layers if layer.experts is not None]
     return {
         "name": name,
         "title": metadata.string("general.name", None),
@@ -79,6 +82,9 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
         "architecture": architecture,
         "family": FAMILIES[architecture].models if architecture in FAMILIES else None,
         "n_params": sum(math.prod(tensor.shape) for tensor in tensors),
+        "n_active_params": None if spec is None else active_parameters(spec),
+        "n_experts": max((mixture.n_experts for mixture in mixtures), default=0),
+        "n_experts_used": max((mixture.n_used for mixture in mixtures), default=0),
         "n_bytes": sum(path.stat().st_size for path in file.paths),
         "memory_bytes": entry.memory_bytes if entry else None,
         "formats": formats,
@@ -102,7 +108,11 @@ def lines_of(fields: dict[str, Any]) -> Iterable[tuple[str, str]]:
     keys = ("name", "title", "description", "architecture", "family", "licence")
     names = {key: str(fields.get(key) or "") for key in keys}
     texts = names | {
-        "parameters": f"{n / 1e9:.2f} billion" if (n := fields["n_params"]) >= 1e9 else f"{n / 1e6:.1f} million",
+        "parameters": _number(fields["n_params"]),
+        "experts": f"{n_experts}, {fields['n_experts_used']} of them for each token, which is computed with "
+        f"{_number(fields['n_active_params'])} parameters"
+        if (n_experts := fields.get("n_experts"))
+        else "",
         "size": size(fields["n_bytes"]),
         "memory": f"{size(memory)} with a context of 4096 tokens" if (memory := fields["memory_bytes"]) else "",
         "formats": ", ".join(f"{n['n_tensors']} {name} ({size(n['n_bytes'])})" for name, n in formats.items()),
@@ -122,6 +132,10 @@ def lines_of(fields: dict[str, Any]) -> Iterable[tuple[str, str]]:
         "here": "" if paths else f"no; `vkllm pull {fields['name']}` fetches it",
     }
     return [(key, " ".join(text.split())) for key, text in texts.items() if text]
+
+
+def _number(n: int) -> str:
+    return f"{n / 1e9:.2f} billion" if n >= 1e9 else f"{n / 1e6:.1f} million"
 
 
 def _some(names: list[str]) -> str:

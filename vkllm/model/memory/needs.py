@@ -214,6 +214,12 @@ def decode_bytes(
     return read + cache_bytes(spec, n_past, type_k, type_v)
 
 
+def active_parameters(spec: ModelSpec) -> int:
+    """Numbers that a token is computed with: of experts the chosen ones, of tables of embeddings none."""
+    shares = {name: share for weights, share in read_shares(spec).items() for name in weights}
+    return round(sum(shares.get(name, 1.0) * math.prod(shape) for name, shape in expected_shapes(spec).items()))
+
+
 def _cached_bytes(layer: LayerSpec, types: tuple[str, str], n_tokens: int) -> list[int]:
     """Bytes of a layer's keys and of its values, as far as it caches them, of n_tokens."""
     widths = zip(layer.cached_widths, types, strict=False)
