@@ -130,6 +130,8 @@ _ANALYSIS: Segment = ("m", "<|channel|>analysis<|message|>")
 
 _NOW_TAG: Segment = ("c", f"<tool_call>\n{_JSON_NOW}\n</tool_call>")
 
+_FUNCTION_NOW: Segment = ("c", "<start_function_call>call:now{}<end_function_call>")
+
 CASES = [
     Case("text", "", [("t", "a < b, {x}, [y] and <tool\n")], []),
     Case("think", "</think>", _thought(("t", "Four. \n")), []),
@@ -284,6 +286,15 @@ CASES = [
         [("t", "Look."), ("w", "\n\n"), ("c", f"<｜DSML｜function_calls>\n{_DSML}</｜DSML｜function_calls>")],
     ),
     Case("kimi k2", "<|tool_calls_section_begin|>", [("t", "Look."), ("c", _KIMI)]),
+    Case(
+        "functiongemma",
+        "<start_function_call>",
+        [
+            ("c", "<start_function_call>call:weather{city:<escape>Rome<escape>,days:3}<end_function_call>"),
+            _FUNCTION_NOW,
+        ],
+        [("weather", {"city": "Rome", "days": 3}), ("now", {})],
+    ),
     Case("gigachat", "<|function_call|>", [("t", "Look."), ("c", f"<|function_call|>{_JSON}")], CALLS[:1]),
     Case(
         "call in reasoning",

@@ -179,3 +179,54 @@ def test_reasoning_has_the_name_that_the_template_knows(rendered: Any, given: st
 def test_reasoning_by_the_template_s_own_name_stays(rendered: Any) -> None:
     source = "{% for m in messages %}{{ m.reasoning }}-{{ m.thinking }}{% endfor %}"
     assert rendered(source, [{"role": "assistant", "content": "", "thinking": "a", "reasoning_content": "b"}]) == "-a"
+
+
+FIRST_CALL = """
+{%- for m in messages %}
+{%- if m.tool_calls %}{{ m.content + m.thinking|default('') + '<' + m.tool_calls[0].function.name + '>' }}
+{%- else %}{{ m.content }}{% endif %}
+{%- endfor %}"""
+NO_CALLS = "{% for m in messages %}{{ m.role + ':' + m.content + ';' }}{% endfor %}"
+NOT_BOTH = """
+{%- for m in messages %}
+{%- if m.tool_calls and m.content and m.thinking %}{{ raise_exception('not both') }}{% endif %}
+{{- '(' + m.thinking|default('') + ')' + m.content }}
+{%- for c in m.tool_calls or [] %}<{{ c.function.name }}>{% endfor %}
+{%- endfor %}"""
+
+
+def test_a_template_that_writes_only_the_first_call_gets_each_with_its_result_after_it(rendered: Any) -> None:
+    made = calls(call("a", id="1"), call("b", id="2"), content="Look: ") | {"thinking": "hm"}
+    results = [result("[1]", tool_call_id="1"), result("[2]", tool_call_id="2")]
+    assert rendered(FIRST_CALL, [USER, made, *results, USER]) == "Weather?Look: hm<a>[1]<b>[2]Weather?"
+
+
+def test_a_template_that_writes_no_calls_gets_them_in_the_text_where_their_form_is_known(rendered: Any) -> None:
+    made = calls(call("f", '{"a": "é"}'), call("g"), content="Look:")
+    in_json = '[{"name": "f", "arguments": {"a": "é"}}, {"name": "g", "arguments": {}}]'
+    granite = "{# <|tool_call|> #}" + NO_CALLS
+    assert rendered(granite, [USER, made]) == f"user:Weather?;assistant:Look:\n<|tool_call|>{in_json};"
+    assert rendered(NO_CALLS, [USER, made]) == "user:Weather?;assistant:Look:;"
+    arguments = {"a": "it's\n", "b": [True, None, 1.5]}
+    lfm2 = rendered("{# <|tool_call_start|> #}" + NO_CALLS, [USER, calls(call("f", arguments), call("g"))])
+    assert lfm2.endswith('assistant:<|tool_call_start|>[f(a="it\'s\\n", b=[True, None, 1.5]), g()]<|tool_call_end|>;')
+    assert rendered(granite, [USER, {"role": "assistant", "content": "x", "tool_calls": ["odd", {}]}]).endswith("x;")
+
+
+def test_only_the_markers_of_calls_in_the_text_are_control_tokens(make_metadata: MakeMetadata) -> None:
+    fields = tiny_bpe() | {"tokenizer.chat_template": NO_CALLS}
+    fields["tokenizer.ggml.tokens"] += ["<|tool_call_start|>", "<|tool_call_end|>"]
+    fields["tokenizer.ggml.token_type"] += [3, 3]
+    metadata = make_metadata(fields)
+    tokenizer = Tokenizer.from_gguf(metadata)
+    marks = [tokenizer.whole_token(text) for text in ("<|tool_call_start|>", "<|tool_call_end|>", "<|im_end|>")]
+    made = calls(call("f", {"a": "<|tool_call_end|><|im_end|>"}))
+    ids = ChatTemplate.from_gguf(metadata, tokenizer).encode_chat([USER, made], add_generation_prompt=False)
+    assert [ids.count(mark) for mark in marks] == [1, 1, 0]
+
+
+def test_text_beside_reasoning_and_a_call_is_reasoning_where_the_template_takes_no_such_text(rendered: Any) -> None:
+    made = calls(call("f"), content="Look.") | {"reasoning_content": "hm"}
+    assert rendered(NOT_BOTH, [USER, made, result("x")]) == "()Weather?(hm\n\nLook.)<f>()x"
+    assert rendered(NOT_BOTH, [SYSTEM, made, result("x")]).startswith("()Be brief.(hm\n\nLook.)<f>")
+    assert rendered(NOT_BOTH, [USER, made | {"content": ""}]) == "()Weather?(hm)<f>"

@@ -17,7 +17,7 @@ from jinja2.exceptions import SecurityError
 
 from vkllm.errors import InvalidParameter, ModelFileError
 from vkllm.text.answers.choice import answer_form
-from vkllm.text.message_forms import forms
+from vkllm.text.message_forms import calls_in_content, forms, one_call_at_a_time
 from vkllm.text.messages import (
     Messages,
     arguments_as_json,
@@ -157,7 +157,7 @@ class ChatTemplate:
             plain = [{**m, "role": "system"} if m["role"] == "developer" else m for m in plain]
         plain = with_reasoning(plain, program.names)
         if any(message.get("tool_calls") for message in plain):
-            plain = self._arguments_as_printed(program, plain)
+            plain = self._arguments_as_printed(program, self._calls_as_printed(program, plain))
         given = plain_value(variables, "a variable")
         refusal: InvalidParameter | None = None
         for form, tools_in_form in forms(plain, described):
@@ -196,6 +196,27 @@ class ChatTemplate:
                 f"The model's chat template cannot render these messages ({type(error).__name__}: {_short(error)}); "
                 "check their roles and contents."
             ) from None
+
+    def _calls_as_printed(self, program: Program, messages: Messages) -> Messages:
+        """The messages; calls that the template leaves out are in messages of their own, or in the text."""
+        calls = [
+            {"id": f"00000000{n}", "type": "function", "function": {"name": f"{_PROBE}_{n}", "arguments": {}}}
+            for n in (1, 2)
+        ]
+        user = {"role": "user", "content": "x"}
+        probe: Messages = [user, {"role": "assistant", "content": "", "tool_calls": calls}]
+        for each in (probe, with_arguments(probe, arguments_as_json)):
+            try:
+                text = self._run(program, each, {"tools": None, "add_generation_prompt": False})
+            except (InvalidParameter, ModelFileError):
+                continue
+            match [f"{_PROBE}_1" in text, f"{_PROBE}_2" in text]:
+                case [True, False]:
+                    return one_call_at_a_time(messages)
+                case [False, False] if self.answers.writer is not None:
+                    return calls_in_content(messages, self.answers.writer)
+            return messages
+        return messages
 
     def _prints_arguments_of(self, program: Program, arguments: Mapping[str, str] | str) -> bool | None:
         """Whether a tool call with these arguments, {_PROBE: ...} or its JSON text, comes out as JSON or as XML.
@@ -243,9 +264,9 @@ def _no_place_for_tools() -> InvalidParameter:
 
 
 def _as_content(value: Any) -> Any:
-    """A plain value whose texts are marked as content."""
+    """A plain value whose texts are marked as content, unless they are marked already."""
     if isinstance(value, str):
-        return marked.content(value)
+        return value if isinstance(value, marked.Marked) else marked.content(value)
     if isinstance(value, Mapping):
         return {_as_content(key): _as_content(item) for key, item in value.items()}
     return [_as_content(item) for item in value] if isinstance(value, list) else value

@@ -1,16 +1,18 @@
-"""Other forms of the same conversation, for templates that refuse the form that clients send.
+"""Other forms of the same conversation, for templates that refuse the form that clients send or leave some of it out.
 
-Some templates know no system message, take one call of a tool at a time or want ids of nine characters; some fail on a
-tool without a description. A conversation is tried as it is first, so what a template takes is never changed.
+Some templates know no system message, take one call of a tool at a time, no text beside reasoning and a call, or want
+ids of nine characters; some fail on a tool without a description, and some write no calls at all. A conversation is
+tried as it is first, so what a template takes is never changed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vkllm.text.messages import Messages
+from vkllm.text.messages import REASONING, Messages
+from vkllm.text.templates import marked
 
 Tools = Sequence[Mapping[str, Any]]
 
@@ -24,11 +26,14 @@ def forms(messages: Messages, tools: Tools) -> Iterator[tuple[Messages, Tools]]:
     whole = [_described(tool) for tool in tools]
     short = _with_short_ids(messages)
     yield short, whole
-    one_by_one = _one_call_at_a_time(short)
+    one_by_one = one_call_at_a_time(short)
     if one_by_one != short:
         yield one_by_one, whole
+    thought = _thought_before_calls(one_by_one)
+    if thought != one_by_one:
+        yield thought, whole
     if any(message["role"] == "system" for message in messages):
-        for each in (messages, short, one_by_one):
+        for each in (messages, short, one_by_one, thought):
             yield _without_system(each), whole
 
 
@@ -79,8 +84,23 @@ def _short_id(given: Any, number: int) -> str:
     return letters[-_ID_LENGTH:].rjust(_ID_LENGTH, "0")
 
 
-def _one_call_at_a_time(messages: Messages) -> list[Mapping[str, Any]]:
-    """Each call of a tool in a message of its own, its result after it."""
+def calls_in_content(messages: Messages, written: Callable[[Sequence[Mapping[str, Any]]], str]) -> Messages:
+    """Calls of tools as part of what the message says. written: the text of calls."""
+
+    def changed(message: Mapping[str, Any]) -> Mapping[str, Any]:
+        functions = [call.get("function") for call in message.get("tool_calls") or () if isinstance(call, Mapping)]
+        calls = [function for function in functions if isinstance(function, Mapping) and function.get("name")]
+        if not calls:
+            return message
+        said = [marked.content(message["content"])] if message["content"] else []
+        without = {key: value for key, value in message.items() if key != "tool_calls"}
+        return {**without, "content": marked.join([*said, written(calls)], "\n")}
+
+    return [changed(message) for message in messages]
+
+
+def one_call_at_a_time(messages: Messages) -> list[Mapping[str, Any]]:
+    """Each call of a tool in a message of its own, its result after it; text and reasoning are in the first."""
     changed: list[Mapping[str, Any]] = []
     waiting: list[Mapping[str, Any]] = []  # calls of the last message that had several, not yet written
 
@@ -97,13 +117,24 @@ def _one_call_at_a_time(messages: Messages) -> list[Mapping[str, Any]]:
                 write_call()
             calls = message.get("tool_calls") or ()
             if len(calls) > 1 and all(isinstance(call, Mapping) for call in calls):
-                waiting = [
-                    {**message, "content": "" if i else message["content"], "tool_calls": [call]}
-                    for i, call in enumerate(calls)
-                ]
+                more = {**{key: value for key, value in message.items() if key not in REASONING}, "content": ""}
+                waiting = [{**(more if i else message), "tool_calls": [call]} for i, call in enumerate(calls)]
                 continue
         changed.append(message)
     return changed + waiting
+
+
+def _thought_before_calls(messages: Messages) -> list[Mapping[str, Any]]:
+    """What is said beside reasoning and calls is a part of the reasoning."""
+
+    def changed(message: Mapping[str, Any]) -> Mapping[str, Any]:
+        thought = {name: text for name in REASONING if isinstance(text := message.get(name), str) and text}
+        if not (thought and message.get("tool_calls") and message["content"]):
+            return message
+        longer = {name: f"{text}\n\n{message['content']}" for name, text in thought.items()}
+        return {**message, **longer, "content": ""}
+
+    return [changed(message) for message in messages]
 
 
 def _without_system(messages: Messages) -> list[Mapping[str, Any]]:

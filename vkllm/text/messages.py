@@ -17,7 +17,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 SYSTEM_ROLES = ("system", "developer")
 
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+REASONING = ("reasoning_content", "reasoning", "thinking")
 """What clients and templates call the thoughts before an answer."""
 
 _MAX_DEPTH = 50
@@ -96,12 +96,12 @@ def with_reasoning(messages: Messages, names: Set[str]) -> Messages:
 
     names: what the template looks up.
     """
-    known = [name for name in _REASONING if name in names]
+    known = [name for name in REASONING if name in names]
     if not known:
         return messages
     changed = []
     for message in messages:
-        said = next((text for name in _REASONING if isinstance(text := message.get(name), str) and text), None)
+        said = next((text for name in REASONING if isinstance(text := message.get(name), str) and text), None)
         if said is not None and not any(message.get(name) for name in known):
             message = {**message, known[0]: said}
         changed.append(message)
@@ -150,7 +150,7 @@ def _plain_message(message: Any, where: str) -> dict[str, Any]:
     elif not isinstance(calls, list):
         raise InvalidParameter(f"{where} has tool_calls of type {type(calls).__name__}; pass a list of calls")
     has_content = "content" in plain or hasattr(message, "content")  # objects leave out what is None
-    if not (has_content or calls or any(map(plain.get, _REASONING))):
+    if not (has_content or calls or any(map(plain.get, REASONING))):
         raise InvalidParameter(f"{where} has neither content nor tool_calls")
     plain["content"] = _content_text(plain.get("content"), where)
     return plain

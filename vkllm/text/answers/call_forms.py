@@ -12,7 +12,7 @@ from typing import Any
 from vkllm.text.answers.parts import FoundCall
 from vkllm.text.answers.source import Broken, Reading, Source
 from vkllm.text.answers.tools import Tools
-from vkllm.text.answers.values import GEMMA, JSON, PYTHON, Notation, read_value
+from vkllm.text.answers.values import JSON, PYTHON, Notation, read_value
 
 ReadCalls = Callable[[Source, Tools], Reading[list[FoundCall]]]
 
@@ -303,16 +303,20 @@ def _python_call(source: Source, notation: Notation) -> Reading[FoundCall]:
             return FoundCall(name, arguments)
 
 
-def gemma_call(source: Source, tools: Tools) -> Reading[list[FoundCall]]:
-    """call:NAME{key:value}<tool_call|>, with texts between <|"|> marks."""
-    yield from source.space()
-    yield from source.need("call:")
-    name = yield from read_name(source)
-    arguments = yield from read_value(source, GEMMA)
-    yield from source.space()
-    if not (yield from source.is_at_end()):
-        yield from source.need("<tool_call|>")
-    return [FoundCall(name, _object(arguments))]
+def gemma_call(notation: Notation, end: str) -> ReadCalls:
+    """call:NAME{key:value} up to `end`, with texts between marks."""
+
+    def read(source: Source, tools: Tools) -> Reading[list[FoundCall]]:
+        yield from source.space()
+        yield from source.need("call:")
+        name = yield from read_name(source)
+        arguments = yield from read_value(source, notation)
+        yield from source.space()
+        if not (yield from source.is_at_end()):
+            yield from source.need(end)
+        return [FoundCall(name, _object(arguments))]
+
+    return read
 
 
 def mistral_calls(source: Source, tools: Tools) -> Reading[list[FoundCall]]:

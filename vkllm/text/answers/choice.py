@@ -27,6 +27,8 @@ from vkllm.text.answers.call_forms import (
 from vkllm.text.answers.harmony import HarmonyAnswer
 from vkllm.text.answers.tagged import Calls, TaggedAnswer, Tags
 from vkllm.text.answers.tools import Tools
+from vkllm.text.answers.values import FUNCTION_GEMMA, GEMMA
+from vkllm.text.answers.written import WRITERS, Functions
 
 TAGS = (
     Tags("[THINK]", "[/THINK]", is_anywhere=True),  # Magistral, Ministral
@@ -41,6 +43,7 @@ TAGS = (
 """The first of which a template or a vocabulary has both is the model's."""
 
 _DEEPSEEK = ("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
+_FUNCTION_GEMMA = ("<end_function_call>", "<escape>")
 _KIMI = (
     "<|tool_call_begin|>",
     "<|tool_call_argument_begin|>",
@@ -60,13 +63,14 @@ CALLS = (
     Calls("<function=", function_tags("</tool_call>")),  # the same without the tag around it; Functionary
     Calls("<seed:tool_call>", tool_call_tag("</seed:tool_call>"), ("</seed:tool_call>",)),  # Seed-OSS
     Calls("[TOOL_CALLS]", mistral_calls, ("[CALL_ID]", "[ARGS]")),  # Mistral, Ministral, Devstral
-    Calls("<|tool_call>", gemma_call, ("<tool_call|>", '<|"|>')),  # Gemma 4
+    Calls("<|tool_call>", gemma_call(GEMMA, "<tool_call|>"), ("<tool_call|>", '<|"|>')),  # Gemma 4
     Calls("<|tool_call_start|>", python_calls("<|tool_call_end|>"), ("<|tool_call_end|>",)),  # LFM2
     Calls("<function_calls>", python_calls("</function_calls>"), ("</function_calls>",)),  # OLMo 3
     Calls("<TOOLCALL>", json_calls("</TOOLCALL>"), ("</TOOLCALL>",)),  # Nemotron Nano 2
     Calls("<tool_calls>", json_calls("</tool_calls>"), ("</tool_calls>",)),  # MiniMax M1, Apriel, Hunyuan
     Calls("<|tool_call|>", json_calls("<|/tool_call|>"), ("<|/tool_call|>",)),  # Granite 3, Phi-4-mini
     Calls("<|python_tag|>", json_calls()),  # Llama 3
+    Calls("<start_function_call>", gemma_call(FUNCTION_GEMMA, "<end_function_call>"), _FUNCTION_GEMMA),
     Calls("<|function_call|>", json_calls()),  # GigaChat
     Calls("<|tools_prefix|>", json_calls("<|tools_suffix|>", by_name=True), ("<|tools_suffix|>",)),  # Apertus
     Calls("<|START_ACTION|>", json_calls("<|END_ACTION|>"), ("<|END_ACTION|>",)),  # Command A, Command R7B
@@ -104,6 +108,11 @@ class AnswerForm:
         if self.is_harmony:
             return HarmonyAnswer(tools)
         return TaggedAnswer(self.tags, self.calls, (bare_json, bare_python), tools)
+
+    @property
+    def writer(self) -> Callable[[Functions], str] | None:
+        """What writes calls as the model does, for templates that leave them out; None where none does."""
+        return next((WRITERS[form.begin] for form in self.calls if form.begin in WRITERS), None)
 
     def begins_in_reasoning(self, prompt_end: str) -> bool:
         """Whether a prompt with this end has opened the reasoning."""

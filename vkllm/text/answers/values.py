@@ -41,6 +41,7 @@ JSON = Notation(('"',), _JSON_WORDS, "json")
 PYTHON = Notation(
     ('"', "'", '"""', "'''"), {**_JSON_WORDS, "True": True, "False": False, "None": None}, escapes="python"
 )
+FUNCTION_GEMMA = Notation(("<escape>",), _JSON_WORDS, escapes="none", has_bare_keys=True)
 GEMMA = Notation(('<|"|>', '"'), _JSON_WORDS, escapes="none", has_bare_keys=True)
 
 
