@@ -33,7 +33,15 @@ from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS  # noqa: E402
 from vkllm.gpu.program.program import WIDTHS, Result  # noqa: E402
 from vkllm.gpu.program.step import Draw, Row  # noqa: E402
 from vkllm.model.architectures.llama import llama_spec  # noqa: E402
-from vkllm.model.spec import HeadNorm, ModelSpec, QueryTemperature, Rope  # noqa: E402
+from vkllm.model.spec import (  # noqa: E402
+    DeltaNet,
+    HeadNorm,
+    Mamba2,
+    ModelSpec,
+    QueryTemperature,
+    Rope,
+    ShortConvolution,
+)
 
 
 @dataclass(frozen=True)
@@ -100,8 +108,16 @@ OTHER_MODELS = (
         ),
         norm_form="layer",
     ),
+    replace(
+        MODEL,
+        layers=tuple(
+            replace(MODEL.layers[0], n_heads=0, n_kv_heads=0, head_dim=0, rope=None, mixer=mixer)
+            for mixer in (DeltaNet(16, 32, 128, 4), Mamba2(64, 64, 128, 8, 4), ShortConvolution(3, 4096))
+        ),
+    ),
 )  # fmt: skip
-"""Layers like those of Qwen 3, Gemma, Hunyuan, StarCoder 2 and Command R, as wide as Llama's."""
+"""Layers like those of Qwen 3, Gemma, Hunyuan, StarCoder 2, Command R, Qwen 3.5, Nemotron H and LFM2, as wide as
+Llama's."""
 
 
 COMMON = ("F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")

@@ -3,7 +3,7 @@
 // constants: local_size chain_words
 // push: slot_word
 // dispatch: x = 1
-// numerics: copies, and clears the chain; a row whose unused word is 1 takes the token that the last step chose
+// numerics: copies, and clears the chain; a row whose last word has its highest bit set takes the token that the last step chose
 #version 450
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint CHAIN_WORDS = 8;
@@ -28,10 +28,11 @@ void main() {
   }
   for (uint row = gl_LocalInvocationID.x; row < n_rows; row += gl_WorkGroupSize.x) {
     uint word = HEADER_WORDS + 4 * row;
-    uint from_device = slots[slot_word + word + 3];
-    step_words[word] = from_device != 0 ? next_token : slots[slot_word + word];
+    uint last = slots[slot_word + word + 3];
+    step_words[word] = last >> 31 != 0 ? next_token : slots[slot_word + word];
     step_words[word + 1] = slots[slot_word + word + 1];
     step_words[word + 2] = slots[slot_word + word + 2];
+    step_words[word + 3] = last & 0x7fffffff;
   }
   uint table = HEADER_WORDS + 4 * MAX_ROWS;
   for (uint i = gl_LocalInvocationID.x; i < n_table; i += gl_WorkGroupSize.x) {

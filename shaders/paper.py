@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ from vkllm.gpu.device.requirements import prepared  # noqa: E402
 from vkllm.gpu.layer.memory import LayerTier, Placement  # noqa: E402
 from vkllm.gpu.program.kernels import KERNELS  # noqa: E402
 from vkllm.gpu.program.program import Program  # noqa: E402
-from vkllm.model.graph import expected_shapes  # noqa: E402
+from vkllm.model.graph import decoder, expected_shapes, head  # noqa: E402
 from vkllm.model.spec import ModelSpec  # noqa: E402
 
 FAST_DOT = frozenset({"integer_dot_product", "fast_integer_dot"})
@@ -95,8 +96,9 @@ def paper_program(device: PaperDevice, spec: ModelSpec, fmt: str) -> Program:
     # the file has zeros enough for a vector; matrices are not read, since what they hold changes no dispatch
     with tempfile.NamedTemporaryFile() as file, patch("vkllm.gpu.program.weights.read_range"):
         tensors = {}
+        matrices = {name for op in (*decoder(spec), *head(spec)) for name in op.matrices}
         for name, shape in expected_shapes(spec).items():
-            n_bytes = weight_format(fmt).unit_bytes if len(shape) == 2 else 4 * shape[0]
-            tensors[name] = TensorInfo(name, shape, fmt if len(shape) == 2 else "F32", 0, n_bytes)
+            n_bytes = weight_format(fmt).unit_bytes if name in matrices else 4 * math.prod(shape)
+            tensors[name] = TensorInfo(name, shape, fmt if name in matrices else "F32", 0, n_bytes)
         file.truncate(max(info.n_bytes for info in tensors.values()))
         return Program(device, spec, Path(file.name), tensors, spec.n_ctx_train)

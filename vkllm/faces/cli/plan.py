@@ -45,6 +45,7 @@ def lines(made: ModelPlan, model: str) -> list[str]:
     return [
         f"{made.path.name if made.path.suffix == '.gguf' else model} on {made.device_name}",
         f"context   {counted(plan.n_ctx, 'token')} (keys {made.options.type_k}, values {made.options.type_v})",
+        *([f"states    {size(plan.states_bytes)} of the cache, whatever the context"] if plan.n_state_slots else []),
         "",
         *table,
         "",
@@ -65,6 +66,7 @@ def fields(made: ModelPlan) -> dict[str, Any]:
         "device": made.device_name,
         "kind": made.limits.kind,
         "n_ctx": plan.n_ctx,
+        "n_state_slots": plan.n_state_slots,
         **asdict(made.options),
         "tiers": [
             {

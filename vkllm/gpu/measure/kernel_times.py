@@ -92,6 +92,10 @@ def kernel_work(dispatch: Dispatch, n_rows: int, n_depth: int) -> KernelWork:
             )
         case "rope":
             shape = _heads(values)
+        case "delta_net" | "mamba2":
+            n_heads, size = values.get("n_v_heads", values.get("n_heads", 0)), values.get("d_state", values["head_dim"])
+            shape = f"{n_heads} x {values['head_dim']} x {size}"
+            return KernelWork(kernel, shape=shape, n_tokens=n_rows, read_bytes=4 * n_heads * values["head_dim"] * size)
         case _:
             shape = str(values.get("columns", values.get("n_vocab", "")))
     n_bytes = 4 * values["columns"] if kernel == "norm" else 0

@@ -27,9 +27,11 @@ from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.needs import CACHE_TYPES, ring_blocks
 from vkllm.model.memory.placement import MatrixRows
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions
+from vkllm.model.memory.states import slot_words
 from vkllm.model.ops import Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation
 from vkllm.model.reference import query_factors, rope_table
 from vkllm.model.spec import ModelSpec, QueryTemperature, Rope
+from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2Step
 
 Floats = npt.NDArray[np.float32]
 
@@ -59,6 +61,7 @@ class ModelBuffers:
     several where formats or tiers differ. caches: keys and values of each layer, as far as it has them.
     n_ring_blocks: how many blocks the caches of each layer have, if they keep only a window; 0 if they keep the whole
     context.
+    states: of each layer plan.n_state_slots slots, if it has a state.
     moved_bytes: planned for the device's own memory, but refused there by the driver.
     """
 
@@ -83,6 +86,11 @@ class ModelBuffers:
         self.activations = self._allocate_activations()
         self.n_ring_blocks = [ring_blocks(layer.window, plan.n_ctx, MAX_ROWS) for layer in spec.layers]
         self.caches = [self._caches(number, tier) for number, tier in enumerate(plan.cache_tiers)]
+        self.states = {
+            number: self._allocate(plan.n_state_slots * slot_words(layer)[1], tier)
+            for number, (layer, tier) in enumerate(zip(spec.layers, plan.cache_tiers, strict=True))
+            if slot_words(layer)[1]
+        }
         self.vectors: dict[str, Buffer] = {}
         self.biases: dict[tuple[str, ...], Buffer] = {}
         self.rope_tables: dict[Rope, Buffer] = {}
@@ -151,7 +159,7 @@ class ModelBuffers:
     def _load_vectors(self, op: Op, vector: Callable[[str], Floats], uploader: Uploader) -> None:
         """Whatever an operation reads besides matrices. vector(name): a tensor of the file as float32."""
         match op:
-            case Norm() | Attention():
+            case Norm() | Attention() | Convolution() | DeltaNetStep() | Mamba2Step() | GatedNorm():
                 for name in op.tensors():
                     self.vectors[name] = self._upload(uploader, vector(name))
             case Matvec() if op.has_bias:

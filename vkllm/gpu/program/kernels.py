@@ -111,7 +111,29 @@ KERNELS = {
             ("local_size", "chain_words"),
             ("slot_word",),
         ),
+        KernelSpec(
+            "convolution",
+            ("x", "weight", "bias", "states", "y", "y_q16", "y_scales", "step"),
+            (
+                *("local_size", "columns", "x_columns", "n_kernel", "has_silu", "is_gated", "has_bias", "slot_words"),
+                "quantizes",
+            ),
+            ("first_column", "first_word"),
+            subgroup=("shuffle",),
+            has_plain=True,
+        ),
         KernelSpec("copy_words", ("source", "target"), ("local_size",), ("n_words", "target_word"), surplus="loops"),
+        KernelSpec(
+            "delta_net",
+            ("qkv", "gates", "dt", "a", "states", "y", "step"),
+            (
+                *("local_size", "lanes", "n_k_heads", "n_v_heads", "head_dim", "is_grouped", "gates_columns"),
+                *("beta_column", "alpha_column", "has_fused_gates", "eps", "slot_words"),
+            ),
+            ("first_word",),
+            subgroup=("shuffle",),
+            has_plain=True,
+        ),
         KernelSpec(
             "embed",
             ("quants", "scales", "x", "step"),
@@ -121,6 +143,17 @@ KERNELS = {
             surplus="loops",
         ),
         KernelSpec(
+            "gated_norm",
+            ("x", "gates", "weight", "y", "y_q16", "y_scales", "step"),
+            (
+                *("local_size", "columns", "group", "span", "gates_columns", "eps", "is_gated_first"),
+                *("has_weight_per_group", "quantizes"),
+            ),
+            ("first_column",),
+            subgroup=("arithmetic", "shuffle"),
+            has_plain=True,
+        ),
+        KernelSpec(
             "head_norm",
             ("qkv", "weight", "step"),
             (
@@ -128,6 +161,17 @@ KERNELS = {
                 *("eps", "form", "has_weight", "is_weight_of_group", "q_stride", "n_v_groups", "are_values_keys"),
             ),
             subgroup=("arithmetic",),
+            has_plain=True,
+        ),
+        KernelSpec(
+            "mamba2",
+            ("xbc", "gates", "dt_bias", "a", "d", "states", "y", "step"),
+            (
+                *("local_size", "lanes", "n_heads", "head_dim", "d_state", "n_groups", "gates_columns", "dt_column"),
+                "slot_words",
+            ),
+            ("first_word",),
+            subgroup=("shuffle",),
             has_plain=True,
         ),
         KernelSpec("mask_logits", ("logits", "masks"), ("local_size", "n_vocab"), ("first_word",), surplus="loops"),

@@ -9,7 +9,10 @@ from vkllm.model.graph import decoder, head
 from vkllm.model.ops import Op
 from vkllm.model.spec import ModelSpec
 
-_KINDS = ("embed", "norm", "matvec", "head_norm", "rope", "attention", "activate", "softcap")
+_KINDS = (
+    *("embed", "norm", "matvec", "head_norm", "rope", "attention", "activate", "softcap"),
+    *("convolution", "delta_net", "mamba2", "gated_norm"),
+)
 
 
 def missing(spec: ModelSpec) -> str | None:

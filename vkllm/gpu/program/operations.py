@@ -13,9 +13,11 @@ from vkllm.gpu.program.attention_operations import AttentionOperations
 from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS, LAST_ROW, NORM_FORMS
+from vkllm.gpu.program.state_operations import StateOperations
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.graph import widths
 from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
+from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2Step
 
 MATMUL_SIZE = 256
 """Invocations of a workgroup of `matmul`."""
@@ -36,6 +38,7 @@ class Operations:
         self._tuning = tuning
         self._local_size = tuning.local_size
         self._attention = AttentionOperations(device, buffers, step, tuning)
+        self._states = StateOperations(device, buffers, step, tuning.local_size)
         self._made: dict[tuple[Op, int], list[Dispatch]] = {}
 
     def of(self, op: Op, width: int) -> list[Dispatch]:
@@ -63,6 +66,8 @@ class Operations:
                 return [self._activate(op, width)]
             case Softcap():
                 return [self._softcap(op, width)]
+            case Convolution() | DeltaNetStep() | Mamba2Step() | GatedNorm():
+                return [self._states.of(op, width)]
         raise AssertionError(op.kind)
 
     def _embed(self, op: Embed, width: int) -> list[Dispatch]:

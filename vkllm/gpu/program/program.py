@@ -104,6 +104,7 @@ class Program:
         # what the last two choices recorded: choices that are tried in turn share the pipelines
         self._earlier: deque[dict[Hashable, list[Recording]]] = deque(maxlen=2)
         self._can_chain: bool | None = None
+        self._last_state_slot: int | None = None
         self._slot_tickets = [0] * N_SLOTS
         self._turn = 0
         self.use(fitted_to_layers(choices or tuning(info), info, spec.layers))
@@ -132,6 +133,7 @@ class Program:
         draw: Draw | None = None,
         mask: Words | None = None,
         n_submits: int = 1,
+        state_slot: int | None = None,
     ) -> Submitted:
         """Submits a step of one sequence and returns at once.
 
@@ -139,7 +141,10 @@ class Program:
         result: what to make of the last row: "token" chooses the likeliest on the GPU, "sampled" draws one there
         as `draw` says, "logits" brings all to the host. mask: the tokens that may be chosen on the GPU, token t as bit
         t % 32 of word t // 32; None is all. n_submits: pieces of about as many layers that a prompt's step is cut
-        into, each a submit. At most N_SLOTS steps are in flight; one more waits for the oldest.
+        into, each a submit. state_slot: where layers find their states before the first row, which must not be stored
+        there too; None: zeros, as at the beginning of a sequence. Where neither it nor a row names a slot, states go
+        on from the last such step, unless the first row has position 0. At most N_SLOTS steps are in flight; one more
+        waits for the oldest.
         """
         assert (draw is not None and 0 < draw.top_k <= TOP_K) if result == "sampled" else draw is None
         assert mask is None or (result in ("token", "sampled") and len(mask) == self._mask_words)
@@ -147,7 +152,9 @@ class Program:
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
         recordings = self._recorded_step(width, result, slot, mask is not None, n_submits)
         self._wait(self._slot_tickets[slot])
-        self._slots.write(slot, rows, block_table, draw)
+        if self.states and state_slot is None and all(row.state_slot is None for row in rows):
+            rows, state_slot = self._continued(rows)
+        self._slots.write(slot, rows, block_table, draw, state_slot)
         if mask is not None:
             assert self._masks.words is not None
             self._masks.words[slot * self._mask_words : (slot + 1) * self._mask_words] = mask
@@ -155,6 +162,16 @@ class Program:
         for recording in recordings:
             self._slot_tickets[slot] = self.device.submit(recording)
         return Submitted(self._slot_tickets[slot], slot, submitted_s)
+
+    def _continued(self, rows: Sequence[Row]) -> tuple[list[Row], int | None]:
+        """Rows that store their states in one of two slots in turn, and the slot of the states before them."""
+        before = self._last_state_slot if rows[0].position else None
+        self._last_state_slot = 1 if self._last_state_slot == 0 else 0
+        return [*rows[:-1], replace(rows[-1], state_slot=self._last_state_slot)], before
+
+    def forget_states(self) -> None:
+        """The next step that names no slots begins with states of zeros, whatever its position."""
+        self._last_state_slot = None
 
     def wait(self, submitted: Submitted) -> None:
         """Waits for a step. Raises DeviceLost or DeviceTimeout, as all that wait do."""
@@ -203,6 +220,11 @@ class Program:
         """How many tokens the layers with a window cache, the one with the fewest; 0 if there are none."""
         layers = zip(self.spec.layers, self.n_ring_blocks, strict=True)
         return KV_BLOCK * min((n or self.n_blocks for layer, n in layers if layer.window), default=0)
+
+    @property
+    def states(self) -> dict[int, Buffer]:
+        """The states of each layer that has one, in plan.n_state_slots slots (`model/memory/states.py`)."""
+        return self._buffers.states
 
     @property
     def cache_types(self) -> tuple[str, str]:

@@ -69,10 +69,17 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             return 2 * (2 + load) + _up(n_keys, KV_BLOCK) * per_block + v["matrix_n"] + store
         case "begin_step":
             return _up(v["chain_words"] // 4, size) + _up(MAX_ROWS, size) + _up(_up(n_keys, KV_BLOCK), size)
+        case "convolution":
+            return 0
         case "copy_words":
             return _up(v["n_words"], n)
+        case "delta_net" | "mamba2":
+            return MAX_ROWS
         case "embed":
             return table + _up(v["columns"], n)
+        case "gated_norm":
+            sums = 0 if v["group"] == v["span"] else 32 * (1 + v["group"])
+            return _up(v["span"], size) + size // subgroup_size + _up(v["span"] // 4, size) * (1 + sums)
         case "mask_logits" | "softcap":
             return _up(v["n_vocab"], n)
         case "matmul":

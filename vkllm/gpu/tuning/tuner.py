@@ -272,6 +272,7 @@ class _Timer:
 
     def _decode_logits(self, depth: int) -> Logits:
         table = self._table(depth + 1, is_scratch=depth == 0)
+        self._program.forget_states()
         return self._program.logits(self._program.submit(self._rows(depth, 1), table, "logits"))
 
     def _prefill_logits(self, width: int) -> Logits:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.model.expert_ops import ExpertMatvec
 from vkllm.model.graph import decoder, expected_shapes, head, widths
 from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_PARTS
+from vkllm.model.memory.states import n_state_slots, slot_bytes, slot_words
 from vkllm.model.ops import Embed, Matvec
 from vkllm.model.spec import LayerSpec, ModelSpec
 
@@ -94,12 +95,27 @@ class Needs:
 
     def by_part(self, n_ctx: int) -> dict[str, int]:
         """Bytes of everything that is allocated, by purpose."""
-        matrices = (stack for weights in self.matrices() for stack in stacks(weights, self.tensors))
+        states = sum(self.layer_states_bytes(layer) for layer in self.spec.layers)
         return {
-            "weights": sum(stack.n_bytes(stack.n_rows) for stack in matrices) + self.vectors_bytes(),
+            "weights": self._matrices_bytes + self.vectors_bytes(),
             "cache": sum(self.layer_cache_bytes(n_ctx, layer) for layer in self.spec.layers),
+            **({"states": states} if states else {}),
             "working memory": self.arena_bytes(n_ctx),
         }
+
+    @property
+    def _matrices_bytes(self) -> int:
+        matrices = (stack for weights in self.matrices() for stack in stacks(weights, self.tensors))
+        return sum(stack.n_bytes(stack.n_rows) for stack in matrices)
+
+    @cached_property
+    def n_state_slots(self) -> int:
+        """Slots of the layers' states (`states.py`); 0 if no layer has a state."""
+        return n_state_slots(self.spec, self._matrices_bytes) if slot_bytes(self.spec) else 0
+
+    def layer_states_bytes(self, layer: LayerSpec) -> int:
+        """Bytes of the states of a layer, in all slots; they do not grow with the context."""
+        return aligned(4 * slot_words(layer)[1] * self.n_state_slots)
 
     def vectors_bytes(self) -> int:
         """Bytes of the weights that are no matrices: norms and biases."""
@@ -129,6 +145,7 @@ class Needs:
         caches = [n_bytes for layer in set(self.spec.layers) for n_bytes in self._cache_buffers(n_ctx, layer)]
         return {
             "the cache of a layer": max(caches, default=0),
+            "the states of a layer": max(map(self.layer_states_bytes, self.spec.layers), default=0),
             "an activation": 4 * max(self.max_rows * activation, self.head_rows * self.spec.n_vocab),
             **self._context_buffers(n_ctx),
         }
@@ -208,10 +225,10 @@ def decode_bytes(
     spec: ModelSpec, tensors: Mapping[str, TensorInfo], n_past: float, type_k: str = "f16", type_v: str = "f16"
 ) -> float:
     """Bytes that a device reads for a step of one token: each weight once, of experts the chosen ones, and
-    what it sees of n_past tokens."""
+    what it sees of n_past tokens, and states."""
     shares = {name: share for weights, share in read_shares(spec).items() for name in weights}
     read = sum(shares.get(name, 1.0) * tensor_bytes(tensors[name]) for name in expected_shapes(spec))
-    return read + cache_bytes(spec, n_past, type_k, type_v)
+    return read + cache_bytes(spec, n_past, type_k, type_v) + slot_bytes(spec)
 
 
 def active_parameters(spec: ModelSpec) -> int:

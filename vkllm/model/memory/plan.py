@@ -80,7 +80,8 @@ class PlanOptions:
 @dataclass(frozen=True)
 class TierPlan:
     """What lies in one tier. available_bytes: what the plan may take of it. read_bytes: bytes of the weights that a
-    token reads. bytes_per_s: how fast the GPU reads them."""
+    token reads. cache_bytes: keys, values and states of layers; states_bytes: of these, the states. bytes_per_s: how
+    fast the GPU reads them."""
 
     tier: Tier
     available_bytes: int
@@ -89,6 +90,7 @@ class TierPlan:
     cache_bytes: int
     arena_bytes: int
     bytes_per_s: float
+    states_bytes: int = 0
 
     @property
     def used_bytes(self) -> int:
@@ -106,9 +108,9 @@ class MemoryPlan:
     """Where everything lies.
 
     n_ctx: tokens of context. matrices: by the weights of an `Op`, in order, the parts that it multiplies with one after
-    the other; together they are all rows of all its tensors once. cache_tiers: of each layer's keys and values.
-    arena_tier: of activations, norms and the rope table. tiers: the fastest first. overhead_s: seconds a token besides
-    reading.
+    the other; together they are all rows of all its tensors once. cache_tiers: of each layer's keys, values and states.
+    n_state_slots: states of each layer that has one, the newest and earlier ones; 0 if none has. arena_tier: of
+    activations, norms and the rope table. tiers: the fastest first. overhead_s: seconds a token besides reading.
 
     >>> llm.plan.n_ctx == llm.n_ctx
     True
@@ -122,6 +124,7 @@ class MemoryPlan:
     arena_tier: Tier
     tiers: tuple[TierPlan, ...]
     overhead_s: float
+    n_state_slots: int = 0
 
     @property
     def weights_bytes(self) -> int:
@@ -130,8 +133,13 @@ class MemoryPlan:
 
     @property
     def cache_bytes(self) -> int:
-        """Keys and values of n_ctx tokens."""
+        """Keys and values of n_ctx tokens, and states."""
         return sum(tier.cache_bytes for tier in self.tiers)
+
+    @property
+    def states_bytes(self) -> int:
+        """Of cache_bytes, the states of layers, which do not grow with the context."""
+        return sum(tier.states_bytes for tier in self.tiers)
 
     @property
     def arena_bytes(self) -> int:
@@ -145,8 +153,11 @@ class MemoryPlan:
 
     def token_s(self, n_past: float) -> float:
         """Expected seconds of a decode step with n_past tokens cached: the time to read each tier, plus overhead_s."""
-        n_cached = whole_blocks(self.n_ctx)
-        read_s = sum((t.read_bytes + t.cache_bytes * n_past / n_cached) / t.bytes_per_s for t in self.tiers)
+        seen, states = n_past / whole_blocks(self.n_ctx), 2 / max(self.n_state_slots, 1)  # read and written
+        read_s = sum(
+            (t.read_bytes + (t.cache_bytes - t.states_bytes) * seen + t.states_bytes * states) / t.bytes_per_s
+            for t in self.tiers
+        )
         return read_s + self.overhead_s
 
     @property
@@ -284,7 +295,10 @@ class _Planner:
         needs, limits, n_layers = self.needs, self.limits, self.needs.spec.n_layers
         tiers = Tiers(capacities, limits.max_buffer_bytes)
         arena_bytes, vectors_bytes = needs.arena_bytes(n_ctx), needs.vectors_bytes()
-        cache_bytes = [needs.layer_cache_bytes(n_ctx, layer) for layer in needs.spec.layers]
+        states_bytes = [needs.layer_states_bytes(layer) for layer in needs.spec.layers]
+        cache_bytes = [
+            needs.layer_cache_bytes(n_ctx, layer) + n for layer, n in zip(needs.spec.layers, states_bytes, strict=True)
+        ]
         arena_tier = tiers.place(arena_bytes + vectors_bytes)
         cache_tiers = [tiers.place(n_bytes) for n_bytes in reversed(cache_bytes)][::-1]  # the last layer's first
         matrices: dict[tuple[str, ...], tuple[MatrixRows, ...]] = {}
@@ -316,11 +330,13 @@ class _Planner:
                     cache_bytes=sum(n for n, cached in zip(cache_bytes, cache_tiers, strict=True) if cached is tier),
                     arena_bytes=arena_bytes if tier is arena_tier else 0,
                     bytes_per_s=limits.bytes_per_s(tier),
+                    states_bytes=sum(n for n, kept in zip(states_bytes, cache_tiers, strict=True) if kept is tier),
                 )
                 for tier, available in capacities
                 if available
             ),
             overhead_s=n_layers * limits.speeds.layer_s,
+            n_state_slots=needs.n_state_slots,
         )
 
     def _rows(self, tiers: Tiers, weights: tuple[str, ...]) -> tuple[MatrixRows, ...]:

@@ -1,0 +1,95 @@
+// convolution: y = f(each column convolved over its last tokens), or c * convolution(b * x) of (b | c | x)
+// bindings: x weight bias states y y_q16 y_scales step
+// constants: local_size columns x_columns n_kernel has_silu is_gated has_bias slot_words quantizes
+// push: first_column first_word
+// dispatch: x = columns / 4 / local_size, y = tokens; four columns an invocation
+// subgroup: shuffle
+// requires: full subgroups of 8 or more, or the _plain variant, of which an eighth of the invocations have work; to
+//   quantize, columns a multiple of 32
+// numerics: float32
+// source: Gu and Dao 2023, arXiv 2312.00752
+//
+// x has rows of x_columns columns; those that are convolved begin at first_column. weight (columns, n_kernel), the newest
+// token last. The state is the columns of the n_kernel - 1 tokens before the step, the oldest first; a step must not
+// store it in the slot that it reads.
+#version 450
+#extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
+#ifndef PLAIN
+#extension GL_KHR_shader_subgroup_shuffle : require
+#endif
+layout(local_size_x_id = 0) in;
+layout(constant_id = 1) const uint COLUMNS = 10240;
+layout(constant_id = 2) const uint X_COLUMNS = 16480;
+layout(constant_id = 3) const uint N_KERNEL = 4;
+layout(constant_id = 4) const uint HAS_SILU = 1;
+layout(constant_id = 5) const uint IS_GATED = 0;
+layout(constant_id = 6) const uint HAS_BIAS = 0;
+layout(constant_id = 7) const uint SLOT_WORDS = 1024;
+layout(constant_id = 8) const uint QUANTIZES = 0;
+layout(push_constant) uniform Push {
+  uint first_column;
+  uint first_word;
+};
+layout(std430, binding = 0) readonly buffer X { float x[]; };
+layout(std430, binding = 1) readonly buffer Weight { float weight[]; };
+layout(std430, binding = 2) readonly buffer Bias { float bias[]; };
+layout(std430, binding = 3) buffer States { float states[]; };
+layout(std430, binding = 4) writeonly buffer Y { float y[]; };
+layout(std430, binding = 5) writeonly buffer YQ16 { uint y_q16[]; };
+layout(std430, binding = 6) writeonly buffer YScales { vec2 y_scales[]; };
+#define STEP_BINDING 7
+#include "lib/step.glsl"
+#include "lib/states.glsl"
+#include "lib/q16.glsl"
+
+// what is convolved, in a row of the step or in one of the tokens before it
+float source(int row, uint column) {
+  if (row >= 0) {
+    uint from = uint(row) * X_COLUMNS + first_column + column;
+    return IS_GATED != 0 ? x[from] * x[from + 2 * COLUMNS] : x[from];
+  }
+  uint before = state_before_step();
+  return before == NO_SLOT ? 0.0 : states[before + uint(row + int(N_KERNEL) - 1) * COLUMNS + column];
+}
+
+float result(uint row, uint column) {
+  float sum = HAS_BIAS != 0 ? bias[column] : 0.0;
+  [[unroll]] for (uint k = 0; k < N_KERNEL; k++) {
+    sum += weight[column * N_KERNEL + k] * source(int(row + k) - int(N_KERNEL) + 1, column);
+  }
+  uint behind = state_behind(row);
+  if (behind != NO_SLOT) {
+    [[unroll]] for (uint k = 0; k < N_KERNEL - 1; k++) {
+      states[behind + k * COLUMNS + column] = source(int(row + k) - int(N_KERNEL) + 2, column);
+    }
+  }
+  if (HAS_SILU != 0) sum = sum / (1.0 + exp(-sum));
+  if (IS_GATED != 0) sum *= x[row * X_COLUMNS + first_column + COLUMNS + column];
+  y[row * COLUMNS + column] = sum;
+  return sum;
+}
+
+vec4 result_of_four(uint row, uint first) {
+  vec4 v = vec4(0.0);
+  [[unroll]] for (uint k = 0; k < 4; k++) {
+    if (first + k < COLUMNS) v[k] = result(row, first + k);
+  }
+  return v;
+}
+
+void main() {
+  uint row = gl_WorkGroupID.y;
+#ifdef PLAIN
+  uint block = gl_GlobalInvocationID.x;
+  if (row >= n_rows || 32 * block >= COLUMNS) return;
+  vec4 v[8];
+  [[unroll]] for (uint k = 0; k < 8; k++) v[k] = result_of_four(row, 32 * block + 4 * k);
+  if (QUANTIZES != 0) store_q16_block(row, COLUMNS / 32, block, v);
+#else
+  uint i = gl_WorkGroupID.x * gl_WorkGroupSize.x + gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
+  if (row >= n_rows || 4 * i >= COLUMNS) return; // eight lanes of a block leave together
+  vec4 v = result_of_four(row, 4 * i);
+  if (QUANTIZES != 0) store_q16(row, COLUMNS / 32, i / 8, v);
+#endif
+}

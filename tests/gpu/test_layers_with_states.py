@@ -1,0 +1,109 @@
+"""Programs of layers with a state against the numpy reference: prompts however they are cut, then single tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernel_case import nmse
+from model_specs import LAYER, of_layers
+from random_model import engine_config, reference, write_random_model
+
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.device.requirements import without_subgroups
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.step import Row
+from vkllm.model.spec import DeltaNet, Mamba2, ModelSpec, ShortConvolution
+
+pytestmark = pytest.mark.gpu
+
+BOUND = 4e-6  # see test_kinds_of_layers.py: the layer with attention rounds keys and values to float16
+
+STATE = replace(LAYER, n_heads=0, n_kv_heads=0, head_dim=0, rope=None)
+SSM_BIASES = ("ssm_conv1d",)
+
+SPECS = {
+    "delta net": of_layers(
+        replace(STATE, mixer=DeltaNet(2, 6, 16, 4)),
+        LAYER,
+        replace(STATE, mixer=DeltaNet(1, 2, 32, 3, are_heads_grouped=True, has_fused_beta_alpha=True)),
+    ),
+    "mamba 2": of_layers(
+        replace(STATE, mixer=Mamba2(6, 16, 16, 2, 4)), LAYER, replace(STATE, mixer=Mamba2(4, 32, 64, 1, 4))
+    ),
+    "short convolution": of_layers(replace(STATE, mixer=ShortConvolution(3, 96)), LAYER),
+    "states only": of_layers(replace(STATE, mixer=ShortConvolution(4, 96))),
+}
+MATRICES = (
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "attn_gate",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+    "in_proj",
+    "out_proj",
+    "ssm_out",
+)
+
+
+def load(device: Device, folder: Path, spec: ModelSpec) -> tuple[Program, list[int], np.ndarray]:
+    """A program, tokens, and the logits (T, V) behind each of them."""
+    config = engine_config(write_random_model(folder / "model.gguf", spec, dict.fromkeys(MATRICES, "Q4_0")), spec)
+    tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 103)]
+    return Program(device, spec, config.path, config.tensors, config.n_ctx), tokens, reference(config).run(tokens)
+
+
+def errors(program: Program, tokens: Sequence[int], wanted: np.ndarray, cuts: Sequence[int]) -> list[float]:
+    """Of the logits behind each chunk of a prompt, and behind each token that follows it."""
+    table, found, start = list(range(program.n_blocks)), [], 0
+    for n in cuts:
+        rows = [Row(token, start + i) for i, token in enumerate(tokens[start : start + n])]
+        start += n
+        step = program.submit(rows, table, "logits", is_prompt=True)
+        found.append(nmse(program.logits(step), wanted[start - 1]))
+    for position in range(start, len(tokens)):
+        step = program.submit([Row(tokens[position], position)], table, "logits")
+        found.append(nmse(program.logits(step), wanted[position]))
+    return found
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_logits_equal_the_reference(device: Device, tmp_path: Path, name: str) -> None:
+    program, tokens, wanted = load(device, tmp_path, SPECS[name])
+    for cuts in ((100,), (1, 2, 8, 70, 19)):
+        found = errors(program, tokens, wanted, cuts)
+        assert max(found) < BOUND, (cuts, found)
+    assert max(errors(program, tokens[:20], wanted, ())) < BOUND
+
+
+@pytest.mark.parametrize("name", ["delta net", "mamba 2", "short convolution"])
+def test_without_subgroups_logits_equal_the_reference(
+    device: Device, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "info", without_subgroups(device.info))
+    program, tokens, wanted = load(device, tmp_path, SPECS[name])
+    assert max(errors(program, tokens[:46], wanted, (45,))) < BOUND
+
+
+def test_a_step_goes_on_from_the_slot_that_it_names(device: Device, tmp_path: Path) -> None:
+    program, tokens, wanted = load(device, tmp_path, SPECS["delta net"])
+    assert program.plan.n_state_slots == 4 and set(program.states) == {0, 2}
+    table = list(range(program.n_blocks))
+
+    def logits(first: int, end: int, read: int | None, stored: dict[int, int]) -> np.ndarray:
+        """Runs tokens first to end - 1, with the states behind some of them stored."""
+        rows = [Row(tokens[i], i, stored.get(i)) for i in range(first, end)]
+        return program.logits(program.submit(rows, table, "logits", is_prompt=True, state_slot=read))
+
+    logits(0, 40, None, {9: 3, 39: 1})
+    assert nmse(logits(10, 20, 3, {}), wanted[19]) < BOUND
+    assert nmse(logits(40, 50, 1, {41: 0, 49: 2}), wanted[49]) < BOUND
+    assert nmse(logits(42, 43, 0, {}), wanted[42]) < BOUND
+    assert nmse(logits(50, 51, 2, {}), wanted[50]) < BOUND
+    assert nmse(logits(10, 20, 2, {}), wanted[19]) > 100 * BOUND  # the state behind another token

@@ -1,0 +1,136 @@
+"""Operations of layers with a state as dispatches.
+
+A layer has slots (`model/memory/states.py`); a step reads its state from one and stores it in others.
+"""
+
+from __future__ import annotations
+
+import math
+
+from vkllm.formats.quants import BLOCK
+from vkllm.gpu.device.kernel import float_bits
+from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
+from vkllm.gpu.program.buffers import ModelBuffers
+from vkllm.gpu.program.kernels import KERNELS
+from vkllm.model.graph import decoder
+from vkllm.model.memory.states import slot_words
+from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2Step
+
+MOST_LANES = 8
+"""Most invocations that share a column of a state."""
+
+StateOp = Convolution | DeltaNetStep | Mamba2Step | GatedNorm
+
+
+class StateOperations:
+    """Makes dispatches. step: the step buffer on the device. local_size: invocations of a workgroup."""
+
+    def __init__(self, device: Device, buffers: ModelBuffers, step: Buffer, local_size: int) -> None:
+        self._device = device
+        self._buffers = buffers
+        self._step = step
+        self._local_size = local_size
+        self._row_widths = {(op.layer, op.output): op.width for op in decoder(buffers.spec)}
+
+    def of(self, op: StateOp, width: int) -> Dispatch:
+        """The dispatch of an operation for steps of `width` rows."""
+        match op:
+            case Convolution():
+                return self._convolution(op, width)
+            case DeltaNetStep():
+                return self._delta_net(op)
+            case Mamba2Step():
+                return self._mamba2(op)
+            case GatedNorm():
+                return self._gated_norm(op, width)
+
+    def _convolution(self, op: Convolution, width: int) -> Dispatch:
+        buffers, y = self._buffers, self._buffers.activations[op.output]
+        x, weight = buffers.activations[op.input].values, buffers.vectors[op.weight]
+        return self._device.dispatch(
+            KERNELS["convolution"],
+            (
+                *(x, weight, buffers.vectors[op.bias] if op.bias else weight, buffers.states[op.layer]),
+                *(y.values, y.q16 or y.values, y.scales or y.values, self._step),
+            ),
+            constants=(
+                *(self._local_size, op.width, self._row_widths[op.layer, op.input], op.n_kernel),
+                *(int(op.function == "silu"), int(op.is_gated), int(op.bias is not None)),
+                *(self._slot(op)[1], int(y.q16 is not None)),
+            ),
+            groups=(-(-op.width // 4 // self._local_size), width),
+            push=(op.column, 0),
+        )
+
+    def _delta_net(self, op: DeltaNetStep) -> Dispatch:
+        buffers, net = self._buffers, op.net
+        lanes, n_groups = self._teams(net.head_dim, net.v_width)
+        return self._device.dispatch(
+            KERNELS["delta_net"],
+            (
+                *(buffers.activations[op.input].values, buffers.activations[op.gates].values),
+                *(buffers.vectors[op.dt], buffers.vectors[op.a], buffers.states[op.layer]),
+                *(buffers.activations[op.output].values, self._step),
+            ),
+            constants=(
+                *(self._local_size, lanes, net.n_k_heads, net.n_v_heads, net.head_dim, int(net.are_heads_grouped)),
+                *(self._row_widths[op.layer, op.gates], op.beta_column, op.alpha_column),
+                *(int(net.has_fused_beta_alpha), float_bits(op.eps), self._slot(op)[1]),
+            ),
+            groups=(n_groups, 1),
+            push=(self._slot(op)[0],),
+        )
+
+    def _mamba2(self, op: Mamba2Step) -> Dispatch:
+        buffers, mamba = self._buffers, op.mamba
+        lanes, n_groups = self._teams(mamba.d_state, mamba.d_inner)
+        return self._device.dispatch(
+            KERNELS["mamba2"],
+            (
+                *(buffers.activations[op.input].values, buffers.activations[op.gates].values),
+                *(buffers.vectors[name] for name in (op.dt_bias, op.a, op.d)),
+                *(buffers.states[op.layer], buffers.activations[op.output].values, self._step),
+            ),
+            constants=(
+                *(self._local_size, lanes, mamba.n_heads, mamba.head_dim, mamba.d_state, mamba.n_groups),
+                *(self._row_widths[op.layer, op.gates], op.dt_column, self._slot(op)[1]),
+            ),
+            groups=(n_groups, 1),
+            push=(self._slot(op)[0],),
+        )
+
+    def _gated_norm(self, op: GatedNorm, width: int) -> Dispatch:
+        buffers, span = self._buffers, norm_span(op.group)
+        y = buffers.activations[op.output]
+        return self._device.dispatch(
+            KERNELS["gated_norm"],
+            (
+                *(buffers.activations[op.input].values, buffers.activations[op.gates].values),
+                *(buffers.vectors[op.weight], y.values, y.q16 or y.values, y.scales or y.values, self._step),
+            ),
+            constants=(
+                *(self._local_size, op.width, op.group, span, self._row_widths[op.layer, op.gates]),
+                *(float_bits(op.eps), int(op.is_gated_first), int(op.has_weight_per_group), int(y.q16 is not None)),
+            ),
+            groups=(op.width // span, width),
+            push=(op.column,),
+        )
+
+    def _slot(self, op: StateOp) -> tuple[int, int]:
+        """Where the state begins in a slot of the operation's layer, and numbers of the slot."""
+        return slot_words(self._buffers.spec.layers[op.layer])
+
+    def _teams(self, size: int, n_columns: int) -> tuple[int, int]:
+        """Lanes of a team for columns of `size` numbers of state, and workgroups for n_columns of them."""
+        lanes = lanes_of_state(size, 1 if self._device.is_plain else self._device.info.subgroup_size)
+        return lanes, -(-n_columns * lanes // self._local_size)
+
+
+def lanes_of_state(size: int, subgroup_size: int) -> int:
+    """Neighbouring invocations that share a column of `size` numbers of state, four by four."""
+    return math.gcd(size // 4, MOST_LANES, subgroup_size)
+
+
+def norm_span(group: int) -> int:
+    """Columns of a workgroup of gated_norm: whole groups, and whole blocks of activations."""
+    return math.lcm(group, BLOCK)
