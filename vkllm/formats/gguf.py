@@ -21,6 +21,7 @@ from gguf import GGUFValueType, ReaderField
 
 from vkllm.errors import ModelFileError, ModelNotFound
 from vkllm.formats.gguf_header import Malformed, Reader, TensorInfo, Truncated, check_header, tensor_table
+from vkllm.formats.ollama_names import in_llama_cpp_s_names
 from vkllm.formats.splits import part_names
 
 __all__ = [
@@ -297,6 +298,7 @@ def _read(path: Path, whole_bytes: Mapping[str, int]) -> _Part:
         # On damage, the gguf package raises whatever its parsing runs into.
         raise ModelFileError(f"{path}: not a sound GGUF: {_problem(error)}; download the file again.") from error
     fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    fields, tensors = in_llama_cpp_s_names(fields, tensors)
     return _Part(path, Metadata(path, fields), tensors, reader.data)
 
 
