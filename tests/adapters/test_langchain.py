@@ -9,10 +9,11 @@ from typing import Any
 
 import fake_engine as fake
 import pytest
+from tiny_gguf import write_tiny_gguf
 
 pytest.importorskip("langchain_core", reason="langchain-core is no part of the dev extra: it brings much with it")
 
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 
@@ -81,6 +82,32 @@ def test_options_of_a_call_override_those_of_the_model(make: Make) -> None:
     assert model.invoke("Hi", stop=["s"]).content == "u"
     with pytest.raises(InvalidParameter, match="temperature"):
         model.invoke("Hi", temperature=-1)
+
+
+def weather(city: str) -> str:
+    """The weather of a city."""
+    return f"{city}: sunny"
+
+
+def test_tools_can_be_bound_and_calls_and_reasoning_come_back(fake_llm: Callable[..., LLM], tmp_path: Path) -> None:
+    template = (
+        "{# </think><tool_call> #}{% if tools %}{% endif %}{{ '<|im_start|>' + messages[0].content + '<|im_end|>' }}"
+    )
+    path = write_tiny_gguf(tmp_path / "echo.gguf", template=template, n_ctx=1024)
+    said = '<think>Hm</think>Look.<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'
+    model = ChatVkllm(model=str(path))
+    bound = model.bind_tools([weather])
+    chunks = list(bound.stream(said))
+    streamed = chunks[0]
+    for chunk in chunks[1:]:
+        streamed += chunk
+    for message in (bound.invoke(said), streamed):
+        assert message.content == "Look." and message.additional_kwargs == {"reasoning_content": "Hm"}
+        (call,) = message.tool_calls
+        assert (call["name"], call["args"]) == ("weather", {"city": "Rome"}) and call["id"]
+        result = ToolMessage(weather(**call["args"]), tool_call_id=call["id"])
+        assert bound.invoke([HumanMessage("Hi"), message, result]).content == "Hi"
+    model.close()
 
 
 def test_it_is_a_part_of_a_chain(make: Make) -> None:

@@ -1,22 +1,33 @@
 """vkllm's models in LangChain: `pip install "vkllm[langchain]"`, then `ChatVkllm(model="smollm2").invoke("Hello")`.
 
-It knows LangChain's chat models and messages, and vkllm's public names. Tools cannot be bound, because vkllm does not
-parse calls of tools in a model's text.
+It knows LangChain's chat models and messages, and vkllm's public names. Reasoning is `reasoning_content` among a
+message's additional_kwargs, as other chat models have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, convert_to_openai_messages
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ToolCall,
+    ToolCallChunk,
+    convert_to_openai_messages,
+)
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, PrivateAttr
 
-from vkllm import LLM, AsyncLLM, Generation
+from vkllm import LLM, AsyncLLM, Generation, Piece
 
 
 class ChatVkllm(BaseChatModel):
@@ -44,6 +55,12 @@ class ChatVkllm(BaseChatModel):
         """Loads the model."""
         super().model_post_init(context)
         self._llm = LLM(self.model, **self.load_options)
+
+    def bind_tools(
+        self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], **kwargs: Any
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The model with tools that it may call. Whether it does is its own choice, so there is no tool_choice."""
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
 
     def close(self) -> None:
         """Ends the engine and releases the device."""
@@ -83,8 +100,10 @@ class ChatVkllm(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         with self._llm.chat(_dicts(messages), stream=True, **self._sampling(stop, kwargs)) as answer:
+            n_calls = 0
             for piece in answer:
-                chunk = ChatGenerationChunk(message=AIMessageChunk(content=str(piece)))
+                chunk = _chunk(piece, n_calls)
+                n_calls += len(piece.tool_calls)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(str(piece), chunk=chunk)
                 yield chunk
@@ -99,8 +118,10 @@ class ChatVkllm(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         model = AsyncLLM(self._llm)
         async with model.chat(_dicts(messages), stream=True, **self._sampling(stop, kwargs)) as answer:
+            n_calls = 0
             async for piece in answer:
-                chunk = ChatGenerationChunk(message=AIMessageChunk(content=str(piece)))
+                chunk = _chunk(piece, n_calls)
+                n_calls += len(piece.tool_calls)
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(str(piece), chunk=chunk)
                 yield chunk
@@ -114,7 +135,11 @@ class ChatVkllm(BaseChatModel):
 
     def _result(self, answer: Generation) -> ChatResult:
         message = AIMessage(
-            content=answer.text, response_metadata=self._metadata(answer), usage_metadata=_usage(answer)
+            content=answer.text,
+            additional_kwargs=_reasoning(answer),
+            tool_calls=[ToolCall(name=call.name, args=call.arguments, id=call.id) for call in answer.tool_calls],
+            response_metadata=self._metadata(answer),
+            usage_metadata=_usage(answer),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -130,6 +155,20 @@ class ChatVkllm(BaseChatModel):
 
     def _metadata(self, answer: Generation) -> dict[str, Any]:
         return {"model_name": self.model, "model_provider": "vkllm", "finish_reason": answer.finish_reason}
+
+
+def _chunk(piece: Piece, n_calls: int) -> ChatGenerationChunk:
+    """A piece of an answer. n_calls: those that came before it."""
+    calls = [
+        ToolCallChunk(name=call.name, args=call.arguments_json, id=call.id, index=n_calls + place)
+        for place, call in enumerate(piece.tool_calls)
+    ]
+    message = AIMessageChunk(content=str(piece), additional_kwargs=_reasoning(piece), tool_call_chunks=calls)
+    return ChatGenerationChunk(message=message)
+
+
+def _reasoning(answer: Piece | Generation) -> dict[str, Any]:
+    return {"reasoning_content": answer.reasoning} if answer.reasoning else {}
 
 
 def _dicts(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
