@@ -88,6 +88,11 @@ LOOPS = {
         "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
     ],
     "mamba2.comp": ["uint row = 0; row < n_rows; row++"],
+    "latent_rope.comp": [
+        "uint i = self; i < RANK_FOURS; i += gl_WorkGroupSize.x",
+        "uint block = self; block < (FOURS + 7) / 8; block += gl_WorkGroupSize.x",
+        "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
+    ],
     "mask_logits.comp": ["uint i = gl_GlobalInvocationID.x; i < N_VOCAB; i += stride"],
     "matmul.comp": ["uint first = 0; first < BLOCKS; first += STEPS_AHEAD * TILE_BLOCKS"],
     "matvec.comp": ["uint block = LANE; block < BLOCKS; block += SUBGROUP_SIZE"],

@@ -12,6 +12,7 @@ from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.kernels import ATTENTION_TILE_ROWS, HEAD_WEIGHTS, KERNELS, KV_BLOCK, NORM_FORMS
 from vkllm.model.ops import Attention, HeadNormalization, Rotation
+from vkllm.model.state_ops import LatentRotation
 
 
 class AttentionOperations:
@@ -63,6 +64,33 @@ class AttentionOperations:
                 *(HEAD_WEIGHTS.index("after" if weights else "none"), int(factors is not None), int(op.has_gates)),
             ),
             groups=(-(-n_fours // self._local_size), width),
+        )
+
+    def latent_rope(self, op: LatentRotation, width: int) -> Dispatch:
+        """Queries of latent attention, and what it caches."""
+        latent, buffers = op.latent, self._buffers
+        q = buffers.activations[op.output].values
+        inputs = (buffers.activations[name].values for name in (op.queries, op.absorbed))
+        k_cache, _ = buffers.caches_of(op.layer, q)
+        factors = None if op.temperature is None else buffers.query_factors[op.temperature]
+        assert op.rope.dims == latent.rope_dim
+        n_fours = op.n_heads * (latent.kv_rank + latent.rope_dim) // 4
+        return self._device.dispatch(
+            KERNELS["latent_rope"],
+            (
+                *(buffers.activations[op.input].values, buffers.rope_tables[op.rope], *inputs, q, k_cache, self._step),
+                *(buffers.vectors[op.weight], factors or q),
+            ),
+            constants=(
+                *(self._local_size, op.n_heads, latent.kv_rank, latent.nope_dim, latent.rope_dim),
+                *(
+                    int(op.rope.pairing == "interleaved"),
+                    int(buffers.type_k == "q8_0"),
+                    buffers.n_ring_blocks[op.layer],
+                ),
+                *(int(factors is not None), float_bits(op.eps)),
+            ),
+            groups=(1 + -(-n_fours // self._local_size), width),
         )
 
     def attention(self, op: Attention, width: int) -> Dispatch:

@@ -31,7 +31,7 @@ from vkllm.model.memory.states import slot_words
 from vkllm.model.ops import Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation
 from vkllm.model.reference import query_factors, rope_table
 from vkllm.model.spec import ModelSpec, QueryTemperature, Rope
-from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2Step
+from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, LatentRotation, Mamba2Step
 
 Floats = npt.NDArray[np.float32]
 
@@ -162,6 +162,8 @@ class ModelBuffers:
             case Norm() | Attention() | Convolution() | DeltaNetStep() | Mamba2Step() | GatedNorm():
                 for name in op.tensors():
                     self.vectors[name] = self._upload(uploader, vector(name))
+            case LatentRotation():
+                self.vectors[op.weight] = self._upload(uploader, vector(op.weight))
             case Matvec() if op.has_bias:
                 rows = zip(op.biases, op.n_rows, strict=True)
                 biases = [np.zeros(n, np.float32) if name is None else vector(name) for name, n in rows]
@@ -170,7 +172,7 @@ class ModelBuffers:
             case HeadNormalization() | Rotation() if op.weights is not None:
                 weights = np.concatenate([vector(name).reshape(-1) for name in op.weights])
                 self.head_weights[op.weights] = self._upload(uploader, weights)
-        if isinstance(op, Rotation) and op.temperature and op.temperature not in self.query_factors:
+        if isinstance(op, Rotation | LatentRotation) and op.temperature and op.temperature not in self.query_factors:
             factors = query_factors(op.temperature, self.n_blocks * KV_BLOCK)
             self.query_factors[op.temperature] = self._upload(uploader, factors)
 

@@ -17,6 +17,7 @@ from vkllm.gpu.program.attention_operations import (
     cache_constants,
     heads_together,
     lanes_of_key,
+    latent_dim,
     quantizes,
     rotation_buffers,
     rotation_constants,
@@ -245,17 +246,35 @@ class Decode:
             constants=(
                 *(tuning.attention_size, attention.n_heads, attention.n_kv_heads, attention.head_dim),
                 *(lanes, heads, *rotation_constants(rope)),
-                *(tuning.keys_at_once, *cache_constants(buffers), self._most_polls * is_chained),
+                *(
+                    tuning.keys_at_once,
+                    *cache_constants(buffers, is_latent=attention.is_latent),
+                    self._most_polls * is_chained,
+                ),
                 *(*score_constants(buffers, attention), int(quantizes(attention, y)), HEAD_WEIGHTS.index(place)),
                 *(int(factors is not None), int(norms), float_bits(norm.eps if norm else 0)),
                 *(HEAD_VALUES.index(norm.values if norm else "as they are"), int(not has_newest), int(rope.has_gates)),
-                *(attention.chunk, int(sinks is not None), 0),
+                *(attention.chunk, int(sinks is not None), latent_dim(attention)),
             ),
             groups=(n_groups, 1),
             push=(n_parts, self._arrivals(rope.layer), 0, 0),
             is_chained=is_chained,
         )
         return Link((dispatch,), n_groups if is_chained else 0)
+
+    def attention_alone(self, op: Attention) -> Link:
+        """Attention whose queries are ready, and whose new key is in the cache."""
+        ready = Rotation(
+            output=op.input,
+            width=op.n_heads * op.head_dim,
+            input=op.input,
+            layer=op.layer,
+            rope=None,
+            n_heads=op.n_heads,
+            n_kv_heads=0,
+            head_dim=op.head_dim,
+        )
+        return self.attention(ready, op)
 
 
 @dataclass(frozen=True)
@@ -292,6 +311,11 @@ FUSIONS = (
         ("rope", "attention"),
         lambda decode, rope, attention: True,
         lambda decode, rope, attention: [decode.attention(rope, attention)],
+    ),
+    Fusion(
+        ("attention",),
+        lambda decode, attention: True,
+        lambda decode, attention: [decode.attention_alone(attention)],
     ),
     Fusion(
         ("matvec",),

@@ -174,6 +174,16 @@ KERNELS = {
             subgroup=("shuffle",),
             has_plain=True,
         ),
+        KernelSpec(
+            "latent_rope",
+            ("latent", "rope_table", "queries", "absorbed", "q", "k_cache", "step", "weight", "q_factors"),
+            (
+                *("local_size", "n_heads", "kv_rank", "nope_dim", "rope_dims", "is_interleaved"),
+                *("k_q8_0", "n_ring_blocks", "has_q_factors", "eps"),
+            ),
+            subgroup=("arithmetic", "shuffle"),
+            has_plain=True,
+        ),
         KernelSpec("mask_logits", ("logits", "masks"), ("local_size", "n_vocab"), ("first_word",), surplus="loops"),
         KernelSpec(
             "matmul",

@@ -17,7 +17,7 @@ from vkllm.gpu.program.state_operations import StateOperations
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.graph import widths
 from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
-from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2Step
+from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, LatentRotation, Mamba2Step
 
 MATMUL_SIZE = 256
 """Invocations of a workgroup of `matmul`."""
@@ -60,6 +60,8 @@ class Operations:
                 return [self._attention.head_norm(op, width)]
             case Rotation():
                 return [self._attention.rope(op, width)]
+            case LatentRotation():
+                return [self._attention.latent_rope(op, width)]
             case Attention():
                 return [self._attention.attention(op, width)]
             case Activate():

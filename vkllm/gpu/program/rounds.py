@@ -95,6 +95,8 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             return _up(v["n_fours"], 8 * n) + 8
         case "head_norm":
             return 3 * _up(max(v["q_columns"], v["k_columns"]) // 4, size) + 2 * (size // subgroup_size)
+        case "latent_rope":
+            return 2 * _up((v["kv_rank"] + v["rope_dims"]) // 4, size) + size // subgroup_size
         case "norm":
             return 3 * _up(v["columns"] // 4, size) + 2 * (size // subgroup_size)
         case "sample":
