@@ -22,7 +22,7 @@ MIB = 2**20
 
 def copy(device: Device, source: Buffer, target: Buffer, n_words: int) -> None:
     kernel = KERNELS["copy_words"]
-    device.run([device.dispatch(kernel, (source, target), constants=(64,), groups=(16, 1), push=(n_words, 0))])
+    device.run([device.dispatch(kernel, (source, target), constants=(64,), groups=(16, 1), push=(n_words, 0, 0))])
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def use_a_device(index: int) -> None:
         assert source.words is not None and target.words is not None
         source.words[:] = np.arange(64)
         steps = [
-            device.dispatch(KERNELS["copy_words"], pair, constants=(64,), groups=(1, 1), push=(64, 0))
+            device.dispatch(KERNELS["copy_words"], pair, constants=(64,), groups=(1, 1), push=(64, 0, 0))
             for pair in ((source, middle), (middle, target))
         ]
         recording = device.record(steps)
@@ -83,11 +83,11 @@ def test_a_device_goes_on_after_a_failure_and_keeps_nothing_of_it(device: Device
             layer.inject(kind, 1, OUT_OF_DEVICE_MEMORY)
             with pytest.raises(OutOfDeviceMemory, match=kind):
                 buffers = (opened.buffer(64, tier="host"), kept[1])
-                opened.dispatch(KERNELS["copy_words"], buffers, constants=(64,), groups=(1, 1), push=(64, 0))
+                opened.dispatch(KERNELS["copy_words"], buffers, constants=(64,), groups=(1, 1), push=(64, 0, 0))
             buffers = (kept[0], kept[1])
         assert layer.statistics(opened.layer_id).objects == objects
         assert [heap.used_bytes for heap in opened.memory()] == used
-        opened.run([opened.dispatch(KERNELS["copy_words"], buffers, constants=(64,), groups=(1, 1), push=(64, 0))])
+        opened.run([opened.dispatch(KERNELS["copy_words"], buffers, constants=(64,), groups=(1, 1), push=(64, 0, 0))])
     finally:
         layer.inject(kind, 0)
         opened.close()

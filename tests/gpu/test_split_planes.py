@@ -18,7 +18,9 @@ pytestmark = pytest.mark.gpu
 
 def read_back(device: Device, buffer: Buffer, n_words: int) -> np.ndarray:
     target = poisoned(device, n_words)
-    copy = device.dispatch(KERNELS["copy_words"], (buffer, target), constants=(64,), groups=(3, 1), push=(n_words, 0))
+    copy = device.dispatch(
+        KERNELS["copy_words"], (buffer, target), constants=(64,), groups=(3, 1), push=(n_words, 0, 0)
+    )
     device.run([copy])
     return words(target, (n_words,))
 

@@ -90,7 +90,8 @@ class Engine:
 
     def _empty_cache(self) -> KVCache:
         program = self._program
-        return KVCache(program.n_blocks, KV_BLOCK, program.window, program.ring_tokens)
+        n_slots = program.plan.n_state_slots
+        return KVCache(program.n_blocks, KV_BLOCK, program.window, program.ring_tokens, n_slots)
 
     def _warm_up(self) -> None:
         """Compiles and records what every request needs, and finds how wide a chunk may be, before the first one."""
@@ -195,8 +196,12 @@ class Engine:
             self._cache.tokens += chunk
         if self._product_rate is None:
             self._product_rate = product_rate(self._device, program.operations, by_matrices=program.tuning.has_matmul)
+        table = self._cache.block_table(n_depth + n_rows)
         with self._told("timing kernels"):
-            return step_times(program, n_rows, n_depth, self._cache.block_table(n_depth + n_rows), self._product_rate)
+            made = step_times(program, n_rows, n_depth, table, self._product_rate)
+        if program.states:
+            self._cache.reuse(())  # the timed steps have overwritten some
+        return made
 
     def close(self) -> None:
         """Releases the device. Safe to call twice."""
@@ -236,7 +241,8 @@ class Engine:
     def _prefill(self, run: Run) -> list[Event]:
         """Runs the next chunk of what is not cached; the last one also asks for the next token."""
         start = len(self._cache.tokens)
-        chunk = run.sequence[start : start + self._lengths.n_rows()]
+        end = self._cache.chunk_end(min(start + self._lengths.n_rows(), len(run.sequence)))
+        chunk = run.sequence[start:end]
         if start + len(chunk) == len(run.sequence):
             self._submit(run, chunk, is_prompt=True)
         else:
@@ -247,17 +253,28 @@ class Engine:
     def _run_chunk(self, token_ids: Sequence[int], start: int) -> None:
         """Runs tokens of a prompt that choose none, and waits for them."""
         self._doing = f"running {counted(len(token_ids), 'token')} of a prompt from position {start} on"
-        rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
-        table = self._cache.block_table(start + len(rows))
-        step = self._program.submit(rows, table, "none", is_prompt=True, n_submits=self._lengths.n_submits(len(rows)))
+        table = self._cache.block_table(start + len(token_ids))
+        rows, state_slot = self._rows(token_ids, start, is_prompt=True, is_end=False)
+        n_submits = self._lengths.n_submits(len(rows))
+        step = self._program.submit(rows, table, "none", is_prompt=True, n_submits=n_submits, state_slot=state_slot)
         self._program.wait(step)
         self._lengths.measured(len(rows), time.perf_counter() - step.submitted_s)
+
+    def _rows(
+        self, token_ids: Sequence[int | None], start: int, *, is_prompt: bool, is_end: bool
+    ) -> tuple[list[Row], int | None]:
+        """The rows of a step of tokens behind `start` others, and where it finds the states of layers."""
+        states = self._cache.states
+        slots = states.store(start, len(token_ids), is_prompt=is_prompt, is_end=is_end)
+        return [Row(token, start + i, slots.get(i)) for i, token in enumerate(token_ids)], states.slot(start)
 
     def _read(self, run: Run) -> list[Event]:
         """Runs the next chunk of a prompt without an answer, and reports the results of its rows."""
         prompt, start = run.request.prompt_token_ids, len(self._cache.tokens)
         n_wanted = wanted_rows(run.request).stop
-        end = min(start + self._lengths.n_rows(), n_wanted) if self._program.spec.is_causal else len(prompt)
+        end = len(prompt)
+        if self._program.spec.is_causal:
+            end = self._cache.chunk_end(min(start + self._lengths.n_rows(), n_wanted))
         self._run_chunk(prompt[start:end], start)
         self._cache.tokens += prompt[start:end]
         events = self._prompt_rows.events(run, start, end)
@@ -270,7 +287,7 @@ class Engine:
         try:
             if query.action == "save":
                 tokens = self._cache.tokens if self._cache.origin == query.origin else []
-                self._saved_states.save(query.path, tokens)
+                self._saved_states.save(query.path, tokens, self._cache.states.slot(len(tokens)))
                 return StateAnswer(query.id, tuple(tokens))
             self._cache.reuse(())
             self._cache.belong_to(query.origin)
@@ -286,13 +303,18 @@ class Engine:
         start = len(self._cache.tokens) + max(len(run.in_flight) - 1, 0)
         what = f"the end of a prompt ({counted(len(token_ids), 'token')})" if is_prompt else "a token of an answer"
         self._doing = f"running {what} at position {start}"
-        rows = [Row(token_id, start + i) for i, token_id in enumerate(token_ids)]
-        table = self._cache.block_table(start + len(rows))
+        table = self._cache.block_table(start + len(token_ids))
         draw = run.sampler.next_draw() if run.result == "sampled" else None
         mask = run.constraint.mask() if run.constraint is not None and run.result != "logits" else None
-        n_submits = self._lengths.n_submits(len(rows)) if is_prompt else 1
+        n_submits = self._lengths.n_submits(len(token_ids)) if is_prompt else 1
+        rows, state_slot = self._rows(token_ids, start, is_prompt=is_prompt, is_end=is_prompt)
         step = self._program.submit(
-            rows, table, run.result, is_prompt=is_prompt, draw=draw, mask=mask, n_submits=n_submits
+            *(rows, table, run.result),
+            is_prompt=is_prompt,
+            draw=draw,
+            mask=mask,
+            n_submits=n_submits,
+            state_slot=state_slot,
         )
         run.in_flight.append(step)
 

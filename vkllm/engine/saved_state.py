@@ -1,4 +1,4 @@
-"""What is cached, saved to a file and restored: token ids with their keys and values, and the model that made them.
+"""What is cached, saved to a file and restored: token ids, their keys, values and states, and the model that made them.
 
 Knows which files fit the loaded model. How the file is laid out is formats/state_file.py's, how keys and values lie on
 the device gpu/program/cached_blocks.py's. A file may come from another device: its numbers are as good as this one's.
@@ -37,15 +37,16 @@ class SavedStates:
         self._program = program
         self._fingerprint = ""
 
-    def save(self, path: Path, token_ids: Sequence[int]) -> None:
-        """Writes the keys and values of the tokens that lie in the cache's first blocks, in order.
+    def save(self, path: Path, token_ids: Sequence[int], state_slot: int | None) -> None:
+        """Writes the keys and values of the tokens that lie in the cache's first blocks, in order, and the states of
+        layers behind them, from a slot of the program.
 
         Raises InvalidParameter if there are none, StateFileError, DeviceError.
         """
         if not token_ids:
             raise InvalidParameter("nothing is cached that could be saved; run a prompt first")
         header = self._header() | {"n_tokens": len(token_ids)}
-        blocks = CachedBlocks(self._program, len(token_ids))
+        blocks = CachedBlocks(self._program, len(token_ids), state_slot)
         with writing(path) as file:
             file.header(header)
             file.array("token_ids", np.array(token_ids, "<u4"))
@@ -53,7 +54,7 @@ class SavedStates:
                 file.array(name, blocks.read(name))
 
     def load(self, path: Path) -> list[int]:
-        """Fills the cache's first blocks and returns the tokens whose keys and values they hold then.
+        """Fills the cache's first blocks, and slot 0 of the states; returns the tokens whose keys and values they hold.
 
         Raises StateFileError, ContextOverflow, DeviceError; then the blocks must not be used.
         """
@@ -63,7 +64,7 @@ class SavedStates:
             file.read_into("token_ids", token_ids)
             if token_ids.max() >= self._config.spec.n_vocab:
                 raise unsound(path, f"token id {token_ids.max()} is not in the vocabulary")
-            blocks = CachedBlocks(self._program, n_tokens)
+            blocks = CachedBlocks(self._program, n_tokens, 0)
             for name in blocks.names:
                 try:
                     blocks.write(name, partial(file.read_into, name))

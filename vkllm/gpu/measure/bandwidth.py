@@ -50,7 +50,7 @@ def read_bandwidth(device: Device, free_bytes: int, tier: LayerTier = "local") -
 def _filling(device: Device, target: Buffer, words: Buffer) -> list[Dispatch]:
     """Writes all of target: a system may not back memory with real pages until it is written."""
     copy = device.dispatch(
-        KERNELS["copy_words"], (words, target), constants=(LOCAL_SIZE,), groups=(1024, 1), push=(0, 0)
+        KERNELS["copy_words"], (words, target), constants=(LOCAL_SIZE,), groups=(1024, 1), push=(0, 0, 0)
     )
     starts = range(0, target.n_words, words.n_words)
     return [copy.with_push(min(words.n_words, target.n_words - start), start) for start in starts]

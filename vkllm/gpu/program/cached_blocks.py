@@ -1,4 +1,4 @@
-"""Keys and values between a device and the host: the first blocks of every layer's caches, as they lie there.
+"""Keys, values and states between a device and the host: the first blocks of every layer's caches, as they lie there.
 
 Knows how a cache is laid out (shaders/lib/kvcache.glsl); one staging buffer serves memory of all tiers. Does not know
 which tokens are cached, nor files.
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from vkllm.gpu.device.kompute import Buffer, Words
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
 from vkllm.gpu.program.program import Program
+from vkllm.model.memory.states import slot_words
 
 LOCAL_SIZE = 64
 GROUPS = 1024
@@ -33,6 +34,11 @@ class _Part:
     head_dim: int
     n_blocks: int
     rows: npt.NDArray[np.bool_]
+    first_word: int = 0
+
+    def shaped(self, words: Words) -> Words:
+        """Words of all blocks as (n_blocks, n_kv_heads, words of a unit)."""
+        return words.reshape(self.n_blocks, self.n_kv_heads, -1)
 
     @property
     def unit_words(self) -> int:
@@ -65,13 +71,34 @@ class _Part:
                 rows[:, within * row_words : (within + 1) * row_words] = 0
 
 
-class CachedBlocks:
-    """What the cache holds of the first n_tokens tokens. names: of the parts, the keys and the values of each layer."""
+@dataclass(frozen=True)
+class _State:
+    """What a layer has in a slot of its states: float32."""
 
-    def __init__(self, program: Program, n_tokens: int) -> None:
-        """Raises OutOfDeviceMemory."""
+    buffer: Buffer
+    n_words: int
+    first_word: int
+
+    def shaped(self, words: Words) -> Words:
+        """Words of the state."""
+        return words
+
+    def is_finite(self, words: Words) -> bool:
+        """Whether all are numbers."""
+        return bool(np.isfinite(words.view(np.float32)).all())
+
+    def clear_unused(self, words: Words) -> None:
+        """All of a state is used."""
+
+
+class CachedBlocks:
+    """What the cache holds of the first n_tokens tokens. names: of the parts, the keys and the values of each layer, or
+    its state."""
+
+    def __init__(self, program: Program, n_tokens: int, state_slot: int | None = None) -> None:
+        """state_slot: with the states behind these tokens, if layers have any. Raises OutOfDeviceMemory."""
         self._device = program.device
-        self._parts: dict[str, _Part] = {}
+        self._parts: dict[str, _Part | _State] = {}
         layers = zip(program.spec.layers, program.caches, program.n_ring_blocks, strict=True)
         for number, (layer, buffers, n_ring) in enumerate(layers):
             first = max(n_tokens - layer.window, 0) if n_ring else 0
@@ -82,6 +109,10 @@ class CachedBlocks:
                 self._parts[f"{name}.{number}"] = _Part(
                     buffer, cache_type, layer.n_kv_heads, layer.head_dim, n_blocks, rows
                 )
+        for number, buffer in program.states.items():
+            n_words = slot_words(program.spec.layers[number])[1]
+            assert state_slot is not None
+            self._parts[f"state.{number}"] = _State(buffer, n_words, state_slot * n_words)
         most = max((part.n_words for part in self._parts.values()), default=1)
         self._staging = self._device.buffer(most, tier="readback")
 
@@ -91,12 +122,12 @@ class CachedBlocks:
         return list(self._parts)
 
     def read(self, name: str) -> Words:
-        """The words of a part (n_blocks, n_kv_heads, words of a unit), valid until the next call.
+        """The words of a part (n_blocks, n_kv_heads, words of a unit), of a state (words,), valid until the next call.
 
         Rows that hold none of the tokens are zero. Raises DeviceError.
         """
         part = self._parts[name]
-        self._copy(part.buffer, self._staging, part.n_words)
+        self._copy(part.buffer, self._staging, part.n_words, source_word=part.first_word)
         words = self._staged(part)
         part.clear_unused(words)
         return words
@@ -111,18 +142,20 @@ class CachedBlocks:
         fill(words)
         if not part.is_finite(words):
             raise ValueError(f"{name} has a number that is not finite")
-        self._copy(self._staging, part.buffer, part.n_words)
+        self._copy(self._staging, part.buffer, part.n_words, target_word=part.first_word)
 
-    def _staged(self, part: _Part) -> Words:
+    def _staged(self, part: _Part | _State) -> Words:
         assert self._staging.words is not None
-        return self._staging.words[: part.n_words].reshape(part.n_blocks, part.n_kv_heads, -1)
+        return part.shaped(self._staging.words[: part.n_words])
 
-    def _copy(self, source: Buffer, target: Buffer, n_words: int) -> None:
+    def _copy(
+        self, source: Buffer, target: Buffer, n_words: int, *, target_word: int = 0, source_word: int = 0
+    ) -> None:
         copy = self._device.dispatch(
             KERNELS["copy_words"],
             (source, target),
             constants=(LOCAL_SIZE,),
             groups=(min(GROUPS, -(-n_words // LOCAL_SIZE)), 1),
-            push=(n_words, 0),
+            push=(n_words, target_word, source_word),
         )
         self._device.run([copy])

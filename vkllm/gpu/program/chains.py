@@ -82,7 +82,7 @@ def n_late(device: Device, kinds: list[str], order: list[int] | None = None) -> 
         for number, kind in enumerate(kinds)
     ]
     clear, read = (
-        device.dispatch(KERNELS["copy_words"], pair, constants=(64,), groups=(1, 1), push=(n_words, 0))
+        device.dispatch(KERNELS["copy_words"], pair, constants=(64,), groups=(1, 1), push=(n_words, 0, 0))
         for pair in ((seen, counters), (counters, seen))
     )
     first, *others = [tried[number] for number in order or range(len(kinds))]

@@ -49,7 +49,7 @@ class HiddenStates:
                 (final, self._host),
                 constants=(LOCAL_SIZE,),
                 groups=(-(-n_words // LOCAL_SIZE), 1),
-                push=(n_words, first_row * self._program.spec.d_model),
+                push=(n_words, first_row * self._program.spec.d_model, 0),
             )
             self._recordings[first_row] = self._program.device.record([norm, copy])
         return self._recordings[first_row]

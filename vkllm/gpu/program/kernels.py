@@ -33,6 +33,9 @@ NORM_FORMS = ("rms", "layer", "none")
 MAX_ROWS = 512
 """Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
 
+STATE_ROWS = 64
+"""Steps of prompts store the states of layers only behind their last row, and behind multiples of so many."""
+
 LAST_ROW = 0xFFFFFFFF
 """The `first_row` of `norm` that stands for the last row of the step."""
 
@@ -122,7 +125,13 @@ KERNELS = {
             subgroup=("shuffle",),
             has_plain=True,
         ),
-        KernelSpec("copy_words", ("source", "target"), ("local_size",), ("n_words", "target_word"), surplus="loops"),
+        KernelSpec(
+            "copy_words",
+            ("source", "target"),
+            ("local_size",),
+            ("n_words", "target_word", "source_word"),
+            surplus="loops",
+        ),
         KernelSpec(
             "delta_net",
             ("qkv", "gates", "dt", "a", "states", "y", "step"),

@@ -349,5 +349,5 @@ class Program:
             (self._logits, self._host_logits),
             constants=(self._local_size,),
             groups=(min(1024, -(-self.spec.n_vocab // self._local_size)), 1),
-            push=(self.spec.n_vocab, 0),
+            push=(self.spec.n_vocab, 0, 0),
         )

@@ -22,8 +22,8 @@ KEEP_ALL = 0xFFFFFFFF
 @dataclass(frozen=True)
 class Row:
     """One token of a step. token_id: None takes the token that the step before chose on the GPU. state_slot: where the
-    states of layers behind this token are stored, if anywhere; in steps of more than NARROW_ROWS rows, only behind the
-    last row and behind whole chunks of CHUNK_ROWS rows."""
+    states of layers behind this token are stored, if anywhere; in the step of a prompt, only behind the last row and
+    behind multiples of STATE_ROWS."""
 
     token_id: int | None
     position: int

@@ -209,5 +209,5 @@ class Uploader:
             (staging, target),
             constants=(LOCAL_SIZE,),
             groups=(min(GROUPS, -(-n_words // LOCAL_SIZE)), 1),
-            push=(n_words, target_word),
+            push=(n_words, target_word, 0),
         )
