@@ -48,58 +48,20 @@ layout(std430, binding = 6) readonly buffer Bias { float bias[]; };
 #include "formats/format.glsl"
 #include "lib/halves.glsl"
 
-const uint BLOCKS = COLUMNS / 32;
-const uint TILE_BLOCKS = LOCAL_SIZE / TILE_ROWS; // of a tile's row, and of a step; an invocation has one
-const uint TILE_COLUMNS = TILE_BLOCKS * 32;
-const uint EIGHTS = TILE_COLUMNS / 8;
-const uint STRIDE = EIGHTS + 1; // uvec4 of a tile's row: its halves, and one against bank conflicts
-const uint ROW_STEPS = TILE_ROWS / SUBGROUPS_ALONG_ROWS / MATRIX_M;
-const uint TOKEN_STEPS = TILE_TOKENS / SUBGROUPS_ALONG_TOKENS / MATRIX_N;
+uint token0;
+#define FIRST_OF_X(i, token) ((token0 + (token)) * (COLUMNS / 4))
+#include "lib/matmul_tile.glsl"
 const bool SCALES_SUMS = FACTOR != 0x3f800000; // what is added then comes behind the loop
-const uint X_CHUNKS = TILE_TOKENS * EIGHTS / LOCAL_SIZE; // of eight activations, an invocation's
-
-#define Sums coopmat<float, gl_ScopeSubgroup, MATRIX_M, MATRIX_N, gl_MatrixUseAccumulator>
-
-shared uvec4 w_tile[TILE_ROWS * STRIDE];
-shared uvec4 x_tile[TILE_TOKENS * STRIDE];
-
-// what comes next of the tiles: an invocation's weights and activations
-Weights w[STEPS_AHEAD];
-vec4 a[STEPS_AHEAD * X_CHUNKS * 2];
-
-void load_step(uint s, uint w_block, uint token0, uint block) {
-  w[s] = load_weights(w_block + block);
-  [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
-    uint chunk = gl_LocalInvocationIndex + i * LOCAL_SIZE;
-    uint from = (token0 + chunk / EIGHTS) * (COLUMNS / 4) + block * 8 + chunk % EIGHTS * 2;
-    a[(s * X_CHUNKS + i) * 2] = x[from];
-    a[(s * X_CHUNKS + i) * 2 + 1] = x[from + 1];
-  }
-}
-
-void store_step(uint s, uint w_block, uint block) {
-  uint self = gl_LocalInvocationIndex, to = self / TILE_BLOCKS * STRIDE + self % TILE_BLOCKS * 4;
-  uvec4 halves[4];
-  halves_of(w[s], w_block + block, halves);
-  [[unroll]] for (uint i = 0; i < 4; i++) w_tile[to + i] = halves[i];
-  [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
-    uint chunk = self + i * LOCAL_SIZE;
-    uint from = (s * X_CHUNKS + i) * 2;
-    x_tile[chunk / EIGHTS * STRIDE + chunk % EIGHTS] = pack_eight(a[from], a[from + 1]);
-  }
-}
 
 void main() {
-  uint token0 = gl_WorkGroupID.y * TILE_TOKENS, row0 = gl_WorkGroupID.x * TILE_ROWS;
+  token0 = gl_WorkGroupID.y * TILE_TOKENS;
+  uint row0 = gl_WorkGroupID.x * TILE_ROWS;
   if (token0 >= n_rows) return;
   prepare_weights();
   uint self = gl_LocalInvocationIndex;
   uint w_block = min(row0 + self / TILE_BLOCKS, n_weight_rows - 1) * BLOCKS + self % TILE_BLOCKS;
-  uint row_step0 = gl_SubgroupID % SUBGROUPS_ALONG_ROWS * ROW_STEPS;
-  uint token_step0 = gl_SubgroupID / SUBGROUPS_ALONG_ROWS * TOKEN_STEPS;
-  bool multiplies = gl_SubgroupID < SUBGROUPS_ALONG_ROWS * SUBGROUPS_ALONG_TOKENS; // a small tile leaves some idle
-
-  Sums sums[ROW_STEPS * TOKEN_STEPS];
+  uint row_step0 = first_row_step(), token_step0 = first_token_step();
+  bool multiplies = subgroup_multiplies();
   [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
     [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
       uint row = row0 + (row_step0 + r) * MATRIX_M, token = token0 + (token_step0 + t) * MATRIX_N;
@@ -116,37 +78,7 @@ void main() {
     }
   }
 
-  [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) {
-    load_step(s, w_block, token0, min(s * TILE_BLOCKS, BLOCKS - TILE_BLOCKS));
-  }
-  for (uint first = 0; first < BLOCKS; first += STEPS_AHEAD * TILE_BLOCKS) {
-    [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) {
-      uint block = first + s * TILE_BLOCKS;
-      if (block >= BLOCKS) break;
-      barrier(); // the last tiles have been read
-      store_step(s, w_block, block);
-      barrier();
-      uint next = block + STEPS_AHEAD * TILE_BLOCKS;
-      if (next < BLOCKS) load_step(s, w_block, token0, next);
-      if (multiplies) {
-        [[unroll]] for (uint k = 0; k < TILE_COLUMNS / MATRIX_K; k++) {
-          coopmat<float16_t, gl_ScopeSubgroup, MATRIX_M, MATRIX_K, gl_MatrixUseA> w_part[ROW_STEPS];
-          [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
-            coopMatLoad(w_part[r], w_tile, (row_step0 + r) * MATRIX_M * STRIDE + k * (MATRIX_K / 8), STRIDE,
-                        gl_CooperativeMatrixLayoutRowMajor);
-          }
-          [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
-            coopmat<float16_t, gl_ScopeSubgroup, MATRIX_K, MATRIX_N, gl_MatrixUseB> x_part;
-            coopMatLoad(x_part, x_tile, (token_step0 + t) * MATRIX_N * STRIDE + k * (MATRIX_K / 8), STRIDE,
-                        gl_CooperativeMatrixLayoutColumnMajor);
-            [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
-              sums[r * TOKEN_STEPS + t] = coopMatMulAdd(w_part[r], x_part, sums[r * TOKEN_STEPS + t]);
-            }
-          }
-        }
-      }
-    }
-  }
+  add_products(w_block);
   if (!multiplies) return;
   [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
     [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {

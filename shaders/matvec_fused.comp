@@ -1,6 +1,6 @@
 // matvec_fused: y = factor * activation(W f(source) + bias) (+ add) for one token, f being a norm or nothing
-// bindings: quants scales source norm_weight add y chain failure bias norm_bias
-// constants: local_size columns first_column n_columns rows_per_subgroup unroll norms gates adds eps most_polls steps_touched doubles has_bias factor activation norm_has_bias
+// bindings: quants scales source norm_weight add y chain failure bias norm_bias routes expert_scales shared_result
+// constants: local_size columns first_column n_columns rows_per_subgroup unroll norms gates adds eps most_polls steps_touched doubles has_bias factor activation norm_has_bias n_slots n_experts expert_rows slot_rows sums_slots has_scales is_weighed has_shared
 // push: n_y_rows y_offset link n_awaited
 // dispatch: x = as many workgroups as run at once, or fewer: each takes rows until none are left
 // formats: quantized
@@ -14,6 +14,9 @@
 // norms = 1: by the root mean square; 2: a layer norm.
 // gates = 1: W's rows are n_y_rows of the gate, then n_y_rows of up, and y = activation(gate) * up.
 // n_columns < columns: the product with some columns of W only; add, which may be y, brings that of the others.
+// n_slots > 0: W holds the matrices of all experts, and the row takes n_slots of them. With sums_slots, y is the sum of their
+// results, each of n_columns / n_slots columns of the source, times its weight (is_weighed), and of the result of the shared
+// expert (has_shared). Otherwise y has the rows of each, which read the same source.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
@@ -44,6 +47,14 @@ layout(constant_id = 13) const uint HAS_BIAS = 0; // one number for each row of 
 layout(constant_id = 14) const uint FACTOR = 0x3f800000; // 1.0
 layout(constant_id = 15) const uint ACTIVATION = 0; // 0: none
 layout(constant_id = 16) const uint NORM_HAS_BIAS = 0;
+layout(constant_id = 17) const uint N_SLOTS = 0; // experts of the row; 0: W is one matrix
+layout(constant_id = 18) const uint N_EXPERTS = 1;
+layout(constant_id = 19) const uint EXPERT_ROWS = 1; // of an expert in a tensor
+layout(constant_id = 20) const uint SLOT_ROWS = 1;   // of y
+layout(constant_id = 21) const uint SUMS_SLOTS = 0;
+layout(constant_id = 22) const uint HAS_SCALES = 0; // one number for each expert and tensor
+layout(constant_id = 23) const uint IS_WEIGHED = 0;
+layout(constant_id = 24) const uint HAS_SHARED = 0;
 layout(push_constant) uniform Push {
   uint n_y_rows;
   uint y_offset;
@@ -60,7 +71,12 @@ layout(std430, binding = 5) coherent writeonly buffer Y { float y[]; };
 #define FAILURE_BINDING 7
 layout(std430, binding = 8) readonly buffer Bias { float bias[]; };
 layout(std430, binding = 9) readonly buffer NormBias { vec4 norm_bias[]; };
+layout(std430, binding = 10) coherent readonly buffer Routes { uint routes[]; };
+layout(std430, binding = 11) readonly buffer ExpertScales { float expert_scales[]; };
+layout(std430, binding = 12) coherent readonly buffer SharedResult { float shared_result[]; };
 const uint ROW_BLOCKS = COLUMNS / 32; // of the matrix
+const uint SLOT_ROOM = N_SLOTS > 0 ? N_SLOTS : 1;
+const uint FIRST_TENSOR = 0;
 const uint BLOCKS = N_COLUMNS / 32;   // that are read
 const uint FOURS = N_COLUMNS / 4;
 const uint OWN = (FOURS + LOCAL_SIZE - 1) / LOCAL_SIZE; // fours that an invocation quantizes
@@ -69,6 +85,8 @@ const uint WEIGHT_ROWS = ROWS * (1 + GATES);            // a subgroup's at a tim
 shared uvec4 x[BLOCKS * 4];
 shared vec2 x_scales[BLOCKS];
 shared float partial[128];
+shared uint expert_of[SLOT_ROOM];
+shared float weight_of[SLOT_ROOM];
 #define Q16_WORD(word) x[(word) / 4][(word) % 4]
 #define Q16_SCALES(block) x_scales[block]
 #include "lib/chain.glsl"
@@ -76,11 +94,29 @@ shared float partial[128];
 #include "formats/format.glsl"
 #include "lib/products.glsl"
 #include "lib/activations.glsl"
+#include "lib/expert_rows.glsl"
 
 uint self;
 vec4 kept[KEPT];
 
-vec4 four_of_source(uint i) { return source[FIRST_COLUMN / 4 + i]; }
+// the experts of the row, and the weights of their results
+void load_slots() {
+  if (self < N_SLOTS) {
+    expert_of[self] = routes[self];
+    weight_of[self] = IS_WEIGHED != 0 ? uintBitsToFloat(routes[N_SLOTS + self]) : 1.0;
+  }
+  barrier();
+}
+
+// what the source is multiplied by, so that the products add up to the sum of the slots
+float factor_of_source(uint slot) {
+  return HAS_SCALES != 0 ? weight_of[slot] * expert_scales[expert_of[slot]] : weight_of[slot];
+}
+
+vec4 four_of_source(uint i) {
+  vec4 v = source[FIRST_COLUMN / 4 + i];
+  return SUMS_SLOTS != 0 ? v * factor_of_source(i / (ROW_BLOCKS * 8)) : v;
+}
 
 void quantize(uint i, vec4 v) { store_q16(0, BLOCKS, i / 8, NORMS != 0 ? v * norm_weight[i] : v); }
 
@@ -166,8 +202,12 @@ float norm_factor() {
 
 // index of a block of W: of the r-th weight row of y's rows from row0 on
 uint block_index(uint row0, uint r, uint block) {
-  uint row = min(row0 + r % ROWS, n_y_rows - 1) + (r < ROWS ? 0 : n_y_rows);
-  return row * ROW_BLOCKS + FIRST_COLUMN / 32 + min(block, BLOCKS - 1);
+  uint y_row = min(row0 + r % ROWS, n_y_rows - 1);
+  block = min(block, BLOCKS - 1);
+  if (SUMS_SLOTS != 0) return expert_row(expert_of[block / ROW_BLOCKS], y_row) * ROW_BLOCKS + block % ROW_BLOCKS;
+  uint row = N_SLOTS != 0 ? expert_row(expert_of[y_row / SLOT_ROWS], y_row % SLOT_ROWS + (r < ROWS ? 0 : SLOT_ROWS))
+                          : y_row + (r < ROWS ? 0 : n_y_rows);
+  return row * ROW_BLOCKS + FIRST_COLUMN / 32 + block;
 }
 
 #define STEP (UNROLL * gl_SubgroupSize) // blocks of a row that a subgroup takes together
@@ -253,17 +293,39 @@ void main() {
   uint row0 = (gl_WorkGroupID.x * gl_NumSubgroups + gl_SubgroupID) * ROWS;
   uint stride = gl_NumWorkGroups.x * gl_NumSubgroups * ROWS;
   uint lane = gl_SubgroupInvocationID;
-  load_step(row0, lane); // on its way while the activations come
-  if (STEPS_TOUCHED != 0 && touch_steps(row0, lane, stride) == 1) partial[127] = 0.0; // so that it is not left out
+  if (N_SLOTS == 0) load_step(row0, lane); // on its way while the activations come
+  if (N_SLOTS == 0 && STEPS_TOUCHED != 0 && touch_steps(row0, lane, stride) == 1) partial[127] = 0.0; // so that it is not left out
   prepare_weights();
   await_link();
+  if (N_SLOTS != 0) {
+    load_slots();
+    load_step(row0, lane);
+  }
   load_source();
   float factor = norm_factor();
   for (; row0 < n_y_rows; row0 += stride) {
     uint index = y_offset + min(row0 + min(lane, ROWS - 1), n_y_rows - 1); // lane r has the r-th row of y
     float added = ADDS != 0 ? add[index] : 0.0;
-    float bias_of_v = HAS_BIAS != 0 ? bias[index] : 0.0;
-    float bias_of_up = HAS_BIAS != 0 && GATES != 0 ? bias[index + n_y_rows] : 0.0;
+    float bias_of_v = 0.0, bias_of_up = 0.0, factor_of_v = 1.0, factor_of_up = 1.0, weight = 1.0;
+    if (N_SLOTS == 0 && HAS_BIAS != 0) {
+      bias_of_v = bias[index];
+      if (GATES != 0) bias_of_up = bias[index + n_y_rows];
+    }
+    if (N_SLOTS != 0 && SUMS_SLOTS == 0) {
+      uint slot = (index - y_offset) / SLOT_ROWS, row = (index - y_offset) % SLOT_ROWS;
+      uint expert = expert_of[slot];
+      if (HAS_BIAS != 0) bias_of_v = bias[bias_place(expert, row)];
+      if (HAS_BIAS != 0 && GATES != 0) bias_of_up = bias[bias_place(expert, row + SLOT_ROWS)];
+      if (HAS_SCALES != 0) factor_of_v = expert_scales[scale_place(expert, row)];
+      if (HAS_SCALES != 0 && GATES != 0) factor_of_up = expert_scales[scale_place(expert, row + SLOT_ROWS)];
+      weight = weight_of[slot];
+    }
+    if (SUMS_SLOTS != 0 && HAS_BIAS != 0) {
+      [[unroll]] for (uint k = 0; k < N_SLOTS; k++) {
+        bias_of_v += weight_of[k] * bias[bias_place(expert_of[k], index - y_offset)];
+      }
+    }
+    if (HAS_SHARED != 0) bias_of_v += uintBitsToFloat(routes[2 * N_SLOTS]) * shared_result[index];
     [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) sums[r] = 0.0;
     if (DOUBLES != 0) multiply_doubled(row0, stride);
     else multiply_in_place(row0, stride);
@@ -273,8 +335,16 @@ void main() {
       v = lane == r ? sums[r] : v;
       up = lane == r ? sums[r + WEIGHT_ROWS - ROWS] : up;
     }
-    if (HAS_BIAS != 0) v += bias_of_v;
+    if (HAS_SCALES != 0 && SUMS_SLOTS == 0) {
+      v *= factor_of_v;
+      up *= factor_of_up;
+    }
+    if (HAS_BIAS != 0 || HAS_SHARED != 0) v += bias_of_v;
     if (HAS_BIAS != 0 && GATES != 0) up += bias_of_up;
+    if (IS_WEIGHED != 0 && SUMS_SLOTS == 0) {
+      v *= weight;
+      up *= weight;
+    }
     if (ACTIVATION != 0) v = ACTIVATED(v);
     if (GATES != 0) v *= UP_FACTOR(up);
     if (FACTOR != 0x3f800000) v *= uintBitsToFloat(FACTOR);

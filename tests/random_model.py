@@ -27,7 +27,7 @@ def write_random_model(path: Path, spec: ModelSpec, formats: Mapping[str, str], 
         shape = shapes[name]
         kind = gguf.GGMLQuantizationType[formats.get(name.removesuffix(".weight").split(".")[-1], "F32")]
         # norms around 1, and matrices that keep the scale of what they multiply
-        values = rng.normal(1, 0.1, shape) if len(shape) == 1 else rng.normal(0, 1.5 / np.sqrt(shape[1]), shape)
+        values = rng.normal(1, 0.1, shape) if len(shape) == 1 else rng.normal(0, 1.5 / np.sqrt(shape[-1]), shape)
         if name.endswith(".ssm_a"):
             values = -np.abs(values)  # states decay
         raw = quantized(values.astype(np.float32), kind.name)

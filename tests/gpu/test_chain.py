@@ -31,7 +31,7 @@ from vkllm.gpu.program import program as program_module
 from vkllm.gpu.program.chains import n_late
 from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.decode import Link
-from vkllm.gpu.program.kernels import KERNELS, LINK_WORDS
+from vkllm.gpu.program.kernels import KERNELS, LINK_WORDS, NO_EXPERTS
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.step import Row
 from vkllm.gpu.tuning.space import is_possible
@@ -78,8 +78,8 @@ class Links:
         source, result = self.sources[number - 1], self.results[number - 1]
         return self.device.dispatch(
             KERNELS["matvec_fused"],
-            (*self._planes, source, source, source, result, self.chain, self.failure, source, source),
-            constants=(64, COLUMNS, 0, COLUMNS, 2, 1, 0, 0, 0, 0, LONGEST, 0, 0, 0, float_bits(1.0), 0, 0),
+            (*self._planes, source, source, source, result, self.chain, self.failure, *(5 * [source])),
+            constants=(64, COLUMNS, 0, COLUMNS, 2, 1, 0, 0, 0, 0, LONGEST, 0, 0, 0, float_bits(1.0), 0, 0, *NO_EXPERTS),
             groups=(self.groups, 1),
             push=(self.groups * ROWS, 0, number, n_awaited),
             weight_format=FORMAT,
@@ -257,12 +257,12 @@ def chained_program(device: Device, folder: Path) -> Program:
 
 def awaits_one_too_many(patch: pytest.MonkeyPatch) -> None:
     """Has every link of a chain wait for one workgroup more than the link before it has."""
-    chained = decode_module._chained
+    chained = decode_module.chained
 
     def wrong(links: Sequence[Link]) -> list[Dispatch]:
         return chained([replace(link, n_groups=link.n_groups + link.has_chain) for link in links])
 
-    patch.setattr(decode_module, "_chained", wrong)
+    patch.setattr(decode_module, "chained", wrong)
 
 
 def test_a_step_that_waits_in_vain_is_a_timeout_and_other_choices_work_again(device: Device, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from vkllm.formats.quants import dequantize, weight_format
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS
-from vkllm.gpu.program.operations import matmul_bytes, matmul_subgroups, matmul_tile
+from vkllm.gpu.program.matmul_tiles import matmul_bytes, matmul_subgroups, matmul_tile
 
 pytestmark = pytest.mark.gpu
 

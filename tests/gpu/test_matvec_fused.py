@@ -8,7 +8,7 @@ from random_weights import quantized
 from vkllm.formats.quants import dequantize, weight_format
 from vkllm.gpu.device.kernel import QUANTIZED_FORMATS, float_bits
 from vkllm.gpu.device.kompute import Device
-from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS, LINK_WORDS
+from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS, LINK_WORDS, NO_EXPERTS
 from vkllm.model.reference import activate, layer_norm, rms_norm
 
 pytestmark = pytest.mark.gpu
@@ -78,7 +78,7 @@ def test_matvec_fused(
                 (
                     *planes(device, raw, fmt),
                     *(filled(device, source), filled(device, norm_weight), filled(device, before), y, chain, failure),
-                    *(filled(device, bias), filled(device, norm_bias)),
+                    *(filled(device, bias), filled(device, norm_bias), y, y, y),
                 ),
                 constants=(
                     *(64, columns, first, last - first, rows, unroll),
@@ -92,6 +92,7 @@ def test_matvec_fused(
                         rows % 2,
                     ),
                     *(int(has_bias), float_bits(factor), ACTIVATIONS.index(function), int(has_bias)),
+                    *NO_EXPERTS,
                 ),
                 groups=(groups, 1),
                 push=(n_rows, 3, 1, 2),

@@ -21,7 +21,7 @@ from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device, Dispatch
 from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.device.requirements import without_subgroups
-from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
+from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, NO_EXPERTS
 from vkllm.gpu.program.program import WIDTHS
 from vkllm.gpu.program.rounds import BUDGET, PORTION_ROUNDS, check_rounds, rounds
 from vkllm.gpu.program.step import Draw, Row
@@ -80,6 +80,17 @@ LOOPS = {
     "copy_words.comp": ["uint i = gl_GlobalInvocationID.x; i < n_words; i += stride"],
     "delta_net.comp": ["uint row = 0; row < n_rows; row++"],
     "embed.comp": ["uint c = gl_GlobalInvocationID.x; c < COLUMNS; c += gl_NumWorkGroups.x * gl_WorkGroupSize.x"],
+    "expert_matmul.comp": ["uint four = gl_SubgroupInvocationID; four < PATCH_FOURS; four += gl_SubgroupSize"],
+    "expert_matvec.comp": ["uint block = LANE; block < ROW_BLOCKS; block += SUBGROUP_SIZE"],
+    "expert_tiles.comp": [
+        "uint e = self; e < N_EXPERTS; e += LOCAL_SIZE",
+        "uint slot = self; slot < n; slot += LOCAL_SIZE",
+        "uint e = self; e < N_EXPERTS; e += LOCAL_SIZE",
+        "uint before = 0; before < e; before++",
+        "uint done = 0; done < n_slots[e]; done += TILE_SIZE",
+        "; tile < N_TILES; tile++",
+        "uint slot = self; slot < n; slot += LOCAL_SIZE",
+    ],
     "head_norm.comp": 3 * ["uint i = self; i < fours; i += gl_WorkGroupSize.x"],
     "gated_norm.comp": [
         "uint i = 0; i < GROUP; i++",
@@ -94,7 +105,6 @@ LOOPS = {
         "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
     ],
     "mask_logits.comp": ["uint i = gl_GlobalInvocationID.x; i < N_VOCAB; i += stride"],
-    "matmul.comp": ["uint first = 0; first < BLOCKS; first += STEPS_AHEAD * TILE_BLOCKS"],
     "matvec.comp": ["uint block = LANE; block < BLOCKS; block += SUBGROUP_SIZE"],
     "matvec_fused.comp": [
         "uint i = 0; i < LOCAL_SIZE / gl_SubgroupSize; i++",
@@ -113,6 +123,11 @@ LOOPS = {
         "uint block = first / 8 + self; QUANTIZES != 0 && block < end / 8; block += gl_WorkGroupSize.x",
         "uint i = first + self; QUANTIZES == 0 && i < end; i += gl_WorkGroupSize.x",
         "uint i = first + self; i < end; i += gl_WorkGroupSize.x",
+    ],
+    "route.comp": ["uint e = self; e < N_EXPERTS; e += LOCAL_SIZE"],
+    "route_fused.comp": [
+        "uint first = lane; first < FOURS; first += AT_ONCE * gl_SubgroupSize",
+        "uint e = self; e < N_EXPERTS; e += LOCAL_SIZE",
     ],
     "sample.comp": [
         "uint n = N_LISTS / 2; n > 0; n /= 2",
@@ -145,6 +160,21 @@ LOOPS = {
         "uint t = 0; t < TEAMS; t++",
         "uint t = 0; t < TEAMS; t++",
     ],
+    "lib/routing.glsl": [
+        "uint group = self; group < N_GROUPS; group += LOCAL_SIZE",
+        "uint i = 0; i < GROUP_SIZE; i++",
+        "uint e = self; e < N_EXPERTS; e += LOCAL_SIZE",
+        "uint g = 0; g < N_GROUPS; g++",
+        "uint e = 0; e < N_EXPERTS; e++",
+        "uint e = 0; e < N_EXPERTS; e++",
+        "uint e = self; e < N_EXPERTS; e += LOCAL_SIZE",
+        "uint k = self; k < N_USED; k += LOCAL_SIZE",
+        "uint e = self; e < N_EXPERTS; e += LOCAL_SIZE",
+        "uint other = 0; other < N_EXPERTS; other++",
+        "uint k = self; k < N_USED; k += LOCAL_SIZE",
+        "uint k = self; k < N_USED; k += LOCAL_SIZE",
+    ],
+    "lib/matmul_tile.glsl": ["uint first = 0; first < BLOCKS; first += STEPS_AHEAD * TILE_BLOCKS"],
     "lib/workgroup_sum.glsl": ["uint i = 0; i < N_SUBGROUPS; i++"],
     "lib/codebook.glsl": ["uint i = gl_LocalInvocationIndex; i < CODEBOOK_WORDS; i += gl_WorkGroupSize.x"],
     "lib/nibble_values.glsl": ["uint i = gl_LocalInvocationIndex; i < 256; i += gl_WorkGroupSize.x"],
@@ -240,10 +270,9 @@ def test_rows_are_computed_up_to_the_budget(device: Device, share: float) -> Non
             y,
             poisoned(device, 16),
             poisoned(device, 1),
-            y,
-            y,
+            *(5 * [y]),
         ),
-        constants=(size, columns, 0, columns, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, float_bits(1.0), 0, 0),
+        constants=(size, columns, 0, columns, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, float_bits(1.0), 0, 0, *NO_EXPERTS),
         push=(n_rows, 0, 0, 0),
         weight_format="Q4_0",
     )

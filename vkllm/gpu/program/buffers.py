@@ -22,6 +22,7 @@ from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.layer.memory import LayerTier
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.weights import Tensor, Uploader, WeightPlanes
+from vkllm.model.expert_ops import ExpertMatvec, Route
 from vkllm.model.graph import decoder, head, widths
 from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.needs import CACHE_TYPES, ring_blocks
@@ -56,7 +57,8 @@ class ModelBuffers:
     """Everything that the operations of a model bind, besides the step.
 
     activations: by name in the graph. vectors: weights and biases of norms. biases: of stacked matrices, a number for
-    each row. rope_tables: of each kind of rotation. head_weights: of a head's dimensions, queries' and then keys'.
+    each row. expert_scales: of stacked matrices of experts, a number for each expert. rope_tables: of each kind of
+    rotation. head_weights: of a head's dimensions, queries' and then keys'.
     query_factors: of each kind, by position. matrices: planes by the names of the tensors that are stacked,
     several where formats or tiers differ. caches: keys and values of each layer, as far as it has them.
     n_ring_blocks: how many blocks the caches of each layer have, if they keep only a window; 0 if they keep the whole
@@ -93,6 +95,7 @@ class ModelBuffers:
         }
         self.vectors: dict[str, Buffer] = {}
         self.biases: dict[tuple[str, ...], Buffer] = {}
+        self.expert_scales: dict[tuple[str, ...], Buffer] = {}
         self.rope_tables: dict[Rope, Buffer] = {}
         self.head_weights: dict[tuple[str, ...] | None, Buffer] = {}
         self.query_factors: dict[QueryTemperature, Buffer] = {}
@@ -121,7 +124,8 @@ class ModelBuffers:
 
     def _allocate_activations(self) -> dict[str, Activation]:
         activations, tier = {}, self._plan.arena_tier
-        multiplied = {op.input for op in (*decoder(self.spec), *head(self.spec)) if isinstance(op, Matvec)}
+        products = (Matvec, ExpertMatvec)
+        multiplied = {op.input for op in (*decoder(self.spec), *head(self.spec)) if isinstance(op, products)}
         for name, columns in widths(self.spec).items():
             n_rows = HEAD_ROWS if name in ("final", "logits") else MAX_ROWS
             n_blocks = n_rows * columns // BLOCK
@@ -143,9 +147,9 @@ class ModelBuffers:
         with closing(Uploader(self.device, on_bytes)) as uploader:
             for op in (*decoder(spec), *head(spec)):
                 self._load_vectors(op, vector, uploader)
-                if isinstance(op, Matvec) and op.is_padded:
+                if isinstance(op, Matvec | ExpertMatvec) and op.is_padded:
                     self.matrices[op.weights] = [self._padded(op, vector, uploader)]
-                elif isinstance(op, Embed | Matvec) and op.weights not in self.matrices:
+                elif isinstance(op, Embed | Matvec | ExpertMatvec) and op.weights not in self.matrices:
                     self.matrices[op.weights] = [
                         uploader.matrix(_tensors(path, tensors, rows), partial(self._allocate, tier=rows.tier))
                         for rows in self._plan.matrices[op.weights]
@@ -169,6 +173,10 @@ class ModelBuffers:
                 biases = [np.zeros(n, np.float32) if name is None else vector(name) for name, n in rows]
                 padded = [np.pad(bias, (0, op.row_padding)) for bias in biases]
                 self.biases[op.weights] = self._upload(uploader, np.concatenate(padded))
+            case ExpertMatvec():
+                self._load_expert_vectors(op, vector, uploader)
+            case Route() if op.bias is not None:
+                self.vectors[op.bias] = self._upload(uploader, vector(op.bias))
             case HeadNormalization() | Rotation() if op.weights is not None:
                 weights = np.concatenate([vector(name).reshape(-1) for name in op.weights])
                 self.head_weights[op.weights] = self._upload(uploader, weights)
@@ -176,10 +184,29 @@ class ModelBuffers:
             factors = query_factors(op.temperature, self.n_blocks * KV_BLOCK)
             self.query_factors[op.temperature] = self._upload(uploader, factors)
 
-    def _padded(self, op: Matvec, vector: Callable[[str], Floats], uploader: Uploader) -> WeightPlanes:
+    def _load_expert_vectors(self, op: ExpertMatvec, vector: Callable[[str], Floats], uploader: Uploader) -> None:
+        """Biases of all experts, in the order of the rows of the stacked matrices, and their scales."""
+        shapes = [(op.n_experts, n_rows) for n_rows in op.n_rows]
+        if any(op.biases):
+            biases = [
+                np.zeros(shape, np.float32) if name is None else vector(name)
+                for name, shape in zip(op.biases, shapes, strict=True)
+            ]
+            padded = [np.pad(bias, ((0, 0), (0, op.row_padding))).reshape(-1) for bias in biases]
+            self.biases[op.weights] = self._upload(uploader, np.concatenate(padded))
+        if any(op.scales):
+            scales = [np.ones(op.n_experts, np.float32) if name is None else vector(name) for name in op.scales]
+            self.expert_scales[op.weights] = self._upload(uploader, np.concatenate(scales))
+
+    def _padded(self, op: Matvec | ExpertMatvec, vector: Callable[[str], Floats], uploader: Uploader) -> WeightPlanes:
         """Stacked matrices of plain numbers, as float32, with zeros behind their rows and columns."""
         padding = (0, op.row_padding), (0, op.column_padding)
-        values = np.concatenate([np.pad(vector(name), padding) for name in op.weights])
+
+        def matrix(name: str) -> Floats:
+            values = vector(name)
+            return np.pad(values, ((0, 0),) * (values.ndim - 2) + padding).reshape(-1, op.n_columns)
+
+        values = np.concatenate([matrix(name) for name in op.weights])
         plane = self._allocate(values.size, self._plan.matrices[op.weights][0].tier)
         uploader.words(values, plane)
         return WeightPlanes(plane, plane, "F32", *values.shape)
@@ -196,9 +223,9 @@ def _tensors(path: Path, tensors: Mapping[str, TensorInfo], part: MatrixRows) ->
     start = 0  # of a tensor in the stack
     for name in part.stack.tensors:
         info = tensors[name]
-        first, last = max(part.first_row, start), min(part.first_row + part.n_rows, start + info.shape[0])
+        first, last = max(part.first_row, start), min(part.first_row + part.n_rows, start + info.n_rows)
         if first < last:
-            whole = Tensor(name, info.path or path, info.offset, info.format, (info.shape[0], info.shape[1]))
+            whole = Tensor(name, info.path or path, info.offset, info.format, (info.n_rows, info.n_columns))
             found.append(whole.rows(first - start, last - first))
-        start += info.shape[0]
+        start += info.n_rows
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vkllm.errors import DeviceTimeout
 from vkllm.formats.quants import weight_format
@@ -25,6 +26,7 @@ from vkllm.gpu.program.attention_operations import (
 )
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
+from vkllm.gpu.program.expert_decode import ExpertDecode, even
 from vkllm.gpu.program.kernels import (
     ACTIVATIONS,
     ATTENTION_PIECE,
@@ -34,25 +36,15 @@ from vkllm.gpu.program.kernels import (
     KV_BLOCK,
     LINK_WORDS,
     MAX_PARTS,
+    NO_EXPERTS,
 )
+from vkllm.gpu.program.links import Link, chained, side_by_side
 from vkllm.gpu.program.operations import Operations
 from vkllm.gpu.program.rounds import PORTION_ROUNDS, most_polls, portion_rounds
+from vkllm.model.expert_ops import Route
 from vkllm.model.graph import decoder, head
 from vkllm.model.ops import Activate, Attention, HeadNormalization, Kind, Matvec, Norm, Op, Rotation
 from vkllm.model.spec import LayerSpec, ModelSpec
-
-
-@dataclass(frozen=True)
-class Link:
-    """Dispatches that may run side by side. n_groups: workgroups of all; 0 if the next link cannot wait for them."""
-
-    dispatches: tuple[Dispatch, ...]
-    n_groups: int = 0
-
-    @property
-    def has_chain(self) -> bool:
-        """Whether its dispatches take part in a chain."""
-        return self.n_groups > 0
 
 
 class Decode:
@@ -82,6 +74,7 @@ class Decode:
         self._most_links = sum(map(self._links_of, (*decoder(spec), *head(spec))))
         self.chain = device.buffer(-(-(LINK_WORDS + self._arrivals(spec.n_layers)) // 4) * 4)
         self.failure = device.buffer(1, is_host=True)
+        self.experts = ExpertDecode(device, buffers, tuning, self.chain, self.failure, self._most_polls)
         self._link_names: dict[int, str] = {}
         n_pieces = -(-buffers.n_blocks * KV_BLOCK // ATTENTION_PIECE)
         self._most_parts = min(MAX_PARTS, n_pieces)
@@ -98,8 +91,9 @@ class Decode:
         return -(-op.n_columns // self._most_columns(op)) if isinstance(op, Matvec) else 1
 
     def _arrivals(self, layer: int) -> int:
-        """Where `ended` in the chain counts the parts of attention that have ended in a layer, after the links."""
-        return LINK_WORDS * (self._most_links + 1) + self._spec.n_heads * layer
+        """Where `ended` in the chain counts the parts of attention that have ended in a layer, after the links; and,
+        behind those of all heads, the workgroups of its router."""
+        return LINK_WORDS * (self._most_links + 1) + (self._spec.n_heads + 1) * layer
 
     def _n_parts(self, layer: LayerSpec | Attention) -> int:
         """Parts that attention cuts the context, or the window, into in a layer."""
@@ -122,7 +116,7 @@ class Decode:
                 self._made[fused] = fusion.links(self, *fused) if fusion else self._single(fused[0])
             links += self._made[fused]
         self._link_names |= {number: link.dispatches[0].kernel.name for number, link in enumerate(links, start=1)}
-        return _chained(links)
+        return chained(links)
 
     def check(self) -> None:
         """Raises DeviceTimeout if a wait in a finished step was given up; steps in flight may fail too."""
@@ -190,13 +184,13 @@ class Decode:
             n_rows = planes.n_rows // 2 if is_gated else min(planes.n_rows, last.width - y_offset)
             n_portions = -(-n_rows // rows_per_group)
             n_rounds = n_portions * portion_rounds(n_columns or planes.n_columns, tuning.unroll, subgroup_size)
-            n_groups = _even(n_portions, tuning.groups and max(tuning.groups, -(-n_rounds // PORTION_ROUNDS)))
+            n_groups = even(n_portions, tuning.groups and max(tuning.groups, -(-n_rounds // PORTION_ROUNDS)))
             dispatches.append(
                 self._device.dispatch(
                     KERNELS["matvec_fused"],
                     (
                         *(planes.quants, planes.scales, source, norm_weight, add, y, self.chain, self.failure),
-                        *(bias or source, norm_bias or source),
+                        *(bias or source, norm_bias or source, source, source, source),
                     ),
                     constants=(
                         *(tuning.size, planes.n_columns, first_column, n_columns or planes.n_columns),
@@ -204,6 +198,7 @@ class Decode:
                         *(float_bits(norm.eps if norm else 0), self._most_polls, tuning.steps_touched),
                         *(int(tuning.doubles), int(bias is not None), float_bits(op.factor)),
                         *(ACTIVATIONS.index(activation.function if activation else "none"), int(norm_bias is not None)),
+                        *NO_EXPERTS,
                     ),
                     groups=(n_groups, 1),
                     push=(n_rows, y_offset, 0, 0),
@@ -215,6 +210,38 @@ class Decode:
             n_all += dispatches[-1].groups[0]
             y_offset += n_rows
         return Link(tuple(dispatches), n_all if tuning.is_chained else 0)
+
+    def route(self, norm: Norm, router: Matvec, route: Route) -> Link:
+        """The choice of experts, with the router and the norm before it."""
+        return self.experts.route(norm, router, route, self._arrivals(route.layer) + self._spec.n_heads)
+
+    def can_fuse_mixture(self, norm: Norm, router: Matvec, route: Route, *ops: Any) -> bool:
+        """Whether a whole mixture of experts can be three links."""
+        *shared, gate_up, activation, down, total = ops
+        is_possible = (
+            self.experts.can_route(norm, router, route)
+            and self.experts.can_gate(norm, gate_up, activation)
+            and self.experts.can_sum(down, total)
+        )
+        if not shared or not is_possible:
+            return is_possible
+        first, between, last = shared
+        return self.can_fuse(first, replace(norm, is_shared=False), between) and self.can_fuse(last)
+
+    def mixture(self, norm: Norm, router: Matvec, route: Route, *ops: Any) -> list[Link]:
+        """A mixture of experts; the shared expert, where there is one, runs beside the choice and gate and up."""
+        *shared, gate_up, activation, down, total = ops
+        links = [
+            self.route(norm, router, route),
+            self.experts.gate_up(norm, gate_up, activation),
+            self.experts.down(down, total),
+        ]
+        if shared:
+            first, between, last = shared
+            *earlier, summed = self.matvec_in_parts(last)
+            links[0] = side_by_side(links[0], self.matvec(first, norm, between))
+            links[1:2] = [*earlier, side_by_side(links[1], summed)]
+        return links
 
     def attention(self, rope: Rotation, attention: Attention, norm: HeadNormalization | None = None) -> Link:
         """Attention with the rotations and the norm before it, which also stores the new key and value.
@@ -293,6 +320,34 @@ class Fusion:
 
 FUSIONS = (
     Fusion(
+        (
+            *("norm", "matvec", "route", "matvec", "activate", "matvec"),
+            *("expert_matvec", "activate", "expert_matvec", "expert_sum"),
+        ),
+        lambda decode, *ops: decode.can_fuse_mixture(*ops),
+        lambda decode, *ops: decode.mixture(*ops),
+    ),
+    Fusion(
+        ("norm", "matvec", "route", "expert_matvec", "activate", "expert_matvec", "expert_sum"),
+        lambda decode, *ops: decode.can_fuse_mixture(*ops),
+        lambda decode, *ops: decode.mixture(*ops),
+    ),
+    Fusion(
+        ("norm", "matvec", "route"),
+        lambda decode, norm, *ops: not norm.is_shared and decode.experts.can_route(norm, *ops),
+        lambda decode, *ops: [decode.route(*ops)],
+    ),
+    Fusion(
+        ("norm", "expert_matvec", "activate"),
+        lambda decode, norm, *ops: not norm.is_shared and decode.experts.can_gate(norm, *ops),
+        lambda decode, *ops: [decode.experts.gate_up(*ops)],
+    ),
+    Fusion(
+        ("expert_matvec", "expert_sum"),
+        lambda decode, *ops: decode.experts.can_sum(*ops),
+        lambda decode, *ops: [decode.experts.down(*ops)],
+    ),
+    Fusion(
         ("norm", "matvec", "activate"),
         lambda decode, norm, matvec, activate: decode.can_fuse(matvec, norm, activate),
         lambda decode, norm, matvec, activate: [decode.matvec(matvec, norm, activate)],
@@ -343,23 +398,3 @@ def _can_fuse_heads(op: HeadNormalization) -> bool:
 def _norms(norm: Norm | None) -> int:
     """The form of a norm as `norms` of matvec_fused."""
     return 0 if norm is None else {"none": 0, "rms": 1, "layer": 2}[norm.form]
-
-
-def _even(n: int, most: int) -> int:
-    """Workgroups for n portions of work, at most `most` (0: no limit), each taking as many as the others."""
-    return n if most == 0 or n <= most else -(-n // -(-n // most))
-
-
-def _chained(links: Sequence[Link]) -> list[Dispatch]:
-    """Numbers the links; one that follows another of the chain waits for it instead of for a barrier."""
-    dispatches: list[Dispatch] = []
-    n_awaited = 0
-    for number, link in enumerate(links, start=1):
-        for dispatch in link.dispatches:
-            if link.has_chain:
-                is_independent = dispatch.is_independent or n_awaited > 0
-                chained = dispatch.with_push(*dispatch.push[:-2], number, n_awaited)
-                dispatch = replace(chained, is_independent=is_independent)
-            dispatches.append(dispatch)
-        n_awaited = link.n_groups
-    return dispatches

@@ -20,6 +20,24 @@ ATTENTION_TILE_ROWS = 64
 ACTIVATIONS = ("none", "silu", "gelu", "relu2", "swiglu_oai")
 """Activation functions by their number in shaders/lib/activations.glsl."""
 
+GATINGS = ("softmax", "sigmoid", "softmax_of_chosen")
+"""What a router's logits become, by the number in shaders/lib/routing.glsl."""
+
+_ROUTING = (
+    *("n_experts", "n_used", "gating", "has_selection_bias", "n_groups", "n_groups_used"),
+    *("by_logits", "is_normalized", "scale", "has_shared_gate"),
+)
+"""Constants of shaders/lib/routing.glsl."""
+
+_EXPERT_TILES = (
+    *("n_experts", "expert_rows", "first_tensor", "n_slots", "x_columns", "slot_columns"),
+    *("listed", "tile_size", "has_bias", "has_scales", "is_weighed"),
+)
+"""Constants of shaders/lib/expert_tile.glsl and expert_rows.glsl, and what products of experts have."""
+
+NO_EXPERTS = (0, 1, 1, 1, 0, 0, 0, 0)
+"""The constants of matvec_fused, from n_slots on, for a matrix that is not of experts."""
+
 HEAD_WEIGHTS = ("none", "before", "after")
 """When queries and keys are multiplied by a weight for each dimension, before or after their rotation, by the number in
 shaders/lib/rotate.glsl."""
@@ -163,6 +181,40 @@ KERNELS = {
             has_plain=True,
         ),
         KernelSpec(
+            "expert_matmul",
+            ("quants", "scales", "x", "tiles", "entries", "routes", "y", "step", "bias", "expert_scales"),
+            (
+                *("local_size", "columns", "tile_tokens", "subgroups_along_rows", "subgroups_along_tokens"),
+                *("matrix_m", "matrix_n", "matrix_k", "tile_rows", "steps_ahead", *_EXPERT_TILES),
+            ),
+            ("n_weight_rows", "y_offset", "y_stride"),
+            WEIGHT_FORMATS,
+            subgroup=("basic",),
+        ),
+        KernelSpec(
+            "expert_matvec",
+            (
+                *("quants", "scales", "x", "x_scales", "tiles", "entries"),
+                *("routes", "y", "step", "bias", "expert_scales"),
+            ),
+            ("local_size", "columns", "rows_per_subgroup", "slots_per_workgroup", *_EXPERT_TILES),
+            ("n_weight_rows", "y_offset", "y_stride"),
+            WEIGHT_FORMATS,
+            uses_dot4=True,
+            subgroup=("arithmetic",),
+            has_plain=True,
+        ),
+        KernelSpec(
+            "expert_sum",
+            ("x", "routes", "shared_result", "add", "y", "step"),
+            ("local_size", "columns", "n_slots", "is_weighed", "has_shared", "adds", "factor"),
+        ),
+        KernelSpec(
+            "expert_tiles",
+            ("routes", "tiles", "entries", "step"),
+            ("local_size", "n_experts", "n_used", "tile_size", "n_tiles"),
+        ),
+        KernelSpec(
             "head_norm",
             ("qkv", "weight", "step"),
             (
@@ -218,11 +270,15 @@ KERNELS = {
         ),
         KernelSpec(
             "matvec_fused",
-            ("quants", "scales", "source", "norm_weight", "add", "y", "chain", "failure", "bias", "norm_bias"),
+            (
+                *("quants", "scales", "source", "norm_weight", "add", "y", "chain", "failure", "bias", "norm_bias"),
+                *("routes", "expert_scales", "shared_result"),
+            ),
             (
                 *("local_size", "columns", "first_column", "n_columns", "rows_per_subgroup", "unroll"),
                 *("norms", "gates", "adds", "eps", "most_polls", "steps_touched", "doubles", "has_bias", "factor"),
-                *("activation", "norm_has_bias"),
+                *("activation", "norm_has_bias", "n_slots", "n_experts", "expert_rows", "slot_rows", "sums_slots"),
+                *("has_scales", "is_weighed", "has_shared"),
             ),
             ("n_y_rows", "y_offset", "link", "n_awaited"),
             QUANTIZED_FORMATS,
@@ -253,6 +309,18 @@ KERNELS = {
             ),
             subgroup=("shuffle",),
             has_plain=True,
+        ),
+        KernelSpec("route", ("logits", "selection_bias", "routes", "step"), ("local_size", *_ROUTING)),
+        KernelSpec(
+            "route_fused",
+            (
+                *("weights", "source", "norm_weight", "bias", "logits", "selection_bias"),
+                *("routes", "chain", "failure"),
+            ),
+            ("local_size", *_ROUTING, "columns", "norms", "eps", "norm_factor", "has_bias", "most_polls"),
+            ("arrivals", "link", "n_awaited"),
+            subgroup=("arithmetic",),
+            chains=True,
         ),
         KernelSpec("sample", ("largest", "next_token", "chosen", "step"), ("local_size", "n_vocab"), ("slot",)),
         KernelSpec(

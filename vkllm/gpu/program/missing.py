@@ -12,6 +12,7 @@ from vkllm.model.spec import ModelSpec
 _KINDS = (
     *("embed", "norm", "matvec", "head_norm", "rope", "attention", "activate", "softcap"),
     *("convolution", "delta_net", "mamba2", "gated_norm", "latent_rope"),
+    *("route", "expert_matvec", "expert_sum"),
 )
 
 

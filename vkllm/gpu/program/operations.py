@@ -12,20 +12,15 @@ from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.attention_operations import AttentionOperations
 from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
+from vkllm.gpu.program.expert_operations import ExpertOperations
 from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS, LAST_ROW, NORM_FORMS
+from vkllm.gpu.program.matmul_tiles import MATMUL_SIZE, NARROW_TOKENS, matmul_subgroups, matmul_tile, suits_matmul
 from vkllm.gpu.program.state_operations import StateOperations
 from vkllm.gpu.program.weights import WeightPlanes
+from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
 from vkllm.model.graph import widths
 from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
 from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, LatentRotation, Mamba2Step
-
-MATMUL_SIZE = 256
-"""Invocations of a workgroup of `matmul`."""
-
-WIDE_TILE = 128
-"""Rows and tokens of a tile of `matmul` in steps of more than NARROW_TOKENS."""
-
-NARROW_TOKENS = 64
 
 
 class Operations:
@@ -39,6 +34,7 @@ class Operations:
         self._local_size = tuning.local_size
         self._attention = AttentionOperations(device, buffers, step, tuning)
         self._states = StateOperations(device, buffers, step, tuning.local_size)
+        self._experts = ExpertOperations(device, buffers, step, tuning)
         self._made: dict[tuple[Op, int], list[Dispatch]] = {}
 
     def of(self, op: Op, width: int) -> list[Dispatch]:
@@ -70,6 +66,12 @@ class Operations:
                 return [self._softcap(op, width)]
             case Convolution() | DeltaNetStep() | Mamba2Step() | GatedNorm():
                 return [self._states.of(op, width)]
+            case Route():
+                return self._experts.route(op, width)
+            case ExpertMatvec():
+                return self._experts.expert_matvec(op, width)
+            case ExpertSum():
+                return [self._experts.expert_sum(op, width)]
         raise AssertionError(op.kind)
 
     def _embed(self, op: Embed, width: int) -> list[Dispatch]:
@@ -223,41 +225,3 @@ class Operations:
             constants=(self._local_size, op.width, float_bits(op.scale), float_bits(op.cap)),
             groups=(min(1024, -(-op.width // self._local_size)), width),
         )
-
-
-def matmul_tile(narrow_rows: int, width: int, n_columns: int, max_shared_bytes: int) -> tuple[int, int]:
-    """Rows and tokens of a workgroup of matmul in steps of `width` rows; a tile with fewer rows has more columns.
-
-    narrow_rows: rows of a tile for few tokens, if the matrix has enough columns and the device enough shared memory.
-    """
-    if width > NARROW_TOKENS and matmul_bytes(WIDE_TILE, WIDE_TILE) <= max_shared_bytes:
-        return WIDE_TILE, WIDE_TILE
-    tokens = next(n for n in (16, 32, NARROW_TOKENS) if n >= min(width, NARROW_TOKENS))
-    for rows in (32, 64):
-        if rows >= narrow_rows and n_columns % _columns(rows) == 0 and matmul_bytes(rows, tokens) <= max_shared_bytes:
-            return rows, tokens
-    return WIDE_TILE, max(tokens, 32)  # each invocation has eight activations
-
-
-def _columns(tile_rows: int) -> int:
-    """Columns of a tile of matmul: each invocation takes 32 weights."""
-    return 32 * MATMUL_SIZE // tile_rows
-
-
-def matmul_bytes(tile_rows: int, tile_tokens: int) -> int:
-    """Bytes of shared memory of a tile: rows of float16, each with 16 bytes of padding."""
-    return (tile_rows + tile_tokens) * (2 * _columns(tile_rows) + 16)
-
-
-def matmul_subgroups(
-    tile_rows: int, tile_tokens: int, subgroup_size: int, matrix_shape: tuple[int, int, int]
-) -> tuple[int, int]:
-    """Subgroups of a workgroup of matmul along rows and along tokens."""
-    n_subgroups = MATMUL_SIZE // subgroup_size
-    along_rows = min(1 << n_subgroups.bit_length() // 2, tile_rows // matrix_shape[0])
-    return along_rows, min(n_subgroups // along_rows, tile_tokens // matrix_shape[1])
-
-
-def suits_matmul(planes: WeightPlanes) -> bool:
-    """Whether a matrix divides into whole tiles of cooperative matrices."""
-    return planes.n_columns % _columns(WIDE_TILE) == 0 and planes.n_rows % 16 == 0

@@ -80,6 +80,21 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "gated_norm":
             sums = 0 if v["group"] == v["span"] else 32 * (1 + v["group"])
             return _up(v["span"], size) + size // subgroup_size + _up(v["span"] // 4, size) * (1 + sums)
+        case "expert_matmul":
+            matrices = v["tile_rows"] // v["matrix_m"] * (v["tile_tokens"] // v["matrix_n"])
+            stores = matrices * (1 + _up(v["matrix_m"] * v["matrix_n"] // 4, subgroup_size))
+            return table + _up(v["columns"] // 32, v["steps_ahead"]) + stores
+        case "expert_matvec":
+            return table + _up(v["columns"] // 32, subgroup_size)
+        case "expert_tiles":
+            n_slots = MAX_ROWS * v["n_used"]
+            own = v["n_experts"] + _up(n_slots, v["tile_size"]) + v["n_tiles"] + 3
+            return _up(v["n_experts"], size) * (1 + own) + 2 * _up(n_slots, size)
+        case "route":
+            return _up(v["n_experts"], size) + _routing(v)
+        case "route_fused":
+            dots = _up(v["columns"] // 4, 16 * subgroup_size)
+            return dots + _up(v["n_experts"], size) + _routing(v) + v["most_polls"]
         case "mask_logits" | "softcap":
             return _up(v["n_vocab"], n)
         case "matmul":
@@ -109,9 +124,16 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "top_logits":
             share = _up(TOP_LOGITS, size)
             return 2 * share + size + _up(TOP_K * share, size) * (2 + TOP_K * share)
-        case "rope" | "activate":
+        case "rope" | "activate" | "expert_sum":
             return 0
     raise NotImplementedError(kernel)
+
+
+def _routing(v: dict[str, int]) -> int:
+    """Of shaders/lib/routing.glsl."""
+    n, size, n_groups = v["n_experts"], v["local_size"], v["n_groups"]
+    groups = _up(n_groups, size) * (2 + n // n_groups) + _up(n, size) * (2 + n_groups)
+    return 2 * n + _up(n, size) * (3 + n) + 3 * _up(v["n_used"], size) + groups
 
 
 def portion_rounds(n_columns: int, unroll: int, subgroup_size: int) -> int:

@@ -17,8 +17,8 @@ from vkllm.formats.quants import dequantize, quantize_q16, split_planes
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.attention_operations import lanes_of_key
-from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
-from vkllm.gpu.program.operations import matmul_subgroups, matmul_tile
+from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, NO_EXPERTS
+from vkllm.gpu.program.matmul_tiles import matmul_subgroups, matmul_tile
 from vkllm.gpu.program.step import Row, StepSlots
 from vkllm.model.reference import attention, rms_norm
 
@@ -191,8 +191,11 @@ def _matvec_fused(device: Device) -> Case:
     x, norm, y = _random(5, 1, n_columns), _random(6, n_columns), _output(device, n_rows)
     dispatch = device.dispatch(
         KERNELS["matvec_fused"],
-        (*planes, _filled(device, x), _filled(device, norm), y, y, *(_output(device, 16) for _ in range(4))),
-        constants=(SIZE, n_columns, 0, n_columns, 1, 1, 1, 0, 0, float_bits(eps), 0, 0, 0, 0, float_bits(1.0), 0, 0),
+        (*planes, _filled(device, x), _filled(device, norm), y, y, *(_output(device, 16) for _ in range(7))),
+        constants=(
+            *(SIZE, n_columns, 0, n_columns, 1, 1, 1, 0, 0, float_bits(eps), 0, 0, 0, 0, float_bits(1.0), 0, 0),
+            *NO_EXPERTS,
+        ),
         groups=(2, 1),
         push=(n_rows, 0, 0, 0),
         weight_format="Q4_0",
