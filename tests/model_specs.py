@@ -40,6 +40,11 @@ def of_layers(*layers: LayerSpec, **changes: Any) -> ModelSpec:
     return replace(TINY_SPEC, layers=layers, **changes)
 
 
+_GEMMA4 = replace(
+    LAYER, head_dim=64, rope=Rope(1e4, 64), attention_scale=0.1, head_norm=HeadNorm(), has_value_norm=True,
+    function="gelu", post_attention_norm="post_attention_norm", post_ffn_norm="post_ffw_norm", d_per_layer=16,
+    has_output_scale=True,
+)  # fmt: skip
 KINDS_OF_LAYERS = {
     "qwen3": of_layers(*2 * [replace(LAYER, head_dim=64, rope=Rope(1e6, 64), head_norm=HeadNorm())]),
     "gemma": of_layers(
@@ -68,6 +73,26 @@ KINDS_OF_LAYERS = {
         replace(LAYER, head_dim=40, rope=Rope(10000.0, 24), head_norm=HeadNorm(is_after_rope=True), function="relu2",
                 is_gated=False),
         replace(LAYER, rope=Rope(10000.0, 16, "interleaved"), query_temperature=QueryTemperature(0.3, 32)),
+    ),
+    "gpt-oss": of_layers(
+        replace(LAYER, window=40, has_sinks=True, biases=("attn_q", "attn_k", "attn_v", "attn_output"),
+                function="swiglu_oai"),
+        replace(LAYER, n_kv_heads=1, has_sinks=True, ffn_norm="post_attention_norm", function="swiglu_oai"),
+    ),
+    "qwen3.5": of_layers(
+        replace(LAYER, head_dim=64, rope=Rope(1e6, 16), head_norm=HeadNorm(), has_query_gates=True),
+        replace(LAYER, head_dim=40, n_heads=3, n_kv_heads=1, rope=Rope(1e6, 40, "interleaved"), has_query_gates=True),
+    ),
+    "gemma4": of_layers(
+        *[replace(_GEMMA4, window=40, cache_layer=layer) for layer in (None, 0)],
+        *[replace(_GEMMA4, n_kv_heads=1, head_dim=512, rope=Rope(1e6, 512), are_values_keys=layer is None,
+                  has_value_norm=layer is None, cache_layer=layer, d_ff=96) for layer in (None, 2)],
+        embedding_scale=9.8, logit_softcap=30.0, d_per_layer=16,
+    ),
+    "llama4": of_layers(
+        replace(LAYER, chunk=48, head_norm=HeadNorm(has_weight=False, is_after_rope=True)),
+        replace(LAYER, rope=None, query_temperature=QueryTemperature(0.1, 16), chunk=64, n_heads=3, n_kv_heads=3,
+                head_dim=40),
     ),
 }  # fmt: skip
 """Layers unlike llama's, by a family that has most of what is there."""

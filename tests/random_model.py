@@ -18,14 +18,16 @@ from vkllm.model.spec import ModelSpec
 
 
 def write_random_model(path: Path, spec: ModelSpec, formats: Mapping[str, str], seed: int = 0) -> Path:
-    """formats: last part of a tensor's name ("attn_q") -> GGML format; F32 for those not named."""
+    """formats: last part of a tensor's name ("attn_q") -> GGML format; F32 for those not named, or whose rows are no
+    whole blocks."""
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     shapes = expected_shapes(spec)
     # as files have them: the embedding, the layers, the output
     for name in sorted(shapes, key=lambda name: (not name.startswith("token_embd"), not name.startswith("blk."))):
         shape = shapes[name]
-        kind = gguf.GGMLQuantizationType[formats.get(name.removesuffix(".weight").split(".")[-1], "F32")]
+        wanted = formats.get(name.removesuffix(".weight").split(".")[-1], "F32")
+        kind = gguf.GGMLQuantizationType[wanted if shape[-1] % 32 == 0 or wanted == "F16" else "F32"]
         # norms around 1, and matrices that keep the scale of what they multiply
         values = rng.normal(1, 0.1, shape) if len(shape) == 1 else rng.normal(0, 1.5 / np.sqrt(shape[-1]), shape)
         if name.endswith(".ssm_a"):

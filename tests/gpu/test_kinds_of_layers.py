@@ -25,7 +25,7 @@ pytestmark = pytest.mark.gpu
 # Keys and values are rounded to float16 (2^-12), which these random layers amplify some times: (8 * 2^-12)^2.
 BOUND = 4e-6
 
-MATRICES = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+MATRICES = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "inp_gate")
 
 
 def write(folder: Path, spec: ModelSpec, fmt: str) -> Path:
@@ -51,6 +51,8 @@ def errors(program: Program, spec: ModelSpec, wanted: np.ndarray, tokens: list[i
     [
         *(("qwen3", "Q4_0", True), ("gemma", "Q4_0", False), ("starcoder2", "Q4_0", True)),
         *(("command-r", "Q4_0", False), ("olmo2", "F16", True), ("hunyuan", "Q4_0", False)),
+        *(("gpt-oss", "Q4_0", True), ("qwen3.5", "Q4_0", True), ("gemma4", "Q4_0", True), ("llama4", "Q4_0", True)),
+        ("gemma4", "F16", False),
     ],
 )
 def test_logits_equal_the_reference(
@@ -69,7 +71,7 @@ def test_logits_equal_the_reference(
     assert max(found) < BOUND, found
 
 
-@pytest.mark.parametrize("name", ["gemma", "command-r", "hunyuan"])
+@pytest.mark.parametrize("name", ["gemma", "command-r", "hunyuan", "gemma4", "qwen3.5"])
 def test_without_subgroups_logits_equal_the_reference(
     device: Device, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
