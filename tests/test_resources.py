@@ -18,7 +18,13 @@ from vkllm.store import quantization_of
 from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource, catalog, entry_of, read_catalog
 
 # Of whole files. Q4_K_M mixes 4.5 bits with 6.6; a vocabulary that is large for its model makes it more.
-BITS_PER_PARAMETER = {"Q4_0": (4.6, 7.2), "Q4_1": (5.0, 6.0), "Q4_K_M": (4.7, 6.5), "Q8_0": (8.5, 8.7)}
+BITS_PER_PARAMETER = {
+    "MXFP4": (4.3, 4.7),
+    "Q4_0": (4.6, 7.2),
+    "Q4_1": (5.0, 6.0),
+    "Q4_K_M": (4.7, 6.5),
+    "Q8_0": (8.5, 8.7),
+}
 
 
 def test_the_catalogue_is_complete_and_pinned() -> None:
@@ -65,6 +71,10 @@ def test_the_catalogue_has_models_of_all_families_and_of_none_that_does_not_run(
         ("mistral-nemo", "mistral-nemo-12b"),
         ("deepseek-r1:8b", "deepseek-r1-0528-8b"),
         ("deepseek-r1-8b", "deepseek-r1-8b"),
+        ("qwen3:30b", "qwen3-30b-a3b"),
+        ("qwen3:30b-a3b", "qwen3-30b-a3b"),
+        ("gpt-oss", "gpt-oss-20b"),
+        ("mixtral:8x7b", "mixtral-8x7b"),
         ("smollm2:135m", "smollm2"),
         ("SmolLM2:latest", "smollm2"),
     ],
