@@ -34,6 +34,21 @@ def run(*arguments: str) -> None:
     assert cli.app(list(arguments), prog_name="vkllm", standalone_mode=False) is None
 
 
+def test_what_is_shown_of_thoughts_can_be_chosen(asked: list[Any]) -> None:
+    for options, thoughts in (
+        ([], "on a terminal"),
+        (["--reasoning-format", "auto"], "on a terminal"),
+        (["--hidethinking"], "hidden"),
+        (["--skip-chat-parsing"], "printed"),
+    ):
+        run("run", "m", "Hi", *options)
+        assert asked[-1][0].thoughts == thoughts
+    with pytest.raises(InvalidParameter, match="contradict"):
+        run("run", "m", "Hi", "--hidethinking", "--skip-chat-parsing")
+    with pytest.raises(InvalidParameter, match="--skip-chat-parsing"):
+        run("run", "m", "Hi", "--reasoning-format", "none")
+
+
 # --- Models and prompts ----------------------------------------------------------------------------------------------
 
 

@@ -59,7 +59,14 @@ def test_a_terminal_shows_reasoning_and_a_file_gets_the_answer_alone(
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "xterm")
     assert show(Pieces(pieces))  # type: ignore[arg-type]
-    assert ("\x1b[2mHm" in stdout.getvalue() or "\x1b[2mThinking" in stdout.getvalue()) is is_terminal
+    assert ("\x1b[2mThinking" in stdout.getvalue()) is is_terminal
+    stdout.truncate(0)
+    stdout.seek(0)
+    assert show(Pieces(pieces), "hidden")  # type: ignore[arg-type]
+    assert stdout.getvalue() == "Four, or so.\n"
+    assert show(Pieces(pieces), "printed")  # type: ignore[arg-type]
+    escape = "^[" if is_terminal else "\x1b"
+    assert stdout.getvalue().endswith(f"\n<think>\nHm {escape}[31m\n</think>\n\nFour, or so.\n")
 
 
 class Pieces(list[Piece]):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 import typer
 
 from vkllm.errors import VkllmError
+from vkllm.faces.thoughts import KeptText, Thoughts
 from vkllm.sizes import size as size
 
 if TYPE_CHECKING:
@@ -66,17 +67,19 @@ def complain(kind: str, message: object) -> None:
         print(f"{head} {visible(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
 
 
-def show(answer: Stream) -> bool:
-    """Prints an answer as it comes; Ctrl-C cancels it and makes this False.
-
-    Reasoning is for people: a terminal shows it, a file or a pipe gets the answer alone.
-    """
+def show(answer: Stream, thoughts: Thoughts = "on a terminal") -> bool:
+    """Prints an answer as it comes; Ctrl-C cancels it and makes this False."""
     is_complete = True
     is_thinking = False
+    is_shown = thoughts == "on a terminal" and is_terminal(sys.stdout)
+    whole = KeptText() if thoughts == "printed" else None
     with answer:
         try:
             for piece in answer:
-                if piece.reasoning and is_terminal(sys.stdout):
+                if whole is not None:
+                    say(whole.add(piece.reasoning, piece), end="")
+                    continue
+                if piece.reasoning and is_shown:
                     _show_reasoning(piece.reasoning, is_first=not is_thinking)
                     is_thinking = True
                 if piece:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vkllm import Piece
-from vkllm.faces.chat.reasoning import KeptText, as_drawn, as_markdown, file_name, split_reasoning
+from vkllm.faces.chat.reasoning import as_drawn, as_markdown, file_name, split_reasoning
 from vkllm.faces.chat.store import ChatMessage
+from vkllm.faces.thoughts import KeptText
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_an_answer_that_grows_only_ever_adds_to_its_text(reasoning: str, text: s
 )
 def test_an_answer_is_kept_with_its_reasoning_in_tags(pieces: list[Piece], kept: str) -> None:
     text = KeptText()
-    assert "".join(map(text.of_piece, pieces)) == kept
+    assert "".join(text.add(piece.reasoning, piece) for piece in pieces) == kept
     reasoning, said = "".join(piece.reasoning for piece in pieces), "".join(pieces)
     assert split_reasoning(kept) == (reasoning, said, bool(reasoning and not said))
 

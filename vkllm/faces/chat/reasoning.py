@@ -1,8 +1,4 @@
-"""Answers as chats keep them, one text each; taken apart again; and a chat as a Markdown file.
-
-Whatever form a model has for its reasoning, it is kept as <think>...</think> before the answer's text, so that a chat
-can go on with another model.
-"""
+"""Answers that chats keep as one text each, taken apart into reasoning and text; and a chat as a Markdown file."""
 
 from __future__ import annotations
 
@@ -10,13 +6,13 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from vkllm import Generation, Piece
 from vkllm.faces.chat.store import ChatMessage
+from vkllm.faces.thoughts import CLOSE, OPEN
 from vkllm.text.answers.choice import AnswerForm
 from vkllm.text.answers.parser import parse_answer
 from vkllm.text.answers.tagged import Tags
 
-_TAGS = Tags("<think>", "</think>")
+_TAGS = Tags(OPEN, CLOSE)
 _FORM = AnswerForm(_TAGS)
 _JSON_BEGINS = re.compile(r'\s*\{\s*"[^"\n]*"\s*:')
 _NOT_IN_A_FILE_NAME = re.compile(r"[^\w-]+")
@@ -38,29 +34,6 @@ def split_reasoning(content: str) -> Answer:
         return Answer("", "" if is_beginning else content, is_beginning)
     parts = parse_answer(content, _FORM)
     return Answer(parts.reasoning.rstrip(), parts.text, _TAGS.close not in start)
-
-
-class KeptText:
-    """Writes the pieces of an answer as the text that is kept of it."""
-
-    def __init__(self) -> None:
-        self._is_thinking = False
-
-    def of_piece(self, piece: Piece) -> str:
-        """What a piece adds to the text."""
-        text = ""
-        if piece.reasoning:
-            text = piece.reasoning if self._is_thinking else f"{_TAGS.open}\n{piece.reasoning}"
-            self._is_thinking = True
-        if piece and self._is_thinking:
-            text += f"\n{_TAGS.close}\n\n"
-            self._is_thinking = False
-        return text + piece
-
-
-def kept_text(answer: Generation) -> str:
-    """The text that is kept of a whole answer."""
-    return KeptText().of_piece(Piece(answer.text, reasoning=answer.reasoning))
 
 
 def prompt_messages(system: str, messages: Iterable[tuple[str, str]]) -> list[dict[str, str]]:

@@ -22,6 +22,7 @@ from vkllm.faces.cli.options import Json, ModelName, ModelOption, add_command, c
 from vkllm.faces.cli.other_commands import Commands
 from vkllm.faces.sampling import SamplingFlags, StructureFlags
 from vkllm.faces.terminal import INTERRUPTED, complain, ending, print_json, size, write_nowhere
+from vkllm.faces.thoughts import Thoughts
 
 if TYPE_CHECKING:
     from vkllm.gpu.device.probe import DeviceInfo
@@ -152,6 +153,12 @@ def run(
     stats: Annotated[
         bool, typer.Option("--stats", "--verbose", help="Print counts and speeds to standard error.")
     ] = False,
+    hide_thinking: Annotated[
+        bool, typer.Option("--hidethinking", help="Never show what the model thinks; else a terminal does.")
+    ] = False,
+    skip_parsing: Annotated[
+        bool, typer.Option("--skip-chat-parsing", help="Print all that the model writes, thoughts in <think> tags.")
+    ] = False,
 ) -> None:
     """Answer a prompt, or chat line by line.
 
@@ -176,7 +183,10 @@ def run(
     elif (prompt := joined(words)) is not None and sampling.escapes:  # such a prompt is read as it is otherwise
         prompt = unescaped(prompt)
     message = system_message(system, system_file)
-    options = RunOptions(name, prompt, files or [], message, loading.arguments(), stats, raw)
+    if hide_thinking and skip_parsing:
+        raise InvalidParameter("--hidethinking and --skip-chat-parsing contradict each other; give one of them")
+    thoughts: Thoughts = "hidden" if hide_thinking else "printed" if skip_parsing else "on a terminal"
+    options = RunOptions(name, prompt, files or [], message, loading.arguments(), stats, raw, thoughts)
     if not run_model(options, sampling.arguments() | structure.arguments()):
         raise typer.Exit(INTERRUPTED)
 

@@ -6,10 +6,10 @@ import contextlib
 from typing import Any
 
 from vkllm import VkllmError
-from vkllm.faces.chat.reasoning import kept_text
 from vkllm.faces.cli.line_commands import LineChat, is_command, run_command
 from vkllm.faces.cli.opening import RunOptions, tell_of_device
 from vkllm.faces.terminal import complain, file_title, print_stats, say, show
+from vkllm.faces.thoughts import kept_text
 
 _QUOTES = '"""'
 
@@ -44,7 +44,7 @@ def _answer(chat: LineChat, text: str) -> None:
     chat.messages.append({"role": "user", "content": text})
     try:
         answer = chat.llm.chat(chat.prompt_messages, stream=True, **chat.sampling)
-        show(answer)
+        show(answer, chat.thoughts)
         generation = answer.result()
     except (VkllmError, KeyboardInterrupt):
         chat.messages.pop()

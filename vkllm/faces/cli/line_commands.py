@@ -68,6 +68,7 @@ class LineChat:
         self.sampling = dict(sampling)
         self.system = options.system or ""
         self.wants_stats = options.wants_stats
+        self.thoughts = options.thoughts
         self.messages: list[dict[str, str]] = []
         self._llm: LLM | None = open_model(self.model, self.loading)
 

@@ -92,7 +92,7 @@ _IGNORED_FLAGS = """
     --no-show-timings --no-context-shift --jinja --no-jinja --simple-io -mli --multiline-input --no-display-prompt
     --display-prompt --verbose-prompt -cnv --conversation -st --single-turn --log-disable --log-enable --log-jsonl
     --no-log-jsonl --log-prefix --no-log-prefix --log-timestamps --no-log-timestamps -v --verbose --log-verbose
-    --reasoning-preserve --no-reasoning-preserve --skip-chat-parsing --no-skip-chat-parsing --memory-f32 -mmq
+    --reasoning-preserve --no-reasoning-preserve --no-skip-chat-parsing --memory-f32 -mmq
     --mul-mat-q --no-mul-mat-q --penalize-nl --no-penalize-nl --nowordwrap --progress
 """
 
@@ -106,7 +106,7 @@ _FROM_FILE = "vkllm takes this from the model's file"
 _EMBEDDINGS = "the command line makes no embeddings; in Python `llm.embed(...)` does"
 _TRAINING = "vkllm trains and converts no models; use the tools of llama.cpp"
 _TASKS = "vkllm measures perplexity only; use llama-perplexity for other scores"
-_REASONING = "vkllm prints an answer as the model writes it, with its reasoning"
+_REASONING = "the model thinks as it was trained; --hidethinking or --skip-chat-parsing choose what is shown of that"
 _TEMPLATE = "vkllm uses the chat template of the model's file; --raw leaves it out"
 _PRESET = "vkllm has no such presets; name a model, as in -hf OWNER/REPO; `vkllm list --all` shows some"
 _ADAPTERS = "vkllm cannot apply adapters yet; merge it into the model with llama-export-lora first"
@@ -197,7 +197,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
     ),
     _REASONING: (
         "--reasoning-format -rea --reasoning --reasoning-effort --reasoning-budget --reasoning-budget-message --think",
-        "--hidethinking",
+        "",
     ),
     _TEMPLATE: (
         "--chat-template --chat-template-file --chat-template-kwargs --in-prefix --in-suffix",
@@ -248,7 +248,7 @@ _OFF = {
     "--parallel": "1 -1",
     "-rea": "auto",
     "--reasoning": "auto",
-    "--reasoning-format": "auto none",
+    "--reasoning-format": "auto deepseek",
     "--reasoning-budget": "-1",
 }
 

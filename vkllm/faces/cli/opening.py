@@ -12,6 +12,7 @@ from vkllm.faces.cli.loading import tell_of_memory
 from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.slow_device import why_slow
 from vkllm.faces.terminal import complain, loading_bar
+from vkllm.faces.thoughts import Thoughts
 from vkllm.store import FoundModel
 
 
@@ -26,6 +27,7 @@ class RunOptions:
     loading: dict[str, Any] = field(default_factory=dict)
     wants_stats: bool = False
     is_raw: bool = False
+    thoughts: Thoughts = "on a terminal"
 
 
 def open_model(model: str | FoundModel, loading: dict[str, Any]) -> LLM:

@@ -43,7 +43,7 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
         else:
             answer = llm.chat(messages_of(prompt, options.system), stream=True, **sampling)
         tell_of_device(llm)  # after the request was taken: an error is one line alone
-        is_complete = show(answer)
+        is_complete = show(answer, options.thoughts)
         generation = answer.result()
         if options.wants_stats:
             print_stats(llm, generation.stats)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from vkllm import LLM, Generation, Stream, VkllmError
 from vkllm.api.llm import Message
 from vkllm.errors import counted
-from vkllm.faces.chat.reasoning import KeptText
+from vkllm.faces.thoughts import KeptText
 from vkllm.faces.tui.cells import speed
 from vkllm.store import FoundModel
 
@@ -216,7 +216,7 @@ class AnswerJob:
             text = KeptText()
             for piece in stream:
                 with self._lock:
-                    self._pieces.append(text.of_piece(piece))
+                    self._pieces.append(text.add(piece.reasoning, piece))
                 self.n_generated += len(piece.token_ids)
                 if self.first_s is None:
                     self.first_s = time.monotonic()
