@@ -53,4 +53,4 @@ def _filling(device: Device, target: Buffer, words: Buffer) -> list[Dispatch]:
         KERNELS["copy_words"], (words, target), constants=(LOCAL_SIZE,), groups=(1024, 1), push=(0, 0, 0)
     )
     starts = range(0, target.n_words, words.n_words)
-    return [copy.with_push(min(words.n_words, target.n_words - start), start) for start in starts]
+    return [copy.with_push(min(words.n_words, target.n_words - start), start, 0) for start in starts]
