@@ -93,7 +93,7 @@ def test_without_subgroups_logits_equal_the_reference(
 
 def test_a_step_goes_on_from_the_slot_that_it_names(device: Device, tmp_path: Path) -> None:
     program, tokens, wanted = load(device, tmp_path, SPECS["delta net"])
-    assert program.plan.n_state_slots == 4 and set(program.states) == {0, 2}
+    assert program.plan.n_state_slots == 6 and set(program.states) == {0, 2}
     table = list(range(program.n_blocks))
 
     def logits(first: int, end: int, read: int | None, stored: dict[int, int]) -> np.ndarray:
@@ -101,9 +101,9 @@ def test_a_step_goes_on_from_the_slot_that_it_names(device: Device, tmp_path: Pa
         rows = [Row(tokens[i], i, stored.get(i)) for i in range(first, end)]
         return program.logits(program.submit(rows, table, "logits", is_prompt=True, state_slot=read))
 
-    logits(0, 40, None, {9: 3, 39: 1})
-    assert nmse(logits(10, 20, 3, {}), wanted[19]) < BOUND
-    assert nmse(logits(40, 50, 1, {41: 0, 49: 2}), wanted[49]) < BOUND
-    assert nmse(logits(42, 43, 0, {}), wanted[42]) < BOUND
-    assert nmse(logits(50, 51, 2, {}), wanted[50]) < BOUND
-    assert nmse(logits(10, 20, 2, {}), wanted[19]) > 100 * BOUND  # the state behind another token
+    logits(0, 80, None, {63: 3, 79: 1})
+    assert nmse(logits(64, 75, 3, {}), wanted[74]) < BOUND
+    assert nmse(logits(80, 87, 1, {81: 0, 86: 2}), wanted[86]) < BOUND
+    assert nmse(logits(82, 83, 0, {}), wanted[82]) < BOUND
+    assert nmse(logits(87, 88, 2, {}), wanted[87]) < BOUND
+    assert nmse(logits(64, 75, 2, {}), wanted[74]) > 100 * BOUND  # the state behind another token

@@ -1,4 +1,4 @@
-"""convolution, delta_net, mamba2 and gated_norm against numpy: in one step, in several, with states kept on the way."""
+"""convolution, mamba2 and gated_norm against numpy: in one step, in several, with states kept on the way."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from kernel_case import constants, filled, floats, nmse, poisoned, words
+from state_case import FIRST_WORD, Slots, rows_of, step, team_constants
 
 from vkllm.formats.quants import dequantize_q16
 from vkllm.gpu.device.kernel import float_bits
-from vkllm.gpu.device.kompute import Buffer, Device
+from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.device.requirements import without_subgroups
 from vkllm.gpu.program.kernels import KERNELS
-from vkllm.gpu.program.state_operations import lanes_of_state, norm_span
-from vkllm.gpu.program.step import Row, StepSlots
-from vkllm.model.reference_states import beta_and_alpha, convolution, delta_net, gated_convolution, gated_norm, mamba2
-from vkllm.model.spec import DeltaNet, Mamba2
+from vkllm.gpu.program.state_operations import norm_span
+from vkllm.model.reference_states import convolution, gated_convolution, gated_norm, mamba2
+from vkllm.model.spec import Mamba2
 
 pytestmark = pytest.mark.gpu
 
@@ -24,9 +24,6 @@ Q16_BOUND = 4e-9  # see test_norm.py
 
 Floats = npt.NDArray[np.float32]
 
-FIRST_WORD = 8  # of a layer's state in a slot
-N_SLOTS = 3
-
 
 @pytest.fixture(params=["subgroups", "plain"])
 def either(request: pytest.FixtureRequest, device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
@@ -34,42 +31,6 @@ def either(request: pytest.FixtureRequest, device: Device, monkeypatch: pytest.M
     if request.param == "plain":
         monkeypatch.setattr(device, "info", without_subgroups(device.info))
     return device
-
-
-def step(device: Device, n_rows: int, read: int | None, stored: dict[int, int]) -> Buffer:
-    """A step that reads its states from a slot and stores them behind some of its rows, by row."""
-    slots = StepSlots(device, 1, 1)
-    slots.write(0, [Row(0, i, stored.get(i)) for i in range(n_rows)], [], state_slot=read)
-    return slots.buffer
-
-
-class Slots:
-    """The slots of one state. The last number of each slot is another layer's, which nobody may write."""
-
-    def __init__(self, device: Device, size: int) -> None:
-        self.size = size
-        self.slot_words = -(-(FIRST_WORD + size + 4) // 4) * 4
-        self.buffer = poisoned(device, N_SLOTS * self.slot_words)
-
-    def __getitem__(self, slot: int) -> Floats:
-        return self._words[slot, FIRST_WORD : FIRST_WORD + self.size].view(np.float32).copy()
-
-    def __setitem__(self, slot: int, state: Floats) -> None:
-        self._words[slot, FIRST_WORD : FIRST_WORD + self.size] = state.reshape(-1).view(np.uint32)
-
-    @property
-    def _words(self) -> npt.NDArray[np.uint32]:
-        assert self.buffer.words is not None
-        return self.buffer.words.reshape(N_SLOTS, -1)
-
-    def is_clean_outside(self) -> bool:
-        outside = np.delete(self._words, slice(FIRST_WORD, FIRST_WORD + self.size), axis=1)
-        return bool((outside == 0x7FC00000).all())
-
-
-def rows_of(array: Floats, first: int, end: int, n_recorded: int) -> Floats:
-    """Rows of a step, and behind them what an earlier step may have left there."""
-    return np.concatenate([array[first:end], np.full((n_recorded - (end - first), array.shape[1]), np.nan, np.float32)])
 
 
 CUTS = (1, 1, 37, 3)
@@ -142,81 +103,6 @@ def test_convolution(either: Device, columns: int, n_kernel: int, form: str) -> 
         assert np.allclose(slots[last].reshape(after.shape), after, rtol=1e-6, atol=1e-7)
         assert slots.is_clean_outside()
         state, read, start = after, last, start + n
-
-
-def team_constants(device: Device, n_columns: int, size: int) -> tuple[dict[str, int], int]:
-    """local_size and lanes of delta_net and mamba2, and their workgroups along x."""
-    lanes = lanes_of_state(size, 1 if device.is_plain else device.info.subgroup_size)
-    return dict(local_size=64, lanes=lanes), -(-n_columns * lanes // 64)
-
-
-@pytest.mark.parametrize(
-    ("net", "is_fused"),
-    [
-        (DeltaNet(1, 1, 16, 4), False),
-        (DeltaNet(2, 6, 32, 4), False),
-        (DeltaNet(2, 4, 64, 4, are_heads_grouped=True), True),
-        (DeltaNet(4, 8, 128, 4), True),
-        (DeltaNet(3, 3, 24, 4), False),
-    ],
-    ids=str,
-)
-def test_delta_net(either: Device, net: DeltaNet, is_fused: bool) -> None:
-    device, n_rows, eps = either, sum(CUTS), 0.02
-    rng = np.random.default_rng(net.head_dim + n_rows)
-    width, n_heads = 2 * net.k_width + net.v_width, net.n_v_heads
-    qkv = rng.normal(0, 1, (n_rows, width)).astype(np.float32)
-    gates = rng.normal(0, 2, (n_rows, 2 * n_heads + 3)).astype(np.float32)
-    dt, a = rng.normal(0, 1, n_heads).astype(np.float32), -rng.uniform(0.01, 2, n_heads).astype(np.float32)
-    beta, alpha = gates[:, 1 : 1 + n_heads], gates[:, 2 + n_heads : 2 + 2 * n_heads]
-    if is_fused:
-        beta, alpha = beta_and_alpha(net, gates[:, 1 : 1 + 2 * n_heads])
-    slots = Slots(device, n_heads * net.head_dim**2)
-    state = np.zeros((n_heads, net.head_dim, net.head_dim), np.float32)
-    sizes, n_groups = team_constants(device, net.v_width, net.head_dim)
-    read, start = None, 0
-    for number, n in enumerate(CUTS):
-        last = 2 - number % 2
-        y = poisoned(device, (n + 1) * net.v_width)
-        device.run(
-            [
-                device.dispatch(
-                    KERNELS["delta_net"],
-                    (
-                        *(filled(device, rows_of(qkv, start, start + n, n + 1)), filled(device, gates[start:])),
-                        *(filled(device, dt), filled(device, a), slots.buffer, y),
-                        step(device, n, read, {n // 2: 0, n - 1: last} if n > 2 else {n - 1: last}),
-                    ),
-                    constants=constants(
-                        "delta_net",
-                        **sizes,
-                        n_k_heads=net.n_k_heads,
-                        n_v_heads=n_heads,
-                        head_dim=net.head_dim,
-                        is_grouped=net.are_heads_grouped,
-                        gates_columns=gates.shape[1],
-                        beta_column=1,
-                        alpha_column=2 + n_heads,
-                        has_fused_gates=is_fused,
-                        eps=float_bits(eps),
-                        slot_words=slots.slot_words,
-                    ),
-                    groups=(n_groups, 1),
-                    push=(FIRST_WORD,),
-                )
-            ]
-        )
-        end, before = start + n, state
-        wanted, state = delta_net(net, eps, qkv[start:end], beta[start:end], alpha[start:end], dt, a, before)
-        got = floats(y, (n + 1, net.v_width))
-        assert nmse(got[:n], wanted) < BOUND and np.isnan(got[n]).all()
-        if n > 2:
-            half = slice(start, start + n // 2 + 1)
-            middle = delta_net(net, eps, qkv[half], beta[half], alpha[half], dt, a, before)[1]
-            assert nmse(slots[0].reshape(state.shape).swapaxes(1, 2), middle) < BOUND
-        assert nmse(slots[last].reshape(state.shape).swapaxes(1, 2), state) < BOUND
-        assert slots.is_clean_outside()
-        read, start = last, end
 
 
 @pytest.mark.parametrize(

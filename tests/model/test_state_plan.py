@@ -45,7 +45,7 @@ def test_a_model_without_states_has_no_slots() -> None:
     assert (made.n_state_slots, made.states_bytes, slot_bytes(of_layers(LAYER))) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(("weights_bytes", "n_slots"), [(0, 4), (16 * 7 * SLOT_BYTES, 7), (2**40, 16)])
+@pytest.mark.parametrize(("weights_bytes", "n_slots"), [(0, 6), (16 * 7 * SLOT_BYTES, 7), (2**40, 16)])
 def test_slots_take_a_part_of_what_the_weights_take(weights_bytes: int, n_slots: int) -> None:
     assert n_state_slots(HYBRID, weights_bytes) == n_slots
 

@@ -162,6 +162,18 @@ KERNELS = {
             has_plain=True,
         ),
         KernelSpec(
+            "delta_net_chunks",
+            ("qkv", "gates", "dt", "a", "states", "y", "step"),
+            (
+                *("local_size", "n_k_heads", "n_v_heads", "head_dim", "columns", "is_grouped", "gates_columns"),
+                *("beta_column", "alpha_column", "has_fused_gates", "eps", "slot_words"),
+                *("matrix_m", "matrix_n", "matrix_k", "n_subgroups"),
+            ),
+            ("first_word",),
+            subgroup=("basic", "shuffle"),
+            has_plain=True,
+        ),
+        KernelSpec(
             "embed",
             ("quants", "scales", "x", "step"),
             ("local_size", "columns", "scale"),

@@ -33,7 +33,7 @@ class Operations:
         self._tuning = tuning
         self._local_size = tuning.local_size
         self._attention = AttentionOperations(device, buffers, step, tuning)
-        self._states = StateOperations(device, buffers, step, tuning.local_size)
+        self._states = StateOperations(device, buffers, step, tuning)
         self._experts = ExpertOperations(device, buffers, step, tuning)
         self._made: dict[tuple[Op, int], list[Dispatch]] = {}
 

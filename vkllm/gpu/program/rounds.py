@@ -75,6 +75,8 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             return _up(v["n_words"], n)
         case "delta_net" | "mamba2":
             return MAX_ROWS
+        case "delta_net_chunks":  # by matrices; only tests run loops in their place
+            return _up(MAX_ROWS, 32) * (16 + _up(1024 + 64 * v["columns"], size))
         case "embed":
             return table + _up(v["columns"], n)
         case "gated_norm":

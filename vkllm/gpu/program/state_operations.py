@@ -10,26 +10,36 @@ import math
 from vkllm.formats.quants import BLOCK
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
+from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.program.buffers import ModelBuffers
+from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.kernels import KERNELS
 from vkllm.model.graph import decoder
 from vkllm.model.memory.states import slot_words
+from vkllm.model.spec import DeltaNet
 from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2Step
 
 MOST_LANES = 8
 """Most invocations that share a column of a state."""
 
+NARROW_ROWS = 8
+"""Steps of prompts up to so many rows run token by token."""
+
+CHUNK_SIZE, CHUNK_ROWS, CHUNK_COLUMNS = 128, 32, 32
+"""Invocations, tokens and columns of a state that a workgroup of delta_net_chunks takes."""
+
 StateOp = Convolution | DeltaNetStep | Mamba2Step | GatedNorm
 
 
 class StateOperations:
-    """Makes dispatches. step: the step buffer on the device. local_size: invocations of a workgroup."""
+    """Makes dispatches. step: the step buffer on the device."""
 
-    def __init__(self, device: Device, buffers: ModelBuffers, step: Buffer, local_size: int) -> None:
+    def __init__(self, device: Device, buffers: ModelBuffers, step: Buffer, tuning: Tuning) -> None:
         self._device = device
         self._buffers = buffers
         self._step = step
-        self._local_size = local_size
+        self._local_size = tuning.local_size
+        self._has_matmul = tuning.has_matmul
         self._row_widths = {(op.layer, op.output): op.width for op in decoder(buffers.spec)}
 
     def of(self, op: StateOp, width: int) -> Dispatch:
@@ -38,7 +48,7 @@ class StateOperations:
             case Convolution():
                 return self._convolution(op, width)
             case DeltaNetStep():
-                return self._delta_net(op)
+                return self._delta_net(op, width)
             case Mamba2Step():
                 return self._mamba2(op)
             case GatedNorm():
@@ -62,21 +72,35 @@ class StateOperations:
             push=(op.column, 0),
         )
 
-    def _delta_net(self, op: DeltaNetStep) -> Dispatch:
+    def _delta_net(self, op: DeltaNetStep, width: int) -> Dispatch:
+        """In chunks by matrices where the device has them and a prompt is long enough, or else token by token."""
         buffers, net = self._buffers, op.net
-        lanes, n_groups = self._teams(net.head_dim, net.v_width)
+        chunks = chunk_constants(self._device.info, net) if self._has_matmul and width > NARROW_ROWS else None
+        if chunks is None:
+            lanes, n_groups = self._teams(net.head_dim, net.v_width)
+            kernel, own = KERNELS["delta_net"], {"local_size": self._local_size, "lanes": lanes}
+        else:
+            kernel, own, n_groups = KERNELS["delta_net_chunks"], chunks, net.v_width // chunks["columns"]
+        values = own | {
+            "n_k_heads": net.n_k_heads,
+            "n_v_heads": net.n_v_heads,
+            "head_dim": net.head_dim,
+            "is_grouped": int(net.are_heads_grouped),
+            "gates_columns": self._row_widths[op.layer, op.gates],
+            "beta_column": op.beta_column,
+            "alpha_column": op.alpha_column,
+            "has_fused_gates": int(net.has_fused_beta_alpha),
+            "eps": float_bits(op.eps),
+            "slot_words": self._slot(op)[1],
+        }
         return self._device.dispatch(
-            KERNELS["delta_net"],
+            kernel,
             (
                 *(buffers.activations[op.input].values, buffers.activations[op.gates].values),
                 *(buffers.vectors[op.dt], buffers.vectors[op.a], buffers.states[op.layer]),
                 *(buffers.activations[op.output].values, self._step),
             ),
-            constants=(
-                *(self._local_size, lanes, net.n_k_heads, net.n_v_heads, net.head_dim, int(net.are_heads_grouped)),
-                *(self._row_widths[op.layer, op.gates], op.beta_column, op.alpha_column),
-                *(int(net.has_fused_beta_alpha), float_bits(op.eps), self._slot(op)[1]),
-            ),
+            constants=[values[name] for name in kernel.constants],
             groups=(n_groups, 1),
             push=(self._slot(op)[0],),
         )
@@ -134,3 +158,28 @@ def lanes_of_state(size: int, subgroup_size: int) -> int:
 def norm_span(group: int) -> int:
     """Columns of a workgroup of gated_norm: whole groups, and whole blocks of activations."""
     return math.lcm(group, BLOCK)
+
+
+def chunk_constants(info: DeviceInfo, net: DeltaNet) -> dict[str, int] | None:
+    """The constants of delta_net_chunks that depend on the device; None if it cannot run this net there."""
+    if info.matrix_shape is None or net.head_dim % CHUNK_COLUMNS or chunk_bytes(net) > info.max_shared_bytes:
+        return None
+    if any(CHUNK_ROWS % n for n in info.matrix_shape) or CHUNK_SIZE % info.subgroup_size:
+        return None
+    m, n, k = info.matrix_shape
+    return {
+        "local_size": CHUNK_SIZE,
+        "columns": CHUNK_COLUMNS,
+        "matrix_m": m,
+        "matrix_n": n,
+        "matrix_k": k,
+        "n_subgroups": CHUNK_SIZE // info.subgroup_size,
+    }
+
+
+def chunk_bytes(net: DeltaNet) -> int:
+    """Bytes of shared memory of delta_net_chunks: rows of queries, keys and columns of the state in float16, and what a
+    chunk's tokens have with each other and with the state."""
+    half_rows = (2 * CHUNK_ROWS + CHUNK_COLUMNS) * (net.head_dim + 8)
+    halves = half_rows + (CHUNK_ROWS + 2 * CHUNK_COLUMNS) * (CHUNK_ROWS + 8)
+    return 2 * halves + 4 * CHUNK_ROWS * (CHUNK_ROWS + 8 + 2 * (CHUNK_COLUMNS + 4) + 3)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from vkllm.model.spec import LayerSpec, ModelSpec
 
-FEWEST_SLOTS, MOST_SLOTS = 4, 16
-"""Slots of a sequence: those of the steps in flight, and at least one of an earlier token."""
+FEWEST_SLOTS, MOST_SLOTS = 6, 16
+"""Slots of a sequence: those of the steps in flight, and at least three of earlier tokens."""
 
 SHARE = 16
 """More slots than the fewest take at most this part of what the weights take."""
