@@ -221,8 +221,8 @@ CASES = [
         "gemma 4",
         "<|channel>thought<|tool_call>",
         [
-            ("m", "<|channel>thought"),
-            ("w", "\n"),
+            ("m", "<|channel>"),
+            ("m", "thought\n"),
             ("r", "So."),
             ("w", "\n"),
             ("m", "<channel|>"),
@@ -287,6 +287,17 @@ CASES = [
     ),
     Case("kimi k2", "<|tool_calls_section_begin|>", [("t", "Look."), ("c", _KIMI)]),
     Case(
+        "gemma 4, no name and quotes",
+        "<channel|><|tool_call>",
+        [
+            ("m", "<|channel>"),
+            ("r", "thoughtful"),
+            ("m", "<channel|>"),
+            ("c", '<|tool_call>call:weather{ city: "a \\"b\\"", area:{x:<|"|>C:\\new<|"|>} }<tool_call|>'),
+        ],
+        [("weather", {"city": 'a "b"', "area": {"x": "C:\\new"}})],
+    ),
+    Case(
         "functiongemma",
         "<start_function_call>",
         [
@@ -322,6 +333,20 @@ CASES = [
             ("t", "Four < five.\n"),
         ],
         [],
+    ),
+    Case(
+        "gpt-oss, odd headers",
+        "<|channel|>",
+        [
+            ("m", "<|channel|>commentary to=assistant<|channel|>analysis<|message|>"),
+            ("r", "So?"),
+            ("m", "<|end|>"),
+            ("m", "<|start|>assistant<|channel|>final <|constrain|>json<|message|>"),
+            ("t", "{}"),
+            ("m", "<|end|>"),
+            ("c", "<|start|>assistant to=functions.now<|channel|>analysis code<|message|>{}<|call|>"),
+        ],
+        CALLS[1:],
     ),
     Case(
         "gpt-oss, calls",

@@ -100,7 +100,7 @@ class AnswerForm:
             return frozenset(harmony.MARKS)
         marks = {mark for form in self.calls for mark in (form.begin, *form.marks)}
         if self.tags is not None:
-            marks |= {self.tags.mark, self.tags.close}
+            marks |= {self.tags.open, self.tags.close}
         return frozenset(marks)
 
     def reader(self, tools: Tools) -> HarmonyAnswer | TaggedAnswer:
@@ -116,7 +116,9 @@ class AnswerForm:
 
     def begins_in_reasoning(self, prompt_end: str) -> bool:
         """Whether a prompt with this end has opened the reasoning."""
-        return self.tags is not None and prompt_end.rstrip().endswith(self.tags.open)
+        if self.tags is None:
+            return False
+        return prompt_end.rstrip().removesuffix(self.tags.name).rstrip().endswith(self.tags.open)
 
 
 def answer_form(template: str, is_token: Callable[[str], bool]) -> AnswerForm:

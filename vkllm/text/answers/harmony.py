@@ -18,10 +18,11 @@ MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", 
 
 _BEGINS = ("<|start|>", "<|channel|>")
 _ENDS = ("<|end|>", "<|return|>", "<|call|>")
+_CHANNEL = re.compile(r"<\|channel\|>(analysis|commentary|final)")
+_RECIPIENT = re.compile(r"to=(?!assistant\b)([^\s<]+)")
 _HEADER = re.compile(
-    r"(?:<\|start\|>)?(?P<role>assistant)?(?:[ ]*to=(?P<before>[^\s<]+))?"
-    r"(?:<\|channel\|>(?P<channel>analysis|commentary|final))?(?:[ ]*to=(?P<after>[^\s<]+))?"
-    r"[ ]*(?:(?:<\|constrain\|>)?\w+)?<\|message\|>"
+    rf"(?:<\|start\|>)?(?:assistant)?(?:{_CHANNEL.pattern}|[ ]*to=[^\s<]+|[ ]*<\|constrain\|>\w+|[ ]+\w+)*[ ]*"
+    r"<\|message\|>"
 )
 _MAX_HEADER = 300  # characters
 _IN_HEADER = re.compile(r"[^<\n]")
@@ -56,14 +57,15 @@ class HarmonyAnswer:
             out.say((yield from source.accept(*_BEGINS, " to=", "to=")))
             yield from _text(source, out.say, _BEGINS)
             return
-        recipient = header["before"] or header["after"]
+        recipient = found[1] if (found := _RECIPIENT.search(header)) else None
+        channels = _CHANNEL.findall(header)
         if recipient is not None and not (yield from self._call(source, out, recipient)):
             out.say(source.since(start))
             yield from _text(source, out.say, _BEGINS)
             return
         if recipient is not None:
             return
-        if header["channel"] != "analysis":
+        if channels[-1:] != ["analysis"]:
             yield from _text(source, out.say, (*_BEGINS, *_ENDS))
         else:
             if out.has_reasoning:
@@ -91,14 +93,14 @@ class HarmonyAnswer:
         return True
 
 
-def _read_header(source: Source) -> Reading[re.Match[str] | None]:
+def _read_header(source: Source) -> Reading[str | None]:
     """What stands before a message's text, up to <|message|>; None, and anything may be read, where there is none."""
     start = source.position
     while True:
         yield from source.run(_IN_HEADER)
         mark = yield from source.accept(*MARKS)
         if mark == "<|message|>":
-            return _HEADER.fullmatch(source.since(start))
+            return header if _HEADER.fullmatch(header := source.since(start)) else None
         if not mark and not (yield from source.accept("<")):
             return None
         if mark in _ENDS or source.position - start > _MAX_HEADER:

@@ -17,20 +17,15 @@ from vkllm.text.answers.tools import Tools
 
 @dataclass(frozen=True)
 class Tags:
-    """What reasoning stands between. name: follows the opening mark, as in Gemma 4's.
+    """What reasoning stands between. name: a line that may follow the opening tag, as in Gemma 4's.
 
     is_anywhere: reasoning may come after text; else only an answer's beginning is reasoning.
     """
 
-    mark: str
+    open: str
     close: str
     name: str = ""
     is_anywhere: bool = False
-
-    @property
-    def open(self) -> str:
-        """What reasoning begins with."""
-        return self.mark + self.name
 
 
 @dataclass(frozen=True)
@@ -90,6 +85,8 @@ class TaggedAnswer:
 
     def _reasoning(self, source: Source, out: Collected, tags: Tags) -> Reading[None]:
         """Reasoning up to its end, or to a call: models forget to end it."""
+        if tags.name:
+            yield from source.accept(f"{tags.name}\n")
         yield from source.space()
         markers = Markers([tags.close, *self._calls])
         gap = ""

@@ -44,7 +44,7 @@ class Tools:
                 return _as_type(text, kind)
             except Broken:
                 continue
-        return text
+        return None if "string" not in types and text.strip().lower() in ("null", "none") else text
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -85,7 +85,7 @@ def _as_type(text: str, kind: str) -> Any:
         case "string":
             return text
         case "integer":
-            value = number(stripped)
+            value = number(stripped.lstrip("0") or "0")
             if value != int(value):
                 raise Broken
             return int(value)

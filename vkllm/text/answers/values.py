@@ -28,7 +28,8 @@ _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": "", "\\
 class Notation:
     """How values are written. quotes: what begins and ends a text. words: values that have names.
 
-    escapes: what a backslash does in a text, "json", "python" or "none". has_bare_keys: keys of objects have no quotes.
+    escapes: what a backslash does in a text, "json", "python", or "none" between marks that are no quotes.
+    has_bare_keys: keys of objects have no quotes.
     """
 
     quotes: tuple[str, ...]
@@ -116,7 +117,7 @@ def _read_list(source: Source, notation: Notation, depth: int) -> Reading[list[A
 
 def _read_text(source: Source, notation: Notation, quote: str) -> Reading[str]:
     """A text whose first quote was read."""
-    if notation.escapes == "none":
+    if notation.escapes == "none" and quote != '"':
         text, _ = yield from source.until(quote)
     else:
         start = source.position
@@ -124,7 +125,7 @@ def _read_text(source: Source, notation: Notation, quote: str) -> Reading[str]:
             yield from source.peek()
             source.position += 1
         raw = source.since(start)[: -len(quote)]
-        text = _unescaped_json(raw) if notation.escapes == "json" else _unescaped_python(raw)
+        text = _unescaped_python(raw) if notation.escapes == "python" else _unescaped_json(raw)
     if any("\ud800" <= character <= "\udfff" for character in text):  # half a pair, which is no text
         raise Broken
     return text
