@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ def file_reference(path: Path, n_ctx: int) -> Reference:
     """The model of a file, for contexts of n_ctx tokens."""
     file = ModelFile.open(path)
 
+    @cache
     def weight(name: str) -> Floats:
         info = file.tensors[name]
         return dequantize(read_tensor(path, info), info.format, info.shape)

@@ -47,8 +47,8 @@ def test_another_name_of_a_model_of_the_catalogue_is_told_ours(name: str, ours: 
         ("codellama:70b", "of 70b; of this family vkllm has the names codellama-7b"),
         ("qwen3:5b", "of 5b; of this family vkllm has the names qwen3-0.6b, "),
         ("gemma3:3b", "of this family vkllm has the names gemma-3-270m, gemma-3-1b, "),
-        ("qwen3.5:9b", "of the family Qwen 3.5 to 3.8, which vkllm does not run yet; it runs cohere2, command-r, "),
-        ("qwen3.6:35b-a3b", "of the family Qwen 3.5 to 3.8, mixtures of experts, which"),
+        ("qwen3.5:9b", "of the family Qwen 3.5 to 3.8 run"),
+        ("qwen3.6:35b-a3b", "of the family Qwen 3.5 to 3.8, mixtures of experts run"),
         (
             "Qwen3-Coder-480B-A35B",
             "models of the family Qwen 3, mixtures of experts run: give a GGUF of one as hf",
@@ -58,14 +58,16 @@ def test_another_name_of_a_model_of_the_catalogue_is_told_ours(name: str, ours: 
             "qwen1.5-moe:a2.7b",
             "Qwen 1.5 and 2, mixtures of experts run: give ollama:qwen1.5-moe:a2.7b of ollama's regi",
         ),
-        ("gemma4:12b", "of the family Gemma 4, which vkllm does not run yet"),
-        ("gemma3n:e4b", "of the family Gemma 3n, which"),
+        ("gemma4:12b", "of the family Gemma 4 run"),
+        ("gemma3n:e4b", "of the family Gemma 3n, which vkllm does not run yet; it runs cohere2, command-r, "),
         ("gpt-oss-safeguard:20b", "of the family gpt-oss run"),
         ("glm-4.6", "of the family GLM 4.5 to 4.7 run"),
-        ("glm-4.7-flash", "of the family GLM 4.7 Flash"),
+        ("glm-4.7-flash", "of the family GLM 4.7 Flash run"),
         ("glm-5", "other architectures, which"),
-        ("granite4:tiny-h", "of the family Granite 4 with Mamba layers, which"),
-        ("lfm2:1.2b", "of the family LFM, which"),
+        ("granite4:tiny-h", "of the family Granite 4 with Mamba layers run"),
+        ("lfm2:1.2b", "of the family LFM run"),
+        ("LFM2-8B-A1B", "of the family LFM, mixtures of experts run"),
+        ("nemotron-3-nano:30b", "of the family Nemotron 3 run"),
         ("dolphin-mixtral", "of the family Mixtral run"),
         ("llama4:maverick", "of the family Llama 4 run"),
         ("minimax-m2.5", "of the family MiniMax M2 run"),
@@ -73,7 +75,8 @@ def test_another_name_of_a_model_of_the_catalogue_is_told_ours(name: str, ours: 
         ("llama3.2-vision:11b", "models that see pictures"),
         ("qwen3-vl:8b", "models that see pictures"),
         ("nomic-embed-text", "embedding models"),
-        ("deepseek-v3", "DeepSeek 2 to 4, which"),
+        ("deepseek-v3", "DeepSeek 2 and 3 run"),
+        ("deepseek-v4", "DeepSeek 4, which"),
         ("falcon:7b", "other architectures, which vkllm does not run yet"),
         ("mathstral", "models of the family Mistral run: give a GGUF of one as hf.co/OWNER/REPO:Q4_K_M, or its path"),
         ("llama2-uncensored:7b", "models of the family Llama run: give ollama:llama2-uncensored:7b of ollama's regis"),
@@ -90,9 +93,9 @@ def test_a_family_and_a_name_of_ollama_are_told_what_they_are(name: str, words: 
 
 
 def test_the_families_that_run_are_those_of_the_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FAMILIES, "gemma4", FAMILIES["gemma3"])
-    with pytest.raises(ModelNotFound, match="models of the family Gemma 4 run"):
-        find_model("gemma4:12b")
+    monkeypatch.setitem(FAMILIES, "gemma3n", FAMILIES["gemma3"])
+    with pytest.raises(ModelNotFound, match="models of the family Gemma 3n run"):
+        find_model("gemma3n:e4b")
     for entry in catalog():
         family = family_of(entry.name)
         assert family is not None and family.architecture in FAMILIES, entry.name

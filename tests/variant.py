@@ -45,12 +45,12 @@ LLAMA = {**NORMS, **ATTENTION, **GATED}
 
 
 class Variant(NamedTuple):
-    """A model: metadata without the architecture in front, tensors of each layer, and others."""
+    """A model: metadata without the architecture in front, tensors of all layers or of each, and others."""
 
     architecture: str
     n_layers: int
     fields: dict[str, Any]
-    of_layer: dict[str, Shape]
+    of_layer: dict[str, Shape] | list[dict[str, Shape]]
     others: Mapping[str, Shape] = MappingProxyType({})
 
 
@@ -85,17 +85,23 @@ def write(path: Path, variant: Variant, seed: int = 0, n_ctx: int = 256) -> Path
     writer.add_eos_token_id(257)
     random = np.random.default_rng(seed)
 
+    d_model = (defaults | fields)["embedding_length"]
+
     def tensor(name: str, shape: Shape) -> None:
-        is_near_one = ("norm" in name and name.endswith("weight")) or name.endswith(".scale")
+        is_near_one = ("norm" in name and name.endswith("weight")) or "scale" in name
         values = random.normal(1.0, 0.2, shape) if is_near_one else random.normal(0.0, 1.2 * D**-0.5, shape)
+        if name.endswith("ssm_a"):
+            values = -np.exp(4 * values)
+        if name.endswith(("attn_q_norm.weight", "attn_k_norm.weight")) and shape[-1] > 128:
+            values = values / 4  # scores of large heads stay small without a scale
         writer.add_tensor(name, values.astype(np.float16).astype(np.float32))
 
-    tensor("token_embd.weight", (N_VOCAB, D))
-    tensor("output_norm.weight", (D,))
+    tensor("token_embd.weight", (N_VOCAB, d_model))
+    tensor("token_embd_norm.weight" if architecture.startswith("lfm2") else "output_norm.weight", (d_model,))
     for tensor_name, shape in others.items():
         tensor(tensor_name, shape)
     for layer in range(n_layers):
-        for tensor_name, shape in of_layer.items():
+        for tensor_name, shape in (of_layer[layer] if isinstance(of_layer, list) else of_layer).items():
             tensor(f"blk.{layer}.{tensor_name}", shape)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

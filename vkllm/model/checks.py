@@ -12,7 +12,7 @@ from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.gguf import Metadata, TensorInfo
 from vkllm.formats.quants import BLOCK, FORMATS, weight_format
 from vkllm.model.expert_ops import ExpertMatvec
-from vkllm.model.graph import decoder, expected_shapes, head
+from vkllm.model.graph import decoder, head, prediction
 from vkllm.model.keys import shown
 from vkllm.model.layer_checks import check_layer, check_positive
 from vkllm.model.ops import Matvec
@@ -35,7 +35,7 @@ def check_numbers(spec: ModelSpec, metadata: Metadata) -> None:
             "logit scale": abs(spec.logit_scale),
         },
     )
-    for layer in dict.fromkeys(spec.layers):
+    for layer in dict.fromkeys((*spec.layers, *(predictor.layer for predictor in spec.predictors))):
         check_layer(layer, metadata.path)
     for rope in spec.ropes:
         _check_rope(rope, metadata)
@@ -65,8 +65,12 @@ def _check_rope(rope: Rope, metadata: Metadata) -> None:
 def check_tensors(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> None:
     """Raises UnsupportedModel for a tensor that is not computed or whose format has no kernels, ModelFileError for one
     that is missing or has another shape."""
-    _refuse_others(spec, metadata, tensors)
-    for op in (*decoder(spec), *head(spec)):
+    ops = [*decoder(spec), *head(spec)]
+    for predictor in spec.predictors:
+        ops += prediction(spec, predictor)
+    read = {name for op in ops for name in op.tensors()}
+    _refuse_others(spec, metadata, [name for name in tensors if name not in read and name not in spec.unread])
+    for op in ops:
         for name, shape in op.tensors().items():
             padding = op.column_padding if isinstance(op, Matvec | ExpertMatvec) else 0
             _check_tensor(metadata, name, shape, tensors.get(name), is_matrix=name in op.matrices, padding=padding)
@@ -105,10 +109,8 @@ def _check_padding(metadata: Metadata, op: Matvec | ExpertMatvec, tensors: Mappi
             )
 
 
-def _refuse_others(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> None:
+def _refuse_others(spec: ModelSpec, metadata: Metadata, others: list[str]) -> None:
     """Raises UnsupportedModel for tensors that the model does not read, by the name of the first."""
-    read = set(expected_shapes(spec))
-    others = [name for name in tensors if name not in read]
     if not others:
         return
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""

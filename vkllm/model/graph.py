@@ -7,6 +7,7 @@ records it as dispatches.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 from vkllm.model.layers.attention import attention
@@ -14,9 +15,10 @@ from vkllm.model.layers.experts import mixture, mixture_beside_dense
 from vkllm.model.layers.feed_forward import feed_forward
 from vkllm.model.layers.latent_attention import latent_attention
 from vkllm.model.layers.per_layer import per_layer_embeddings, per_layer_input, scaled
+from vkllm.model.layers.prediction import joined
 from vkllm.model.layers.recurrent import delta_net, mamba2, short_convolution
 from vkllm.model.ops import Embed, Matvec, Norm, Op, Shapes, Softcap
-from vkllm.model.spec import DeltaNet, LatentAttention, LayerSpec, Mamba2, ModelSpec, ShortConvolution
+from vkllm.model.spec import DeltaNet, LatentAttention, LayerSpec, Mamba2, ModelSpec, Predictor, ShortConvolution
 
 
 @lru_cache(maxsize=8)
@@ -64,6 +66,15 @@ def _feed_forward(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
 
 
 @lru_cache(maxsize=8)
+def prediction(spec: ModelSpec, predictor: Predictor) -> tuple[Op, ...]:
+    """All operations of a head that predicts a further token, from HIDDEN and the ids of the tokens that follow."""
+    number, layer = predictor.number, predictor.layer
+    ops = [*joined(spec, predictor), *_mixing(spec, layer, number), *_feed_forward(spec, layer, number)]
+    own = {name: getattr(predictor, name) for name in ("output_norm", "output_weight", "norm_form", "norm_eps")}
+    return (*ops, *head(replace(spec, **own)))
+
+
+@lru_cache(maxsize=8)
 def head(spec: ModelSpec) -> tuple[Op, ...]:
     """From the residual stream of one row to its logits."""
     final = Norm(
@@ -90,6 +101,16 @@ def head(spec: ModelSpec) -> tuple[Op, ...]:
         output="logits", width=spec.n_vocab, input="logits", scale=spec.logit_scale, cap=spec.logit_softcap
     )
     return final, projection, softcap
+
+
+def unloaded(spec: ModelSpec) -> Shapes:
+    """Name and shape of the tensors that only heads for further tokens read; no device holds them."""
+    own: Shapes = {}
+    for predictor in spec.predictors:
+        for op in prediction(spec, predictor):
+            own |= op.tensors()
+    used = expected_shapes(spec)
+    return {name: shape for name, shape in own.items() if name not in used}
 
 
 def widths(spec: ModelSpec) -> dict[str, int]:

@@ -10,7 +10,7 @@ from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.quants import BLOCK
 from vkllm.model.spec import DeltaNet, Experts, LatentAttention, LayerSpec, Mamba2, Mixer
 
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 512
 """The largest head that the kernels of attention take."""
 
 MAX_EXPERTS, MAX_USED = 512, 32

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
-from vkllm.model.graph import decoder, head
+from vkllm.model.graph import decoder, head, prediction
+from vkllm.model.layers.prediction import HIDDEN
 from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
 from vkllm.model.reference_experts import chosen_experts, chosen_weights, expert_matvec, expert_sum, route
 from vkllm.model.reference_states import States, sigmoid
-from vkllm.model.spec import Function, LatentAttention, ModelSpec, NormForm, QueryTemperature, Rope, Yarn
+from vkllm.model.spec import Function, LatentAttention, ModelSpec, NormForm, Predictor, QueryTemperature, Rope, Yarn
 from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, LatentRotation, Mamba2Step
 
 Floats = npt.NDArray[np.float32]
@@ -195,9 +196,10 @@ class Reference:
         self.spec = spec
         self.weight = weight
         self._n_ctx = n_ctx
-        self._tables = {rope: self._table(rope) for rope in spec.ropes}
-        self._keys = [np.zeros((0, layer.n_kv_heads, layer.head_dim), np.float32) for layer in spec.layers]
-        self._values = list(self._keys)
+        layers = {**dict(enumerate(spec.layers)), **{each.number: each.layer for each in spec.predictors}}
+        self._tables = {layer.rope: self._table(layer.rope) for layer in layers.values() if layer.rope is not None}
+        self._keys = {i: np.zeros((0, layer.n_kv_heads, layer.head_dim), np.float32) for i, layer in layers.items()}
+        self._values = dict(self._keys)
         self._states = States(weight)
         self.n_past = 0
 
@@ -213,12 +215,28 @@ class Reference:
         """Appends tokens (T,) to the sequence and returns what the final norm makes of them (T, d_model)."""
         return self._run(token_ids)["final"]
 
+    def predict(self, predictor: Predictor, hidden: Floats, token_ids: list[int]) -> tuple[Floats, Floats]:
+        """Appends rows to the sequence of a head that predicts further tokens.
+
+        hidden (T, d_model): what the final norm made of rows; token_ids: the tokens behind them. Returns the logits
+        (T, V) of the tokens behind those, and what the head's final norm makes of its rows (T, d_model).
+        """
+        n_past = len(self._keys[predictor.number])
+        positions = np.arange(n_past, n_past + len(token_ids))
+        values = self._run_ops(prediction(self.spec, predictor), {HIDDEN: hidden}, token_ids, positions)
+        return values["logits"], values["final"]
+
     def _run(self, token_ids: list[int]) -> dict[str, Floats]:
         positions = np.arange(self.n_past, self.n_past + len(token_ids))
-        values: dict[str, Floats] = {}
-        for op in (*decoder(self.spec), *head(self.spec)):
-            values[op.output] = self._run_op(op, values, token_ids, positions)
+        values = self._run_ops((*decoder(self.spec), *head(self.spec)), {}, token_ids, positions)
         self.n_past += len(token_ids)
+        return values
+
+    def _run_ops(
+        self, ops: tuple[Op, ...], values: dict[str, Floats], token_ids: list[int], positions: Integers
+    ) -> dict[str, Floats]:
+        for op in ops:
+            values[op.output] = self._run_op(op, values, token_ids, positions)
         return values
 
     def _run_op(self, op: Op, values: dict[str, Floats], token_ids: list[int], positions: Integers) -> Floats:
@@ -267,7 +285,8 @@ class Reference:
         y = norm(op.form, groups, 1.0 if op.weight is None else self.weight(op.weight), op.eps)
         y = (y if op.bias is None else y + self.weight(op.bias)).reshape(x.shape)
         y = y if op.add is None else values[op.add] + y
-        return y * np.float32(op.factor) * (1.0 if op.scale is None else self.weight(op.scale))
+        y = y * np.float32(op.factor) * (1.0 if op.scale is None else self.weight(op.scale))
+        return np.concatenate([values[op.output][:, : op.output_column], y], axis=-1) if op.output_column else y
 
     def _expert_matvec(self, op: ExpertMatvec, values: dict[str, Floats]) -> Floats:
         x, n_columns = values[op.input], op.n_columns - op.column_padding

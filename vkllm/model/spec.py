@@ -302,6 +302,25 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class Predictor:
+    """A head that predicts the token after the next one (multi-token prediction; DeepSeek-V3, arXiv 2412.19437).
+
+    It joins the hidden state of a row, as the final norm leaves it, with the embedding of the token that follows, and
+    has a layer, a norm and a projection of its own, or shares those of the model.
+    number: of its layer, behind those of the model. embedding, output_norm, output_weight: names of tensors.
+    norm_form, norm_eps: of the output_norm.
+    """
+
+    number: int
+    layer: LayerSpec
+    embedding: str
+    output_norm: str
+    output_weight: str
+    norm_form: NormForm
+    norm_eps: float
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A decoder-only transformer; with is_causal = False every token sees all others.
 
@@ -310,6 +329,8 @@ class ModelSpec:
     tensor of the vocabulary projection, which is the token embedding itself where the file ties them.
     output_norm: the norm before it. d_per_layer: columns of each layer's own embedding of a token, 0 if there is none.
     logit_scale, logit_softcap: logits y become cap * tanh(scale * y / cap), or scale * y where the cap is 0.
+    predictors: heads that predict further tokens; no part of the decoder. unread: tensors that the file has and no
+    operation needs.
     """
 
     architecture: str
@@ -328,6 +349,8 @@ class ModelSpec:
     is_causal: bool = True
     output_norm: str = "output_norm"
     d_per_layer: int = 0
+    predictors: tuple[Predictor, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def n_layers(self) -> int:

@@ -58,6 +58,7 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
     from vkllm.api.loading import read_text
     from vkllm.engine.file_sampling import file_sampling
     from vkllm.model.architectures import FAMILIES, model_spec
+    from vkllm.model.graph import unloaded
     from vkllm.model.memory.needs import active_parameters
 
     metadata, tensors = file.metadata, file.tensors.values()
@@ -74,6 +75,7 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
         read_text(file.paths[0], metadata, spec)
     except VkllmError as error:
         problem = str(error)
+    predictors = () if spec is None else spec.predictors
     mixtures = () if spec is None else [layer.experts for layer in spec.layers if layer.experts is not None]
     return {
         "name": name,
@@ -88,6 +90,8 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
         "n_bytes": sum(path.stat().st_size for path in file.paths),
         "memory_bytes": entry.memory_bytes if entry else None,
         "formats": formats,
+        "n_predictors": len(predictors),
+        "unloaded_bytes": 0 if spec is None else sum(file.tensors[name].n_bytes for name in unloaded(spec)),
         "biases": [name for name in file.tensors if name.endswith(".bias")],
         "n_ctx_train": metadata.integer(f"{architecture}.context_length", None),
         "n_layers": metadata.integer(f"{architecture}.block_count", None),
@@ -117,6 +121,9 @@ def lines_of(fields: dict[str, Any]) -> Iterable[tuple[str, str]]:
         "memory": f"{size(memory)} with a context of 4096 tokens" if (memory := fields["memory_bytes"]) else "",
         "formats": ", ".join(f"{n['n_tensors']} {name} ({size(n['n_bytes'])})" for name, n in formats.items()),
         "biases": _some(fields.get("biases", [])),
+        "not loaded": f"{counted(n, 'head')} for further tokens ({size(fields['unloaded_bytes'])}), not used yet"
+        if (n := fields.get("n_predictors", 0))
+        else "",
         "context": counted(fields["n_ctx_train"], "token") if fields.get("n_ctx_train") else "",
         "layers": str(fields.get("n_layers") or ""),
         "width": str(fields.get("d_model") or ""),

@@ -334,7 +334,7 @@ FUSIONS = (
     ),
     Fusion(
         ("norm", "matvec", "route"),
-        lambda decode, norm, *ops: not norm.is_shared and decode.experts.can_route(norm, *ops),
+        lambda decode, norm, *ops: not norm.is_shared and decode.experts.can_route_alone(norm, *ops),
         lambda decode, *ops: [decode.route(*ops)],
     ),
     Fusion(

@@ -17,6 +17,7 @@ from vkllm.gpu.program.links import Link
 from vkllm.gpu.program.rounds import PORTION_ROUNDS, portion_rounds
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
+from vkllm.model.graph import decoder
 from vkllm.model.ops import Activate, Matvec, Norm
 
 
@@ -44,6 +45,16 @@ class ExpertDecode:
         planes = self._buffers.matrices[router.weights]
         is_plain = len(planes) == 1 and planes[0].format == "F32" and not router.column_padding
         return is_plain and _is_simple(norm) and router.add is None and router.factor == 1
+
+    def can_route_alone(self, norm: Norm, router: Matvec, route: Route) -> bool:
+        """The same, where norms stand before the products with the chosen experts: these must be fused too, because
+        the others read tiles, which only an unfused choice makes."""
+        products = [op for op in decoder(self._buffers.spec) if isinstance(op, ExpertMatvec)]
+        return self.can_route(norm, router, route) and all(
+            self._fits(op, op.n_columns if op.is_input_shared else op.n_slots * op.n_columns)
+            for op in products
+            if op.layer == route.layer
+        )
 
     def can_gate(self, norm: Norm, op: ExpertMatvec, activation: Activate) -> bool:
         """Whether matvec_fused can compute gate and up of the chosen experts, with norm and activation."""

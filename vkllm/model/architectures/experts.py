@@ -52,6 +52,18 @@ def with_experts(layer: LayerSpec, experts: Experts, **fields: Any) -> LayerSpec
     return replace(layer, d_ff=0, experts=experts, **fields)
 
 
+def with_mixture(header: Header, number: int, layer: LayerSpec, experts: Experts) -> LayerSpec:
+    """The same, where a layer's tensors say whether experts are chosen with a bias and gate and up are one tensor."""
+    has_bias = header.has(f"blk.{number}.exp_probs_b.bias")
+    is_fused = header.has(f"blk.{number}.ffn_gate_up_exps.weight")
+    return with_experts(layer, replace(experts, has_selection_bias=has_bias, has_fused_gate_up=is_fused))
+
+
+def read_scale(header: Header) -> float:
+    """By what the weights of the chosen experts are multiplied."""
+    return header.number("expert_weights_scale", 0.0) or 1.0
+
+
 def scales(header: Header, number: int) -> tuple[str, ...]:
     """Which tensors of a layer's experts have a scale for each expert, as those in NVFP4 do."""
     return tuple(name for name in EXPERTS if header.has(f"blk.{number}.{name}.scale"))

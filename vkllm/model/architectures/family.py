@@ -36,7 +36,8 @@ def dense_layers(
     not, by its number. has_yarn_numbers, has_long_factors: see read_rope."""
     n_heads = header.per_layer("attention.head_count")
     n_kv_heads = header.per_layer("attention.head_count_kv", n_heads)
-    d_ff = header.per_layer("feed_forward_length")
+    has_experts = f"{header.architecture}.expert_count" in header.metadata  # some have no dense layer
+    d_ff = header.per_layer("feed_forward_length", [0] * header.n_layers if has_experts else None)
     head_dim = header.integer("attention.key_length", header.integer("embedding_length") // max(n_heads[0], 1))
     rope = read_rope(header, head_dim, pairing, has_yarn_numbers=has_yarn_numbers, has_long_factors=has_long_factors)
     layers = []

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vkllm.model.architectures.experts import read_experts, read_gating, with_experts
+from vkllm.model.architectures.experts import read_experts, read_gating, read_scale, with_experts
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
+from vkllm.model.architectures.predictors import with_predictors
 from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec
 
 
@@ -18,7 +19,7 @@ def glm4moe(header: Header) -> ModelSpec:
         gating=read_gating(header, "sigmoid"),
         has_selection_bias=True,
         is_normalized=header.boolean("expert_weights_norm", False),
-        scale=header.number("expert_weights_scale", 0.0) or 1.0,
+        scale=read_scale(header),
     )
     n_dense = header.integer("leading_dense_block_count", 0)
     n_shared = header.integer("expert_shared_count")
@@ -32,4 +33,4 @@ def glm4moe(header: Header) -> ModelSpec:
         mixture = experts[number]
         return with_experts(layer, replace(mixture, d_ff_shared=n_shared * mixture.d_ff))
 
-    return dense_model(header, dense_layers(header, "half", change=change))
+    return with_predictors(header, dense_model(header, dense_layers(header, "half", change=change)))

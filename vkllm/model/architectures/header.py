@@ -10,6 +10,9 @@ from vkllm.errors import ModelFileError, counted
 from vkllm.formats.gguf import Metadata, TensorInfo
 
 _LAYER = re.compile(r"blk\.(0|[1-9]\d{0,9})\.")
+MAX_PREDICTORS = 8
+"""Layers for further tokens that a file may count and not have."""
+
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 """The matrices of a layer that may have a bias, where the family has one."""
 
@@ -61,7 +64,9 @@ class Header:
         if not 0 < n_layers < 2**31:
             raise ModelFileError(f"{self.metadata.path}: the block count is {n_layers}, which no model can have")
         found = {int(match[1]) for name in self.tensors if (match := _LAYER.match(name))}
-        missing = next((layer for layer in range(n_layers) if layer not in found), None)
+        n_predictors = self.metadata.integer(f"{self.architecture}.nextn_predict_layers", 0)
+        n_needed = n_layers - n_predictors if 0 <= n_predictors <= MAX_PREDICTORS else n_layers
+        missing = next((layer for layer in range(n_needed) if layer not in found), None)
         if missing is not None:
             raise ModelFileError(
                 f"{self.metadata.path}: tensor blk.{missing}.attn_norm.weight is missing, and all others of the layer; "
