@@ -1,7 +1,7 @@
 // norm: y = factor * scale * (normed x * weight + bias [+ add]), as float32 and as q16 blocks
-// bindings: x weight bias add y y_q16 y_scales step scale
-// constants: local_size columns eps form has_weight has_bias adds quantizes x_columns group factor has_scale
-// push: first_row
+// bindings: x weight bias add y y_q16 y_scales step scale chain failure
+// constants: local_size columns eps form has_weight has_bias adds quantizes x_columns group factor has_scale most_polls
+// push: first_row link n_awaited
 // dispatch: x = 1 or columns / group, y = tokens (x's row first_row + i goes to y's row i; LAST_ROW: only the last row of the step, to row 0)
 // subgroup: arithmetic shuffle
 // requires: full subgroups of 8 or more, or the _plain variant; groups of a multiple of 4 columns, and to quantize more
@@ -11,12 +11,20 @@
 //
 // form = 0: normed x = x / root mean square(x); 1: (x - mean(x)) / standard deviation(x); 2: x, to quantize it.
 // add may be y. Columns behind the last whole group are 0.
+// Only the modules with the memory model take part in a chain, so that others may cache what they read.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #ifndef PLAIN
 #extension GL_KHR_shader_subgroup_arithmetic : require
 #extension GL_KHR_shader_subgroup_shuffle : require
+#endif
+#ifdef MEMORY_MODEL
+#pragma use_vulkan_memory_model
+#extension GL_KHR_memory_scope_semantics : require
+#define PASSED coherent
+#else
+#define PASSED
 #endif
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint COLUMNS = 4096;
@@ -30,17 +38,27 @@ layout(constant_id = 8) const uint X_COLUMNS = 0; // of a row of x; 0: as many a
 layout(constant_id = 9) const uint GROUP = 0;     // columns that are normed at once, with the same weights; 0: all
 layout(constant_id = 10) const uint FACTOR = 0x3f800000; // 1.0
 layout(constant_id = 11) const uint HAS_SCALE = 0;       // whether there is one more factor, in a buffer
-layout(push_constant) uniform Push { uint first_row; };
-layout(std430, binding = 0) readonly buffer X { vec4 x[]; };
+layout(constant_id = 12) const uint MOST_POLLS = 0;      // of a wait; 0: there is none
+layout(push_constant) uniform Push {
+  uint first_row;
+  uint link;
+  uint n_awaited;
+};
+layout(std430, binding = 0) PASSED readonly buffer X { vec4 x[]; };
 layout(std430, binding = 1) readonly buffer Weight { vec4 weight[]; };
 layout(std430, binding = 2) readonly buffer Bias { vec4 bias[]; };
-layout(std430, binding = 3) readonly buffer Add { vec4 add[]; };
-layout(std430, binding = 4) writeonly buffer Y { vec4 y[]; };
-layout(std430, binding = 5) writeonly buffer YQ16 { uint y_q16[]; };
-layout(std430, binding = 6) writeonly buffer YScales { vec2 y_scales[]; };
+layout(std430, binding = 3) PASSED readonly buffer Add { vec4 add[]; };
+layout(std430, binding = 4) PASSED writeonly buffer Y { vec4 y[]; };
+layout(std430, binding = 5) PASSED writeonly buffer YQ16 { uint y_q16[]; };
+layout(std430, binding = 6) PASSED writeonly buffer YScales { vec2 y_scales[]; };
 #define STEP_BINDING 7
 layout(std430, binding = 8) readonly buffer Scale { float scale[]; };
+#define CHAIN_BINDING 9
+#define FAILURE_BINDING 10
 #include "lib/step.glsl"
+#ifdef MEMORY_MODEL
+#include "lib/chain.glsl"
+#endif
 #include "lib/subgroups.glsl"
 #include "lib/workgroup_sum.glsl"
 #include "lib/q16.glsl"
@@ -69,6 +87,9 @@ vec4 result(uint row, uint x_row, uint i, float mean, float factor) {
 void main() {
   uint row = gl_WorkGroupID.y;
   if (row >= n_rows) return;
+#ifdef MEMORY_MODEL
+  await_link();
+#endif
   uint self = SUBGROUP * SUBGROUP_SIZE + LANE;
   uint x_row = (first_row == LAST_ROW ? n_rows - 1 : first_row + row) * X_FOURS;
   uint first = N_GROUPS > 1 ? gl_WorkGroupID.x * (NORMED / 4) : 0, end = first + NORMED / 4;
@@ -102,5 +123,8 @@ void main() {
     vec4 v = result(row, x_row, i, mean, factor);
     if (QUANTIZES != 0) store_q16(row, COLUMNS / 32, i / 8, v);
   }
+#endif
+#ifdef MEMORY_MODEL
+  end_link();
 #endif
 }

@@ -193,6 +193,37 @@ def test_attention_waits_for_its_input(device: Device) -> None:
     raise AssertionError("the host was never in time")
 
 
+def test_a_norm_waits_for_its_input(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "has_memory_model", True)
+    monkeypatch.setattr(device, "has_integer_dot", True)
+    links, n = Links(device, 2), 64
+    x, y = poisoned(device, n), poisoned(device, n)
+    norm = device.dispatch(
+        KERNELS["norm"],
+        (x, x, x, x, y, y, y, step_buffer(device, [0], [0]), x, links.chain, links.failure),
+        constants=constants(
+            "norm", local_size=64, columns=n, form=2, adds=1, factor=float_bits(1.0), most_polls=LONGEST
+        ),
+        push=(0, 2, 2),
+        is_independent=True,
+        is_chained=True,
+    )
+    recording = device.record([links.dispatch(1, 0), norm])
+
+    def release() -> None:
+        x.words[:n] = np.arange(n, dtype=np.float32).view(np.uint32)
+        links.chain.words[2 * LINK_WORDS] += 1
+
+    for _ in range(ATTEMPTS):
+        links.begin()
+        x.words[:] = 0x7FC00000
+        if released_while_it_waits(links, recording, release):
+            np.testing.assert_array_equal(floats(y, (n,)), 2 * np.arange(n))
+            assert links.ended(2) == 1
+            return
+    raise AssertionError("the host was never in time")
+
+
 def test_a_wait_in_vain_is_given_up_and_those_after_it_give_up_at_once(device: Device, with_model: None) -> None:
     n = 60
     links = Links(device, n)

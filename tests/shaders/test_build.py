@@ -69,7 +69,9 @@ def test_only_modules_for_devices_with_the_memory_model_declare_it() -> None:
     declare_it = {path.stem for path in (SHADERS / "spv").glob("*.spv") if logical_vulkan in path.read_bytes()}
     matrices = {module for kernel in KERNELS.values() if kernel.uses_matrices for module in kernel.modules()}
     in_chains = {f"matvec_fused_{fmt.lower()}_memory_model" for fmt in QUANTIZED_FORMATS}
-    assert declare_it == matrices | in_chains | {"attention_fused_memory_model", "route_fused_memory_model"}
+    assert declare_it == matrices | in_chains | {
+        f"{name}_memory_model" for name in ("attention_fused", "route_fused", "norm")
+    }
 
 
 def test_every_kernel_has_a_test() -> None:

@@ -61,7 +61,7 @@ class KernelSpec:
         assert (weight_format in self.formats) if self.formats else weight_format is None
         soft = "_soft" if is_soft and self.uses_dot4 and weight_format in QUANTIZED_FORMATS else ""
         plain = "_plain" if is_plain and self.has_plain else ""
-        model = "_memory_model" if has_memory_model and self.chains and not soft else ""
+        model = "_memory_model" if has_memory_model and self.chains and not soft and not plain else ""
         return self.name + (f"_{weight_format.lower()}" if weight_format else "") + soft + plain + model
 
     def workgroups(self, x: int, y: int, most: tuple[int, int, int]) -> tuple[int, int, int]:

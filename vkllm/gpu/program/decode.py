@@ -243,6 +243,15 @@ class Decode:
             links[1:2] = [*earlier, side_by_side(links[1], summed)]
         return links
 
+    def can_chain_norms(self) -> bool:
+        """Whether the device has the module for norms in a chain."""
+        return self._tuning.is_chained and self._device.has_memory_model
+
+    def norm(self, op: Norm) -> Link:
+        """A norm that no product can compute, in the chain."""
+        dispatch = self._operations.norm(op, 1, self.chain, self.failure, self._most_polls)
+        return Link((dispatch,), dispatch.groups[0])
+
     def attention(self, rope: Rotation, attention: Attention, norm: HeadNormalization | None = None) -> Link:
         """Attention with the rotations and the norm before it, which also stores the new key and value.
 
@@ -371,6 +380,11 @@ FUSIONS = (
         ("attention",),
         lambda decode, attention: True,
         lambda decode, attention: [decode.attention_alone(attention)],
+    ),
+    Fusion(
+        ("norm",),
+        lambda decode, norm: decode.can_chain_norms(),
+        lambda decode, norm: [decode.norm(norm)],
     ),
     Fusion(
         ("matvec",),

@@ -301,14 +301,15 @@ KERNELS = {
         ),
         KernelSpec(
             "norm",
-            ("x", "weight", "bias", "add", "y", "y_q16", "y_scales", "step", "scale"),
+            ("x", "weight", "bias", "add", "y", "y_q16", "y_scales", "step", "scale", "chain", "failure"),
             (
                 *("local_size", "columns", "eps", "form", "has_weight", "has_bias", "adds"),
-                *("quantizes", "x_columns", "group", "factor", "has_scale"),
+                *("quantizes", "x_columns", "group", "factor", "has_scale", "most_polls"),
             ),
-            ("first_row",),
+            ("first_row", "link", "n_awaited"),
             subgroup=("arithmetic", "shuffle"),
             has_plain=True,
+            chains=True,
         ),
         KernelSpec("read_bandwidth", ("source", "sums"), ("local_size",), ("n_fours",), surplus="loops"),
         KernelSpec(

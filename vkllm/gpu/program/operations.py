@@ -49,7 +49,7 @@ class Operations:
             case Embed():
                 return self._embed(op, width)
             case Norm():
-                return [self._norm(op, width)]
+                return [self.norm(op, width)]
             case Matvec():
                 return self._matvec(op, width)
             case HeadNormalization():
@@ -93,7 +93,10 @@ class Operations:
             first_row += planes.n_rows
         return dispatches
 
-    def _norm(self, op: Norm, width: int) -> Dispatch:
+    def norm(
+        self, op: Norm, width: int, chain: Buffer | None = None, failure: Buffer | None = None, most_polls: int = 0
+    ) -> Dispatch:
+        """A norm of width rows; in a chain if most_polls is not 0."""
         x, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
         weight, bias = (self._buffers.vectors[name] if name else None for name in (op.weight, op.bias))
         add = self._buffers.activations[op.add].values if op.add else None
@@ -107,14 +110,16 @@ class Operations:
             (
                 *(x.values, weight or unread, bias or unread, add or unread),
                 *(y.values, y.q16 or unread, y.scales or unread, self.step, scale or unread),
+                *(chain or unread, failure or unread),
             ),
             constants=(
                 *(4 * self._local_size, op.width, float_bits(op.eps), NORM_FORMS.index(op.form)),
                 *(int(weight is not None), int(bias is not None), int(add is not None), int(quantizes)),
-                *(op.input_width, op.group, float_bits(op.factor), int(scale is not None)),
+                *(op.input_width, op.group, float_bits(op.factor), int(scale is not None), most_polls),
             ),
             groups=(n_groups, width),
-            push=(LAST_ROW if op.output == "final" else 0,),
+            push=(LAST_ROW if op.output == "final" else 0, 0, 0),
+            is_chained=most_polls > 0,
         )
 
     def _matvec(self, op: Matvec, width: int) -> list[Dispatch]:

@@ -192,13 +192,13 @@ class Program:
     def head_of(self, first_row: int) -> tuple[list[Dispatch], Buffer]:
         """Dispatches that make the logits of HEAD_ROWS rows of the last step, from first_row on; (HEAD_ROWS, V)."""
         norm, *projection = (d for op in head(self.spec) for d in self.operations.of(op, HEAD_ROWS))
-        return [norm.with_push(first_row), *projection], self._logits
+        return [norm.with_push(first_row, 0, 0), *projection], self._logits
 
     def final_norm_of(self, first_row: int) -> tuple[Dispatch, Buffer]:
         """The dispatch that makes the normed hidden states of HEAD_ROWS rows of the last step, from first_row on;
         (HEAD_ROWS, d_model)."""
         (norm,) = self.operations.of(head(self.spec)[0], HEAD_ROWS)
-        return norm.with_push(first_row), self._buffers.activations["final"].values
+        return norm.with_push(first_row, 0, 0), self._buffers.activations["final"].values
 
     @property
     def caches(self) -> list[tuple[Buffer, ...]]:

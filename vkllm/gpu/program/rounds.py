@@ -115,7 +115,7 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "latent_rope":
             return 2 * _up((v["kv_rank"] + v["rope_dims"]) // 4, size) + size // subgroup_size
         case "norm":
-            return 3 * _up(v["columns"] // 4, size) + 2 * (size // subgroup_size)
+            return 3 * _up(v["columns"] // 4, size) + 2 * (size // subgroup_size) + v["most_polls"]
         case "sample":
             merges = sum(3 + _up(m * TOP_K, size) + 6 * (2 + _up(m * TOP_K // 2, size)) for m in (16, 8, 4, 2, 1))
             return _up(_up(v["n_vocab"], TOP_LOGITS), 31) * (3 + _up(32 * TOP_K, size) + merges) + 2 * TOP_K

@@ -156,11 +156,11 @@ def _norm(device: Device) -> Case:
         KERNELS["norm"],
         (
             *(_filled(device, a) for a in (x, weight, weight, x)),
-            *(y, y_q16, y_scales, _step(device, [Row(0, 0), Row(0, 1)]), y),
+            *(y, y_q16, y_scales, _step(device, [Row(0, 0), Row(0, 1)]), y, y, y),
         ),
-        constants=(SIZE, 288, float_bits(eps), 0, 1, 0, 0, 1, 0, 0, float_bits(1.0), 0),
+        constants=(SIZE, 288, float_bits(eps), 0, 1, 0, 0, 1, 0, 0, float_bits(1.0), 0, 0),
         groups=(1, 2),
-        push=(0,),
+        push=(0, 0, 0),
     )
     values = _error(y, wanted)
     _, scales = quantize_q16(wanted)
