@@ -73,9 +73,16 @@ def errors(program: Program, tokens: Sequence[int], wanted: np.ndarray, cuts: Se
     return found
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_logits_equal_the_reference(device: Device, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "is_chained"), [*((name, False) for name in SPECS), ("delta net", True)])
+def test_logits_equal_the_reference(
+    device: Device, tmp_path: Path, name: str, is_chained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Program, "_may_chain", lambda self: True)
     program, tokens, wanted = load(device, tmp_path, SPECS[name])
+    choices = program.tuning
+    program.use(replace(choices, decode=replace(choices.decode, is_chained=is_chained)))
+    kernels = [dispatch.kernel.name for dispatch in program.dispatches(1, "token")]
+    assert device.is_plain or (("delta_net_fused" in kernels) == (name == "delta net") and "delta_net" not in kernels)
     for cuts in ((100,), (1, 2, 8, 70, 19)):
         found = errors(program, tokens, wanted, cuts)
         assert max(found) < BOUND, (cuts, found)

@@ -79,6 +79,7 @@ LOOPS = {
     ],
     "copy_words.comp": ["uint i = gl_GlobalInvocationID.x; i < n_words; i += stride"],
     "delta_net.comp": ["uint row = 0; row < n_rows; row++"],
+    "delta_net_fused.comp": 2 * ["uint c = self; c < SIZE; c += LOCAL_SIZE"],
     "delta_net_chunks.comp": [
         *2 * ["uint i = 0; i < OWN; i++"],
         *2 * ["uint e = SELF; e < COLUMNS * SIZE; e += LOCAL_SIZE"],

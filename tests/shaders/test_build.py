@@ -67,10 +67,12 @@ def test_constants_agree_with_the_shaders() -> None:
 def test_only_modules_for_devices_with_the_memory_model_declare_it() -> None:
     logical_vulkan = np.array([3 << 16 | 14, 0, 3], np.uint32).tobytes()  # OpMemoryModel Logical Vulkan
     declare_it = {path.stem for path in (SHADERS / "spv").glob("*.spv") if logical_vulkan in path.read_bytes()}
-    matrices = {module for kernel in KERNELS.values() if kernel.uses_matrices for module in kernel.modules()}
+    matrices = {
+        *(module for kernel in KERNELS.values() if kernel.uses_matrices for module in kernel.modules()),
+    } - {module for module in KERNELS["delta_net_chunks"].modules() if module.endswith("_plain")}
     in_chains = {f"matvec_fused_{fmt.lower()}_memory_model" for fmt in QUANTIZED_FORMATS}
     assert declare_it == matrices | in_chains | {
-        f"{name}_memory_model" for name in ("attention_fused", "route_fused", "norm")
+        f"{name}_memory_model" for name in ("attention_fused", "route_fused", "delta_net_fused", "norm")
     }
 
 

@@ -6,8 +6,8 @@ cannot be fused is `gpu/program/operations.py`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vkllm.errors import DeviceTimeout
@@ -27,6 +27,7 @@ from vkllm.gpu.program.attention_operations import (
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
 from vkllm.gpu.program.expert_decode import ExpertDecode, even
+from vkllm.gpu.program.fusions import FUSIONS
 from vkllm.gpu.program.kernels import (
     ACTIVATIONS,
     ATTENTION_PIECE,
@@ -41,9 +42,10 @@ from vkllm.gpu.program.kernels import (
 from vkllm.gpu.program.links import Link, chained, side_by_side
 from vkllm.gpu.program.operations import Operations
 from vkllm.gpu.program.rounds import PORTION_ROUNDS, most_polls, portion_rounds
+from vkllm.gpu.program.state_decode import StateDecode
 from vkllm.model.expert_ops import Route
 from vkllm.model.graph import decoder, head
-from vkllm.model.ops import Activate, Attention, HeadNormalization, Kind, Matvec, Norm, Op, Rotation
+from vkllm.model.ops import Activate, Attention, HeadNormalization, Matvec, Norm, Op, Rotation
 from vkllm.model.spec import LayerSpec, ModelSpec
 
 
@@ -75,6 +77,7 @@ class Decode:
         self.chain = device.buffer(-(-(LINK_WORDS + self._arrivals(spec.n_layers)) // 4) * 4)
         self.failure = device.buffer(1, is_host=True)
         self.experts = ExpertDecode(device, buffers, tuning, self.chain, self.failure, self._most_polls)
+        self.states = StateDecode(device, buffers, step, self.chain, self.failure, self._most_polls)
         self._link_names: dict[int, str] = {}
         n_pieces = -(-buffers.n_blocks * KV_BLOCK // ATTENTION_PIECE)
         self._most_parts = min(MAX_PARTS, n_pieces)
@@ -313,100 +316,12 @@ class Decode:
         return self.attention(ready, op)
 
 
-@dataclass(frozen=True)
-class Fusion:
-    """Neighbouring operations that become one link: their kinds, the condition, and what makes it."""
-
-    kinds: tuple[Kind, ...]
-    can: Callable[..., bool]
-    links: Callable[..., list[Link]]
-
-    def suits(self, decode: Decode, ops: Sequence[Op]) -> bool:
-        """Whether the first of these operations are of its kinds and can be fused."""
-        fused = ops[: len(self.kinds)]
-        return tuple(op.kind for op in fused) == self.kinds and self.can(decode, *fused)
-
-
-FUSIONS = (
-    Fusion(
-        (
-            *("norm", "matvec", "route", "matvec", "activate", "matvec"),
-            *("expert_matvec", "activate", "expert_matvec", "expert_sum"),
-        ),
-        lambda decode, *ops: decode.can_fuse_mixture(*ops),
-        lambda decode, *ops: decode.mixture(*ops),
-    ),
-    Fusion(
-        ("norm", "matvec", "route", "expert_matvec", "activate", "expert_matvec", "expert_sum"),
-        lambda decode, *ops: decode.can_fuse_mixture(*ops),
-        lambda decode, *ops: decode.mixture(*ops),
-    ),
-    Fusion(
-        ("norm", "matvec", "route"),
-        lambda decode, norm, *ops: not norm.is_shared and decode.experts.can_route_alone(norm, *ops),
-        lambda decode, *ops: [decode.route(*ops)],
-    ),
-    Fusion(
-        ("norm", "expert_matvec", "activate"),
-        lambda decode, norm, *ops: not norm.is_shared and decode.experts.can_gate(norm, *ops),
-        lambda decode, *ops: [decode.experts.gate_up(*ops)],
-    ),
-    Fusion(
-        ("expert_matvec", "expert_sum"),
-        lambda decode, *ops: decode.experts.can_sum(*ops),
-        lambda decode, *ops: [decode.experts.down(*ops)],
-    ),
-    Fusion(
-        ("norm", "matvec", "activate"),
-        lambda decode, norm, matvec, activate: decode.can_fuse(matvec, norm, activate),
-        lambda decode, norm, matvec, activate: [decode.matvec(matvec, norm, activate)],
-    ),
-    Fusion(
-        ("norm", "matvec"),
-        lambda decode, norm, matvec: decode.can_fuse(matvec, norm),
-        lambda decode, norm, matvec: [decode.matvec(matvec, norm)],
-    ),
-    Fusion(
-        ("head_norm", "rope", "attention"),
-        lambda decode, norm, rope, attention: _can_fuse_heads(norm),
-        lambda decode, norm, rope, attention: [decode.attention(rope, attention, norm)],
-    ),
-    Fusion(
-        ("rope", "attention"),
-        lambda decode, rope, attention: True,
-        lambda decode, rope, attention: [decode.attention(rope, attention)],
-    ),
-    Fusion(
-        ("attention",),
-        lambda decode, attention: True,
-        lambda decode, attention: [decode.attention_alone(attention)],
-    ),
-    Fusion(
-        ("norm",),
-        lambda decode, norm: decode.can_chain_norms(),
-        lambda decode, norm: [decode.norm(norm)],
-    ),
-    Fusion(
-        ("matvec",),
-        lambda decode, matvec: decode.can_fuse(matvec),
-        lambda decode, matvec: decode.matvec_in_parts(matvec),
-    ),
-)
-"""All fusions of a step of one token; the first that applies is used."""
-
-
 def _can_fuse(norm: Norm | None) -> bool:
     """Whether matvec_fused can compute a norm, whose result nobody else reads."""
     if norm is None or (norm.form == "none" and norm.group == 0):
         return True
     is_plain = norm.add is None and norm.group == 0 and norm.factor == 1 and norm.scale is None
     return norm.weight is not None and is_plain and not norm.is_shared
-
-
-def _can_fuse_heads(op: HeadNormalization) -> bool:
-    """Whether attention_fused can compute a norm of queries and keys."""
-    is_plain = op.norm.form == "none" or (op.norm.form == "rms" and not op.norm.has_weight_per_head)
-    return op.norm.over == "head" and is_plain
 
 
 def _norms(norm: Norm | None) -> int:

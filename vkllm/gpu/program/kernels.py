@@ -174,6 +174,18 @@ KERNELS = {
             has_plain=True,
         ),
         KernelSpec(
+            "delta_net_fused",
+            ("projected", "conv_weight", "states", "dt", "a", "norm_weight", "y", "step", "chain", "failure"),
+            (
+                *("local_size", "lanes", "n_k_heads", "n_v_heads", "head_dim", "n_kernel", "is_grouped"),
+                *("z_column", "beta_column", "alpha_column", "has_fused_gates", "eps", "norm_eps", "slot_words"),
+                *("state_word", "most_polls"),
+            ),
+            ("link", "n_awaited"),
+            subgroup=("arithmetic", "shuffle"),
+            chains=True,
+        ),
+        KernelSpec(
             "embed",
             ("quants", "scales", "x", "step"),
             ("local_size", "columns", "scale"),

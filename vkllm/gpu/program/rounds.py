@@ -73,6 +73,8 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             return 0
         case "copy_words":
             return _up(v["n_words"], n)
+        case "delta_net_fused":
+            return 2 * _up(v["head_dim"], size) + size // subgroup_size + v["most_polls"]
         case "delta_net" | "mamba2":
             return MAX_ROWS
         case "delta_net_chunks":  # by matrices; only tests run loops in their place
