@@ -166,6 +166,7 @@ MIXTURE = replace(LAYER, d_ff=0, experts=Experts(n_experts=8, n_used=2, d_ff=32)
         replace(MIXTURE, n_heads=0, attn_norm=None),
         replace(LAYER, d_ff=0, ffn_norm=None),
         replace(LAYER, n_heads=0, mixer=Mamba2(8, 16, 32, 2, 4)),
+        replace(LAYER, n_heads=3, n_kv_heads=3, head_dim=8, rope=None),
         replace(LAYER, mixer=LatentAttention(0, 64, 32, 16, 32)),
     ],
 )
@@ -178,6 +179,8 @@ def test_layers_without_attention_or_feed_forward_layer_pass(layer: LayerSpec) -
     [
         (replace(LAYER, n_heads=0), "head count is 0"),
         (replace(LAYER, d_ff=0), "feed-forward length is 0"),
+        (replace(LAYER, n_heads=2, n_kv_heads=2, head_dim=8), "queries of 16 numbers are not supported; supported: 17"),
+        (replace(LAYER, mixer=LatentAttention(16, 64, 32, 16, 32)), "between two projections of 16 numbers are not"),
         (replace(LAYER, mixer=DeltaNet(3, 4, 16, 4)), "4 heads of a state cannot be shared by 3 groups"),
         (replace(LAYER, mixer=Mamba2(8, 0, 32, 2, 4)), "number head_dim of its Mamba2 is 0"),
         (replace(LAYER, mixer=LatentAttention(-1, 64, 32, 16, 32)), "number q_rank of its LatentAttention is -1"),

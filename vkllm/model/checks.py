@@ -14,7 +14,7 @@ from vkllm.formats.quants import BLOCK, FORMATS, weight_format
 from vkllm.model.expert_ops import ExpertMatvec
 from vkllm.model.graph import decoder, head, prediction
 from vkllm.model.keys import shown
-from vkllm.model.layer_checks import check_layer, check_positive
+from vkllm.model.layer_checks import check_layer, check_positive, check_wide
 from vkllm.model.ops import Matvec
 from vkllm.model.spec import ModelSpec, Rope
 
@@ -35,6 +35,7 @@ def check_numbers(spec: ModelSpec, metadata: Metadata) -> None:
             "logit scale": abs(spec.logit_scale),
         },
     )
+    check_wide(metadata.path, "embeddings", spec.d_model)
     for layer in dict.fromkeys((*spec.layers, *(predictor.layer for predictor in spec.predictors))):
         check_layer(layer, metadata.path)
     for rope in spec.ropes:

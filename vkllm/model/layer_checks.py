@@ -24,6 +24,14 @@ def check_positive(path: Path, numbers: Mapping[str, float]) -> None:
             raise ModelFileError(f"{path}: the {name} is {value}, which no model can have")
 
 
+def check_wide(path: Path, what: str, width: int) -> None:
+    """Raises UnsupportedModel for an activation that is so narrow that its padding could be taken for more of it."""
+    if width <= BLOCK // 2:
+        raise UnsupportedModel(
+            f"{path}: {what} of {width} numbers are not supported; supported: {BLOCK // 2 + 1} or more"
+        )
+
+
 def check_layer(layer: LayerSpec, path: Path) -> None:
     """Raises ModelFileError for numbers that no layer can have, UnsupportedModel for those without kernels.
 
@@ -52,6 +60,7 @@ def _check_attention(layer: LayerSpec, path: Path) -> None:
         raise UnsupportedModel(
             f"{path}: a head size of {layer.head_dim} is not supported; supported: multiples of 8 up to {MAX_HEAD_DIM}"
         )
+    check_wide(path, "queries", layer.n_heads * layer.head_dim)
     if layer.rope is not None and not 0 < layer.rope.dims <= layer.head_dim:
         raise ModelFileError(f"{path}: cannot rotate {layer.rope.dims} of {layer.head_dim} dimensions")
 
@@ -61,6 +70,8 @@ def _check_mixer(mixer: Mixer, path: Path) -> None:
     if isinstance(mixer, LatentAttention) and mixer.q_rank == 0:  # a single projection of queries
         del sizes["q_rank"]
     check_positive(path, {f"number {name} of its {type(mixer).__name__}": value for name, value in sizes.items()})
+    if isinstance(mixer, LatentAttention) and mixer.q_rank:
+        check_wide(path, "queries between two projections", mixer.q_rank)
     match mixer:
         case DeltaNet():
             n_heads, n_groups = mixer.n_v_heads, mixer.n_k_heads
