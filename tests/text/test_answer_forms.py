@@ -117,6 +117,8 @@ def test_ids_are_the_model_s_own_or_all_different() -> None:
     assert len(set(ids("hermes") + ids("hermes"))) == 4
 
 
+NOW = '{"name": "now", "arguments": {}}'
+SPLIT: Taken = ("", "", [("weather", {"city": "A", "days": 2})])
 BROKEN = [
     ("<tool_call>", '<tool_call>{"name": "now", "arguments": {}'),
     ("<tool_call>", '<tool_call>{"name": "now", "arguments": {},}</tool_call>'),
@@ -145,6 +147,7 @@ BROKEN = [
     ("", '{"name": "nowhere", "parameters": {}}'),
     ("", '{"name": "now", "parameters": {}'),
     ("", '{"city": "Paris"}'),
+    ("", '{"name": "now"}'),
     ("", "[nowhere()]"),
     ("", "[1, 2]"),
     ("<|channel|>", "<|channel|>commentary to=functions.now<|message|>{"),
@@ -174,6 +177,27 @@ def test_markers_within_arguments_are_part_of_them() -> None:
     city = "a</parameter>b <parameter> <function>"
     raw = f"<function=weather>\n<parameter=city>\n{city}\n</parameter>\n</function>"
     assert parse(Case("", "<function=", []), raw)[2] == [("weather", {"city": city})]
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (f"<tool_call>{NOW}<tool_call>{NOW}</tool_call>", ("", "", [("now", {}), ("now", {})])),
+        (f"<tool_call>{NOW}\n<tool_call>\n{NOW}", ("", "", [("now", {}), ("now", {})])),
+        ("<tool_call><function=weather>\n<parameter=city>\nA\n<parameter=days>\n2\n</function>\n</tool_call>", SPLIT),
+        ("<tool_call><function=weather>\n<parameter=city>\nA\n<parameter=days>\n2\n</function>", SPLIT),
+        ("</think>\n\nFour.", ("", "Four.", [])),
+        ("<think></think>\n\nFour.", ("", "Four.", [])),
+    ],
+)
+def test_tags_that_models_forget(raw: str, expected: Taken) -> None:
+    case = Case("", "<think><tool_call><function=", [])
+    assert parse(case, raw) == parse(case, *raw) == expected
+
+
+def test_a_broken_call_with_whole_arguments_does_not_hide_the_next() -> None:
+    broken = '<tool_call>{"name": "now", "arguments": "{"}</tool_call>'
+    assert parse(Case("", "<tool_call>", []), f"{broken}<tool_call>{NOW}</tool_call>") == ("", broken, [("now", {})])
 
 
 def test_json_that_models_write_loosely() -> None:

@@ -10,21 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vkllm.text.answers import harmony
-from vkllm.text.answers.call_forms import (
-    bare_json,
-    bare_python,
-    command_r_calls,
-    deepseek_calls,
-    function_tags,
-    gemma_call,
-    invoke_tags,
-    json_calls,
-    kimi_calls,
-    mistral_calls,
-    python_calls,
-    tool_call_tag,
-)
 from vkllm.text.answers.harmony import HarmonyAnswer
+from vkllm.text.answers.json_calls import bare_json, calls_by_name, command_r_calls, json_calls
+from vkllm.text.answers.marked_calls import deepseek_calls, gemma_call, kimi_calls, mistral_calls
+from vkllm.text.answers.python_calls import bare_python, python_calls
+from vkllm.text.answers.tag_calls import function_tags, invoke_tags, tool_call_tag
 from vkllm.text.answers.tagged import Calls, TaggedAnswer, Tags
 from vkllm.text.answers.tools import Tools
 from vkllm.text.answers.values import FUNCTION_GEMMA, GEMMA
@@ -72,7 +62,7 @@ CALLS = (
     Calls("<|python_tag|>", json_calls()),  # Llama 3
     Calls("<start_function_call>", gemma_call(FUNCTION_GEMMA, "<end_function_call>"), _FUNCTION_GEMMA),
     Calls("<|function_call|>", json_calls()),  # GigaChat
-    Calls("<|tools_prefix|>", json_calls("<|tools_suffix|>", by_name=True), ("<|tools_suffix|>",)),  # Apertus
+    Calls("<|tools_prefix|>", json_calls("<|tools_suffix|>", calls_by_name), ("<|tools_suffix|>",)),  # Apertus
     Calls("<|START_ACTION|>", json_calls("<|END_ACTION|>"), ("<|END_ACTION|>",)),  # Command A, Command R7B
     Calls("Action: ```json", command_r_calls),  # Command R, Command R+
     Calls("<｜tool▁calls▁begin｜>", deepseek_calls, _DEEPSEEK),  # DeepSeek V3, R1

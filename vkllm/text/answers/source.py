@@ -148,6 +148,8 @@ def whole(text: str, read: Callable[[Source], Reading[T]]) -> T:
     reading = read(source)
     try:
         next(reading)
+    except Unfinished:
+        raise Broken from None  # the text is whole, the answer that it is from need not be
     except StopIteration as done:
         if source.rest.strip():
             raise Broken from None

@@ -57,8 +57,10 @@ class TaggedAnswer:
         if tags is not None:
             start = source.position
             space = yield from source.space()
-            has_opened = bool((yield from source.accept(tags.open)))
-            if is_thinking or has_opened:
+            tag = yield from source.accept(tags.open, tags.close)
+            if tag == tags.close:  # of no reasoning
+                yield from _end_part(source, out)
+            elif is_thinking or tag:
                 yield from self._reasoning(source, out, tags)
             elif space:
                 source.position = start

@@ -27,6 +27,10 @@ class Tools:
         """Whether there are any."""
         return bool(self._parameters)
 
+    def arguments(self, tool: str) -> list[str]:
+        """The names of a tool's arguments that its schema lists."""
+        return [str(name) for name in _mapping(self._parameters.get(tool, {}).get("properties"))]
+
     def typed(self, tool: str, argument: str, text: str) -> Any:
         """The value of an argument that is written as text, by the tool's schema; the text itself where that has no
         such argument or the text is no value of its type."""
