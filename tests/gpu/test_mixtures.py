@@ -111,6 +111,20 @@ def test_without_subgroups_logits_equal_the_reference(
     assert max(errors(program, reference(config).run(tokens), tokens, 21, 21)) < BOUND
 
 
+@pytest.mark.parametrize("fmt", ["Q4_0", "F16"])
+def test_a_mixture_beside_a_dense_layer(device: Device, tmp_path: Path, fmt: str) -> None:
+    """Whose router has a norm of its own; it is fused only where the products with the experts are."""
+    experts = Experts(6, 2, 64, function="gelu", is_normalized=True, has_fused_gate_up=True, is_beside_dense=True)
+    layer = replace(LAYER, function="gelu", d_ff=96, post_ffn_norm="post_ffw_norm", experts=experts)
+    spec = of_layers(layer, layer)
+    config = engine_config(written(tmp_path, spec, fmt), spec)
+    program = Program(device, spec, config.path, config.tensors, config.n_ctx)
+    tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 14)]
+    assert max(errors(program, reference(config).run(tokens), tokens, 11, 11)) < BOUND
+    kernels = [dispatch.kernel.name for dispatch in program.dispatches(1, "logits")]
+    assert kernels.count("route_fused") == (2 if fmt == "Q4_0" else 0)
+
+
 def test_experts_of_unlike_formats(device: Device, tmp_path: Path) -> None:
     spec = of_layers(replace(LAYER, d_ff=0, experts=EXPERTS["biases, softmax of chosen"]))
     formats = dict.fromkeys(MATRICES, "Q4_0") | {"ffn_up_exps": "Q8_0"}

@@ -14,29 +14,15 @@ from vkllm.errors import DeviceTimeout
 from vkllm.formats.quants import weight_format
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
-from vkllm.gpu.program.attention_operations import (
-    cache_constants,
-    heads_together,
-    lanes_of_key,
-    latent_dim,
-    quantizes,
-    rotation_buffers,
-    rotation_constants,
-    score_constants,
-)
+from vkllm.gpu.program.attention_decode import AttentionDecode
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
 from vkllm.gpu.program.expert_decode import ExpertDecode, even
 from vkllm.gpu.program.fusions import FUSIONS
 from vkllm.gpu.program.kernels import (
     ACTIVATIONS,
-    ATTENTION_PIECE,
-    HEAD_VALUES,
-    HEAD_WEIGHTS,
     KERNELS,
-    KV_BLOCK,
     LINK_WORDS,
-    MAX_PARTS,
     NO_EXPERTS,
 )
 from vkllm.gpu.program.links import Link, chained, side_by_side
@@ -46,7 +32,7 @@ from vkllm.gpu.program.state_decode import StateDecode
 from vkllm.model.expert_ops import Route
 from vkllm.model.graph import decoder, head
 from vkllm.model.ops import Activate, Attention, HeadNormalization, Matvec, Norm, Op, Rotation
-from vkllm.model.spec import LayerSpec, ModelSpec
+from vkllm.model.spec import ModelSpec
 
 
 class Decode:
@@ -68,7 +54,6 @@ class Decode:
         self._device = device
         self._spec = spec
         self._buffers = buffers
-        self._step = step
         self._tuning = tuning
         self._operations = operations
         self._most_polls = most_polls(device.info) if tuning.is_chained else 0
@@ -76,18 +61,10 @@ class Decode:
         self._most_links = sum(map(self._links_of, (*decoder(spec), *head(spec))))
         self.chain = device.buffer(-(-(LINK_WORDS + self._arrivals(spec.n_layers)) // 4) * 4)
         self.failure = device.buffer(1, is_host=True)
+        self._attention = AttentionDecode(device, spec, buffers, step, tuning, self.chain, self.failure)
         self.experts = ExpertDecode(device, buffers, tuning, self.chain, self.failure, self._most_polls)
         self.states = StateDecode(device, buffers, step, self.chain, self.failure, self._most_polls)
         self._link_names: dict[int, str] = {}
-        n_pieces = -(-buffers.n_blocks * KV_BLOCK // ATTENTION_PIECE)
-        self._most_parts = min(MAX_PARTS, n_pieces)
-
-        def n_numbers(layer: LayerSpec) -> int:
-            return layer.n_heads * self._n_parts(layer) * (layer.head_dim + 4)
-
-        self._partials = device.buffer(
-            max((n_numbers(layer) for layer in spec.layers if layer.has_attention), default=4)
-        )
 
     def _links_of(self, op: Op) -> int:
         """Most links of an operation: long matvecs are cut into parts."""
@@ -97,14 +74,6 @@ class Decode:
         """Where `ended` in the chain counts the parts of attention that have ended in a layer, after the links; and,
         behind those of all heads, the workgroups of its router."""
         return LINK_WORDS * (self._most_links + 1) + (self._spec.n_heads + 1) * layer
-
-    def _n_parts(self, layer: LayerSpec | Attention) -> int:
-        """Parts that attention cuts the context, or the window, into in a layer."""
-        heads = heads_together(layer.n_heads // layer.n_kv_heads)
-        most = min(self._most_parts, self._device.info.max_groups[0] * heads // layer.n_heads)
-        if n_seen := layer.window or layer.chunk:
-            most = min(most, -(-n_seen // ATTENTION_PIECE))
-        return min(max(self._tuning.attention_groups // layer.n_heads, 1), most)
 
     def dispatches(self, ops: Sequence[Op]) -> list[Dispatch]:
         """Dispatches of neighbouring operations, in order."""
@@ -255,65 +224,9 @@ class Decode:
         dispatch = self._operations.norm(op, 1, self.chain, self.failure, self._most_polls)
         return Link((dispatch,), dispatch.groups[0])
 
-    def attention(self, rope: Rotation, attention: Attention, norm: HeadNormalization | None = None) -> Link:
-        """Attention with the rotations and the norm before it, which also stores the new key and value.
-
-        Where the new token's key is in the cache already, a barrier orders the dispatch: those of a chain load keys
-        before they wait.
-        """
-        has_newest = rope.n_kv_heads > 0
-        is_chained = self._tuning.is_chained and has_newest
-        tuning, buffers = self._tuning, self._buffers
-        qkv, y = self._buffers.activations[rope.input].values, self._buffers.activations[attention.output]
-        sinks = None if attention.sinks is None else buffers.vectors[attention.sinks]
-        k_cache, v_cache = buffers.caches_of(attention.cache_layer, qkv)
-        table, weights, factors = rotation_buffers(buffers, rope)
-        place = "after" if weights else "none"
-        if norm is not None and norm.weights is not None:
-            place, weights = "before", buffers.head_weights[norm.weights]
-        norms = norm is not None and norm.norm.form == "rms"
-        heads, n_parts = heads_together(attention.n_heads // attention.n_kv_heads), self._n_parts(attention)
-        n_groups = attention.n_heads // heads * n_parts
-        lanes = lanes_of_key(attention.head_dim, self._device.info.subgroup_size)
-        dispatch = self._device.dispatch(
-            KERNELS["attention_fused"],
-            (
-                *(qkv, table or qkv, k_cache, v_cache, self._partials, y.values, y.q16 or y.values),
-                *(y.scales or y.values, self._step, self.chain, self.failure, weights or qkv, factors or qkv),
-                sinks or qkv,
-            ),
-            constants=(
-                *(tuning.attention_size, attention.n_heads, attention.n_kv_heads, attention.head_dim),
-                *(lanes, heads, *rotation_constants(rope)),
-                *(
-                    tuning.keys_at_once,
-                    *cache_constants(buffers, is_latent=attention.is_latent),
-                    self._most_polls * is_chained,
-                ),
-                *(*score_constants(buffers, attention), int(quantizes(attention, y)), HEAD_WEIGHTS.index(place)),
-                *(int(factors is not None), int(norms), float_bits(norm.eps if norm else 0)),
-                *(HEAD_VALUES.index(norm.values if norm else "as they are"), int(not has_newest), int(rope.has_gates)),
-                *(attention.chunk, int(sinks is not None), latent_dim(attention)),
-            ),
-            groups=(n_groups, 1),
-            push=(n_parts, self._arrivals(rope.layer), 0, 0),
-            is_chained=is_chained,
-        )
-        return Link((dispatch,), n_groups if is_chained else 0)
-
-    def attention_alone(self, op: Attention) -> Link:
-        """Attention whose queries are ready, and whose new key is in the cache."""
-        ready = Rotation(
-            output=op.input,
-            width=op.n_heads * op.head_dim,
-            input=op.input,
-            layer=op.layer,
-            rope=None,
-            n_heads=op.n_heads,
-            n_kv_heads=0,
-            head_dim=op.head_dim,
-        )
-        return self.attention(ready, op)
+    def attention(self, op: Attention, rope: Rotation | None = None, norm: HeadNormalization | None = None) -> Link:
+        """Attention with the rotations and the norm before it, where they are not done yet."""
+        return self._attention.link(op, self._arrivals(op.layer), rope, norm)
 
 
 def _can_fuse(norm: Norm | None) -> bool:

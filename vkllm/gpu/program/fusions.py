@@ -75,17 +75,17 @@ FUSIONS = (
     Fusion(
         ("head_norm", "rope", "attention"),
         lambda decode, norm, rope, attention: _can_fuse_heads(norm),
-        lambda decode, norm, rope, attention: [decode.attention(rope, attention, norm)],
+        lambda decode, norm, rope, attention: [decode.attention(attention, rope, norm)],
     ),
     Fusion(
         ("rope", "attention"),
         lambda decode, rope, attention: True,
-        lambda decode, rope, attention: [decode.attention(rope, attention)],
+        lambda decode, rope, attention: [decode.attention(attention, rope)],
     ),
     Fusion(
         ("attention",),
         lambda decode, attention: True,
-        lambda decode, attention: [decode.attention_alone(attention)],
+        lambda decode, attention: [decode.attention(attention)],
     ),
     Fusion(
         ("norm",),
