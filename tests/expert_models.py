@@ -67,7 +67,7 @@ EXPERT_VARIANTS: dict[str, Variant] = {
     "glm4moe, as its 355B": Variant(
         "glm4moe", 2, counts(9, 4, expert_feed_forward_length=32, expert_shared_count=2) | {
             "expert_group_count": 3, "expert_group_used_count": 2,
-            "rope.dimension_count": HEAD_DIM // 2, "rope.freq_base": 600.0,
+            "rope.dimension_count": HEAD_DIM // 2, "rope.freq_base": 600.0, "rope.dimension_sections": [1, 2, 1, 0],
         },
         NORM | POST_NORM | ATTENTION | HEAD_NORMS | experts(9, 32) | {"exp_probs_b.bias": (9,)} | shared(64),
     ),

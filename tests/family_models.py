@@ -75,6 +75,10 @@ VARIANTS: dict[str, Variant] = {
     "qwen2 in both directions": Variant(
         "qwen2", 2, RMS | {"attention.causal": False, "pooling_type": 1, "rope.freq_base": 700.0}, LLAMA,
     ),
+    "glm4, as GLM 4.6V Flash": Variant(
+        "glm4", 2, RMS | {"rope.dimension_count": 8, "rope.freq_base": 90.0, "rope.dimension_sections": [2, 1, 1, 0]},
+        NORMS | POST_NORMS | ATTENTION | {"ffn_up.weight": (2 * FF, D), "ffn_down.weight": (D, FF)},
+    ),
     "mistral3 without YaRN": Variant("mistral3", 2, RMS, LLAMA),
     **EXPERT_VARIANTS,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""GLM 4.5, 4.6 and 4.7."""
+"""GLM 4.5, 4.6 and 4.7, those that see pictures on their text side."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from vkllm.model.architectures.experts import read_experts, read_gating, read_sc
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
 from vkllm.model.architectures.predictors import with_predictors
+from vkllm.model.architectures.rope import has_sections
 from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec
 
 
@@ -23,6 +24,7 @@ def glm4moe(header: Header) -> ModelSpec:
     )
     n_dense = header.integer("leading_dense_block_count", 0)
     n_shared = header.integer("expert_shared_count")
+    has_sections(header)
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
         has_head_norm = header.has(f"blk.{number}.attn_q_norm.weight")

@@ -55,6 +55,25 @@ def read_rope(
     return replace(rope, yarn=yarn, magnitude=rope.magnitude * _sharpening(factor) / _sharpening(factor, share))
 
 
+def has_sections(header: Header) -> bool:
+    """Whether positions have three sections, for pictures; those of text are the same in all three.
+
+    Raises UnsupportedModel for a fourth one, which text does not rotate.
+    """
+    key = header.full("rope.dimension_sections")
+    if not header.metadata.is_array(key):
+        return False
+    sections = [*header.metadata.integers(key), 0, 0, 0, 0][:4]
+    if sections[0] <= 0 or sections[1] <= 0:
+        return False
+    if sections[3]:
+        raise UnsupportedModel(
+            f"{header.metadata.path}: its rope.dimension_sections {sections} have a fourth section, which vkllm does "
+            "not compute; take another file of the model"
+        )
+    return True
+
+
 def _yarn(header: Header, n_ctx: int, has_yarn_numbers: bool) -> Yarn:
     fast = header.number("rope.scaling.yarn_beta_fast", 32.0)
     slow = header.number("rope.scaling.yarn_beta_slow", 1.0)
