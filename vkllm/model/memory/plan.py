@@ -3,6 +3,7 @@
 The order in which parts fill the device's own memory: activations and norms, the key/value cache, the vocabulary
 projection, the layers from the last to the first, and the embedding table. A token reads every weight once, except for
 the table, of which it reads one row. So no other order of weights is faster, and the table is the first to leave.
+Tables of embeddings for each layer, which are gigabytes, lie in a card's system memory from the beginning.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from vkllm.model.memory.needs import (
     tensor_bytes,
     whole_blocks,
 )
-from vkllm.model.memory.overrides import overrides, place_of
+from vkllm.model.memory.order import Order, order_on_card
+from vkllm.model.memory.overrides import overrides
 from vkllm.model.memory.placement import DoesNotFit, MatrixRows, Tiers
 from vkllm.model.spec import ModelSpec
 from vkllm.parameters import whole_number
@@ -293,7 +295,11 @@ class _Planner:
 
     def _place(self, n_ctx: int, capacities: list[tuple[Tier, int]]) -> MemoryPlan:
         needs, limits, n_layers = self.needs, self.limits, self.needs.spec.n_layers
-        tiers = Tiers(capacities, limits.max_buffer_bytes)
+        order = self._order()
+        matrices = self._tables(order)
+        in_tables = sum(part.n_bytes for rows in matrices.values() for part in rows)
+        rooms = [(tier, n - in_tables if tier is limits.spill_tier else n) for tier, n in capacities]
+        tiers = Tiers(rooms, limits.max_buffer_bytes)
         arena_bytes, vectors_bytes = needs.arena_bytes(n_ctx), needs.vectors_bytes()
         states_bytes = [needs.layer_states_bytes(layer) for layer in needs.spec.layers]
         cache_bytes = [
@@ -301,16 +307,14 @@ class _Planner:
         ]
         arena_tier = tiers.place(arena_bytes + vectors_bytes)
         cache_tiers = [tiers.place(n_bytes) for n_bytes in reversed(cache_bytes)][::-1]  # the last layer's first
-        matrices: dict[tuple[str, ...], tuple[MatrixRows, ...]] = {}
-        may_be_local, others = self._by_layers()
-        for weights in may_be_local:
+        for weights in (*order.fast, *(table for table in order.tables if table not in matrices)):
             matrices[weights] = self._rows(tiers, weights)
-        if others:
+        if order.slow:
             tiers.leave(Tier.LOCAL)
-        for weights in others:
+        for weights in order.slow:
             matrices[weights] = self._rows(tiers, weights)
 
-        held = {tier: vectors_bytes if tier is arena_tier else 0 for tier, _ in capacities}
+        held = {tier: vectors_bytes if tier is arena_tier else 0 for tier, _ in self.capacities()}
         read = dict(held)
         for weights, rows in matrices.items():
             for part in rows:
@@ -342,19 +346,18 @@ class _Planner:
     def _rows(self, tiers: Tiers, weights: tuple[str, ...]) -> tuple[MatrixRows, ...]:
         return tuple(rows for stack in stacks(weights, self.needs.tensors) for rows in tiers.place_rows(stack))
 
-    def _by_layers(self) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-        """Matrices that may lie in the LOCAL tier, in order, and those that -ngl or -ot keep out of it."""
-        ordered, n_gpu_layers = self.needs.matrices(), self.options.n_gpu_layers
+    def _order(self) -> Order:
         if self.limits.kind != "discrete":
-            return ordered, []
-        first_layer = -1 if n_gpu_layers is None else self.needs.spec.n_layers - n_gpu_layers
-        places = overrides(self.options.override_tensor)
+            return Order(tuple(self.needs.matrices()))
+        return order_on_card(self.needs, self.options.n_gpu_layers, self.options.override_tensor)
 
-        def may_be_local(weights: tuple[str, ...]) -> bool:
-            wanted = {place for name in weights if (place := place_of(name, places)) is not None}
-            return "CPU" not in wanted and ("GPU" in wanted or _layer(weights[0]) >= first_layer)
-
-        return [w for w in ordered if may_be_local(w)], [w for w in ordered if not may_be_local(w)]
+    def _tables(self, order: Order) -> dict[tuple[str, ...], tuple[MatrixRows, ...]]:
+        """Tables that lie in system memory, if it has room for them."""
+        tiers = Tiers(self.capacities()[1:], self.limits.max_buffer_bytes)
+        try:
+            return {weights: self._rows(tiers, weights) for weights in order.tables}
+        except DoesNotFit:
+            return {}
 
 
 def chosen_context(n_ctx: int | None, n_ctx_train: int) -> int:
@@ -377,11 +380,6 @@ def chosen_context(n_ctx: int | None, n_ctx_train: int) -> int:
             f"{n_ctx_train}, and 0 takes the longest that fits"
         )
     return n_ctx
-
-
-def _layer(tensor: str) -> int:
-    """The layer of a tensor; -1 outside the layers."""
-    return int(tensor.split(".")[1]) if tensor.startswith("blk.") else -1
 
 
 def _in_format(tensor: TensorInfo, name: str) -> TensorInfo:
