@@ -1,6 +1,7 @@
 // Q3_K: value = d (scale - 32) (q - 4), q three bits, scale six, one for 16 values. The bytes are 32 (q - 4), so that
-// the high bits in the plane, those of q - 4, bring its sign. A super-block of eight blocks: 16 words of low bits
-// (lib/bit_pairs.glsl), eight of high bits (lib/high_bits.glsl); the scales' low nibbles, their high pairs, d / 32.
+// the three bits of q - 4 in the plane bring its sign. A super-block of eight blocks: 16 words, two a block, and eight,
+// one a block. A byte of these three holds two numbers, the first above, and one or two bits of a third. For four blocks
+// two words of scales: bytes of one scale and two bits of the other, its other four bits, d.
 #define IS_SIGNED
 #define HAS_HALF_SCALES
 #ifndef SPLITS
@@ -11,7 +12,7 @@ layout(std430, binding = 1) readonly buffer ScalesByFour { uvec4 scale_words[]; 
 struct Weights {
   uvec2 low;
   uint high;
-  uvec4 scale;
+  uvec4 scale; // two of the words would do, but are slower on an H200
 };
 
 Weights load_weights(uint block) {
@@ -22,43 +23,45 @@ Weights load_weights(uint block) {
 uint first_words(Weights w) { return w.low.x | w.high | w.scale.x; }
 
 vec2 scales_of(Weights w, uint block) {
-  int shift = int(block % 8 * 4);
-  uint low = (block % 8 < 4 ? w.scale.x : w.scale.y) >> (block % 4 * 8);
-  uvec2 integers = uvec2(low & 15, bitfieldExtract(low, 4, 4)) |
-                   uvec2(bitfieldExtract(w.scale.z, shift, 2), bitfieldExtract(w.scale.z, shift + 2, 2)) << 4;
-  return uintBitsToFloat(w.scale.w) * (vec2(integers) - 32.0);
+  uvec2 words = block % 8 < 4 ? w.scale.xy : w.scale.zw;
+  uint low = words.x >> (block % 4 * 8), high = words.y >> (block % 4 * 4);
+  uvec2 integers = uvec2(low & 63, ((low >> 6) & 3) | ((high << 2) & 60));
+  return unpackHalf2x16(words.y).y * (vec2(integers) * 0.03125 - 1.0);
 }
 
 void unpack(Weights w, uint block, out uvec4 first, out uvec4 second) {
-  first = (uvec4(w.low.x << 5, w.low.x << 3, w.low.x << 1, w.low.x >> 1) & 0x60606060u) |
-          ((uvec4(w.high) << uvec4(7, 6, 5, 4)) & 0x80808080u);
-  second = (uvec4(w.low.y << 5, w.low.y << 3, w.low.y << 1, w.low.y >> 1) & 0x60606060u) |
-           ((uvec4(w.high) << uvec4(3, 2, 1, 0)) & 0x80808080u);
+  first = uvec4(w.low.x, w.low.x << 3, w.low.y, w.low.y << 3) & 0xe0e0e0e0u;
+  second.xy = uvec2(w.high, w.high << 3) & 0xe0e0e0e0u;
+  second.zw = ((w.low << 6) & 0xc0c0c0c0u) | ((uvec2(w.high) << uvec2(5, 4)) & 0x20202020u);
 }
 #else
-#include "lib/bit_pairs.glsl"
-#include "lib/high_bits.glsl"
 #define PARTS 8
+uint scale_bits(uint from, uint i) {
+  uint low = raw_word(from + i % 8) >> (i / 8 * 4), high = raw_word(from + 8 + i % 4) >> (i / 4 * 2);
+  return (low & 15) | (high & 3) << 4;
+}
+
 // 32 bytes of high bits, 64 of low bits, of which 32 are for four blocks, 12 of scales, d. Of the scales, low nibbles are
 // in bytes 0-7, the last eight above the first; high pairs in bytes 8-11, four in each.
 void split(uint unit, uint part) {
   uint from = 110 * unit, superblock = first_unit + unit, to = 24 * superblock;
+  uint bits[8]; // of q - 4
+  [[unroll]] for (uint w = 0; w < 8; w++) {
+    uint low = raw_word(from + 32 + part / 4 * 32 + 4 * w) >> (part % 4 * 2), high = ~raw_word(from + 4 * w) >> part;
+    bits[w] = (low & 0x03030303u) | (high & 0x01010101u) << 2;
+  }
   [[unroll]] for (uint i = 0; i < 2; i++) {
-    quants[to + 2 * part + i] = gathered_pairs(from + 32 + part / 4 * 32 + 16 * i, part % 4 * 2);
+    quants[to + 2 * part + i] = bits[2 * i] << 5 | bits[2 * i + 1] << 2 | ((bits[6 + i] >> 1) & 0x03030303u);
   }
-  quants[to + 16 + part] = ~gathered_bits(from, part);
-  if (part > 0) return;
-  uvec3 words = uvec3(raw_word(from + 96), raw_word(from + 100), raw_word(from + 104));
-  uvec3 joined = uvec3(0);
-  [[unroll]] for (uint i = 0; i < 8; i++) {
-    uint byte = words[i / 4] >> (i % 4 * 8);
-    joined.xy |= uvec2(byte & 15, (byte >> 4) & 15) << (4 * i);
-    [[unroll]] for (uint k = 0; k < 2; k++) {
-      uint scale = 2 * i + k;
-      joined.z |= ((words.z >> (scale % 4 * 8 + scale / 4 * 2)) & 3) << (2 * scale);
-    }
+  quants[to + 16 + part] = bits[4] << 5 | bits[5] << 2 | (bits[6] & 0x01010101u) | (bits[7] & 0x01010101u) << 1;
+  if (part > 1) return;
+  uint low = 0, high = raw_half(from + 108) << 16; // of four blocks
+  [[unroll]] for (uint i = 0; i < 4; i++) {
+    uint first = scale_bits(from + 96, 8 * part + 2 * i), second = scale_bits(from + 96, 8 * part + 2 * i + 1);
+    low |= (first | (second & 3) << 6) << (8 * i);
+    high |= second >> 2 << (4 * i);
   }
-  [[unroll]] for (uint i = 0; i < 3; i++) scales[4 * superblock + i] = joined[i];
-  scales[4 * superblock + 3] = floatBitsToUint(unpackHalf2x16(raw_half(from + 108)).x / 32.0);
+  scales[4 * superblock + 2 * part] = low;
+  scales[4 * superblock + 2 * part + 1] = high;
 }
 #endif

@@ -6,6 +6,7 @@ import pytest
 from random_weights import quantized
 
 from vkllm.errors import UnsupportedModel
+from vkllm.formats.blocks import FP4_CODES, IQ4_CODES
 from vkllm.formats.quants import FORMATS, dequantize, dequantize_q16, quantize_q16, split_planes, weight_format
 
 
@@ -74,8 +75,13 @@ def value_in_planes(fmt: str, quants: list[int], scales: list[int], block: int, 
     """Value i of a block of a unit, read from its planes as formats/blocks.py and superblocks.py describe them."""
     word, byte, i_half = i // 4, i % 4, i // 16
     if fmt in ("IQ4_NL", "IQ4_XS", "MXFP4"):
-        q = quants[4 * block + i // 8] >> (i % 8 * 4) & 15
-    elif fmt in ("Q2_K", "Q3_K"):
+        code = sum((quants[4 * block + k] >> (8 * byte + word) & 1) << k for k in range(4))
+        q = (FP4_CODES if fmt == "MXFP4" else IQ4_CODES).tolist().index(code)
+    elif fmt == "Q3_K":
+        third = (quants[2 * block + word % 2] & 0x3030303) << 1 | quants[16 + block] >> word % 2 & 0x1010101
+        fields = [*quants[2 * block : 2 * block + 2], quants[16 + block]]
+        q = (third if word > 5 else fields[word // 2] >> (2 if word % 2 else 5)) >> 8 * byte & 7
+    elif fmt == "Q2_K":
         q = quants[2 * block + i_half] >> (8 * byte + 2 * (word % 4)) & 3
     else:
         q = quants[4 * block + word % 4] >> (8 * byte + i_half * 4) & 15
@@ -96,10 +102,9 @@ def value_in_planes(fmt: str, quants: list[int], scales: list[int], block: int, 
         both = scales[block // 2] >> (16 * (block % 2) + 8 * i_half)
         return half(scales[4]) * (both & 15) * q - half(scales[4], 1) * (both >> 4 & 15)
     if fmt == "Q3_K":
-        q |= (quants[16 + block] >> (8 * byte + word) & 1) << 2
-        at = 2 * block + i_half
-        scale = (scales[at // 8] >> at % 8 * 4 & 15) + (scales[2] >> 2 * at & 3) * 16
-        return 32 * single(scales[3]) * (scale - 32) * (q - 8 * (q > 3))
+        low, high = scales[2 * (block // 4)] >> 8 * (block % 4) & 255, scales[2 * (block // 4) + 1]
+        scale = low >> 6 | (high >> 4 * (block % 4) & 15) << 2 if i_half else low & 63
+        return half(high, 1) * (scale - 32) * (q - 8 * (q > 3))
     if fmt == "Q6_K":
         high = quants[32 + 2 * block + i_half] >> (8 * byte + 2 * (word % 4)) & 3
         scale = signed(scales[block // 2], 2 * (block % 2) + i_half)

@@ -42,3 +42,25 @@ def test_embed(device: Device, fmt: str, columns: int, parts: list[tuple[int, in
     wanted = scale * dequantize(raw, fmt, (50, columns))[tokens]
     # a fused multiply-add may round d * q + m once where numpy rounds twice
     assert np.allclose(floats(x, wanted.shape), wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_all_scales_of_mxfp4(device: Device) -> None:
+    raw = np.tile(np.arange(-1, 16).astype(np.uint8) * np.uint8(17), (256, 1))  # all values, behind the scale
+    raw[:, 0] = np.arange(256)
+    x, step = poisoned(device, 256 * 32), step_buffer(device, range(256), range(256))
+    device.run(
+        [
+            device.dispatch(
+                KERNELS["embed"],
+                (*planes(device, raw.reshape(-1), "MXFP4"), x, step),
+                constants=(64, 32, float_bits(1.0)),
+                groups=(1, 256),
+                push=(0, 256),
+                weight_format="MXFP4",
+            )
+        ]
+    )
+    with np.errstate(over="ignore"):
+        wanted = dequantize(raw, "MXFP4", (256, 32))
+    # a device may take what is not normalized for 0
+    assert np.allclose(floats(x, wanted.shape), wanted, rtol=0, atol=2.0**-126)

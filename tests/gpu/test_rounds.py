@@ -202,7 +202,6 @@ LOOPS = {
     "lib/matmul_tile.glsl": ["uint first = 0; first < BLOCKS; first += STEPS_AHEAD * TILE_BLOCKS"],
     "lib/workgroup_sum.glsl": ["uint i = 0; i < N_SUBGROUPS; i++"],
     "lib/codebook.glsl": ["uint i = gl_LocalInvocationIndex; i < CODEBOOK_WORDS; i += gl_WorkGroupSize.x"],
-    "lib/nibble_values.glsl": ["uint i = gl_LocalInvocationIndex; i < 256; i += gl_WorkGroupSize.x"],
     "lib/chain.glsl": ["uint polls = 1; polls <= MOST_POLLS && !has_ended; polls++"],
 }
 ELSEWHERE = {"start_order.comp"}  # is run on NVIDIA's driver only

@@ -52,10 +52,11 @@ def nibble_words(integers: Bytes) -> Words:
     return words(joined(low[..., :16], low[..., 16:], 4))
 
 
-def neighbour_words(integers: Bytes) -> Words:
-    """(n, blocks, 32) -> (n, 4 blocks): byte j of a block holds the low four bits of values 2 j and 2 j + 1."""
-    low = bits(integers, 0, 4)
-    return words(joined(low[..., ::2], low[..., 1::2], 4))
+def code_words(numbers: Bytes, codes: Bytes) -> Words:
+    """Numbers of four bits (n, blocks, 32) -> (n, 4 blocks): word k of a block holds bit k of the code of each, as in
+    bit_words."""
+    planes = [bits(codes[numbers], k, 1) for k in range(4)]
+    return bit_words(np.stack(planes, axis=2))
 
 
 def pair_words(pairs: Bytes) -> Words:

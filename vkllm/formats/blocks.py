@@ -17,7 +17,8 @@ Their planes (`quants.py` says what a plane is):
     quants, Q4_0 and Q4_1, 4 words a block     as in the file
     Q5_0, Q5_1, 40 words for 8 blocks          as Q4_0, then a word a block: bit 8 j + w is value 4 w + j's high bit
     Q8_0, 8 words a block                      as in the file
-    IQ4_NL, MXFP4, NVFP4, 4 words a block      byte j holds values 2 j and 2 j + 1
+    IQ4_NL, MXFP4, NVFP4, 4 words a block      word k holds bit k of IQ4_CODES[q] or FP4_CODES[q]: bit 8 j + w is
+                                               value 4 w + j's
     scales, Q4_0, Q5_0, Q8_0, IQ4_NL           d, two blocks a word
     Q4_1, Q5_1                                 d and m, a block a word
     MXFP4, NVFP4                               bytes as in the file, of four blocks or of two a word
@@ -36,9 +37,9 @@ from vkllm.formats.bits import (
     bit_words,
     bits,
     bits_of_words,
+    code_words,
     f16,
     joined,
-    neighbour_words,
     nibble_words,
     nibbles,
     words,
@@ -47,8 +48,14 @@ from vkllm.formats.bits import (
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 """What the four bits of IQ4_NL and IQ4_XS stand for."""
 
+IQ4_CODES = np.array([0, 2, 6, 14, 7, 15, 1, 3, 8, 4, 10, 5, 12, 9, 11, 13], np.uint8)
+"""The four bits in the plane for each of them (`shaders/lib/iq4_values.glsl`)."""
+
 FP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 """Twice what four bits of MXFP4 stand for: a sign, two bits of exponent, one of mantissa."""
+
+FP4_CODES = np.array([4, 5, 9, 13, 12, 1, 2, 10, 4, 15, 11, 7, 6, 3, 14, 0], np.uint8)
+"""The four bits in the plane for each of them (`shaders/lib/fp4_values.glsl`); minus zero has those of zero."""
 
 
 def f32(raw: Bytes) -> Floats:
@@ -133,19 +140,19 @@ def split_q5_1(units: Bytes) -> tuple[Words, Words]:
 def split_iq4_nl(units: Bytes) -> tuple[Words, Words]:
     """Splits (n, 36) -> planes (n, 8) and (n, 1)."""
     blocks = units.reshape(len(units), 2, 18)
-    return neighbour_words(nibbles(blocks[:, :, 2:])), words(blocks[:, :, :2])
+    return code_words(nibbles(blocks[:, :, 2:]), IQ4_CODES), words(blocks[:, :, :2])
 
 
 def split_mxfp4(units: Bytes) -> tuple[Words, Words]:
     """Splits (n, 68) -> planes (n, 16) and (n, 1)."""
     blocks = units.reshape(len(units), 4, 17)
-    return neighbour_words(nibbles(blocks[:, :, 1:])), words(blocks[:, :, :1])
+    return code_words(nibbles(blocks[:, :, 1:]), FP4_CODES), words(blocks[:, :, :1])
 
 
 def split_nvfp4(units: Bytes) -> tuple[Words, Words]:
     """Splits (n, 36) -> planes (n, 8) and (n, 1)."""
     integers = nibbles(units[:, 4:].reshape(len(units), 4, 8))
-    return neighbour_words(integers.reshape(len(units), 2, 32)), words(units[:, :4])
+    return code_words(integers.reshape(len(units), 2, 32), FP4_CODES), words(units[:, :4])
 
 
 def _five_bits(raw: Bytes) -> Bytes:

@@ -27,9 +27,6 @@ from vkllm.formats.superblocks import SUPERBLOCK
 BLOCK = 32
 """Values in a block of shaders and of activations; columns are a multiple of it."""
 
-NIBBLES = 256
-"""Words of the table of `shaders/lib/nibble_values.glsl`."""
-
 
 @dataclass(frozen=True)
 class Format:
@@ -159,10 +156,10 @@ FORMATS = {
         Format("Q4_K", SUPERBLOCK, 144, SUPERBLOCK, 32, 4, superblocks.q4_k, superblocks.split_q4_k),
         Format("Q5_K", SUPERBLOCK, 176, SUPERBLOCK, 40, 4, superblocks.q5_k, superblocks.split_q5_k),
         Format("Q6_K", SUPERBLOCK, 210, SUPERBLOCK, 48, 5, superblocks.q6_k, superblocks.split_q6_k),
-        Format("IQ4_NL", 32, 18, 64, 8, 1, blocks.iq4_nl, blocks.split_iq4_nl, NIBBLES),
-        Format("IQ4_XS", SUPERBLOCK, 136, SUPERBLOCK, 32, 2, superblocks.iq4_xs, superblocks.split_iq4_xs, NIBBLES),
-        Format("MXFP4", 32, 17, 128, 16, 1, blocks.mxfp4, blocks.split_mxfp4, NIBBLES),
-        Format("NVFP4", 64, 36, 64, 8, 1, blocks.nvfp4, blocks.split_nvfp4, NIBBLES),
+        Format("IQ4_NL", 32, 18, 64, 8, 1, blocks.iq4_nl, blocks.split_iq4_nl),
+        Format("IQ4_XS", SUPERBLOCK, 136, SUPERBLOCK, 32, 2, superblocks.iq4_xs, superblocks.split_iq4_xs),
+        Format("MXFP4", 32, 17, 128, 16, 1, blocks.mxfp4, blocks.split_mxfp4),
+        Format("NVFP4", 64, 36, 64, 8, 1, blocks.nvfp4, blocks.split_nvfp4),
         _of_grid("IQ1_S", 50, 8, 5, 1024, grids.iq1_s, grids.split_in_order((slice(2, 34),), (slice(34, 50),), 0, 8)),
         _of_grid("IQ1_M", 56, 8, 6, 1024, grids.iq1_m, grids.split_iq1_m),
         _of_grid("IQ2_XXS", 66, 16, 1, 128, grids.iq2_xxs, grids.split_in_order((slice(2, 66),), (), 0, 4)),

@@ -13,13 +13,16 @@ Its planes (`quants.py` says what a plane is) hold the same bits in an order tha
     quants, Q4_K, Q5_K, Q6_K  32 words: as Q4_0, low four bits of q: byte j of a block holds values j and j + 16
       + Q5_K     8 words: bit 8 j + w of a block's word is the high bit of value 4 w + j
       + Q6_K    16 words: bits 8 j + 2 w of a half block's word are the high bits of value 4 w + j, as those of q - 32
-    quants, Q2_K, Q3_K  16 words: bits 8 j + 2 w of a half block's word are the low bits of value 4 w + j
-      + Q3_K     8 words: bit 8 j + w of a block's word is the high bit of value 4 w + j, as that of q - 4
-    quants, IQ4_XS      32 words: byte j of a block holds values 2 j and 2 j + 1
+    quants, Q2_K        16 words: bits 8 j + 2 w of a half block's word are the low bits of value 4 w + j
+    quants, Q3_K        16 words, two a block, and 8 words, one a block, of which the i-th has in byte j the three bits
+                        of q - 4 of values 8 i + j, at bit 5, and 8 i + 4 + j, at bit 2; at bit 0 the first two have
+                        the upper two bits of values 24 + j and 28 + j, the third the lowest of both
+    quants, IQ4_XS      32 words: as IQ4_NL
     scales, Q4_K and Q5_K: d and dmin; then for each block, at bits 4 block, low four bits of its scale; of its
                 minimum; the scale's high two bits below the minimum's: 4 words
     scales, Q2_K: sixteen bytes as in the file, a scale below its minimum; d and dmin: 5 words
-    scales, Q3_K: low four bits of sixteen scales; their high two bits; d / 32 as float32: 4 words
+    scales, Q3_K, two words for four blocks: a byte each of the first scale and, above, the second's low two bits;
+                then, four bits each, the second's others, and above them d: 4 words
     scales, Q6_K: sixteen scales as signed bytes, d / 4 as float32: 5 words
     scales, IQ4_XS: as in the file, d and the scales' high two bits; their low four bits: 2 words
 
@@ -40,15 +43,15 @@ from vkllm.formats.bits import (
     Words,
     bit_words,
     bits,
+    code_words,
     f16,
     joined,
-    neighbour_words,
     nibble_words,
     nibbles,
     pair_words,
     words,
 )
-from vkllm.formats.blocks import IQ4_VALUES
+from vkllm.formats.blocks import IQ4_CODES, IQ4_VALUES
 
 SUPERBLOCK = 256
 """Values in a super-block."""
@@ -101,12 +104,19 @@ def split_q2_k(raw: Bytes) -> tuple[Words, Words]:
 
 def split_q3_k(raw: Bytes) -> tuple[Words, Words]:
     """Splits (n, 110) -> planes (n, 24) and (n, 4)."""
-    integers, scales = _q3(raw), _q3_scales(raw)
-    quants = [pair_words(bits(integers, 0, 2)), bit_words(bits(integers, 2, 1) ^ np.uint8(1))]
-    low = words(joined(bits(scales[:, ::2], 0, 4), bits(scales[:, 1::2], 0, 4), 4))
-    high = words((bits(scales, 4, 2).reshape(-1, 4, 4) << FOUR.T).sum(axis=2, dtype=np.uint8))
-    d = (f16(raw[:, 108:]) / 32).astype(np.float32).view(np.uint32)
-    return np.concatenate(quants, axis=1), np.concatenate([low, high, d], axis=1)
+    q = (_q3(raw) ^ np.uint8(4)).reshape(-1, 8, 8, 4)  # q - 4 in two's complement
+    upper, lowest = bits(q[:, :, 6:], 1, 2), bits(q[:, :, 6:], 0, 1)
+    low = joined(upper, joined(q[:, :, 1:4:2], q[:, :, :4:2], 3), 2)
+    high = joined(joined(lowest[:, :, 0], lowest[:, :, 1], 1), joined(q[:, :, 5], q[:, :, 4], 3), 2)
+    first, second = _q3_scales(raw).reshape(-1, 8, 2).transpose(2, 0, 1)
+    bytes_of_first = joined(first, bits(second, 0, 2), 6).reshape(-1, 2, 4)
+    of_second = bits(second, 2, 4).reshape(-1, 2, 2, 2)
+    others = joined(of_second[..., 0], of_second[..., 1], 4)
+    d = np.broadcast_to(raw[:, None, 108:], others.shape)
+    return (
+        np.concatenate([words(low), words(high)], axis=1),
+        words(np.concatenate([bytes_of_first, others, d], axis=2)),
+    )
 
 
 def split_q4_k(raw: Bytes) -> tuple[Words, Words]:
@@ -130,7 +140,7 @@ def split_q6_k(raw: Bytes) -> tuple[Words, Words]:
 
 def split_iq4_xs(raw: Bytes) -> tuple[Words, Words]:
     """Splits (n, 136) -> planes (n, 32) and (n, 2)."""
-    return neighbour_words(nibbles(raw[:, 8:].reshape(-1, 8, 16))), words(raw[:, :8])
+    return code_words(nibbles(raw[:, 8:].reshape(-1, 8, 16)), IQ4_CODES), words(raw[:, :8])
 
 
 def _two_bits(raw: Bytes) -> Bytes:
