@@ -27,7 +27,6 @@ from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.program.decode import Decode
 from vkllm.gpu.program.fitting import fitted_to_layers
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, MAX_ROWS, TOP_K, TOP_LOGITS
-from vkllm.gpu.program.missing import check_kernels
 from vkllm.gpu.program.operations import Operations
 from vkllm.gpu.program.rounds import check_rounds
 from vkllm.gpu.program.step import Draw, Row, StepSlots
@@ -79,10 +78,8 @@ class Program:
         """n_ctx: tokens of context, or 0 for the longest that costs no speed; `plan.n_ctx` says which. choices: for
         this device; the table's by default.
 
-        Raises UnsupportedModel or OutOfDeviceMemory before anything is loaded, DeviceError or ModelFileError while
-        loading.
+        Raises OutOfDeviceMemory before anything is loaded, DeviceError or ModelFileError while loading.
         """
-        check_kernels(spec, path)
         info, options = device.info, options or PlanOptions()
         self.plan = plan(spec, tensors, device_limits(info), n_ctx, MAX_ROWS, HEAD_ROWS, options)
         self.device = device
