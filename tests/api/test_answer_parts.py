@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gguf import TokenType
 from tiny_gguf import N_BYTES, byte_tokens, write_tiny_gguf
 
 from vkllm import LLM, AsyncLLM, Generation, InvalidParameter, ToolCall
+from vkllm.engine.process.handle import EngineProcess
 
 MakeLLM = Callable[..., LLM]
 
@@ -38,11 +40,22 @@ MARKERS = "{# <think></think><tool_call><function= #}{% if tools %}{% endif %}"
 ECHO = MARKERS + "{{ '<|im_start|>' + messages[-1].content + '<|im_end|>' }}"
 
 
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    """A model that answers what the last message says."""
+    path = write_tiny_gguf(tmp_path_factory.mktemp("echo") / "echo.gguf", template=ECHO, n_ctx=2048)
+    factory = functools.partial(EngineProcess, factory="fake_engine:FakeEngine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vkllm.api.loading.EngineProcess", factory)
+        with LLM(path) as made:
+            yield made
+
+
 @pytest.fixture
 def echo(fake_llm: MakeLLM, tmp_path: Path) -> Callable[..., LLM]:
-    """Makes a model that answers what the last message says."""
+    """Makes such a model with another template."""
 
-    def make(template: str = ECHO, **fields: Any) -> LLM:
+    def make(template: str, **fields: Any) -> LLM:
         path = write_tiny_gguf(tmp_path / "echo.gguf", template=template, n_ctx=2048, fields=fields)
         return fake_llm(model=path)
 
@@ -57,8 +70,7 @@ def parts(answer: Generation) -> tuple[str, str, list[tuple[str, dict[str, Any]]
     return answer.reasoning, answer.text, [(call.name, call.arguments) for call in answer.tool_calls]
 
 
-def test_an_answer_has_its_reasoning_and_calls(echo: MakeLLM) -> None:
-    llm = echo()
+def test_an_answer_has_its_reasoning_and_calls(llm: LLM) -> None:
     answer = llm.chat(said(f"<think>\nHm.\n</think>\n\nLook:\n{CALL}\n{XML}"), tools=TOOLS)
     assert parts(answer) == ("Hm.", "Look:", [("weather", ROME), ("weather", {"city": "7", "days": 7})])
     assert answer.finish_reason == "stop"
@@ -70,8 +82,8 @@ def test_an_answer_has_its_reasoning_and_calls(echo: MakeLLM) -> None:
     assert llm.chat(said("Hi"), tools=TOOLS).message == {"role": "assistant", "content": "Hi"}
 
 
-def test_a_stream_has_the_same_parts_as_they_come(echo: MakeLLM) -> None:
-    stream = echo().chat(said(f"<think>Hm.</think>Look: {CALL}"), tools=TOOLS, stream=True)
+def test_a_stream_has_the_same_parts_as_they_come(llm: LLM) -> None:
+    stream = llm.chat(said(f"<think>Hm.</think>Look: {CALL}"), tools=TOOLS, stream=True)
     pieces = list(stream)
     assert "".join(piece.reasoning for piece in pieces) == stream.result().reasoning == "Hm."
     assert "".join(pieces) == stream.result().text == "Look:"
@@ -80,8 +92,7 @@ def test_a_stream_has_the_same_parts_as_they_come(echo: MakeLLM) -> None:
     assert all(piece or piece.reasoning or piece.tool_calls for piece in pieces)
 
 
-def test_an_answer_for_asyncio_has_the_same_parts(echo: MakeLLM) -> None:
-    llm = echo()
+def test_an_answer_for_asyncio_has_the_same_parts(llm: LLM) -> None:
 
     async def main() -> tuple[Generation, list[str]]:
         shared = AsyncLLM(llm)
@@ -93,8 +104,7 @@ def test_an_answer_for_asyncio_has_the_same_parts(echo: MakeLLM) -> None:
     assert parts(answer) == ("Hm.", "Look:", [("weather", ROME)]) and "".join(pieces) == "Hm.Look:"
 
 
-def test_without_tools_calls_are_text_and_raw_prompts_are_all_text(echo: MakeLLM) -> None:
-    llm = echo()
+def test_without_tools_calls_are_text_and_raw_prompts_are_all_text(llm: LLM) -> None:
     assert parts(llm.chat(said(f"<think>Hm.</think>{CALL}"))) == ("Hm.", CALL, [])
     assert parts(llm.generate(f"<|im_start|><think>Hm.</think>{CALL}<|im_end|>")) == (
         "",
@@ -103,8 +113,8 @@ def test_without_tools_calls_are_text_and_raw_prompts_are_all_text(echo: MakeLLM
     )
 
 
-def test_a_call_that_the_limit_cuts_is_text(echo: MakeLLM) -> None:
-    answer = echo().chat(said(f"Look: {CALL}"), tools=TOOLS, max_tokens=30)
+def test_a_call_that_the_limit_cuts_is_text(llm: LLM) -> None:
+    answer = llm.chat(said(f"Look: {CALL}"), tools=TOOLS, max_tokens=30)
     assert parts(answer) == ("", f"Look: {CALL}"[:30], []) and answer.finish_reason == "length"
 
 
@@ -136,14 +146,14 @@ def test_markers_that_are_control_tokens_are_seen(echo: MakeLLM) -> None:
         llm.close()
 
 
-def test_stop_strings_end_an_answer_where_it_was_written(echo: MakeLLM) -> None:
-    answer = echo().chat(said(f"<think>Hm.</think>Look: {CALL} more"), tools=TOOLS, stop="</tool_call>")
+def test_stop_strings_end_an_answer_where_it_was_written(llm: LLM) -> None:
+    answer = llm.chat(said(f"<think>Hm.</think>Look: {CALL} more"), tools=TOOLS, stop="</tool_call>")
     assert parts(answer) == ("Hm.", "Look:", [("weather", ROME)])
-    assert parts(echo().chat(said("<think>Hm. So.</think>A"), stop=" So")) == ("Hm.", "", [])
+    assert parts(llm.chat(said("<think>Hm. So.</think>A"), stop=" So")) == ("Hm.", "", [])
 
 
-def test_openais_shape_of_a_message(echo: MakeLLM) -> None:
-    made = echo().chat.completions.create(messages=said(f"<think>Hm.</think>{CALL}"), tools=TOOLS)
+def test_openais_shape_of_a_message(llm: LLM) -> None:
+    made = llm.chat.completions.create(messages=said(f"<think>Hm.</think>{CALL}"), tools=TOOLS)
     choice = made.choices[0]
     assert (choice.finish_reason, choice.message.content, choice.message.reasoning_content) == (
         "tool_calls",
@@ -157,9 +167,9 @@ def test_openais_shape_of_a_message(echo: MakeLLM) -> None:
     assert json.loads(call.function.arguments) == ROME
 
 
-def test_openais_shape_of_chunks(echo: MakeLLM) -> None:
+def test_openais_shape_of_chunks(llm: LLM) -> None:
     messages = said(f"<think>Hm.</think>Look: {CALL}{CALL}")
-    chunks = list(echo().chat.completions.create(messages=messages, tools=TOOLS, stream=True))
+    chunks = list(llm.chat.completions.create(messages=messages, tools=TOOLS, stream=True))
     for chunk in chunks:
         openai.types.chat.ChatCompletionChunk.model_validate(chunk.model_dump())
     deltas = [chunk.choices[0].delta for chunk in chunks]
@@ -172,8 +182,8 @@ def test_openais_shape_of_chunks(echo: MakeLLM) -> None:
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["tool_calls"]
 
 
-def test_openais_reason_of_an_answer_without_or_with_cut_calls(echo: MakeLLM) -> None:
-    create = echo().chat.completions.create
+def test_openais_reason_of_an_answer_without_or_with_cut_calls(llm: LLM) -> None:
+    create = llm.chat.completions.create
     plain = create(messages=said("Hi"), tools=TOOLS).choices[0]
     assert (plain.finish_reason, plain.message.content, plain.message.tool_calls) == ("stop", "Hi", None)
     cut = create(messages=said(CALL), tools=TOOLS, max_tokens=20).choices[0]
@@ -194,6 +204,6 @@ def test_a_message_goes_back_into_the_conversation(echo: MakeLLM) -> None:
         assert llm.chat([*said(CALL), message, result], tools=TOOLS).text == "sunny"
 
 
-def test_tools_that_are_no_tools_are_refused(echo: MakeLLM) -> None:
+def test_tools_that_are_no_tools_are_refused(llm: LLM) -> None:
     with pytest.raises(InvalidParameter, match="tool 0"):
-        echo().chat(said("Hi"), tools=["weather"])  # type: ignore[list-item]
+        llm.chat(said("Hi"), tools=["weather"])  # type: ignore[list-item]
