@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from answer_cases import CASES, TOOLS, Call, Case
 
-from vkllm.text.answers.choice import answer_form
+from vkllm.text.answers.choice import AnswerForm, answer_form
 from vkllm.text.answers.parser import AnswerParser
 from vkllm.text.answers.parts import Parts
 from vkllm.text.answers.tools import Tools
@@ -14,8 +16,15 @@ Taken = tuple[str, str, list[Call]]
 
 
 def parser(case: Case, *, has_tools: bool = True) -> AnswerParser:
-    form = answer_form(case.marker, lambda text: False)
-    return AnswerParser(form, Tools(TOOLS if has_tools else []), is_thinking=case.is_open)
+    return AnswerParser(form(case.marker), ALL_TOOLS if has_tools else Tools(), is_thinking=case.is_open)
+
+
+ALL_TOOLS = Tools(TOOLS)
+
+
+@functools.cache
+def form(marker: str) -> AnswerForm:
+    return answer_form(marker, lambda text: False)
 
 
 def taken(parts: Parts) -> Taken:

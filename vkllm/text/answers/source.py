@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -85,11 +86,9 @@ class Source:
     def accept(self, *literals: str) -> Reading[str]:
         """Takes the literal that comes here, the longest of several; "" if none does."""
         while True:
-            rest = self._text[self.position : self.position + max(map(len, literals))]
-            found = max((literal for literal in literals if rest.startswith(literal)), key=len, default="")
-            may_become_longer = any(
-                literal.startswith(rest) and len(literal) > max(len(rest), len(found)) for literal in literals
-            )
+            found = max([text for text in literals if self._text.startswith(text, self.position)], key=len, default="")
+            n_left = len(self._text) - self.position
+            may_become_longer = any(n_left < len(text) and text.startswith(self.rest) for text in literals)
             if not may_become_longer or not (yield from self.more()):
                 self.position += len(found)
                 return found
@@ -102,7 +101,7 @@ class Source:
 
     def until(self, *literals: str) -> Reading[tuple[str, str]]:
         """The text before the first of the literals, and that literal; both are read. Raises Unfinished."""
-        markers = Markers(literals)
+        markers = markers_of(literals)
         start = seen = self.position
         while True:
             if found := markers.find(self._text, seen):
@@ -140,6 +139,12 @@ class Markers:
         n = next((n for n in longest if text[-n:] in self._beginnings), 0)
         kept = text[: len(text) - n]
         return n + len(kept) - len(kept.rstrip()) if self.longest else 0
+
+
+@lru_cache(maxsize=256)
+def markers_of(literals: tuple[str, ...]) -> Markers:
+    """The markers of these literals, which are often the same."""
+    return Markers(literals)
 
 
 def whole(text: str, read: Callable[[Source], Reading[T]]) -> T:
