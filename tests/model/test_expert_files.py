@@ -115,11 +115,18 @@ def test_tensors_of_experts_must_be_there_and_fit(tmp_path: Path, of_layer: dict
 
 @pytest.mark.parametrize(
     "tensor", ["exp_probs_b.bias", "ffn_gate_exps.bias", "ffn_gate_inp.bias", "ffn_up_shexp.weight", "ffn_gate.weight",
-               "ffn_gate_up_exps.weight", "ffn_gate.0.weight", "ffn_up_exps.input_scale", "ffn_gate_inp.scale"],
+               "ffn_gate_up_exps.weight", "ffn_up_exps.input_scale", "ffn_gate_inp.scale"],
 )  # fmt: skip
 def test_tensors_that_a_family_does_not_compute_are_named(tmp_path: Path, tensor: str) -> None:
     with pytest.raises(UnsupportedModel, match=rf"'blk\.0\.{tensor}' and 1 more, which vkllm does not compute"):
         spec_of(tmp_path, QWEN, of_layer={tensor: (D,)})
+
+
+def test_files_with_a_tensor_for_each_expert_are_told_from_others(tmp_path: Path) -> None:
+    with pytest.raises(
+        UnsupportedModel, match=r"'blk\.0\.ffn_up\.7\.weight' .*, of one expert, as files made before Apri"
+    ):
+        spec_of(tmp_path, QWEN, of_layer={"ffn_up.7.weight": (48, D)})
 
 
 def test_experts_may_have_any_format_that_their_columns_allow(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from vkllm.model.ops import Matvec
 from vkllm.model.spec import ModelSpec, Rope
 
 _LAYER = re.compile(r"blk\.(0|[1-9]\d{0,9})\.(.+)", re.DOTALL)
+_ONE_EXPERT = re.compile(r"ffn_(gate|up|down)\.\d+\.weight")
 
 
 def check_numbers(spec: ModelSpec, metadata: Metadata) -> None:
@@ -115,12 +116,11 @@ def _refuse_others(spec: ModelSpec, metadata: Metadata, others: list[str]) -> No
     if not others:
         return
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-    match = _LAYER.fullmatch(others[0])
-    reason = (
-        f", of a layer behind the {spec.n_layers} that its metadata counts"
-        if match is not None and int(match[1]) >= spec.n_layers
-        else ""
-    )
+    match, reason = _LAYER.fullmatch(others[0]), ""
+    if match is not None and int(match[1]) >= spec.n_layers:
+        reason = f", of a layer behind the {spec.n_layers} that its metadata counts"
+    elif match is not None and _ONE_EXPERT.fullmatch(match[2]):
+        reason = ", of one expert, as files made before April 2024 have them"
     raise UnsupportedModel(
         f"{metadata.path}: it has the tensor {shown(others[0])}{more}{reason}, which vkllm does not compute for "
         f"{spec.architecture} models, so its answers would be wrong; take another model, or another file of it."
