@@ -1,6 +1,6 @@
 """Writes a GGUF of a published shape with random weights, to measure its speed without a download.
 
-    scripts/random_gguf.py OUT.gguf qwen3-30b-a3b|gpt-oss-20b
+    scripts/random_gguf.py OUT.gguf qwen3-30b-a3b|gpt-oss-20b|qwen3.5-27b
 
 The vocabulary is made up, and the text that such a model generates is noise. llama.cpp reads these files too.
 """
@@ -46,6 +46,8 @@ class RandomFile:
                     self._writer.add_string(key, value)
                 case float():
                     self._writer.add_float32(key, value)
+                case list():
+                    self._writer.add_array(key, value)
                 case _:
                     self._writer.add_uint32(key, value)
 
@@ -167,7 +169,52 @@ def gpt_oss_20b(path: Path) -> None:
     file.close()
 
 
-SHAPES = {"qwen3-30b-a3b": qwen3_30b_a3b, "gpt-oss-20b": gpt_oss_20b}
+def qwen35_27b(path: Path) -> None:
+    """Like Qwen3.5-27B: three of four layers are delta nets; all matrices in Q4_K, but gates of delta nets in F32."""
+    d, n_heads, n_kv, head_dim, d_ff, n_vocab, n_layers, fmt = 5120, 24, 4, 256, 17_408, 248_320, 64, "Q4_K"
+    n_k, n_v, state, n_kernel = 16, 48, 128, 4
+    k, v = n_k * state, n_v * state
+    file = RandomFile(path, "qwen35")
+    file.settings(
+        block_count=n_layers, context_length=262_144, embedding_length=d, feed_forward_length=d_ff,
+        attention__head_count=n_heads, attention__head_count_kv=n_kv, attention__key_length=head_dim,
+        attention__value_length=head_dim, attention__layer_norm_rms_epsilon=1e-6, rope__freq_base=1e7,
+        rope__dimension_count=64, rope__dimension_sections=[11, 11, 10, 0], ssm__conv_kernel=n_kernel,
+        ssm__inner_size=v, ssm__state_size=state, ssm__time_step_rank=n_v, ssm__group_count=n_k,
+        full_attention_interval=4,
+    )  # fmt: skip
+    file.vocabulary(n_vocab)
+    file.matrix("token_embd", fmt, n_vocab, d)
+    for i in range(n_layers):
+        layer = f"blk.{i}."
+        file.norm(layer + "attn_norm", d)
+        file.norm(layer + "post_attention_norm", d)
+        if i % 4 == 3:
+            file.matrix(layer + "attn_q", fmt, 2 * n_heads * head_dim, d)
+            file.matrix(layer + "attn_k", fmt, n_kv * head_dim, d)
+            file.matrix(layer + "attn_v", fmt, n_kv * head_dim, d)
+            file.matrix(layer + "attn_output", fmt, d, n_heads * head_dim)
+            file.norm(layer + "attn_q_norm", head_dim)
+            file.norm(layer + "attn_k_norm", head_dim)
+        else:
+            file.matrix(layer + "attn_qkv", fmt, 2 * k + v, d)
+            file.matrix(layer + "attn_gate", fmt, v, d)
+            file.numbers(layer + "ssm_conv1d.weight", 2 * k + v, n_kernel)
+            file.numbers(layer + "ssm_dt.bias", n_v)
+            file.numbers(layer + "ssm_a", n_v)
+            file.numbers(layer + "ssm_alpha.weight", n_v, d)
+            file.numbers(layer + "ssm_beta.weight", n_v, d)
+            file.norm(layer + "ssm_norm", state)
+            file.matrix(layer + "ssm_out", fmt, d, v)
+        file.matrix(layer + "ffn_gate", fmt, d_ff, d)
+        file.matrix(layer + "ffn_up", fmt, d_ff, d)
+        file.matrix(layer + "ffn_down", fmt, d, d_ff)
+    file.norm("output_norm", d)
+    file.matrix("output", fmt, n_vocab, d)
+    file.close()
+
+
+SHAPES = {"qwen3-30b-a3b": qwen3_30b_a3b, "gpt-oss-20b": gpt_oss_20b, "qwen3.5-27b": qwen35_27b}
 
 if __name__ == "__main__":
     if len(sys.argv) != 3 or sys.argv[2] not in SHAPES:
