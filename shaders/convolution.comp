@@ -43,26 +43,29 @@ layout(std430, binding = 6) writeonly buffer YScales { vec2 y_scales[]; };
 #include "lib/states.glsl"
 #include "lib/q16.glsl"
 
-// what is convolved, in a row of the step or in one of the tokens before it
-float source(int row, uint column) {
-  if (row >= 0) {
-    uint from = uint(row) * X_COLUMNS + first_column + column;
-    return IS_GATED != 0 ? x[from] * x[from + 2 * COLUMNS] : x[from];
-  }
-  uint before = state_before_step();
-  return before == NO_SLOT ? 0.0 : states[before + uint(row + int(N_KERNEL) - 1) * COLUMNS + column];
+// what is convolved in a row of the step
+float source(uint row, uint column) {
+  uint from = row * X_COLUMNS + first_column + column;
+  return IS_GATED != 0 ? x[from] * x[from + 2 * COLUMNS] : x[from];
 }
 
 float result(uint row, uint column) {
-  float sum = HAS_BIAS != 0 ? bias[column] : 0.0;
-  [[unroll]] for (uint k = 0; k < N_KERNEL; k++) {
-    sum += weight[column * N_KERNEL + k] * source(int(row + k) - int(N_KERNEL) + 1, column);
+  float taps[N_KERNEL]; // of the last tokens, the oldest first
+  if (row + 1 >= N_KERNEL) {
+    [[unroll]] for (uint k = 0; k < N_KERNEL; k++) taps[k] = source(row + k + 1 - N_KERNEL, column);
+  } else { // the first of them are in the state
+    uint before = state_before_step();
+    [[unroll]] for (uint k = 0; k < N_KERNEL; k++) {
+      bool is_before = row + k + 1 < N_KERNEL;
+      if (is_before && before == NO_SLOT) taps[k] = 0.0;
+      else taps[k] = is_before ? states[before + (row + k) * COLUMNS + column] : source(row + k + 1 - N_KERNEL, column);
+    }
   }
+  float sum = HAS_BIAS != 0 ? bias[column] : 0.0;
+  [[unroll]] for (uint k = 0; k < N_KERNEL; k++) sum += weight[column * N_KERNEL + k] * taps[k];
   uint behind = state_behind(row);
   if (behind != NO_SLOT) {
-    [[unroll]] for (uint k = 0; k < N_KERNEL - 1; k++) {
-      states[behind + k * COLUMNS + column] = source(int(row + k) - int(N_KERNEL) + 2, column);
-    }
+    [[unroll]] for (uint k = 0; k + 1 < N_KERNEL; k++) states[behind + k * COLUMNS + column] = taps[k + 1];
   }
   if (HAS_SILU != 0) sum = sum / (1.0 + exp(-sum));
   if (IS_GATED != 0) sum *= x[row * X_COLUMNS + first_column + COLUMNS + column];

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from vkllm.model.architectures.llama import llama_spec
-from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec, QueryTemperature, Rope
+from vkllm.model.spec import DeltaNet, HeadNorm, LayerSpec, Mamba2, ModelSpec, QueryTemperature, Rope
 
 _TINY: dict[str, Any] = {
     "n_layers": 2,
@@ -96,3 +96,10 @@ KINDS_OF_LAYERS = {
     ),
 }  # fmt: skip
 """Layers unlike llama's, by a family that has most of what is there."""
+
+STATE = replace(LAYER, n_heads=0, n_kv_heads=0, head_dim=0, rope=None)
+"""A layer without attention, for a mixer that keeps a state."""
+
+HYBRID_SPEC = of_layers(
+    replace(STATE, mixer=DeltaNet(2, 4, 16, 4)), LAYER, replace(STATE, mixer=Mamba2(4, 16, 16, 2, 4))
+)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from model_specs import LAYER, of_layers
+from model_specs import HYBRID_SPEC
 from random_model import engine_config, reference, write_random_model
 
 from vkllm.engine.chunks import ChunkLengths
@@ -19,12 +18,10 @@ from vkllm.engine.kvcache import shifted
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request, StateQuery
 from vkllm.errors import NoDevice
-from vkllm.model.spec import DeltaNet, Mamba2
 
 pytestmark = pytest.mark.gpu
 
-STATE = replace(LAYER, n_heads=0, n_kv_heads=0, head_dim=0, rope=None)
-SPEC = of_layers(replace(STATE, mixer=DeltaNet(2, 4, 16, 4)), LAYER, replace(STATE, mixer=Mamba2(4, 16, 16, 2, 4)))
+SPEC = HYBRID_SPEC
 N_CTX = 200
 PROMPT = tuple(int(t) for t in np.random.default_rng(3).integers(0, SPEC.n_vocab, 100))
 
@@ -172,3 +169,13 @@ def test_a_saved_state_goes_on_in_another_engine(engine: Engine, path: Path, tmp
     assert run(other, PROMPT)[0] == tokens
     other.close()
     assert expected[0] == fresh(engine, longer)
+
+
+def test_kernels_are_timed_and_the_states_are_right_afterwards(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vkllm.gpu.measure.kernel_times.MEASURE_S", 0.01)
+    expected = fresh(engine, PROMPT)
+    for n_rows in (1,):
+        kernels = {time.work.kernel for time in engine.measure_kernels(n_rows, 40).kernels}
+        assert {"convolution", "mamba2", "gated_norm"} <= kernels
+        assert any(name.startswith("delta_net") for name in kernels)
+    assert run(engine, PROMPT) == (expected, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kernel_case import nmse
-from model_specs import LAYER, of_layers
+from model_specs import LAYER, STATE, of_layers
 from random_model import engine_config, reference, write_random_model
 
 from vkllm.gpu.device.kompute import Device
@@ -21,9 +21,6 @@ from vkllm.model.spec import DeltaNet, Mamba2, ModelSpec, ShortConvolution
 pytestmark = pytest.mark.gpu
 
 BOUND = 4e-6  # see test_kinds_of_layers.py: the layer with attention rounds keys and values to float16
-
-STATE = replace(LAYER, n_heads=0, n_kv_heads=0, head_dim=0, rope=None)
-SSM_BIASES = ("ssm_conv1d",)
 
 SPECS = {
     "delta net": of_layers(

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from model_specs import KINDS_OF_LAYERS, TINY_SPEC
+from model_specs import HYBRID_SPEC, KINDS_OF_LAYERS, TINY_SPEC
 from random_model import engine_config, write_random_model
 
 from vkllm.engine.engine import Engine
@@ -45,8 +45,8 @@ def main(is_unordered: bool) -> None:
         assert sum(len(event.logprobs) for event in events if isinstance(event, Scores)) == 30
         assert engine.measure_device().read_bytes_per_s > 0
         engine.close()
-        for name in () if is_unordered else ("gemma", "command-r", "hunyuan"):
-            spec = KINDS_OF_LAYERS[name]
+        others = (*(KINDS_OF_LAYERS[name] for name in ("gemma", "command-r", "hunyuan")), HYBRID_SPEC)
+        for spec in () if is_unordered else others:
             path = write_random_model(Path(folder) / "other.gguf", spec, dict.fromkeys(formats, "Q4_0"))
             engine = Engine(engine_config(path, spec))
             engine.submit(Request(1, tuple(range(40)), SamplingParams(max_tokens=2), frozenset()))
