@@ -66,6 +66,9 @@ NOTES = """- `phi3`: like llama.cpp, every layer sees all keys, whatever sliding
   at most 512 tokens. Their embeddings are compared with llama.cpp's instead (tests/model/test_family_models.py).
 - Layers with a sliding window cache that window and some more. A conversation that goes back by more than about 512
   tokens is therefore read again from its beginning.
+- Layers with a state (`lfm2`, `qwen35`, `qwen3next`, `granitehybrid`, `nemotron_h` and theirs) keep a few states of
+  earlier tokens. A prompt that differs from the last one is read again from the last of these that both share: where
+  two prompts differed before, shortly before the end of the last prompt, or at chunks of it.
 """
 
 
