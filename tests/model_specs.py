@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from vkllm.model.architectures.llama import llama_spec
-from vkllm.model.spec import DeltaNet, HeadNorm, LayerSpec, Mamba2, ModelSpec, QueryTemperature, Rope
+from vkllm.model.spec import DeltaNet, HeadNorm, LatentAttention, LayerSpec, Mamba2, ModelSpec, QueryTemperature, Rope
 
 _TINY: dict[str, Any] = {
     "n_layers": 2,
@@ -93,6 +93,12 @@ KINDS_OF_LAYERS = {
         replace(LAYER, chunk=48, head_norm=HeadNorm(has_weight=False, is_after_rope=True)),
         replace(LAYER, rope=None, query_temperature=QueryTemperature(0.1, 16), chunk=64, n_heads=3, n_kv_heads=3,
                 head_dim=40),
+    ),
+    "deepseek2": of_layers(
+        *[replace(LAYER, n_heads=n_heads, n_kv_heads=1, head_dim=kv_rank + 16, rope=Rope(1e4, 16, pairing),
+                  mixer=LatentAttention(q_rank, kv_rank, nope_dim, 16, 32), query_temperature=temperature)
+          for n_heads, q_rank, kv_rank, nope_dim, pairing, temperature in (
+              (8, 40, 64, 32, "interleaved", None), (6, 0, 96, 16, "half", QueryTemperature(0.2, 32)))],
     ),
 }  # fmt: skip
 """Layers unlike llama's, by a family that has most of what is there."""

@@ -52,7 +52,7 @@ def errors(program: Program, spec: ModelSpec, wanted: np.ndarray, tokens: list[i
         *(("qwen3", "Q4_0", True), ("gemma", "Q4_0", False), ("starcoder2", "Q4_0", True)),
         *(("command-r", "Q4_0", False), ("olmo2", "Q4_0", True), ("hunyuan", "Q4_0", False)),
         *(("gpt-oss", "Q4_0", True), ("qwen3.5", "Q4_0", True), ("gemma4", "Q4_0", True), ("llama4", "Q4_0", True)),
-        ("gemma4", "F16", False),
+        *(("gemma4", "F16", False), ("deepseek2", "Q4_0", True), ("deepseek2", "F16", False)),
     ],
 )
 def test_logits_equal_the_reference(

@@ -45,7 +45,10 @@ def main(is_unordered: bool) -> None:
         assert sum(len(event.logprobs) for event in events if isinstance(event, Scores)) == 30
         assert engine.measure_device().read_bytes_per_s > 0
         engine.close()
-        others = (*(KINDS_OF_LAYERS[name] for name in ("gemma", "command-r", "hunyuan")), HYBRID_SPEC)
+        others = (
+            *(KINDS_OF_LAYERS[name] for name in ("gemma", "command-r", "hunyuan", "gemma4", "deepseek2")),
+            HYBRID_SPEC,
+        )
         for spec in () if is_unordered else others:
             path = write_random_model(Path(folder) / "other.gguf", spec, dict.fromkeys(formats, "Q4_0"))
             engine = Engine(engine_config(path, spec))
