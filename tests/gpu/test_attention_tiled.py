@@ -120,6 +120,11 @@ def test_attention_tiled(
         ((4, 4, 96), 33, 3, Scores(0.1, window=1000, n_ring_blocks=3)),
         ((4, 2, 64), 0, 100, Scores(0.125, is_causal=False)),
         ((4, 2, 64), 0, 100, Scores(0.125, window=9, is_causal=False)),
+        ((8, 2, 64), 0, 70, Scores(0.125, has_sinks=True)),
+        ((8, 1, 64), 100, 70, Scores(0.125, window=40, n_ring_blocks=4, has_sinks=True)),
+        ((4, 1, 256), 30, 40, Scores(0.0625, has_gates=True)),
+        ((4, 4, 32), 60, 80, Scores(0.2, has_gates=True, has_sinks=True)),
+        ((8, 2, 128), 60, 150, Scores(0.1, chunk=64)),
     ],
     ids=str,
 )
