@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,6 @@ def command(tmp_path: Path) -> Command:
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> DeviceInfo:
     """A card with memory of its own that nobody measured."""
-    from dataclasses import replace
-
     heaps = (Heap(64 * 2**20, None, True), Heap(2**30, None, False))
     info = replace(devices()[0], type="discrete", name="A card", heaps=heaps)
     monkeypatch.setattr("vkllm.api.planning.devices", lambda: [info])
@@ -145,6 +144,16 @@ def test_a_model_in_two_memories_is_shown_so(card: DeviceInfo, tiny_gguf: Path) 
     assert re.search(r"^host +(?:embedding table, )?vocabulary projection$", text, re.MULTILINE)
     assert "reading   local 306 GB/s, host 25 GB/s (assumed)" in text
     assert {tier["tier"] for tier in fields(made)["tiers"]} == {"local", "host"}
+
+
+@pytest.mark.gpu
+def test_states_are_told_apart_from_keys_and_values(card: DeviceInfo, tiny_gguf: Path) -> None:
+    made = plan_model(tiny_gguf)
+    assert "states " not in "\n".join(lines(made, "tiny")) and fields(made)["n_state_slots"] == 0
+    tiers = tuple(replace(tier, states_bytes=3 * 2**20) for tier in made.plan.tiers[:1])
+    with_states = replace(made, plan=replace(made.plan, tiers=tiers, n_state_slots=6))
+    assert "states    3.0 MiB of the cache, whatever the context" in lines(with_states, "tiny")
+    assert fields(with_states)["tiers"][0]["states_bytes"] == 3 * 2**20 and fields(with_states)["n_state_slots"] == 6
 
 
 @pytest.mark.gpu
