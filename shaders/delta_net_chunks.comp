@@ -43,6 +43,7 @@ layout(constant_id = 14) const uint MATRIX_K = 16;
 layout(constant_id = 15) const uint N_SUBGROUPS = 4;
 layout(push_constant) uniform Push { uint first_word; };
 layout(std430, binding = 0) readonly buffer Qkv { float qkv[]; };
+layout(std430, binding = 0) readonly buffer QkvFours { vec4 qkv_fours[]; }; // the same
 layout(std430, binding = 1) readonly buffer Gates { float gates[]; };
 layout(std430, binding = 2) readonly buffer Dt { float dt[]; };
 layout(std430, binding = 3) readonly buffer A { float a[]; };
@@ -69,7 +70,7 @@ const uint COLUMN_LANES = LOCAL_SIZE / COLUMNS; // and a column of u
 #define FROM_LANE(v, lane) subgroupShuffle(v, gl_SubgroupInvocationID / COLUMN_LANES * COLUMN_LANES + (lane))
 #endif
 const uint ROW_COLUMNS = (2 * N_K_HEADS + N_V_HEADS) * SIZE;
-const uint OWN = SIZE / ROW_LANES;           // an invocation's numbers of a row
+const uint OWN = SIZE / 4 / ROW_LANES;       // an invocation's fours of a row
 const uint OWN_ROWS = CHUNK / COLUMN_LANES;  // of a column of u
 const uint STRIDE = SIZE + 8;                // of rows in shared memory, against bank conflicts
 #define U_STRIDE (CHUNK + 8)
@@ -83,10 +84,10 @@ shared float a_of[CHUNK * U_STRIDE];
 shared float ks[CHUNK * KEPT], qs[CHUNK * KEPT]; // by row
 shared float log_decay[CHUNK], strength[CHUNK], since[CHUNK];
 
-// an invocation's i-th number of a row's queries, or keys from `first` on
-float part_of_row(uint row0, uint first, uint i) {
-  uint row = row0 + SELF / ROW_LANES, column = i / 4 * 4 * ROW_LANES + SELF % ROW_LANES * 4 + i % 4;
-  return SELF / ROW_LANES < CHUNK && row < n_rows ? qkv[row * ROW_COLUMNS + first + column] : 0.0;
+// an invocation's i-th four of a row's queries, or keys, from `first` on
+vec4 part_of_row(uint row0, uint first, uint i) {
+  uint row = row0 + SELF / ROW_LANES, column = (i * ROW_LANES + SELF % ROW_LANES) * 4;
+  return SELF / ROW_LANES < CHUNK && row < n_rows ? qkv_fours[(row * ROW_COLUMNS + first + column) / 4] : vec4(0.0);
 }
 
 #ifdef PLAIN
@@ -94,7 +95,7 @@ float part_of_row(uint row0, uint first, uint i) {
 #define K_PART(i) part_of_row(row0, q_first + N_K_HEADS * SIZE, i)
 void load_rows(uint row0, uint q_first) {}
 #else
-float next_q[OWN], next_k[OWN]; // of the next chunk, on their way meanwhile
+vec4 next_q[OWN], next_k[OWN]; // of the next chunk, on their way meanwhile
 #define Q_PART(i) next_q[i]
 #define K_PART(i) next_k[i]
 void load_rows(uint row0, uint q_first) {
@@ -116,16 +117,18 @@ float sum_of_row(float v) {
 void keep_rows(uint row0, uint q_first) {
   float qq = 0.0, kk = 0.0, eps = uintBitsToFloat(EPS);
   UNROLL for (uint i = 0; i < OWN; i++) {
-    qq += Q_PART(i) * Q_PART(i);
-    kk += K_PART(i) * K_PART(i);
+    qq += dot(Q_PART(i), Q_PART(i));
+    kk += dot(K_PART(i), K_PART(i));
   }
   float q_factor = inversesqrt(sum_of_row(qq) + eps) * inversesqrt(float(SIZE)), k_factor = inversesqrt(sum_of_row(kk) + eps);
-  uint first = SELF / ROW_LANES * STRIDE + SELF % ROW_LANES * 4;
   if (SELF / ROW_LANES >= CHUNK) return;
   UNROLL for (uint i = 0; i < OWN; i++) {
-    uint to = first + i / 4 * 4 * ROW_LANES + i % 4;
-    q_of[to] = HALF(Q_PART(i) * q_factor);
-    k_of[to] = HALF(K_PART(i) * k_factor);
+    uint to = SELF / ROW_LANES * STRIDE + (i * ROW_LANES + SELF % ROW_LANES) * 4;
+    vec4 q = Q_PART(i) * q_factor, k = K_PART(i) * k_factor;
+    [[unroll]] for (uint n = 0; n < 4; n++) {
+      q_of[to + n] = HALF(q[n]);
+      k_of[to + n] = HALF(k[n]);
+    }
   }
 }
 
