@@ -262,7 +262,7 @@ def _qwen_block(d: int, of_attention: tuple[int, int, int]) -> Shapes:
 
 HYBRIDS: dict[str, Variant] = {
     "lfm2 with a longer kernel and a window": lfm2(96, 6, 3, 4, "caac", **{"attention.sliding_window": 9}),
-    "qwen35 whose file says which layers": qwen_next("qwen35", "addad", 64, (6, 2, 16), (1, 5, 24, 3), 8),
+    "qwen35 whose file says which layers": qwen_next("qwen35", "addad", 64, (6, 2, 16), (1, 4, 24, 3), 8),
     "qwen35moe with gate and up in one tensor": qwen_next(
         "qwen35moe", "dad", 64, (4, 4, 24), (3, 6, 16, 4), 24, (5, 3, 32, 64), is_fused=True
     ),

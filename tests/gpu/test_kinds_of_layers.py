@@ -26,6 +26,7 @@ pytestmark = pytest.mark.gpu
 BOUND = 4e-6
 
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "inp_gate")
+MATRICES += ("attn_kv_a_mqa", "attn_q_a", "attn_v_b")
 
 
 def write(folder: Path, spec: ModelSpec, fmt: str) -> Path:

@@ -39,6 +39,11 @@ def check_numbers(spec: ModelSpec, metadata: Metadata) -> None:
     check_wide(metadata.path, "embeddings", spec.d_model)
     for layer in dict.fromkeys((*spec.layers, *(predictor.layer for predictor in spec.predictors))):
         check_layer(layer, metadata.path)
+    if not spec.is_causal and any(layer.mixer is not None for layer in spec.layers):
+        raise UnsupportedModel(
+            f"{metadata.path}: it reads in both directions (attention.causal is false), which vkllm does not compute "
+            f"for {spec.architecture} models; take another model"
+        )
     for rope in spec.ropes:
         _check_rope(rope, metadata)
 
@@ -78,6 +83,8 @@ def check_tensors(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, Ten
             _check_tensor(metadata, name, shape, tensors.get(name), is_matrix=name in op.matrices, padding=padding)
         if isinstance(op, Matvec | ExpertMatvec) and op.is_padded:
             _check_padding(metadata, op, tensors)
+        if isinstance(op, ExpertMatvec) and op.routes is None and op.input_stride % BLOCK:
+            _check_heads(metadata, op, tensors)
 
 
 def _check_tensor(
@@ -108,6 +115,16 @@ def _check_padding(metadata: Metadata, op: Matvec | ExpertMatvec, tensors: Mappi
             raise UnsupportedModel(
                 f"{metadata.path}: tensor {name} is {tensors[name].format}; a feed-forward layer whose width is no "
                 f"multiple of {BLOCK} is supported in F32, F16 and BF16 only"
+            )
+
+
+def _check_heads(metadata: Metadata, op: ExpertMatvec, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raises UnsupportedModel for quantized matrices of heads whose activations would share blocks."""
+    for name in op.weights:
+        if weight_format(tensors[name].format).is_quantized:
+            raise UnsupportedModel(
+                f"{metadata.path}: tensor {name} is {tensors[name].format}; for heads of {op.input_stride} numbers, "
+                f"which is no multiple of {BLOCK}, it is supported in F32, F16 and BF16 only"
             )
 
 

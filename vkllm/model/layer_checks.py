@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.quants import BLOCK
-from vkllm.model.spec import DeltaNet, Experts, LatentAttention, LayerSpec, Mamba2, Mixer
+from vkllm.model.spec import DeltaNet, Experts, LatentAttention, LayerSpec, Mamba2, Mixer, ShortConvolution
 
 MAX_HEAD_DIM = 512
 """The largest head that the kernels of attention take."""
+
+MAX_LATENT = 576
+"""The most numbers that latent attention may cache of a token."""
 
 MAX_EXPERTS, MAX_USED = 512, 32
 """The most experts of a layer, and the most that a token takes, that the kernels of experts take."""
@@ -38,9 +42,13 @@ def check_layer(layer: LayerSpec, path: Path) -> None:
     A layer without attention has no norm before it, one without a feed-forward layer no norm before that.
     """
     check_positive(path, {"residual scale": abs(layer.residual_scale)})
+    if layer.query_temperature is not None:
+        check_positive(path, {"attention temperature length": layer.query_temperature.n_ctx})
     if layer.mixer is not None:
         _check_mixer(layer.mixer, path)
-    elif layer.n_heads or layer.attn_norm is not None:
+    if isinstance(layer.mixer, LatentAttention):
+        _check_latent(layer, layer.mixer, path)
+    if layer.mixer is None and (layer.n_heads or layer.attn_norm is not None):
         _check_attention(layer, path)
     if layer.experts is not None:
         _check_experts(layer.experts, path)
@@ -74,13 +82,34 @@ def _check_mixer(mixer: Mixer, path: Path) -> None:
         check_wide(path, "queries between two projections", mixer.q_rank)
     match mixer:
         case DeltaNet():
-            n_heads, n_groups = mixer.n_v_heads, mixer.n_k_heads
+            n_heads, n_groups, group = mixer.n_v_heads, mixer.n_k_heads, mixer.head_dim
+            width, size = mixer.v_width, mixer.head_dim
         case Mamba2():
-            n_heads, n_groups = mixer.n_heads, mixer.n_groups
+            n_heads, n_groups, group = mixer.n_heads, mixer.n_groups, mixer.d_inner // mixer.n_groups
+            width, size = mixer.d_inner, mixer.d_state
+        case ShortConvolution():
+            n_heads, n_groups, group, width, size = 1, 1, BLOCK, mixer.width, BLOCK
         case _:
             return
     if n_heads % n_groups:
         raise ModelFileError(f"{path}: {n_heads} heads of a state cannot be shared by {n_groups} groups evenly")
+    if mixer.n_kernel < 2:
+        raise ModelFileError(f"{path}: a convolution over {mixer.n_kernel} token keeps no state; the file is damaged")
+    if size % 4 or width % math.lcm(group, BLOCK):
+        raise UnsupportedModel(
+            f"{path}: a {type(mixer).__name__} of {width} columns, normed by {group}, with states of {size} is not "
+            f"supported; supported: multiples of 4 in states, and columns in whole groups and multiples of {BLOCK}"
+        )
+
+
+def _check_latent(layer: LayerSpec, latent: LatentAttention, path: Path) -> None:
+    check_positive(path, {"head count": layer.n_heads, "attention scale": layer.attention_scale})
+    cached = latent.kv_rank + latent.rope_dim
+    if cached > MAX_LATENT or latent.kv_rank % 8 or latent.rope_dim % 8:
+        raise UnsupportedModel(
+            f"{path}: latent vectors of {latent.kv_rank} numbers with keys of {latent.rope_dim} are not supported; "
+            f"supported: multiples of 8, together up to {MAX_LATENT}"
+        )
 
 
 def _check_experts(experts: Experts, path: Path) -> None:

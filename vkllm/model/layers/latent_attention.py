@@ -6,6 +6,8 @@ the keys, and sums of latent vectors by that of the values: the cache holds late
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vkllm.model.expert_ops import ExpertMatvec
 from vkllm.model.layers.layer_ops import LayerOps, padded
 from vkllm.model.ops import Attention, Op
@@ -19,7 +21,7 @@ def latent_attention(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]
     assert isinstance(latent, LatentAttention) and layer.rope is not None
     q_dim, cached = latent.nope_dim + latent.rope_dim, latent.kv_rank + latent.rope_dim
     q_width = layer.n_heads * q_dim
-    ops: list[Op] = [make.before(layer.attn_norm)]
+    ops: list[Op] = [replace(make.before(layer.attn_norm), is_shared=True)]
     ops.append(make.matvec({"attn_kv_a_mqa": cached}, "normed", spec.d_model, "latent"))
     if latent.q_rank:
         ops += [
