@@ -28,9 +28,10 @@ void main() {
   uint token = rows[row].x - first_row; // wraps around for those before
   if (token >= n_table_rows) return;
   prepare_weights();
-  uint first_block = token * (COLUMNS / 32);
+  // of plain numbers, rows need not be whole blocks
+  uint first_block = token * (COLUMNS / 32), first = token * (COLUMNS % 32);
   for (uint c = gl_GlobalInvocationID.x; c < COLUMNS; c += gl_NumWorkGroups.x * gl_WorkGroupSize.x) {
-    float v = value(first_block + c / 32, c % 32);
+    float v = value(first_block + (first + c) / 32, (first + c) % 32);
     x[row * COLUMNS + c] = SCALE != 0x3f800000 ? uintBitsToFloat(SCALE) * v : v;
   }
 }

@@ -288,7 +288,7 @@ HYBRIDS: dict[str, Variant] = {
         "sf", 96, (3, 1, 32), (6, 2, 16), is_fused=True, has_values="sf"
     ),
     "gemma4 with unused keys": gemma4(
-        "sfsfsf", 64, (4, 2, 32), (4, 1, 16), n_shared=4, d_per_layer=32, has_values="sf", has_shared_keys=True
+        "sfsfsf", 64, (4, 2, 32), (4, 1, 16), n_shared=4, d_per_layer=24, has_values="sf", has_shared_keys=True
     ),
     "gemma4 with split experts": gemma4("ssf", 64, (4, 2, 48), (4, 2, 24), mixture=(6, 3, 32)),
     "qwen35 that predicts with a head of its own": with_predictor(

@@ -42,7 +42,7 @@ def of_layers(*layers: LayerSpec, **changes: Any) -> ModelSpec:
 
 _GEMMA4 = replace(
     LAYER, head_dim=64, rope=Rope(1e4, 64), attention_scale=0.1, head_norm=HeadNorm(), has_value_norm=True,
-    function="gelu", post_attention_norm="post_attention_norm", post_ffn_norm="post_ffw_norm", d_per_layer=16,
+    function="gelu", post_attention_norm="post_attention_norm", post_ffn_norm="post_ffw_norm", d_per_layer=20,
     has_output_scale=True,
 )  # fmt: skip
 KINDS_OF_LAYERS = {
@@ -87,7 +87,7 @@ KINDS_OF_LAYERS = {
         *[replace(_GEMMA4, window=40, cache_layer=layer) for layer in (None, 0)],
         *[replace(_GEMMA4, n_kv_heads=1, head_dim=512, rope=Rope(1e6, 512), are_values_keys=layer is None,
                   has_value_norm=layer is None, cache_layer=layer, d_ff=96) for layer in (None, 2)],
-        embedding_scale=9.8, logit_softcap=30.0, d_per_layer=16,
+        embedding_scale=9.8, logit_softcap=30.0, d_per_layer=20,
     ),
     "llama4": of_layers(
         replace(LAYER, chunk=48, head_norm=HeadNorm(has_weight=False, is_after_rope=True)),

@@ -15,7 +15,7 @@ from vkllm.model.expert_ops import ExpertMatvec
 from vkllm.model.graph import decoder, head, prediction
 from vkllm.model.keys import shown
 from vkllm.model.layer_checks import check_layer, check_positive, check_wide
-from vkllm.model.ops import Matvec
+from vkllm.model.ops import Embed, Matvec
 from vkllm.model.spec import ModelSpec, Rope
 
 _LAYER = re.compile(r"blk\.(0|[1-9]\d{0,9})\.(.+)", re.DOTALL)
@@ -79,9 +79,9 @@ def check_tensors(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, Ten
     _refuse_others(spec, metadata, [name for name in tensors if name not in read and name not in spec.unread])
     for op in ops:
         for name, shape in op.tensors().items():
-            padding = op.column_padding if isinstance(op, Matvec | ExpertMatvec) else 0
+            padding = op.column_padding if isinstance(op, Embed | Matvec | ExpertMatvec) else 0
             _check_tensor(metadata, name, shape, tensors.get(name), is_matrix=name in op.matrices, padding=padding)
-        if isinstance(op, Matvec | ExpertMatvec) and op.is_padded:
+        if isinstance(op, Embed | Matvec | ExpertMatvec) and op.is_padded:
             _check_padding(metadata, op, tensors)
         if isinstance(op, ExpertMatvec) and op.routes is None and op.input_stride % BLOCK:
             _check_heads(metadata, op, tensors)
@@ -108,12 +108,13 @@ def _check_tensor(
         )
 
 
-def _check_padding(metadata: Metadata, op: Matvec | ExpertMatvec, tensors: Mapping[str, TensorInfo]) -> None:
+def _check_padding(metadata: Metadata, op: Embed | Matvec | ExpertMatvec, tensors: Mapping[str, TensorInfo]) -> None:
     """Raises UnsupportedModel for matrices that cannot be extended to whole blocks."""
+    what = "a table of embeddings" if isinstance(op, Embed) else "a feed-forward layer"
     for name in op.weights:
         if weight_format(tensors[name].format).is_quantized:
             raise UnsupportedModel(
-                f"{metadata.path}: tensor {name} is {tensors[name].format}; a feed-forward layer whose width is no "
+                f"{metadata.path}: tensor {name} is {tensors[name].format}; {what} whose width is no "
                 f"multiple of {BLOCK} is supported in F32, F16 and BF16 only"
             )
 

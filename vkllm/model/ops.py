@@ -59,12 +59,21 @@ class Op:
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(Op):
-    """Rows of the embedding table (n_rows, width), by token id, multiplied by scale."""
+    """Rows of the embedding table (n_rows, width), by token id, multiplied by scale.
+
+    column_padding: what its rows lack to whole blocks; they lie behind each other without it.
+    """
 
     kind: ClassVar[Kind] = "embed"
     weights: tuple[str]
     n_rows: int
     scale: float = 1.0
+    column_padding: int = 0
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether rows are no whole blocks."""
+        return self.column_padding > 0
 
     @property
     def matrices(self) -> tuple[str, ...]:

@@ -147,7 +147,7 @@ class ModelBuffers:
         with closing(Uploader(self.device, on_bytes)) as uploader:
             for op in (*decoder(spec), *head(spec)):
                 self._load_vectors(op, vector, uploader)
-                if isinstance(op, Matvec | ExpertMatvec) and op.is_padded:
+                if isinstance(op, Embed | Matvec | ExpertMatvec) and op.is_padded:
                     self.matrices[op.weights] = [self._padded(op, vector, uploader)]
                 elif isinstance(op, Embed | Matvec | ExpertMatvec) and op.weights not in self.matrices:
                     self.matrices[op.weights] = [
@@ -198,12 +198,16 @@ class ModelBuffers:
             scales = [np.ones(op.n_experts, np.float32) if name is None else vector(name) for name in op.scales]
             self.expert_scales[op.weights] = self._upload(uploader, np.concatenate(scales))
 
-    def _padded(self, op: Matvec | ExpertMatvec, vector: Callable[[str], Floats], uploader: Uploader) -> WeightPlanes:
-        """Stacked matrices of plain numbers, as float32, with zeros behind their rows and columns."""
-        padding = (0, op.row_padding), (0, op.column_padding)
+    def _padded(
+        self, op: Embed | Matvec | ExpertMatvec, vector: Callable[[str], Floats], uploader: Uploader
+    ) -> WeightPlanes:
+        """Stacked matrices of plain numbers, as float32, with zeros behind their rows and columns; a table as it is."""
 
         def matrix(name: str) -> Floats:
             values = vector(name)
+            if isinstance(op, Embed):
+                return values
+            padding = (0, op.row_padding), (0, op.column_padding)
             return np.pad(values, ((0, 0),) * (values.ndim - 2) + padding).reshape(-1, op.n_columns)
 
         values = np.concatenate([matrix(name) for name in op.weights])

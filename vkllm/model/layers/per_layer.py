@@ -20,6 +20,7 @@ def per_layer_embeddings(spec: ModelSpec) -> list[Op]:
             weights=("per_layer_token_embd.weight",),
             n_rows=spec.n_vocab,
             scale=size**0.5,
+            column_padding=padded(width) - width,
         ),
         Norm(output="normed", width=spec.d_model, input="x", form="none", eps=0.0),
         Matvec(
