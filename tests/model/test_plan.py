@@ -333,3 +333,19 @@ def test_a_cache_above_the_largest_binding_is_refused_with_the_context_that_fits
 def test_options_that_no_device_could_meet_are_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(InvalidParameter, match=re.escape(words)):
         deep(LARGE, **options)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "options", "words"),
+    [
+        (40, {"type_k": "q8_0"}, "type_k (-ctk) q8_0 needs heads of a multiple of 32 numbers, and this model has"),
+        (80, {"type_v": "q8_0"}, "type_v (-ctv) q8_0 needs heads of a multiple of 32 numbers, and this model has"),
+    ],
+)
+def test_heads_that_are_no_whole_blocks_are_cached_in_f16_only(
+    head_dim: int, options: dict[str, str], words: str
+) -> None:
+    spec = tiny_spec(head_dim=head_dim)
+    with pytest.raises(InvalidParameter, match=re.escape(words) + f".* {head_dim}; choose f16"):
+        plan(spec, table(spec), LARGE, 64, max_rows=8, options=PlanOptions(**options))
+    assert plan(spec, table(spec), LARGE, 64, max_rows=8).cache_bytes > 0

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+from vkllm.errors import InvalidParameter
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.model.expert_ops import ExpertMatvec
@@ -212,6 +213,18 @@ def ring_blocks(window: int, n_ctx: int, max_rows: int) -> int:
 def tensor_bytes(tensor: TensorInfo) -> int:
     """Bytes of a tensor's planes."""
     return 4 * sum(weight_format(tensor.format).plane_words(math.prod(tensor.shape)))
+
+
+def check_cache(spec: ModelSpec, type_k: str, type_v: str) -> None:
+    """Raises InvalidParameter for heads whose keys or values are no whole blocks of these types."""
+    for name, option, cache_type, place in (("type_k", "-ctk", type_k, 0), ("type_v", "-ctv", type_v, 1)):
+        sizes = {layer.head_dim for layer in spec.layers if layer.cached_widths[place:]}
+        odd = min((size for size in sizes if size % BLOCK), default=0)
+        if cache_type == "q8_0" and odd:
+            raise InvalidParameter(
+                f"{name} ({option}) q8_0 needs heads of a multiple of {BLOCK} numbers, and this model has heads of "
+                f"{odd}; choose f16"
+            )
 
 
 def cache_bytes(spec: ModelSpec, n_past: float, type_k: str = "f16", type_v: str = "f16") -> float:

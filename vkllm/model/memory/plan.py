@@ -20,6 +20,7 @@ from vkllm.model.memory.needs import (
     CACHE_TYPES,
     Needs,
     cache_bytes,
+    check_cache,
     decode_bytes,
     stacks,
     tensor_bytes,
@@ -181,9 +182,10 @@ def plan(
 
     n_ctx 0 takes the longest context, up to the model's own, that moves no more out of the fastest memory than
     USUAL_CONTEXT does. Raises OutOfDeviceMemory, with what is missing and what would fit; InvalidParameter for options
-    that no device could meet.
+    that no device or model could meet, or this model cannot.
     """
     options = options or PlanOptions()
+    check_cache(spec, options.type_k, options.type_v)
     needs = Needs(spec, tensors, max_rows, head_rows, options.type_k, options.type_v)
     planner = _Planner(needs, limits, options)
     made = planner.automatic() if n_ctx == 0 else planner.attempt(n_ctx)
