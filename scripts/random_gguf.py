@@ -68,7 +68,8 @@ class RandomFile:
             self._pools[fmt] = self._pool(fmt)
         pool, (n_values, n_bytes) = self._pools[fmt], gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[fmt]]
         n_blocks, first = int(np.prod(shape)) // n_values, int(self._rng.integers(0, 1000))
-        blocks = np.take(pool, np.arange(first, first + n_blocks), axis=0, mode="wrap")
+        n_pools = -(-(first + n_blocks) // len(pool))
+        blocks = (np.concatenate([pool] * n_pools) if n_pools > 1 else pool)[first : first + n_blocks]
         raw = blocks.reshape(*shape[:-1], shape[-1] // n_values * n_bytes)
         self._writer.add_tensor(f"{name}.weight", raw, raw_dtype=gguf.GGMLQuantizationType[fmt])
 

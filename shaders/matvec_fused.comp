@@ -1,7 +1,7 @@
 // matvec_fused: y = factor * activation(W f(source) + bias) (+ add) for one token, f being a norm or nothing
 // bindings: quants scales source norm_weight add y chain failure bias norm_bias routes expert_scales shared_result
 // constants: local_size columns first_column n_columns rows_per_subgroup unroll norms gates adds eps most_polls steps_touched doubles has_bias factor activation norm_has_bias n_slots n_experts expert_rows slot_rows sums_slots has_scales is_weighed has_shared
-// push: n_y_rows y_offset link n_awaited
+// push: n_y_rows y_offset n_before link n_awaited
 // dispatch: x = as many workgroups as run at once, or fewer: each takes rows until none are left
 // formats: quantized
 // subgroup: arithmetic shuffle
@@ -58,6 +58,7 @@ layout(constant_id = 24) const uint HAS_SHARED = 0;
 layout(push_constant) uniform Push {
   uint n_y_rows;
   uint y_offset;
+  uint n_before; // workgroups of the link before the last, which wrote the source; 0: await the last for it
   uint link;
   uint n_awaited;
 };
@@ -296,12 +297,19 @@ void main() {
   if (N_SLOTS == 0) load_step(row0, lane); // on its way while the activations come
   if (N_SLOTS == 0 && STEPS_TOUCHED != 0 && touch_steps(row0, lane, stride) == 1) partial[127] = 0.0; // so that it is not left out
   prepare_weights();
-  await_link();
-  if (N_SLOTS != 0) {
+  bool loads_early = N_SLOTS != 0 && SUMS_SLOTS == 0 && MOST_POLLS != 0 && n_before != 0;
+  if (loads_early) await_workgroups(link - 2, n_before);
+  else await_link();
+  if (N_SLOTS != 0 && !loads_early) {
     load_slots();
     load_step(row0, lane);
   }
   load_source();
+  if (loads_early) { // the last link has chosen the experts
+    await_link();
+    load_slots();
+    load_step(row0, lane);
+  }
   float factor = norm_factor();
   for (; row0 < n_y_rows; row0 += stride) {
     uint index = y_offset + min(row0 + min(lane, ROWS - 1), n_y_rows - 1); // lane r has the r-th row of y

@@ -30,7 +30,7 @@ layout(std430, binding = 2) writeonly buffer Routes { uint routes[]; };
 void main() {
   uint row = gl_WorkGroupID.y, self = gl_LocalInvocationID.x, from = row * (N_EXPERTS + HAS_SHARED_GATE);
   if (row >= n_rows) return;
-  for (uint e = self; e < N_EXPERTS; e += LOCAL_SIZE) router_logits[e] = logits[from + e];
+  for (uint e = self; e < 4 * EXPERT_FOURS; e += LOCAL_SIZE) keep_logit(e, logits[from + min(e, N_EXPERTS - 1)]);
   float shared_weight = HAS_SHARED_GATE != 0 ? sigmoid(logits[from + N_EXPERTS]) : 1.0;
   barrier();
   choose(self, row * (2 * N_USED + 1), shared_weight);

@@ -95,7 +95,7 @@ void main() {
   }
   workgroup_barrier();
   if (is_last) {
-    for (uint e = self; e < N_EXPERTS; e += LOCAL_SIZE) router_logits[e] = logits[e];
+    for (uint e = self; e < 4 * EXPERT_FOURS; e += LOCAL_SIZE) keep_logit(e, logits[min(e, N_EXPERTS - 1)]);
     float shared_weight = HAS_SHARED_GATE != 0 ? sigmoid(logits[N_EXPERTS]) : 1.0;
     barrier();
     choose(self, 0, shared_weight);

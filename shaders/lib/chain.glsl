@@ -56,19 +56,23 @@ void release() {} // all invocations have done it in workgroup_barrier
 void acquire() {}
 #endif
 
-void await_link() {
-  if (MOST_POLLS == 0 || n_awaited == 0) return;
+// for n workgroups of an earlier link
+void await_workgroups(uint earlier, uint n) {
   if (gl_LocalInvocationIndex == 0) {
     bool has_ended = false;
     for (uint polls = 1; polls <= MOST_POLLS && !has_ended; polls++) {
       // a plain load in an empty loop is taken out by NVIDIA's compiler, even a volatile one
-      has_ended = atomicOr(ended[(link - 1) * LINK_WORDS], 0u) >= n_awaited;
+      has_ended = atomicOr(ended[earlier * LINK_WORDS], 0u) >= n;
       if (polls % 64 == 0 && atomicOr(failed_link, 0u) != 0) break;
     }
     if (!has_ended && atomicCompSwap(failed_link, 0u, link) == 0) failure = link;
     acquire();
   }
   workgroup_barrier();
+}
+
+void await_link() {
+  if (MOST_POLLS != 0 && n_awaited != 0) await_workgroups(link - 1, n_awaited);
 }
 
 // all invocations of the workgroup must come here, once

@@ -5,27 +5,27 @@
 #define SIGMOID 1
 #define LEAST_SUM 0.00006103515625 // 2^-14
 #define LOWEST (-3.4e38)
+#define AT_A_TIME 4 // fours whose loads are under way together
 
+const uint EXPERT_FOURS = (N_EXPERTS + 4 * AT_A_TIME - 1) / (4 * AT_A_TIME) * AT_A_TIME; // the last ones are padding
 const uint GROUP_SIZE = N_EXPERTS / N_GROUPS;
-shared float router_logits[N_EXPERTS];
-shared float scores[N_EXPERTS];
+shared vec4 router_logits[EXPERT_FOURS];
+shared vec4 powers[EXPERT_FOURS];
+shared vec4 scores[EXPERT_FOURS];
 shared float group_scores[N_GROUPS];
 shared uint chosen[N_USED];
 shared float gates[N_USED];
 
-float sigmoid(float v) { return 1.0 / (1.0 + exp(-v)); }
+#define OF_EXPERT(array, e) array[(e) / 4][(e) % 4]
 
-// whether a is chosen before b; of equal scores the lower number comes first
-bool is_before(float a, uint place_of_a, float b, uint place_of_b) {
-  return a > b || (a == b && place_of_a < place_of_b);
-}
+float sigmoid(float v) { return 1.0 / (1.0 + exp(-v)); }
 
 // The two best scores of each group decide which groups are left; those of the others become the lowest.
 void leave_best_groups(uint self) {
   for (uint group = self; group < N_GROUPS; group += LOCAL_SIZE) {
     float best = LOWEST, second = LOWEST;
     for (uint i = 0; i < GROUP_SIZE; i++) {
-      float score = scores[group * GROUP_SIZE + i];
+      float score = OF_EXPERT(scores, group * GROUP_SIZE + i);
       second = score > best ? best : max(second, score);
       best = max(best, score);
     }
@@ -34,38 +34,79 @@ void leave_best_groups(uint self) {
   barrier();
   for (uint e = self; e < N_EXPERTS; e += LOCAL_SIZE) {
     uint group = e / GROUP_SIZE, n_before = 0;
-    for (uint g = 0; g < N_GROUPS; g++) n_before += uint(is_before(group_scores[g], g, group_scores[group], group));
-    if (n_before >= N_GROUPS_USED) scores[e] = LOWEST;
+    float own = group_scores[group];
+    for (uint g = 0; g < N_GROUPS; g++) {
+      n_before += uint(group_scores[g] > own || (group_scores[g] == own && g < group));
+    }
+    if (n_before >= N_GROUPS_USED) OF_EXPERT(scores, e) = LOWEST;
   }
   barrier();
 }
 
-// All invocations come here after a barrier behind the last of router_logits. The routes of the row begin at `to`.
+// how many experts come before e; of equal scores the lower number comes first
+uint n_before(uint e) {
+  float own = OF_EXPERT(scores, e);
+  uvec4 n = uvec4(0);
+  for (uint first = 0; first < EXPERT_FOURS; first += AT_A_TIME) {
+    [[unroll]] for (uint i = 0; i < AT_A_TIME; i++) {
+      vec4 others = scores[first + i];
+      uvec4 places = 4 * (first + i) + uvec4(0, 1, 2, 3);
+      n += uvec4(greaterThan(others, vec4(own))) |
+           (uvec4(equal(others, vec4(own))) & uvec4(lessThan(places, uvec4(e))));
+    }
+  }
+  return n.x + n.y + n.z + n.w;
+}
+
+float largest_logit() {
+  vec4 largest = vec4(LOWEST);
+  for (uint first = 0; first < EXPERT_FOURS; first += AT_A_TIME) {
+    [[unroll]] for (uint i = 0; i < AT_A_TIME; i++) largest = max(largest, router_logits[first + i]);
+  }
+  return max(max(largest.x, largest.y), max(largest.z, largest.w));
+}
+
+float sum_of_powers() {
+  vec4 sum = vec4(0.0);
+  for (uint first = 0; first < EXPERT_FOURS; first += AT_A_TIME) {
+    [[unroll]] for (uint i = 0; i < AT_A_TIME; i++) sum += powers[first + i];
+  }
+  return (sum.x + sum.y) + (sum.z + sum.w);
+}
+
+void keep_logit(uint e, float logit) { OF_EXPERT(router_logits, e) = e < N_EXPERTS ? logit : LOWEST; }
+
+// All invocations come here after a barrier behind keep_logit of all EXPERT_FOURS. The routes of the row begin at `to`.
 void choose(uint self, uint to, float shared_weight) {
   float largest = LOWEST, total = 1.0;
   if (GATING == SOFTMAX) {
-    total = 0.0;
-    for (uint e = 0; e < N_EXPERTS; e++) largest = max(largest, router_logits[e]);
-    for (uint e = 0; e < N_EXPERTS; e++) total += exp(router_logits[e] - largest);
+    largest = largest_logit();
+    for (uint e = self; e < 4 * EXPERT_FOURS; e += LOCAL_SIZE) {
+      OF_EXPERT(powers, e) = e < N_EXPERTS ? exp(OF_EXPERT(router_logits, e) - largest) : 0.0;
+    }
+    barrier();
+    total = sum_of_powers();
   }
-  for (uint e = self; e < N_EXPERTS; e += LOCAL_SIZE) {
-    float logit = router_logits[e], score = logit;
-    if (BY_LOGITS == 0 && GATING == SOFTMAX) score = exp(logit - largest) / total;
+  for (uint e = self; e < 4 * EXPERT_FOURS; e += LOCAL_SIZE) {
+    float logit = OF_EXPERT(router_logits, e), score = logit;
+    if (BY_LOGITS == 0 && GATING == SOFTMAX) score = OF_EXPERT(powers, e) / total;
     if (BY_LOGITS == 0 && GATING == SIGMOID) score = sigmoid(logit);
-    scores[e] = HAS_SELECTION_BIAS != 0 ? score + selection_bias[e] : score;
+    if (HAS_SELECTION_BIAS != 0) score += selection_bias[min(e, N_EXPERTS - 1)];
+    OF_EXPERT(scores, e) = e < N_EXPERTS ? score : LOWEST;
   }
   for (uint k = self; k < N_USED; k += LOCAL_SIZE) chosen[k] = k; // an expert that there is, also where logits are NaN
   barrier();
   if (N_GROUPS > 1) leave_best_groups(self);
   for (uint e = self; e < N_EXPERTS; e += LOCAL_SIZE) {
-    uint n_before = 0;
-    for (uint other = 0; other < N_EXPERTS; other++) n_before += uint(is_before(scores[other], other, scores[e], e));
-    if (n_before < N_USED) chosen[n_before] = e;
+    uint place = n_before(e);
+    if (place < N_USED) chosen[place] = e;
   }
   barrier();
   for (uint k = self; k < N_USED; k += LOCAL_SIZE) {
-    float logit = router_logits[chosen[k]];
-    gates[k] = GATING == SOFTMAX ? exp(logit - largest) / total : GATING == SIGMOID ? sigmoid(logit) : logit;
+    float logit = OF_EXPERT(router_logits, chosen[k]);
+    gates[k] = GATING == SOFTMAX   ? OF_EXPERT(powers, chosen[k]) / total
+               : GATING == SIGMOID ? sigmoid(logit)
+                                   : logit;
   }
   barrier();
   for (uint k = self; k < N_USED; k += LOCAL_SIZE) {

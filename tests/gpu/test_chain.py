@@ -81,7 +81,7 @@ class Links:
             (*self._planes, source, source, source, result, self.chain, self.failure, *(5 * [source])),
             constants=(64, COLUMNS, 0, COLUMNS, 2, 1, 0, 0, 0, 0, LONGEST, 0, 0, 0, float_bits(1.0), 0, 0, *NO_EXPERTS),
             groups=(self.groups, 1),
-            push=(self.groups * ROWS, 0, number, n_awaited),
+            push=(self.groups * ROWS, 0, 0, number, n_awaited),
             weight_format=FORMAT,
             is_independent=number > 1,
             is_chained=True,

@@ -95,7 +95,7 @@ def test_matvec_fused(
                     *NO_EXPERTS,
                 ),
                 groups=(groups, 1),
-                push=(n_rows, 3, 1, 2),
+                push=(n_rows, 3, 0, 1, 2),
                 weight_format=fmt,
                 is_chained=is_chained,
             )

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.gpu
 # Keys and values are rounded to float16 (2^-12), which these random layers amplify some times: (8 * 2^-12)^2. The seed
 # has no two experts so close to each other that this changes the choice.
 BOUND = 4e-6
+# Matrices round the activations of prompts to float16 too.
+MATRICES_BOUND = 2e-5
 
 MATRICES = (
     *("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"),
@@ -93,7 +95,7 @@ def test_logits_equal_the_reference(
     program = Program(device, spec, config.path, config.tensors, config.n_ctx, choices=choices)
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 43)]
     found = errors(program, reference(config).run(tokens), tokens, 40, 23)
-    assert max(found) < BOUND, found
+    assert max(found) < (BOUND if device.info.matrix_shape is None else MATRICES_BOUND), found
     kernels = [dispatch.kernel.name for dispatch in program.dispatches(1, "logits")]
     n_fused = kernels.count("route_fused")
     assert n_fused == (2 if fmt != "F16" else 0), kernels

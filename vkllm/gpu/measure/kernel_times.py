@@ -65,7 +65,7 @@ def _group_s(program: Program, dispatches: Sequence[Dispatch], begin: Dispatch, 
 
 def _alone(dispatch: Dispatch) -> Dispatch:
     """The same behind a barrier."""
-    push = [0 if name == "n_awaited" else dispatch.values[name] for name in dispatch.kernel.push]
+    push = [0 if name in ("n_before", "n_awaited") else dispatch.values[name] for name in dispatch.kernel.push]
     return replace(dispatch.with_push(*push) if push else dispatch, is_independent=False)
 
 

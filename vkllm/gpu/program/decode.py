@@ -17,7 +17,7 @@ from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.attention_decode import AttentionDecode
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
-from vkllm.gpu.program.expert_decode import ExpertDecode, even
+from vkllm.gpu.program.expert_decode import ExpertDecode, even, fitted_portion
 from vkllm.gpu.program.fusions import FUSIONS
 from vkllm.gpu.program.kernels import (
     ACTIVATIONS,
@@ -147,15 +147,16 @@ class Decode:
         norm_bias = self._buffers.vectors[norm.bias] if norm and norm.bias else None
         add = self._buffers.activations[op.add].values if op.add else source
         bias = self._buffers.biases.get(op.weights) if op.has_bias else None
-        rows = max(tuning.rows // (2 if is_gated else 1), 1)
+        most_rows = max(tuning.rows // (2 if is_gated else 1), 1)
         subgroup_size = self._device.info.subgroup_size
-        rows_per_group = rows * max(tuning.size // subgroup_size, 1)
         dispatches: list[Dispatch] = []
         y_offset = n_all = 0
         for planes in self._buffers.matrices[op.weights]:
             n_rows = planes.n_rows // 2 if is_gated else min(planes.n_rows, last.width - y_offset)
-            n_portions = -(-n_rows // rows_per_group)
-            n_rounds = n_portions * portion_rounds(n_columns or planes.n_columns, tuning.unroll, subgroup_size)
+            read_columns = n_columns or planes.n_columns
+            rows, unroll = fitted_portion(self._device.info, tuning, most_rows, n_rows, read_columns)
+            n_portions = -(-n_rows // (rows * max(tuning.size // subgroup_size, 1)))
+            n_rounds = n_portions * portion_rounds(read_columns, unroll, subgroup_size)
             n_groups = even(n_portions, tuning.groups and max(tuning.groups, -(-n_rounds // PORTION_ROUNDS)))
             dispatches.append(
                 self._device.dispatch(
@@ -165,15 +166,15 @@ class Decode:
                         *(bias or source, norm_bias or source, source, source, source),
                     ),
                     constants=(
-                        *(tuning.size, planes.n_columns, first_column, n_columns or planes.n_columns),
-                        *(rows, tuning.unroll, _norms(norm), int(is_gated), int(op.add is not None)),
+                        *(tuning.size, planes.n_columns, first_column, read_columns),
+                        *(rows, unroll, _norms(norm), int(is_gated), int(op.add is not None)),
                         *(float_bits(norm.eps if norm else 0), self._most_polls, tuning.steps_touched),
                         *(int(tuning.doubles), int(bias is not None), float_bits(op.factor)),
                         *(ACTIVATIONS.index(activation.function if activation else "none"), int(norm_bias is not None)),
                         *NO_EXPERTS,
                     ),
                     groups=(n_groups, 1),
-                    push=(n_rows, y_offset, 0, 0),
+                    push=(n_rows, y_offset, 0, 0, 0),
                     weight_format=planes.format,
                     is_independent=y_offset > 0,
                     is_chained=tuning.is_chained,
@@ -205,7 +206,7 @@ class Decode:
         *shared, gate_up, activation, down, total = ops
         links = [
             self.route(norm, router, route),
-            self.experts.gate_up(norm, gate_up, activation),
+            replace(self.experts.gate_up(norm, gate_up, activation), reads_earlier=True),
             self.experts.down(down, total),
         ]
         if shared:

@@ -13,13 +13,19 @@ from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.kernels import GATINGS, KERNELS, MAX_ROWS, NORM_FORMS
-from vkllm.gpu.program.matmul_tiles import MATMUL_SIZE, matmul_subgroups, matmul_tile, suits_matmul
+from vkllm.gpu.program.matmul_tiles import (
+    MATMUL_SIZE,
+    NARROW_TOKENS,
+    matmul_subgroups,
+    matmul_tile,
+    suits_matmul,
+)
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
 from vkllm.model.spec import Experts
 
-MOST_TILE_SLOTS = 64
-"""Slots of a tile where cooperative matrices multiply it."""
+TILE_SPARE = 2
+"""Slots of a tile for each that an expert has on average."""
 
 
 class ExpertOperations:
@@ -97,10 +103,14 @@ class ExpertOperations:
         )
 
     def _tile_size(self, width: int, n_slots: int, n_experts: int) -> int:
-        """Slots of a tile in steps of `width` rows: about as many as an expert has."""
+        """Slots of a tile in steps of `width` rows.
+
+        They hold all slots of most experts: to bring weights into shared memory again takes longer than to multiply
+        more slots than there are.
+        """
         if not self._tuning.has_matmul:
             return self._tuning.tile_tokens
-        return next((n for n in (16, 32) if n_experts * n >= width * n_slots), MOST_TILE_SLOTS)
+        return next((n for n in (16, 32) if n_experts * n >= TILE_SPARE * width * n_slots), NARROW_TOKENS)
 
     def _quantize(self, x: Activation, columns: int, width: int) -> Dispatch:
         """q16 blocks of an activation whose operation writes none."""
@@ -144,7 +154,7 @@ class ExpertOperations:
         assert info.matrix_shape is not None
         room = info.max_shared_bytes - 4 * weight_format(planes.format).table_words
         wanted = width if op.routes is None else self._tile_size(width, op.n_slots, op.n_experts)
-        tile_rows, spans = matmul_tile(tuning.narrow_rows, min(wanted, MOST_TILE_SLOTS), planes.n_columns, room)
+        tile_rows, spans = matmul_tile(tuning.narrow_rows, wanted, planes.n_columns, room)
         tile_size, n_tiles = self._tiles_of(op, spans, width)
         n_rows = planes.n_rows // op.n_experts
         return self._device.dispatch(
@@ -153,7 +163,8 @@ class ExpertOperations:
             constants=(
                 *(MATMUL_SIZE, planes.n_columns, spans),
                 *matmul_subgroups(tile_rows, spans, info.subgroup_size, info.matrix_shape),
-                *(*info.matrix_shape, tile_rows, tuning.steps_ahead),
+                *(*info.matrix_shape, tile_rows),
+                tuning.steps_ahead_wide if spans > NARROW_TOKENS else tuning.steps_ahead,
                 *self._tile_constants(op, first_tensor, tile_size),
             ),
             groups=(-(-n_rows // tile_rows), n_tiles),

@@ -304,7 +304,7 @@ KERNELS = {
                 *("activation", "norm_has_bias", "n_slots", "n_experts", "expert_rows", "slot_rows", "sums_slots"),
                 *("has_scales", "is_weighed", "has_shared"),
             ),
-            ("n_y_rows", "y_offset", "link", "n_awaited"),
+            ("n_y_rows", "y_offset", "n_before", "link", "n_awaited"),
             QUANTIZED_FORMATS,
             uses_dot4=True,
             subgroup=("arithmetic", "shuffle"),

@@ -127,8 +127,8 @@ class Operations:
         x, y = self._buffers.activations[op.input], self._buffers.activations[op.output].values
         add = self._buffers.activations[op.add].values if op.add else None
         bias = self._buffers.biases.get(op.weights)
-        # logits have too few rows for a tile of matmul, and are worth the exact product
-        is_tiled = width > 1 and self._tuning.has_matmul and op.output != "logits"
+        # logits have too few rows for a tile of matmul; a router's would take other experts if rounded to float16
+        is_tiled = width > 1 and self._tuning.has_matmul and op.output not in ("logits", "router")
         dispatches: list[Dispatch] = []
         y_offset = 0
         for planes in self._buffers.matrices[op.weights]:

@@ -109,7 +109,8 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             portions = _up(_up(v["n_y_rows"], v["rows_per_subgroup"]), n // subgroup_size)
             loads = 3 if v["norms"] == 2 else 1
             source = table + loads * (max(_up(v["n_columns"] // 4, size) - 8, 0) + size // subgroup_size)
-            return source + portions * portion_rounds(v["n_columns"], v["unroll"], subgroup_size) + v["most_polls"]
+            polls = v["most_polls"] * (1 + (v["n_slots"] > 0))  # an early wait for the source
+            return source + portions * portion_rounds(v["n_columns"], v["unroll"], subgroup_size) + polls
         case "read_bandwidth":
             return _up(v["n_fours"], 8 * n) + 8
         case "head_norm":
@@ -136,8 +137,9 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
 def _routing(v: dict[str, int]) -> int:
     """Of shaders/lib/routing.glsl."""
     n, size, n_groups = v["n_experts"], v["local_size"], v["n_groups"]
+    fours = _up(n, 4) + 1
     groups = _up(n_groups, size) * (2 + n // n_groups) + _up(n, size) * (2 + n_groups)
-    return 2 * n + _up(n, size) * (3 + n) + 3 * _up(v["n_used"], size) + groups
+    return 2 * fours + _up(4 * fours, size) * (4 + fours) + 3 * _up(v["n_used"], size) + groups
 
 
 def portion_rounds(n_columns: int, unroll: int, subgroup_size: int) -> int:

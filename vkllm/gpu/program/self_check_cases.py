@@ -197,7 +197,7 @@ def _matvec_fused(device: Device) -> Case:
             *NO_EXPERTS,
         ),
         groups=(2, 1),
-        push=(n_rows, 0, 0, 0),
+        push=(n_rows, 0, 0, 0, 0),
         weight_format="Q4_0",
     )
     wanted = weights.astype(np.float64) @ rms_norm(x, norm, float(eps))[0]
