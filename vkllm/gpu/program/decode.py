@@ -17,7 +17,7 @@ from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.attention_decode import AttentionDecode
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
-from vkllm.gpu.program.expert_decode import ExpertDecode, even, fitted_portion
+from vkllm.gpu.program.expert_decode import ExpertDecode, even, fitted_rows
 from vkllm.gpu.program.fusions import FUSIONS
 from vkllm.gpu.program.kernels import (
     ACTIVATIONS,
@@ -154,9 +154,9 @@ class Decode:
         for planes in self._buffers.matrices[op.weights]:
             n_rows = planes.n_rows // 2 if is_gated else min(planes.n_rows, last.width - y_offset)
             read_columns = n_columns or planes.n_columns
-            rows, unroll = fitted_portion(self._device.info, tuning, most_rows, n_rows, read_columns)
+            rows = fitted_rows(self._device.info, tuning, most_rows, n_rows)
             n_portions = -(-n_rows // (rows * max(tuning.size // subgroup_size, 1)))
-            n_rounds = n_portions * portion_rounds(read_columns, unroll, subgroup_size)
+            n_rounds = n_portions * portion_rounds(read_columns, tuning.unroll, subgroup_size)
             n_groups = even(n_portions, tuning.groups and max(tuning.groups, -(-n_rounds // PORTION_ROUNDS)))
             dispatches.append(
                 self._device.dispatch(
@@ -167,7 +167,7 @@ class Decode:
                     ),
                     constants=(
                         *(tuning.size, planes.n_columns, first_column, read_columns),
-                        *(rows, unroll, _norms(norm), int(is_gated), int(op.add is not None)),
+                        *(rows, tuning.unroll, _norms(norm), int(is_gated), int(op.add is not None)),
                         *(float_bits(norm.eps if norm else 0), self._most_polls, tuning.steps_touched),
                         *(int(tuning.doubles), int(bias is not None), float_bits(op.factor)),
                         *(ACTIVATIONS.index(activation.function if activation else "none"), int(norm_bias is not None)),

@@ -6,7 +6,7 @@ Knows what route_fused and matvec_fused need; `decode.py` says what runs beside 
 
 from __future__ import annotations
 
-from vkllm.formats.quants import BLOCK, weight_format
+from vkllm.formats.quants import weight_format
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.device.probe import DeviceInfo
@@ -162,16 +162,16 @@ class ExpertDecode:
         bias, scales = buffers.biases.get(op.weights), buffers.expert_scales.get(op.weights)
         subgroup_size = self._device.info.subgroup_size
         n_subgroups = max(tuning.size // subgroup_size, 1)
-        rows, unroll = fitted_portion(self._device.info, tuning, rows, n_rows, n_columns)
+        rows = fitted_rows(self._device.info, tuning, rows, n_rows)
         n_portions = -(-n_rows // (rows * n_subgroups))
-        n_rounds = n_portions * portion_rounds(n_columns, unroll, subgroup_size)
+        n_rounds = n_portions * portion_rounds(n_columns, tuning.unroll, subgroup_size)
         n_groups = even(n_portions, tuning.groups and max(tuning.groups, -(-n_rounds // PORTION_ROUNDS)))
         values = dict(
             local_size=tuning.size,
             columns=planes.n_columns,
             n_columns=n_columns,
             rows_per_subgroup=rows,
-            unroll=unroll,
+            unroll=tuning.unroll,
             norms=int(norm is not None and norm.form == "rms"),
             eps=float_bits(norm.eps if norm else 0),
             adds=int(add is not None),
@@ -209,19 +209,12 @@ class ExpertDecode:
         return Link((dispatch,), dispatch.groups[0] if self._tuning.is_chained else 0)
 
 
-def fitted_portion(info: DeviceInfo, tuning: DecodeTuning, rows: int, n_rows: int, n_columns: int) -> tuple[int, int]:
-    """Rows that a subgroup computes together and blocks whose loads are under way together, for a matrix: fewer rows
-    where the device has subgroups for all of them, more blocks where that leaves fewer lanes without work."""
-    if info.type == "cpu":
-        return rows, tuning.unroll
+def fitted_rows(info: DeviceInfo, tuning: DecodeTuning, rows: int, n_rows: int) -> int:
+    """Rows that a subgroup computes together: fewer where the device has subgroups for all rows of the matrix."""
     n_subgroups = max(tuning.size // info.subgroup_size, 1) * max(tuning.groups, 1)
-    while rows > 1 and n_rows <= rows // 2 * n_subgroups:
+    while info.type != "cpu" and rows > 1 and n_rows <= rows // 2 * n_subgroups:
         rows //= 2
-
-    def rounds_of_blocks(unroll: int) -> int:
-        return unroll * -(-n_columns // (BLOCK * unroll * info.subgroup_size))
-
-    return rows, min((tuning.unroll, tuning.unroll + 1), key=rounds_of_blocks)
+    return rows
 
 
 def even(n: int, most: int) -> int:

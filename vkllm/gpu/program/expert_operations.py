@@ -16,6 +16,7 @@ from vkllm.gpu.program.kernels import GATINGS, KERNELS, MAX_ROWS, NORM_FORMS
 from vkllm.gpu.program.matmul_tiles import (
     MATMUL_SIZE,
     NARROW_TOKENS,
+    WIDE_TILE,
     matmul_subgroups,
     matmul_tile,
     suits_matmul,
@@ -149,12 +150,15 @@ class ExpertOperations:
         )
 
     def _matmul(self, op: ExpertMatvec, planes: WeightPlanes, first_tensor: int, width: int) -> Dispatch:
-        """The same by cooperative matrices."""
+        """The same by cooperative matrices.
+
+        Tiles of 128 rows at any width: with 64, a prompt of Qwen3-30B-A3B takes 17 % longer on an H200.
+        """
         info, x, tuning = self._device.info, self._buffers.activations[op.input], self._tuning
         assert info.matrix_shape is not None
         room = info.max_shared_bytes - 4 * weight_format(planes.format).table_words
         wanted = width if op.routes is None else self._tile_size(width, op.n_slots, op.n_experts)
-        tile_rows, spans = matmul_tile(tuning.narrow_rows, wanted, planes.n_columns, room)
+        tile_rows, spans = matmul_tile(WIDE_TILE, wanted, planes.n_columns, room)
         tile_size, n_tiles = self._tiles_of(op, spans, width)
         n_rows = planes.n_rows // op.n_experts
         return self._device.dispatch(
