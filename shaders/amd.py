@@ -36,6 +36,7 @@ from vkllm.model.architectures.llama import llama_spec  # noqa: E402
 from vkllm.model.spec import (  # noqa: E402
     DeltaNet,
     HeadNorm,
+    LatentAttention,
     Mamba2,
     ModelSpec,
     QueryTemperature,
@@ -115,9 +116,26 @@ OTHER_MODELS = (
             for mixer in (DeltaNet(16, 32, 128, 4), Mamba2(64, 64, 128, 8, 4), ShortConvolution(3, 4096))
         ),
     ),
+    replace(
+        MODEL,
+        layers=(
+            replace(MODEL.layers[0], n_heads=64, n_kv_heads=8, head_dim=64, rope=Rope(150000.0, 64), window=128,
+                    has_sinks=True, function="swiglu_oai"),
+            replace(MODEL.layers[0], n_heads=16, n_kv_heads=2, head_dim=256, rope=Rope(1e7, 64), head_norm=HeadNorm(),
+                    has_query_gates=True),
+            *[replace(MODEL.layers[0], n_heads=32, n_kv_heads=4, head_dim=512, rope=Rope(1e6, 512), d_per_layer=256,
+                      head_norm=HeadNorm(), cache_layer=cache, has_value_norm=cache is None,
+                      are_values_keys=cache is None, has_output_scale=True, post_ffn_norm="post_ffw_norm")
+              for cache in (None, 2)],
+            replace(MODEL.layers[0], chunk=8192, query_temperature=QueryTemperature(0.1, 8192)),
+            replace(MODEL.layers[0], n_heads=20, n_kv_heads=1, head_dim=576, rope=Rope(1e4, 64, "interleaved"),
+                    mixer=LatentAttention(768, 512, 192, 64, 256)),
+        ),
+        d_per_layer=256,
+    ),
 )  # fmt: skip
-"""Layers like those of Qwen 3, Gemma, Hunyuan, StarCoder 2, Command R, Qwen 3.5, Nemotron H and LFM2, as wide as
-Llama's."""
+"""Layers like those of Qwen 3, Gemma, Hunyuan, StarCoder 2, Command R, Qwen 3.5, Nemotron H and LFM2, gpt-oss, Gemma 4,
+Llama 4 and DeepSeek 2, as wide as Llama's."""
 
 
 COMMON = ("F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")

@@ -58,7 +58,7 @@ class AttentionDecode:
 
     def _n_parts(self, layer: LayerSpec | Attention) -> int:
         """Parts that attention cuts the context, or the window, into in a layer."""
-        heads = heads_together(layer.n_heads // layer.n_kv_heads)
+        heads = heads_together(layer.n_heads // layer.n_kv_heads, layer.head_dim)
         most = min(self._most_parts, self._device.info.max_groups[0] * heads // layer.n_heads)
         if n_seen := layer.window or layer.chunk:
             most = min(most, -(-n_seen // ATTENTION_PIECE))
@@ -85,7 +85,10 @@ class AttentionDecode:
         if norm is not None and norm.weights is not None:
             place, weights = "before", buffers.head_weights[norm.weights]
         norms = norm is not None and norm.norm.form == "rms"
-        heads, n_parts = heads_together(attention.n_heads // attention.n_kv_heads), self._n_parts(attention)
+        heads, n_parts = (
+            heads_together(attention.n_heads // attention.n_kv_heads, attention.head_dim),
+            self._n_parts(attention),
+        )
         n_groups = attention.n_heads // heads * n_parts
         lanes = lanes_of_key(attention.head_dim, self._device.info.subgroup_size)
         dispatch = self._device.dispatch(

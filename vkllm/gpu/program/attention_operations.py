@@ -103,9 +103,9 @@ class AttentionOperations:
             and suits_tiled_attention(op, self._device.info.max_shared_bytes)
         ):
             return self._attention_tiled(op, width)
-        heads = heads_together(op.n_heads // op.n_kv_heads)
+        heads = heads_together(op.n_heads // op.n_kv_heads, op.head_dim)
         lanes = lanes_of_key(op.head_dim, self._device.info.subgroup_size)
-        tokens = max(self._tuning.attention_queries // heads, 1)
+        tokens = max(self._tuning.attention_queries // heads, 1) if op.head_dim <= 512 else 1
         sinks, gates, gates_columns = self._sinks_and_gates(op)
         return self._device.dispatch(
             KERNELS["attention"],
@@ -179,9 +179,12 @@ def lanes_of_key(head_dim: int, subgroup_size: int) -> int:
     return min(eighths, subgroup_size)
 
 
-def heads_together(n_sharing: int) -> int:
-    """Query heads of a workgroup of attention, which share keys. n_sharing: query heads that share a key head."""
-    return max(n for n in (1, 2, 3, 4) if n_sharing % n == 0)
+def heads_together(n_sharing: int, head_dim: int) -> int:
+    """Query heads of a workgroup of attention, which share keys; an RX 7900 has no registers for four latent vectors.
+
+    n_sharing: query heads that share a key head.
+    """
+    return max(n for n in (1, 2, 3, 4) if n_sharing % n == 0 and (n <= 2 or head_dim <= 512))
 
 
 def rotation_buffers(buffers: ModelBuffers, op: Rotation) -> tuple[Buffer | None, Buffer | None, Buffer | None]:

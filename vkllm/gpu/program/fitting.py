@@ -72,7 +72,7 @@ def most_invocations(info: DeviceInfo) -> int:
 
 def attention_bytes(choices: Tuning, info: DeviceInfo, n_sharing: int, head_dim: int) -> tuple[int, int]:
     """Bytes of shared memory of a workgroup of attention, and of attention_fused."""
-    heads = heads_together(n_sharing)
+    heads = heads_together(n_sharing, head_dim)
     queries = max(choices.attention_queries // heads, 1) * heads
     lanes = lanes_of_key(head_dim, info.subgroup_size)
 
