@@ -264,7 +264,7 @@ HYBRIDS: dict[str, Variant] = {
     "lfm2 with a longer kernel and a window": lfm2(96, 6, 3, 4, "caac", **{"attention.sliding_window": 9}),
     "qwen35 whose file says which layers": qwen_next("qwen35", "addad", 64, (6, 2, 16), (1, 4, 24, 3), 8),
     "qwen35moe with gate and up in one tensor": qwen_next(
-        "qwen35moe", "dad", 64, (4, 4, 24), (3, 6, 16, 4), 24, (5, 3, 32, 64), is_fused=True
+        "qwen35moe", "dad", 64, (4, 4, 24), (3, 6, 16, 4), 24, (5, 3, 40, 64), is_fused=True
     ),
     "qwen3next with other heads": qwen_next("qwen3next", "da", 96, (2, 1, 32), (2, 6, 16, 2), 16, (6, 2, 32, 40)),
     "granitehybrid without experts": granite_hybrid(

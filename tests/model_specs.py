@@ -51,7 +51,7 @@ KINDS_OF_LAYERS = {
         replace(LAYER, n_heads=2, n_kv_heads=1, head_dim=256, rope=Rope(10000.0, 256), attention_scale=0.05, window=40,
                 softcap=50.0, function="gelu", head_norm=HeadNorm(), post_attention_norm="post_attention_norm",
                 post_ffn_norm="post_ffw_norm"),
-        replace(LAYER, n_heads=2, n_kv_heads=1, head_dim=128, rope=Rope(1e6, 128), d_ff=96, function="gelu",
+        replace(LAYER, n_heads=2, n_kv_heads=1, head_dim=128, rope=Rope(1e6, 128), d_ff=80, function="gelu",
                 post_attention_norm="post_attention_norm", post_ffn_norm="post_ffw_norm", has_fused_gate_up=True),
         embedding_scale=9.8, logit_softcap=30.0,
     ),

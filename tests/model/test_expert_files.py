@@ -195,10 +195,6 @@ def test_layers_without_attention_or_feed_forward_layer_pass(layer: LayerSpec) -
         (replace(MIXTURE, experts=Experts(8, 2, 0)), "width of experts is 0"),
         (replace(MIXTURE, experts=Experts(8, 3, 32, n_groups=4, n_groups_used=1)), "3 experts from 1 of 4 groups of 2"),
         (replace(MIXTURE, experts=Experts(8, 3, 32, n_groups=8, n_groups_used=4)), "cannot be 8 groups"),
-        (
-            replace(MIXTURE, experts=Experts(8, 3, 48, has_fused_gate_up=True)),
-            "experts of width 48, which is no multiple",
-        ),
         (replace(MIXTURE, experts=Experts(600, 3, 32)), "3 of 600 experts for each token are not supported"),
         (replace(MIXTURE, experts=Experts(64, 33, 32)), "33 of 64 experts for each token are not supported"),
         (replace(MIXTURE, experts=Experts(8, 2, 32, d_ff_shared=-5)), "width of the shared expert is -5"),

@@ -35,7 +35,7 @@ class ExpertMatvec(Op):
     (T, n_slots * sum(n_rows)). routes: the output of a Route; None: slot k takes matrix k, n_slots = n_experts.
     is_input_shared: all slots read the same n_columns, otherwise slot k reads its own, input_stride columns apart.
     is_weighed: W input is multiplied by the slot's weight, before the bias. biases (n_experts, n_rows) and scales
-    (n_experts,) go with weights. row_padding, column_padding: see Matvec.
+    (n_experts,) go with weights. row_padding, column_padding, n_parts: see Matvec.
     """
 
     kind: ClassVar[Kind] = "expert_matvec"
@@ -52,6 +52,12 @@ class ExpertMatvec(Op):
     scales: tuple[str | None, ...]
     row_padding: int = 0
     column_padding: int = 0
+    n_parts: int = 1
+
+    @property
+    def padded_rows(self) -> tuple[int, ...]:
+        """Rows of each of the weights, with what is behind them."""
+        return tuple(n + self.n_parts * self.row_padding for n in self.n_rows)
 
     @property
     def is_padded(self) -> bool:

@@ -55,8 +55,6 @@ def check_layer(layer: LayerSpec, path: Path) -> None:
     has_dense = layer.experts is None or layer.experts.is_beside_dense
     if has_dense and (layer.d_ff or layer.ffn_norm is not None):
         check_positive(path, {"feed-forward length": layer.d_ff})
-    if layer.is_gated and layer.has_fused_gate_up:
-        _check_whole_blocks(layer.d_ff, "a feed-forward layer", path)
 
 
 def _check_attention(layer: LayerSpec, path: Path) -> None:
@@ -134,15 +132,4 @@ def _check_experts(experts: Experts, path: Path) -> None:
         raise UnsupportedModel(
             f"{path}: {n_used} of {n_experts} experts for each token are not supported; supported: up to {MAX_USED} of "
             f"{MAX_EXPERTS}"
-        )
-    if experts.is_gated and experts.has_fused_gate_up:
-        _check_whole_blocks(experts.d_ff, "experts", path)
-
-
-def _check_whole_blocks(width: int, what: str, path: Path) -> None:
-    """Raises UnsupportedModel for gate and up in one tensor that cannot be extended to whole blocks."""
-    if width % BLOCK:
-        raise UnsupportedModel(
-            f"{path}: {what} of width {width}, which is no multiple of {BLOCK}, is not supported with gate and up in "
-            "one tensor"
         )

@@ -120,8 +120,8 @@ class Matvec(Op):
 
     flat: weights of one row, which the file has as (n_columns,).
     row_padding: zero rows behind each of the matrices, column_padding: zero columns behind all rows, where the file's
-    are not whole blocks. width and n_columns include them. width may be more than all rows: columns behind them are not
-    written.
+    are not whole blocks; width and n_columns include them. n_parts: matrices in each tensor, which lie behind each
+    other and have padding each. width may be more than all rows: columns behind them are not written.
     """
 
     kind: ClassVar[Kind] = "matvec"
@@ -133,6 +133,7 @@ class Matvec(Op):
     factor: float = 1.0
     row_padding: int = 0
     column_padding: int = 0
+    n_parts: int = 1
     flat: tuple[str, ...] = ()
 
     @property

@@ -297,11 +297,12 @@ class Reference:
             numbers = chosen_experts(values[op.routes], op.n_slots)
         if op.is_weighed and op.routes is not None:
             x = x[:, None] * chosen_weights(values[op.routes], op.n_slots)[..., None]
-        products = []
+        products: list[Floats] = []
         for name, bias, scale in zip(op.weights, op.biases, op.scales, strict=True):
             vectors = (None if vector is None else self.weight(vector) for vector in (bias, scale))
             product = expert_matvec(x[..., :n_columns], self.weight(name), numbers, *vectors)
-            products.append(np.pad(product, ((0, 0), (0, 0), (0, op.row_padding))))
+            parts = np.pad(product.reshape(*product.shape[:2], op.n_parts, -1), (*3 * [(0, 0)], (0, op.row_padding)))
+            products.append(parts.reshape(*product.shape[:2], -1))
         return np.concatenate(products, axis=-1).reshape(len(x), -1)
 
     def _expert_sum(self, op: ExpertSum, values: dict[str, Floats]) -> Floats:

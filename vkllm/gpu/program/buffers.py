@@ -171,7 +171,8 @@ class ModelBuffers:
             case Matvec() if op.has_bias:
                 rows = zip(op.biases, op.n_rows, strict=True)
                 biases = [np.zeros(n, np.float32) if name is None else vector(name) for name, n in rows]
-                padded = [np.pad(bias, (0, op.row_padding)) for bias in biases]
+                parts = (bias.reshape(op.n_parts, -1) for bias in biases)
+                padded = [np.pad(part, ((0, 0), (0, op.row_padding))).reshape(-1) for part in parts]
                 self.biases[op.weights] = self._upload(uploader, np.concatenate(padded))
             case ExpertMatvec():
                 self._load_expert_vectors(op, vector, uploader)
@@ -192,7 +193,8 @@ class ModelBuffers:
                 np.zeros(shape, np.float32) if name is None else vector(name)
                 for name, shape in zip(op.biases, shapes, strict=True)
             ]
-            padded = [np.pad(bias, ((0, 0), (0, op.row_padding))).reshape(-1) for bias in biases]
+            parts = (bias.reshape(op.n_experts * op.n_parts, -1) for bias in biases)
+            padded = [np.pad(part, ((0, 0), (0, op.row_padding))).reshape(-1) for part in parts]
             self.biases[op.weights] = self._upload(uploader, np.concatenate(padded))
         if any(op.scales):
             scales = [np.ones(op.n_experts, np.float32) if name is None else vector(name) for name in op.scales]
@@ -207,8 +209,10 @@ class ModelBuffers:
             values = vector(name)
             if isinstance(op, Embed):
                 return values
-            padding = (0, op.row_padding), (0, op.column_padding)
-            return np.pad(values, ((0, 0),) * (values.ndim - 2) + padding).reshape(-1, op.n_columns)
+            columns = values.shape[-1]
+            n_parts = op.n_parts * (values.shape[0] if values.ndim == 3 else 1)
+            padding = (0, 0), (0, op.row_padding), (0, op.column_padding)
+            return np.pad(values.reshape(n_parts, -1, columns), padding).reshape(-1, op.n_columns)
 
         values = np.concatenate([matrix(name) for name in op.weights])
         plane = self._allocate(values.size, self._plan.matrices[op.weights][0].tier)

@@ -77,7 +77,7 @@ class ExpertOperations:
         # what a slot's padding columns read is multiplied by zero, but must be there
         reads_own = op.is_input_shared or op.input_stride >= op.n_columns
         for planes in self._buffers.matrices[op.weights]:
-            n_rows = op.n_rows[first_tensor] + op.row_padding
+            n_rows = op.padded_rows[first_tensor]
             is_tiled = width > 1 and self._tuning.has_matmul and reads_own
             if is_tiled and suits_matmul(planes) and n_rows % 16 == 0:
                 dispatches.append(self._matmul(op, planes, first_tensor, width))
@@ -144,7 +144,7 @@ class ExpertOperations:
                 *self._tile_constants(op, first_tensor, tile_size),
             ),
             groups=(-(-n_rows // rows_per_group), n_tiles),
-            push=(n_rows, first_tensor * (op.n_rows[0] + op.row_padding), op.width),
+            push=(n_rows, first_tensor * op.padded_rows[0], op.width),
             weight_format=planes.format,
             is_independent=first_tensor > 0,
         )
@@ -172,7 +172,7 @@ class ExpertOperations:
                 *self._tile_constants(op, first_tensor, tile_size),
             ),
             groups=(-(-n_rows // tile_rows), n_tiles),
-            push=(n_rows, first_tensor * (op.n_rows[0] + op.row_padding), op.width),
+            push=(n_rows, first_tensor * op.padded_rows[0], op.width),
             weight_format=planes.format,
             is_independent=first_tensor > 0,
         )
@@ -193,7 +193,7 @@ class ExpertOperations:
 
     def _tile_constants(self, op: ExpertMatvec, first_tensor: int, tile_size: int) -> tuple[int, ...]:
         return (
-            *(op.n_experts, op.n_rows[0] + op.row_padding, first_tensor, op.n_slots, input_columns(op)),
+            *(op.n_experts, op.padded_rows[0], first_tensor, op.n_slots, input_columns(op)),
             *(0 if op.is_input_shared else op.input_stride, int(op.routes is not None), tile_size),
             *(int(op.weights in self._buffers.biases), int(op.weights in self._buffers.expert_scales)),
             int(op.is_weighed),

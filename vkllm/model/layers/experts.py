@@ -126,10 +126,11 @@ def _experts(make: LayerOps, experts: Experts, output: str, add: str | None) -> 
 def _product(
     make: LayerOps, experts: Experts, names: dict[str, int], source: str, n_columns: int, output: str
 ) -> ExpertMatvec:
-    row_padding = 0 if output == "expert_out" else max(padded(n) - n for n in names.values())
+    n_parts = 2 if "ffn_gate_up_exps" in names else 1
+    row_padding = 0 if output == "expert_out" else max(padded(n // n_parts) - n // n_parts for n in names.values())
     return ExpertMatvec(
         output=output,
-        width=experts.n_used * (sum(names.values()) + row_padding * len(names)),
+        width=experts.n_used * (sum(names.values()) + row_padding * n_parts * len(names)),
         input=source,
         layer=make.number,
         weights=tuple(map(make.tensor, names)),
@@ -139,6 +140,7 @@ def _product(
         n_columns=padded(n_columns),
         row_padding=row_padding,
         column_padding=padded(n_columns) - n_columns,
+        n_parts=n_parts,
         routes="routes",
         is_input_shared=True,
         biases=tuple(_bias(make, experts, name) for name in names),

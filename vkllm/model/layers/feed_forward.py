@@ -17,8 +17,9 @@ def feed_forward(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
         names = {"ffn_up": 2 * layer.d_ff}
     else:
         names = {"ffn_gate": layer.d_ff, "ffn_up": layer.d_ff}
+    n_parts = 2 if layer.is_gated and layer.has_fused_gate_up else 1
     ops += [
-        make.matvec(names, "normed", spec.d_model, "gate_up", pads_rows=True),
+        make.matvec(names, "normed", spec.d_model, "gate_up", pads_rows=True, n_parts=n_parts),
         Activate(
             output="hidden",
             width=padded(layer.d_ff),

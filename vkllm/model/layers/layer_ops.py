@@ -71,13 +71,15 @@ class LayerOps:
         add: str | None = None,
         *,
         pads_rows: bool = False,
+        n_parts: int = 1,
     ) -> Matvec:
         """A product with stacked matrices. names: with their numbers of rows. Columns that are no whole blocks of
-        activations are padded; with pads_rows, the rows of each matrix too, because another product reads them."""
-        row_padding = max(padded(n) - n for n in names.values()) if pads_rows else 0
+        activations are padded; with pads_rows, the rows of each matrix too, because another product reads them.
+        n_parts: matrices in each tensor."""
+        row_padding = max(padded(n // n_parts) - n // n_parts for n in names.values()) if pads_rows else 0
         return Matvec(
             output=output,
-            width=sum(names.values()) + row_padding * len(names),
+            width=sum(names.values()) + row_padding * n_parts * len(names),
             input=source,
             layer=self.number,
             weights=tuple(map(self.tensor, names)),
@@ -85,6 +87,7 @@ class LayerOps:
             n_columns=padded(n_columns),
             row_padding=row_padding,
             column_padding=padded(n_columns) - n_columns,
+            n_parts=n_parts,
             biases=tuple(map(self.bias, names)),
             add=add,
             factor=1.0 if add is None else self.layer.residual_scale,
