@@ -21,6 +21,7 @@ from vkllm.model.graph import expected_shapes
 from vkllm.model.memory.limits import (
     CHAINED_LAYER_S,
     CPU_CORE_BYTES_PER_S,
+    EXPERTS_LAYERS,
     LAYER_S,
     NOMINAL_SHARE,
     PCIE_BYTES_PER_S,
@@ -31,7 +32,7 @@ from vkllm.model.memory.limits import (
     limits_of_heaps,
 )
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, plan
-from vkllm.model.spec import ModelSpec
+from vkllm.model.spec import Experts, HeadNorm, LayerSpec, ModelSpec, Rope
 
 PAGE = Path(__file__).parents[1] / "docs" / "machines.md"
 GIB = 2**30
@@ -162,12 +163,66 @@ def llama(n_layers: int, d_model: int, d_ff: int, n_heads: int, n_kv_heads: int,
     )
 
 
+def qwen3_30b_a3b() -> ModelSpec:
+    """Qwen3-30B-A3B: a token takes 8 of 128 experts in each layer."""
+    layer = LayerSpec(
+        n_heads=32,
+        n_kv_heads=4,
+        head_dim=128,
+        d_ff=0,
+        rope=Rope(1e6, 128),
+        attention_scale=128**-0.5,
+        head_norm=HeadNorm(),
+        experts=Experts(n_experts=128, n_used=8, d_ff=768, is_normalized=True),
+    )
+    return _mixture("qwen3moe", (layer,) * 48, 2048, 151_936, 40_960)
+
+
+def gpt_oss_20b() -> ModelSpec:
+    """gpt-oss-20b: a token takes 4 of 32 experts in each layer; every second layer has a window of 128 tokens."""
+    names = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+    experts = Experts(
+        n_experts=32, n_used=4, d_ff=2880, gating="softmax_of_chosen", function="swiglu_oai", biases=names
+    )
+    layer = LayerSpec(
+        n_heads=64,
+        n_kv_heads=8,
+        head_dim=64,
+        d_ff=0,
+        rope=Rope(150_000.0, 64),
+        attention_scale=64**-0.5,
+        biases=("attn_q", "attn_k", "attn_v", "attn_output"),
+        has_sinks=True,
+        experts=experts,
+    )
+    return _mixture("gpt-oss", (replace(layer, window=128), layer) * 12, 2880, 201_088, 131_072)
+
+
+def _mixture(
+    architecture: str, layers: tuple[LayerSpec, ...], d_model: int, n_vocab: int, n_ctx_train: int
+) -> ModelSpec:
+    return ModelSpec(
+        architecture=architecture,
+        layers=layers,
+        d_model=d_model,
+        n_vocab=n_vocab,
+        n_ctx_train=n_ctx_train,
+        norm_eps=1e-6,
+        output_weight="output.weight",
+    )
+
+
 MODELS = {
     "Llama-2 7B": llama(32, 4096, 11008, 32, 32, 4096),
     "Llama-2 13B": llama(40, 5120, 13824, 40, 40, 4096),
     "CodeLlama 34B": llama(48, 8192, 22016, 64, 8, 16384),
     "Llama-2 70B": llama(80, 8192, 28672, 64, 8, 4096),
+    "Qwen3-30B-A3B": qwen3_30b_a3b(),
+    "gpt-oss-20b": gpt_oss_20b(),
 }
+
+FORMATS = {"llama": ("Q4_0", "Q4_0"), "qwen3moe": ("Q4_K", "Q4_K"), "gpt-oss": ("Q8_0", "MXFP4")}
+"""Formats of matrices and of experts, by architecture; a router is in F32."""
 
 PUBLISHED = (
     ("RX 7900 XTX", 960, 182.6),
@@ -182,16 +237,27 @@ PUBLISHED = (
 """llama.cpp's Vulkan backend on RADV, tg128 of Llama-2 7B Q4_0 (its discussion 10879): name, GB/s, tok/s."""
 
 
-def tensors(spec: ModelSpec, matrix_format: str = "Q4_0") -> dict[str, TensorInfo]:
-    """The tensor table of a file in which all matrices have one format."""
+PUBLISHED_MIXTURES = (("Qwen3-30B-A3B", 152), ("gpt-oss-20b", 163))
+"""Decode of llama.cpp's Vulkan backend on an RX 7900 XT (RADV of Mesa 25.0.7; llmfit's pull request 808)."""
+
+
+def tensors(spec: ModelSpec, matrix_format: str | None = None) -> dict[str, TensorInfo]:
+    """The tensor table of a file in which all matrices have one format, by default the architecture's of FORMATS."""
+    matrices, experts = FORMATS[spec.architecture] if matrix_format is None else (matrix_format, matrix_format)
+
+    def format_of(name: str, n_dimensions: int) -> str:
+        if n_dimensions < 2 or not name.endswith(".weight") or "gate_inp" in name:
+            return "F32"
+        return experts if n_dimensions == 3 else matrices
+
     return {
-        name: TensorInfo(name, shape, matrix_format if len(shape) == 2 else "F32", 0, 0)
+        name: TensorInfo(name, shape, format_of(name, len(shape)), 0, 0)
         for name, shape in expected_shapes(spec).items()
     }
 
 
 def planned(machine: Machine, spec: ModelSpec, n_ctx: int = N_CTX) -> MemoryPlan | OutOfDeviceMemory:
-    """The plan of a model in Q4_0, or why there is none. n_ctx 0: the longest context that costs no speed."""
+    """The plan of a model, or why there is none. n_ctx 0: the longest context that costs no speed."""
     try:
         return plan(spec, tensors(spec), machine.limits, n_ctx, MAX_ROWS, HEAD_ROWS, PlanOptions())
     except OutOfDeviceMemory as error:
@@ -207,8 +273,9 @@ def _introduction() -> list[str]:
     return [
         "# Which machine runs what",
         "",
-        "The plan of `vkllm/model/memory/plan.py` for well-known machines: models in Q4_0, a context of 4,096 tokens",
-        "in f16. Speeds are **expected, not measured**: tok/s at half the context, by the assumptions at the end.",
+        "The plan of `vkllm/model/memory/plan.py` for well-known machines: Llama in Q4_0, Qwen3 in Q4_K, gpt-oss with",
+        "experts in MXFP4 and all else in Q8_0; a context of 4,096 tokens in f16. Speeds are **expected, not",
+        "measured**: tok/s at half the context, by the assumptions at the end.",
         "`vkllm plan MODEL` says the same for the machine at hand.",
         "",
         "Written by `python scripts/machines.py`; do not edit.",
@@ -284,6 +351,7 @@ def _assumptions() -> list[str]:
         "half the context, each at the speed of the memory where it lies, plus",
         f"{1e6 * LAYER_S:.0f} us per layer in which dispatches start and drain, or {1e6 * CHAINED_LAYER_S:.0f} us on",
         "NVIDIA, where they overlap; both were fitted to speeds measured on an H100 (docs/performance.md).",
+        f"A layer with experts takes {1 + EXPERTS_LAYERS:.1f} times as long; of its experts a token reads the chosen ones.",
         "",
         f"- A GPU reads its own memory at {100 * NOMINAL_SHARE:.0f} % of the nominal bandwidth, unless it was",
         f"  measured, and system memory over PCIe 4 x16 at {PCIE_BYTES_PER_S / 1e9:.0f} GB/s (H100: 49.8 GB/s,",
@@ -303,12 +371,26 @@ def _assumptions() -> list[str]:
     ]
     for name, gb_per_s, published in PUBLISHED:
         lines.append(f"| {name} | {gb_per_s} | {published:.1f} | {expected_7b(gb_per_s):.1f} |")
+    lines += [
+        "",
+        "The same for mixtures of experts on an RX 7900 XT (800 GB/s), published for llama.cpp's Vulkan backend:",
+        "",
+        "| model | published tok/s | expected tok/s |",
+        "| --- | ---: | ---: |",
+    ]
+    for name, published in PUBLISHED_MIXTURES:
+        lines.append(f"| {name} | {published:.0f} | {expected(name, 800):.0f} |")
     return [*lines, ""]
 
 
 def expected_7b(gb_per_s: float) -> float:
     """Expected tok/s of Llama-2 7B Q4_0 at the mean depth of tg128, on a card with room."""
-    spec = MODELS["Llama-2 7B"]
+    return expected("Llama-2 7B", gb_per_s)
+
+
+def expected(model: str, gb_per_s: float) -> float:
+    """Expected tok/s of a model at the mean depth of tg128, on a card with room."""
+    spec = MODELS[model]
     limits = DeviceLimits(80 * GIB, 2**32 - 1, speeds=nominal(gb_per_s))
     return 1 / plan(spec, tensors(spec), limits, N_CTX, MAX_ROWS, HEAD_ROWS).token_s(64)
 

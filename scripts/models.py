@@ -62,6 +62,8 @@ of decoding token by token.
 NOTES = """- `phi3`: like llama.cpp, every layer sees all keys, whatever sliding window the file names.
 - YaRN's beta_fast, beta_slow and log_multiplier are read for `mistral3` only, as in llama.cpp.
 - `gpt-oss` and `olmo2`: files of ollama's registry, which name them `gptoss` and `olmo3`, run too.
+- `mistral4`: decoding is compared at all positions but one, where two experts are equally good within what float16 keys
+  change, so that another one is chosen there.
 - `gemma-embedding`, and others with `attention.causal` = false, read in both directions: embeddings only, of texts of
   at most 512 tokens. Their embeddings are compared with llama.cpp's instead (tests/model/test_family_models.py).
 - Layers with a sliding window cache that window and some more. A conversation that goes back by more than about 512

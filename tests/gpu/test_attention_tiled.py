@@ -58,10 +58,10 @@ def attended(
     sinks, gates = scores.sinks(n_heads), scores.gates(len(positions), n_heads, head_dim)
     of_scores = (scores.scale, scores.softcap, scores.window, scores.is_causal, scores.chunk, sinks)
     wanted = attention(q, *seen, *of_scores)
+    n_rows = n_rows or len(positions)
     if gates is not None:
         wanted = wanted * sigmoid(gates[:, :n_heads, 1])
         gates = gates[-n_rows:]
-    n_rows = n_rows or len(positions)
     q, positions = q[-n_rows:], positions[-n_rows:]
     step = step_buffer(device, positions, [0] * n_rows, table)
     outputs = [poisoned(device, n) for n in (q.size, q.size // 2, q.size // 16)]

@@ -21,7 +21,9 @@ from vkllm.model.spec import DeltaNet
 pytestmark = pytest.mark.gpu
 
 BOUND = 1e-11  # float32 in another order: differences of some 1e-6, squared; states carry them from row to row
-HALF_BOUND = 1e-6  # queries, keys and states rounded to float16: 2^-11.5 each, squared, and summed up by the state
+HALF_BOUND = (
+    4e-6  # queries, keys and states rounded to float16: 2^-11.5 each, squared; a step of one row has few results
+)
 
 EPS = 0.02
 

@@ -146,6 +146,20 @@ def test_expected_speeds_are_near_those_published_for_radeons() -> None:
     assert ratios[-1] < 1.25
 
 
+def test_expected_speeds_of_mixtures_are_near_those_published_for_a_radeon() -> None:
+    for model, published in machines.PUBLISHED_MIXTURES:
+        assert machines.expected(model, 800) == pytest.approx(published, rel=0.1)
+
+
+def test_a_mixture_spills_experts_only_and_stays_fast() -> None:
+    made = runs("RTX 3060", "Qwen3-30B-A3B")
+    host = {name for parts in made.matrices.values() for p in parts if p.tier is Tier.HOST for name in p.stack.tensors}
+    assert host - {"token_embd.weight"} and all("exps" in name for name in host - {"token_embd.weight"})
+    assert made.tokens_per_s > 10 * runs("RTX 3060", "CodeLlama 34B").tokens_per_s
+    assert isinstance(planned(machine("Deck 16 GB, 1 GiB"), MODELS["gpt-oss-20b"]), OutOfDeviceMemory)
+    assert runs("780M", "gpt-oss-20b").tokens_per_s > runs("780M", "Llama-2 7B").tokens_per_s
+
+
 # --- The page ---------------------------------------------------------------------------------------------------------
 
 

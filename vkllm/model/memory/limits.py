@@ -29,6 +29,10 @@ an H100 with barriers it was 33 to 43 us (docs/performance.md)."""
 CHAINED_LAYER_S = 18e-6
 """The same where dispatches wait for each other in the shader (NVIDIA's driver): fitted to a 7B Q4_0 on an H100."""
 
+EXPERTS_LAYERS = 1.5
+"""By how much longer a layer with experts takes besides reading, in other layers: a router, a choice, small matrices.
+1.3 and 2.3 on an H200 (docs/performance.md); it predicts llama.cpp's published speeds on an RX 7900 XT to 5 %."""
+
 PCIE_BYTES_PER_S = 25e9
 """How fast a card reads system memory over PCIe 4 x16."""
 

@@ -15,7 +15,7 @@ from vkllm.errors import InvalidParameter, OutOfDeviceMemory, counted
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import weight_format
 from vkllm.model.memory.kernel_sizes import KV_BLOCK
-from vkllm.model.memory.limits import DeviceLimits, Tier, without_margin
+from vkllm.model.memory.limits import EXPERTS_LAYERS, DeviceLimits, Tier, without_margin
 from vkllm.model.memory.needs import (
     CACHE_TYPES,
     Needs,
@@ -297,6 +297,7 @@ class _Planner:
 
     def _place(self, n_ctx: int, capacities: list[tuple[Tier, int]]) -> MemoryPlan:
         needs, limits, n_layers = self.needs, self.limits, self.needs.spec.n_layers
+        n_mixtures = sum(layer.experts is not None for layer in needs.spec.layers)
         order = self._order()
         matrices = self._tables(order)
         in_tables = sum(part.n_bytes for rows in matrices.values() for part in rows)
@@ -341,7 +342,7 @@ class _Planner:
                 for tier, available in capacities
                 if available
             ),
-            overhead_s=n_layers * limits.speeds.layer_s,
+            overhead_s=(n_layers + EXPERTS_LAYERS * n_mixtures) * limits.speeds.layer_s,
             n_state_slots=needs.n_state_slots,
         )
 
