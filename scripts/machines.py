@@ -351,7 +351,7 @@ def _assumptions() -> list[str]:
         "half the context, each at the speed of the memory where it lies, plus",
         f"{1e6 * LAYER_S:.0f} us per layer in which dispatches start and drain, or {1e6 * CHAINED_LAYER_S:.0f} us on",
         "NVIDIA, where they overlap; both were fitted to speeds measured on an H100 (docs/performance.md).",
-        f"A layer with experts takes {1 + EXPERTS_LAYERS:.1f} times as long; of its experts a token reads the chosen ones.",
+        f"A layer with experts takes {1 + EXPERTS_LAYERS:.1f} times as long; of its experts, a token reads the chosen.",
         "",
         f"- A GPU reads its own memory at {100 * NOMINAL_SHARE:.0f} % of the nominal bandwidth, unless it was",
         f"  measured, and system memory over PCIe 4 x16 at {PCIE_BYTES_PER_S / 1e9:.0f} GB/s (H100: 49.8 GB/s,",
