@@ -24,6 +24,7 @@ BITS_PER_PARAMETER = {
     "Q4_1": (5.0, 6.0),
     "Q4_K_M": (4.7, 6.5),
     "Q8_0": (8.5, 8.7),
+    "UD-Q4_K_M": (4.7, 6.5),
 }
 
 
@@ -75,6 +76,15 @@ def test_the_catalogue_has_models_of_all_families_and_of_none_that_does_not_run(
         ("qwen3:30b-a3b", "qwen3-30b-a3b"),
         ("gpt-oss", "gpt-oss-20b"),
         ("mixtral:8x7b", "mixtral-8x7b"),
+        ("qwen3.5", "qwen3.5-9b"),
+        ("qwen3.6", "qwen3.6-35b-a3b"),
+        ("qwen3.8:27b", "qwen3.8-27b"),
+        ("gemma4", "gemma-4-e4b"),
+        ("gemma4:26b", "gemma-4-26b-a4b"),
+        ("glm-4.7-flash", "glm-4.7-flash"),
+        ("granite4:tiny-h", "granite-4.0-h-tiny"),
+        ("nemotron-3-nano:30b", "nemotron-3-nano-30b-a3b"),
+        ("qwen3-coder-next", "qwen3-coder-next"),
         ("smollm2:135m", "smollm2"),
         ("SmolLM2:latest", "smollm2"),
     ],

@@ -35,8 +35,8 @@ class CatalogEntry:
 
     aliases: other names for it, such as ollama's. family: what it is listed under. architecture: of its file, as
     `general.architecture` says. n_bytes: of all its files, exact where there is a sha256. memory_bytes: of weights,
-    activations and the cache of 4096 tokens (or of its own context, where that is shorter); both are rounded where
-    there is no sha256.
+    activations, states and the cache of 4096 tokens (or of its own context, where that is shorter); both are rounded
+    where there is no sha256.
     """
 
     name: str
