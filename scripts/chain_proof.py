@@ -78,7 +78,7 @@ class Decoder:
         _, logits = self._program.head_of(0)
         self._logits = device.buffer(2 * BATCH * SPEC.n_vocab, is_host=True)
         copy = device.dispatch(
-            KERNELS["copy_words"], (logits, self._logits), constants=(64,), groups=(16, 1), push=(SPEC.n_vocab, 0)
+            KERNELS["copy_words"], (logits, self._logits), constants=(64,), groups=(16, 1), push=(SPEC.n_vocab, 0, 0)
         )
         self._halves: list[Recording] = []
         for first in (0, BATCH):
@@ -86,7 +86,7 @@ class Decoder:
             for slot in range(first, first + BATCH):
                 step = self._program.dispatches(1, "token", slot)
                 dispatches += [alone(dispatch) for dispatch in step] if has_barriers else step
-                dispatches.append(copy.with_push(SPEC.n_vocab, slot * SPEC.n_vocab))
+                dispatches.append(copy.with_push(SPEC.n_vocab, slot * SPEC.n_vocab, 0))
             self._halves.append(device.record(dispatches))
         self._submitted = [Submitted(0, 0, 0.0)] * 2
 

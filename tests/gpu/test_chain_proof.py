@@ -58,10 +58,10 @@ def test_a_wait_in_vain_and_a_device_that_chains_nothing_are_no_proof(
     assert chain_proof.main(["--steps", "8", "--alone"]) == 2
     assert "nothing is chained" in capsys.readouterr().out
     monkeypatch.delenv("VKLLM_CHAINS")
-    chained = decode_module._chained
+    chained = decode_module.chained
     monkeypatch.setattr(
         decode_module,
-        "_chained",
+        "chained",
         lambda links: chained([replace(link, n_groups=link.n_groups + link.has_chain) for link in links]),
     )
     assert chain_proof.main(["--steps", "8", "--alone"]) == 2

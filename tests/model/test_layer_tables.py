@@ -11,9 +11,16 @@ from vkllm.model.memory.limits import DeviceLimits, Tier
 from vkllm.model.memory.needs import decode_bytes
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, plan
 
-SPEC = replace(KINDS_OF_LAYERS["gemma4"], n_vocab=3000, n_ctx_train=32768)
+GEMMA4 = KINDS_OF_LAYERS["gemma4"]
+SPEC = replace(
+    GEMMA4,
+    n_vocab=3000,
+    n_ctx_train=32768,
+    d_per_layer=32,
+    layers=tuple(replace(layer, d_per_layer=32) for layer in GEMMA4.layers),
+)
 TABLE = "per_layer_token_embd.weight"
-TABLE_BYTES = 3000 * 64 * 2
+TABLE_BYTES = 3000 * 32 * SPEC.n_layers * 2
 TENSORS = {
     name: TensorInfo(name, shape, "F16" if len(shape) == 2 else "F32", 0, 0)
     for name, shape in expected_shapes(SPEC).items()
