@@ -181,9 +181,7 @@ def qwen3_30b_a3b() -> ModelSpec:
 def gpt_oss_20b() -> ModelSpec:
     """gpt-oss-20b: a token takes 4 of 32 experts in each layer; every second layer has a window of 128 tokens."""
     names = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
-    experts = Experts(
-        n_experts=32, n_used=4, d_ff=2880, gating="softmax_of_chosen", function="swiglu_oai", biases=names
-    )
+    experts = Experts(32, 4, 2880, gating="softmax_of_chosen", function="swiglu_oai", biases=names)
     layer = LayerSpec(
         n_heads=64,
         n_kv_heads=8,
