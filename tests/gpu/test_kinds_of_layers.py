@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_case import nmse
 from model_specs import KINDS_OF_LAYERS, LAYER, of_layers
+from program_case import logit_errors
 from random_model import engine_config, reference, write_random_model
 
 from vkllm.gpu.device.kompute import Device
@@ -16,7 +16,6 @@ from vkllm.gpu.device.requirements import without_subgroups
 from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.kernels import KV_BLOCK
 from vkllm.gpu.program.program import Program
-from vkllm.gpu.program.step import Row
 from vkllm.model.graph import decoder
 from vkllm.model.spec import ModelSpec
 
@@ -31,20 +30,6 @@ MATRICES += ("attn_kv_a_mqa", "attn_q_a", "attn_v_b")
 
 def write(folder: Path, spec: ModelSpec, fmt: str) -> Path:
     return write_random_model(folder / "model.gguf", spec, dict.fromkeys(MATRICES, fmt))
-
-
-def errors(program: Program, spec: ModelSpec, wanted: np.ndarray, tokens: list[int], n_prompt: int) -> list[float]:
-    """Of the logits after the prompt, and after each token that follows it."""
-    table = list(reversed(range(program.n_blocks)))
-    for start in range(0, n_prompt, 60):
-        part = tokens[start : min(start + 60, n_prompt)]
-        rows = [Row(token, start + i) for i, token in enumerate(part)]
-        step = program.submit(rows, table, "logits", is_prompt=True)
-    found = [nmse(program.logits(step), wanted[n_prompt - 1])]
-    for position in range(n_prompt, len(tokens)):
-        step = program.submit([Row(tokens[position], position)], table, "logits")
-        found.append(nmse(program.logits(step), wanted[position]))
-    return found
 
 
 @pytest.mark.parametrize(
@@ -71,7 +56,7 @@ def test_logits_equal_the_reference(
     assert norms or name not in ("gemma", "command-r", "olmo2", "gemma4")
     assert all((made.values["most_polls"] > 0) == (is_chained and device.has_memory_model) for made in norms)
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 103)]
-    found = errors(program, spec, reference(config).run(tokens), tokens, 100)
+    found = logit_errors(program, tokens, reference(config).run(tokens), (60, 40))
     assert max(found) < BOUND, found
 
 
@@ -84,7 +69,7 @@ def test_without_subgroups_logits_equal_the_reference(
     config = engine_config(write(tmp_path, spec, "Q4_0"), spec)
     program = Program(device, spec, config.path, config.tensors, config.n_ctx)
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 46)]
-    assert max(errors(program, spec, reference(config).run(tokens), tokens, 45)) < BOUND
+    assert max(logit_errors(program, tokens, reference(config).run(tokens), (45,))) < BOUND
 
 
 def test_a_model_that_is_not_causal(device: Device, tmp_path: Path) -> None:
@@ -92,7 +77,7 @@ def test_a_model_that_is_not_causal(device: Device, tmp_path: Path) -> None:
     config = engine_config(write(tmp_path, spec, "Q4_0"), spec)
     program = Program(device, spec, config.path, config.tensors, config.n_ctx)
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 50)]
-    assert max(errors(program, spec, reference(config).run(tokens), tokens, 50)) < BOUND
+    assert max(logit_errors(program, tokens, reference(config).run(tokens), (50,))) < BOUND
 
 
 @pytest.mark.parametrize(("name", "n_dispatches"), [("qwen3", 5), ("starcoder2", 5), ("gemma", 7)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from kernel_case import nmse
 from model_specs import LAYER, STATE, of_layers
+from program_case import logit_errors
 from random_model import engine_config, reference, write_random_model
 
 from vkllm.gpu.device.kompute import Device
@@ -56,20 +56,6 @@ def load(device: Device, folder: Path, spec: ModelSpec) -> tuple[Program, list[i
     return Program(device, spec, config.path, config.tensors, config.n_ctx), tokens, reference(config).run(tokens)
 
 
-def errors(program: Program, tokens: Sequence[int], wanted: np.ndarray, cuts: Sequence[int]) -> list[float]:
-    """Of the logits behind each chunk of a prompt, and behind each token that follows it."""
-    table, found, start = list(range(program.n_blocks)), [], 0
-    for n in cuts:
-        rows = [Row(token, start + i) for i, token in enumerate(tokens[start : start + n])]
-        start += n
-        step = program.submit(rows, table, "logits", is_prompt=True)
-        found.append(nmse(program.logits(step), wanted[start - 1]))
-    for position in range(start, len(tokens)):
-        step = program.submit([Row(tokens[position], position)], table, "logits")
-        found.append(nmse(program.logits(step), wanted[position]))
-    return found
-
-
 @pytest.mark.parametrize(("name", "is_chained"), [*((name, False) for name in SPECS), ("delta net", True)])
 def test_logits_equal_the_reference(
     device: Device, tmp_path: Path, name: str, is_chained: bool, monkeypatch: pytest.MonkeyPatch
@@ -81,9 +67,9 @@ def test_logits_equal_the_reference(
     kernels = [dispatch.kernel.name for dispatch in program.dispatches(1, "token")]
     assert device.is_plain or (("delta_net_fused" in kernels) == (name == "delta net") and "delta_net" not in kernels)
     for cuts in ((100,), (1, 2, 8, 70, 19)):
-        found = errors(program, tokens, wanted, cuts)
+        found = logit_errors(program, tokens, wanted, cuts)
         assert max(found) < BOUND, (cuts, found)
-    assert max(errors(program, tokens[:20], wanted, ())) < BOUND
+    assert max(logit_errors(program, tokens[:20], wanted, ())) < BOUND
 
 
 @pytest.mark.parametrize("name", ["delta net", "mamba 2", "short convolution"])
@@ -92,7 +78,7 @@ def test_without_subgroups_logits_equal_the_reference(
 ) -> None:
     monkeypatch.setattr(device, "info", without_subgroups(device.info))
     program, tokens, wanted = load(device, tmp_path, SPECS[name])
-    assert max(errors(program, tokens[:46], wanted, (45,))) < BOUND
+    assert max(logit_errors(program, tokens[:46], wanted, (45,))) < BOUND
 
 
 def test_a_step_goes_on_from_the_slot_that_it_names(device: Device, tmp_path: Path) -> None:

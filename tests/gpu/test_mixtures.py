@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_case import nmse
 from model_specs import LAYER, of_layers
+from program_case import logit_errors
 from random_model import engine_config, reference, write_random_model
 
 from vkllm.gpu.device.kompute import Device
@@ -64,19 +64,6 @@ def written(folder: Path, spec: ModelSpec, fmt: str) -> Path:
     return write_random_model(folder / "model.gguf", spec, dict.fromkeys(MATRICES, fmt), seed=3)
 
 
-def errors(program: Program, wanted: np.ndarray, tokens: list[int], n_prompt: int, n_chunk: int) -> list[float]:
-    """Of the logits after the prompt, and after each token that follows it."""
-    table = list(reversed(range(program.n_blocks)))
-    for start in range(0, n_prompt, n_chunk):
-        rows = [Row(tokens[i], i) for i in range(start, min(start + n_chunk, n_prompt))]
-        step = program.submit(rows, table, "logits", is_prompt=True)
-    found = [nmse(program.logits(step), wanted[n_prompt - 1])]
-    for position in range(n_prompt, len(tokens)):
-        step = program.submit([Row(tokens[position], position)], table, "logits")
-        found.append(nmse(program.logits(step), wanted[position]))
-    return found
-
-
 @pytest.mark.parametrize(
     ("name", "fmt", "is_chained"),
     [(name, "Q4_0", i % 2 == 0) for i, name in enumerate(EXPERTS)]
@@ -94,7 +81,7 @@ def test_logits_equal_the_reference(
     monkeypatch.setattr(Program, "_may_chain", lambda self: True)
     program = Program(device, spec, config.path, config.tensors, config.n_ctx, choices=choices)
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 43)]
-    found = errors(program, reference(config).run(tokens), tokens, 40, 23)
+    _, *found = logit_errors(program, tokens, reference(config).run(tokens), (23, 17))  # from the prompt's end on
     assert max(found) < (BOUND if device.info.matrix_shape is None else MATRICES_BOUND), found
     kernels = [dispatch.kernel.name for dispatch in program.dispatches(1, "logits")]
     n_fused = kernels.count("route_fused")
@@ -110,7 +97,7 @@ def test_without_subgroups_logits_equal_the_reference(
     config = engine_config(written(tmp_path, spec, "Q4_0"), spec)
     program = Program(device, spec, config.path, config.tensors, config.n_ctx)
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 22)]
-    assert max(errors(program, reference(config).run(tokens), tokens, 21, 21)) < BOUND
+    assert max(logit_errors(program, tokens, reference(config).run(tokens), (21,))) < BOUND
 
 
 @pytest.mark.parametrize(("fmt", "width"), [("Q4_0", 64), ("F16", 48)])
@@ -122,7 +109,7 @@ def test_a_mixture_beside_a_dense_layer(device: Device, tmp_path: Path, fmt: str
     config = engine_config(written(tmp_path, spec, fmt), spec)
     program = Program(device, spec, config.path, config.tensors, config.n_ctx)
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 14)]
-    assert max(errors(program, reference(config).run(tokens), tokens, 11, 11)) < BOUND
+    assert max(logit_errors(program, tokens, reference(config).run(tokens), (11,))) < BOUND
     kernels = [dispatch.kernel.name for dispatch in program.dispatches(1, "logits")]
     assert kernels.count("route_fused") == (2 if fmt == "Q4_0" else 0)
 
@@ -133,7 +120,7 @@ def test_experts_of_unlike_formats(device: Device, tmp_path: Path) -> None:
     config = engine_config(write_random_model(tmp_path / "model.gguf", spec, formats, seed=3), spec)
     program = Program(device, spec, config.path, config.tensors, config.n_ctx)
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 13)]
-    assert max(errors(program, reference(config).run(tokens), tokens, 11, 11)) < BOUND
+    assert max(logit_errors(program, tokens, reference(config).run(tokens), (11,))) < BOUND
 
 
 def test_chunks_of_any_length_give_the_same_logits(device: Device, tmp_path: Path) -> None:

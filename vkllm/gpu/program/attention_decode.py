@@ -21,13 +21,12 @@ from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
 from vkllm.gpu.program.kernels import ATTENTION_PIECE, HEAD_VALUES, HEAD_WEIGHTS, KERNELS, KV_BLOCK, MAX_PARTS
 from vkllm.gpu.program.links import Link
-from vkllm.gpu.program.rounds import most_polls
 from vkllm.model.ops import Attention, HeadNormalization, Rotation
 from vkllm.model.spec import LayerSpec, ModelSpec
 
 
 class AttentionDecode:
-    """Makes the links. step, chain, failure: see Decode."""
+    """Makes the links. step, chain, failure: see Decode. most_polls: of a wait, 0 if nothing is chained."""
 
     def __init__(
         self,
@@ -38,6 +37,7 @@ class AttentionDecode:
         tuning: DecodeTuning,
         chain: Buffer,
         failure: Buffer,
+        most_polls: int,
     ) -> None:
         self._device = device
         self._buffers = buffers
@@ -45,7 +45,7 @@ class AttentionDecode:
         self._tuning = tuning
         self._chain = chain
         self._failure = failure
-        self._most_polls = most_polls(device.info) if tuning.is_chained else 0
+        self._most_polls = most_polls
         n_pieces = -(-buffers.n_blocks * KV_BLOCK // ATTENTION_PIECE)
         self._most_parts = min(MAX_PARTS, n_pieces)
 

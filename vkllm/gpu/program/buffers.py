@@ -171,9 +171,7 @@ class ModelBuffers:
             case Matvec() if op.has_bias:
                 rows = zip(op.biases, op.n_rows, strict=True)
                 biases = [np.zeros(n, np.float32) if name is None else vector(name) for name, n in rows]
-                parts = (bias.reshape(op.n_parts, -1) for bias in biases)
-                padded = [np.pad(part, ((0, 0), (0, op.row_padding))).reshape(-1) for part in parts]
-                self.biases[op.weights] = self._upload(uploader, np.concatenate(padded))
+                self.biases[op.weights] = self._upload(uploader, _stacked(biases, op.n_parts, op.row_padding))
             case ExpertMatvec():
                 self._load_expert_vectors(op, vector, uploader)
             case Route() if op.bias is not None:
@@ -193,9 +191,8 @@ class ModelBuffers:
                 np.zeros(shape, np.float32) if name is None else vector(name)
                 for name, shape in zip(op.biases, shapes, strict=True)
             ]
-            parts = (bias.reshape(op.n_experts * op.n_parts, -1) for bias in biases)
-            padded = [np.pad(part, ((0, 0), (0, op.row_padding))).reshape(-1) for part in parts]
-            self.biases[op.weights] = self._upload(uploader, np.concatenate(padded))
+            stacked = _stacked(biases, op.n_experts * op.n_parts, op.row_padding)
+            self.biases[op.weights] = self._upload(uploader, stacked)
         if any(op.scales):
             scales = [np.ones(op.n_experts, np.float32) if name is None else vector(name) for name in op.scales]
             self.expert_scales[op.weights] = self._upload(uploader, np.concatenate(scales))
@@ -223,6 +220,12 @@ class ModelBuffers:
         buffer = self._allocate(values.size, self._plan.arena_tier)
         uploader.words(values, buffer)
         return buffer
+
+
+def _stacked(biases: list[Floats], n_parts: int, row_padding: int) -> Floats:
+    """Biases of stacked matrices, with zeros behind each of the n_parts of a matrix, where rows are padded."""
+    parts = (bias.reshape(n_parts, -1) for bias in biases)
+    return np.concatenate([np.pad(part, ((0, 0), (0, row_padding))).reshape(-1) for part in parts])
 
 
 def _tensors(path: Path, tensors: Mapping[str, TensorInfo], part: MatrixRows) -> list[Tensor]:

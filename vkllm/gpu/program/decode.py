@@ -61,7 +61,9 @@ class Decode:
         self._most_links = sum(map(self._links_of, (*decoder(spec), *head(spec))))
         self.chain = device.buffer(-(-(LINK_WORDS + self._arrivals(spec.n_layers)) // 4) * 4)
         self.failure = device.buffer(1, is_host=True)
-        self._attention = AttentionDecode(device, spec, buffers, step, tuning, self.chain, self.failure)
+        self._attention = AttentionDecode(
+            device, spec, buffers, step, tuning, self.chain, self.failure, self._most_polls
+        )
         self.experts = ExpertDecode(device, buffers, tuning, self.chain, self.failure, self._most_polls)
         self.states = StateDecode(device, buffers, step, self.chain, self.failure, self._most_polls)
         self._link_names: dict[int, str] = {}
