@@ -207,3 +207,20 @@ def test_a_message_goes_back_into_the_conversation(echo: MakeLLM) -> None:
 def test_tools_that_are_no_tools_are_refused(llm: LLM) -> None:
     with pytest.raises(InvalidParameter, match="tool 0"):
         llm.chat(said("Hi"), tools=["weather"])  # type: ignore[list-item]
+
+
+def test_a_template_gets_the_variables_of_a_request(echo: Callable[..., LLM]) -> None:
+    template = "<|im_start|>{{ enable_thinking }}{{ messages[-1].content }}<|im_end|>"
+    llm = echo(template)
+    hi = [{"role": "user", "content": "Hi"}]
+    assert llm.chat(hi, variables={"enable_thinking": False}).text == "FalseHi"
+    assert llm.count_tokens(hi, variables={"enable_thinking": False}) == llm.count_tokens(hi) + len("False")
+    for wrong in ({"messages": []}, {1: 2}, ["enable_thinking"]):
+        with pytest.raises(InvalidParameter, match="variable"):
+            llm.chat(hi, variables=wrong)
+
+
+def test_an_answer_says_which_stop_string_ended_it(llm: LLM) -> None:
+    hi = [{"role": "user", "content": "Hello there"}]
+    assert llm.chat(hi, stop=["x", "the"]).stop_string == "the"
+    assert llm.chat(hi, stop=["x"]).stop_string is None

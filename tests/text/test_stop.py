@@ -33,6 +33,9 @@ def test_pieces_join_to_the_text_before_the_first_stop_string(pieces: list[str],
     held = text[len(shown) :]
     assert is_matched or not held or any(stop.startswith(held) for stop in stops)
     assert shown + matcher.flush() == expected
+    if is_matched:
+        ended = next(text[:end] for end in range(len(text) + 1) if any(text[:end].endswith(stop) for stop in stops))
+        assert matcher.matched == max((stop for stop in stops if ended.endswith(stop)), key=len)
 
 
 def test_a_stop_string_ends_the_text_for_good() -> None:

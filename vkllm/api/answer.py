@@ -86,7 +86,8 @@ class Generation:
     token_ids: every token generated; a stop token is the last of them, and no part of `text`. `text` ends
     before a stop string, though token_ids hold the tokens that completed it. logprobs: one entry a token,
     or None where they were not asked for. finish_reason: "stop" (stop token or string, or the answer's grammar is
-    complete), "length" (max_tokens, or the context is full) or "cancelled".
+    complete), "length" (max_tokens, or the context is full) or "cancelled". stop_string: the one that ended it, if one
+    did.
 
     >>> answer = llm.generate("The capital of France is", max_tokens=1, temperature=0)
     >>> answer.text, len(answer.token_ids), answer.finish_reason
@@ -101,6 +102,7 @@ class Generation:
     stats: RunStats
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
+    stop_string: str | None = None
 
     @property
     def message(self) -> dict[str, Any]:
@@ -254,4 +256,5 @@ class AnswerText:
             stats=event.stats,
             reasoning="".join(self._reasoning),
             tool_calls=self._tool_calls,
+            stop_string=self._stops.matched,
         )

@@ -7,10 +7,10 @@ leaves everything else to llm.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, overload
 
 from vkllm.api.answer import Generation, OnToken, SamplingOptions
 from vkllm.api.async_stream import AsyncStream, all_answers
@@ -180,10 +180,16 @@ class AsyncLLM:
         return await asyncio.to_thread(llm.detokenize, token_ids, skip_special=skip_special)
 
     @checks_names()
-    async def count_tokens(self, prompt: str | Sequence[Message], *, tools: Sequence[Message] | None = None) -> int:
+    async def count_tokens(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        tools: Sequence[Message] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> int:
         """How many tokens a text or a conversation takes; as `LLM.count_tokens`."""
         llm = await self._loaded()
-        return await asyncio.to_thread(llm.count_tokens, prompt, tools=tools)
+        return await asyncio.to_thread(llm.count_tokens, prompt, tools=tools, variables=variables)
 
     @checks_names()
     async def save_state(self, path: str | Path, *, origin: str = "") -> None:

@@ -83,6 +83,10 @@ class AsyncStream(AsyncIterator[Piece]):
             await self._advance(answer)
         return answer.generation
 
+    async def prompt_token_ids(self) -> tuple[int, ...]:
+        """The prompt, as soon as it was sent."""
+        return (await self._started()).request.prompt_token_ids
+
     async def consume(self, on_token: OnToken | None = None) -> Generation:
         """The whole answer; on_token, which may be a coroutine function, is called with each piece of it."""
         async with self:

@@ -6,7 +6,7 @@ api/openai/calls.py's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, Unpack, overload
 
@@ -58,6 +58,7 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Message] | None = None,
+        variables: Mapping[str, Any] | None = None,
         stream: Literal[False] = False,
         on_token: OnToken | None = None,
         **options: Unpack[SamplingOptions],
@@ -70,6 +71,7 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Message] | None = None,
+        variables: Mapping[str, Any] | None = None,
         stream: Literal[True],
         **options: Unpack[SamplingOptions],
     ) -> StreamT: ...
@@ -81,6 +83,7 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Message] | None = None,
+        variables: Mapping[str, Any] | None = None,
         stream: bool = False,
         on_token: OnToken | None = None,
         **options: Unpack[SamplingOptions],
@@ -90,6 +93,8 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
         Contents may be text, None or lists of text parts, and messages objects of the openai package. What they say is
         text, even if it reads like a special token. tools: function descriptions in OpenAI's form, for templates that
         know them; the calls that the model writes are `Generation.tool_calls`, its thoughts `Generation.reasoning`.
+        variables: what the template is given besides, such as {"enable_thinking": False}; with
+        {"continues_last": True} the answer goes on where the last message, of the assistant, ends.
         With stream=True it returns a `Stream`. on_token is called with each `Piece`, as in `LLM.generate`.
         With context_shift a conversation that is too long loses its oldest turns, and an answer that fills the context
         the middle of it; system messages stay.
@@ -98,7 +103,8 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
         """
         is_stream = truth("stream", stream or False)
         answer = self._open_stream(
-            lambda prompts: prompts.of_chat(messages, params, options, tools), lambda: check_options(params, options)
+            lambda prompts: prompts.of_chat(messages, params, options, tools, variables),
+            lambda: check_options(params, options),
         )
         return answer if is_stream else self._consume(answer, on_token)
 

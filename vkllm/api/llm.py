@@ -6,10 +6,10 @@ It knows requests and answers; it does not know devices, kernels or how tokens a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, overload
 
 from vkllm.api import queries
 from vkllm.api.answer import Generation, OnToken, SamplingOptions
@@ -251,9 +251,7 @@ class LLM:
 
     @checks_names()
     def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of token ids; bytes that are no whole character become U+FFFD. Raises InvalidParameter.
-
-        skip_special: leave control tokens out.
+        """The text of token ids, by default without control tokens; bytes of no character become U+FFFD.
 
         >>> llm.detokenize([19556, 28, 905, 17, 2])
         'Hello, world!'
@@ -261,17 +259,21 @@ class LLM:
         return self.tokenizer.decode(self._prompts.checked_tokens(token_ids), skip_special=skip_special)
 
     @checks_names()
-    def count_tokens(self, prompt: str | Sequence[Message], *, tools: Sequence[Message] | None = None) -> int:
-        """How many tokens of the context a text takes, or a conversation with all that the template adds to it.
-
-        Raises InvalidParameter.
+    def count_tokens(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        tools: Sequence[Message] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> int:
+        """How many tokens a text takes, or a conversation with all of its template. Raises InvalidParameter.
 
         >>> llm.count_tokens("What is the capital of France?")
         7
         >>> llm.count_tokens([{"role": "user", "content": "What is the capital of France?"}])
         37
         """
-        return self._prompts.count_tokens(prompt, tools)
+        return self._prompts.count_tokens(prompt, tools, variables)
 
     @overload
     def embed(self, text: str | Sequence[int], *, origin: str = "") -> list[float]: ...
@@ -358,8 +360,7 @@ class LLM:
     def measure_kernels(self, n_rows: int = 1, n_depth: int = 0) -> StepTimes:
         """How long each kernel takes of a step of n_rows, up to 512, with n_depth tokens cached; 1 is decoding.
 
-        It takes seconds, and no other request may run meanwhile. Raises InvalidParameter, ContextOverflow,
-        OutOfDeviceMemory, DeviceLost.
+        It takes seconds; nothing else may run. Raises InvalidParameter, ContextOverflow, OutOfDeviceMemory, DeviceLost.
         """
         return queries.measure_kernels(self._engine, self._prompts, n_rows, n_depth)
 
@@ -383,8 +384,7 @@ class LLM:
         if len(token_ids) + length > self.n_ctx:
             tokens = f"{counted(len(token_ids), 'prompt token')} and {length} more"
             raise ContextOverflow(f"{tokens} do not fit into the context of {self.n_ctx}; load with a larger one")
-        answer = self.generate(token_ids, max_tokens=length, temperature=0, ignore_eos=True)
-        return answer.stats
+        return self.generate(token_ids, max_tokens=length, temperature=0, ignore_eos=True).stats
 
     def close(self) -> None:
         """Ends the engine and releases the device; open streams fail. The second call does nothing."""

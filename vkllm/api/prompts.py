@@ -102,21 +102,28 @@ class Prompts:
         params: SamplingParams | None,
         options: SamplingOptions,
         tools: Sequence[Message] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> AnswerText:
-        """The request to answer a conversation, in an answer that is still empty. Errors as in `LLM.chat`."""
+        """The request to answer a conversation, in an answer that is still empty. Errors as in `LLM.chat`.
+
+        variables: what the template is given besides, such as enable_thinking; continues_last is `encode_chat`'s.
+        """
         params = self._params(params, options)
         messages = plain_messages(messages)
         if not messages:
             raise InvalidParameter(
                 'messages is empty; give at least one message, such as {"role": "user", "content": "Hello"}'
             )
-        tools = plain_tools(tools)
-        token_ids, n_keep = self._template.encode_chat(messages, tools=tools), 0
+        tools, variables = plain_tools(tools), _checked_variables(variables)
+        token_ids, n_keep = self._template.encode_chat(messages, tools=tools, **variables), 0
         if params.context_shift:
-            n_keep = n_tokens_of_system(self._template, messages, token_ids, tools=tools)
-            token_ids = shortened_chat(self._template, messages, token_ids, self.n_ctx, n_keep, tools=tools)
+            n_keep = n_tokens_of_system(self._template, messages, token_ids, tools=tools, variables=variables)
+            token_ids = shortened_chat(
+                self._template, messages, token_ids, self.n_ctx, n_keep, tools=tools, variables=variables
+            )
         origin = checked_origin(options.get("origin"))
-        return self._answer(token_ids, params, n_keep, origin, continues_text=False, tools=Tools(tools))
+        continues_text = bool(variables.get("continues_last"))
+        return self._answer(token_ids, params, n_keep, origin, continues_text=continues_text, tools=Tools(tools))
 
     def of_scores(self, text: str | Sequence[int], first: int, origin: str) -> Request:
         """The request for the log-probabilities of a text from token `first` on. Errors as in `LLM.score`."""
@@ -171,11 +178,16 @@ class Prompts:
             )
         return requests
 
-    def count_tokens(self, prompt: str | Sequence[Message], tools: Sequence[Message] | None = None) -> int:
+    def count_tokens(
+        self,
+        prompt: str | Sequence[Message],
+        tools: Sequence[Message] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> int:
         """How many tokens a text or a conversation has as a prompt. Errors as in `of_text` and `of_chat`."""
         if isinstance(prompt, str):
             return len(self.tokenizer.encode(prompt))
-        return len(self._template.encode_chat(prompt, tools=tools))
+        return len(self._template.encode_chat(prompt, tools=tools, **_checked_variables(variables)))
 
     def checked_tokens(self, token_ids: Sequence[int], *, of: str = "") -> list[int]:
         """The ids as plain integers. Raises InvalidParameter for what is none, or not in the vocabulary.
@@ -248,6 +260,20 @@ class Prompts:
         self.checked_tokens(made.stop_token_ids, of="stop_token_ids")
         self.checked_tokens(list(made.biases), of="logit_bias")
         return made
+
+
+_GIVEN_BY_VKLLM = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token")
+"""Variables of templates that no caller may give."""
+
+
+def _checked_variables(variables: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Raises InvalidParameter for variables of templates that are not the caller's to give."""
+    if not isinstance(variables, Mapping | None):
+        raise InvalidParameter(f"the template's variables must be a mapping of names to values, not {variables!r}")
+    for name in variables or {}:
+        if not isinstance(name, str) or name in _GIVEN_BY_VKLLM:
+            raise InvalidParameter(f"{name!r} is no variable of a chat template that can be given; leave it out")
+    return dict(variables or {})
 
 
 def requested(params: SamplingParams, options: SamplingOptions) -> SamplingParams:

@@ -19,6 +19,7 @@ from vkllm.errors import InvalidParameter, ModelFileError
 from vkllm.text.answers.choice import answer_form
 from vkllm.text.message_forms import calls_in_content, forms, one_call_at_a_time
 from vkllm.text.messages import (
+    REASONING,
     Messages,
     arguments_as_json,
     arguments_as_mapping,
@@ -107,9 +108,12 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continues_last: bool = False,
         **variables: Any,
     ) -> str:
         """The text of a chat, up to where the model's answer begins if `add_generation_prompt`.
+
+        continues_last: the answer goes on where the last message, of the assistant, ends.
 
         Messages are mappings with `role`, `content`, perhaps `tool_calls`, in any form that `plain_messages` takes;
         other `variables` go to the template too. Arguments of tool calls may be mappings or JSON text: each template
@@ -118,8 +122,8 @@ class ChatTemplate:
         or cannot render and for tools that it has no place for, ModelFileError for a template that exceeds its limits
         of time and memory or accesses something that no template may.
         """
-        text = self._rendered(messages, tools, {**variables, "add_generation_prompt": add_generation_prompt})
-        return str(text)
+        variables["add_generation_prompt"] = add_generation_prompt
+        return str(self._rendered(messages, tools, variables, continues_last=continues_last))
 
     def encode_chat(
         self,
@@ -127,6 +131,7 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continues_last: bool = False,
         **variables: Any,
     ) -> list[int]:
         """Token ids of a rendered chat: begins with BOS once if the model wants it, and never ends with an added EOS.
@@ -134,16 +139,21 @@ class ChatTemplate:
         Control tokens come only from the template; a message that looks like one is plain text. Parameters and errors
         as for `render`.
         """
-        text = self._rendered(messages, tools, {**variables, "add_generation_prompt": add_generation_prompt})
+        variables["add_generation_prompt"] = add_generation_prompt
+        text = self._rendered(messages, tools, variables, continues_last=continues_last)
         ids = self._tokenizer.encode(str(text), add_special=False, content=marked.spans_of(text))
         bos_id = self._tokenizer.bos_id
         if self._tokenizer.adds_bos and bos_id is not None and ids[:1] != [bos_id]:
             ids.insert(0, bos_id)
         return ids
 
-    def _rendered(self, messages: Messages, tools: Any, variables: dict[str, Any]) -> str:
+    def _rendered(
+        self, messages: Messages, tools: Any, variables: dict[str, Any], *, continues_last: bool = False
+    ) -> str:
         """The text of a chat, with marks where it comes from the messages."""
         plain: Messages = plain_messages(messages)
+        if continues_last:
+            return self._continued(plain, tools, variables)
         described = plain_tools(tools)
         program = self._tool_program if described else self._program
         tools_name = next((name for name in _TOOLS_NAMES if name in program.reads), None)
@@ -171,6 +181,23 @@ class ChatTemplate:
             return text
         assert refusal is not None  # the first form is the one that was given
         raise refusal
+
+    def _continued(self, messages: Messages, tools: Any, variables: dict[str, Any]) -> str:
+        """The text of a chat up to where the last message ends, which is the beginning of the answer."""
+        if len(messages) < 2 or (last := messages[-1])["role"] != "assistant" or last.get("tool_calls"):
+            raise InvalidParameter(
+                "only a last message of the assistant that calls no tools can be continued, after at least one other"
+            )
+        before = self._rendered(messages[:-1], tools, {**variables, "add_generation_prompt": True})
+        reasoning = next((said for name in REASONING if isinstance(said := last.get(name), str)), "")
+        parts, tags = [before], self.answers.tags
+        if tags is not None and self.answers.begins_in_reasoning(str(before)):
+            parts += [marked.content(reasoning), f"\n{tags.close}\n\n"]
+        elif self.answers.is_harmony:
+            parts.append("<|channel|>final<|message|>")
+        elif tags is not None and reasoning:
+            parts += [tags.open, marked.content(f"\n{reasoning}\n"), f"{tags.close}\n\n"]
+        return marked.join([*parts, marked.content(last["content"])])
 
     def _run(self, program: Program, messages: Messages, variables: dict[str, Any]) -> str:
         values = {

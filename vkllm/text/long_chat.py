@@ -22,6 +22,7 @@ def n_tokens_of_system(
     prompt: Sequence[int],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> int:
     """How many tokens of a rendered conversation come before its first words that are not the system's.
 
@@ -29,8 +30,9 @@ def n_tokens_of_system(
     so this counts the tokens that two chats with different first words have in common.
     """
     system = [message for message in messages if message.get("role") in SYSTEM_ROLES]
+    variables = {**(variables or {}), "continues_last": False}
     try:
-        chats = [template.encode_chat([*system, _user(text)], tools=tools) for text in ("A", "1")]
+        chats = [template.encode_chat([*system, _user(text)], tools=tools, **variables) for text in ("A", "1")]
     except InvalidParameter:  # a template that takes these messages in no other conversation
         return 1  # attention relies on the first token: Xiao et al. 2023, arXiv 2309.17453
     n_same = 0
@@ -49,6 +51,7 @@ def shortened_chat(
     n_keep: int,
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """The tokens of a conversation without its oldest turns, if all of it leaves no room for an answer.
 
@@ -66,7 +69,7 @@ def shortened_chat(
 
     def from_turn(start: int) -> list[int]:
         kept = [m for i, m in enumerate(messages) if i >= start or m.get("role") in SYSTEM_ROLES]
-        return template.encode_chat(kept, tools=tools)
+        return template.encode_chat(kept, tools=tools, **(variables or {}))
 
     turn = bisect_left(starts, to_drop, key=lambda start: len(prompt) - len(from_turn(start)))
     return from_turn(starts[min(turn, len(starts) - 1)])

@@ -15,7 +15,12 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.is_matched = False
+        self.matched: str | None = None
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether a stop string was found, which then is `matched`."""
+        return self.matched is not None
 
     def push(self, text: str) -> str:
         """The text that can be shown now; empty once a stop string was found (`is_matched`)."""
@@ -24,10 +29,9 @@ class StopStrings:
         self._held += text
         # The one that ends first counts, and of several that end there the longest, so that the
         # result is the same whether the text came character by character or all at once.
-        ends = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        ends = [(start + len(stop), start, stop) for stop in self._stops if (start := self._held.find(stop)) >= 0]
         if ends:
-            self.is_matched = True
-            _, n_shown = min(ends)
+            _, n_shown, self.matched = min(ends)
         else:
             n_shown = len(self._held) - self._n_held_back()
         shown, self._held = self._held[:n_shown], self._held[n_shown:]
