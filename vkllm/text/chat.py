@@ -102,6 +102,12 @@ class ChatTemplate:
                 f"{metadata.path}: the chat template is not valid Jinja{line} ({_short(reason)}); get the model again."
             ) from None
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template has a place for tools."""
+        program = self._tool_program
+        return any(name in program.reads for name in _TOOLS_NAMES) or "tools" in program.names
+
     def render(
         self,
         messages: Messages,

@@ -113,6 +113,17 @@ def strips_white_space_after(vocabulary: GgufVocabulary) -> frozenset[int]:
     return frozenset(i for text, i in found.items() if text not in ("<unk>", "<s>", "<|endoftext|>"))
 
 
+def code_marks(vocabulary: GgufVocabulary) -> dict[str, int]:
+    """The tokens that models of code are shown files with: "fim_pre", "fim_suf", "fim_mid" and others -> ids."""
+    found = {}
+    for name, texts in (_PARTS_OF_CODE | _ENDS_OF_CODE).items():
+        declared = (vocabulary.token_id(name), vocabulary.token_id(_OLD_NAMES.get(name, name)))
+        known = [*declared, *map(vocabulary.ids.get, texts)]
+        if (token_id := next((each for each in known if each is not None), None)) is not None:
+            found[name] = token_id
+    return found
+
+
 def find_ends(vocabulary: GgufVocabulary, declared: Iterable[int | None]) -> frozenset[int]:
     """The ids that end an answer: the declared ones and those that are known by their text.
 

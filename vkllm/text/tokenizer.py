@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from vkllm.errors import InvalidParameter, UnsupportedModel
 from vkllm.text.merging import byte_level_bpe, gemma4_bpe, sentencepiece_bpe
 from vkllm.text.pretokenizers import PRE_TOKENIZERS
-from vkllm.text.special_tokens import find_ends, marks, strips_white_space_after
+from vkllm.text.special_tokens import code_marks, find_ends, marks, strips_white_space_after
 from vkllm.text.vocabulary import SPACE_MARK, GgufVocabulary, TokenType, byte_value, read_vocabulary
 from vkllm.text.whole_tokens import Found, WholeTokens
 
@@ -43,7 +43,8 @@ class Tokenizer:
     """Encodes text to token ids and decodes them.
 
     `n_vocab`: number of tokens; `bos_id`, `eos_id`: None where the model has none; `adds_bos`, `adds_eos`: what
-    `add_special` puts around a text; `stop_ids`: the tokens that end an answer.
+    `add_special` puts around a text; `stop_ids`: the tokens that end an answer; `code_marks`: names and ids
+    of those that models of code are shown files with.
     """
 
     def __init__(self, vocabulary: GgufVocabulary) -> None:
@@ -58,6 +59,7 @@ class Tokenizer:
         self.eos_id = vocabulary.token_id("eos", default=2 if kind == "llama" else None)
         # Sets types, on which everything below depends.
         self.stop_ids = find_ends(vocabulary, (self.eos_id, vocabulary.token_id("eot"), vocabulary.token_id("eom")))
+        self.code_marks = code_marks(vocabulary)
         self._strips_after = strips_white_space_after(vocabulary)
         self._adds_space = kind == "llama" and metadata.boolean("tokenizer.ggml.add_space_prefix", True)
         adds_bos = metadata.boolean("tokenizer.ggml.add_bos_token", None)
