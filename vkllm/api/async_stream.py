@@ -16,6 +16,7 @@ from vkllm.api.answer import AnswerText, Generation, OnToken, Piece
 from vkllm.api.prompts import Prompts
 from vkllm.engine.events import Event
 from vkllm.engine.process.handle import EngineProcess, not_copied
+from vkllm.engine.requests import Request
 
 Opened = Callable[[], Awaitable[tuple[EngineProcess, Prompts]]]
 """Loads the model unless it is loaded; returns what takes its requests and what makes them."""
@@ -83,9 +84,9 @@ class AsyncStream(AsyncIterator[Piece]):
             await self._advance(answer)
         return answer.generation
 
-    async def prompt_token_ids(self) -> tuple[int, ...]:
-        """The prompt, as soon as it was sent."""
-        return (await self._started()).request.prompt_token_ids
+    async def request(self) -> Request:
+        """What was sent to the engine, as soon as it was sent."""
+        return (await self._started()).request
 
     async def consume(self, on_token: OnToken | None = None) -> Generation:
         """The whole answer; on_token, which may be a coroutine function, is called with each piece of it."""

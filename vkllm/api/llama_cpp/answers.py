@@ -1,0 +1,200 @@
+"""Answers in the shape of llama.cpp's own API: chunks, whole answers, timings and the settings that they tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vkllm.api.answer import Generation, Logprob, Piece
+from vkllm.api.llama_cpp.requests import CompletionRequest
+from vkllm.engine.events import RunStats
+from vkllm.engine.params import RANDOM_SEED, SamplingParams
+from vkllm.engine.requests import Request
+from vkllm.text.tokenizer import Tokenizer
+
+_RANDOM = 2**32 - 1
+
+
+@dataclass
+class CompletionAnswer:
+    """One answer. index: among the answers of its request. request: as it was sent to the engine."""
+
+    asked: CompletionRequest
+    index: int
+    request: Request
+    model: str
+    tokenizer: Tokenizer
+    n_ctx: int
+    _start_s: float = field(default_factory=time.monotonic)
+    _first_s: float | None = None
+    _n_generated: int = 0
+
+    def progress(self, n_processed: int) -> dict[str, Any]:
+        """A chunk that says how many tokens of the prompt were read."""
+        n_prompt = len(self.request.prompt_token_ids)
+        spent_ms = (time.monotonic() - self._start_s) * 1000 if n_processed else 0.0
+        progress = {"total": n_prompt, "cache": 0, "processed": n_processed, "time_ms": round(spent_ms)}
+        stats = RunStats(n_processed, 0, 0, spent_ms / 1000, 0.0, 0.0)
+        return {**self._chunk("", []), "prompt_progress": progress, "timings": timings(stats)}
+
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        """A part of the text."""
+        now_s = time.monotonic()
+        if self._first_s is None:
+            self._first_s = now_s
+        self._n_generated += len(piece.token_ids)
+        made = self._chunk(str(piece), piece.token_ids)
+        if piece.logprobs:
+            made["completion_probabilities"] = probabilities(piece.logprobs, self.tokenizer)
+        if self.asked.times_tokens:
+            n_prompt = len(self.request.prompt_token_ids)
+            prompt_s = self._first_s - self._start_s
+            made["timings"] = timings(
+                RunStats(n_prompt, 0, self._n_generated, prompt_s, prompt_s, now_s - self._first_s)
+            )
+        return made
+
+    def whole(self, generation: Generation, *, is_last_chunk: bool = False) -> dict[str, Any]:
+        """The whole answer, or without its text the last chunk of a stream."""
+        stats, n_prompt = generation.stats, len(self.request.prompt_token_ids)
+        stop_type = "limit" if generation.finish_reason == "length" else "eos"
+        is_full = n_prompt + stats.n_generated >= self.n_ctx and stop_type == "limit"
+        made: dict[str, Any] = {
+            "index": self.index,
+            "content": "" if is_last_chunk else generation.text,
+            "tokens": generation.token_ids if self.asked.returns_tokens and not is_last_chunk else [],
+            "id_slot": max(self.asked.slot, 0),
+            "stop": True,
+            "model": self.model,
+            "tokens_predicted": stats.n_generated,
+            "tokens_evaluated": n_prompt,
+            "generation_settings": generation_settings(
+                self.request.params, self.asked.is_stream, self.tokenizer.stop_ids
+            ),
+            "prompt": self.tokenizer.decode(list(self.request.prompt_token_ids), skip_special=False),
+            "has_new_line": "\n" in generation.text,
+            "truncated": is_full or stats.n_shifts > 0,
+            "stop_type": "word" if generation.stop_string is not None else stop_type,
+            "stopping_word": generation.stop_string or "",
+            "tokens_cached": n_prompt + max(stats.n_generated - 1, 0),
+            "timings": timings(stats),
+        }
+        if generation.logprobs and not is_last_chunk:
+            made["completion_probabilities"] = probabilities(generation.logprobs, self.tokenizer)
+        return _only(made, self.asked.fields) if self.asked.fields else made
+
+    def _chunk(self, text: str, token_ids: Sequence[int]) -> dict[str, Any]:
+        return {
+            "index": self.index,
+            "content": text,
+            "tokens": list(token_ids),
+            "stop": False,
+            "id_slot": max(self.asked.slot, 0),
+            "tokens_predicted": self._n_generated,
+            "tokens_evaluated": len(self.request.prompt_token_ids),
+        }
+
+
+def timings(stats: RunStats) -> dict[str, Any]:
+    """Counts and speeds. The first token comes with the prompt, so speed counts those after it."""
+    n_prompt, n_steps = stats.n_prompt - stats.n_cached, max(stats.n_generated - 1, 0)
+    prompt_ms, generate_ms = stats.prompt_s * 1000, stats.generate_s * 1000
+    return {
+        "cache_n": stats.n_cached,
+        "prompt_n": n_prompt,
+        "prompt_ms": prompt_ms,
+        "prompt_per_token_ms": prompt_ms / max(n_prompt, 1),
+        "prompt_per_second": n_prompt / prompt_ms * 1000 if prompt_ms else 0.0,
+        "predicted_n": stats.n_generated,
+        "predicted_ms": generate_ms,
+        "predicted_per_token_ms": generate_ms / n_steps if n_steps else 0.0,
+        "predicted_per_second": n_steps / generate_ms * 1000 if generate_ms else 0.0,
+    }
+
+
+def probabilities(logprobs: Sequence[Logprob], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Log-probabilities of tokens and of those that could have come."""
+
+    def told(token_id: int, text: str, logprob: float) -> dict[str, Any]:
+        return {"id": token_id, "token": text, "bytes": list(tokenizer.token_bytes(token_id)), "logprob": logprob}
+
+    return [
+        told(entry.token_id, entry.text, entry.logprob) | {"top_logprobs": [told(*top) for top in entry.top]}
+        for entry in logprobs
+    ]
+
+
+def generation_settings(
+    params: SamplingParams, is_stream: bool = False, ends: frozenset[int] = frozenset()
+) -> dict[str, Any]:
+    """The parameters of an answer under llama.cpp's names; samplers that vkllm has not are off. ends: end tokens."""
+    seed = _RANDOM if params.seed in (None, RANDOM_SEED) else params.seed
+    n_predict = -1 if params.max_tokens is None else params.max_tokens
+    biases: list[dict[str, Any]] = [{"token": token, "bias": bias} for token, bias in params.biases.items()]
+    if params.ignore_eos:
+        biases += [{"token": token, "bias": None} for token in sorted(ends)]
+    return {
+        "seed": seed,
+        "temperature": params.temperature,
+        "dynatemp_range": 0.0,
+        "dynatemp_exponent": 1.0,
+        "top_k": params.top_k,
+        "top_p": params.top_p,
+        "min_p": params.min_p,
+        "top_n_sigma": -1.0,
+        "xtc_probability": 0.0,
+        "xtc_threshold": 0.1,
+        "typical_p": 1.0,
+        "repeat_last_n": params.penalty_window,
+        "repeat_penalty": params.repetition_penalty,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+        "dry_multiplier": 0.0,
+        "dry_base": 1.75,
+        "dry_allowed_length": 2,
+        "dry_penalty_last_n": -1,
+        "dry_sequence_breakers": [],
+        "mirostat": 0,
+        "mirostat_tau": 5.0,
+        "mirostat_eta": 0.1,
+        "adaptive_target": -1.0,
+        "adaptive_decay": 0.9,
+        "stop": list(params.stop),
+        "max_tokens": n_predict,
+        "n_predict": n_predict,
+        "n_keep": 0,
+        "n_discard": 0,
+        "ignore_eos": params.ignore_eos,
+        "stream": is_stream,
+        "logit_bias": biases,
+        "n_probs": params.logprobs or 0,
+        "min_keep": 0,
+        "grammar": params.grammar or "",
+        "grammar_lazy": False,
+        "grammar_triggers": [],
+        "preserved_tokens": [],
+        "chat_format": "Content-only",
+        "reasoning_format": "none",
+        "reasoning_in_content": False,
+        "generation_prompt": "",
+        "samplers": ["penalties", "top_k", "top_p", "min_p", "temperature"],
+        "speculative.types": "none",
+        "timings_per_token": False,
+        "post_sampling_probs": False,
+        "backend_sampling": True,
+        "lora": [],
+    }
+
+
+def _only(made: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """The fields that are wanted; "generation_settings/n_predict" is a field of a field."""
+    kept: dict[str, Any] = {}
+    for path in fields:
+        found: Any = made
+        for name in path.split("/"):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        if found is not None:
+            kept[path] = found
+    return kept

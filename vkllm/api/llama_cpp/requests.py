@@ -1,0 +1,141 @@
+"""Requests in the shape of llama.cpp's own API: bodies of /completion and /infill become requests for answers.
+
+It knows their fields, as llama.cpp 0.5.0 has them. Fields that mean nothing here, such as mirostat, are ignored.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from vkllm.api.answer import SamplingOptions
+from vkllm.api.async_llm import AsyncLLM
+from vkllm.api.async_stream import AsyncStream
+from vkllm.api.llama_cpp.prompts import Prompt, prompts_of, token_ids_of
+from vkllm.engine.params import RANDOM_SEED
+from vkllm.errors import InvalidParameter
+from vkllm.parameters import truth, whole_number
+from vkllm.text.tokenizer import Tokenizer
+
+_OUR_NAMES = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "seed": "seed",
+    "stop": "stop",
+    "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "penalty_window",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "ignore_eos": "ignore_eos",
+    "grammar": "grammar",
+    "json_schema": "json_schema",
+}
+_MAX_ANSWERS = 128
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """Prompts to continue. has_several: the answer is a list. n: answers to each prompt.
+
+    returns_tokens: whole answers name their tokens too. fields: those of the answer that are wanted, all if there are
+    none. times_tokens: every chunk has timings. reports_progress: chunks say how far the prompt is.
+    """
+
+    prompts: list[Prompt]
+    has_several: bool
+    options: SamplingOptions
+    bias: Any
+    n: int
+    is_stream: bool
+    returns_tokens: bool
+    fields: tuple[str, ...]
+    times_tokens: bool
+    reports_progress: bool
+    slot: int
+
+    def streams(self, llm: AsyncLLM, tokenizer: Tokenizer, n_ctx: int) -> list[AsyncStream]:
+        """The answers by a model, prompt by prompt. Raises InvalidParameter."""
+        options: SamplingOptions = {**self.options}
+        if self.bias:
+            options["logit_bias"] = _biases(self.bias, tokenizer)
+        streams = []
+        for prompt in self.prompts:
+            ids = token_ids_of(prompt, tokenizer)
+            for number in range(self.n):
+                seed = options.get("seed")
+                seeded: SamplingOptions = {**options}
+                if number and seed not in (None, RANDOM_SEED):
+                    seeded["seed"] = (seed + number) % 2**64
+                streams.append(llm.stream(ids, **seeded))
+        return streams
+
+
+def completion_request(body: Mapping[str, Any], prompts: Any = None) -> CompletionRequest:
+    """The body of POST /completion. prompts: instead of those in the body. Raises InvalidParameter."""
+    prompts = body.get("prompt") if prompts is None else prompts
+    if prompts is None:
+        raise InvalidParameter("prompt is required: text, token ids, or a list of these")
+    found, has_several = prompts_of(prompts)
+    n = whole_number("n", body.get("n_cmpl", body.get("n")) or 1, 1, _MAX_ANSWERS)
+    fields = body.get("response_fields") or []
+    if not isinstance(fields, list) or not all(isinstance(field, str) for field in fields):
+        raise InvalidParameter("response_fields must be a list of names")
+    return CompletionRequest(
+        prompts=found,
+        has_several=has_several or n > 1,
+        options=_options(body),
+        bias=body.get("logit_bias"),
+        n=n,
+        is_stream=truth("stream", body.get("stream") or False),
+        returns_tokens=truth("return_tokens", body.get("return_tokens") or False),
+        fields=tuple(fields),
+        times_tokens=truth("timings_per_token", body.get("timings_per_token") or False),
+        reports_progress=truth("return_progress", body.get("return_progress") or False),
+        slot=whole_number("id_slot", body.get("id_slot") or 0, -1),
+    )
+
+
+def _options(body: Mapping[str, Any]) -> SamplingOptions:
+    options: dict[str, Any] = {}
+    for theirs, ours in _OUR_NAMES.items():
+        if body.get(theirs) not in (None, "", []):
+            options[ours] = body[theirs]
+    n_predict = next((body[name] for name in ("n_predict", "max_tokens") if body.get(name) is not None), None)
+    if n_predict is not None:
+        options["max_tokens"] = whole_number("n_predict", n_predict, -1, 2**31, also=", or -1 for no limit") or 1
+    if n_probs := body.get("n_probs", body.get("logprobs")):
+        options["logprobs"] = n_probs
+    if truth("post_sampling_probs", body.get("post_sampling_probs") or False):
+        raise InvalidParameter(
+            "post_sampling_probs is not in vkllm: n_probs reports what the model finds likely before samplers cut it"
+        )
+    if body.get("cache_prompt") is False:
+        options["origin"] = f"uncached {uuid.uuid4().hex}"  # nothing that is cached is of this origin
+    return cast(SamplingOptions, options)
+
+
+def _biases(bias: Any, tokenizer: Tokenizer) -> dict[int, float]:
+    """Pairs of a token id or a text, whose tokens all get it, and a number, or false for never."""
+    if isinstance(bias, Mapping):
+        pairs = [[int(key) if key.isascii() and key.isdecimal() else key, value] for key, value in bias.items()]
+    elif isinstance(bias, list):
+        pairs = bias
+    else:
+        raise InvalidParameter("logit_bias must be a list of pairs of a token and a number, or an object")
+    made: dict[int, float] = {}
+    for pair in pairs:
+        match pair:
+            case [int() | str() as token, value] if not isinstance(token, bool):
+                ids = [token] if isinstance(token, int) else tokenizer.encode(token, add_special=False)
+                if value is False:
+                    value = -100.0
+                elif isinstance(value, int | float):
+                    value = max(-100.0, min(100.0, value))
+                made.update(dict.fromkeys(ids, value))
+            case _:
+                raise InvalidParameter(f"logit_bias has {pair!r:.60}; each entry is a pair of a token and a number")
+    return made
