@@ -57,6 +57,7 @@ HOMES = {
     "markdown_it": "faces/tui/",
     "pygments": "faces/tui/",
     "starlette": "faces/server/",
+    "uvicorn": "faces/server/serving.py",
     "pydantic": ("api/openai/", "faces/server/", "adapters/"),
     "llm": "adapters/",
     "langchain_core": "adapters/",

@@ -161,7 +161,16 @@ class ContextOverflow(RequestError):
     ... except ContextOverflow as error:
     ...     print(error)
     the prompt has ... tokens, but the context holds ...; shorten the prompt or ask for a larger context ...
+
+    n_prompt, n_ctx: both counts, where they are known.
     """
+
+    n_prompt: int | None = None
+    n_ctx: int | None = None
+
+    def __init__(self, message: str, *, n_prompt: int | None = None, n_ctx: int | None = None) -> None:
+        super().__init__(message)
+        self.n_prompt, self.n_ctx = n_prompt, n_ctx
 
 
 class InvalidParameter(RequestError):

@@ -158,7 +158,7 @@ def test_a_device_may_have_llama_cpps_name(asked: list[Any], text: str, device: 
         ("m Hi -mm p.gguf", "-mm is not in vkllm: vkllm reads and writes text only"),
         ("m Hi --mirostat 2", "--mirostat is not in vkllm: the samplers of vkllm are"),
         ("m Hi -fitt 512", "-fitt is not in vkllm: vkllm places the parts of a model itself"),
-        ("m Hi --port 8080", "--port is not in vkllm: vkllm has no server yet"),
+        ("m Hi --port 8080", "--port is an option of `vkllm serve`, not of `vkllm run`"),
         ("m Hi --rope-freq-base 1e6", "--rope-freq-base is not in vkllm: vkllm takes this from the model's file"),
         ("m Hi --control-vector-layer-range 1 2", "vkllm has no control vectors"),
         ("m Hi --gpt-oss-20b-default", "vkllm has no such presets"),

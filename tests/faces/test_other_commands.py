@@ -12,7 +12,6 @@ from terminal import REAL, Command
     ("line", "words"),
     [
         ("", "`vkllm` alone is the chat, which needs a terminal; `vkllm run MODEL PROMPT` answers without one; see"),
-        ("serve", "there is no `vkllm serve`: vkllm has no server yet; in Python `LLM(...).chat.completions"),
         ("ps", "there is no `vkllm ps`: vkllm keeps no model loaded"),
         ("stop smollm2", "there is no `vkllm stop`: vkllm keeps no model loaded"),
         ("create m -f Modelfile", "there is no `vkllm create`: vkllm makes no models of Modelfiles"),

@@ -142,7 +142,9 @@ class Prompts:
         if len(prompt) > self.n_ctx:
             raise ContextOverflow(
                 f"the text has {counted(len(prompt), 'token')} and the context holds {self.n_ctx}; "
-                "score it in parts or load the model with a larger context"
+                "score it in parts or load the model with a larger context",
+                n_prompt=len(prompt),
+                n_ctx=self.n_ctx,
             )
         return Request(
             self.next_id(), prompt, SamplingParams(), frozenset(), score_from=start, origin=checked_origin(origin)
@@ -164,7 +166,9 @@ class Prompts:
             if len(token_ids) > self.n_ctx:
                 raise ContextOverflow(
                     f"{what} has {counted(len(token_ids), 'token')} and the context holds {self.n_ctx}; cut it into "
-                    f"parts or load the model with a larger context (the model's limit is {self._n_ctx_train})"
+                    f"parts or load the model with a larger context (the model's limit is {self._n_ctx_train})",
+                    n_prompt=len(token_ids),
+                    n_ctx=self.n_ctx,
                 )
             requests.append(
                 Request(
@@ -232,7 +236,9 @@ class Prompts:
             raise ContextOverflow(
                 f"the prompt has {counted(n_prompt, 'token')}, but the context holds {self.n_ctx}, one of them for the "
                 "answer; shorten the prompt or ask for a larger context (the model's limit is "
-                f"{self._n_ctx_train})"
+                f"{self._n_ctx_train})",
+                n_prompt=n_prompt,
+                n_ctx=self.n_ctx,
             )
         if not params.context_shift:
             params = replace(params, max_tokens=room if params.max_tokens is None else min(params.max_tokens, room))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vkllm.errors import InvalidParameter, VkllmError
-from vkllm.faces.cli import measure_commands, models
+from vkllm.faces.cli import measure_commands, models, serve
 from vkllm.faces.cli.loading import LoadingFlags
 from vkllm.faces.cli.options import Json, ModelName, ModelOption, add_command, chosen, examples
 from vkllm.faces.cli.other_commands import Commands
@@ -262,6 +262,7 @@ add_command(
     """vkllm run smollm2 "Name a colour." --json-schema '{"enum": ["red", "blue"]}'""",
 )
 add_command(app, chat, "vkllm chat", "vkllm chat smollm2 -sys 'Be short.'", "vkllm chat smollm2 --plain -c 2048")
+serve.add_commands(app)
 models.add_commands(app)
 add_command(app, plan, "vkllm plan smollm2", "vkllm plan smollm2 -c 8192 -ctk q8_0 -ctv q8_0", panel="Devices")
 add_command(app, devices, "vkllm devices", "vkllm devices --json", panel="Devices")

@@ -97,7 +97,7 @@ _IGNORED_FLAGS = """
 """
 
 _SPECULATION = "vkllm does not decode speculatively; leave it out, the answers are the same"
-_SERVER = "vkllm has no server yet; in Python `llm.chat.completions.create(...)` answers as OpenAI's API does"
+_SERVER = "the server of vkllm has no such option; see `vkllm serve --help`"
 _SAMPLER = "the samplers of vkllm are penalties, top-k, top-p, min-p and temperature, in this order"
 _ONE_DEVICE = "vkllm runs a model on one GPU; choose it with -dev"
 _PLACES = "vkllm places the parts of a model itself; set the limits with -ngl, -ot, --vram-limit and --ram-limit"
@@ -140,17 +140,12 @@ _REFUSED: dict[str, tuple[str, str]] = {
     ),
     _SERVER: (
         """
-        --server-base --kv-unified-per-slot -a --alias --tags --host --port --path --cors-origins --cors-methods
-        --cors-headers --api-prefix --ui-config --webui-config --ui-config-file --webui-config-file --tools
-        --tools-runtime --mcp-servers-config --mcp-servers-json --api-key --api-key-file --ssl-key-file --ssl-cert-file
-        -to --timeout --sse-ping-interval --threads-http --cache-reuse --slot-save-path --media-path --models-dir
-        --models-preset --models-max -sps --slot-prompt-similarity --sleep-idle-seconds --log-prompts-dir
+        --server-base --kv-unified-per-slot --path --ui-config --webui-config --ui-config-file --webui-config-file
+        --tools --tools-runtime --mcp-servers-config --mcp-servers-json --ssl-key-file --ssl-cert-file --slot-save-path
+        --media-path --models-preset --log-prompts-dir
         """,
         """
-        --cache-idle-slots --no-cache-idle-slots --spm-infill --reuse-port --cors-credentials --no-cors-credentials
-        --ui-mcp-proxy --webui-mcp-proxy --no-ui-mcp-proxy --no-webui-mcp-proxy -ag --agent -no-ag --no-agent --ui
-        --webui --no-ui --no-webui --cache-prompt --no-cache-prompt --metrics --props --slots --no-slots
-        --models-autoload --no-models-autoload --prefill-assistant --no-prefill-assistant --lora-init-without-apply
+        --spm-infill --reuse-port --ui-mcp-proxy --webui-mcp-proxy -ag --agent --lora-init-without-apply
         """,
     ),
     _SAMPLER: (

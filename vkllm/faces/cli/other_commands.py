@@ -20,13 +20,13 @@ _SAME = {
     "download": "pull",
     "generate": "run",
     "info": "show",
+    "server": "serve",
+    "start": "serve",
 }
-_SERVER = "vkllm has no server yet; in Python `LLM(...).chat.completions.create(...)` answers as OpenAI's API does"
 _NO_PROCESSES = "vkllm keeps no model loaded between commands; Ctrl-C stops one that runs"
 _NO_REGISTRY = "vkllm has no registry of its own; `hf auth login` is for Hugging Face"
 _NO_FILES_MADE = "vkllm makes no model files; use llama.cpp's convert_hf_to_gguf.py and llama-quantize"
 _INSTEAD = {
-    **dict.fromkeys(("serve", "server", "start"), _SERVER),
     **dict.fromkeys(("ps", "stop"), _NO_PROCESSES),
     **dict.fromkeys(("push", "signin", "signout", "login", "logout"), _NO_REGISTRY),
     **dict.fromkeys(("convert", "quantize", "finetune", "train", "export", "imatrix", "export-lora"), _NO_FILES_MADE),

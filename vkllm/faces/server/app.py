@@ -1,0 +1,122 @@
+"""The application: all endpoints, behind what guards them.
+
+It joins the other files of this folder; `serving.py` runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vkllm.errors import VkllmError
+from vkllm.faces.server import health, openai
+from vkllm.faces.server.answers import HungUp, error_response
+from vkllm.faces.server.bodies import Bodies
+from vkllm.faces.server.errors import HttpError
+from vkllm.faces.server.guard import PUBLIC_PATHS, Guard, dialect_of
+from vkllm.faces.server.models import Models
+from vkllm.faces.server.ready import not_ready
+from vkllm.faces.server.settings import ServerSettings
+
+_WITHOUT_MODEL = PUBLIC_PATHS | {"/models", "/v1/models", "/metrics", "/api/version", "/api/tags", "/openapi.json"}
+"""What is answered while the model is still being loaded."""
+
+ROUTES: list[Route] = [*health.ROUTES, *openai.ROUTES]
+
+
+def create_app(models: Models, settings: ServerSettings | None = None) -> Starlette:
+    """The application of a server.
+
+    Its state has what endpoints use: models, settings, bodies, and closing, which is set when answers must end.
+    """
+    settings = settings or ServerSettings()
+    bodies = Bodies(settings)
+    app = Starlette(
+        routes=ROUTES,
+        middleware=[Middleware(Guard, settings=settings, bodies=bodies), Middleware(Errors)],
+        lifespan=_lifespan,
+        exception_handlers={HTTPException: _told, VkllmError: _told, HungUp: _nobody, ClientDisconnect: _nobody},
+    )
+    app.router.redirect_slashes = False
+    app.state.models = models
+    app.state.settings = settings
+    app.state.bodies = bodies
+    app.state.closing = asyncio.Event()
+    return app
+
+
+class Errors:
+    """Answers with 503 before the model is loaded, and with 500 where vkllm makes a mistake."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        dialect, has_begun = dialect_of(scope["path"]), False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            error = None if scope["path"] in _WITHOUT_MODEL else not_ready(scope["app"].state)
+            if error is not None:
+                raise error
+            await self._app(scope, receive, noting_send)
+        except Exception as error:
+            if has_begun:
+                raise
+            await error_response(error, dialect)(scope, receive, send)
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        error = HttpError(error.status_code, _http_words(request, error))
+    return error_response(error, dialect_of(request.url.path))
+
+
+def _http_words(request: Request, error: HTTPException) -> str:
+    path = request.url.path[:200]
+    if error.status_code == 404:
+        return f"there is no {request.method} {path} on this server"
+    if error.status_code == 405:
+        return f"{path} does not take {request.method}"
+    return str(error.detail)
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    request.scope["vkllm.status"] = 499
+    return Response(status_code=499)
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    models: Models = app.state.models
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(models.unload_idle())]
+    if models.only is not None:
+        loading: Awaitable[None] = models.load(models.only)
+        tasks.append(asyncio.ensure_future(loading))
+        tasks[-1].add_done_callback(lambda task: task.cancelled() or task.exception())
+    try:
+        yield
+    finally:
+        app.state.closing.set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await models.close()

@@ -1,0 +1,39 @@
+"""How a server is set up: where it listens, who may use it, how much it takes at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The options of a server besides its models.
+
+    host: an address or a name; several are joined by commas. api_keys: one of them is needed where there are any.
+    allowed_hosts: names in `Host` besides the loopback ones and host; "*" is all. cors_origins: websites whose pages
+    may use the server; "localhost" are those of this machine, "*" is all. max_body_bytes: of one request.
+    max_bodies_bytes: of all requests that are being read or answered. max_connections: open at a time. read_s: how long
+    a client may take to send a request. write_s: how long a client may read nothing. ping_s: how often a stream says
+    that it is alive. grace_s: how long answers may go on after the server was told to end.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_keys: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ("localhost",)
+    cors_methods: str = "GET, POST, DELETE, OPTIONS"
+    cors_headers: str = "*"
+    has_cors_credentials: bool = True
+    max_body_bytes: int = 32 * 2**20
+    max_bodies_bytes: int = 256 * 2**20
+    max_connections: int = 512
+    read_s: float = 60.0
+    write_s: float = 60.0
+    ping_s: float = 5.0
+    grace_s: float = 0.9
+    has_metrics: bool = False
+    has_slots: bool = True
+    has_page: bool = True
+    is_log_json: bool = False
+    is_quiet: bool = False
