@@ -90,7 +90,9 @@ class Problem:
         match dialect:
             case "anthropic":
                 kind = _ANTHROPIC.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
-                return {"type": "error", "error": {"type": kind, "message": self.message}}
+                is_too_long = self.kind == "exceed_context_size_error"  # Claude Code looks for these words
+                message = f"prompt is too long: {self.message}" if is_too_long else self.message
+                return {"type": "error", "error": {"type": kind, "message": message}}
             case "ollama":
                 return {"error": self.message}
             case "llama.cpp":
