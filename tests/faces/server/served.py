@@ -38,7 +38,7 @@ class Served:
         raw = answer.read()
         connection.close()
         found = {name.lower(): value for name, value in answer.getheaders()}
-        return answer.status, found, json.loads(raw) if "json" in found.get("content-type", "") else raw
+        return answer.status, found, json.loads(raw) if "application/json" in found.get("content-type", "") else raw
 
     def events(self, path: str, body: Any) -> list[Any]:
         """The data of all events of a stream."""

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vkllm.errors import VkllmError
-from vkllm.faces.server import anthropic, health, openai
+from vkllm.faces.server import anthropic, health, ollama, ollama_models, openai
 from vkllm.faces.server.answers import HungUp, error_response
 from vkllm.faces.server.bodies import Bodies
 from vkllm.faces.server.errors import HttpError
@@ -31,7 +31,13 @@ from vkllm.faces.server.settings import ServerSettings
 _WITHOUT_MODEL = PUBLIC_PATHS | {"/models", "/v1/models", "/metrics", "/api/version", "/api/tags", "/openapi.json"}
 """What is answered while the model is still being loaded."""
 
-ROUTES: list[Route] = [*health.ROUTES, *openai.ROUTES, *anthropic.ROUTES]
+ROUTES: list[Route] = [
+    *health.ROUTES,
+    *openai.ROUTES,
+    *anthropic.ROUTES,
+    *ollama.ROUTES,
+    *ollama_models.ROUTES,
+]
 
 
 def create_app(models: Models, settings: ServerSettings | None = None) -> Starlette:
