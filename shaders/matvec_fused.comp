@@ -247,6 +247,11 @@ uint touch_steps(uint row0, uint block, uint stride) {
 
 float sums[WEIGHT_ROWS]; // of a lane's blocks
 
+// a block's place among those that share a word of scales, which mostly lie in neighbouring lanes
+uint place_of(uint row0, uint r, uint block) {
+  return ROW_BLOCKS % SHARED_BLOCKS == 0 ? gl_SubgroupInvocationID : block_index(row0, r, block);
+}
+
 // With a second copy of the step, so that all loads of the next one are under way while it is multiplied. NVIDIA's
 // compiler needs the loop as it is here: each lane runs as often as it has blocks, and only rows that there are get loaded.
 void multiply_doubled(uint row0, uint stride) {
@@ -260,7 +265,7 @@ void multiply_doubled(uint row0, uint stride) {
       if (b >= BLOCKS) break;
       Activations a = load_activations(0, b);
       [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
-        sums[r] += product(now[u * WEIGHT_ROWS + r], block_index(row0, r, b), a);
+        sums[r] += product(now[u * WEIGHT_ROWS + r], place_of(row0, r, b), a);
       }
     }
   }
@@ -279,9 +284,7 @@ void multiply_in_place(uint row0, uint stride) {
       if (base + (u + 1) * gl_SubgroupSize <= BLOCKS || b < BLOCKS) {
         Activations a = load_activations(0, b);
         [[unroll]] for (uint r = 0; r < WEIGHT_ROWS; r++) {
-          // blocks that share a word of scales lie in neighbouring lanes
-          uint place = ROW_BLOCKS % SHARED_BLOCKS == 0 ? gl_SubgroupInvocationID : block_index(row0, r, b);
-          sums[r] += product(w[u * WEIGHT_ROWS + r], place, a);
+          sums[r] += product(w[u * WEIGHT_ROWS + r], place_of(row0, r, b), a);
         }
       }
       load_block(next_row, next, u);

@@ -7,26 +7,25 @@
 #ifndef SPLITS
 layout(std430, binding = 0) readonly buffer QuantsByOne { uint high_bits[]; }; // the same plane
 layout(std430, binding = 0) readonly buffer QuantsByTwo { uvec2 low_bits[]; };
-layout(std430, binding = 1) readonly buffer ScalesByFour { uvec4 scale_words[]; };
+layout(std430, binding = 1) readonly buffer ScalesByTwo { uvec2 scale_words[]; };
 
 struct Weights {
   uvec2 low;
   uint high;
-  uvec4 scale; // two of the words would do, but are slower on an H200
+  uvec2 scale;
 };
 
 Weights load_weights(uint block) {
   uint first = block / 8 * 24;
-  return Weights(low_bits[first / 2 + block % 8], high_bits[first + 16 + block % 8], scale_words[block / 8]);
+  return Weights(low_bits[first / 2 + block % 8], high_bits[first + 16 + block % 8], scale_words[block / 4]);
 }
 
 uint first_words(Weights w) { return w.low.x | w.high | w.scale.x; }
 
 vec2 scales_of(Weights w, uint block) {
-  uvec2 words = block % 8 < 4 ? w.scale.xy : w.scale.zw;
-  uint low = words.x >> (block % 4 * 8), high = words.y >> (block % 4 * 4);
+  uint low = w.scale.x >> (block % 4 * 8), high = w.scale.y >> (block % 4 * 4);
   uvec2 integers = uvec2(low & 63, ((low >> 6) & 3) | ((high << 2) & 60));
-  return unpackHalf2x16(words.y).y * (vec2(integers) * 0.03125 - 1.0);
+  return unpackHalf2x16(w.scale.y).y * (vec2(integers) * 0.03125 - 1.0);
 }
 
 void unpack(Weights w, uint block, out uvec4 first, out uvec4 second) {
