@@ -30,6 +30,8 @@ class FileFacts:
     n_vocab: int
     licence: str
     template: str
+    bos_token: str
+    eos_token: str
     capabilities: tuple[str, ...]
     problem: str | None
     metadata: Metadata
@@ -53,11 +55,15 @@ def _read(path: Path, version: tuple[int, int] | None) -> FileFacts:
     metadata = file.metadata
     architecture = metadata.string("general.architecture", "unknown")
     capabilities: tuple[str, ...] = ()
+    bos_token = eos_token = ""
     problem = None
     try:
         spec = model_spec(metadata, file.tensors)
         tokenizer, template = read_text(path, metadata, spec)
         capabilities = _capabilities(metadata, tokenizer, template)
+        bos_token, eos_token = (
+            "" if token is None else tokenizer.token_text(token) for token in (tokenizer.bos_id, tokenizer.eos_id)
+        )
     except VkllmError as error:
         problem = str(error)
     return FileFacts(
@@ -72,6 +78,8 @@ def _read(path: Path, version: tuple[int, int] | None) -> FileFacts:
         n_vocab=len(metadata.strings("tokenizer.ggml.tokens")) if "tokenizer.ggml.tokens" in metadata else 0,
         licence=metadata.string("general.license", ""),
         template=metadata.string("tokenizer.chat_template", ""),
+        bos_token=bos_token,
+        eos_token=eos_token,
         capabilities=capabilities,
         problem=problem,
         metadata=metadata,

@@ -193,6 +193,18 @@ class Prompts:
             return len(self.tokenizer.encode(prompt))
         return len(self._template.encode_chat(prompt, tools=tools, **_checked_variables(variables)))
 
+    def chat_text(
+        self,
+        messages: Any,
+        tools: Any = None,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The text that a conversation becomes. Errors as in `of_chat`."""
+        given = _checked_variables(variables)
+        return self._template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **given)
+
     def checked_tokens(self, token_ids: Sequence[int], *, of: str = "") -> list[int]:
         """The ids as plain integers. Raises InvalidParameter for what is none, or not in the vocabulary.
 

@@ -31,6 +31,11 @@ class CompletionAnswer:
     _first_s: float | None = None
     _n_generated: int = 0
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no token has come yet."""
+        return self._first_s is None
+
     def progress(self, n_processed: int) -> dict[str, Any]:
         """A chunk that says how many tokens of the prompt were read."""
         n_prompt = len(self.request.prompt_token_ids)

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vkllm.errors import VkllmError
-from vkllm.faces.server import anthropic, health, ollama, ollama_models, openai
+from vkllm.faces.server import anthropic, health, llama_cpp, llama_cpp_models, ollama, ollama_models, openai
 from vkllm.faces.server.answers import HungUp, error_response
 from vkllm.faces.server.bodies import Bodies
 from vkllm.faces.server.errors import HttpError
@@ -37,6 +37,8 @@ ROUTES: list[Route] = [
     *anthropic.ROUTES,
     *ollama.ROUTES,
     *ollama_models.ROUTES,
+    *llama_cpp.ROUTES,
+    *llama_cpp_models.ROUTES,
 ]
 
 
@@ -58,6 +60,8 @@ def create_app(models: Models, settings: ServerSettings | None = None) -> Starle
     app.state.settings = settings
     app.state.bodies = bodies
     app.state.closing = asyncio.Event()
+    app.state.model_events = llama_cpp_models.Events()
+    models.on_change.append(app.state.model_events.changed)
     return app
 
 

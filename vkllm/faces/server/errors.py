@@ -85,18 +85,25 @@ class Problem:
     headers: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the prompt does not fit into the context."""
+        return self.kind == "exceed_context_size_error"
+
     def body(self, dialect: Dialect) -> dict[str, Any]:
         """The body of the answer."""
         match dialect:
             case "anthropic":
                 kind = _ANTHROPIC.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
-                is_too_long = self.kind == "exceed_context_size_error"  # Claude Code looks for these words
-                message = f"prompt is too long: {self.message}" if is_too_long else self.message
+                too_long = "prompt is too long: "  # Claude Code looks for these words
+                message = f"{too_long if self.is_too_long else ''}{self.message}"
                 return {"type": "error", "error": {"type": kind, "message": message}}
             case "ollama":
                 return {"error": self.message}
             case "llama.cpp":
-                return {"error": {"code": self.status, "message": self.message, "type": self.kind, **self.more}}
+                too_long = "the request exceeds the available context size: "  # what its clients look for
+                message = f"{too_long if self.is_too_long else ''}{self.message}"
+                return {"error": {"code": self.status, "message": message, "type": self.kind, **self.more}}
         return {
             "error": {
                 "message": self.message,

@@ -74,9 +74,13 @@ async def fetch(request: Request) -> Response:
 
 
 async def delete(request: Request) -> Response:
-    """Deletes a model that vkllm has fetched; a loaded one is unloaded before."""
-    name = model_name(await body_of(request))
-    models: Models = request.app.state.models
+    """Deletes a model that vkllm has fetched."""
+    await delete_model(request.app.state.models, model_name(await body_of(request)))
+    return Response(status_code=200)
+
+
+async def delete_model(models: Models, name: str) -> None:
+    """Deletes a model that vkllm has fetched; a loaded one is unloaded before. Raises HttpError, InvalidParameter."""
     model = await models.find(name)
     if models.only is not None:
         raise HttpError(403, f"{model.name} is the model that this server was started with; it is not deleted")
@@ -86,7 +90,6 @@ async def delete(request: Request) -> Response:
         raise InvalidParameter(f"{model.name} was not fetched by vkllm, so it is not deleted; delete its file yourself")
     await models.unload(model)
     await asyncio.to_thread(remove, found)
-    return Response(status_code=200)
 
 
 async def not_here(request: Request) -> Response:
