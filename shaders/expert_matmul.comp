@@ -67,6 +67,7 @@ const uint SPAN = TILE_TOKENS;
 
 uint first_of_x[TILE_TOKENS * (LOCAL_SIZE / TILE_ROWS * 4) / LOCAL_SIZE]; // of each chunk of an invocation
 #define FIRST_OF_X(i, token) first_of_x[i]
+const uint N_PARTS = 1;
 #include "lib/matmul_tile.glsl"
 
 const uint PATCH_FOURS = MATRIX_M * MATRIX_N / 4;

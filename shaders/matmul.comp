@@ -1,14 +1,16 @@
 // matmul: y = factor * (W x + bias) (+ add) for tiles of rows and tokens, by cooperative matrices
 // bindings: quants scales x add y step bias
-// constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens adds matrix_m matrix_n matrix_k tile_rows steps_ahead has_bias factor
+// constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens adds matrix_m matrix_n matrix_k tile_rows steps_ahead has_bias factor n_parts
 // push: n_weight_rows y_offset y_stride
-// dispatch: x = rows / tile_rows, rounded up; y = tokens / tile_tokens, rounded up
+// dispatch: x = rows / tile_rows, rounded up; y = n_parts * (tokens / tile_tokens, rounded up)
 // formats: all
 // subgroup: basic
 // requires: full subgroups; cooperative_matrix (float16 to float32, of 8 or 16 in each direction), fp16; rows a multiple of 16,
 //   columns of TILE_COLUMNS; x and y hold whole tiles of tokens
 // numerics: weights and activations rounded to float16, float32 sums
 // source: own; tiles in shared memory as in ggml's mul_mm and CUTLASS
+//
+// n_parts: parts of the columns, each with a y of its own behind the last one's; sum_parts adds them.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
@@ -30,6 +32,7 @@ layout(constant_id = 9) const uint TILE_ROWS = 128;
 layout(constant_id = 10) const uint STEPS_AHEAD = 1; // steps of the loop whose loads are under way together
 layout(constant_id = 11) const uint HAS_BIAS = 0; // one number for each column of y
 layout(constant_id = 12) const uint FACTOR = 0x3f800000; // 1.0
+layout(constant_id = 13) const uint N_PARTS = 1;
 layout(push_constant) uniform Push {
   uint n_weight_rows;
   uint y_offset; // where these rows begin in a row of y
@@ -48,18 +51,22 @@ layout(std430, binding = 6) readonly buffer Bias { float bias[]; };
 #include "formats/format.glsl"
 #include "lib/halves.glsl"
 
-uint token0;
-#define FIRST_OF_X(i, token) ((token0 + (token)) * (COLUMNS / 4))
+uint token0, part;
+#define FIRST_OF_X(i, token) ((token0 + (token)) * (COLUMNS / 4) + part * PART_BLOCKS * 8)
 #include "lib/matmul_tile.glsl"
 const bool SCALES_SUMS = FACTOR != 0x3f800000; // what is added then comes behind the loop
 
 void main() {
-  token0 = gl_WorkGroupID.y * TILE_TOKENS;
+  uint token_tiles = gl_NumWorkGroups.y / N_PARTS;
+  part = gl_WorkGroupID.y / token_tiles;
+  token0 = gl_WorkGroupID.y % token_tiles * TILE_TOKENS;
   uint row0 = gl_WorkGroupID.x * TILE_ROWS;
   if (token0 >= n_rows) return;
   prepare_weights();
   uint self = gl_LocalInvocationIndex;
   uint w_block = min(row0 + self / TILE_BLOCKS, n_weight_rows - 1) * BLOCKS + self % TILE_BLOCKS;
+  w_block += part * PART_BLOCKS;
+  uint part0 = part * token_tiles * TILE_TOKENS; // of y's rows
   uint row_step0 = first_row_step(), token_step0 = first_token_step();
   bool multiplies = subgroup_multiplies();
   [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
@@ -90,7 +97,7 @@ void main() {
           coopMatLoad(added, add, token * y_stride + y_offset + row, y_stride, gl_CooperativeMatrixLayoutColumnMajor);
           sums[r * TOKEN_STEPS + t] += added;
         }
-        coopMatStore(sums[r * TOKEN_STEPS + t], y, token * y_stride + y_offset + row, y_stride,
+        coopMatStore(sums[r * TOKEN_STEPS + t], y, (part0 + token) * y_stride + y_offset + row, y_stride,
                      gl_CooperativeMatrixLayoutColumnMajor);
       }
     }

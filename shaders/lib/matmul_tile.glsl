@@ -1,8 +1,9 @@
 // The product of a tile of weights with a tile of activations by cooperative matrices. The including file has the
 // constants LOCAL_SIZE, COLUMNS, TILE_TOKENS, SUBGROUPS_ALONG_ROWS, SUBGROUPS_ALONG_TOKENS, MATRIX_M, MATRIX_N, MATRIX_K,
 // TILE_ROWS and STEPS_AHEAD, declares `vec4 x[]` and, as FIRST_OF_X(i, token), where the activations of a token of the tile
-// begin there; i counts the chunks of an invocation.
+// begin there; i counts the chunks of an invocation. N_PARTS: workgroups that share the columns of a tile.
 const uint BLOCKS = COLUMNS / 32;
+const uint PART_BLOCKS = BLOCKS / N_PARTS;
 const uint TILE_BLOCKS = LOCAL_SIZE / TILE_ROWS; // of a tile's row, and of a step; an invocation has one
 const uint TILE_COLUMNS = TILE_BLOCKS * 32;
 const uint EIGHTS = TILE_COLUMNS / 8;
@@ -51,22 +52,23 @@ bool subgroup_multiplies() { return gl_SubgroupID < SUBGROUPS_ALONG_ROWS * SUBGR
 
 Sums sums[ROW_STEPS * TOKEN_STEPS];
 
-// Adds the products of all columns to sums. w_block: the first block of an invocation's row of weights, and its place in it.
+// Adds the products of a part's columns to sums. w_block: the part's first block of an invocation's row of weights, and its
+// place in it.
 void add_products(uint w_block) {
   uint row_step0 = first_row_step(), token_step0 = first_token_step();
   bool multiplies = subgroup_multiplies();
   [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) {
-    load_step(s, w_block, min(s * TILE_BLOCKS, BLOCKS - TILE_BLOCKS));
+    load_step(s, w_block, min(s * TILE_BLOCKS, PART_BLOCKS - TILE_BLOCKS));
   }
-  for (uint first = 0; first < BLOCKS; first += STEPS_AHEAD * TILE_BLOCKS) {
+  for (uint first = 0; first < PART_BLOCKS; first += STEPS_AHEAD * TILE_BLOCKS) {
     [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) {
       uint block = first + s * TILE_BLOCKS;
-      if (block >= BLOCKS) break;
+      if (block >= PART_BLOCKS) break;
       barrier(); // the last tiles have been read
       store_step(s, w_block, block);
       barrier();
       uint next = block + STEPS_AHEAD * TILE_BLOCKS;
-      if (next < BLOCKS) load_step(s, w_block, next);
+      if (next < PART_BLOCKS) load_step(s, w_block, next);
       if (multiplies) {
         [[unroll]] for (uint k = 0; k < TILE_COLUMNS / MATRIX_K; k++) {
           coopmat<float16_t, gl_ScopeSubgroup, MATRIX_M, MATRIX_K, gl_MatrixUseA> w_part[ROW_STEPS];

@@ -9,7 +9,7 @@ from vkllm.formats.quants import dequantize, weight_format
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS
-from vkllm.gpu.program.matmul_tiles import matmul_bytes, matmul_subgroups, matmul_tile
+from vkllm.gpu.program.matmul_tiles import column_parts, matmul_bytes, matmul_subgroups, matmul_tile
 
 pytestmark = pytest.mark.gpu
 
@@ -59,7 +59,7 @@ def test_matmul(
                 constants=(
                     *(256, columns, tile_tokens),
                     *matmul_subgroups(tile_rows, tile_tokens, device.info.subgroup_size, shape),
-                    *(int(adds), *shape, tile_rows, steps_ahead, int(has_bias), float_bits(factor)),
+                    *(int(adds), *shape, tile_rows, steps_ahead, int(has_bias), float_bits(factor), 1),
                 ),
                 groups=(-(-n_rows // tile_rows), padded // tile_tokens),
                 push=(n_rows, 16, n_rows + 32),
@@ -72,6 +72,75 @@ def test_matmul(
     got = floats(y, (padded, n_rows + 32))
     assert np.isnan(got[:, :16]).all() and np.isnan(got[:, 16 + n_rows :]).all(), "wrote beyond its columns"
     assert nmse(got[:n_tokens, 16 : 16 + n_rows], wanted + (before[:n_tokens, 16 : 16 + n_rows] if adds else 0)) < BOUND
+
+
+@pytest.mark.parametrize(
+    ("tile_rows", "tile_tokens", "steps_ahead", "n_parts"), [(32, 16, 4, 3), (128, 64, 2, 6), (128, 128, 1, 2)]
+)
+@pytest.mark.parametrize(("adds", "has_bias", "factor"), [(False, False, 1.0), (True, True, -0.22)])
+@pytest.mark.parametrize("fmt", ["F32", "Q4_K", "Q6_K"])
+def test_a_product_in_parts_of_its_columns(
+    device: Device,
+    fmt: str,
+    adds: bool,
+    has_bias: bool,
+    factor: float,
+    tile_rows: int,
+    tile_tokens: int,
+    steps_ahead: int,
+    n_parts: int,
+) -> None:
+    shape, n_rows, columns, n_tokens = device.info.matrix_shape, 144, 768, 20
+    if shape is None:
+        pytest.skip("the device has no cooperative matrices")
+    if matmul_bytes(tile_rows, tile_tokens) > device.info.max_shared_bytes:
+        pytest.skip("the device has no room for so wide a tile")
+    rng = np.random.default_rng(n_parts)
+    raw = quantized(rng.normal(0, 0.05, (n_rows, columns)).astype(np.float32), fmt)
+    padded = -(-n_tokens // tile_tokens) * tile_tokens
+    x = rng.normal(0, 1, (padded, columns)).astype(np.float32)
+    before = rng.normal(0, 1, (padded, n_rows + 32)).astype(np.float32)
+    bias = rng.normal(0, 1, n_rows + 16).astype(np.float32)
+    y, add, biases = poisoned(device, padded * (n_rows + 32)), filled(device, before), filled(device, bias)
+    step, parts = step_buffer(device, range(n_tokens), [0] * n_tokens), poisoned(device, n_parts * padded * n_rows)
+    device.run(
+        [
+            device.dispatch(
+                KERNELS["matmul"],
+                (*planes(device, raw, fmt), filled(device, x), parts, parts, step, parts),
+                constants=(
+                    *(256, columns, tile_tokens),
+                    *matmul_subgroups(tile_rows, tile_tokens, device.info.subgroup_size, shape),
+                    *(0, *shape, tile_rows, steps_ahead, 0, float_bits(1.0), n_parts),
+                ),
+                groups=(-(-n_rows // tile_rows), n_parts * padded // tile_tokens),
+                push=(n_rows, 0, n_rows),
+                weight_format=fmt,
+            ),
+            device.dispatch(
+                KERNELS["sum_parts"],
+                (parts, add, y, step, biases),
+                constants=(64, n_parts, int(adds), int(has_bias), float_bits(factor)),
+                groups=(-(-n_rows // 64), n_tokens),
+                push=(n_rows, 16, n_rows + 32, padded),
+            ),
+        ]
+    )
+    wanted = x[:n_tokens].astype(np.float64) @ dequantize(raw, fmt, (n_rows, columns)).T.astype(np.float64)
+    wanted = factor * (wanted + (bias[16:] if has_bias else 0))
+    got = floats(y, (padded, n_rows + 32))
+    assert np.isnan(got[:, :16]).all() and np.isnan(got[:, 16 + n_rows :]).all(), "wrote beyond its columns"
+    assert nmse(got[:n_tokens, 16 : 16 + n_rows], wanted + (before[:n_tokens, 16 : 16 + n_rows] if adds else 0)) < BOUND
+
+
+def test_columns_are_cut_where_tiles_leave_cores_idle() -> None:
+    assert column_parts(28672, 4096, 132) == column_parts(4096, 4096, 132) == 1  # 896 and 128 tiles
+    assert column_parts(5120, 17408, 132) == 4  # 160 tiles take two rounds, 640 parts 5 of a quarter
+    assert column_parts(2048, 4096, 132) == 2  # 64 tiles
+    assert column_parts(96, 5120, 132) == 20  # 4 tiles
+    assert column_parts(5120, 17408, 12) == 1  # a small GPU is busy
+    assert column_parts(5120, 17408, None) == 1
+    assert column_parts(5120, 4096 + 64, 132) == 1
 
 
 @pytest.mark.parametrize(

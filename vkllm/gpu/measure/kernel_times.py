@@ -92,6 +92,8 @@ def kernel_work(dispatch: Dispatch, n_rows: int, n_depth: int) -> KernelWork:
             )
         case "rope":
             shape = _heads(values)
+        case "sum_parts":
+            shape = f"{values['n_weight_rows']} x {values['n_parts']}"
         case "delta_net" | "delta_net_chunks" | "delta_net_fused" | "mamba2":
             n_heads, size = values.get("n_v_heads", values.get("n_heads", 0)), values.get("d_state", values["head_dim"])
             shape = f"{n_heads} x {values['head_dim']} x {size}"

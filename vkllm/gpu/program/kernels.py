@@ -276,6 +276,7 @@ KERNELS = {
             (
                 *("local_size", "columns", "tile_tokens", "subgroups_along_rows", "subgroups_along_tokens", "adds"),
                 *("matrix_m", "matrix_n", "matrix_k", "tile_rows", "steps_ahead", "has_bias", "factor"),
+                "n_parts",
             ),
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,
@@ -360,6 +361,12 @@ KERNELS = {
         KernelSpec("softcap", ("logits",), ("local_size", "n_vocab", "factor", "cap"), surplus="loops"),
         KernelSpec(
             "start_order", ("order",), ("local_size", "shared_words", "work", "most_polls"), ("number", "n_before")
+        ),
+        KernelSpec(
+            "sum_parts",
+            ("parts", "add", "y", "step", "bias"),
+            ("local_size", "n_parts", "adds", "has_bias", "factor"),
+            ("n_weight_rows", "y_offset", "y_stride", "part_rows"),
         ),
         KernelSpec("top_logits", ("logits", "largest"), ("local_size", "n_vocab")),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.gpu.program.weights import WeightPlanes
 
 MATMUL_SIZE = 256
@@ -11,6 +12,21 @@ WIDE_TILE = 128
 """Rows and tokens of a tile of `matmul` in steps of more than NARROW_TOKENS."""
 
 NARROW_TOKENS = 64
+
+PART_COLUMNS = 256
+"""The columns of a part are a multiple of it: whole steps of every tile."""
+
+MOST_PARTS = 32
+
+MOST_PARTS_BYTES = 2**26
+"""Bytes that the parts of a product may take."""
+
+WORTH = 0.9
+"""Parts must take less than this share of the time without."""
+
+PARTS_COLUMNS, ROWS_OF_A_COLUMN = 160, 18
+"""What adding parts takes, in columns that a core multiplies meanwhile: for one more dispatch, and a column for so many
+rows of each part (by the H200's 24 ns a column and 3 TB/s)."""
 
 
 def matmul_tile(narrow_rows: int, width: int, n_columns: int, max_shared_bytes: int) -> tuple[int, int]:
@@ -49,3 +65,31 @@ def matmul_subgroups(
 def suits_matmul(planes: WeightPlanes) -> bool:
     """Whether a matrix divides into whole tiles of cooperative matrices."""
     return planes.n_columns % _columns(WIDE_TILE) == 0 and planes.n_rows % 16 == 0
+
+
+def column_parts(n_rows: int, n_columns: int, n_cores: int | None) -> int:
+    """Parts of the columns of a matrix that workgroups of their own multiply, so that all cores have work; 1: no parts.
+
+    The number is chosen for the widest step and taken for all, because the order of the sums follows from it. A core
+    runs one workgroup of `matmul` at a time: on an H200 160 tiles take twice as long as 132.
+    """
+    n_tiles = -(-n_rows // WIDE_TILE) * (MAX_ROWS // WIDE_TILE)
+    counts = [
+        n
+        for n in range(1, MOST_PARTS + 1)
+        if n_columns % (n * PART_COLUMNS) == 0 and parts_bytes(n_rows, n) <= MOST_PARTS_BYTES
+    ]
+
+    def cost(n_parts: int) -> float:
+        """Columns that the busiest core takes, and as many more as the time in which the parts are added."""
+        assert n_cores is not None
+        sums = PARTS_COLUMNS + n_parts * n_rows / ROWS_OF_A_COLUMN if n_parts > 1 else 0.0
+        return -(-n_tiles * n_parts // n_cores) * n_columns / n_parts + sums
+
+    best = min(counts, key=cost, default=1) if n_cores else 1
+    return best if best > 1 and cost(best) < WORTH * cost(1) else 1
+
+
+def parts_bytes(n_rows: int, n_parts: int) -> int:
+    """Bytes of the parts of a product, for the widest step."""
+    return 4 * n_parts * MAX_ROWS * n_rows

@@ -6,6 +6,7 @@ recorded, and in which order.
 
 from __future__ import annotations
 
+from vkllm.errors import OutOfDeviceMemory
 from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
@@ -14,7 +15,15 @@ from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.expert_operations import ExpertOperations
 from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS, LAST_ROW, NORM_FORMS
-from vkllm.gpu.program.matmul_tiles import MATMUL_SIZE, NARROW_TOKENS, matmul_subgroups, matmul_tile, suits_matmul
+from vkllm.gpu.program.matmul_tiles import (
+    MATMUL_SIZE,
+    NARROW_TOKENS,
+    column_parts,
+    matmul_subgroups,
+    matmul_tile,
+    parts_bytes,
+    suits_matmul,
+)
 from vkllm.gpu.program.state_operations import StateOperations
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
@@ -36,6 +45,7 @@ class Operations:
         self._states = StateOperations(device, buffers, step, tuning)
         self._experts = ExpertOperations(device, buffers, step, tuning)
         self._made: dict[tuple[Op, int], list[Dispatch]] = {}
+        self._parts = self._room_for_parts() if tuning.has_matmul else None
 
     def of(self, op: Op, width: int) -> list[Dispatch]:
         """Dispatches of an operation for steps of `width` rows, made once."""
@@ -133,7 +143,7 @@ class Operations:
         y_offset = 0
         for planes in self._buffers.matrices[op.weights]:
             if is_tiled and suits_matmul(planes):
-                dispatches.append(self.matmul(planes, x.values, y, width, op.width, y_offset, add, bias, op.factor))
+                dispatches += self._matmul_in_parts(op, planes, x.values, y, width, y_offset, add, bias)
             else:
                 dispatches.append(self.matvec(planes, x, y, width, op.width, y_offset, add, bias, op.factor))
             y_offset += planes.n_rows
@@ -175,6 +185,47 @@ class Operations:
             is_independent=y_offset > 0,
         )
 
+    def _room_for_parts(self) -> Buffer | None:
+        """Memory for the parts of the largest product that has some (column_parts); None if there is none, or no room:
+        it comes from what plans leave free."""
+        all_planes = [planes for matrices in self._buffers.matrices.values() for planes in matrices]
+        n_parts = [(planes.n_rows, self._n_parts(planes)) for planes in all_planes]
+        most = max((parts_bytes(n_rows, n) for n_rows, n in n_parts if n > 1), default=0)
+        try:
+            return self._device.buffer(most // 4) if most else None
+        except OutOfDeviceMemory:
+            return None
+
+    def _n_parts(self, planes: WeightPlanes) -> int:
+        return column_parts(planes.n_rows, planes.n_columns, self._device.info.n_cores) if suits_matmul(planes) else 1
+
+    def _matmul_in_parts(
+        self,
+        op: Matvec,
+        planes: WeightPlanes,
+        x: Buffer,
+        y: Buffer,
+        width: int,
+        y_offset: int,
+        add: Buffer | None,
+        bias: Buffer | None,
+    ) -> list[Dispatch]:
+        """A product by cooperative matrices, in parts of its columns where tiles alone would leave cores idle."""
+        n_parts = self._n_parts(planes)
+        if self._parts is None or n_parts == 1:
+            return [self.matmul(planes, x, y, width, op.width, y_offset, add, bias, op.factor)]
+        product = self.matmul(planes, x, self._parts, width, planes.n_rows, n_parts=n_parts)
+        total = self._device.dispatch(
+            KERNELS["sum_parts"],
+            (self._parts, add or self._parts, y, self.step, bias or self._parts),
+            constants=(
+                *(4 * self._local_size, n_parts, int(add is not None), int(bias is not None), float_bits(op.factor)),
+            ),
+            groups=(-(-planes.n_rows // (4 * self._local_size)), width),
+            push=(planes.n_rows, y_offset, op.width, product.groups[1] // n_parts * product.values["tile_tokens"]),
+        )
+        return [product, total]
+
     def matmul(
         self,
         planes: WeightPlanes,
@@ -186,8 +237,9 @@ class Operations:
         add: Buffer | None = None,
         bias: Buffer | None = None,
         factor: float = 1.0,
+        n_parts: int = 1,
     ) -> Dispatch:
-        """The same by cooperative matrices."""
+        """The same by cooperative matrices. n_parts: of the columns, whose results follow each other in y."""
         info = self._device.info
         assert info.matrix_shape is not None
         room = info.max_shared_bytes - 4 * weight_format(planes.format).table_words
@@ -200,9 +252,9 @@ class Operations:
                 *matmul_subgroups(tile_rows, tile_tokens, info.subgroup_size, info.matrix_shape),
                 *(int(add is not None), *info.matrix_shape, tile_rows),
                 self._tuning.steps_ahead_wide if tile_tokens > NARROW_TOKENS else self._tuning.steps_ahead,
-                *(int(bias is not None), float_bits(factor)),
+                *(int(bias is not None), float_bits(factor), n_parts),
             ),
-            groups=(-(-planes.n_rows // tile_rows), -(-width // tile_tokens)),
+            groups=(-(-planes.n_rows // tile_rows), n_parts * -(-width // tile_tokens)),
             push=(planes.n_rows, y_offset, y_width),
             weight_format=planes.format,
             is_independent=y_offset > 0,

@@ -129,7 +129,7 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "top_logits":
             share = _up(TOP_LOGITS, size)
             return 2 * share + size + _up(TOP_K * share, size) * (2 + TOP_K * share)
-        case "rope" | "activate" | "expert_sum":
+        case "rope" | "activate" | "expert_sum" | "sum_parts":
             return 0
     raise NotImplementedError(kernel)
 

@@ -264,7 +264,7 @@ def _matmul(device: Device) -> Case:
         constants=(
             *(256, n_columns, tile_tokens),
             *matmul_subgroups(tile_rows, tile_tokens, info.subgroup_size, info.matrix_shape),
-            *(0, *info.matrix_shape, tile_rows, 1, 0, float_bits(1.0)),
+            *(0, *info.matrix_shape, tile_rows, 1, 0, float_bits(1.0), 1),
         ),
         groups=(-(-n_rows // tile_rows), 1),
         push=(n_rows, 0, n_rows),
