@@ -200,7 +200,7 @@ LOOPS = {
         "uint k = self; k < N_USED; k += LOCAL_SIZE",
         "uint k = self; k < N_USED; k += LOCAL_SIZE",
     ],
-    "lib/matmul_tile.glsl": ["uint first = 0; first < BLOCKS; first += STEPS_AHEAD * TILE_BLOCKS"],
+    "lib/matmul_tile.glsl": ["uint first = 0; first < PART_BLOCKS; first += STEPS_AHEAD * TILE_BLOCKS"],
     "lib/workgroup_sum.glsl": ["uint i = 0; i < N_SUBGROUPS; i++"],
     "lib/codebook.glsl": ["uint i = gl_LocalInvocationIndex; i < CODEBOOK_WORDS; i += gl_WorkGroupSize.x"],
     "lib/chain.glsl": ["uint polls = 1; polls <= MOST_POLLS && !has_ended; polls++"],
