@@ -87,7 +87,7 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "expert_matmul":
             matrices = v["tile_rows"] // v["matrix_m"] * (v["tile_tokens"] // v["matrix_n"])
             stores = matrices * (1 + _up(v["matrix_m"] * v["matrix_n"] // 4, subgroup_size))
-            return table + _up(v["columns"] // 32 // v["n_parts"], v["steps_ahead"]) + stores
+            return table + _up(v["columns"] // 32, v["steps_ahead"]) + stores
         case "expert_matvec":
             return table + _up(v["columns"] // 32, subgroup_size)
         case "expert_tiles":
@@ -152,7 +152,7 @@ def _attention(v: dict[str, int], subgroup_size: int, n_keys: int) -> int:
     teams, queries = size // v["lanes"], tokens * v["heads_per_workgroup"]
     out_fours = queries * v["head_dim"] // 4
     outputs = _up(out_fours, size)
-    parts = v["n_parts"]
+    parts = v.get("n_parts", 1)
     # parts are of whole steps, and few tokens make one part
     keys = n_keys if parts == 1 else max(_up(n_keys, parts), 2 * 64)
     walk = tokens + _up(keys, v["keys_at_once"] * teams) + 1
