@@ -16,6 +16,7 @@ from tiny_gguf import N_BYTES, byte_tokens, write_tiny_gguf
 
 from vkllm import LLM, AsyncLLM, Generation, InvalidParameter, ToolCall
 from vkllm.engine.process.handle import EngineProcess
+from vkllm.engine.requests import Request
 
 MakeLLM = Callable[..., LLM]
 
@@ -190,6 +191,47 @@ def test_openais_reason_of_an_answer_without_or_with_cut_calls(llm: LLM) -> None
     assert (cut.finish_reason, cut.message.content, cut.message.tool_calls) == ("length", CALL[:20], None)
     none = create(messages=said(CALL), tools=TOOLS, tool_choice="none").choices[0]
     assert (none.finish_reason, none.message.content) == ("stop", CALL)
+
+
+def test_an_answer_that_must_be_a_call_is_one_in_json(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Request] = []
+    submit = llm._engine.submit
+    monkeypatch.setattr(llm._engine, "submit", lambda request: sent.append(request) or submit(request))
+    call = '{"name": "weather", "arguments": {"city": "Rome", "days": 2}}'
+    other = {"type": "function", "function": {"name": "other"}}
+    for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+        answer = llm.chat(said(call), tools=[*TOOLS, other], tool_choice=choice)
+        assert parts(answer) == ("", "", [("weather", ROME)])
+        assert sent[-1].grammar is not None
+    both, one = sent[0].params.json_schema or "", sent[1].params.json_schema or ""
+    assert '"other"' in both and '"other"' not in one
+    cut = llm.chat(said(call), tools=TOOLS, tool_choice="required", max_tokens=9)
+    assert parts(cut) == ("", call[:9], [])
+
+
+def test_without_parallel_calls_an_answer_ends_after_the_first(llm: LLM) -> None:
+    create = functools.partial(llm.chat.completions.create, messages=said(f"{CALL}{CALL}"), tools=TOOLS)
+    assert len(create().choices[0].message.tool_calls or ()) == 2
+    one = create(parallel_tool_calls=False).choices[0]
+    assert len(one.message.tool_calls or ()) == 1 and one.finish_reason == "tool_calls"
+    chunks = list(create(parallel_tool_calls=False, stream=True))
+    assert sum(len(chunk.choices[0].delta.tool_calls or ()) for chunk in chunks) == 1
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_a_template_gets_its_variables(echo: MakeLLM) -> None:
+    llm = echo("{{ '<|im_start|>' }}{{ enable_thinking }} {{ reasoning_effort }} {{ more }}{{ '<|im_end|>' }}")
+    create = functools.partial(llm.chat.completions.create, messages=said("Hi"))
+
+    def text(**options: Any) -> str | None:
+        return create(**options).choices[0].message.content
+
+    assert text() == "  "
+    assert text(reasoning_effort="high", chat_template_kwargs={"more": [1]}) == " high [1]"
+    assert text(reasoning_effort="none") == "False  "
+    assert text(enable_thinking=True) == "True  "
+    with pytest.raises(InvalidParameter, match="chat_template_kwargs must map names"):
+        text(chat_template_kwargs=[1])
 
 
 def test_a_message_goes_back_into_the_conversation(echo: MakeLLM) -> None:

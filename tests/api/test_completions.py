@@ -174,9 +174,9 @@ def test_response_formats_become_schemas(fake_llm: MakeLLM, monkeypatch: pytest.
     seen: list[Any] = []
     of_chat = llm._prompts.of_chat
 
-    def spy(messages: Any, params: Any, options: dict[str, Any], tools: Any) -> Any:
+    def spy(messages: Any, params: Any, options: dict[str, Any], *more: Any) -> Any:
         seen.append(options.pop("json_schema", None))
-        return of_chat(messages, params, options, tools)
+        return of_chat(messages, params, options, *more)
 
     monkeypatch.setattr(llm._prompts, "of_chat", spy)
     schema = {"type": "integer"}
@@ -332,6 +332,7 @@ def test_json_of_an_answer_is_read_back_as_the_same(fake_llm: MakeLLM) -> None:
 
 def test_every_parameter_of_the_openai_package_is_known_and_the_others_are_sampling_params() -> None:
     ours = {*SamplingOptions.__annotations__, "repeat_penalty"}
+    of_chats = {"chat_template_kwargs", "enable_thinking", "continue_final_message"}  # as other servers have them
     for options, create, explicit in (
         (ChatCompletionOptions, OpenAIChat.create, {"messages", "model", "stream"}),
         (TextOptions, openai.resources.Completions.create, {"prompt", "model", "stream"}),
@@ -340,5 +341,5 @@ def test_every_parameter_of_the_openai_package_is_known_and_the_others_are_sampl
         theirs = inspect.signature(create).parameters.keys() - {"self"} - explicit
         known = options.__annotations__.keys()
         assert theirs <= known
-        assert known - theirs <= ours
+        assert known - theirs <= ours | of_chats
         assert options is EmbeddingOptions or ours <= known

@@ -102,7 +102,7 @@ REFUSED = {
         "moderation": {"model": "m"},
         "n": 129,
         "store": True,
-        "tool_choice": "required",
+        "tool_choice": "sometimes",
         "web_search_options": {},
     },
     "text": {"best_of": 3, "suffix": "the end", "logit_bias": {"9999": 1}, "echo": "yes"},
@@ -171,19 +171,26 @@ def test_echo_puts_the_prompt_before_each_answer_streamed_or_not(llm: LLM) -> No
 
 def test_tools_are_told_unless_none_shall_be_called(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
-    of_chat = llm._prompts.of_chat
-    monkeypatch.setattr(llm._prompts, "of_chat", lambda m, p, o, tools: told.append(tools) or of_chat(m, p, o))
+    encode = llm._prompts._template.encode_chat
+    monkeypatch.setattr(
+        llm._prompts._template, "encode_chat", lambda m, tools, **_: told.append(tools or None) or encode(m)
+    )
     chat = partial(llm.chat.completions.create, messages=HI, max_tokens=1)
     chat(tools=[TOOL])
     chat(tools=[TOOL], tool_choice="auto", parallel_tool_calls=True)
     chat(tools=[TOOL], tool_choice="none", parallel_tool_calls=False)
     chat(parallel_tool_calls=False)
     assert told == [[TOOL], [TOOL], None, None]
-    for choice in ("required", {"type": "function", "function": {"name": "f"}}):
-        with pytest.raises(InvalidParameter, match="tool_choice must be"):
+    for choice, problem in (
+        ("sometimes", "tool_choice must be"),
+        ({"type": "function", "function": {"name": "other"}}, "names the tool 'other', which is not among tools"),
+    ):
+        with pytest.raises(InvalidParameter, match=problem):
             chat(tools=[TOOL], tool_choice=choice)
-    with pytest.raises(InvalidParameter, match="parallel_tool_calls=False is not in vkllm"):
-        chat(tools=[TOOL], parallel_tool_calls=False)
+    with pytest.raises(InvalidParameter, match="tool_choice must be left out where there are no tools"):
+        chat(tool_choice="required")
+    with pytest.raises(InvalidParameter, match="tool_choice asks for a call of a tool"):
+        chat(tools=[TOOL], tool_choice="required", response_format={"type": "json_object"})
 
 
 def test_a_format_may_be_a_class_of_pydantic_or_llama_cpps(llm: LLM, sent: list[Request]) -> None:

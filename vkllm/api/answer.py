@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Self, TypedDict
 from vkllm.engine.events import Event, Failed, Finished, RunStats, Token
 from vkllm.engine.requests import Request
 from vkllm.errors import VkllmError, counted
+from vkllm.text.answers.forced import ForcedCall
 from vkllm.text.answers.parser import AnswerParser
 from vkllm.text.answers.parts import Parts, ToolCall
 from vkllm.text.stop import StopStrings
@@ -162,7 +163,8 @@ class AnswerText:
     """One answer, put together event by event. It knows no engine: threads and event loops pass it the events.
 
     is_over: no more pieces come. generation: the whole answer once it ended. error: what ended it early. is_stopped:
-    a stop string came, which the engine does not know: whoever passes the events cancels the request.
+    a stop string came, or the last call that there may be, which the engine does not know: whoever passes the events
+    cancels the request.
     """
 
     def __init__(
@@ -170,9 +172,12 @@ class AnswerText:
         request: Request,
         detokenizer: Detokenizer,
         token_text: Callable[[int], str],
-        parser: AnswerParser | None = None,
+        parser: AnswerParser | ForcedCall | None = None,
+        *,
+        most_calls: int | None = None,
     ) -> None:
-        """parser: what takes the answer apart; without one, all of it is text."""
+        """parser: what takes the answer apart; without one, all of it is text. most_calls: after so many calls of tools
+        the answer ends; None is no limit."""
         self.request = request
         self.is_over = False
         self.generation: Generation | None = None
@@ -181,6 +186,7 @@ class AnswerText:
         self._token_text = token_text
         self._stops = StopStrings(request.params.stop)
         self._parser = parser
+        self._most_calls = most_calls
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._tool_calls: list[ToolCall] = []
@@ -190,8 +196,12 @@ class AnswerText:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a stop string came."""
-        return self._stops.is_matched
+        """Whether a stop string came, or as many calls of tools as there may be."""
+        return self._stops.is_matched or self._has_all_calls
+
+    @property
+    def _has_all_calls(self) -> bool:
+        return self._most_calls is not None and len(self._tool_calls) >= self._most_calls
 
     @property
     def state(self) -> str:
@@ -230,6 +240,8 @@ class AnswerText:
             parts = self._parser.push(text)
             if is_last:
                 parts = parts.followed_by(self._parser.finish())
+        if self._most_calls is not None:
+            parts = parts._replace(tool_calls=parts.tool_calls[: self._most_calls - len(self._tool_calls)])
         self._reasoning.append(parts.reasoning)
         self._text.append(parts.text)
         self._tool_calls += parts.tool_calls
@@ -252,7 +264,7 @@ class AnswerText:
             token_ids=self._token_ids,
             prompt_token_ids=list(self.request.prompt_token_ids),
             logprobs=None if self.request.params.logprobs is None else self._logprobs,
-            finish_reason="stop" if self._stops.is_matched else event.reason,
+            finish_reason="stop" if self.is_stopped else event.reason,
             stats=event.stats,
             reasoning="".join(self._reasoning),
             tool_calls=self._tool_calls,

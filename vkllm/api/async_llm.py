@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, overload
 
 from vkllm.api.answer import Generation, OnToken, SamplingOptions
-from vkllm.api.async_stream import AsyncStream, all_answers
+from vkllm.api.async_stream import AsyncStream, Opened, all_answers
 from vkllm.api.chat import AsyncChat, async_chat
 from vkllm.api.embedding import async_embeddings
 from vkllm.api.llm import LLM
@@ -126,7 +126,7 @@ class AsyncLLM:
     ) -> AsyncStream:
         """Like `generate`, but returns the pieces as they come: `async for piece in llm.stream(...)`."""
         return AsyncStream(
-            self.opened,
+            self._opened,
             lambda prompts: prompts.of_text(prompt, params, options),
             lambda: check_options(params, options),
         )
@@ -134,21 +134,21 @@ class AsyncLLM:
     @property
     def chat(self) -> AsyncChat:
         """`await chat(messages)` answers a conversation, `await chat.completions.create(...)` in OpenAI's shape."""
-        return async_chat(self.opened)
+        return async_chat(self._opened)
 
     @property
     def completions(self) -> AsyncCompletions:
         """`await completions.create(prompt=...)` takes and returns what OpenAI's API for plain text does."""
         from vkllm.api.openai.create import Completions, in_event_loop  # with pydantic, which takes 0.2 s to import
 
-        return Completions(in_event_loop(self.opened))
+        return Completions(in_event_loop(self._opened))
 
     @property
     def embeddings(self) -> AsyncEmbeddings:
         """`await embeddings.create(input=...)` takes and returns what OpenAI's API does."""
         from vkllm.api.openai.create import Embeddings, embed_in_event_loop
 
-        return Embeddings(embed_in_event_loop(self.opened))
+        return Embeddings(embed_in_event_loop(self._opened))
 
     @overload
     async def embed(self, text: str | Sequence[int], *, origin: str = "") -> list[float]: ...
@@ -162,7 +162,7 @@ class AsyncLLM:
     ) -> list[float] | list[list[float]]:
         """The embedding of a text, or of each in a list; as `LLM.embed`."""
         texts, is_batch = as_batch(text)
-        engine, prompts = await self.opened()
+        engine, prompts = await self._opened()
         requests = await asyncio.to_thread(prompts.of_embeddings, texts, origin)
         vectors = [found.vector for found in await async_embeddings(engine, requests)]
         return vectors if is_batch else vectors[0]
@@ -224,8 +224,7 @@ class AsyncLLM:
     ) -> None:
         await self.close()
 
-    async def opened(self) -> tuple[EngineProcess, Prompts]:
-        """What takes the model's requests and what makes them, for callers that send requests of their own."""
+    async def _opened(self) -> tuple[EngineProcess, Prompts]:
         llm = await self._loaded()
         return llm._engine, llm._prompts
 
@@ -252,3 +251,8 @@ class AsyncLLM:
         except asyncio.CancelledError:
             await asyncio.to_thread(loading.cancel)
             raise
+
+
+def opening(llm: AsyncLLM) -> Opened:
+    """What loads a model, for callers that send requests of their own."""
+    return llm._opened

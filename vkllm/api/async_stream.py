@@ -84,7 +84,7 @@ class AsyncStream(AsyncIterator[Piece]):
             await self._advance(answer)
         return answer.generation
 
-    async def request(self) -> Request:
+    async def _request(self) -> Request:
         """What was sent to the engine, as soon as it was sent."""
         return (await self._started()).request
 
@@ -175,3 +175,8 @@ async def all_answers(streams: Sequence[AsyncStream]) -> list[Generation]:
         for stream in streams:
             await stack.enter_async_context(stream)
         return [await stream.result() for stream in streams]
+
+
+async def request_of(stream: AsyncStream) -> Request:
+    """What a stream has sent. Raises what making it raises."""
+    return await stream._request()

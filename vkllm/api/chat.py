@@ -17,6 +17,7 @@ from vkllm.api.stream import Stream
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.process.handle import EngineProcess, not_copied
 from vkllm.parameters import checks_names, truth
+from vkllm.text.answers.tool_choice import tool_choice as chosen_tools
 
 if TYPE_CHECKING:
     from vkllm.api.openai.create import AsyncChatCompletions, SyncChatCompletions
@@ -58,6 +59,7 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Message] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         variables: Mapping[str, Any] | None = None,
         stream: Literal[False] = False,
         on_token: OnToken | None = None,
@@ -71,6 +73,7 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Message] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         variables: Mapping[str, Any] | None = None,
         stream: Literal[True],
         **options: Unpack[SamplingOptions],
@@ -83,6 +86,7 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Message] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         variables: Mapping[str, Any] | None = None,
         stream: bool = False,
         on_token: OnToken | None = None,
@@ -93,6 +97,8 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
         Contents may be text, None or lists of text parts, and messages objects of the openai package. What they say is
         text, even if it reads like a special token. tools: function descriptions in OpenAI's form, for templates that
         know them; the calls that the model writes are `Generation.tool_calls`, its thoughts `Generation.reasoning`.
+        tool_choice: "auto", "none", "required" or OpenAI's form for one of the tools, for which the answer is a call of
+        it, whatever the model would rather say.
         variables: what the template is given besides, such as {"enable_thinking": False}; with
         {"continues_last": True} the answer goes on where the last message, of the assistant, ends.
         With stream=True it returns a `Stream`. on_token is called with each `Piece`, as in `LLM.generate`.
@@ -101,9 +107,9 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
         Raises what `generate` raises, InvalidParameter for messages that the template refuses and tools that it has no
         place for, and ModelFileError for a template that exceeds its limits of time and memory.
         """
-        is_stream = truth("stream", stream or False)
+        is_stream, choice = truth("stream", stream or False), chosen_tools(tool_choice)
         answer = self._open_stream(
-            lambda prompts: prompts.of_chat(messages, params, options, tools, variables),
+            lambda prompts: prompts.of_chat(messages, params, options, tools, variables, choice),
             lambda: check_options(params, options),
         )
         return answer if is_stream else self._consume(answer, on_token)

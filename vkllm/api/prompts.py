@@ -17,7 +17,9 @@ from vkllm.engine.requests import Request
 from vkllm.errors import ContextOverflow, InvalidParameter, UnsupportedModel, counted
 from vkllm.model.spec import Pooling
 from vkllm.parameters import whole_number
+from vkllm.text.answers.forced import ForcedCall, schema_of_call
 from vkllm.text.answers.parser import AnswerParser
+from vkllm.text.answers.tool_choice import FREE, ToolChoice
 from vkllm.text.answers.tools import Tools
 from vkllm.text.chat import ChatTemplate
 from vkllm.text.grammar import answer_grammar
@@ -103,10 +105,12 @@ class Prompts:
         options: SamplingOptions,
         tools: Sequence[Message] | None = None,
         variables: Mapping[str, Any] | None = None,
+        choice: ToolChoice = FREE,
     ) -> AnswerText:
         """The request to answer a conversation, in an answer that is still empty. Errors as in `LLM.chat`.
 
         variables: what the template is given besides, such as enable_thinking; continues_last is `encode_chat`'s.
+        choice: whether and which tools are called.
         """
         params = self._params(params, options)
         messages = plain_messages(messages)
@@ -115,6 +119,12 @@ class Prompts:
                 'messages is empty; give at least one message, such as {"role": "user", "content": "Hello"}'
             )
         tools, variables = plain_tools(tools), _checked_variables(variables)
+        callable_tools = choice.of(tools)
+        if choice.is_forced:
+            params = replace(params, json_schema=_schema_of_call(params, callable_tools))
+            variables = {"enable_thinking": False, **variables}
+        else:
+            tools = callable_tools
         token_ids, n_keep = self._template.encode_chat(messages, tools=tools, **variables), 0
         if params.context_shift:
             n_keep = n_tokens_of_system(self._template, messages, token_ids, tools=tools, variables=variables)
@@ -122,8 +132,13 @@ class Prompts:
                 self._template, messages, token_ids, self.n_ctx, n_keep, tools=tools, variables=variables
             )
         origin = checked_origin(options.get("origin"))
+        if choice.is_forced:
+            end = self._template.answers.before_call(self._prompt_end(token_ids))
+            token_ids += self.tokenizer.encode(end, add_special=False) if end else []
         continues_text = bool(variables.get("continues_last"))
-        return self._answer(token_ids, params, n_keep, origin, continues_text=continues_text, tools=Tools(tools))
+        return self._answer(
+            token_ids, params, n_keep, origin, continues_text=continues_text, tools=Tools(tools), choice=choice
+        )
 
     def of_scores(self, text: str | Sequence[int], first: int, origin: str) -> Request:
         """The request for the log-probabilities of a text from token `first` on. Errors as in `LLM.score`."""
@@ -238,6 +253,7 @@ class Prompts:
         *,
         continues_text: bool,
         tools: Tools | None = None,
+        choice: ToolChoice = FREE,
     ) -> AnswerText:
         """tools: given for an answer in a chat, which is taken apart."""
         n_prompt = len(token_ids)
@@ -263,13 +279,16 @@ class Prompts:
         )
         # a grammar is about all bytes of an answer, a space at its beginning too
         detokenizer = self.tokenizer.detokenizer(continues=continues_text or grammar is not None)
-        token_text, parser = self.tokenizer.token_text, None
+        parser: AnswerParser | ForcedCall | None = ForcedCall() if choice.is_forced else None
         if tools is not None and grammar is None:
             form = self._template.answers
             detokenizer.shown = {self.tokenizer.whole_token(mark) for mark in form.marks}
-            prompt_end = "".join(map(token_text, token_ids[-_PROMPT_END:]))
-            parser = AnswerParser(form, tools, is_thinking=form.begins_in_reasoning(prompt_end))
-        return AnswerText(request, detokenizer, token_text, parser)
+            is_thinking = form.begins_in_reasoning(self._prompt_end(token_ids))
+            parser = AnswerParser(form, tools, is_thinking=is_thinking)
+        return AnswerText(request, detokenizer, self.tokenizer.token_text, parser, most_calls=choice.most)
+
+    def _prompt_end(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(self.tokenizer.token_text, token_ids[-_PROMPT_END:]))
 
     def _params(self, params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
         made = requested(params or self.defaults, options)
@@ -278,6 +297,13 @@ class Prompts:
         self.checked_tokens(made.stop_token_ids, of="stop_token_ids")
         self.checked_tokens(list(made.biases), of="logit_bias")
         return made
+
+
+def _schema_of_call(params: SamplingParams, tools: Sequence[Message]) -> str:
+    """The schema of an answer that is a call. Raises InvalidParameter where the answer has another form already."""
+    if any(form is not None for form in (params.json_schema, params.regex, params.grammar)):
+        raise InvalidParameter("tool_choice asks for a call of a tool, which has no other form; leave one of them out")
+    return json.dumps(schema_of_call(tools))
 
 
 _GIVEN_BY_VKLLM = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token")

@@ -36,12 +36,13 @@ from vkllm.api.openai.options import (
     ChatCompletionOptions,
     TextOptions,
     chat_logprobs_option,
+    choice_of_tools,
     given_options,
     includes_usage,
     n_choices,
     sampling_options,
     schema_of,
-    tools_for_template,
+    template_variables,
 )
 from vkllm.api.prompts import Message, Prompts, as_batch
 from vkllm.engine.params import RANDOM_SEED
@@ -117,11 +118,11 @@ class ChatCall(Call[ChatCompletion, ChatCompletionChunk]):
             if "json_schema" in sampling:
                 raise InvalidParameter("response_format and json_schema are the same; give one of them")
             sampling["json_schema"] = schema
-        tools = tools_for_template(given)
+        tools, choice, variables = given.get("tools"), choice_of_tools(given), template_variables(given)
         plain = plain_messages(messages)
-        for choice in range(self.n_choices):
-            options_of_choice = self._seeded(sampling, choice)
-            self.answers.append(prompts.of_chat(plain, None, options_of_choice, tools))
+        for place in range(self.n_choices):
+            options_of_choice = self._seeded(sampling, place)
+            self.answers.append(prompts.of_chat(plain, None, options_of_choice, tools, variables, choice))
         self._n_calls = [0] * len(self.answers)
 
     def first_chunk(self, index: int) -> ChatCompletionChunk:

@@ -7,11 +7,13 @@ that asks for what vkllm cannot do is refused by name; one that means nothing he
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypedDict
 
 from vkllm.api.prompts import Message
 from vkllm.errors import InvalidParameter
 from vkllm.parameters import check_names, truth, whole_number
+from vkllm.text.answers.tool_choice import ToolChoice, tool_choice
 
 _MAX_CHOICES = 128  # as OpenAI has it
 _ANY_OBJECT = {"type": "object"}
@@ -64,6 +66,9 @@ class ChatCompletionOptions(CommonOptions, total=False):
     tools: Sequence[Message] | None
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    enable_thinking: bool | None
+    continue_final_message: bool | None
     reasoning_effort: str | None
     verbosity: str | None
     modalities: Sequence[str] | None
@@ -156,21 +161,35 @@ def chat_logprobs_option(given: Mapping[str, Any]) -> int | None:
     return whole_number("top_logprobs", given.get("top_logprobs", 0), 0, 1000) if wanted else None
 
 
-def tools_for_template(given: Mapping[str, Any]) -> Sequence[Message] | None:
-    """The tools that the model is told of. Raises InvalidParameter for a choice that vkllm cannot enforce."""
-    tools = list(given.get("tools") or ()) or None
-    match given.get("tool_choice", "auto"):
-        case "none":
-            return None
-        case "auto":
-            pass
-        case choice:
-            raise InvalidParameter(
-                f'tool_choice must be "auto" or "none", not {choice!r}: vkllm cannot make a model call a tool'
-            )
-    if tools and not truth("parallel_tool_calls", given.get("parallel_tool_calls", True)):
-        raise InvalidParameter("parallel_tool_calls=False is not in vkllm: the model decides how many calls it writes")
-    return tools
+def choice_of_tools(given: Mapping[str, Any]) -> ToolChoice:
+    """Whether and which tools the model calls. Raises InvalidParameter."""
+    choice = tool_choice(given.get("tool_choice"))
+    is_parallel = truth("parallel_tool_calls", given.get("parallel_tool_calls", True))
+    return choice if is_parallel else replace(choice, most=1)
+
+
+def template_variables(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chat template is given besides messages and tools. Raises InvalidParameter.
+
+    An effort of "none" is no thinking, where the template knows that word.
+    """
+    variables = given.get("chat_template_kwargs", {})
+    if not isinstance(variables, Mapping):
+        raise InvalidParameter(f"chat_template_kwargs must map names to values, not be {variables!r:.60}")
+    variables = dict(variables)
+    effort = given.get("reasoning_effort")
+    if effort is not None:
+        if not isinstance(effort, str):
+            raise InvalidParameter(f"reasoning_effort must be a string, not {effort!r:.60}")
+        if effort == "none":
+            variables.setdefault("enable_thinking", False)
+        else:
+            variables.setdefault("reasoning_effort", effort)
+    if "enable_thinking" in given:
+        variables["enable_thinking"] = truth("enable_thinking", given["enable_thinking"])
+    if truth("continue_final_message", given.get("continue_final_message", False)):
+        variables["continues_last"] = True
+    return variables
 
 
 def n_choices(given: Mapping[str, Any]) -> int:

@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from vkllm.api.answer import Piece
-from vkllm.api.async_stream import AsyncStream, all_answers
+from vkllm.api.async_llm import opening
+from vkllm.api.async_stream import AsyncStream, all_answers, request_of
 from vkllm.api.llama_cpp.answers import CompletionAnswer
 from vkllm.api.llama_cpp.prompts import can_fill, infill_tokens, pieces_of, prompts_of, token_ids_of
 from vkllm.api.llama_cpp.requests import CompletionRequest, completion_request
@@ -111,7 +112,7 @@ async def apply_template(request: Request) -> Response:
     variables = {**variables, "continues_last": truth_in(body, "continue_final_message")}
 
     async def run(model: ServedModel) -> Any:
-        _, prompts = await model.llm.opened()
+        _, prompts = await opening(model.llm)()
         text = await asyncio.to_thread(
             prompts.chat_text, body.get("messages"), body.get("tools"), variables, add_generation_prompt=adds
         )
@@ -195,7 +196,7 @@ async def _streams(model: ServedModel, asked: CompletionRequest) -> list[AsyncSt
 
 async def _begun(model: ServedModel, asked: CompletionRequest, index: int, stream: AsyncStream) -> CompletionAnswer:
     llm = model.llm.llm
-    return CompletionAnswer(asked, index, await stream.request(), model.name, llm.tokenizer, llm.n_ctx)
+    return CompletionAnswer(asked, index, await request_of(stream), model.name, llm.tokenizer, llm.n_ctx)
 
 
 ROUTES = [

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from vkllm.api.answer import Generation, Piece
+from vkllm.api.async_llm import opening
 from vkllm.api.async_stream import AsyncStream, all_answers
 from vkllm.api.openai.calls import Call, ChatCall, TextCall
 from vkllm.api.openai.options import ChatCompletionOptions, TextOptions, TransportOptions
@@ -80,7 +81,7 @@ async def respond(request: Request, body: Mapping[str, Any], make_call: MakeCall
 async def whole(models: Models, name: str | None, make_call: MakeCall) -> dict[str, Any]:
     """The answer as one object."""
     async with models.use(name) as model:
-        call, streams = await opened(model, make_call)
+        call, streams = await sent_call(model, make_call)
         generations = await all_answers(streams)
         made = as_sent(call.whole(generations), model)
         made["timings"] = timings_of(generations[0].stats)
@@ -90,7 +91,7 @@ async def whole(models: Models, name: str | None, make_call: MakeCall) -> dict[s
 async def chunks(models: Models, name: str | None, make_call: MakeCall) -> AsyncGenerator[bytes]:
     """The answer as server-sent events."""
     async with models.use(name) as model:
-        call, streams = await opened(model, make_call)
+        call, streams = await sent_call(model, make_call)
         generations: dict[int, Generation] = {}
         has_begun: set[int] = set()
         async for index, piece in merged(streams):
@@ -114,11 +115,12 @@ async def chunks(models: Models, name: str | None, make_call: MakeCall) -> Async
         yield _DONE
 
 
-async def opened(model: ServedModel, make_call: MakeCall) -> tuple[Call[Any, Any], list[AsyncStream]]:
+async def sent_call(model: ServedModel, make_call: MakeCall) -> tuple[Call[Any, Any], list[AsyncStream]]:
     """A call, and a stream for each of its answers. Raises InvalidParameter, ContextOverflow."""
-    _, prompts = await model.llm.opened()
+    opened = opening(model.llm)
+    _, prompts = await opened()
     call = await asyncio.to_thread(make_call, prompts)
-    return call, [AsyncStream(model.llm.opened, partial(_given, answer)) for answer in call.answers]
+    return call, [AsyncStream(opened, partial(_given, answer)) for answer in call.answers]
 
 
 def _given(answer: Any, prompts: Prompts) -> Any:

@@ -104,6 +104,12 @@ class AnswerForm:
         """What writes calls as the model does, for templates that leave them out; None where none does."""
         return next((WRITERS[form.begin] for form in self.calls if form.begin in WRITERS), None)
 
+    def before_call(self, prompt_end: str) -> str:
+        """What comes between a prompt with this end and a call in JSON that the answer has to be."""
+        begins = [form.begin for form in self.calls]
+        closed = f"{self.tags.close}\n\n" if self.tags is not None and self.begins_in_reasoning(prompt_end) else ""
+        return closed + ("<tool_call>\n" if begins == ["<tool_call>"] else "")
+
     def begins_in_reasoning(self, prompt_end: str) -> bool:
         """Whether a prompt with this end has opened the reasoning."""
         if self.tags is None:
