@@ -36,7 +36,8 @@ from vkllm.gpu.program import program as program_module  # noqa: E402
 from vkllm.gpu.program.choices import tuning  # noqa: E402
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK  # noqa: E402
 from vkllm.gpu.program.program import Program, Submitted  # noqa: E402
-from vkllm.gpu.program.step import Row  # noqa: E402
+from vkllm.gpu.program.results import Place  # noqa: E402
+from vkllm.gpu.program.step import LIKELIEST, Part  # noqa: E402
 from vkllm.model.architectures.llama import llama_spec  # noqa: E402
 
 SPEC = llama_spec(
@@ -84,19 +85,20 @@ class Decoder:
         for first in (0, BATCH):
             dispatches = []
             for slot in range(first, first + BATCH):
-                step = self._program.dispatches(1, "token", slot)
+                step = self._program.dispatches(1, LIKELIEST, slot)
                 dispatches += [alone(dispatch) for dispatch in step] if has_barriers else step
                 dispatches.append(copy.with_push(SPEC.n_vocab, slot * SPEC.n_vocab, 0))
             self._halves.append(device.record(dispatches))
-        self._submitted = [Submitted(0, 0, 0.0)] * 2
+        self._submitted = [Submitted(0, Place(), 0.0)] * 2
 
     def submit(self, batch: int, token_id: int) -> None:
         """Submits a batch of steps, the first with a token, each other with what the one before it chose."""
         half, start = batch % 2, batch * BATCH % N_CTX
         for i in range(BATCH):
             table = range((start + i) // KV_BLOCK + 1)
-            self._program._slots.write(half * BATCH + i, [Row(None if i else token_id, start + i)], table)
-        self._submitted[half] = Submitted(self._device.submit(self._halves[half]), half * BATCH, time.perf_counter())
+            part = Part(0, [None if i else token_id], start + i, table, results=LIKELIEST)
+            self._program._slots.write(half * BATCH + i, [part])
+        self._submitted[half] = Submitted(self._device.submit(self._halves[half]), Place(), time.perf_counter())
 
     def read(self, batch: int) -> Floats:
         """Waits for a batch: its logits (BATCH, V), until the next but one is submitted. Raises DeviceError."""

@@ -26,7 +26,7 @@ from vkllm.formats.gguf import ModelFile  # noqa: E402
 from vkllm.formats.quants import FORMATS  # noqa: E402
 from vkllm.gpu.device.kompute import Device  # noqa: E402
 from vkllm.gpu.program.program import Program  # noqa: E402
-from vkllm.gpu.program.step import Row  # noqa: E402
+from vkllm.gpu.program.step import LOGITS, Part  # noqa: E402
 from vkllm.model.architectures import FAMILIES, model_spec  # noqa: E402
 from vkllm.model.reference import Floats  # noqa: E402
 
@@ -145,8 +145,8 @@ def compare(device: Device, case: Case) -> Comparison:
     table = list(range(program.n_blocks))
 
     def logits(token_ids: list[int], start: int, *, is_prompt: bool = False) -> Floats:
-        rows = [Row(token, start + i) for i, token in enumerate(token_ids)]
-        return program.logits(program.submit(rows, table, "logits", is_prompt=is_prompt))
+        part = Part(0, token_ids, start, table, results=LOGITS)
+        return program.logits(program.submit([part], is_prompt=is_prompt))
 
     positions = dict(zip(answers.get("rows", range(len(tokens))), answers["positions"], strict=True))
     prompts = [

@@ -30,8 +30,8 @@ from vkllm.gpu.device.kernel import KernelSpec  # noqa: E402
 from vkllm.gpu.device.probe import DeviceInfo, devices  # noqa: E402
 from vkllm.gpu.program.choices import tuning  # noqa: E402
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS  # noqa: E402
-from vkllm.gpu.program.program import WIDTHS, Result  # noqa: E402
-from vkllm.gpu.program.step import Draw, Row  # noqa: E402
+from vkllm.gpu.program.program import WIDTHS  # noqa: E402
+from vkllm.gpu.program.step import LIKELIEST, LOGITS, Draw, Part, Result  # noqa: E402
 from vkllm.model.architectures.llama import llama_spec  # noqa: E402
 from vkllm.model.spec import (  # noqa: E402
     DeltaNet,
@@ -233,10 +233,9 @@ def _steps(info: DeviceInfo, spec: ModelSpec, fmt: str, widths: Iterable[int] = 
     """What is submitted to load a model whose matrices have one format, and to run a step of every width."""
     device = PaperDevice(info)
     program = paper_program(device, spec, fmt)
-    results: tuple[Result, ...] = ("logits", "sampled", "token")
-    for width, result in itertools.product(widths, results):
-        draw = Draw(1, 0, 0, 0.0, 0) if result == "sampled" else None
-        program.submit([Row(0, position) for position in range(width)], [0], result, draw=draw)
+    drawn = (Result(Draw(1, 0, 0, 0.0, 0)),)
+    for width, results in itertools.product(widths, (LOGITS, drawn, LIKELIEST)):
+        program.submit([Part(0, [0] * width, 0, [0], results=results)])
     return device.steps
 
 

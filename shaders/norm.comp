@@ -2,7 +2,7 @@
 // bindings: x weight bias add y y_q16 y_scales step scale chain failure
 // constants: local_size columns eps form has_weight has_bias adds quantizes x_columns group factor has_scale most_polls
 // push: first_row link n_awaited
-// dispatch: x = 1 or columns / group, y = tokens (x's row first_row + i goes to y's row i; LAST_ROW: only the last row of the step, to row 0)
+// dispatch: x = 1 or columns / group, y = tokens (x's row first_row + i goes to y's row i; RESULT_ROWS: x's row of result i)
 // subgroup: arithmetic shuffle
 // requires: full subgroups of 8 or more, or the _plain variant; groups of a multiple of 4 columns, and to quantize more
 //   than one of 32
@@ -67,7 +67,7 @@ const uint FOURS = COLUMNS / 4;
 const uint X_FOURS = X_COLUMNS != 0 ? X_COLUMNS / 4 : FOURS;
 const uint NORMED = GROUP != 0 ? GROUP : COLUMNS; // at once
 const uint N_GROUPS = COLUMNS / NORMED;
-const uint LAST_ROW = 0xffffffff; // vkllm/gpu/program/kernels.py has it too
+const uint RESULT_ROWS = 0xffffffff; // vkllm/gpu/program/kernels.py has it too
 
 vec4 result(uint row, uint x_row, uint i, float mean, float factor) {
   uint in_group = N_GROUPS > 1 ? i % (NORMED / 4) : i;
@@ -86,12 +86,12 @@ vec4 result(uint row, uint x_row, uint i, float mean, float factor) {
 
 void main() {
   uint row = gl_WorkGroupID.y;
-  if (row >= n_rows) return;
+  if (row >= (first_row == RESULT_ROWS ? n_results : n_rows)) return;
 #ifdef MEMORY_MODEL
   await_link();
 #endif
   uint self = SUBGROUP * SUBGROUP_SIZE + LANE;
-  uint x_row = (first_row == LAST_ROW ? n_rows - 1 : first_row + row) * X_FOURS;
+  uint x_row = (first_row == RESULT_ROWS ? step_results[2 * row].x : first_row + row) * X_FOURS;
   uint first = N_GROUPS > 1 ? gl_WorkGroupID.x * (NORMED / 4) : 0, end = first + NORMED / 4;
   float mean = 0.0, squares = 0.0;
   if (FORM == 1) {

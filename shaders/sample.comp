@@ -1,8 +1,7 @@
 // sample: draws a token: top-k, top-p, min-p, temperature; kept on the device for the next step and written to the host
 // bindings: largest next_token chosen step
 // constants: local_size n_vocab
-// push: slot
-// dispatch: x = 1, local_size at least 64
+// dispatch: x = 1, y = results (with several, those that are not drawn are left out), local_size at least 64
 // numerics: that of `pick` in vkllm/engine/sampler.py, step by step: a float32 difference and a product, rounded to
 // nearest, then integers only; so both choose the same token of the same logits
 #version 450
@@ -11,9 +10,8 @@
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint LOCAL_SIZE = 256;
 layout(constant_id = 1) const uint N_VOCAB = 32000;
-layout(push_constant) uniform Push { uint slot; };
 layout(std430, binding = 0) readonly buffer Largest { uvec2 largest[]; };
-layout(std430, binding = 1) writeonly buffer NextToken { uint next_token; };
+layout(std430, binding = 1) writeonly buffer NextToken { uint next_token[]; };
 layout(std430, binding = 2) writeonly buffer Chosen { uint chosen[]; };
 #define STEP_BINDING 3
 #include "lib/step.glsl"
@@ -26,6 +24,7 @@ const uvec2 NOTHING = uvec2(0u, 0xffffffffu); // behind every candidate
 // 2^-f = c0 - f (c1 - f (c2 - ...)) for f in [0, 1), in units of 2^-31; error 0.4 2^-26
 const uint EXP2[7] = uint[](2147483648u, 1488522224u, 515881616u, 119183791u, 20609763u, 2774097u, 246919u);
 const uint FRACTION_BITS = 26;
+#define KEEP_ALL 0xffffffffu // a top_p of 1
 const float MAX_HALVINGS = 1744830464.0; // 26 * 2^26: what is behind so far has no weight
 
 // Leaves the 64 largest of all lists in the first one, in falling order. The larger ones of a list and of another in
@@ -83,12 +82,16 @@ uvec2 sums(uint rank, uint weight) {
 }
 
 void main() {
+  uint result = gl_WorkGroupID.y;
+  if (gl_NumWorkGroups.y > 1 && (result >= n_results || !is_drawn(result))) return;
+  uvec4 of_result = step_results[2 * result], draw = step_results[2 * result + 1];
   uint n_lists = (N_VOCAB + TOP_LOGITS - 1) / TOP_LOGITS; // one of each workgroup of top_logits
+  uint first = result * n_lists * TOP_K;
   uint n_done = 0;
   for (uint n_kept = 0; n_done < n_lists; n_kept = 1) { // the first list stays from pass to pass
     for (uint i = n_kept * TOP_K + gl_LocalInvocationID.x; i < N_LISTS * TOP_K; i += LOCAL_SIZE) {
       uint from = (n_done - n_kept) * TOP_K + i;
-      candidates[i] = from < n_lists * TOP_K ? largest[from] : NOTHING;
+      candidates[i] = from < n_lists * TOP_K ? largest[first + from] : NOTHING;
     }
     barrier();
     merge_lists();
@@ -98,18 +101,18 @@ void main() {
   uint rank = gl_LocalInvocationID.x;
   uvec2 own = candidates[min(rank, TOP_K - 1)];
   precise float behind = logit_of(candidates[0].x) - logit_of(own.x);
-  bool is_kept = rank < min(draw_top_k, min(TOP_K, N_VOCAB));
+  bool is_kept = rank < min(of_result.w, min(TOP_K, N_VOCAB));
 
   uint weight = is_kept ? weight_of(behind, uintBitsToFloat(0x4cb8aa3bu)) : 0; // log2(e) 2^26: temperature 1
   uvec2 sum = sums(rank, weight);
-  bool is_in_top_p = rank == 0 || draw_top_p == 0xffffffffu || sum.x < high_product(sum.y, draw_top_p);
-  is_kept = is_kept && is_in_top_p && weight >= draw_min_p;
+  bool is_in_top_p = rank == 0 || draw.x == KEEP_ALL || sum.x < high_product(sum.y, draw.x);
+  is_kept = is_kept && is_in_top_p && weight >= draw.y;
 
-  weight = is_kept ? weight_of(behind, draw_slope) : 0;
+  weight = is_kept ? weight_of(behind, uintBitsToFloat(draw.z)) : 0;
   sum = sums(rank, weight);
-  uint place = high_product(sum.y, draw_number);
+  uint place = high_product(sum.y, draw.w);
   if (rank < TOP_K && sum.x <= place && place < sum.x + weight) {
-    next_token = own.y;
-    chosen[slot] = own.y;
+    if ((of_result.z & RESULT_LAST) != 0) next_token[of_result.y] = own.y;
+    chosen[step_slot * MAX_NARROW + result] = own.y;
   }
 }

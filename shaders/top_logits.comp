@@ -1,7 +1,8 @@
 // top_logits: the 64 largest of each 2048 logits, in falling order, for `sample`
-// bindings: logits largest
+// bindings: logits largest step
 // constants: local_size n_vocab
-// dispatch: x = logits / 2048, local_size a power of two, at least 64
+// dispatch: x = logits / 2048, y = results (with several, those that are not drawn are left out), local_size a power of
+//   two, at least 64
 // numerics: exact; of equal logits the lowest index wins, as in numpy
 #version 450
 #extension GL_GOOGLE_include_directive : require
@@ -10,10 +11,13 @@ layout(constant_id = 0) const uint LOCAL_SIZE = 256;
 layout(constant_id = 1) const uint N_VOCAB = 32000;
 layout(std430, binding = 0) readonly buffer Logits { uint logits[]; };
 layout(std430, binding = 1) writeonly buffer Largest { uvec2 largest[]; };
+#define STEP_BINDING 2
+#include "lib/step.glsl"
 #include "lib/largest.glsl"
 
 // Each invocation looks at its share of the logits. The shares with the 64 largest maxima hold the 64 largest logits,
 // and none of these is below the least of those maxima; few others are not.
+const uint N_LISTS = (N_VOCAB + TOP_LOGITS - 1) / TOP_LOGITS;
 const uint SHARE = TOP_LOGITS / LOCAL_SIZE;
 shared uvec2 maxima[LOCAL_SIZE];
 shared uvec2 least;
@@ -23,11 +27,12 @@ shared uint n_found;
 // Past the vocabulary come candidates that are behind all others.
 uvec2 candidate(uint i) {
   uint index = gl_WorkGroupID.x * TOP_LOGITS + i;
-  return uvec2(index < N_VOCAB ? key_of(logits[index]) : 0, index);
+  return uvec2(index < N_VOCAB ? key_of(logits[gl_WorkGroupID.y * N_VOCAB + index]) : 0, index);
 }
 
 void main() {
-  uint self = gl_LocalInvocationID.x;
+  uint self = gl_LocalInvocationID.x, result = gl_WorkGroupID.y, list = result * N_LISTS + gl_WorkGroupID.x;
+  if (gl_NumWorkGroups.y > 1 && (result >= n_results || !is_drawn(result))) return;
   uvec2 own = candidate(self);
   for (uint i = self + LOCAL_SIZE; i < TOP_LOGITS; i += LOCAL_SIZE) {
     uvec2 other = candidate(i);
@@ -51,6 +56,6 @@ void main() {
     own = found[i];
     rank = 0;
     for (uint j = 0; j < n_found; j++) rank += uint(precedes(found[j], own));
-    if (rank < TOP_K) largest[gl_WorkGroupID.x * TOP_K + rank] = own;
+    if (rank < TOP_K) largest[list * TOP_K + rank] = own;
   }
 }

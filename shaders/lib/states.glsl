@@ -4,7 +4,7 @@
 #define NO_SLOT 0xffffffffu
 
 // Where a layer's state before the step begins; NO_SLOT stands for zeros.
-uint state_before_step() { return state_slot == 0 ? NO_SLOT : (state_slot - 1) * SLOT_WORDS + first_word; }
+uint state_before_step() { return step_parts[0].z == 0 ? NO_SLOT : (step_parts[0].z - 1) * SLOT_WORDS + first_word; }
 
 // Where a layer's state behind a row is stored; NO_SLOT: nowhere.
 uint state_behind(uint row) { return rows[row].w == 0 ? NO_SLOT : (rows[row].w - 1) * SLOT_WORDS + first_word; }

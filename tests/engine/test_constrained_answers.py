@@ -23,6 +23,7 @@ from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.errors import InvalidParameter, NoDevice
 from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.step import Result
 from vkllm.text.grammar import answer_grammar
 from vkllm.text.tokenizer import Tokenizer
 
@@ -156,7 +157,9 @@ def test_requests_without_a_grammar_are_as_they_were(engine: Engine, monkeypatch
     monkeypatch.setattr(
         Program,
         "submit",
-        lambda self, *rest, **more: masks.append(more.get("mask") is not None) or submit(self, *rest, **more),
+        lambda self, parts, **more: (
+            masks.extend(r.mask is not None for r in parts[0].results) or submit(self, parts, **more)
+        ),
     )
     after = tokens(run(engine, None, **options)), tokens(run(engine, None, temperature=0, max_tokens=20))
     assert after == before and len(before[0]) == 20 and not any(masks)
@@ -164,8 +167,8 @@ def test_requests_without_a_grammar_are_as_they_were(engine: Engine, monkeypatch
     run(engine, JSON, temperature=1, seed=1, max_tokens=50)
     assert masks[-1]
     plain, masked = (
-        [dispatch.kernel.name for dispatch in engine._program.dispatches(1, "token", is_masked=is_masked)]
-        for is_masked in (False, True)
+        [dispatch.kernel.name for dispatch in engine._program.dispatches(1, [Result(mask=mask)])]
+        for mask in (None, np.zeros(1, np.uint32))
     )
     assert masked == [*plain[:-1], "mask_logits", "argmax"] and "mask_logits" not in plain
 
@@ -174,15 +177,15 @@ def test_requests_without_a_grammar_are_as_they_were(engine: Engine, monkeypatch
 def test_an_answer_ends_where_nothing_may_follow_without_a_step_for_it(
     engine: Engine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, logprobs: int | None
 ) -> None:
-    results: list[str] = []
+    results: list[Result] = []
     submit = Program.submit
     monkeypatch.setattr(
-        Program, "submit", lambda self, *rest, **more: results.append(rest[2]) or submit(self, *rest, **more)
+        Program, "submit", lambda self, parts, **more: results.extend(parts[0].results) or submit(self, parts, **more)
     )
     events = run(engine, answer_grammar(regex="hello|world"), temperature=1, seed=1, max_tokens=50, logprobs=logprobs)
     ids = tokens(events)
     assert tokenizer.decode(ids) in ("hello", "world") and ended(events) == "stop"
-    assert len(ids) == sum(result != "none" for result in results), "a step for each token"
+    assert len(ids) == len(results), "a step for each token"
     exactly = run(engine, answer_grammar(regex="hello"), temperature=0, max_tokens=1, logprobs=logprobs)
     assert tokenizer.decode(tokens(exactly)) == "hello" and ended(exactly) == "stop", "the limit is no matter then"
 

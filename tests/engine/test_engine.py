@@ -20,7 +20,7 @@ from vkllm.engine.sampler import Sampler
 from vkllm.errors import ContextOverflow, InvalidParameter, NoDevice
 from vkllm.gpu.program import program as program_module
 from vkllm.gpu.program.program import Program, Submitted
-from vkllm.gpu.program.step import Row
+from vkllm.gpu.program.step import Part
 
 pytestmark = pytest.mark.gpu
 
@@ -214,10 +214,10 @@ class FakeDeviceTime:
         self.n_submits: list[int] = []
         submit, wait = Program.submit, Program.wait
 
-        def counted(program: Program, rows: Sequence[Row], *rest: object, **options: Any) -> Submitted:
-            self.chunks.append(len(rows))
+        def counted(program: Program, parts: Sequence[Part], **options: Any) -> Submitted:
+            self.chunks.append(len(parts[0].tokens))
             self.n_submits.append(options.get("n_submits", 1))
-            return submit(program, rows, *rest, **options)
+            return submit(program, parts, **options)
 
         def waited(program: Program, step: Submitted) -> None:
             wait(program, step)

@@ -12,7 +12,7 @@ from vkllm.formats.quants import split_planes
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
-from vkllm.gpu.program.step import Row, StepSlots
+from vkllm.gpu.program.step import Part, Result, StepSlots
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,17 @@ def words(buffer: Buffer, shape: tuple[int, ...]) -> npt.NDArray[np.uint32]:
     return buffer.words[: int(np.prod(shape))].reshape(shape).copy()
 
 
-def step_buffer(device: Device, positions: Sequence[int], tokens: Sequence[int], table: Sequence[int] = ()) -> Buffer:
-    """A step with one row a position, as kernels see it (the layout of a slot is that of the step)."""
-    slots = StepSlots(device, 1, max(len(table), 1))
-    slots.write(0, [Row(token, position) for token, position in zip(tokens, positions, strict=True)], table)
+def step_buffer(
+    device: Device, positions: Sequence[int], tokens: Sequence[int], table: Sequence[int] = (), n_results: int = 0
+) -> Buffer:
+    """A step with one row a position, as kernels see it (the layout of a slot is that of the step); positions that do
+    not follow each other are of parts that share a table. n_results: of the last rows of each part."""
+    starts = [i for i, p in enumerate(positions) if i == 0 or p != positions[i - 1] + 1]
+    cuts = zip(starts, [*starts[1:], len(positions)], strict=True)
+    slots = StepSlots(device, 1, max(len(table) * len(starts), 1))
+    slots.write(
+        0, [Part(0, tokens[first:end], positions[first], table, results=[Result()] * n_results) for first, end in cuts]
+    )
     return slots.buffer
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from kernel_case import nmse
 
 from vkllm.gpu.program.program import Program
-from vkllm.gpu.program.step import Row
+from vkllm.gpu.program.step import LOGITS, Part
 
 
 def logit_errors(program: Program, tokens: Sequence[int], wanted: np.ndarray, cuts: Sequence[int]) -> list[float]:
@@ -18,11 +18,10 @@ def logit_errors(program: Program, tokens: Sequence[int], wanted: np.ndarray, cu
     """
     table, found, start = list(reversed(range(program.n_blocks))), [], 0
     for n in cuts:
-        rows = [Row(token, start + i) for i, token in enumerate(tokens[start : start + n])]
+        step = program.submit([Part(0, tokens[start : start + n], start, table, results=LOGITS)], is_prompt=True)
         start += n
-        step = program.submit(rows, table, "logits", is_prompt=True)
         found.append(nmse(program.logits(step), wanted[start - 1]))
     for position in range(start, len(tokens)):
-        step = program.submit([Row(tokens[position], position)], table, "logits")
+        step = program.submit([Part(0, [tokens[position]], position, table, results=LOGITS)])
         found.append(nmse(program.logits(step), wanted[position]))
     return found

@@ -8,7 +8,7 @@ from kernel_case import poisoned
 
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.program.state_operations import lanes_of_state
-from vkllm.gpu.program.step import Row, StepSlots
+from vkllm.gpu.program.step import Part, StepSlots
 
 Floats = npt.NDArray[np.float32]
 
@@ -19,7 +19,7 @@ N_SLOTS = 3
 def step(device: Device, n_rows: int, read: int | None, stored: dict[int, int]) -> Buffer:
     """A step that reads its states from a slot and stores them behind some of its rows, by row."""
     slots = StepSlots(device, 1, 1)
-    slots.write(0, [Row(0, i, stored.get(i)) for i in range(n_rows)], [], state_slot=read)
+    slots.write(0, [Part(0, [0] * n_rows, 0, [], state_slot=read, stored=stored)])
     return slots.buffer
 
 

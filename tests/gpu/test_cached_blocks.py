@@ -11,7 +11,7 @@ from random_model import engine_config, write_random_model
 from vkllm.gpu.device.kompute import Device, Words
 from vkllm.gpu.program.cached_blocks import CachedBlocks
 from vkllm.gpu.program.program import Program
-from vkllm.gpu.program.step import Row
+from vkllm.gpu.program.step import LOGITS, Part
 from vkllm.model.spec import LatentAttention, Rope
 
 pytestmark = pytest.mark.gpu
@@ -26,8 +26,8 @@ def test_layers_with_fewer_caches(device: Device, tmp_path: Path) -> None:
     prompt = [int(t) for t in np.random.default_rng(3).integers(0, SPEC.n_vocab, 41)]
 
     def logits(tokens: list[int], first: int) -> np.ndarray:
-        step = program.submit([Row(t, first + i) for i, t in enumerate(tokens)], [0, 1], "logits", is_prompt=first == 0)
-        return program.logits(step)
+        part = Part(0, tokens, first, [0, 1], results=LOGITS)
+        return program.logits(program.submit([part], is_prompt=first == 0))
 
     logits(prompt[:40], 0)
     blocks = CachedBlocks(program, 40)

@@ -33,7 +33,7 @@ from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.decode import Link
 from vkllm.gpu.program.kernels import KERNELS, LINK_WORDS, NO_EXPERTS
 from vkllm.gpu.program.program import Program
-from vkllm.gpu.program.step import Row
+from vkllm.gpu.program.step import LIKELIEST, LOGITS, Part
 from vkllm.gpu.tuning.space import is_possible
 from vkllm.model.reference import rope_table
 from vkllm.model.spec import Rope
@@ -298,25 +298,25 @@ def awaits_one_too_many(patch: pytest.MonkeyPatch) -> None:
 
 def test_a_step_that_waits_in_vain_is_a_timeout_and_other_choices_work_again(device: Device, tmp_path: Path) -> None:
     program = chained_program(device, tmp_path)
-    wanted = program.logits(program.submit([Row(1, 0)], [0], "logits"))
+    wanted = program.logits(program.submit([Part(0, [1], 0, [0], results=LOGITS)]))
     chained = program.tuning
     assert chained.decode.is_chained
     with pytest.MonkeyPatch.context() as patch:
         awaits_one_too_many(patch)
         start_s = time.perf_counter()
-        for result, read in (("logits", program.logits), ("token", program.token), ("none", program.wait)):
+        for results, read in ((LOGITS, program.logits), (LIKELIEST, program.tokens), ((), program.wait)):
             program.use(chained)
-            step = program.submit([Row(1, 0)], [0], result)
+            step = program.submit([Part(0, [1], 0, [0], results=results)])
             for _ in range(2):
                 with pytest.raises(
                     DeviceTimeout, match=r"\(number \d+ of the step\) waited in vain .* VKLLM_CHAINS=off"
                 ):
                     read(step)
             with pytest.raises(DeviceTimeout, match="in vain"):
-                program.submit([Row(1, 0)], [0], "token")
+                program.submit([Part(0, [1], 0, [0], results=LIKELIEST)])
         assert time.perf_counter() - start_s < 30, "seconds, on a machine that is busy with other things"
     program.use(chained)
-    np.testing.assert_array_equal(program.logits(program.submit([Row(1, 0)], [0], "logits")), wanted)
+    np.testing.assert_array_equal(program.logits(program.submit([Part(0, [1], 0, [0], results=LOGITS)])), wanted)
 
 
 def test_an_engine_says_on_which_device_what_waited_in_vain_and_the_next_one_works(
@@ -388,6 +388,6 @@ def test_a_device_without_order_and_a_user_who_says_so_get_barriers(
     monkeypatch.setenv("VKLLM_CHAINS", variable)
     program = chained_program(device, tmp_path)
     assert not program.tuning.decode.is_chained
-    fused = [d for d in program.dispatches(1, "token") if "n_awaited" in d.kernel.push]
+    fused = [d for d in program.dispatches(1, LIKELIEST) if "n_awaited" in d.kernel.push]
     assert len(fused) > 2
     assert all(d.values["most_polls"] == d.values["n_awaited"] == 0 and not d.is_independent for d in fused)

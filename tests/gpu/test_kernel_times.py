@@ -24,7 +24,7 @@ from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.decode import Decode
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
 from vkllm.gpu.program.program import WIDTHS, Program
-from vkllm.gpu.program.step import Row
+from vkllm.gpu.program.step import LIKELIEST, Part
 from vkllm.model.memory.plan import PlanOptions, decode_bytes
 
 pytestmark = pytest.mark.gpu
@@ -120,8 +120,8 @@ def test_each_dispatch_of_the_recording_counts_once(
     record = device.record
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "record", lambda dispatches: record(recordings.append(list(dispatches)) or dispatches))
-        rows = [Row(1, position) for position in range(n_rows)]
-        step = program.submit(rows, range(-(-n_rows // KV_BLOCK)), "token", is_prompt=n_rows > 1)
+        part = Part(0, [1] * n_rows, 0, range(-(-n_rows // KV_BLOCK)), results=LIKELIEST)
+        step = program.submit([part], is_prompt=n_rows > 1)
     program.wait(step)
     recorded = [dispatch for part in recordings for dispatch in part]
     times = timed(program, n_rows, 3)

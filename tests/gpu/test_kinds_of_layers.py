@@ -52,7 +52,7 @@ def test_logits_equal_the_reference(
         choices = replace(choices, has_matmul=True, has_tiled_attention=True)
     monkeypatch.setattr(Program, "_may_chain", lambda self: True)
     program = Program(device, spec, config.path, config.tensors, config.n_ctx, choices=choices)
-    norms = [made for made in program.dispatches(1, "none") if made.kernel.name == "norm"]
+    norms = [made for made in program.dispatches(1) if made.kernel.name == "norm"]
     assert norms or name not in ("gemma", "command-r", "olmo2", "gemma4")
     assert all((made.values["most_polls"] > 0) == (is_chained and device.has_memory_model) for made in norms)
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 103)]
@@ -88,5 +88,5 @@ def test_dispatches_of_a_layer_in_a_step_of_one_token(
     config = engine_config(write(tmp_path, spec, "Q4_0"), spec)
     program = Program(device, spec, config.path, config.tensors, KV_BLOCK)
     without = 2  # begin_step and embed
-    assert len(program.dispatches(1, "none")) - without == 2 * n_dispatches
+    assert len(program.dispatches(1)) - without == 2 * n_dispatches
     assert decoder(spec)[-1].output == "x"

@@ -15,7 +15,7 @@ from random_model import engine_config, reference, write_random_model
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.device.requirements import without_subgroups
 from vkllm.gpu.program.program import Program
-from vkllm.gpu.program.step import Row
+from vkllm.gpu.program.step import LIKELIEST, LOGITS, Part
 from vkllm.model.spec import DeltaNet, Mamba2, ModelSpec, ShortConvolution
 
 pytestmark = pytest.mark.gpu
@@ -64,7 +64,7 @@ def test_logits_equal_the_reference(
     program, tokens, wanted = load(device, tmp_path, SPECS[name])
     choices = program.tuning
     program.use(replace(choices, decode=replace(choices.decode, is_chained=is_chained)))
-    kernels = [dispatch.kernel.name for dispatch in program.dispatches(1, "token")]
+    kernels = [dispatch.kernel.name for dispatch in program.dispatches(1, LIKELIEST)]
     assert device.is_plain or (("delta_net_fused" in kernels) == (name == "delta net") and "delta_net" not in kernels)
     for cuts in ((100,), (1, 2, 8, 70, 19)):
         found = logit_errors(program, tokens, wanted, cuts)
@@ -88,12 +88,12 @@ def test_a_step_goes_on_from_the_slot_that_it_names(device: Device, tmp_path: Pa
 
     def logits(first: int, end: int, read: int | None, stored: dict[int, int]) -> np.ndarray:
         """Runs tokens first to end - 1, with the states behind some of them stored."""
-        rows = [Row(tokens[i], i, stored.get(i)) for i in range(first, end)]
-        return program.logits(program.submit(rows, table, "logits", is_prompt=True, state_slot=read))
+        part = Part(0, tokens[first:end], first, table, state_slot=read, stored=stored, results=LOGITS)
+        return program.logits(program.submit([part], is_prompt=True))
 
     logits(0, 80, None, {63: 3, 79: 1})
     assert nmse(logits(64, 75, 3, {}), wanted[74]) < BOUND
-    assert nmse(logits(80, 87, 1, {81: 0, 86: 2}), wanted[86]) < BOUND
+    assert nmse(logits(80, 87, 1, {1: 0, 6: 2}), wanted[86]) < BOUND
     assert nmse(logits(82, 83, 0, {}), wanted[82]) < BOUND
     assert nmse(logits(87, 88, 2, {}), wanted[87]) < BOUND
     assert nmse(logits(64, 75, 2, {}), wanted[74]) > 100 * BOUND  # the state behind another token

@@ -13,7 +13,7 @@ from random_model import engine_config, reference, write_random_model
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.program import Program
-from vkllm.gpu.program.step import Row
+from vkllm.gpu.program.step import LOGITS, Part
 from vkllm.model.spec import Rope, Yarn
 
 pytestmark = pytest.mark.gpu
@@ -43,13 +43,14 @@ def test_prompt_and_answer_at_the_end_of_9000_tokens_equal_the_reference(device:
     got = []
     for start in range(0, n_prompt, MAX_ROWS):
         chunk = tokens[start : min(start + MAX_ROWS, n_prompt)]
-        rows = [Row(token, start + i) for i, token in enumerate(chunk)]
         is_last = start + len(chunk) == n_prompt
         n_blocks = -(-(start + len(chunk)) // KV_BLOCK)
-        step = program.submit(rows, table[:n_blocks], "logits" if is_last else "none", is_prompt=True)
+        results = LOGITS if is_last else ()
+        step = program.submit([Part(0, chunk, start, table[:n_blocks], results=results)], is_prompt=True)
     got.append(program.logits(step))
     for position in range(n_prompt, N_TOKENS):
-        step = program.submit([Row(tokens[position], position)], table[: position // KV_BLOCK + 1], "logits")
+        blocks = table[: position // KV_BLOCK + 1]
+        step = program.submit([Part(0, [tokens[position]], position, blocks, results=LOGITS)])
         got.append(program.logits(step))
 
     oracle = reference(config)

@@ -15,7 +15,7 @@ from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.device.requirements import without_subgroups
 from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.program import Program
-from vkllm.gpu.program.step import Row
+from vkllm.gpu.program.step import LOGITS, Part
 from vkllm.model.spec import Experts, ModelSpec
 
 pytestmark = pytest.mark.gpu
@@ -83,7 +83,7 @@ def test_logits_equal_the_reference(
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 43)]
     _, *found = logit_errors(program, tokens, reference(config).run(tokens), (23, 17))  # from the prompt's end on
     assert max(found) < (BOUND if device.info.matrix_shape is None else MATRICES_BOUND), found
-    kernels = [dispatch.kernel.name for dispatch in program.dispatches(1, "logits")]
+    kernels = [dispatch.kernel.name for dispatch in program.dispatches(1, LOGITS)]
     n_fused = kernels.count("route_fused")
     assert n_fused == (2 if fmt != "F16" else 0), kernels
     assert kernels.count("expert_sum") == 2 - n_fused
@@ -110,7 +110,7 @@ def test_a_mixture_beside_a_dense_layer(device: Device, tmp_path: Path, fmt: str
     program = Program(device, spec, config.path, config.tensors, config.n_ctx)
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 14)]
     assert max(logit_errors(program, tokens, reference(config).run(tokens), (11,))) < BOUND
-    kernels = [dispatch.kernel.name for dispatch in program.dispatches(1, "logits")]
+    kernels = [dispatch.kernel.name for dispatch in program.dispatches(1, LOGITS)]
     assert kernels.count("route_fused") == (2 if fmt == "Q4_0" else 0)
 
 
@@ -132,7 +132,7 @@ def test_chunks_of_any_length_give_the_same_logits(device: Device, tmp_path: Pat
     found = []
     for n_chunk in (66, 13, 1):
         for start in range(0, 66, n_chunk):
-            rows = [Row(tokens[i], i) for i in range(start, min(start + n_chunk, 66))]
-            step = program.submit(rows, table, "logits", is_prompt=True)
+            part = Part(0, tokens[start : start + n_chunk], start, table, results=LOGITS)
+            step = program.submit([part], is_prompt=True)
         found.append(program.logits(step))
     assert all(np.array_equal(logits, found[0]) for logits in found)

@@ -1,4 +1,4 @@
-"""norm against numpy: its forms, float32 output and q16 blocks or a sum, from any row on, and the last row alone."""
+"""norm against numpy: its forms, float32 output and q16 blocks or a sum, from any row on, and the rows of results."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from kernel_case import filled, floats, nmse, poisoned, step_buffer, words
 from vkllm.formats.quants import dequantize_q16
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device
-from vkllm.gpu.program.kernels import KERNELS, LAST_ROW, NORM_FORMS
+from vkllm.gpu.program.kernels import KERNELS, NORM_FORMS, RESULT_ROWS
 from vkllm.model.reference import layer_norm, norm, rms_norm
 
 pytestmark = pytest.mark.gpu
@@ -29,7 +29,7 @@ Q16_BOUND = 4e-9  # rounding to 1/32512 of a block's largest value, up to six si
 )
 @pytest.mark.parametrize(
     ("n_rows", "columns", "first_row"),
-    [(1, 32, 0), (1, 576, LAST_ROW), (3, 96, 2), (5, 4096, 0), (5, 4096, 1), (5, 4096, LAST_ROW)],
+    [(1, 32, 0), (1, 576, RESULT_ROWS), (3, 96, 2), (5, 4096, 0), (5, 4096, 1), (5, 4096, RESULT_ROWS)],
 )
 def test_norm(
     device: Device,
@@ -46,7 +46,8 @@ def test_norm(
     x[0, : columns // 32] = 0
     weight, bias = (rng.normal(1, 0.3, columns).astype(np.float32) for _ in range(2))
     eps = np.float32(1e-5)
-    taken = x[-1:] if first_row == LAST_ROW else x[first_row:]
+    positions = [0, 1, *range(5, 5 + n_rows)][:n_rows]  # of two parts, each with a result
+    taken = x[[1, n_rows - 1] if n_rows > 1 else [0]] if first_row == RESULT_ROWS else x[first_row:]
     n_out = len(taken)
     before = rng.normal(0, 1, (n_rows, columns)).astype(np.float32)
     y = filled(device, before) if adds else poisoned(device, n_rows * columns)
@@ -57,13 +58,13 @@ def test_norm(
                 KERNELS["norm"],
                 (
                     *(filled(device, x), filled(device, weight), filled(device, bias), y, y, y_q16, y_scales),
-                    *(step_buffer(device, range(n_rows), [0] * n_rows), y, y, y),
+                    *(step_buffer(device, positions, [0] * n_rows, n_results=1), y, y, y),
                 ),
                 constants=(
                     *(256, columns, float_bits(eps), NORM_FORMS.index(form)),
                     *(int(has_weight), int(has_bias), int(adds), int(not adds), 0, 0, float_bits(1.0), 0, 0),
                 ),
-                groups=(1, n_out),
+                groups=(1, 4 if first_row == RESULT_ROWS else n_out),  # rows behind the last one are left out
                 push=(first_row, 0, 0),
             )
         ]

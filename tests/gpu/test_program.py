@@ -20,8 +20,8 @@ from vkllm.gpu.program import program as program_module
 from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.decode import Decode
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
-from vkllm.gpu.program.program import WIDTHS, Program, Result
-from vkllm.gpu.program.step import KEEP_ALL, Draw, Row
+from vkllm.gpu.program.program import WIDTHS, Program
+from vkllm.gpu.program.step import KEEP_ALL, LIKELIEST, LOGITS, Draw, Part, Result
 from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.plan import PlanOptions
 from vkllm.model.spec import Rope
@@ -84,10 +84,10 @@ def logits_of(program: Program, tokens: list[int], chunk: int) -> np.ndarray:
     table = list(reversed(range(program.n_blocks)))
     for start in range(0, len(tokens), chunk):
         part = tokens[start : start + chunk]
-        rows = [Row(token, start + i) for i, token in enumerate(part)]
         n_blocks = -(-(start + len(part)) // KV_BLOCK)
         is_last = start + len(part) == len(tokens)
-        step = program.submit(rows, table[:n_blocks], "logits" if is_last else "none", is_prompt=True)
+        results = LOGITS if is_last else ()
+        step = program.submit([Part(0, part, start, table[:n_blocks], results=results)], is_prompt=True)
     return program.logits(step)
 
 
@@ -110,40 +110,38 @@ def test_chunks_of_any_length_give_the_very_same_logits(case: tuple) -> None:
 @pytest.mark.parametrize("n_submits", [2, 7, 64])
 def test_a_step_in_several_submits_gives_the_very_same_logits(case: tuple, n_submits: int) -> None:
     program, _ = case
-    rows = [Row(3 * i, i) for i in range(20)]
-    whole, cut = (program.submit(rows, [0], "logits", is_prompt=True, n_submits=n) for n in (1, n_submits))
+    part = Part(0, range(0, 60, 3), 0, [0], results=LOGITS)
+    whole, cut = (program.submit([part], is_prompt=True, n_submits=n) for n in (1, n_submits))
     assert np.array_equal(program.logits(whole), program.logits(cut))
-    whole, cut = (program.submit([Row(1, 20)], [0], "logits", n_submits=n) for n in (1, n_submits))
+    part = Part(0, [1], 20, [0], results=LOGITS)
+    whole, cut = (program.submit([part], n_submits=n) for n in (1, n_submits))
     assert np.array_equal(program.logits(whole), program.logits(cut))
 
 
 def test_the_gpu_feeds_its_own_choice_into_the_next_step(case: tuple) -> None:
     program, _ = case
-    table = [0]
-    first = program.submit([Row(5, 0)], table, "token")
-    second = program.submit([Row(None, 1)], table, "token")
-    third = program.submit([Row(None, 2)], table, "token")
-    tokens = [program.token(step) for step in (first, second, third)]
+    steps = [program.submit([Part(0, [5 if i == 0 else None], i, [0], results=LIKELIEST)]) for i in range(3)]
+    tokens = [token for step in steps for token in program.tokens(step)]
     expected = [5]
     for _ in range(3):
         expected.append(int(np.argmax(logits_of(program, expected, 1))))
     assert tokens == expected[1:]
 
 
-@pytest.mark.parametrize("result", ["token", "sampled"])
-def test_each_step_in_flight_has_its_own_mask(case: tuple, result: Result) -> None:
+@pytest.mark.parametrize("is_drawn", [False, True])
+def test_each_step_in_flight_has_its_own_mask(case: tuple, is_drawn: bool) -> None:
     program, config = case
     n_vocab = config.spec.n_vocab
-    draw = Draw(top_k=40, top_p=KEEP_ALL, min_p=0, slope=slope(5.0), number=7) if result == "sampled" else None
+    draw = Draw(top_k=40, top_p=KEEP_ALL, min_p=0, slope=slope(5.0), number=7) if is_drawn else None
     rng = np.random.default_rng(1)
     is_allowed = rng.random((6, 32 * -(-n_vocab // 32))) < 0.05
     masks = [*np.packbits(is_allowed, axis=1, bitorder="little").view(np.uint32)]
     masks[3] = None  # between masked steps one of all tokens
-    logits = program.logits(program.submit([Row(5, 0)], [0], "logits"))
+    logits = program.logits(program.submit([Part(0, [5], 0, [0], results=LOGITS)]))
     tokens = []
     for three in (masks[:3], masks[3:]):
-        steps = [program.submit([Row(5, 0)], [0], result, draw=draw, mask=mask) for mask in three]
-        tokens += [program.token(step) for step in steps]
+        steps = [program.submit([Part(0, [5], 0, [0], results=[Result(draw, mask)])]) for mask in three]
+        tokens += [token for step in steps for token in program.tokens(step)]
     scores = [logits if mask is None else masked(logits, mask) for mask in masks]
     assert tokens == [int(np.argmax(s)) if draw is None else pick(s, draw) for s in scores]
     assert len(set(tokens)) > 3
@@ -157,7 +155,7 @@ def test_without_subgroups_logits_equal_the_reference(
     path = write_random_model(tmp_path / "model.gguf", spec, formats)
     config = engine_config(path, spec)
     program = Program(device, spec, path, config.tensors, config.n_ctx)
-    made = [dispatch for width in WIDTHS[:2] for dispatch in program.dispatches(width, "logits")]
+    made = [dispatch for width in WIDTHS[:2] for dispatch in program.dispatches(width, LOGITS)]
     assert all(dispatch.kernel.has_plain for dispatch in made if dispatch.kernel.subgroup)
     tokens = [int(t) for t in np.random.default_rng(5).integers(0, spec.n_vocab, 40)]
     wanted = reference(config).run(tokens)[-1]
@@ -183,9 +181,8 @@ def decoded_logits(program: Program, tokens: list[int]) -> np.ndarray:
     table = list(reversed(range(program.n_blocks)))
     for position, token in enumerate(tokens):
         is_last = position + 1 == len(tokens)
-        step = program.submit(
-            [Row(token, position)], table[: position // KV_BLOCK + 1], "logits" if is_last else "none"
-        )
+        results = LOGITS if is_last else ()
+        step = program.submit([Part(0, [token], position, table[: position // KV_BLOCK + 1], results=results)])
     return program.logits(step)
 
 
@@ -270,8 +267,9 @@ def test_a_vocabulary_of_262144_tokens_is_read_in_parts(device: Device, tmp_path
     tokens = [0, 262_143, 131_072, 261_000]
     wanted = reference(config).run(tokens)[-1]
     assert nmse(logits_of(program, tokens, MAX_ROWS), wanted) < BOUND
-    step = program.submit([Row(tokens[-1], 3)], list(reversed(range(program.n_blocks)))[:1], "token")
-    assert program.token(step) == int(np.argmax(wanted))
+    block = program.n_blocks - 1
+    step = program.submit([Part(0, tokens[-1:], 3, [block], results=LIKELIEST)])
+    assert program.tokens(step) == [np.argmax(wanted)]
     draw = Draw(top_k=1, top_p=KEEP_ALL, min_p=0, slope=1.0, number=7)
-    step = program.submit([Row(tokens[-1], 3)], list(reversed(range(program.n_blocks)))[:1], "sampled", draw=draw)
-    assert program.token(step) == int(np.argmax(wanted))
+    step = program.submit([Part(0, tokens[-1:], 3, [block], results=[Result(draw)])])
+    assert program.tokens(step) == [np.argmax(wanted)]

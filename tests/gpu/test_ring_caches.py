@@ -15,7 +15,7 @@ from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program import buffers as buffers_module
 from vkllm.gpu.program.kernels import KV_BLOCK
 from vkllm.gpu.program.program import Program
-from vkllm.gpu.program.step import Row
+from vkllm.gpu.program.step import LOGITS, Part
 from vkllm.model.memory.plan import PlanOptions
 
 pytestmark = pytest.mark.gpu
@@ -41,10 +41,10 @@ def test_a_context_several_times_as_long_as_its_rings(
     wanted = reference(config).run(tokens)
     table = list(reversed(range(program.n_blocks)))
     for start in range(0, N_PROMPT, CHUNK):
-        rows = [Row(tokens[i], i) for i in range(start, min(start + CHUNK, N_PROMPT))]
-        step = program.submit(rows, table, "logits", is_prompt=True)
-        last = rows[-1].position
+        last = min(start + CHUNK, N_PROMPT) - 1
+        part = Part(0, tokens[start : last + 1], start, table, results=LOGITS)
+        step = program.submit([part], is_prompt=True)
         assert nmse(program.logits(step), wanted[last]) < BOUND[fmt], last
     for position in range(N_PROMPT, N_PROMPT + N_DECODED):
-        step = program.submit([Row(tokens[position], position)], table, "logits")
+        step = program.submit([Part(0, [tokens[position]], position, table, results=LOGITS)])
         assert nmse(program.logits(step), wanted[position]) < BOUND[fmt], position

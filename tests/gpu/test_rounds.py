@@ -24,7 +24,7 @@ from vkllm.gpu.device.requirements import without_subgroups
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, NO_EXPERTS
 from vkllm.gpu.program.program import WIDTHS
 from vkllm.gpu.program.rounds import BUDGET, PORTION_ROUNDS, check_rounds, rounds
-from vkllm.gpu.program.step import Draw, Row
+from vkllm.gpu.program.step import LIKELIEST, LOGITS, Draw, Part, Result
 from vkllm.model.spec import Rope
 
 SHADERS = Path(__file__).parents[2] / "shaders"
@@ -74,9 +74,9 @@ LOOPS = {
     ],
     "begin_step.comp": [
         "uint i = gl_LocalInvocationID.x; i < CHAIN_WORDS / 4; i += gl_WorkGroupSize.x",
-        "uint row = gl_LocalInvocationID.x; row < n_rows; row += gl_WorkGroupSize.x",
-        "uint i = gl_LocalInvocationID.x; i < n_table; i += gl_WorkGroupSize.x",
+        "uint i = gl_LocalInvocationID.x; i < results_end + n_table; i += gl_WorkGroupSize.x",
     ],
+    "read_logits.comp": ["uint i = gl_GlobalInvocationID.x; i < N_VOCAB; i += stride"],
     "copy_words.comp": ["uint i = gl_GlobalInvocationID.x; i < n_words; i += stride"],
     "delta_net.comp": ["uint row = 0; row < n_rows; row++"],
     "delta_net_fused.comp": 2 * ["uint c = self; c < SIZE; c += LOCAL_SIZE"],
@@ -252,10 +252,10 @@ def test_the_worst_sum_of_rounds_stays_below_the_budget(shape: dict[str, int], f
     spec = tiny_spec(n_layers=1, n_ctx_train=N_CTX, rope=Rope(10000.0, 2), **shape)
     device = PaperDevice(info)
     program = paper_program(device, spec, fmt)
-    draw = Draw(1, 0, 0, 0.0, 0)
-    for width, result in itertools.product(WIDTHS, ("logits", "sampled", "token")):
-        program.submit([Row(0, i) for i in range(width)], [0], result, draw=draw if result == "sampled" else None)
-    made = [d for width in WIDTHS for r in ("logits", "sampled", "token") for d in program.dispatches(width, r)]
+    kinds = LOGITS, LIKELIEST, [Result(Draw(1, 0, 0, 0.0, 0))]
+    for width, results in itertools.product(WIDTHS, kinds):
+        program.submit([Part(0, [0] * width, 0, [0], results=results)])
+    made = [d for width in WIDTHS for results in kinds for d in program.dispatches(width, results)]
     most = {d.kernel.name: 0 for d in made}
     for dispatch in made:
         most[dispatch.kernel.name] = max(most[dispatch.kernel.name], rounds(dispatch, device.info.subgroup_size, N_CTX))
@@ -342,9 +342,8 @@ def test_logits_are_seen_up_to_the_budget(device: Device) -> None:
     chosen = poisoned(device, 1)
     dispatch = device.dispatch(
         KERNELS["argmax"],
-        (filled(device, logits), poisoned(device, 1), chosen),
+        (filled(device, logits), poisoned(device, 1), chosen, step_buffer(device, [0], [0], n_results=1)),
         constants=(size, n_vocab),
-        push=(0,),
     )
     device.run([dispatch])
     assert 0.9 * BUDGET < rounds(dispatch, size, 0) <= BUDGET

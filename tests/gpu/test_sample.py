@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from kernel_case import filled, poisoned, words
+from kernel_case import filled, poisoned, step_buffer, words
 
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.sampler import Sampler, pick, slope
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS, TOP_K, TOP_LOGITS
-from vkllm.gpu.program.step import KEEP_ALL, Draw, Row, StepSlots
+from vkllm.gpu.program.step import KEEP_ALL, Draw, Part, Result, StepSlots
 
 pytestmark = pytest.mark.gpu
 
@@ -32,21 +32,22 @@ def drawer(device: Device, n_vocab: int, local_size: int) -> Drawn:
     next_token, chosen = poisoned(device, 4), poisoned(device, 4)
     slots = StepSlots(device, 1, 1)
     constants = (local_size, n_vocab)
-    top_logits = device.dispatch(KERNELS["top_logits"], (logits, largest), constants=constants, groups=(n_lists, 1))
-    sample = device.dispatch(
-        KERNELS["sample"], (largest, next_token, chosen, slots.buffer), constants=constants, push=(2,)
+    step = slots.buffer
+    top_logits = device.dispatch(
+        KERNELS["top_logits"], (logits, largest, step), constants=constants, groups=(n_lists, 1)
     )
+    sample = device.dispatch(KERNELS["sample"], (largest, next_token, chosen, step), constants=constants)
     recording = device.record([top_logits, sample])
 
     def draw_one(values: Floats, draw: Draw) -> int:
         assert logits.words is not None and next_token.words is not None and chosen.words is not None
         logits.words[:n_vocab] = values.view(np.uint32)
         next_token.words[:] = chosen.words[:] = 0x7FC00000
-        slots.write(0, [Row(0, 0)], [0], draw)
+        slots.write(0, [Part(1, [0], 0, [0], results=[Result(draw)])])
         device.wait(device.submit(recording))
         got = words(chosen, (4,))
-        assert got[2] == words(next_token, (1,))[0] and list(got[[0, 1, 3]]) == [0x7FC00000] * 3
-        return int(got[2])
+        assert got[0] == words(next_token, (2,))[1] and list(got[1:]) == [0x7FC00000] * 3
+        return int(got[0])
 
     return draw_one
 
@@ -147,7 +148,7 @@ def test_workgroups_of_any_size_draw_the_same(device: Device) -> None:
 def test_top_logits_are_sorted_and_exact(device: Device, n_vocab: int) -> None:
     logits = np.round(np.random.default_rng(5).normal(0, 3, n_vocab), 1).astype(np.float32)
     largest = poisoned(device, 2 * TOP_K * 3)
-    buffers = (filled(device, logits), largest)
+    buffers = (filled(device, logits), largest, step_buffer(device, [0], [0]))
     device.run([device.dispatch(KERNELS["top_logits"], buffers, constants=(64, n_vocab), groups=(3, 1))])
     got = words(largest, (3, TOP_K, 2))[:, :, 1]
     for i, start in enumerate(range(0, n_vocab, TOP_LOGITS)):

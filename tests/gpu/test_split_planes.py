@@ -76,11 +76,13 @@ def test_stacked_tensors_in_several_chunks(
 
 
 def test_a_step_reaches_the_device_with_the_token_of_the_last_one(device: Device) -> None:
-    from vkllm.gpu.program.step import HEADER_WORDS, Draw, Row, StepSlots
+    from vkllm.gpu.program.step import HEADER_WORDS, PARTS_WORD, RESULTS_WORD, TABLE_WORD, Draw, Part, Result, StepSlots
 
-    slots = StepSlots(device, 2, 5)
-    slots.write(1, [Row(11, 40), Row(None, 41)], [3, 1, 4], Draw(5, 6, 7, 1.0, 9))
-    next_token = filled(device, np.array([77, 0, 0, 0], np.uint32))
+    slots = StepSlots(device, 2, 9, has_windows=True)
+    masked_draw = Result(Draw(5, 6, 7, 1.0, 9), np.zeros(1, np.uint32))
+    ahead = Part(1, [11, 12], 40, [3, 1], [8, 9], 4, {1: 6}, [Result(wants_logits=True), Result(wants_logits=True)])
+    slots.write(1, [ahead, Part(3, [None], 70, [2, 5, 7], [0, 4, 6], results=[masked_draw])])
+    next_token = filled(device, np.array([70, 71, 72, 73], np.uint32))
     chain = filled(device, np.full(300, 7, np.uint32))
     begin = device.dispatch(
         KERNELS["begin_step"],
@@ -91,7 +93,9 @@ def test_a_step_reaches_the_device_with_the_token_of_the_last_one(device: Device
     device.run([begin])
     assert list(words(chain, (300,))) == [0] * 296 + [7] * 4
     got = read_back(device, slots.on_device, slots.slot_words)
-    assert list(got[:7]) == [2, 3, 5, 6, 7, 0x3F800000, 9]
-    rows = got[HEADER_WORDS : HEADER_WORDS + 8].reshape(2, 4)
-    assert [list(row[:2]) for row in rows] == [[11, 40], [77, 41]]
-    assert list(got[-5:-2]) == [3, 1, 4]
+    assert list(got[:8]) == [3, 10, 2, 3, 1, 0, 0, 0]
+    assert got[HEADER_WORDS:][:12].tolist() == [11, 40, 0, 0, 12, 41, 0, 7, 73, 70, 2, 0]
+    assert got[PARTS_WORD:][:8].tolist() == [0, 2, 5, 0, 2, 1, 0, 0]
+    results = [0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 9, 0, 0, 0, 0, 1, 2, 3, 10, 5, 6, 7, 0x3F800000, 9]
+    assert got[RESULTS_WORD:][:24].tolist() == results
+    assert got[TABLE_WORD:][:10].tolist() == [3, 8, 1, 9, 2, 0, 5, 4, 7, 6]

@@ -17,7 +17,7 @@ from vkllm.errors import InvalidParameter
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.program.program import Program
-from vkllm.gpu.program.step import Row
+from vkllm.gpu.program.step import LIKELIEST, Part
 from vkllm.gpu.tuning import tuner
 from vkllm.gpu.tuning.cache import kept_choice, kept_tunings
 from vkllm.gpu.tuning.search import Trial
@@ -76,10 +76,9 @@ def speed_by(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Tuning], float]
 def greedy(program: Program) -> list[int]:
     """Tokens that follow PROMPT."""
     table = list(range(program.n_blocks))
-    rows = [Row(token, position) for position, token in enumerate(PROMPT)]
-    tokens = [program.token(program.submit(rows, table, "token", is_prompt=True))]
+    tokens = program.tokens(program.submit([Part(0, PROMPT, 0, table, results=LIKELIEST)], is_prompt=True))
     for position in range(len(PROMPT), len(PROMPT) + 10):
-        tokens.append(program.token(program.submit([Row(tokens[-1], position)], table, "token")))
+        tokens += program.tokens(program.submit([Part(0, tokens[-1:], position, table, results=LIKELIEST)]))
     return tokens
 
 
@@ -222,11 +221,11 @@ def test_a_short_context_is_enough(
 def test_a_program_takes_other_choices_with_steps_in_flight(load: Callable[[], Program], device: Device) -> None:
     program, table = load(), tuning(device.info)
     expected = greedy(program)
-    step = program.submit([Row(1, 0)], [0], "token")
+    step = program.submit([Part(0, [1], 0, [0], results=LIKELIEST)])
     other = replace(table, tile_tokens=table.tile_tokens * 2, decode=replace(table.decode, rows=1, groups=2))
     program.use(other)
     assert program.tuning == other
-    program.token(step)
+    program.tokens(step)
     assert greedy(program) == expected
     program.use(table)
     assert greedy(program) == expected

@@ -19,9 +19,9 @@ from vkllm.errors import DeviceError
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.hidden_states import HiddenStates
 from vkllm.gpu.program.kernels import KERNELS, MAX_ROWS
-from vkllm.gpu.program.program import WIDTHS, Program
+from vkllm.gpu.program.program import WIDTHS, Program, Submitted
 from vkllm.gpu.program.scoring import Scorer
-from vkllm.gpu.program.step import Draw, Row
+from vkllm.gpu.program.step import LIKELIEST, LOGITS, Draw, Part, Result
 
 SHADERS = Path(__file__).parents[2] / "shaders"
 sys.path.insert(0, str(SHADERS))
@@ -49,14 +49,15 @@ def test_no_dispatch_of_a_program_has_more_workgroups_than_any_device_allows(
     spec = wide_spec(n_layers=1, n_vocab=n_vocab, d_ff=d_ff, output_weight=output)
     device = PaperDevice(info)
     program = paper_program(device, spec, fmt)
-    for width, result, is_masked in itertools.product(WIDTHS, ("logits", "sampled", "token"), (False, True)):
-        draw = Draw(1, 0, 0, 0.0, 0) if result == "sampled" else None
-        mask = np.zeros(-(-n_vocab // 32), np.uint32) if is_masked and result != "logits" else None
-        program.submit([Row(0, position) for position in range(width)], [0], result, draw=draw, mask=mask)
+    draw, mask = Draw(1, 0, 0, 0.0, 0), np.zeros(-(-n_vocab // 32), np.uint32)
+    kinds = (None, None, True), (None, None), (None, mask), (draw, None), (draw, mask)
+    for width, result in itertools.product(WIDTHS, kinds):
+        program.submit([Part(0, [0] * width, 0, [0], results=[Result(*result)])])
     Scorer(program).score(0, [1])
     HiddenStates(program).rows(0, 1)
     uses = [use for step in device.steps for use in step]
-    assert {"matvec", "argmax", "top_logits", "mask_logits", "score", "copy_words"} <= {use.kernel for use in uses}
+    found = {use.kernel for use in uses}
+    assert found >= {"matvec", "argmax", "top_logits", "mask_logits", "score", "copy_words", "read_logits"}
     for use in uses:
         assert all(1 <= n <= MOST for n in use.groups), use
         if use.kernel == "matvec":
@@ -72,7 +73,7 @@ def test_a_large_vocabulary_on_subgroups_of_64_goes_on_in_z(n_vocab: int, folds:
     device = PaperDevice(RADEON)
     program = paper_program(device, wide_spec(n_layers=1, n_vocab=n_vocab), "F16")
     device.steps.clear()
-    program.submit([Row(0, i) for i in range(8)], [0], "token", is_prompt=True)
+    program.submit([Part(0, [0] * 8, 0, [0], results=LIKELIEST)], is_prompt=True)
     logits = [use for step in device.steps for use in step if use.kernel == "matvec"][-1]
     assert logits.push[0] == n_vocab and (logits.groups[2] > 1) == folds
     assert logits.groups[0] * logits.groups[2] * 2 >= n_vocab
@@ -116,15 +117,17 @@ def test_fewer_workgroups_give_the_very_same_numbers(
 
     def outcome() -> tuple[list[np.ndarray], list[int], int]:
         program = Program(device, spec, path, config.tensors, config.n_ctx)
-        rows = [Row(token, i) for i, token in enumerate(tokens)]
-        logits = [program.logits(program.submit(rows, [0], "logits", is_prompt=True))]
-        logits.append(program.logits(program.submit([Row(5, len(tokens))], [0], "logits")))
-        chosen = [
-            program.token(program.submit(rows, [0], "token", is_prompt=True)),
-            program.token(program.submit([Row(5, 9)], [0], "sampled", draw=draw)),
-            program.token(program.submit([Row(5, 9)], [0], "token", mask=mask.view(np.uint32))),
-        ]
-        made = [dispatch for width in WIDTHS[:2] for dispatch in program.dispatches(width, "logits")]
+
+        def step(tokens: list[int], position: int, result: Result) -> Submitted:
+            part = Part(0, tokens, position, [0], results=[result])
+            return program.submit([part], is_prompt=len(tokens) > 1)
+
+        wanted = Result(wants_logits=True)
+        logits = [program.logits(step(tokens, 0, wanted)), program.logits(step([5], len(tokens), wanted))]
+        masked = Result(mask=mask.view(np.uint32))
+        steps = step(tokens, 0, Result()), step([5], 9, Result(draw)), step([5], 9, masked)
+        chosen = [token for submitted in steps for token in program.tokens(submitted)]
+        made = [dispatch for width in WIDTHS[:2] for dispatch in program.dispatches(width, LOGITS)]
         return logits, chosen, max(max(dispatch.groups) for dispatch in made if dispatch.kernel.surplus != "none")
 
     whole_logits, whole_chosen, most = outcome()

@@ -13,6 +13,7 @@ from vkllm.gpu.program.kernels import (
     KERNELS,
     KV_BLOCK,
     LINK_WORDS,
+    MAX_NARROW,
     MAX_PARTS,
     MAX_ROWS,
     TOP_K,
@@ -54,7 +55,7 @@ def test_a_changed_source_or_module_is_found(build: ModuleType, tmp_path: Path) 
 def test_constants_agree_with_the_shaders() -> None:
     for source in ("lib/step.glsl", "begin_step.comp"):
         text = (SHADERS / source).read_text()
-        assert f"#define MAX_ROWS {MAX_ROWS}\n" in text
+        assert f"#define MAX_ROWS {MAX_ROWS}\n#define MAX_NARROW {MAX_NARROW}\n" in text
         assert f"#define KV_BLOCK {KV_BLOCK}\n" in text or source == "begin_step.comp"
     assert f"#define PIECE {ATTENTION_PIECE} " in (SHADERS / "attention_fused.comp").read_text()
     assert f"#define MAX_PARTS {MAX_PARTS}\n" in (SHADERS / "attention_fused.comp").read_text()

@@ -33,7 +33,7 @@ from vkllm.gpu.measure.step_times import StepTimes
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.program import WIDTHS, Program
 from vkllm.gpu.program.self_check import check_kernels
-from vkllm.gpu.program.step import Row
+from vkllm.gpu.program.step import LIKELIEST, Part, Result
 from vkllm.gpu.tuning.cache import kept_choice
 from vkllm.gpu.tuning.search import Trial
 from vkllm.gpu.tuning.space import model_kind
@@ -95,11 +95,11 @@ class Engine:
 
     def _warm_up(self) -> None:
         """Compiles and records what every request needs, and finds how wide a chunk may be, before the first one."""
-        draw = Sampler(SamplingParams(), ()).next_draw()
-        rows = [Row(0, i) for i in range(min(WIDTHS[1], self._n_ctx - 1))]
-        table = self._cache.block_table(len(rows) + 1)
-        self._program.wait(self._program.submit(rows, table, "sampled", is_prompt=True, draw=draw))
-        self._program.wait(self._program.submit([Row(None, len(rows))], table, "token"))
+        drawn = Result(Sampler(SamplingParams(), ()).next_draw())
+        n_rows = min(WIDTHS[1], self._n_ctx - 1)
+        table = self._cache.block_table(n_rows + 1)
+        self._program.wait(self._program.submit([Part(0, [0] * n_rows, 0, table, results=[drawn])], is_prompt=True))
+        self._program.wait(self._program.submit([Part(0, [None], n_rows, table, results=LIKELIEST)]))
         self._program.prepare()
         # wider chunks are timed by the first prompts, so that slow devices do not start later
         lengths = self._lengths
@@ -253,20 +253,16 @@ class Engine:
     def _run_chunk(self, token_ids: Sequence[int], start: int) -> None:
         """Runs tokens of a prompt that choose none, and waits for them."""
         self._doing = f"running {counted(len(token_ids), 'token')} of a prompt from position {start} on"
-        table = self._cache.block_table(start + len(token_ids))
-        rows, state_slot = self._rows(token_ids, start, is_prompt=True, is_end=False)
-        n_submits = self._lengths.n_submits(len(rows))
-        step = self._program.submit(rows, table, "none", is_prompt=True, n_submits=n_submits, state_slot=state_slot)
+        part = self._part(token_ids, start, (), is_prompt=True)
+        step = self._program.submit([part], is_prompt=True, n_submits=self._lengths.n_submits(len(token_ids)))
         self._program.wait(step)
-        self._lengths.measured(len(rows), time.perf_counter() - step.submitted_s)
+        self._lengths.measured(len(token_ids), time.perf_counter() - step.submitted_s)
 
-    def _rows(
-        self, token_ids: Sequence[int | None], start: int, *, is_prompt: bool, is_end: bool
-    ) -> tuple[list[Row], int | None]:
-        """The rows of a step of tokens behind `start` others, and where it finds the states of layers."""
-        states = self._cache.states
-        slots = states.store(start, len(token_ids), is_prompt=is_prompt, is_end=is_end)
-        return [Row(token, start + i, slots.get(i)) for i, token in enumerate(token_ids)], states.slot(start)
+    def _part(self, token_ids: Sequence[int | None], start: int, results: Sequence[Result], *, is_prompt: bool) -> Part:
+        """A step of tokens behind `start` others. is_prompt: with results, it ends the prompt."""
+        table, states = self._cache.block_table(start + len(token_ids)), self._cache.states
+        stored = states.store(start, len(token_ids), is_prompt=is_prompt, is_end=is_prompt and bool(results))
+        return Part(0, token_ids, start, table, state_slot=states.slot(start), stored=stored, results=results)
 
     def _read(self, run: Run) -> list[Event]:
         """Runs the next chunk of a prompt without an answer, and reports the results of its rows."""
@@ -303,20 +299,9 @@ class Engine:
         start = len(self._cache.tokens) + max(len(run.in_flight) - 1, 0)
         what = f"the end of a prompt ({counted(len(token_ids), 'token')})" if is_prompt else "a token of an answer"
         self._doing = f"running {what} at position {start}"
-        table = self._cache.block_table(start + len(token_ids))
-        draw = run.sampler.next_draw() if run.result == "sampled" else None
-        mask = run.constraint.mask() if run.constraint is not None and run.result != "logits" else None
         n_submits = self._lengths.n_submits(len(token_ids)) if is_prompt else 1
-        rows, state_slot = self._rows(token_ids, start, is_prompt=is_prompt, is_end=is_prompt)
-        step = self._program.submit(
-            *(rows, table, run.result),
-            is_prompt=is_prompt,
-            draw=draw,
-            mask=mask,
-            n_submits=n_submits,
-            state_slot=state_slot,
-        )
-        run.in_flight.append(step)
+        part = self._part(token_ids, start, [run.next_result()], is_prompt=is_prompt)
+        run.in_flight.append(self._program.submit([part], is_prompt=is_prompt, n_submits=n_submits))
 
     def _decode(self, run: Run) -> list[Event]:
         """Reads the next token."""
@@ -327,8 +312,8 @@ class Engine:
         while len(run.in_flight) < min(IN_FLIGHT if run.can_run_ahead else 1, n_left):
             self._submit(run, [None])
         step = run.in_flight.popleft()
-        if run.result != "logits":
-            token_id = self._program.token(step)
+        if not run.wants_logits:
+            (token_id,) = self._program.tokens(step)
             if run.in_flight:
                 self._cache.tokens.append(token_id)
             token = Token(run.request.id, token_id)

@@ -14,7 +14,8 @@ from vkllm.engine.requests import Request
 from vkllm.engine.sampler import Sampler
 from vkllm.errors import ContextOverflow, InvalidParameter, VkllmError, counted
 from vkllm.gpu.program.kernels import MAX_ROWS
-from vkllm.gpu.program.program import Result, Submitted
+from vkllm.gpu.program.program import Submitted
+from vkllm.gpu.program.step import Result
 
 
 @dataclass
@@ -42,17 +43,21 @@ class Run:
     constraint: Constraint | None = None
 
     @property
-    def result(self) -> Result:
-        """What its steps make: a token, where the GPU can choose it."""
-        params = self.request.params
-        if params.logprobs is not None or not self.sampler.suits_gpu:
-            return "logits"
-        return "token" if params.temperature == 0 else "sampled"
+    def wants_logits(self) -> bool:
+        """Whether the CPU must choose its tokens."""
+        return self.request.params.logprobs is not None or not self.sampler.suits_gpu
+
+    def next_result(self) -> Result:
+        """What its next step makes: a token, where the GPU can choose it."""
+        if self.wants_logits:
+            return Result(wants_logits=True)
+        draw = None if self.request.params.temperature == 0 else self.sampler.next_draw()
+        return Result(draw, None if self.constraint is None else self.constraint.mask())
 
     @property
     def can_run_ahead(self) -> bool:
         """Whether a step may be submitted before the token that comes before it was read."""
-        return self.result != "logits" and self.constraint is None
+        return not self.wants_logits and self.constraint is None
 
     def stats(self) -> RunStats:
         """Counts and seconds so far."""

@@ -16,7 +16,7 @@ from vkllm.gpu.device.kompute import Dispatch
 from vkllm.gpu.measure.step_times import KernelTime, KernelWork, StepTimes
 from vkllm.gpu.measure.timing import MEASURE_S, interval_s, pass_s
 from vkllm.gpu.program.program import N_SLOTS, Program, step_width
-from vkllm.gpu.program.step import Row
+from vkllm.gpu.program.step import LIKELIEST, Draw, Part, Result
 from vkllm.model.memory.needs import CACHE_TYPES
 
 
@@ -27,10 +27,11 @@ def step_times(
     overwritten. Nothing else may be in flight. Raises DeviceError."""
     is_prompt = n_rows > 1
     width = step_width(n_rows, is_prompt=is_prompt)
-    rows = [Row(i % program.spec.n_vocab, n_depth + i) for i in range(n_rows)]
+    tokens = [i % program.spec.n_vocab for i in range(n_rows)]
+    part = Part(0, tokens, n_depth, block_table, results=LIKELIEST)
 
     def submit() -> int:
-        return program.submit(rows, block_table, "token", is_prompt=is_prompt).ticket
+        return program.submit([part], is_prompt=is_prompt).ticket
 
     submits = [submit] * N_SLOTS
     whole_s = interval_s(program.device, submits, MEASURE_S)
@@ -40,12 +41,12 @@ def step_times(
 
     work_of = partial(kernel_work, n_rows=n_rows, n_depth=n_depth)
     groups: dict[KernelWork, list[Dispatch]] = {}
-    for dispatch in program.dispatches(width, "token"):
+    for dispatch in program.dispatches(width, LIKELIEST):
         groups.setdefault(work_of(dispatch), []).append(dispatch)
     counts = {work: len(dispatches) for work, dispatches in groups.items()}
-    for dispatch in program.dispatches(width, "sampled") if n_rows == 1 else ():
+    for dispatch in program.dispatches(width, [Result(Draw(1, 0, 0, 0.0, 0))]) if n_rows == 1 else ():
         groups.setdefault(work_of(dispatch), [dispatch])
-    begin = program.dispatches(width, "none")[0]
+    begin = program.dispatches(width)[0]
     begin_s = pass_s(program.device, [begin])
     times = []
     for work, dispatches in groups.items():

@@ -51,11 +51,14 @@ NORM_FORMS = ("rms", "layer", "none")
 MAX_ROWS = 512
 """Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
 
+MAX_NARROW = 32
+"""Rows of a step of several sequences, and sequences and results of any step; `MAX_NARROW` in shaders/lib/step.glsl."""
+
 STATE_ROWS = 64
 """Steps of prompts store the states of layers only behind their last row, and behind multiples of so many."""
 
-LAST_ROW = 0xFFFFFFFF
-"""The `first_row` of `norm` that stands for the last row of the step."""
+RESULT_ROWS = 0xFFFFFFFF
+"""The `first_row` of `norm` that stands for the rows of the step's results."""
 
 TOP_K = 64
 """Most candidates that a token is drawn from on the GPU; `TOP_K` in shaders/lib/largest.glsl."""
@@ -86,7 +89,7 @@ KERNELS = {
             subgroup=("shuffle",),
             has_plain=True,
         ),
-        KernelSpec("argmax", ("logits", "next_token", "chosen"), ("local_size", "n_vocab"), ("slot",)),
+        KernelSpec("argmax", ("logits", "next_token", "chosen", "step"), ("local_size", "n_vocab")),
         KernelSpec(
             "attention",
             ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step", "sinks", "gates"),
@@ -269,7 +272,7 @@ KERNELS = {
             subgroup=("arithmetic", "shuffle"),
             has_plain=True,
         ),
-        KernelSpec("mask_logits", ("logits", "masks"), ("local_size", "n_vocab"), ("first_word",), surplus="loops"),
+        KernelSpec("mask_logits", ("logits", "masks", "step"), ("local_size", "n_vocab"), surplus="loops"),
         KernelSpec(
             "matmul",
             ("quants", "scales", "x", "add", "y", "step", "bias"),
@@ -324,6 +327,9 @@ KERNELS = {
             has_plain=True,
             chains=True,
         ),
+        KernelSpec(
+            "read_logits", ("logits", "host", "step"), ("local_size", "n_vocab"), ("n_places",), surplus="loops"
+        ),
         KernelSpec("read_bandwidth", ("source", "sums"), ("local_size",), ("n_fours",), surplus="loops"),
         KernelSpec(
             "rope",
@@ -348,7 +354,7 @@ KERNELS = {
             subgroup=("arithmetic",),
             chains=True,
         ),
-        KernelSpec("sample", ("largest", "next_token", "chosen", "step"), ("local_size", "n_vocab"), ("slot",)),
+        KernelSpec("sample", ("largest", "next_token", "chosen", "step"), ("local_size", "n_vocab")),
         KernelSpec(
             "split_planes",
             ("raw", "quants", "scales"),
@@ -368,6 +374,6 @@ KERNELS = {
             ("local_size", "n_parts", "adds", "has_bias", "factor"),
             ("n_weight_rows", "y_offset", "y_stride", "part_rows"),
         ),
-        KernelSpec("top_logits", ("logits", "largest"), ("local_size", "n_vocab")),
+        KernelSpec("top_logits", ("logits", "largest", "step"), ("local_size", "n_vocab")),
     )
 }

@@ -14,7 +14,7 @@ from vkllm.gpu.program.attention_operations import AttentionOperations
 from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.expert_operations import ExpertOperations
-from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS, LAST_ROW, NORM_FORMS
+from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS, NORM_FORMS, RESULT_ROWS
 from vkllm.gpu.program.matmul_tiles import (
     MATMUL_SIZE,
     NARROW_TOKENS,
@@ -128,7 +128,7 @@ class Operations:
                 *(op.input_width, op.group, float_bits(op.factor), int(scale is not None), most_polls),
             ),
             groups=(n_groups, width),
-            push=(LAST_ROW if op.output == "final" else 0, 0, 0),
+            push=(RESULT_ROWS if op.output == "final" else 0, 0, 0),
             is_chained=most_polls > 0,
         )
 

@@ -1,8 +1,8 @@
 """A model on a device: its operations recorded once, replayed for every step.
 
-Keeps a recording for every step width, kind of result (masked or not) and slot, of the dispatches that
-`operations.py` makes of the graph. What changes from token to token is in the step buffer (`step.py`) and in
-masks, so no Python runs per layer and token. Knows nothing of requests, grammars or sampling.
+Keeps recordings of the dispatches that `operations.py` makes of the graph: for every step width of the layers, and for
+every kind of results of the head and what follows it. What changes from token to token is in the step buffer
+(`step.py`) and in masks, so no Python runs per layer and token. Knows nothing of requests, grammars or sampling.
 """
 
 from __future__ import annotations
@@ -13,10 +13,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
 
 from vkllm.formats.gguf import TensorInfo
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch, Recording
@@ -26,17 +22,14 @@ from vkllm.gpu.program.chains import can_chain
 from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.program.decode import Decode
 from vkllm.gpu.program.fitting import fitted_to_layers
-from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, MAX_ROWS, TOP_K, TOP_LOGITS
+from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.operations import Operations
+from vkllm.gpu.program.results import Floats, Kinds, Place, Results
 from vkllm.gpu.program.rounds import check_rounds
-from vkllm.gpu.program.step import Draw, Row, StepSlots
+from vkllm.gpu.program.step import LIKELIEST, Draw, Part, Result, StepSlots
 from vkllm.model.graph import decoder, head
 from vkllm.model.memory.plan import PlanOptions, plan
 from vkllm.model.spec import ModelSpec
-
-Floats = npt.NDArray[np.float32]
-Words = npt.NDArray[np.uint32]
-Result = Literal["none", "token", "sampled", "logits"]
 
 WIDTHS = (1, 8, 64, 256, MAX_ROWS)
 """Numbers of rows that steps are recorded for; a step runs in the smallest that holds it."""
@@ -54,10 +47,10 @@ def step_width(n_rows: int, *, is_prompt: bool) -> int:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A step on its way. submitted_s: when, by time.perf_counter, after it was recorded."""
+    """A step on its way. place: of its results. submitted_s: when, by time.perf_counter, after it was recorded."""
 
     ticket: int
-    slot: int
+    place: Place
     submitted_s: float
 
 
@@ -85,18 +78,13 @@ class Program:
         self.device = device
         self.spec = spec
         self.tensors = tensors
-        self._slots = StepSlots(device, N_SLOTS, -(-self.plan.n_ctx // KV_BLOCK))
-        self._next_token = device.buffer(1)
-        self._chosen = device.buffer(N_SLOTS, is_host=True)
-        self._n_lists = -(-spec.n_vocab // TOP_LOGITS)
-        self._largest = device.buffer(2 * TOP_K * self._n_lists)
-        self._host_logits = device.buffer(spec.n_vocab, is_host=True)
-        self._mask_words = -(-spec.n_vocab // 32)
-        self._masks = device.buffer(N_SLOTS * self._mask_words, is_host=True)
         self._buffers = ModelBuffers(device, spec, path, tensors, self.plan, options, on_bytes)
         self.moved_bytes = self._buffers.moved_bytes
         self.n_blocks = self._buffers.n_blocks
+        n_table = self.n_sequences * -(-self.plan.n_ctx // KV_BLOCK)
+        self._slots = StepSlots(device, N_SLOTS, max(n_table, self.n_blocks))
         self._logits = self._buffers.activations["logits"].values
+        self._results = Results(device, self._logits, spec.n_vocab, self.n_sequences, N_SLOTS, self._slots.on_device)
         self._recordings: dict[Hashable, list[Recording]] = {}
         # what the last two choices recorded: choices that are tried in turn share the pipelines
         self._earlier: deque[dict[Hashable, list[Recording]]] = deque(maxlen=2)
@@ -120,51 +108,34 @@ class Program:
         self.operations = Operations(self.device, self._buffers, step, choices)
         self._decode = Decode(self.device, self.spec, self._buffers, step, choices.decode, self.operations)
 
-    def submit(
-        self,
-        rows: Sequence[Row],
-        block_table: Sequence[int],
-        result: Result,
-        *,
-        is_prompt: bool = False,
-        draw: Draw | None = None,
-        mask: Words | None = None,
-        n_submits: int = 1,
-        state_slot: int | None = None,
-    ) -> Submitted:
-        """Submits a step of one sequence and returns at once.
+    def submit(self, parts: Sequence[Part], *, is_prompt: bool = False, n_submits: int = 1) -> Submitted:
+        """Submits a step and returns at once: of up to MAX_NARROW rows of any sequences, or of more rows of one.
 
-        is_prompt: rows of a prompt, which are computed alike however they are cut into steps.
-        result: what to make of the last row: "token" chooses the likeliest on the GPU, "sampled" draws one there
-        as `draw` says, "logits" brings all to the host. mask: the tokens that may be chosen on the GPU, token t as bit
-        t % 32 of word t // 32; None is all. n_submits: pieces of about as many layers that a prompt's step is cut
-        into, each a submit. state_slot: where layers find their states before the first row, which must not be stored
-        there too; None: zeros, as at the beginning of a sequence. Where neither it nor a row names a slot, states go
-        on from the last such step, unless the first row has position 0. At most N_SLOTS steps are in flight; one more
-        waits for the oldest.
+        is_prompt: the rows of a prompt, which are computed alike however they are cut into steps. n_submits: pieces of
+        about as many layers that a prompt's step is cut into, each a submit. Where a step of one part names no slots of
+        states, states go on from the last such step, unless its first row has position 0. At most N_SLOTS steps are in
+        flight; one more waits for the oldest. Raises DeviceError.
         """
-        assert (draw is not None and 0 < draw.top_k <= TOP_K) if result == "sampled" else draw is None
-        assert mask is None or (result in ("token", "sampled") and len(mask) == self._mask_words)
-        width = step_width(len(rows), is_prompt=is_prompt)
+        results = [result for part in parts for result in part.results]
+        width = step_width(sum(len(part.tokens) for part in parts), is_prompt=is_prompt)
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
-        recordings = self._recorded_step(width, result, slot, mask is not None, n_submits)
+        place = self._results.take(slot, results)
+        recordings = self._recorded_step(width, Kinds.of(results), slot, n_submits)
         self._wait(self._slot_tickets[slot])
-        if self.states and state_slot is None and all(row.state_slot is None for row in rows):
-            rows, state_slot = self._continued(rows)
-        self._slots.write(slot, rows, block_table, draw, state_slot)
-        if mask is not None:
-            assert self._masks.words is not None
-            self._masks.words[slot * self._mask_words : (slot + 1) * self._mask_words] = mask
+        if self.states and len(parts) == 1 and parts[0].state_slot is None and not parts[0].stored:
+            parts = [self._continued(parts[0])]
+        self._slots.write(slot, parts)
+        self._results.write_masks(place)
         submitted_s = time.perf_counter()
         for recording in recordings:
             self._slot_tickets[slot] = self.device.submit(recording)
-        return Submitted(self._slot_tickets[slot], slot, submitted_s)
+        return Submitted(self._slot_tickets[slot], place, submitted_s)
 
-    def _continued(self, rows: Sequence[Row]) -> tuple[list[Row], int | None]:
-        """Rows that store their states in one of two slots in turn, and the slot of the states before them."""
-        before = self._last_state_slot if rows[0].position else None
+    def _continued(self, part: Part) -> Part:
+        """The part, its states stored in one of two slots in turn, and read from where the last one has stored them."""
+        before = self._last_state_slot if part.position else None
         self._last_state_slot = 1 if self._last_state_slot == 0 else 0
-        return [*rows[:-1], replace(rows[-1], state_slot=self._last_state_slot)], before
+        return replace(part, state_slot=before, stored={len(part.tokens) - 1: self._last_state_slot})
 
     def forget_states(self) -> None:
         """The next step that names no slots begins with states of zeros, whatever its position."""
@@ -174,17 +145,15 @@ class Program:
         """Waits for a step. Raises DeviceLost or DeviceTimeout, as all that wait do."""
         self._wait(submitted.ticket)
 
-    def token(self, submitted: Submitted) -> int:
-        """Waits for a "token" or "sampled" step and returns what it chose."""
+    def tokens(self, submitted: Submitted) -> list[int]:
+        """Waits for a step and returns what its results have chosen, -1 for those that want logits."""
         self._wait(submitted.ticket)
-        assert self._chosen.words is not None
-        return int(self._chosen.words[submitted.slot])
+        return self._results.tokens(submitted.place)
 
-    def logits(self, submitted: Submitted) -> Floats:
-        """Waits for a "logits" step and returns a copy of its logits (V,)."""
+    def logits(self, submitted: Submitted, i: int = 0) -> Floats:
+        """Waits for a step and returns a copy of the logits (V,) of its result i, which wanted them."""
         self._wait(submitted.ticket)
-        assert self._host_logits.words is not None
-        return self._host_logits.words[: self.spec.n_vocab].view(np.float32).copy()
+        return self._results.logits(submitted.place, i)
 
     def head_of(self, first_row: int) -> tuple[list[Dispatch], Buffer]:
         """Dispatches that make the logits of HEAD_ROWS rows of the last step, from first_row on; (HEAD_ROWS, V)."""
@@ -196,6 +165,11 @@ class Program:
         (HEAD_ROWS, d_model)."""
         (norm,) = self.operations.of(head(self.spec)[0], HEAD_ROWS)
         return norm.with_push(first_row, 0, 0), self._buffers.activations["final"].values
+
+    @property
+    def n_sequences(self) -> int:
+        """How many sequences steps may be of."""
+        return self.plan.n_sequences
 
     @property
     def caches(self) -> list[tuple[Buffer, ...]]:
@@ -228,22 +202,19 @@ class Program:
         """How keys and values are cached: "f16" or "q8_0" each."""
         return self._buffers.type_k, self._buffers.type_v
 
-    def dispatches(self, width: int, result: Result, slot: int = 0, *, is_masked: bool = False) -> list[Dispatch]:
-        """All dispatches of a step, in order. width: one of WIDTHS."""
-        if width == 1:
-            ops = decoder(self.spec) if result == "none" else (*decoder(self.spec), *head(self.spec))
-            layers = self._decode.dispatches(ops)
-        else:
-            layers = self._layers(width) + ([] if result == "none" else self._head())
-        end = [] if result == "none" else self._result(result, slot, is_masked=is_masked)
-        return [self._begin_step(slot), *layers, *end]
+    def dispatches(self, width: int, results: Sequence[Result] = (), slot: int = 0) -> list[Dispatch]:
+        """All dispatches of a step with such results, in order. width: one of WIDTHS."""
+        kinds = Kinds.of(results)
+        layers = self._decode_layers(kinds) if width == 1 else self._layers(width)
+        return [self._begin_step(slot), *layers, *self._end(kinds, has_head=width > 1)]
 
     def prepare(self) -> None:
         """Records the dispatches that choose tokens, for every slot, so that the first answers do not wait for that."""
+        drawn = Result(Draw(1, 0, 0, 0.0, 0))
         for slot in range(N_SLOTS):
-            for result in ("token", "sampled"):
+            for results in (LIKELIEST, (drawn,)):
                 for width in WIDTHS[:2]:
-                    self._recorded_step(width, result, slot, is_masked=False, n_submits=1)
+                    self._recorded_step(width, Kinds.of(results), slot, n_submits=1)
 
     def _may_chain(self) -> bool:
         """Whether the device passes the test for chains, tried once, and has the modules for them."""
@@ -257,19 +228,20 @@ class Program:
         self.device.wait(ticket)
         self._decode.check()
 
-    def _recorded_step(self, width: int, result: Result, slot: int, is_masked: bool, n_submits: int) -> list[Recording]:
-        """A step of one token is one submit. A prompt's are several, and all slots and results share its layers."""
+    def _recorded_step(self, width: int, kinds: Kinds | None, slot: int, n_submits: int) -> list[Recording]:
+        """A step of one row is one submit. Others are several: all slots and results share the layers of a width, and
+        all widths and slots what follows for a kind of results."""
+        place = kinds and kinds.wants_logits and self._results.n_places
         if width == 1:
             return self._recorded(
-                (width, result, is_masked, slot), lambda: self.dispatches(1, result, slot, is_masked=is_masked)
+                (width, slot, kinds, place),
+                lambda: [self._begin_step(slot), *self._decode_layers(kinds), *self._end(kinds, has_head=False)],
             )
         begin = self._recorded(slot, lambda: [self._begin_step(slot)])
         layers = self._recorded((width, n_submits), lambda: self._layers(width), n_submits)
-        if result == "none":
+        if kinds is None:
             return [*begin, *layers]
-        end = self._recorded(
-            (result, is_masked, slot), lambda: self._head() + self._result(result, slot, is_masked=is_masked)
-        )
+        end = self._recorded((kinds, place), lambda: self._end(kinds, has_head=True))
         return [*begin, *layers, *end]
 
     def _recorded(self, key: Hashable, dispatches: Callable[[], list[Dispatch]], n_submits: int = 1) -> list[Recording]:
@@ -285,66 +257,29 @@ class Program:
     def _layers(self, width: int) -> list[Dispatch]:
         return [d for op in decoder(self.spec) for d in self.operations.of(op, width)]
 
-    def _head(self) -> list[Dispatch]:
-        return [d for op in head(self.spec) for d in self.operations.of(op, 1)]
+    def _decode_layers(self, kinds: Kinds | None) -> list[Dispatch]:
+        """The layers of a step of one row, and its head if it has a result."""
+        ops = decoder(self.spec) if kinds is None else (*decoder(self.spec), *head(self.spec))
+        return self._decode.dispatches(ops)
+
+    def _end(self, kinds: Kinds | None, *, has_head: bool) -> list[Dispatch]:
+        """What is made of results. has_head: with the head, for as many rows as they need."""
+        if kinds is None:
+            return []
+        ops = head(self.spec) if has_head else ()
+        projection = [d for op in ops for d in self.operations.of(op, kinds.width)]
+        return [*projection, *self._results.dispatches(kinds, self._local_size)]
 
     def _begin_step(self, slot: int) -> Dispatch:
         return self.device.dispatch(
             KERNELS["begin_step"],
-            (self._slots.buffer, self._next_token, self._slots.on_device, self._decode.chain, self._decode.failure),
+            (
+                self._slots.buffer,
+                self._results.next_token,
+                self._slots.on_device,
+                self._decode.chain,
+                self._decode.failure,
+            ),
             constants=(4 * self._local_size, self._decode.chain.n_words),
             push=(slot * self._slots.slot_words,),
-        )
-
-    def _result(self, result: Literal["token", "sampled", "logits"], slot: int, *, is_masked: bool) -> list[Dispatch]:
-        masking = [self._mask_logits(slot)] if is_masked else []
-        match result:
-            case "token":
-                return [*masking, self._argmax(slot)]
-            case "sampled":
-                return [*masking, *self._sample(slot)]
-            case "logits":
-                return [*masking, self._read_logits()]
-
-    def _mask_logits(self, slot: int) -> Dispatch:
-        return self.device.dispatch(
-            KERNELS["mask_logits"],
-            (self._logits, self._masks),
-            constants=(self._local_size, self.spec.n_vocab),
-            groups=(min(1024, -(-self.spec.n_vocab // self._local_size)), 1),
-            push=(slot * self._mask_words,),
-        )
-
-    def _sample(self, slot: int) -> list[Dispatch]:
-        constants = (4 * self._local_size, self.spec.n_vocab)
-        top_logits = self.device.dispatch(
-            KERNELS["top_logits"],
-            (self._logits, self._largest),
-            constants=constants,
-            groups=(self._n_lists, 1),
-        )
-        sample = self.device.dispatch(
-            KERNELS["sample"],
-            (self._largest, self._next_token, self._chosen, self._slots.on_device),
-            constants=constants,
-            push=(slot,),
-        )
-        return [top_logits, sample]
-
-    def _argmax(self, slot: int) -> Dispatch:
-        most = min(16 * self._local_size, self.device.info.max_workgroup_invocations)
-        return self.device.dispatch(
-            KERNELS["argmax"],
-            (self._logits, self._next_token, self._chosen),
-            constants=(1 << most.bit_length() - 1, self.spec.n_vocab),
-            push=(slot,),
-        )
-
-    def _read_logits(self) -> Dispatch:
-        return self.device.dispatch(
-            KERNELS["copy_words"],
-            (self._logits, self._host_logits),
-            constants=(self._local_size,),
-            groups=(min(1024, -(-self.spec.n_vocab // self._local_size)), 1),
-            push=(self.spec.n_vocab, 0, 0),
         )

@@ -15,6 +15,7 @@ from vkllm.gpu.device.kompute import Dispatch
 from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.device.requirements import described
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_PARTS, MAX_ROWS, MOST_POLLS, TOP_K, TOP_LOGITS
+from vkllm.gpu.program.step import TABLE_WORD
 
 BUDGET: Final = 65_535
 """Rounds of an invocation on lavapipe (Mesa 22.3.6, measured)."""
@@ -68,7 +69,8 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             store = v["head_dim"] // 32 * (1 + _up(8 * v["matrix_m"], subgroup_size))
             return 2 * (2 + load) + _up(n_keys, KV_BLOCK) * per_block + v["matrix_n"] + store
         case "begin_step":
-            return _up(v["chain_words"] // 4, size) + _up(MAX_ROWS, size) + _up(_up(n_keys, KV_BLOCK), size)
+            fours = TABLE_WORD // 4 + _up(2 * _up(n_keys, KV_BLOCK), 4)
+            return _up(v["chain_words"] // 4, size) + _up(fours, size)
         case "convolution":
             return 0
         case "copy_words":
@@ -99,7 +101,7 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "route_fused":
             dots = _up(v["columns"] // 4, 16 * subgroup_size)
             return dots + _up(v["n_experts"], size) + _routing(v) + v["most_polls"]
-        case "mask_logits" | "softcap":
+        case "mask_logits" | "read_logits" | "softcap":
             return _up(v["n_vocab"], n)
         case "matmul":
             return table + _up(v["columns"] // 32 // v["n_parts"], v["steps_ahead"])

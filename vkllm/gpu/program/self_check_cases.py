@@ -19,7 +19,7 @@ from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.attention_operations import lanes_of_key
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, NO_EXPERTS
 from vkllm.gpu.program.matmul_tiles import matmul_subgroups, matmul_tile
-from vkllm.gpu.program.step import Row, StepSlots
+from vkllm.gpu.program.step import LIKELIEST, Part, StepSlots
 from vkllm.model.reference import attention, rms_norm
 
 Floats = npt.NDArray[np.float32]
@@ -80,9 +80,9 @@ def _output(device: Device, n_words: int) -> Buffer:
     return buffer
 
 
-def _step(device: Device, rows: Sequence[Row], table: Sequence[int] = ()) -> Buffer:
-    slots = StepSlots(device, 1, max(len(table), 1))
-    slots.write(0, rows, table)
+def _step(device: Device, tokens: Sequence[int], position: int = 0, blocks: Sequence[int] = ()) -> Buffer:
+    slots = StepSlots(device, 1, max(len(blocks), 1))
+    slots.write(0, [Part(0, tokens, position, blocks, results=LIKELIEST)])
     return slots.buffer
 
 
@@ -123,7 +123,9 @@ def _argmax(device: Device) -> Case:
     logits = _random(1, 1000)
     chosen = _output(device, 1)
     dispatch = device.dispatch(
-        KERNELS["argmax"], (_filled(device, logits), _output(device, 1), chosen), constants=(SIZE, 1000), push=(0,)
+        KERNELS["argmax"],
+        (_filled(device, logits), _output(device, 1), chosen, _step(device, [0])),
+        constants=(SIZE, 1000),
     )
 
     def error() -> float:
@@ -136,7 +138,7 @@ def _argmax(device: Device) -> Case:
 def _embed(device: Device) -> Case:
     planes, table = _weights(device, "Q4_0", 8, 96)
     x, tokens = _output(device, 3 * 96), (5, 0, 7)
-    step = _step(device, [Row(token, i) for i, token in enumerate(tokens)])
+    step = _step(device, tokens)
     dispatch = device.dispatch(
         KERNELS["embed"],
         (*planes, x, step),
@@ -156,7 +158,7 @@ def _norm(device: Device) -> Case:
         KERNELS["norm"],
         (
             *(_filled(device, a) for a in (x, weight, weight, x)),
-            *(y, y_q16, y_scales, _step(device, [Row(0, 0), Row(0, 1)]), y, y, y),
+            *(y, y_q16, y_scales, _step(device, [0, 0]), y, y, y),
         ),
         constants=(SIZE, 288, float_bits(eps), 0, 1, 0, 0, 1, 0, 0, float_bits(1.0), 0, 0),
         groups=(1, 2),
@@ -175,7 +177,7 @@ def _matvec(device: Device, fmt: str) -> Case:
     rows_per_group = 2 * (SIZE // device.info.subgroup_size)
     dispatch = device.dispatch(
         KERNELS["matvec"],
-        (*planes, _filled(device, values), _filled(device, scales), y, y, _step(device, [Row(0, 0)]), y),
+        (*planes, _filled(device, values), _filled(device, scales), y, y, _step(device, [0]), y),
         constants=(SIZE, n_columns, 2, 1, 0, 0, float_bits(1.0)),
         groups=(-(-n_rows // rows_per_group), 1),
         push=(n_rows, 0, n_rows),
@@ -218,7 +220,7 @@ def _attention(device: Device) -> Case:
         KERNELS["attention"],
         (
             *(_filled(device, q), *(_filled(device, cache) for cache in caches), y, y_q16, y_scales),
-            *(_step(device, [Row(0, n_keys - 1)], [1, 0]), y, y),
+            *(_step(device, [0], n_keys - 1, [1, 0]), y, y),
         ),
         constants=(
             SIZE,
@@ -260,7 +262,7 @@ def _matmul(device: Device) -> Case:
     inputs = _filled(device, x)
     dispatch = device.dispatch(
         KERNELS["matmul"],
-        (*planes, inputs, inputs, y, _step(device, [Row(0, i) for i in range(n_tokens)]), inputs),
+        (*planes, inputs, inputs, y, _step(device, [0] * n_tokens), inputs),
         constants=(
             *(256, n_columns, tile_tokens),
             *matmul_subgroups(tile_rows, tile_tokens, info.subgroup_size, info.matrix_shape),

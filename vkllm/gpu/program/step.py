@@ -1,33 +1,37 @@
-"""The step buffer: what changes from one submit to the next, in the layout of shaders/lib/step.glsl.
+"""The step: what changes from one submit to the next, in the layout of shaders/lib/step.glsl.
 
 A few slots lie in host memory, one for each submit in flight; the kernel `begin_step` copies a slot to the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from vkllm.gpu.device.kompute import Buffer, Device
-from vkllm.gpu.program.kernels import MAX_ROWS
+from vkllm.gpu.program.kernels import MAX_NARROW, MAX_ROWS
+
+Words = npt.NDArray[np.uint32]
 
 HEADER_WORDS = 8
 
+PARTS_WORD: Final = HEADER_WORDS + 4 * MAX_ROWS
+RESULTS_WORD: Final = PARTS_WORD + 4 * MAX_NARROW
+TABLE_WORD: Final = RESULTS_WORD + 8 * MAX_NARROW
+"""Where the parts, the results and the table of blocks begin in a slot."""
+
+TO_HOST, IS_MASKED, IS_GREEDY, IS_LAST = 1, 2, 4, 8
+"""Flags of results; `RESULT_` in shaders/lib/step.glsl."""
+
+CHOSEN_TOKEN = 1 << 31
+"""In the last word of a row whose token the last step chose, and whose first word is its sequence."""
+
 KEEP_ALL = 0xFFFFFFFF
 """The `top_p` of a draw that keeps all candidates."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One token of a step. token_id: None takes the token that the step before chose on the GPU. state_slot: where the
-    states of layers behind this token are stored, if anywhere; in the step of a prompt, only behind the last row and
-    behind multiples of STATE_ROWS."""
-
-    token_id: int | None
-    position: int
-    state_slot: int | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Draw:
     """How a step draws its token, in the numbers that `pick` in engine/sampler.py explains.
 
     top_k: candidates. top_p: share of the weights that is kept, in units of 2^-32. min_p: least weight. slope: the
-    temperature, as a float32. number: 32 random bits, the step's own.
+    temperature, as a float32. number: 32 random bits, the row's own.
     """
 
     top_k: int
@@ -45,39 +49,119 @@ class Draw:
     number: int
 
 
-class StepSlots:
-    """n_slots steps in host memory. n_table: most cache blocks that a step can name."""
+@dataclass(frozen=True)
+class Result:
+    """What to make of a row of a step.
 
-    def __init__(self, device: Device, n_slots: int, n_table: int) -> None:
-        self.slot_words = HEADER_WORDS + 4 * MAX_ROWS + n_table
+    draw: how to draw a token from its logits on the GPU; None takes the likeliest. mask: the tokens that may be chosen
+    there, token t as bit t % 32 of word t // 32; None is all. wants_logits: the logits come to the host, and nothing is
+    chosen.
+    """
+
+    draw: Draw | None = None
+    mask: Words | None = None
+    wants_logits: bool = False
+
+    @property
+    def flags(self) -> int:
+        """As the kernels read them."""
+        is_greedy = self.draw is None and not self.wants_logits
+        return TO_HOST * self.wants_logits | IS_MASKED * (self.mask is not None) | IS_GREEDY * is_greedy
+
+
+LIKELIEST: Final = (Result(),)
+"""The results of a part whose last row chooses the likeliest token."""
+
+LOGITS: Final = (Result(wants_logits=True),)
+"""The results of a part whose last row's logits come to the host."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring rows of one sequence in a step.
+
+    sequence: below Program.n_sequences, a sequence that no other part of the step has. tokens: ids; None, for the first
+    row only, takes the token that the last step with a result of this sequence chose. position: of the first row.
+    blocks: block p // 32 holds position p in the caches of layers that see the whole context. window_blocks: the same
+    for layers with a window, as many; blocks behind the window may be any. state_slot: where the states of layers
+    before the first row lie, which must not be stored there too; None: they are zeros. stored: the slots that the
+    states behind rows of the part are stored in, by row; in a wide step, only behind the last row and behind multiples
+    of STATE_ROWS. results: of the last rows.
+    """
+
+    sequence: int
+    tokens: Sequence[int | None]
+    position: int
+    blocks: Sequence[int]
+    window_blocks: Sequence[int] = ()
+    state_slot: int | None = None
+    stored: Mapping[int, int] = field(default_factory=dict)
+    results: Sequence[Result] = ()
+
+
+class StepSlots:
+    """n_slots steps in host memory. n_table: most cache blocks that all parts of a step can name together. has_windows:
+    each with a block for layers with a window."""
+
+    def __init__(self, device: Device, n_slots: int, n_table: int, *, has_windows: bool = False) -> None:
+        self._entry_words = 1 + has_windows
+        self._n_table = n_table
+        self.slot_words = -(-(TABLE_WORD + self._entry_words * n_table) // 4) * 4
         self.buffer: Buffer = device.buffer(n_slots * self.slot_words, is_host=True)
         self.on_device: Buffer = device.buffer(self.slot_words)
 
-    def write(
-        self,
-        slot: int,
-        rows: Sequence[Row],
-        block_table: Sequence[int],
-        draw: Draw | None = None,
-        state_slot: int | None = None,
-    ) -> None:
-        """Fills a slot with up to MAX_ROWS rows of one sequence, whose cache blocks block_table lists.
+    def write(self, slot: int, parts: Sequence[Part]) -> None:
+        """Fills a slot with up to MAX_ROWS rows, of several sequences up to MAX_NARROW.
 
-        state_slot: where the states of layers before the first row lie; None: they are zeros."""
-        assert 0 < len(rows) <= MAX_ROWS and self.buffer.words is not None
+        The i-th result that wants logits gets place i of those of the slot."""
+        assert self.buffer.words is not None
         words = self.buffer.words[slot * self.slot_words : (slot + 1) * self.slot_words]
-        words[:2] = (len(rows), len(block_table))
-        if draw is not None:
-            words[2:7] = (draw.top_k, draw.top_p, draw.min_p, np.float32(draw.slope).view(np.uint32), draw.number)
-        words[7] = 0 if state_slot is None else state_slot + 1
-        table = HEADER_WORDS + 4 * MAX_ROWS
-        words[HEADER_WORDS : HEADER_WORDS + 4 * len(rows)] = np.array(
-            [(row.token_id or 0, row.position, 0, _last_word(row)) for row in rows], np.uint32
-        ).reshape(-1)
-        words[table : table + len(block_table)] = block_table
+        rows: list[tuple[int, int, int, int]] = []
+        heads: list[tuple[int, int, int, int]] = []
+        results: list[tuple[int, int, int, int]] = []
+        n_read = n_blocks = 0
+        for part in parts:
+            first, n = len(rows), len(part.tokens)
+            assert n > 0 and len(part.results) <= n and None not in part.tokens[1:]
+            heads.append((first, n, _slot_word(part.state_slot), 0))
+            for i, token in enumerate(part.tokens):
+                last = _slot_word(part.stored.get(i)) | CHOSEN_TOKEN * (token is None)
+                rows.append((part.sequence if token is None else token, part.position + i, n_blocks, last))
+            for row, result in enumerate(part.results, first + n - len(part.results)):
+                top_k, draw = _draw_words(result, n_read)
+                flags = result.flags | IS_LAST * (row == first + n - 1)
+                results += [(row, part.sequence, flags, top_k), draw]
+                n_read += result.wants_logits
+            self._write_blocks(words, n_blocks, part)
+            n_blocks += len(part.blocks)
+        assert 0 < len(rows) <= MAX_ROWS and len(parts) <= MAX_NARROW >= len(results) // 2
+        assert len(parts) == 1 or len(rows) <= MAX_NARROW
+        words[:HEADER_WORDS] = (
+            *(len(rows), self._entry_words * n_blocks, len(heads), len(results) // 2, slot),
+            *(0, 0, 0),
+        )
+        for first_word, fours in ((HEADER_WORDS, rows), (PARTS_WORD, heads), (RESULTS_WORD, results)):
+            words[first_word : first_word + 4 * len(fours)] = np.array(fours, np.uint32).reshape(-1)
+
+    def _write_blocks(self, words: Words, first: int, part: Part) -> None:
+        """Writes the entries of a part's blocks, from the first on."""
+        n, step = len(part.blocks), self._entry_words
+        assert first + n <= self._n_table
+        end = TABLE_WORD + step * (first + n)
+        words[TABLE_WORD + step * first : end : step] = part.blocks
+        if step > 1:
+            assert len(part.window_blocks) == n
+            words[TABLE_WORD + step * first + 1 : end : step] = part.window_blocks
 
 
-def _last_word(row: Row) -> int:
-    """The slot of a row's states plus 1, or 0; begin_step takes off the highest bit: take the token chosen last."""
-    slot = 0 if row.state_slot is None else row.state_slot + 1
-    return slot | (row.token_id is None) << 31
+def _slot_word(slot: int | None) -> int:
+    """A slot of states plus 1, or 0 for none."""
+    return 0 if slot is None else slot + 1
+
+
+def _draw_words(result: Result, place: int) -> tuple[int, tuple[int, int, int, int]]:
+    """top_k, and the other words of a result. place: of its logits on the host."""
+    if (draw := result.draw) is None:
+        return 0, (0, 0, 0, place)
+    slope = int(np.float32(draw.slope).view(np.uint32))
+    return draw.top_k, (draw.top_p, draw.min_p, slope, draw.number)

@@ -7,7 +7,7 @@ narrow and in a wide step. Choices that give other logits than the table's are r
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -18,7 +18,7 @@ from vkllm.errors import DeviceError, InvalidParameter
 from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.program.kernels import KV_BLOCK
 from vkllm.gpu.program.program import N_SLOTS, WIDTHS, Program
-from vkllm.gpu.program.step import Row
+from vkllm.gpu.program.step import LIKELIEST, LOGITS, Part, Result
 from vkllm.gpu.tuning.cache import KeptTuning, TokenSpeeds, TuningKey, keep, tuning_key
 from vkllm.gpu.tuning.search import MIN_GAIN, Trial, search
 from vkllm.gpu.tuning.space import DECODE_FIELDS, PREFILL_FIELDS, fields_to_try, is_possible, model_kind
@@ -208,7 +208,7 @@ class _Timer:
             return
         self._program.use(choices)
         table = self._table(1, is_scratch=True)
-        for step in [self._program.submit([Row(0, 0)], table, "token") for _ in range(N_SLOTS)]:
+        for step in [self._program.submit([Part(0, [0], 0, table, results=LIKELIEST)]) for _ in range(N_SLOTS)]:
             self._program.wait(step)
         self._taken = choices
 
@@ -241,14 +241,15 @@ class _Timer:
         all_blocks = range(self._program.n_blocks)
         return list(all_blocks[-n_blocks:] if is_scratch else all_blocks[:n_blocks])
 
-    def _rows(self, first: int, n_rows: int) -> list[Row]:
-        n_vocab = self._program.spec.n_vocab
-        return [Row((7919 * position + 11) % n_vocab, position) for position in range(first, first + n_rows)]
+    def _part(self, first: int, n_rows: int, results: Sequence[Result] = (), *, is_scratch: bool = False) -> Part:
+        """Rows of a text that is always the same."""
+        n_vocab, table = self._program.spec.n_vocab, self._table(first + n_rows, is_scratch=is_scratch)
+        tokens = [(7919 * position + 11) % n_vocab for position in range(first, first + n_rows)]
+        return Part(0, tokens, first, table, results=results)
 
     def _run_rows(self, first: int, n_rows: int) -> float:
         """Seconds of a step of prompt tokens, without those of recording it."""
-        table = self._table(first + n_rows, is_scratch=False)
-        step = self._program.submit(self._rows(first, n_rows), table, "none", is_prompt=True)
+        step = self._program.submit([self._part(first, n_rows)], is_prompt=True)
         self._program.wait(step)
         return time.perf_counter() - step.submitted_s
 
@@ -262,19 +263,18 @@ class _Timer:
     def _steps_s(self, depth: int) -> float:
         n_steps = min(self._n_steps, self._n_ctx - depth - 1)
         table = self._table(depth + 1 + n_steps, is_scratch=depth == 0)
-        step = self._program.submit([Row(0, depth)], table, "token")
+        step = self._program.submit([Part(0, [0], depth, table, results=LIKELIEST)])
         self._program.wait(step)
         start_s = time.perf_counter()
         for i in range(n_steps):
-            step = self._program.submit([Row(None, depth + 1 + i)], table, "token")
+            step = self._program.submit([Part(0, [None], depth + 1 + i, table, results=LIKELIEST)])
         self._program.wait(step)
         return (time.perf_counter() - start_s) / n_steps
 
     def _decode_logits(self, depth: int) -> Logits:
-        table = self._table(depth + 1, is_scratch=depth == 0)
         self._program.forget_states()
-        return self._program.logits(self._program.submit(self._rows(depth, 1), table, "logits"))
+        part = self._part(depth, 1, LOGITS, is_scratch=depth == 0)
+        return self._program.logits(self._program.submit([part]))
 
     def _prefill_logits(self, width: int) -> Logits:
-        table = self._table(width, is_scratch=False)
-        return self._program.logits(self._program.submit(self._rows(0, width), table, "logits", is_prompt=True))
+        return self._program.logits(self._program.submit([self._part(0, width, LOGITS)], is_prompt=True))

@@ -114,6 +114,7 @@ class MemoryPlan:
     the other; together they are all rows of all its tensors once. cache_tiers: of each layer's keys, values and states.
     n_state_slots: states of each layer that has one, the newest and earlier ones; 0 if none has. arena_tier: of
     activations, norms and the rope table. tiers: the fastest first. overhead_s: seconds a token besides reading.
+    n_sequences: that a step may be of.
 
     >>> llm.plan.n_ctx == llm.n_ctx
     True
@@ -128,6 +129,7 @@ class MemoryPlan:
     tiers: tuple[TierPlan, ...]
     overhead_s: float
     n_state_slots: int = 0
+    n_sequences: int = 1
 
     @property
     def weights_bytes(self) -> int:
