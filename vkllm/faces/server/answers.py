@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from vkllm.faces.server.counts import Histogram
 from vkllm.faces.server.errors import Dialect, HttpError, problem_of
 
 ResultT = TypeVar("ResultT")
@@ -119,11 +121,12 @@ class Streamed(Response):
         self._ping = ping
         self._settings = request.app.state.settings
         self._closing: asyncio.Event = request.app.state.closing
+        self._first_s: Histogram = request.app.state.counts.first_token_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the pieces."""
         self._scope = scope
-        self._has_begun = False
+        self._has_begun = has_piece = False
         leaving = asyncio.ensure_future(_hung_up(receive))
         closing = asyncio.ensure_future(self._closing.wait())
         step = asyncio.ensure_future(anext(self._pieces, None))
@@ -140,6 +143,9 @@ class Streamed(Response):
                     if (piece := step.result()) is None:
                         break
                     step = asyncio.ensure_future(anext(self._pieces, None))
+                    if not has_piece and scope["method"] == "POST":
+                        self._first_s.add(time.perf_counter() - scope["vkllm.started"])
+                    has_piece = True
                     await self._send(send, piece)
                 elif self._ping is not None:
                     await self._send(send, self._ping)

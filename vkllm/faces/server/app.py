@@ -19,9 +19,23 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vkllm.errors import VkllmError
-from vkllm.faces.server import anthropic, health, llama_cpp, llama_cpp_models, ollama, ollama_models, openai
+from vkllm.faces.server import (
+    anthropic,
+    embeddings,
+    health,
+    llama_cpp,
+    llama_cpp_models,
+    metrics,
+    ollama,
+    ollama_models,
+    openai,
+    openai_models,
+    responses,
+)
+from vkllm.faces.server.access_log import AccessLog
 from vkllm.faces.server.answers import HungUp, error_response
 from vkllm.faces.server.bodies import Bodies
+from vkllm.faces.server.counts import Counts
 from vkllm.faces.server.errors import HttpError
 from vkllm.faces.server.guard import PUBLIC_PATHS, Guard, dialect_of
 from vkllm.faces.server.models import Models
@@ -33,7 +47,11 @@ _WITHOUT_MODEL = PUBLIC_PATHS | {"/models", "/v1/models", "/metrics", "/api/vers
 
 ROUTES: list[Route] = [
     *health.ROUTES,
+    *metrics.ROUTES,
     *openai.ROUTES,
+    *openai_models.ROUTES,
+    *embeddings.ROUTES,
+    *responses.ROUTES,
     *anthropic.ROUTES,
     *ollama.ROUTES,
     *ollama_models.ROUTES,
@@ -48,16 +66,22 @@ def create_app(models: Models, settings: ServerSettings | None = None) -> Starle
     Its state has what endpoints use: models, settings, bodies, and closing, which is set when answers must end.
     """
     settings = settings or ServerSettings()
-    bodies = Bodies(settings)
+    bodies, counts = Bodies(settings), Counts()
+    paths = [route.path for route in ROUTES]
     app = Starlette(
         routes=ROUTES,
-        middleware=[Middleware(Guard, settings=settings, bodies=bodies), Middleware(Errors)],
+        middleware=[
+            Middleware(AccessLog, counts=counts, paths=paths, is_json=settings.is_log_json),
+            Middleware(Guard, settings=settings, bodies=bodies),
+            Middleware(Errors),
+        ],
         lifespan=_lifespan,
         exception_handlers={HTTPException: _told, VkllmError: _told, HungUp: _nobody, ClientDisconnect: _nobody},
     )
     app.router.redirect_slashes = False
     app.state.models = models
     app.state.settings = settings
+    app.state.counts = counts
     app.state.bodies = bodies
     app.state.closing = asyncio.Event()
     app.state.model_events = llama_cpp_models.Events()

@@ -11,11 +11,12 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from vkllm.api.async_llm import AsyncLLM
 from vkllm.api.loading import LoadOptions
+from vkllm.engine.events import EngineStats
 from vkllm.errors import ModelNotFound, VkllmError
 from vkllm.faces.server.errors import HttpError
 from vkllm.faces.server.fitting import Fitting
@@ -28,6 +29,13 @@ Status = Literal["unloaded", "loading", "loaded", "sleeping", "failed"]
 """sleeping: it was loaded, and unloaded because nobody used it for some time."""
 
 DEFAULT_QUEUE = 512
+
+
+def sum_of(one: EngineStats, other: EngineStats) -> EngineStats:
+    """Counts of two models, or of two loads of one."""
+    names = [each.name for each in fields(EngineStats) if each.name != "last"]
+    sums = {name: getattr(one, name) + getattr(other, name) for name in names}
+    return EngineStats(**sums, last=other.last or one.last)
 
 
 @dataclass
@@ -50,6 +58,7 @@ class ServedModel:
     n_ctx: int | None = None
     created_s: int = field(default_factory=lambda: int(time.time()))
     _llm: AsyncLLM | None = None
+    _past: EngineStats = field(default_factory=EngineStats)
     _loading: asyncio.Task[None] | None = None
 
     @property
@@ -57,6 +66,11 @@ class ServedModel:
         """The loaded model."""
         assert self._llm is not None
         return self._llm
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counts of all requests since the server was started, however often the model was loaded."""
+        return self._past if self._llm is None else sum_of(self._past, self._llm.stats())
 
     @property
     def is_loaded(self) -> bool:
@@ -111,6 +125,12 @@ class Models:
     def is_single(self) -> bool:
         """Whether there is one model, which answers to every name."""
         return self.only is not None
+
+    @property
+    def n_parallel(self) -> int:
+        """How many requests a model runs at a time."""
+        found = dict(self.options).get("n_parallel")
+        return found if isinstance(found, int) else 1
 
     @property
     def served(self) -> Iterable[ServedModel]:
@@ -176,6 +196,7 @@ class Models:
 
     async def unload(self, model: ServedModel, status: Status = "unloaded") -> None:
         """Unloads a model; requests that use it fail."""
+        model._past = model.stats
         llm, model._llm = model._llm, None
         if llm is not None:
             await llm.close()

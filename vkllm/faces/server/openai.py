@@ -14,105 +14,127 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from vkllm.api.answer import Generation, Piece
+from vkllm.api.answer import AnswerText, Generation, Piece
 from vkllm.api.async_llm import opening
 from vkllm.api.async_stream import AsyncStream, all_answers
+from vkllm.api.llama_cpp.answers import timings
 from vkllm.api.openai.calls import Call, ChatCall, TextCall
 from vkllm.api.openai.options import ChatCompletionOptions, TextOptions, TransportOptions
 from vkllm.api.prompts import Prompts
-from vkllm.engine.events import RunStats
 from vkllm.errors import InvalidParameter
 from vkllm.faces.server.answers import Json, Streamed, answered, event
 from vkllm.faces.server.bodies import body_of, text_in, truth_in
 from vkllm.faces.server.merged import merged
 from vkllm.faces.server.models import Models, ServedModel
+from vkllm.faces.server.openai_objects import TextChunks, as_sent, prompt_of
 
-_TRANSPORT = TransportOptions.__annotations__.keys()
-_PING = b": ping\n\n"
-_DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
 MakeCall = Callable[[Prompts], Call[Any, Any]]
+_TRANSPORT = TransportOptions.__annotations__.keys()
+_IGNORED = ("store", "moderation", "web_search_options", "audio")
+"""What asks for something that this server does not do, and clients send to every server."""
 
 
 async def chat_completions(request: Request) -> Response:
     """Answers a conversation."""
     body = await body_of(request)
     is_stream = truth_in(body, "stream")
-    options = known(body, ChatCompletionOptions)
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise InvalidParameter("messages must be a list of messages")
-    return await respond(
-        request,
-        body,
-        lambda prompts: ChatCall(prompts, messages, options, is_stream=is_stream),  # type: ignore[arg-type]
-    )
+    options: Any = known(body, ChatCompletionOptions)
+    options["continue_final_message"] = _continues(body, messages, prefills=request.app.state.settings.prefills)
+    return await _respond(request, body, lambda prompts: ChatCall(prompts, messages, options, is_stream=is_stream))
 
 
 async def completions(request: Request) -> Response:
     """Continues a text."""
     body = await body_of(request)
     is_stream = truth_in(body, "stream")
-    options = known(body, TextOptions)
-    if body.get("prompt") is None:
+    prompt = body.get("prompt")
+    if prompt is None:
         raise InvalidParameter("prompt must be a text, a list of token ids, or a list of these")
-    return await respond(
-        request,
-        body,
-        lambda prompts: TextCall(prompts, body["prompt"], options, is_stream=is_stream),  # type: ignore[arg-type]
-    )
+    options: Any = known(body, TextOptions)
+    return await _respond(request, body, lambda prompts: TextCall(prompts, prompt, options, is_stream=is_stream))
 
 
 def known(body: Mapping[str, Any], options: type[Any]) -> dict[str, Any]:
     """The parameters that are known; clients send many others, which mean nothing here."""
-    names = options.__annotations__.keys() - _TRANSPORT
-    return {name: value for name, value in body.items() if name in names and value is not None}
+    names = options.__annotations__.keys() - _TRANSPORT - set(_IGNORED)
+    given = {name: value for name, value in body.items() if name in names and value is not None}
+    if "max_completion_tokens" in given:
+        given.pop("max_tokens", None)
+    if given.get("suffix") == "":
+        del given["suffix"]
+    if not truth_in(body, "stream"):
+        given.pop("stream_options", None)
+    return given
 
 
-async def respond(request: Request, body: Mapping[str, Any], make_call: MakeCall) -> Response:
+def _continues(body: Mapping[str, Any], messages: list[Any], *, prefills: bool) -> bool:
+    """Whether the answer goes on where the last message ends. Raises InvalidParameter."""
+    wanted = body.get("continue_final_message")
+    if wanted is not None:
+        if truth_in(body, "continue_final_message") and truth_in(body, "add_generation_prompt"):
+            raise InvalidParameter("continue_final_message and add_generation_prompt contradict each other; give one")
+        return truth_in(body, "continue_final_message")
+    roles = [message.get("role") for message in messages[-2:] if isinstance(message, Mapping)]
+    if not prefills or roles[-1:] != ["assistant"] or messages[-1].get("tool_calls") or len(messages) < 2:
+        return False
+    if roles == ["assistant", "assistant"]:
+        raise InvalidParameter("messages cannot end with two messages of the assistant; join them into one")
+    return True
+
+
+async def _respond(request: Request, body: Mapping[str, Any], make_call: MakeCall) -> Response:
     """The answer to a call, whole or as a stream."""
     models: Models = request.app.state.models
-    name = text_in(body, "model")
     if truth_in(body, "stream"):
-        pieces = chunks(models, name, make_call)
-        return Streamed(request, pieces, dialect="openai", on_error=event, ping=_PING)
-    return Json(await answered(request, whole(models, name, make_call)))
+        return Streamed(request, _chunks(models, body, make_call), dialect="openai", on_error=event, ping=PING)
+    return Json(await answered(request, _whole(models, body, make_call)))
 
 
-async def whole(models: Models, name: str | None, make_call: MakeCall) -> dict[str, Any]:
+async def _whole(models: Models, body: Mapping[str, Any], make_call: MakeCall) -> dict[str, Any]:
     """The answer as one object."""
-    async with models.use(name) as model:
+    async with models.use(text_in(body, "model")) as model:
         call, streams = await sent_call(model, make_call)
         generations = await all_answers(streams)
         made = as_sent(call.whole(generations), model)
-        made["timings"] = timings_of(generations[0].stats)
+        made["timings"] = timings(generations[0].stats)
+        if truth_in(body, "verbose"):
+            made["__verbose"] = {"prompt": prompt_of(generations[0], model)}
         return made
 
 
-async def chunks(models: Models, name: str | None, make_call: MakeCall) -> AsyncGenerator[bytes]:
+async def _chunks(models: Models, body: Mapping[str, Any], make_call: MakeCall) -> AsyncGenerator[bytes]:
     """The answer as server-sent events."""
-    async with models.use(name) as model:
+    async with models.use(text_in(body, "model")) as model:
         call, streams = await sent_call(model, make_call)
         generations: dict[int, Generation] = {}
         has_begun: set[int] = set()
+        texts = TextChunks()
         async for index, piece in merged(streams):
             sent = b""
-            if index not in has_begun and (first := call.first_chunk(index)) is not None:
-                sent = event(as_sent(first, model))
-            has_begun.add(index)
+            if index not in has_begun:
+                has_begun.add(index)
+                if (first := call.first_chunk(index)) is not None:
+                    sent = event(texts.like(as_sent(first, model), index))
             if isinstance(piece, Piece):
-                yield sent + event(as_sent(call.chunk(index, piece), model))
+                text = texts.event(index, piece)
+                yield sent + (text or event(as_sent(call.chunk(index, piece), model)))
                 continue
             generations[index] = piece
             last = as_sent(call.last_chunk(index, piece), model)
             if not call.includes_usage and len(generations) == len(streams):
-                last["timings"] = timings_of(piece.stats)
+                last["timings"] = timings(piece.stats)
             yield sent + event(last)
         if call.includes_usage:
             in_order = [generations[index] for index in range(len(streams))]
             usage = as_sent(call.usage_chunk(in_order), model)
-            usage["timings"] = timings_of(in_order[0].stats)
+            usage["timings"] = timings(in_order[0].stats)
             yield event(usage)
-        yield _DONE
+        yield DONE
 
 
 async def sent_call(model: ServedModel, make_call: MakeCall) -> tuple[Call[Any, Any], list[AsyncStream]]:
@@ -123,45 +145,12 @@ async def sent_call(model: ServedModel, make_call: MakeCall) -> tuple[Call[Any, 
     return call, [AsyncStream(opened, partial(_given, answer)) for answer in call.answers]
 
 
-def _given(answer: Any, prompts: Prompts) -> Any:
+def _given(answer: AnswerText, prompts: Prompts) -> AnswerText:
     return answer
 
 
-def as_sent(shape: Any, model: ServedModel) -> dict[str, Any]:
-    """An object as a dictionary: the model by the name it is served under, deltas without what they do not change."""
-    made: dict[str, Any] = shape.model_dump()
-    made["model"] = model.name
-    if made.get("usage", ...) is None:
-        del made["usage"]
-    for choice in made["choices"]:
-        for part in ("delta", "message"):
-            if part in choice:
-                is_kept = {"content"} if part == "message" or choice[part].get("role") else set()
-                choice[part] = {
-                    name: value for name, value in choice[part].items() if value is not None or name in is_kept
-                }
-    return made
-
-
-def timings_of(stats: RunStats) -> dict[str, Any]:
-    """Counts and speeds in the form of llama.cpp's server."""
-    n_prompt, n_generated = stats.n_prompt - stats.n_cached, stats.n_generated
-    return {
-        "cache_n": stats.n_cached,
-        "prompt_n": n_prompt,
-        "prompt_ms": stats.prompt_s * 1000,
-        "prompt_per_token_ms": stats.prompt_s * 1000 / max(n_prompt, 1),
-        "prompt_per_second": stats.prompt_per_s,
-        "predicted_n": n_generated,
-        "predicted_ms": stats.generate_s * 1000,
-        "predicted_per_token_ms": stats.generate_s * 1000 / max(n_generated - 1, 1),
-        "predicted_per_second": stats.generate_per_s,
-    }
-
-
 ROUTES = [
-    Route(prefix + path, endpoint, methods=["POST"])
-    for prefix in ("/v1", "")
-    for path, endpoint in (("/chat/completions", chat_completions), ("/completions", completions))
-    if not (prefix == "" and path == "/completions")  # llama.cpp's own there
+    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/chat/completions", chat_completions, methods=["POST"]),
+    Route("/v1/completions", completions, methods=["POST"]),
 ]

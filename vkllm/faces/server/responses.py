@@ -1,0 +1,83 @@
+"""`/v1/responses` of OpenAI, without what would have to be kept between requests.
+
+It knows HTTP and the order of events; what they hold is `vkllm.api.openai`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from vkllm.api.answer import Piece
+from vkllm.api.async_llm import opening
+from vkllm.api.async_stream import AsyncStream
+from vkllm.api.llama_cpp.answers import timings
+from vkllm.api.openai.response_objects import ResponseAnswer
+from vkllm.api.openai.response_requests import ResponseRequest, response_request
+from vkllm.faces.server.answers import Json, Streamed, answered, event
+from vkllm.faces.server.bodies import body_of, text_in, truth_in
+from vkllm.faces.server.errors import HttpError
+from vkllm.faces.server.merged import merged
+from vkllm.faces.server.models import Models
+
+_PING = b": ping\n\n"
+
+
+async def responses(request: Request) -> Response:
+    """Answers a conversation."""
+    body = await body_of(request)
+    models: Models = request.app.state.models
+    asked, name = response_request(body), text_in(body, "model")
+    if truth_in(body, "stream"):
+        pieces = _events(models, name, asked)
+        return Streamed(request, pieces, dialect="openai", on_error=_failed, ping=_PING)
+    return Json(await answered(request, _whole(models, name, asked)))
+
+
+async def nothing_kept(request: Request) -> Response:
+    """No response can be read, continued or deleted later."""
+    raise HttpError(404, "this server keeps no responses", code="response_not_found")
+
+
+async def _whole(models: Models, name: str | None, asked: ResponseRequest) -> dict[str, Any]:
+    async with models.use(name) as model:
+        made = ResponseAnswer(asked, model.name, model.llm.llm.tokenizer)
+        async with AsyncStream(opening(model.llm), asked.answer) as stream:
+            async for piece in stream:
+                made.push(piece)
+            generation = await stream.result()
+        made.finish(generation)
+        return made.whole(generation) | {"timings": timings(generation.stats)}
+
+
+async def _events(models: Models, name: str | None, asked: ResponseRequest) -> AsyncGenerator[bytes]:
+    async with models.use(name) as model:
+        made = ResponseAnswer(asked, model.name, model.llm.llm.tokenizer)
+        stream = AsyncStream(opening(model.llm), asked.answer)
+        has_begun = False
+        async for _, piece in merged([stream]):
+            events = [] if has_begun else made.begin()
+            has_begun = True
+            if isinstance(piece, Piece):
+                events += made.push(piece)
+            else:
+                events += made.finish(piece)
+                events[-1]["timings"] = timings(piece.stats)
+            yield b"".join(event(each, each["type"]) for each in events)
+
+
+def _failed(body: Mapping[str, Any]) -> bytes:
+    """An error in the middle of a stream, as OpenAI's has it."""
+    told = {name: body["error"][name] for name in ("code", "message", "param")}
+    return event({"type": "error", **told}, "error")
+
+
+ROUTES = [
+    Route("/v1/responses", responses, methods=["POST"]),
+    Route("/responses", responses, methods=["POST"]),
+    Route("/v1/responses/{id}", nothing_kept, methods=["GET", "DELETE"]),
+]
