@@ -1,6 +1,6 @@
 // attention_fused: head_norm, rope, the store into the cache and attention for one token, in one dispatch
 // bindings: qkv rope_table k_cache v_cache partials y y_q16 y_scales step chain failure head_weights q_factors sinks
-// constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup rope_dims is_interleaved keys_at_once k_q8_0 v_q8_0 most_polls scale softcap window n_ring_blocks quantizes head_weights has_q_factors norms eps values is_newest_cached has_gates chunk has_sinks latent_dim
+// constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup rope_dims is_interleaved keys_at_once k_q8_0 v_q8_0 most_polls scale softcap window table quantizes head_weights has_q_factors norms eps values is_newest_cached has_gates chunk has_sinks latent_dim
 // push: n_parts arrivals link n_awaited
 // dispatch: x = n_heads / heads_per_workgroup * n_parts: the context is cut into n_parts parts at most
 // subgroup: shuffle
@@ -32,7 +32,7 @@ layout(constant_id = 11) const uint MOST_POLLS = 0; // of a wait; 0: there is no
 layout(constant_id = 12) const uint SCALE = 0x3db504f3; // as in attention.comp
 layout(constant_id = 13) const uint SOFTCAP = 0;
 layout(constant_id = 14) const uint WINDOW = 0;
-layout(constant_id = 15) const uint N_RING_BLOCKS = 0;
+layout(constant_id = 15) const uint TABLE = 0;
 layout(constant_id = 16) const uint QUANTIZES = 1;
 layout(constant_id = 17) const uint HEAD_WEIGHTS = 0; // as in lib/rotate.glsl
 layout(constant_id = 18) const uint HAS_Q_FACTORS = 0;

@@ -1,6 +1,6 @@
 // latent_rope: queries of latent attention, put together; the latent vector, normed, and its key, rotated, into the cache
 // bindings: latent rope_table queries absorbed q k_cache step weight q_factors
-// constants: local_size n_heads kv_rank nope_dim rope_dims is_interleaved k_q8_0 n_ring_blocks has_q_factors eps
+// constants: local_size n_heads kv_rank nope_dim rope_dims is_interleaved k_q8_0 table has_q_factors eps
 // push:
 // dispatch: x = 1 + n_heads * (kv_rank + rope_dims) / 4 / local_size, y = tokens; the first takes what is cached
 // subgroup: arithmetic shuffle
@@ -26,7 +26,7 @@ layout(constant_id = 3) const uint NOPE_DIM = 128;
 layout(constant_id = 4) const uint ROPE_DIMS = 64;
 layout(constant_id = 5) const uint IS_INTERLEAVED = 1;
 layout(constant_id = 6) const uint K_Q8_0 = 0;
-layout(constant_id = 7) const uint N_RING_BLOCKS = 0;
+layout(constant_id = 7) const uint TABLE = 0;
 layout(constant_id = 8) const uint HAS_Q_FACTORS = 0;
 layout(constant_id = 9) const uint EPS = 0x3727c5ac; // 1e-5
 layout(std430, binding = 0) readonly buffer Latent { float latent[]; };

@@ -1,6 +1,6 @@
 // rope: rotates queries and keys by their positions, or not; stores keys and values in the cache
 // bindings: qkv rope_table q k_cache v_cache step head_weights q_factors
-// constants: local_size n_heads n_kv_heads head_dim rope_dims is_interleaved k_q8_0 v_q8_0 n_ring_blocks head_weights has_q_factors has_gates
+// constants: local_size n_heads n_kv_heads head_dim rope_dims is_interleaved k_q8_0 v_q8_0 table head_weights has_q_factors has_gates
 // push:
 // dispatch: x = (n_heads + 2 * n_kv_heads) * head_dim / 4 / local_size, y = tokens; four dimensions an invocation
 // subgroup: shuffle
@@ -22,7 +22,7 @@ layout(constant_id = 4) const uint ROPE_DIMS = 128;
 layout(constant_id = 5) const uint IS_INTERLEAVED = 1;
 layout(constant_id = 6) const uint K_Q8_0 = 0;
 layout(constant_id = 7) const uint V_Q8_0 = 0;
-layout(constant_id = 8) const uint N_RING_BLOCKS = 0;
+layout(constant_id = 8) const uint TABLE = 0;
 layout(constant_id = 9) const uint HEAD_WEIGHTS = 0;
 layout(constant_id = 10) const uint HAS_Q_FACTORS = 0;
 layout(constant_id = 11) const uint HAS_GATES = 0; // whether HEAD_DIM others lie behind each head of the queries

@@ -1,6 +1,7 @@
 // The key/value cache: what a cached row holds, and how it is read and stored. Define K_BINDING and V_BINDING; the
 // including file has the constants N_KV_HEADS, HEAD_DIM, K_Q8_0, V_Q8_0 (1: q8_0 instead of float16, HEAD_DIM then a
-// multiple of 32) and N_RING_BLOCKS: 0, or the blocks of a cache that keeps only as many, the last ones, of one sequence.
+// multiple of 32) and TABLE: which words of the table of blocks it reads. 0: it has one word an entry; of two, 1: the first,
+// for layers that see the whole context; 2: the second, for layers with a window.
 // A unit is what one head has in a cache block: KV_BLOCK rows of HEAD_DIM values. In float16 these are all; in q8_0
 // rows of signed bytes come first, then rows of one float32 scale for each 32 values.
 // Rows are read by eights of values, a uvec4 each: eight float16, or eight bytes in xy and their scale in z.
@@ -15,10 +16,10 @@ const uint EIGHTS = HEAD_DIM / 8;
 const uint F16_WORDS = KV_BLOCK * HEAD_DIM / 2; // of a unit
 const uint Q8_0_WORDS = KV_BLOCK * (HEAD_DIM / 4 + HEAD_DIM / 32);
 
-// of a cached token, in the sequence whose blocks begin at block_table[table]; its row is position % KV_BLOCK
+// of a cached token, in the sequence whose blocks begin at entry `table`; its row is position % KV_BLOCK
 uint unit_of(uint table, uint kv_head, uint position) {
-  uint block = position / KV_BLOCK;
-  return (N_RING_BLOCKS != 0 ? block % N_RING_BLOCKS : block_table[table + block]) * N_KV_HEADS + kv_head;
+  uint entry = table + position / KV_BLOCK;
+  return block_table[TABLE == 0 ? entry : 2 * entry + TABLE - 1] * N_KV_HEADS + kv_head;
 }
 
 // where a row's words lie: of float16, of bytes (both from values 4 * four on), and the scale of values 32 * block on

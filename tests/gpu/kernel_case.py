@@ -18,12 +18,13 @@ from vkllm.gpu.program.step import Part, Result, StepSlots
 @dataclass(frozen=True)
 class Scores:
     """What a model does with scores and results; see vkllm/model/reference.py. has_sinks: of each head, random ones.
-    has_gates: of all results, random ones. latent_dim: values are so many numbers of the keys; 0: they are cached."""
+    has_gates: of all results, random ones. n_window_blocks: of the caches, used in turn; 0: as many as there are keys.
+    latent_dim: values are so many numbers of the keys; 0: they are cached."""
 
     scale: float
     softcap: float = 0.0
     window: int = 0
-    n_ring_blocks: int = 0
+    n_window_blocks: int = 0
     is_causal: bool = True
     chunk: int = 0
     has_sinks: bool = False
@@ -46,7 +47,7 @@ class Scores:
             scale=float_bits(self.scale),
             softcap=float_bits(self.softcap) if self.softcap else 0,
             window=self.window,
-            n_ring_blocks=self.n_ring_blocks,
+            table=2 if self.n_window_blocks else 0,
             is_causal=self.is_causal,
             chunk=self.chunk,
             has_sinks=self.has_sinks,
@@ -90,16 +91,28 @@ def words(buffer: Buffer, shape: tuple[int, ...]) -> npt.NDArray[np.uint32]:
 
 
 def step_buffer(
-    device: Device, positions: Sequence[int], tokens: Sequence[int], table: Sequence[int] = (), n_results: int = 0
+    device: Device,
+    positions: Sequence[int],
+    tokens: Sequence[int],
+    table: Sequence[int] = (),
+    n_results: int = 0,
+    window_table: Sequence[int] = (),
 ) -> Buffer:
     """A step with one row a position, as kernels see it (the layout of a slot is that of the step); positions that do
-    not follow each other are of parts that share a table. n_results: of the last rows of each part."""
+    not follow each other are of parts that share a table. n_results: of the last rows of each part. window_table: the
+    blocks of layers with a window, if there are any."""
     starts = [i for i, p in enumerate(positions) if i == 0 or p != positions[i - 1] + 1]
     cuts = zip(starts, [*starts[1:], len(positions)], strict=True)
-    slots = StepSlots(device, 1, max(len(table) * len(starts), 1))
-    slots.write(
-        0, [Part(0, tokens[first:end], positions[first], table, results=[Result()] * n_results) for first, end in cuts]
-    )
+    results = [Result()] * n_results
+    parts = [Part(0, tokens[a:b], positions[a], table, window_table, results=results) for a, b in cuts]
+    return step_of(device, parts)
+
+
+def step_of(device: Device, parts: Sequence[Part]) -> Buffer:
+    """A step of these parts, as kernels see it."""
+    n_blocks = sum(len(part.blocks) for part in parts)
+    slots = StepSlots(device, 1, max(n_blocks, 1), has_windows=len(parts[0].window_blocks) > 0)
+    slots.write(0, parts)
     return slots.buffer
 
 

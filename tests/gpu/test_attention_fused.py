@@ -44,7 +44,7 @@ class Way:
 
     softcap: float = 0.0
     window: int = 0
-    n_ring_blocks: int = 0
+    n_window_blocks: int = 0
     weights: str = "none"
     has_factors: bool = False
     eps: float = 0.0
@@ -87,7 +87,7 @@ def check(
         queries = np.concatenate([read[:, :n_heads], gates], axis=-1).reshape(1, 2 * n_heads, head_dim)
         read = np.concatenate([queries, read[:, n_heads:]], axis=1)
     table = [int(block) for block in rng.permutation(position // KV_BLOCK + 1)]
-    where = [i % way.n_ring_blocks for i in range(len(table))] if way.n_ring_blocks else table
+    where = [i % way.n_window_blocks for i in range(len(table))] if way.n_window_blocks else table
     caches = [poisoned(device, cache_words(fmt, max(where) + 2, n_kv_heads, head_dim)) for _ in range(2)]
     for cache, x in zip(caches, before, strict=True):
         write_cache(cache.words, x, where, fmt)
@@ -111,7 +111,11 @@ def check(
                         partials,
                         *outputs,
                     ),
-                    *(step_buffer(device, [position], [0], table), chain, failure),
+                    *(
+                        step_buffer(device, [position], [0], table, 0, where if way.n_window_blocks else ()),
+                        chain,
+                        failure,
+                    ),
                     *(filled(device, weights), filled(device, factors), filled(device, sinks)),
                 ),
                 constants=constants(
@@ -121,7 +125,7 @@ def check(
                     **dict(rope_dims=rope_dims, is_interleaved=pairing == "interleaved", keys_at_once=4),
                     **dict(k_q8_0=fmt == "q8_0", v_q8_0=fmt == "q8_0", most_polls=100 * is_chained),
                     **dict(scale=float_bits(0.1), softcap=float_bits(way.softcap) if way.softcap else 0),
-                    **dict(window=way.window, n_ring_blocks=way.n_ring_blocks, quantizes=value_dim % 32 == 0),
+                    **dict(window=way.window, table=2 if way.n_window_blocks else 0, quantizes=value_dim % 32 == 0),
                     **dict(head_weights=HEAD_WEIGHTS.index(way.weights), has_q_factors=way.has_factors),
                     **dict(norms=way.eps > 0, eps=float_bits(way.eps or way.values_eps)),
                     **dict(values=HEAD_VALUES.index(way.values), is_newest_cached=way.is_cached),
@@ -199,9 +203,9 @@ def test_attention_fused(
         ((4, 1, 40), 4, 0, 1, "f16", Way(weights="before", eps=1e-6)),
         ((3, 1, 80), 3, 140, 3, "f16", Way(weights="after", eps=1e-5, has_factors=True)),
         ((2, 2, 8), 1, 33, 2, "f16", Way(is_rotated=False, softcap=20.0)),
-        ((4, 2, 256), 2, 300, 4, "q8_0", Way(weights="before", eps=1e-6, window=64, n_ring_blocks=3)),
-        ((4, 2, 64), 2, 700, 8, "f16", Way(softcap=50.0, window=400, n_ring_blocks=14)),
-        ((4, 2, 64), 2, 50, 2, "f16", Way(window=400, n_ring_blocks=14)),
+        ((4, 2, 256), 2, 300, 4, "q8_0", Way(weights="before", eps=1e-6, window=64, n_window_blocks=3)),
+        ((4, 2, 64), 2, 700, 8, "f16", Way(softcap=50.0, window=400, n_window_blocks=14)),
+        ((4, 2, 64), 2, 50, 2, "f16", Way(window=400, n_window_blocks=14)),
         ((2, 1, 96), 2, 95, 1, "f16", Way(window=1, has_factors=True)),
     ],
     ids=str,
@@ -216,7 +220,7 @@ def test_norms_weights_windows(
     ("shape", "heads", "position", "n_parts", "fmt", "way"),
     [
         ((4, 2, 64), 2, 700, 8, "f16", Way(has_sinks=True)),
-        ((4, 2, 64), 2, 300, 4, "q8_0", Way(has_sinks=True, window=128, n_ring_blocks=6)),
+        ((4, 2, 64), 2, 300, 4, "q8_0", Way(has_sinks=True, window=128, n_window_blocks=6)),
         ((4, 1, 64), 4, 20, 4, "f16", Way(has_sinks=True, has_gates=True)),
         ((4, 2, 256), 2, 150, 3, "f16", Way(weights="before", eps=1e-6, has_gates=True)),
         ((4, 2, 64), 2, 255, 4, "f16", Way(chunk=256)),
@@ -225,7 +229,7 @@ def test_norms_weights_windows(
         ((2, 1, 512), 2, 130, 2, "q8_0", Way(weights="before", eps=1e-6, values="keys")),
         ((4, 2, 128), 2, 70, 2, "f16", Way(weights="before", eps=1e-6, values="norm")),
         ((2, 2, 40), 1, 0, 1, "f16", Way(values="norm", values_eps=1e-6)),
-        ((4, 2, 256), 2, 200, 3, "f16", Way(weights="before", eps=1e-6, is_cached=True, window=64, n_ring_blocks=4)),
+        ((4, 2, 256), 2, 200, 3, "f16", Way(weights="before", eps=1e-6, is_cached=True, window=64, n_window_blocks=4)),
         ((4, 2, 64), 2, 31, 1, "q8_0", Way(is_cached=True, has_gates=True)),
         ((8, 1, 576), 4, 200, 3, "f16", Way(is_rotated=False, is_cached=True, latent_dim=512)),
         ((8, 1, 576), 4, 64, 3, "q8_0", Way(is_rotated=False, is_cached=True, latent_dim=512)),

@@ -48,7 +48,7 @@ def attended(
     k, v = (rng.normal(0, 1, (n_keys, n_kv_heads, head_dim)).astype(np.float32) for _ in range(2))
     scores = scores or Scores(head_dim**-0.5)
     table = [int(block) for block in rng.permutation(-(-n_keys // KV_BLOCK))]
-    where = [i % scores.n_ring_blocks for i in range(len(table))] if scores.n_ring_blocks else table
+    where = [i % scores.n_window_blocks for i in range(len(table))] if scores.n_window_blocks else table
     caches = []
     for x, fmt in zip((k, v), formats, strict=True):
         cache = poisoned(device, cache_words(fmt, max(where) + 2, n_kv_heads, head_dim))
@@ -63,7 +63,7 @@ def attended(
         wanted = wanted * sigmoid(gates[:, :n_heads, 1])
         gates = gates[-n_rows:]
     q, positions = q[-n_rows:], positions[-n_rows:]
-    step = step_buffer(device, positions, [0] * n_rows, table)
+    step = step_buffer(device, positions, [0] * n_rows, table, 0, where if scores.n_window_blocks else ())
     outputs = [poisoned(device, n) for n in (q.size, q.size // 2, q.size // 16)]
     assert device.info.matrix_shape is not None
     tokens = ATTENTION_TILE_ROWS // (n_heads // n_kv_heads)
@@ -114,14 +114,14 @@ def test_attention_tiled(
 @pytest.mark.parametrize(
     ("shape", "start", "n_rows", "scores"),
     [
-        ((8, 2, 64), 300, 70, Scores(0.125, softcap=20.0, window=50, n_ring_blocks=4)),
+        ((8, 2, 64), 300, 70, Scores(0.125, softcap=20.0, window=50, n_window_blocks=4)),
         ((4, 1, 128), 10, 90, Scores(0.1, window=64)),
         ((4, 2, 256), 95, 100, Scores(0.0625, softcap=50.0, window=1)),
-        ((4, 4, 96), 33, 3, Scores(0.1, window=1000, n_ring_blocks=3)),
+        ((4, 4, 96), 33, 3, Scores(0.1, window=1000, n_window_blocks=3)),
         ((4, 2, 64), 0, 100, Scores(0.125, is_causal=False)),
         ((4, 2, 64), 0, 100, Scores(0.125, window=9, is_causal=False)),
         ((8, 2, 64), 0, 70, Scores(0.125, has_sinks=True)),
-        ((8, 1, 64), 100, 70, Scores(0.125, window=40, n_ring_blocks=4, has_sinks=True)),
+        ((8, 1, 64), 100, 70, Scores(0.125, window=40, n_window_blocks=4, has_sinks=True)),
         ((4, 1, 256), 30, 40, Scores(0.0625, has_gates=True)),
         ((4, 4, 32), 60, 80, Scores(0.2, has_gates=True, has_sinks=True)),
         ((8, 2, 128), 60, 150, Scores(0.1, chunk=64)),
@@ -136,7 +136,7 @@ def test_scores_and_windows_of_tiles(
     assert nmse(q16, wanted) < Q16_BOUND
 
 
-@pytest.mark.parametrize("scores", [Scores(0.125), Scores(0.125, window=30, n_ring_blocks=7)], ids=str)
+@pytest.mark.parametrize("scores", [Scores(0.125), Scores(0.125, window=30, n_window_blocks=7)], ids=str)
 def test_a_row_is_the_same_however_the_step_is_cut(device: Device, scores: Scores) -> None:
     shape, positions = (8, 2, 64), list(range(40, 180))
     whole, _, _ = attended(device, shape, positions, scores=scores)

@@ -9,7 +9,7 @@ from model_specs import LAYER, of_layers
 from random_model import engine_config, write_random_model
 
 from vkllm.gpu.device.kompute import Device, Words
-from vkllm.gpu.program.cached_blocks import CachedBlocks
+from vkllm.gpu.program.cached_blocks import CachedBlocks, CachePlace
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.step import LOGITS, Part
 from vkllm.model.spec import LatentAttention, Rope
@@ -30,7 +30,7 @@ def test_layers_with_fewer_caches(device: Device, tmp_path: Path) -> None:
         return program.logits(program.submit([part], is_prompt=first == 0))
 
     logits(prompt[:40], 0)
-    blocks = CachedBlocks(program, 40)
+    blocks = CachedBlocks(program, 40, CachePlace([0, 1]))
     assert blocks.names == ["keys.0", "values.0", "keys.2"]
     kept = {name: blocks.read(name).copy() for name in blocks.names}
     assert kept["keys.2"].shape == (2, 1, 32 * 48 // 2)

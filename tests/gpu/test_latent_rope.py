@@ -1,4 +1,4 @@
-"""latent_rope against numpy: both pairings and formats of the cache, ragged ranks, scattered blocks and rings."""
+"""latent_rope against numpy: both pairings and formats of the cache, ragged ranks, scattered blocks and windows."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ CACHE_BOUND = {"f16": 1e-6, "q8_0": 1e-4}  # 2^-12 and up to 1/254 of a block's 
     ("n_heads", "kv_rank", "nope_dim", "rope_dim", "fmt", "what"),
     [
         (4, 32, 16, 16, "f16", ""),
-        (16, 512, 128, 64, "f16", "ring"),
+        (16, 512, 128, 64, "f16", "window"),
         (20, 512, 192, 64, "q8_0", "factors"),
         (3, 24, 12, 8, "q8_0", ""),
-        (1, 52, 4, 4, "f16", "factors, ring"),
+        (1, 52, 4, 4, "f16", "factors, window"),
     ],
 )
 def test_latent_rope(
@@ -35,8 +35,9 @@ def test_latent_rope(
     rng, eps = np.random.default_rng(n_heads), 1e-6
     latent = LatentAttention(0, kv_rank, nope_dim, rope_dim, 32)
     positions, table = [37, 38, 95], [2, 0, 1]
-    n_ring_blocks = 2 if "ring" in what else 0
-    in_cache = [0, 1, 0] if n_ring_blocks else table
+    which = next((i for i, name in enumerate(("one table", "first of two", "window")) if name in what), 0)
+    window_table = [0, 1, 0] if which else []
+    in_cache = window_table if which == 2 else table
     angles = rng.uniform(0, 6.3, (128, rope_dim // 2))
     turns = np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
     factors = rng.uniform(0.5, 2, 128).astype(np.float32)
@@ -51,14 +52,14 @@ def test_latent_rope(
                 KERNELS["latent_rope"],
                 (
                     *(filled(device, x) for x in (compressed, turns, queries, absorbed)),
-                    *(q, cache, step_buffer(device, positions, [0] * 3, table)),
+                    *(q, cache, step_buffer(device, positions, [0] * 3, table, 0, window_table)),
                     *(filled(device, weight), filled(device, factors)),
                 ),
                 constants=constants(
                     "latent_rope",
                     **dict(local_size=64, n_heads=n_heads, kv_rank=kv_rank, nope_dim=nope_dim, rope_dims=rope_dim),
                     **dict(is_interleaved=pairing == "interleaved", k_q8_0=fmt == "q8_0"),
-                    **dict(n_ring_blocks=n_ring_blocks, has_q_factors="factors" in what, eps=float_bits(eps)),
+                    **dict(table=which, has_q_factors="factors" in what, eps=float_bits(eps)),
                 ),
                 groups=(1 + -(-n_heads * cached // 4 // 64), 3),
             )

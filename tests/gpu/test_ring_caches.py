@@ -1,4 +1,4 @@
-"""Caches that keep only a window: contexts that go round several times, and rings beside whole caches."""
+"""Caches that keep only a window: a context that uses its blocks several times, beside layers that see all of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model_specs import LAYER, of_layers
 from random_model import engine_config, reference, write_random_model
 
 from vkllm.gpu.device.kompute import Device
-from vkllm.gpu.program import buffers as buffers_module
+from vkllm.gpu.program import program as program_module
 from vkllm.gpu.program.kernels import KV_BLOCK
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.step import LOGITS, Part
@@ -31,12 +31,11 @@ N_PROMPT, N_DECODED, CHUNK = 400, 40, 64
 def test_a_context_several_times_as_long_as_its_rings(
     device: Device, tmp_path: Path, fmt: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buffers_module, "MAX_ROWS", CHUNK)  # no step has more rows here, so that rings are short
+    monkeypatch.setattr(program_module, "MAX_ROWS", CHUNK)  # no step has more rows here, so that few blocks are enough
     config = engine_config(write_random_model(tmp_path / "model.gguf", SPEC, {"ffn_up": "Q8_0"}), SPEC, 448)
-    program = Program(device, SPEC, config.path, config.tensors, 448, options=PlanOptions(fmt, fmt))
-    assert program.n_ring_blocks == [5, 0, 4]
-    assert (program.window, program.ring_tokens) == (40, 4 * KV_BLOCK)
-    assert [keys.n_words * 14 for keys, _ in program.caches] == [n * program.caches[1][0].n_words for n in (5, 14, 4)]
+    program = Program(device, SPEC, config.path, config.tensors, 448, options=PlanOptions(fmt, fmt, n_parallel=1))
+    assert (program.window, program.plan.n_window_blocks, program.ring_tokens) == (40, 5, 5 * KV_BLOCK)
+    assert [keys.n_words * 14 for keys, _ in program.caches] == [n * program.caches[1][0].n_words for n in (5, 14, 5)]
     tokens = [int(t) for t in np.random.default_rng(0).integers(0, SPEC.n_vocab, N_PROMPT + N_DECODED)]
     wanted = reference(config).run(tokens)
     table = list(reversed(range(program.n_blocks)))

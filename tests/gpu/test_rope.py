@@ -21,9 +21,9 @@ CACHE_BOUND = {"f16": 1e-6, "q8_0": 1e-4}
     [
         (9, 3, 64, 64, "f16", ""),
         (4, 4, 32, 16, "q8_0", ""),
-        (8, 1, 128, 128, "q8_0", "ring"),
-        (8, 2, 128, 128, "f16", "weights, factors"),
-        (3, 1, 40, 24, "f16", "ring, factors"),
+        (8, 1, 128, 128, "q8_0", "window"),
+        (8, 2, 128, 128, "f16", "weights, factors, first of two"),
+        (3, 1, 40, 24, "f16", "window, factors"),
         (5, 5, 8, 8, "f16", ""),
         (3, 3, 80, 0, "f16", "weights"),
         (2, 1, 256, 64, "q8_0", "weights"),
@@ -37,8 +37,9 @@ def test_rope(
 ) -> None:
     rng = np.random.default_rng(head_dim)
     positions, table = [37, 38, 95], [2, 0, 1]  # the blocks of a sequence lie anywhere in the cache
-    n_ring_blocks = 2 if "ring" in what else 0
-    in_cache = [0, 1, 0] if n_ring_blocks else table
+    which = next((i for i, name in enumerate(("one table", "first of two", "window")) if name in what), 0)
+    window_table = [0, 1, 0] if which else []
+    in_cache = window_table if which == 2 else table
     n_rows, n_heads_all = len(positions), n_heads + 2 * n_kv_heads
     angles = rng.uniform(0, 6.3, (128, rope_dims // 2))
     turns = np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
@@ -58,14 +59,14 @@ def test_rope(
                 KERNELS["rope"],
                 (
                     *(filled(device, read), filled(device, np.append(turns, np.float32(0)))),
-                    *(q, *caches, step_buffer(device, positions, [0] * 3, table)),
+                    *(q, *caches, step_buffer(device, positions, [0] * 3, table, 0, window_table)),
                     *(filled(device, weights), filled(device, factors)),
                 ),
                 constants=constants(
                     "rope",
                     **dict(local_size=64, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim),
                     **dict(rope_dims=rope_dims, is_interleaved=pairing == "interleaved"),
-                    **dict(k_q8_0=fmt == "q8_0", v_q8_0=fmt == "q8_0", n_ring_blocks=n_ring_blocks),
+                    **dict(k_q8_0=fmt == "q8_0", v_q8_0=fmt == "q8_0", table=which),
                     head_weights=HEAD_WEIGHTS.index("after" if "weights" in what else "none"),
                     has_q_factors="factors" in what,
                     has_gates="gates" in what,

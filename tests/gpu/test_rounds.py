@@ -45,10 +45,13 @@ LOOPS = {
         "uint stride = LOCAL_SIZE / 2; stride > 0; stride /= 2",
     ],
     "attention.comp": [
-        "uint t = 0; t < TOKENS; t++",
+        "uint i = self; i < OUT_FOURS; i += LOCAL_SIZE",
+        "uint first = 0; first < n_used; first += PARTS_AT_ONCE",
         "uint i = self; i < OUT_FOURS; i += LOCAL_SIZE",
         "uint block = self; block < OUT_FOURS / 8; block += LOCAL_SIZE",
         "uint i = self; i < OUT_FOURS; i += LOCAL_SIZE",
+        "uint t = 0; t < TOKENS; t++",
+        "uint part = sharer; part < n_used; part += N_SHARING",
     ],
     "attention_fused.comp": [
         "uint h = gl_SubgroupID; h < HEADS + (has_newest ? 1 + VALUES % 2 : 0); h += gl_NumSubgroups",
@@ -185,6 +188,7 @@ LOOPS = {
         "uint t = 0; t < TEAMS; t++",
         "uint t = 0; t < TEAMS; t++",
     ],
+    "lib/seen.glsl": ["uint p = 1; p < n_step_parts && step_parts[p].x <= row; p++"],
     "lib/routing.glsl": [
         "uint group = self; group < N_GROUPS; group += LOCAL_SIZE",
         "uint i = 0; i < GROUP_SIZE; i++",
@@ -264,7 +268,7 @@ def test_the_worst_sum_of_rounds_stays_below_the_budget(shape: dict[str, int], f
 
 
 def test_a_context_that_would_take_more_is_refused() -> None:
-    values = (32, 32, 8, 128, 8, 4, 1, 4, 0, 0, *PLAIN_SCORES)
+    values = (32, 32, 8, 128, 8, 4, 1, 4, 0, 0, *PLAIN_SCORES, 128, 3, 1, 64, 0)
     dispatch = Dispatch(KERNELS["attention"], None, values, (8, 1, 1), None, np.zeros(0, np.uint32))
     check_rounds(dispatch, LAVAPIPE, 2**17)
     check_rounds(dispatch, replace(LAVAPIPE, driver_name="radv"), 2**21)
@@ -325,8 +329,8 @@ def test_keys_are_seen_up_to_the_budget(device: Device) -> None:
     step = step_buffer(device, [n_keys - 1], [0], range(n_blocks))
     dispatch = device.dispatch(
         KERNELS["attention"],
-        (filled(device, q), filled(device, k), filled(device, v), y, y_q16, y_scales, step, y, y),
-        constants=(8, 1, 1, head_dim, lanes, 1, 1, 1, 0, 0, *PLAIN_SCORES),
+        (filled(device, q), filled(device, k), filled(device, v), y, y_q16, y_scales, step, *(4 * [y])),
+        constants=(8, 1, 1, head_dim, lanes, 1, 1, 1, 0, 0, *PLAIN_SCORES, 128, 0, 1, 10, 0),
     )
     device.run([dispatch])
     assert 0.9 * BUDGET < rounds(dispatch, device.info.subgroup_size, n_keys) <= BUDGET

@@ -5,6 +5,7 @@ from dataclasses import replace
 from model_specs import LAYER, of_layers
 
 from vkllm.model.memory.needs import Needs, cache_bytes
+from vkllm.model.memory.sequences import Room
 from vkllm.model.spec import LatentAttention, LayerSpec, ShortConvolution
 
 LATENT = replace(LAYER, n_heads=4, n_kv_heads=1, head_dim=48, mixer=LatentAttention(0, 32, 16, 16, 32))
@@ -14,7 +15,7 @@ SHARED = replace(LAYER, cache_layer=0)
 
 def bytes_of(*layers: LayerSpec) -> int:
     spec = of_layers(*layers)
-    return Needs(spec, {}, 8, 8, "f16", "q8_0").layer_cache_bytes(64, layers[-1])
+    return Needs(spec, {}, 8, 8, "f16", "q8_0").layer_cache_bytes(Room(64, 1, 2, 0, 0), layers[-1])
 
 
 def test_keys_and_values_have_formats_of_their_own() -> None:

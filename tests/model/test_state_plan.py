@@ -10,7 +10,7 @@ from model_specs import LAYER, of_layers
 from vkllm.formats.gguf import TensorInfo
 from vkllm.model.graph import expected_shapes
 from vkllm.model.memory.limits import DeviceLimits
-from vkllm.model.memory.plan import MemoryPlan, plan
+from vkllm.model.memory.plan import MemoryPlan, PlanOptions, plan
 from vkllm.model.memory.states import n_state_slots, slot_bytes, slot_words
 from vkllm.model.spec import DeltaNet, ModelSpec
 
@@ -22,7 +22,7 @@ LARGE = DeviceLimits(memory_bytes=2**31, max_binding_bytes=2**27)
 
 def planned(spec: ModelSpec, n_ctx: int) -> MemoryPlan:
     tensors = {name: TensorInfo(name, shape, "F32", 0, 0) for name, shape in expected_shapes(spec).items()}
-    return plan(spec, tensors, LARGE, n_ctx, max_rows=8)
+    return plan(spec, tensors, LARGE, n_ctx, max_rows=8, options=PlanOptions(n_parallel=1))
 
 
 def test_states_do_not_grow_with_the_context_and_keys_and_values_do() -> None:

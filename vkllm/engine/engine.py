@@ -30,6 +30,7 @@ from vkllm.gpu.measure.arithmetic import product_rate
 from vkllm.gpu.measure.bandwidth import read_bandwidth
 from vkllm.gpu.measure.kernel_times import step_times
 from vkllm.gpu.measure.step_times import StepTimes
+from vkllm.gpu.program.cached_blocks import CachePlace
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.program import WIDTHS, Program
 from vkllm.gpu.program.self_check import check_kernels
@@ -277,17 +278,25 @@ class Engine:
         run.last_token_s = run.first_token_s = time.perf_counter()
         return [*events, self._finish(run, "length")] if end == n_wanted else events
 
+    def _place(self, n_tokens: int, state_slot: int | None) -> CachePlace:
+        """Where the first tokens of the sequence lie."""
+        blocks = self._cache.block_table(n_tokens)
+        return CachePlace(blocks, self._program.blocks_in_turn(len(blocks)) if self._program.window else (), state_slot)
+
     def _move_state(self, query: StateQuery) -> StateAnswer | Failed:
         """Saves or restores the cache; after a failure to restore it is empty."""
         self._doing = f"{'saving' if query.action == 'save' else 'loading'} a state"
         try:
             if query.action == "save":
                 tokens = self._cache.tokens if self._cache.origin == query.origin else []
-                self._saved_states.save(query.path, tokens, self._cache.states.slot(len(tokens)))
+                self._saved_states.save(
+                    query.path, tokens, self._place(len(tokens), self._cache.states.slot(len(tokens)))
+                )
                 return StateAnswer(query.id, tuple(tokens))
             self._cache.reuse(())
             self._cache.belong_to(query.origin)
-            self._cache.restored(self._saved_states.load(query.path))
+            tokens = self._saved_states.load(query.path, lambda tokens: self._place(len(tokens), 0))
+            self._cache.restored(tokens)
         except (DeviceLost, DeviceTimeout):
             raise
         except VkllmError as error:

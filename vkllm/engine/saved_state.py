@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from vkllm.engine.requests import EngineConfig
 from vkllm.errors import ContextOverflow, InvalidParameter, StateFileError, counted
 from vkllm.formats.state_file import reading, unsound, writing
-from vkllm.gpu.program.cached_blocks import CachedBlocks
+from vkllm.gpu.program.cached_blocks import CachedBlocks, CachePlace
 from vkllm.gpu.program.kernels import KV_BLOCK
 from vkllm.gpu.program.program import Program
 
@@ -37,26 +37,26 @@ class SavedStates:
         self._program = program
         self._fingerprint = ""
 
-    def save(self, path: Path, token_ids: Sequence[int], state_slot: int | None) -> None:
-        """Writes the keys and values of the tokens that lie in the cache's first blocks, in order, and the states of
-        layers behind them, from a slot of the program.
+    def save(self, path: Path, token_ids: Sequence[int], place: CachePlace) -> None:
+        """Writes the keys and values of tokens, and the states of layers behind them. place: where they lie.
 
         Raises InvalidParameter if there are none, StateFileError, DeviceError.
         """
         if not token_ids:
             raise InvalidParameter("nothing is cached that could be saved; run a prompt first")
         header = self._header() | {"n_tokens": len(token_ids)}
-        blocks = CachedBlocks(self._program, len(token_ids), state_slot)
+        blocks = CachedBlocks(self._program, len(token_ids), place)
         with writing(path) as file:
             file.header(header)
             file.array("token_ids", np.array(token_ids, "<u4"))
             for name in blocks.names:
                 file.array(name, blocks.read(name))
 
-    def load(self, path: Path) -> list[int]:
-        """Fills the cache's first blocks, and slot 0 of the states; returns the tokens whose keys and values they hold.
+    def load(self, path: Path, place_of: Callable[[Sequence[int]], CachePlace]) -> list[int]:
+        """Puts what a file has into the cache; returns the tokens whose keys and values these are. place_of: where
+        those of tokens are to lie.
 
-        Raises StateFileError, ContextOverflow, DeviceError; then the blocks must not be used.
+        Raises StateFileError, ContextOverflow, DeviceError; then what lies there must not be used.
         """
         with reading(path) as file:
             n_tokens = self._checked_length(path, file.header())
@@ -64,13 +64,14 @@ class SavedStates:
             file.read_into("token_ids", token_ids)
             if token_ids.max() >= self._config.spec.n_vocab:
                 raise unsound(path, f"token id {token_ids.max()} is not in the vocabulary")
-            blocks = CachedBlocks(self._program, n_tokens, 0)
+            found = [int(token_id) for token_id in token_ids]
+            blocks = CachedBlocks(self._program, n_tokens, place_of(found))
             for name in blocks.names:
                 try:
                     blocks.write(name, partial(file.read_into, name))
                 except ValueError as error:
                     raise unsound(path, str(error)) from error
-        return [int(token_id) for token_id in token_ids]
+        return found
 
     def _header(self) -> dict[str, str | int]:
         """What must be equal in a file that is to be loaded."""

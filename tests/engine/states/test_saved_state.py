@@ -30,7 +30,7 @@ from vkllm.engine.events import Finished, StateAnswer, Token
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request, StateQuery
 from vkllm.errors import InvalidParameter, StateFileError
-from vkllm.gpu.program.cached_blocks import CachedBlocks
+from vkllm.gpu.program.cached_blocks import CachedBlocks, CachePlace
 from vkllm.gpu.program.kernels import KV_BLOCK
 
 pytestmark = pytest.mark.gpu
@@ -68,8 +68,9 @@ def test_the_restored_keys_and_values_are_the_saved_ones(
     assert len(cached) == n_tokens
     answer(other_engine, PROMPT[::-1], 3)
     load(other_engine, tmp_path / "state")
-    for name in CachedBlocks(engine._program, len(cached)).names:
-        ours, theirs = (CachedBlocks(each._program, len(cached)).read(name) for each in (engine, other_engine))
+    place = CachePlace(range(len(cached)))
+    for name in CachedBlocks(engine._program, len(cached), place).names:
+        ours, theirs = (CachedBlocks(each._program, len(cached), place).read(name) for each in (engine, other_engine))
         assert ours.any() and np.array_equal(ours, theirs)
 
 

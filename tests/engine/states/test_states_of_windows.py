@@ -1,4 +1,4 @@
-"""States of models whose layers keep only a window: saved from rings, restored into rings or whole caches."""
+"""States of models whose layers keep only a window: whatever blocks they are saved from and restored into."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from random_model import engine_config, write_random_model
 from state_steps import answer, load, save
 
 from vkllm.engine.engine import Engine
-from vkllm.gpu.program import buffers as buffers_module
+from vkllm.gpu.program import program as program_module
 from vkllm.gpu.program.kernels import KV_BLOCK
 from vkllm.gpu.program.program import WIDTHS
+from vkllm.model.memory.plan import PlanOptions
 
 pytestmark = pytest.mark.gpu
 
@@ -27,26 +28,27 @@ PROMPT = tuple(int(t) for t in np.random.default_rng(3).integers(0, SPEC.n_vocab
 
 @pytest.fixture(autouse=True)
 def short_rings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rings of 160 tokens: no step has more than 64 rows."""
-    monkeypatch.setattr(buffers_module, "MAX_ROWS", 64)
+    """160 tokens in layers with a window: no step has more than 64 rows."""
+    monkeypatch.setattr(program_module, "MAX_ROWS", 64)
     monkeypatch.setattr("vkllm.engine.chunks.WIDTHS", WIDTHS[:3])
 
 
 def made(path: Path, n_ctx: int) -> Engine:
-    return Engine(engine_config(path, SPEC, n_ctx))
+    return Engine(replace(engine_config(path, SPEC, n_ctx), options=PlanOptions(n_parallel=1)))
 
 
 @pytest.mark.parametrize(("n_prompt", "n_ctx"), [(300, 400), (70, 160)])
 def test_a_conversation_goes_on_in_another_engine(tmp_path: Path, n_prompt: int, n_ctx: int) -> None:
     path = write_random_model(tmp_path / "model.gguf", SPEC, {})
     first = made(path, 400)
-    assert first._program.n_ring_blocks == [5, 0]
+    assert first._program.plan.n_window_blocks == 5
     prompt = PROMPT[:n_prompt]
     tokens, _ = answer(first, prompt)
     cached = save(first, tmp_path / "state")
     with np.load(tmp_path / "state") as arrays:
-        assert arrays["keys.0"].shape[0] == min(5, -(-len(cached) // KV_BLOCK))
-        assert arrays["keys.1"].shape[0] == -(-len(cached) // KV_BLOCK)
+        n_blocks = -(-len(cached) // KV_BLOCK)
+        assert arrays["keys.0"].shape[0] == n_blocks - (len(cached) - 39) // KV_BLOCK, "what the next token sees"
+        assert arrays["keys.1"].shape[0] == n_blocks
     longer = (*prompt, *tokens, 5, 6, 7)
     expected = answer(first, longer)
     assert expected[1] == len(cached)
@@ -54,7 +56,7 @@ def test_a_conversation_goes_on_in_another_engine(tmp_path: Path, n_prompt: int,
     assert shorter[1] == n_prompt - 20, "the ring still has the window before it"
     first.close()
     second = made(path, n_ctx)
-    assert second._program.n_ring_blocks == [5 if n_ctx > 160 else 0, 0]
+    assert second._program.plan.n_window_blocks == 5
     answer(second, PROMPT[::-1][:100], 3)
     assert load(second, tmp_path / "state") == cached
     assert answer(second, longer) == expected

@@ -19,8 +19,9 @@ from vkllm.gpu.program.attention_operations import (
 )
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import DecodeTuning
-from vkllm.gpu.program.kernels import ATTENTION_PIECE, HEAD_VALUES, HEAD_WEIGHTS, KERNELS, KV_BLOCK, MAX_PARTS
+from vkllm.gpu.program.kernels import ATTENTION_PIECE, HEAD_VALUES, HEAD_WEIGHTS, KERNELS, MAX_PARTS
 from vkllm.gpu.program.links import Link
+from vkllm.model.memory.needs import whole_blocks
 from vkllm.model.ops import Attention, HeadNormalization, Rotation
 from vkllm.model.spec import LayerSpec, ModelSpec
 
@@ -46,7 +47,7 @@ class AttentionDecode:
         self._chain = chain
         self._failure = failure
         self._most_polls = most_polls
-        n_pieces = -(-buffers.n_blocks * KV_BLOCK // ATTENTION_PIECE)
+        n_pieces = -(-whole_blocks(buffers.n_ctx) // ATTENTION_PIECE)
         self._most_parts = min(MAX_PARTS, n_pieces)
 
         def n_numbers(layer: LayerSpec) -> int:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from vkllm.formats.quants import BLOCK
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
+from vkllm.gpu.program.attention_parts import partial_words, parts_of
 from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
-from vkllm.gpu.program.kernels import ATTENTION_TILE_ROWS, HEAD_WEIGHTS, KERNELS, KV_BLOCK, NORM_FORMS
+from vkllm.gpu.program.kernels import ATTENTION_TILE_ROWS, HEAD_WEIGHTS, KERNELS, KV_BLOCK, MAX_NARROW, NORM_FORMS
 from vkllm.model.ops import Attention, HeadNormalization, Rotation
 from vkllm.model.state_ops import LatentRotation
 
@@ -60,7 +61,7 @@ class AttentionOperations:
             (qkv, table or qkv, q, k_cache, v_cache, self._step, weights or qkv, factors or qkv),
             constants=(
                 *(self._local_size, op.n_heads, op.n_kv_heads, op.head_dim),
-                *(*rotation_constants(op), *cache_constants(self._buffers), self._buffers.n_ring_blocks[op.layer]),
+                *(*rotation_constants(op), *cache_constants(self._buffers), self._buffers.tables[op.layer]),
                 *(HEAD_WEIGHTS.index("after" if weights else "none"), int(factors is not None), int(op.has_gates)),
             ),
             groups=(-(-n_fours // self._local_size), width),
@@ -86,7 +87,7 @@ class AttentionOperations:
                 *(
                     int(op.rope.pairing == "interleaved"),
                     int(buffers.type_k == "q8_0"),
-                    buffers.n_ring_blocks[op.layer],
+                    buffers.tables[op.layer],
                 ),
                 *(int(factors is not None), float_bits(op.eps)),
             ),
@@ -99,19 +100,29 @@ class AttentionOperations:
         k_cache, v_cache = self._buffers.caches_of(op.cache_layer, q.values)
         if (
             self._tuning.has_tiled_attention
-            and width > 1
+            and width > MAX_NARROW
             and suits_tiled_attention(op, self._device.info.max_shared_bytes)
         ):
             return self._attention_tiled(op, width)
-        heads = heads_together(op.n_heads // op.n_kv_heads, op.head_dim)
+        # sums of parts need registers, too
+        heads = heads_together(op.n_heads // op.n_kv_heads, op.head_dim, most=4 if op.head_dim < 512 else 2)
         lanes = lanes_of_key(op.head_dim, self._device.info.subgroup_size)
+        n_groups, stride = op.n_heads // heads, self._tuning.keys_at_once * self._tuning.attention_size // lanes
+        parts = parts_of(op, stride, self._buffers.n_ctx)
         tokens = max(self._tuning.attention_queries // heads, 1) if op.head_dim <= 512 else 1
+        n_sharing = 1
+        if width <= MAX_NARROW:  # rows may be of any sequences, and there are few
+            room = self._buffers.partials.n_words - self._buffers.first_partial
+            n_wanted, tokens = self._tuning.decode.attention_groups, 1
+            n_sharing = parts.n_sharing(
+                width, n_groups, 2 * n_wanted, n_wanted // heads, room // partial_words(op.n_heads, op.value_dim)
+            )
         sinks, gates, gates_columns = self._sinks_and_gates(op)
         return self._device.dispatch(
             KERNELS["attention"],
             (
                 *(q.values, k_cache, v_cache, y.values, y.q16 or y.values, y.scales or y.values, self._step),
-                *(sinks or q.values, gates or q.values),
+                *(sinks or q.values, gates or q.values, self._buffers.partials, self._buffers.arrived),
             ),
             constants=(
                 *(self._tuning.attention_size, op.n_heads, op.n_kv_heads, op.head_dim),
@@ -119,8 +130,9 @@ class AttentionOperations:
                 *(*cache_constants(self._buffers, is_latent=op.is_latent), *score_constants(self._buffers, op)),
                 *(int(op.is_causal), int(quantizes(op, y))),
                 *(op.chunk, int(sinks is not None), gates_columns, latent_dim(op)),
+                *(parts.keys, parts.log2_parts, n_sharing, parts.most, self._buffers.first_partial // 4),
             ),
-            groups=(op.n_heads // heads, -(-width // tokens)),
+            groups=(-(-width // tokens), n_groups * n_sharing),
         )
 
     def _attention_tiled(self, op: Attention, width: int) -> Dispatch:
@@ -179,12 +191,12 @@ def lanes_of_key(head_dim: int, subgroup_size: int) -> int:
     return min(eighths, subgroup_size)
 
 
-def heads_together(n_sharing: int, head_dim: int) -> int:
+def heads_together(n_sharing: int, head_dim: int, most: int = 4) -> int:
     """Query heads of a workgroup of attention, which share keys; an RX 7900 has no registers for four latent vectors.
 
     n_sharing: query heads that share a key head.
     """
-    return max(n for n in (1, 2, 3, 4) if n_sharing % n == 0 and (n <= 2 or head_dim <= 512))
+    return max(n for n in range(1, most + 1) if n_sharing % n == 0 and (n <= 2 or head_dim <= 512))
 
 
 def rotation_buffers(buffers: ModelBuffers, op: Rotation) -> tuple[Buffer | None, Buffer | None, Buffer | None]:
@@ -212,9 +224,9 @@ def latent_dim(op: Attention) -> int:
 
 
 def score_constants(buffers: ModelBuffers, op: Attention) -> tuple[int, int, int, int]:
-    """Scale and soft cap of scores, window, and blocks of the ring that the cache is."""
+    """Scale and soft cap of scores, window, and which words of the table of blocks are read."""
     softcap = float_bits(op.softcap) if op.softcap else 0
-    return float_bits(op.scale), softcap, op.window, buffers.n_ring_blocks[op.cache_layer]
+    return float_bits(op.scale), softcap, op.window, buffers.tables[op.cache_layer]
 
 
 def cache_constants(buffers: ModelBuffers, *, is_latent: bool = False) -> tuple[int, int]:

@@ -20,12 +20,12 @@ from vkllm.formats.gguf import TensorInfo, read_tensor
 from vkllm.formats.quants import BLOCK, dequantize
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.layer.memory import LayerTier
-from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
+from vkllm.gpu.program.kernels import KV_BLOCK, MAX_NARROW, MAX_ROWS
 from vkllm.gpu.program.weights import Tensor, Uploader, WeightPlanes
 from vkllm.model.expert_ops import ExpertMatvec, Route
 from vkllm.model.graph import decoder, head, widths
 from vkllm.model.memory.limits import Tier
-from vkllm.model.memory.needs import CACHE_TYPES, ring_blocks
+from vkllm.model.memory.needs import CACHE_TYPES, lends_to_logits, whole_blocks, widest_of_layers
 from vkllm.model.memory.placement import MatrixRows
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions
 from vkllm.model.memory.states import slot_words
@@ -36,7 +36,7 @@ from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, LatentRo
 
 Floats = npt.NDArray[np.float32]
 
-HEAD_ROWS = 8
+HEAD_ROWS = MAX_NARROW
 """Most rows whose logits the device holds at once."""
 
 
@@ -61,8 +61,10 @@ class ModelBuffers:
     rotation. head_weights: of a head's dimensions, queries' and then keys'.
     query_factors: of each kind, by position. matrices: planes by the names of the tensors that are stacked,
     several where formats or tiers differ. caches: keys and values of each layer, as far as it has them.
-    n_ring_blocks: how many blocks the caches of each layer have, if they keep only a window; 0 if they keep the whole
-    context.
+    n_ctx: tokens of a sequence. tables: which words of the table of blocks each layer reads; `TABLE` in
+    shaders/lib/kvcache.glsl.
+    partials: where attention leaves parts of its results in narrow steps, from word first_partial on. arrived: a
+    number for each row and head of these steps, 0 between dispatches.
     states: of each layer plan.n_state_slots slots, if it has a state.
     moved_bytes: planned for the device's own memory, but refused there by the driver.
     """
@@ -80,13 +82,16 @@ class ModelBuffers:
         """Raises OutOfDeviceMemory, DeviceError or ModelFileError."""
         self.device = device
         self.spec = spec
-        self.n_blocks = -(-plan.n_ctx // KV_BLOCK)
+        self.n_ctx = plan.n_ctx
+        windows = [layer.window > 0 for layer in spec.layers]
+        self.tables = [1 + has_window if any(windows) else 0 for has_window in windows]
         self.type_k, self.type_v = options.type_k, options.type_v
         self.moved_bytes = 0
         self._plan = plan
         self._spill_tier = plan.tiers[-1].tier
         self.activations = self._allocate_activations()
-        self.n_ring_blocks = [ring_blocks(layer.window, plan.n_ctx, MAX_ROWS) for layer in spec.layers]
+        self.partials, self.first_partial = self._free_in_narrow_steps()
+        self.arrived = device.buffer(MAX_NARROW * max((layer.n_heads for layer in spec.layers), default=1))
         self.caches = [self._caches(number, tier) for number, tier in enumerate(plan.cache_tiers)]
         self.states = {
             number: self._allocate(plan.n_state_slots * slot_words(layer)[1], tier)
@@ -113,7 +118,8 @@ class ModelBuffers:
             return self.device.buffer(n_words, tier=LAYER_TIERS[self._spill_tier])
 
     def _caches(self, number: int, tier: Tier) -> tuple[Buffer, ...]:
-        n_tokens = KV_BLOCK * (self.n_ring_blocks[number] or self.n_blocks)
+        has_window = self.spec.layers[number].window > 0
+        n_tokens = KV_BLOCK * (self._plan.n_window_blocks if has_window else self._plan.n_blocks)
         widths = zip(self.spec.layers[number].cached_widths, (self.type_k, self.type_v), strict=False)
         return tuple(self._allocate(n_tokens * n // BLOCK * CACHE_TYPES[name] // 4, tier) for n, name in widths)
 
@@ -126,7 +132,10 @@ class ModelBuffers:
         activations, tier = {}, self._plan.arena_tier
         products = (Matvec, ExpertMatvec)
         multiplied = {op.input for op in (*decoder(self.spec), *head(self.spec)) if isinstance(op, products)}
+        lends = lends_to_logits(self.spec, MAX_ROWS, HEAD_ROWS)
         for name, columns in widths(self.spec).items():
+            if name == "logits" and lends:
+                continue
             n_rows = HEAD_ROWS if name in ("final", "logits") else MAX_ROWS
             n_blocks = n_rows * columns // BLOCK
             values = self._allocate(n_rows * columns, tier)
@@ -135,7 +144,15 @@ class ModelBuffers:
                 activations[name] = Activation(values, q16, scales)
             else:
                 activations[name] = Activation(values)
+        if lends:
+            activations["logits"] = Activation(activations[widest_of_layers(self.spec)].values)
         return activations
+
+    def _free_in_narrow_steps(self) -> tuple[Buffer, int]:
+        """The largest buffer that layers of narrow steps leave unused, from a word on: rows of an activation behind
+        theirs."""
+        name = widest_of_layers(self.spec)
+        return self.activations[name].values, MAX_NARROW * widths(self.spec)[name]
 
     def _load(self, path: Path, tensors: Mapping[str, TensorInfo], on_bytes: Callable[[int], None]) -> None:
         spec = self.spec
@@ -156,8 +173,9 @@ class ModelBuffers:
                     ]
             for rope in spec.ropes:
                 factors = rope.factors_in(self._plan.n_ctx)
-                table = rope_table(rope, self.n_blocks * KV_BLOCK, None if factors is None else vector(factors))
+                table = rope_table(rope, whole_blocks(self.n_ctx), None if factors is None else vector(factors))
                 self.rope_tables[rope] = self._upload(uploader, table)
+            uploader.words(np.zeros(self.arrived.n_words, np.uint32), self.arrived)
             uploader.finish()
 
     def _load_vectors(self, op: Op, vector: Callable[[str], Floats], uploader: Uploader) -> None:
@@ -180,7 +198,7 @@ class ModelBuffers:
                 weights = np.concatenate([vector(name).reshape(-1) for name in op.weights])
                 self.head_weights[op.weights] = self._upload(uploader, weights)
         if isinstance(op, Rotation | LatentRotation) and op.temperature and op.temperature not in self.query_factors:
-            factors = query_factors(op.temperature, self.n_blocks * KV_BLOCK)
+            factors = query_factors(op.temperature, whole_blocks(self.n_ctx))
             self.query_factors[op.temperature] = self._upload(uploader, factors)
 
     def _load_expert_vectors(self, op: ExpertMatvec, vector: Callable[[str], Floats], uploader: Uploader) -> None:

@@ -1,4 +1,4 @@
-"""Keys, values and states between a device and the host: the first blocks of every layer's caches, as they lie there.
+"""Keys, values and states of a sequence between a device and the host: blocks of every layer's caches, in their order.
 
 Knows how a cache is laid out (shaders/lib/kvcache.glsl); one staging buffer serves memory of all tiers. Does not know
 which tokens are cached, nor files.
@@ -6,8 +6,9 @@ which tokens are cached, nor files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,18 @@ GROUPS = 1024
 
 
 @dataclass(frozen=True)
+class CachePlace:
+    """Where the tokens of a sequence lie. blocks: block i holds those from KV_BLOCK * i on; window_blocks: the same in
+    the caches of layers with a window; state_slot: the states behind the last token, if layers have any."""
+
+    blocks: Sequence[int]
+    window_blocks: Sequence[int] = ()
+    state_slot: int | None = None
+
+
+@dataclass(frozen=True)
 class _Part:
-    """The keys or the values of a layer: the first n_blocks blocks of a buffer.
+    """The keys or the values of a layer: blocks of a buffer.
 
     rows: which rows of these blocks hold tokens that are still needed.
     """
@@ -32,9 +43,20 @@ class _Part:
     cache_type: str
     n_kv_heads: int
     head_dim: int
-    n_blocks: int
+    blocks: Sequence[int]
     rows: npt.NDArray[np.bool_]
-    first_word: int = 0
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks."""
+        return len(self.blocks)
+
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """First word and number of words of the parts of the buffer, in order."""
+        size = self.n_kv_heads * self.unit_words
+        starts = [i for i, block in enumerate(self.blocks) if not i or block != self.blocks[i - 1] + 1]
+        return [(self.blocks[i] * size, (j - i) * size) for i, j in pairwise([*starts, len(self.blocks)])]
 
     def shaped(self, words: Words) -> Words:
         """Words of all blocks as (n_blocks, n_kv_heads, words of a unit)."""
@@ -79,6 +101,11 @@ class _State:
     n_words: int
     first_word: int
 
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """First word and number of words of the parts of the buffer: of one."""
+        return [(self.first_word, self.n_words)]
+
     def shaped(self, words: Words) -> Words:
         """Words of the state."""
         return words
@@ -92,27 +119,28 @@ class _State:
 
 
 class CachedBlocks:
-    """What the cache holds of the first n_tokens tokens. names: of the parts, the keys and the values of each layer, or
-    its state."""
+    """What the cache holds of a sequence of n_tokens tokens. names: of the parts, the keys and the values of each
+    layer, or its state."""
 
-    def __init__(self, program: Program, n_tokens: int, state_slot: int | None = None) -> None:
-        """state_slot: with the states behind these tokens, if layers have any. Raises OutOfDeviceMemory."""
+    def __init__(self, program: Program, n_tokens: int, place: CachePlace) -> None:
+        """Raises OutOfDeviceMemory."""
         self._device = program.device
         self._parts: dict[str, _Part | _State] = {}
-        layers = zip(program.spec.layers, program.caches, program.n_ring_blocks, strict=True)
-        for number, (layer, buffers, n_ring) in enumerate(layers):
-            first = max(n_tokens - layer.window, 0) if n_ring else 0
-            n_blocks = min(-(-n_tokens // KV_BLOCK), n_ring or n_tokens)
-            rows = np.zeros(n_blocks * KV_BLOCK, np.bool_)
-            rows[np.arange(first, n_tokens) % (n_ring * KV_BLOCK or n_tokens)] = True
+        for number, (layer, buffers) in enumerate(zip(program.spec.layers, program.caches, strict=True)):
+            # the next token sees those before it and itself, in its window
+            first = max(n_tokens - layer.window + 1, 0) if layer.window else 0
+            all_blocks = place.window_blocks if layer.window else place.blocks
+            blocks = all_blocks[first // KV_BLOCK : -(-n_tokens // KV_BLOCK)]
+            rows = np.zeros(len(blocks) * KV_BLOCK, np.bool_)
+            rows[first % KV_BLOCK :][: n_tokens - first] = True
             for name, buffer, cache_type in zip(("keys", "values"), buffers, program.cache_types, strict=False):
                 self._parts[f"{name}.{number}"] = _Part(
-                    buffer, cache_type, layer.n_kv_heads, layer.head_dim, n_blocks, rows
+                    buffer, cache_type, layer.n_kv_heads, layer.head_dim, blocks, rows
                 )
         for number, buffer in program.states.items():
             n_words = slot_words(program.spec.layers[number])[1]
-            assert state_slot is not None
-            self._parts[f"state.{number}"] = _State(buffer, n_words, state_slot * n_words)
+            assert place.state_slot is not None
+            self._parts[f"state.{number}"] = _State(buffer, n_words, place.state_slot * n_words)
         most = max((part.n_words for part in self._parts.values()), default=1)
         self._staging = self._device.buffer(most, tier="readback")
 
@@ -127,7 +155,7 @@ class CachedBlocks:
         Rows that hold none of the tokens are zero. Raises DeviceError.
         """
         part = self._parts[name]
-        self._copy(part.buffer, self._staging, part.n_words, source_word=part.first_word)
+        self._copy(part.buffer, self._staging, part.pieces)
         words = self._staged(part)
         part.clear_unused(words)
         return words
@@ -142,20 +170,26 @@ class CachedBlocks:
         fill(words)
         if not part.is_finite(words):
             raise ValueError(f"{name} has a number that is not finite")
-        self._copy(self._staging, part.buffer, part.n_words, target_word=part.first_word)
+        self._copy(self._staging, part.buffer, part.pieces)
 
     def _staged(self, part: _Part | _State) -> Words:
         assert self._staging.words is not None
         return part.shaped(self._staging.words[: part.n_words])
 
-    def _copy(
-        self, source: Buffer, target: Buffer, n_words: int, *, target_word: int = 0, source_word: int = 0
-    ) -> None:
-        copy = self._device.dispatch(
-            KERNELS["copy_words"],
-            (source, target),
-            constants=(LOCAL_SIZE,),
-            groups=(min(GROUPS, -(-n_words // LOCAL_SIZE)), 1),
-            push=(n_words, target_word, source_word),
-        )
-        self._device.run([copy])
+    def _copy(self, source: Buffer, target: Buffer, pieces: list[tuple[int, int]]) -> None:
+        """Copies pieces of the cache to the staging buffer, one behind the other, or from it."""
+        copies, staged = [], 0
+        for first, n_words in pieces:
+            words = (first, staged) if target is not self._staging else (staged, first)
+            copies.append(
+                self._device.dispatch(
+                    KERNELS["copy_words"],
+                    (source, target),
+                    constants=(LOCAL_SIZE,),
+                    groups=(min(GROUPS, -(-n_words // LOCAL_SIZE)), 1),
+                    push=(n_words, *words),
+                )
+            )
+            staged += n_words
+        if copies:
+            self._device.run(copies)

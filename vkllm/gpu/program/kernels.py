@@ -10,6 +10,7 @@ from vkllm.formats.quants import FORMATS
 from vkllm.gpu.device.kernel import QUANTIZED_FORMATS, KernelSpec
 from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE as ATTENTION_PIECE
 from vkllm.model.memory.kernel_sizes import KV_BLOCK as KV_BLOCK
+from vkllm.model.memory.kernel_sizes import MAX_NARROW as MAX_NARROW
 from vkllm.model.memory.kernel_sizes import MAX_PARTS as MAX_PARTS
 
 WEIGHT_FORMATS = tuple(FORMATS)
@@ -51,8 +52,11 @@ NORM_FORMS = ("rms", "layer", "none")
 MAX_ROWS = 512
 """Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
 
-MAX_NARROW = 32
-"""Rows of a step of several sequences, and sequences and results of any step; `MAX_NARROW` in shaders/lib/step.glsl."""
+PART_KEYS = 128
+"""Tokens of the first parts of `attention`, at least (shaders/lib/parts.glsl)."""
+
+LOG2_PARTS = 3
+"""Of the number of parts that a doubling of the context adds; more fill a device sooner, but take longer to merge."""
 
 STATE_ROWS = 64
 """Steps of prompts store the states of layers only behind their last row, and behind multiples of so many."""
@@ -92,12 +96,16 @@ KERNELS = {
         KernelSpec("argmax", ("logits", "next_token", "chosen", "step"), ("local_size", "n_vocab")),
         KernelSpec(
             "attention",
-            ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step", "sinks", "gates"),
+            (
+                *("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step", "sinks", "gates"),
+                *("partials", "arrived"),
+            ),
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes"),
                 *("heads_per_workgroup", "tokens_per_workgroup", "keys_at_once", "k_q8_0", "v_q8_0"),
-                *("scale", "softcap", "window", "n_ring_blocks", "is_causal", "quantizes"),
+                *("scale", "softcap", "window", "table", "is_causal", "quantizes"),
                 *("chunk", "has_sinks", "gates_columns", "latent_dim"),
+                *("part_keys", "log2_parts", "n_sharing", "most_parts", "first_partial"),
             ),
             subgroup=("shuffle",),
             has_plain=True,
@@ -111,7 +119,7 @@ KERNELS = {
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes", "heads_per_workgroup"),
                 *("rope_dims", "is_interleaved", "keys_at_once", "k_q8_0", "v_q8_0", "most_polls"),
-                *("scale", "softcap", "window", "n_ring_blocks", "quantizes"),
+                *("scale", "softcap", "window", "table", "quantizes"),
                 *("head_weights", "has_q_factors", "norms", "eps"),
                 *("values", "is_newest_cached", "has_gates", "chunk", "has_sinks", "latent_dim"),
             ),
@@ -124,7 +132,7 @@ KERNELS = {
             ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step", "sinks", "gates"),
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "k_q8_0", "v_q8_0"),
-                *("matrix_m", "matrix_n", "matrix_k", "scale", "softcap", "window", "n_ring_blocks", "is_causal"),
+                *("matrix_m", "matrix_n", "matrix_k", "scale", "softcap", "window", "table", "is_causal"),
                 *("n_splits", "chunk", "has_sinks", "gates_columns"),
             ),
             subgroup=("basic", "shuffle"),
@@ -267,7 +275,7 @@ KERNELS = {
             ("latent", "rope_table", "queries", "absorbed", "q", "k_cache", "step", "weight", "q_factors"),
             (
                 *("local_size", "n_heads", "kv_rank", "nope_dim", "rope_dims", "is_interleaved"),
-                *("k_q8_0", "n_ring_blocks", "has_q_factors", "eps"),
+                *("k_q8_0", "table", "has_q_factors", "eps"),
             ),
             subgroup=("arithmetic", "shuffle"),
             has_plain=True,
@@ -337,7 +345,7 @@ KERNELS = {
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim"),
                 *("rope_dims", "is_interleaved", "k_q8_0", "v_q8_0"),
-                *("n_ring_blocks", "head_weights", "has_q_factors", "has_gates"),
+                *("table", "head_weights", "has_q_factors", "has_gates"),
             ),
             subgroup=("shuffle",),
             has_plain=True,

@@ -29,6 +29,7 @@ from vkllm.gpu.program.rounds import check_rounds
 from vkllm.gpu.program.step import LIKELIEST, Draw, Part, Result, StepSlots
 from vkllm.model.graph import decoder, head
 from vkllm.model.memory.plan import PlanOptions, plan
+from vkllm.model.memory.sequences import longest_window
 from vkllm.model.spec import ModelSpec
 
 WIDTHS = (1, 8, 64, 256, MAX_ROWS)
@@ -80,9 +81,9 @@ class Program:
         self.tensors = tensors
         self._buffers = ModelBuffers(device, spec, path, tensors, self.plan, options, on_bytes)
         self.moved_bytes = self._buffers.moved_bytes
-        self.n_blocks = self._buffers.n_blocks
+        self.n_blocks = self.plan.n_blocks
         n_table = self.n_sequences * -(-self.plan.n_ctx // KV_BLOCK)
-        self._slots = StepSlots(device, N_SLOTS, max(n_table, self.n_blocks))
+        self._slots = StepSlots(device, N_SLOTS, max(n_table, self.n_blocks), has_windows=self.window > 0)
         self._logits = self._buffers.activations["logits"].values
         self._results = Results(device, self._logits, spec.n_vocab, self.n_sequences, N_SLOTS, self._slots.on_device)
         self._recordings: dict[Hashable, list[Recording]] = {}
@@ -113,8 +114,9 @@ class Program:
 
         is_prompt: the rows of a prompt, which are computed alike however they are cut into steps. n_submits: pieces of
         about as many layers that a prompt's step is cut into, each a submit. Where a step of one part names no slots of
-        states, states go on from the last such step, unless its first row has position 0. At most N_SLOTS steps are in
-        flight; one more waits for the oldest. Raises DeviceError.
+        states, states go on from the last such step, unless its first row has position 0. Where a part names no blocks
+        for layers with a window, they are blocks_in_turn. At most N_SLOTS steps are in flight; one more waits for the
+        oldest. Raises DeviceError.
         """
         results = [result for part in parts for result in part.results]
         width = step_width(sum(len(part.tokens) for part in parts), is_prompt=is_prompt)
@@ -124,6 +126,11 @@ class Program:
         self._wait(self._slot_tickets[slot])
         if self.states and len(parts) == 1 and parts[0].state_slot is None and not parts[0].stored:
             parts = [self._continued(parts[0])]
+        if self.window:
+            parts = [
+                part if part.window_blocks else replace(part, window_blocks=self.blocks_in_turn(len(part.blocks)))
+                for part in parts
+            ]
         self._slots.write(slot, parts)
         self._results.write_masks(place)
         submitted_s = time.perf_counter()
@@ -136,6 +143,10 @@ class Program:
         before = self._last_state_slot if part.position else None
         self._last_state_slot = 1 if self._last_state_slot == 0 else 0
         return replace(part, state_slot=before, stored={len(part.tokens) - 1: self._last_state_slot})
+
+    def blocks_in_turn(self, n: int) -> list[int]:
+        """The first n blocks of a single sequence in layers with a window: all that there are, again and again."""
+        return [i % self.plan.n_window_blocks for i in range(n)]
 
     def forget_states(self) -> None:
         """The next step that names no slots begins with states of zeros, whatever its position."""
@@ -177,20 +188,14 @@ class Program:
         return self._buffers.caches
 
     @property
-    def n_ring_blocks(self) -> list[int]:
-        """How many blocks each layer uses in turn if it has a sliding window; 0 if it keeps the whole context."""
-        return self._buffers.n_ring_blocks
-
-    @property
     def window(self) -> int:
         """The longest window of its layers; 0 if they see the whole context."""
-        return max((layer.window for layer in self.spec.layers), default=0)
+        return longest_window(self.spec)
 
     @property
     def ring_tokens(self) -> int:
-        """How many tokens the layers with a window cache, the one with the fewest; 0 if there are none."""
-        layers = zip(self.spec.layers, self.n_ring_blocks, strict=True)
-        return KV_BLOCK * min((n or self.n_blocks for layer, n in layers if layer.window), default=0)
+        """How many tokens of a single sequence the layers with a window cache; 0 if there are none."""
+        return KV_BLOCK * self.plan.n_window_blocks
 
     @property
     def states(self) -> dict[int, Buffer]:
@@ -249,7 +254,7 @@ class Program:
         if key not in self._recordings:
             made = dispatches()
             for dispatch in made:
-                check_rounds(dispatch, self.device.info, self.n_blocks * KV_BLOCK)
+                check_rounds(dispatch, self.device.info, self.plan.n_ctx)
             cuts = [len(made) * i // n_submits for i in range(n_submits + 1)]
             self._recordings[key] = [self.device.record(made[i:j]) for i, j in pairwise(cuts)]
         return self._recordings[key]

@@ -14,7 +14,7 @@ from vkllm.formats.quants import FORMATS
 from vkllm.gpu.device.kompute import Dispatch
 from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.device.requirements import described
-from vkllm.gpu.program.kernels import KV_BLOCK, MAX_PARTS, MAX_ROWS, MOST_POLLS, TOP_K, TOP_LOGITS
+from vkllm.gpu.program.kernels import KV_BLOCK, MAX_NARROW, MAX_PARTS, MAX_ROWS, MOST_POLLS, TOP_K, TOP_LOGITS
 from vkllm.gpu.program.step import TABLE_WORD
 
 BUDGET: Final = 65_535
@@ -67,9 +67,9 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             row_lanes = max(size // 64, 1)
             per_block = 3 + load + _up(v["matrix_n"], row_lanes)
             store = v["head_dim"] // 32 * (1 + _up(8 * v["matrix_m"], subgroup_size))
-            return 2 * (2 + load) + _up(n_keys, KV_BLOCK) * per_block + v["matrix_n"] + store
+            return 2 * (2 + load + MAX_NARROW) + _up(n_keys, KV_BLOCK) * per_block + v["matrix_n"] + store
         case "begin_step":
-            fours = TABLE_WORD // 4 + _up(2 * _up(n_keys, KV_BLOCK), 4)
+            fours = TABLE_WORD // 4 + _up(2 * MAX_NARROW * _up(n_keys, KV_BLOCK), 4)
             return _up(v["chain_words"] // 4, size) + _up(fours, size)
         case "convolution":
             return 0
@@ -157,10 +157,11 @@ def _attention(v: dict[str, int], subgroup_size: int, n_keys: int) -> int:
     parts = v.get("n_parts", 1)
     # parts are of whole steps, and few tokens make one part
     keys = n_keys if parts == 1 else max(_up(n_keys, parts), 2 * 64)
-    walk = tokens + _up(keys, v["keys_at_once"] * teams) + 1
+    walk = tokens * (2 + MAX_NARROW) + _up(keys, v["keys_at_once"] * teams) + 1
     merge = _up(teams * queries, size) * (2 + teams) + max(outputs, 8 * _up(out_fours, 8 * size)) * (3 + 2 * teams)
     if "n_parts" not in v:
-        return walk + merge
+        n_parts = v["most_parts"]
+        return walk + n_parts * (2 + merge + outputs * (1 + 3 * (1 + teams))) + outputs * (3 + _up(n_parts, 8))
     norms = _up(v["heads_per_workgroup"] + 1, size // subgroup_size) * (2 + _up(v["head_dim"], subgroup_size))
     rope = norms + outputs + _up(v["head_dim"] // 2, size)
     slices = max(size // out_fours, 1)

@@ -215,36 +215,19 @@ def _attention(device: Device) -> Case:
         blocks.reshape(-1, head_dim)[:n_keys] = x[:, 0]
         caches.append(blocks[::-1])  # the first block comes last
     y, y_q16, y_scales = (_output(device, n) for n in (n_heads * head_dim, n_heads * head_dim // 2, 2 * n_heads))
-    lanes = lanes_of_key(head_dim, device.info.subgroup_size)
+    lanes, arrived = lanes_of_key(head_dim, device.info.subgroup_size), _filled(device, np.zeros(n_heads, np.uint32))
     dispatch = device.dispatch(
         KERNELS["attention"],
         (
             *(_filled(device, q), *(_filled(device, cache) for cache in caches), y, y_q16, y_scales),
-            *(_step(device, [0], n_keys - 1, [1, 0]), y, y),
+            *(_step(device, [0], n_keys - 1, [1, 0]), y, y, _output(device, 256), arrived),
         ),
         constants=(
-            SIZE,
-            n_heads,
-            1,
-            head_dim,
-            lanes,
-            1,
-            1,
-            1,
-            0,
-            0,
-            float_bits(head_dim**-0.5),
-            0,
-            0,
-            0,
-            1,
-            1,
-            0,
-            0,
-            0,
-            0,
+            *(SIZE, n_heads, 1, head_dim, lanes, 1, 1, 1, 0, 0),
+            *(float_bits(head_dim**-0.5), 0, 0, 0, 1, 1, 0, 0, 0, 0),
+            *(32, 1, 2, 2, 0),
         ),
-        groups=(n_heads, 1),
+        groups=(1, 2 * n_heads),
     )
     k, v = (x.astype(np.float16).astype(np.float32) for x in (k, v))
     wanted = attention(q, k, v, np.array([n_keys - 1]))

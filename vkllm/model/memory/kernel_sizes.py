@@ -10,3 +10,6 @@ ATTENTION_PIECE = 64
 
 MAX_PARTS = 128
 """Most parts that `attention_fused` cuts the context into; `MAX_PARTS` in its shader."""
+
+MAX_NARROW = 32
+"""Rows of a step of several sequences, and sequences and results of any step; `MAX_NARROW` in shaders/lib/step.glsl."""

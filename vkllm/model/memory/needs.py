@@ -16,6 +16,7 @@ from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.model.expert_ops import ExpertMatvec
 from vkllm.model.graph import decoder, expected_shapes, head, widths
 from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_PARTS
+from vkllm.model.memory.sequences import Room, room_for_one
 from vkllm.model.memory.states import n_state_slots, slot_bytes, slot_words
 from vkllm.model.ops import Embed, Matvec
 from vkllm.model.spec import LayerSpec, ModelSpec
@@ -94,29 +95,34 @@ class Needs:
         """The share of a matrix that a token reads: all of it, the chosen experts, or a row, which is next to none."""
         return read_shares(self.spec)[weights]
 
-    def by_part(self, n_ctx: int) -> dict[str, int]:
+    def room_for_one(self, n_ctx: int) -> Room:
+        """What one sequence of n_ctx tokens needs of caches and states."""
+        return room_for_one(self.spec, n_ctx, self.max_rows, self._n_state_slots)
+
+    def by_part(self, room: Room) -> dict[str, int]:
         """Bytes of everything that is allocated, by purpose."""
-        states = sum(self.layer_states_bytes(layer) for layer in self.spec.layers)
+        states = sum(self.layer_states_bytes(room, layer) for layer in self.spec.layers)
         return {
-            "weights": self._matrices_bytes + self.vectors_bytes(),
-            "cache": sum(self.layer_cache_bytes(n_ctx, layer) for layer in self.spec.layers),
+            "weights": self.matrices_bytes + self.vectors_bytes(),
+            "cache": sum(self.layer_cache_bytes(room, layer) for layer in self.spec.layers),
             **({"states": states} if states else {}),
-            "working memory": self.arena_bytes(n_ctx),
+            "working memory": self.arena_bytes(room.n_ctx),
         }
 
-    @property
-    def _matrices_bytes(self) -> int:
+    @cached_property
+    def matrices_bytes(self) -> int:
+        """Bytes of the matrices."""
         matrices = (stack for weights in self.matrices() for stack in stacks(weights, self.tensors))
         return sum(stack.n_bytes(stack.n_rows) for stack in matrices)
 
     @cached_property
-    def n_state_slots(self) -> int:
-        """Slots of the layers' states (`states.py`); 0 if no layer has a state."""
-        return n_state_slots(self.spec, self._matrices_bytes) if slot_bytes(self.spec) else 0
+    def _n_state_slots(self) -> int:
+        """Slots of one sequence's states (`states.py`); 0 if no layer has a state."""
+        return n_state_slots(self.spec, self.matrices_bytes) if slot_bytes(self.spec) else 0
 
-    def layer_states_bytes(self, layer: LayerSpec) -> int:
+    def layer_states_bytes(self, room: Room, layer: LayerSpec) -> int:
         """Bytes of the states of a layer, in all slots; they do not grow with the context."""
-        return aligned(4 * slot_words(layer)[1] * self.n_state_slots)
+        return aligned(4 * slot_words(layer)[1] * room.n_state_slots)
 
     def vectors_bytes(self) -> int:
         """Bytes of the weights that are no matrices: norms and biases."""
@@ -126,9 +132,9 @@ class Needs:
             n_bytes += sum(aligned(4 * math.prod(shape)) for shape in vectors)
         return n_bytes
 
-    def layer_cache_bytes(self, n_ctx: int, layer: LayerSpec) -> int:
+    def layer_cache_bytes(self, room: Room, layer: LayerSpec) -> int:
         """Bytes of the keys and values of a layer."""
-        return sum(aligned(n_bytes) for n_bytes in self._cache_buffers(n_ctx, layer))
+        return sum(aligned(n_bytes) for n_bytes in self._cache_buffers(room, layer))
 
     def arena_bytes(self, n_ctx: int) -> int:
         """Bytes of activations, as float32 and at most in 16-bit integers, of a row of logits on the host, and of what
@@ -136,23 +142,25 @@ class Needs:
         spec = self.spec
         rows = {name: self.head_rows if name in ("final", "logits") else self.max_rows for name in widths(spec)}
         values = {name: rows[name] * width for name, width in widths(spec).items()}
+        if lends_to_logits(spec, self.max_rows, self.head_rows):
+            del values["logits"]
         floats = [4 * n for n in (*values.values(), spec.n_vocab)]
         integers = [Q16_BYTES * -(-n // BLOCK) for name, n in values.items() if name != "logits"]
         return sum(aligned(n_bytes) for n_bytes in (*floats, *integers, *self._context_buffers(n_ctx).values()))
 
-    def largest_buffers(self, n_ctx: int) -> dict[str, int]:
+    def largest_buffers(self, room: Room) -> dict[str, int]:
         """Bytes of the largest buffers that cannot be cut, by name."""
         activation = max(width for name, width in widths(self.spec).items() if name != "logits")
-        caches = [n_bytes for layer in set(self.spec.layers) for n_bytes in self._cache_buffers(n_ctx, layer)]
+        caches = [n_bytes for layer in set(self.spec.layers) for n_bytes in self._cache_buffers(room, layer)]
         return {
             "the cache of a layer": max(caches, default=0),
-            "the states of a layer": max(map(self.layer_states_bytes, self.spec.layers), default=0),
+            "the states of a layer": max(self.layer_states_bytes(room, layer) for layer in self.spec.layers),
             "an activation": 4 * max(self.max_rows * activation, self.head_rows * self.spec.n_vocab),
-            **self._context_buffers(n_ctx),
+            **self._context_buffers(room.n_ctx),
         }
 
-    def _cache_buffers(self, n_ctx: int, layer: LayerSpec) -> list[int]:
-        n_tokens = KV_BLOCK * (ring_blocks(layer.window, n_ctx, self.max_rows) or -(-n_ctx // KV_BLOCK))
+    def _cache_buffers(self, room: Room, layer: LayerSpec) -> list[int]:
+        n_tokens = KV_BLOCK * (room.n_window_blocks if layer.window else room.n_blocks)
         return _cached_bytes(layer, (self.type_k, self.type_v), n_tokens)
 
     def _context_buffers(self, n_ctx: int) -> dict[str, int]:
@@ -190,6 +198,17 @@ def read_shares(spec: ModelSpec) -> dict[tuple[str, ...], float]:
     return shares
 
 
+def widest_of_layers(spec: ModelSpec) -> str:
+    """The widest activation that nothing reads behind the layers."""
+    others = ("logits", "final", head(spec)[0].input)
+    return max((name for name in widths(spec) if name not in others), key=lambda name: widths(spec)[name])
+
+
+def lends_to_logits(spec: ModelSpec, max_rows: int, head_rows: int) -> bool:
+    """Whether logits lie where the widest activation of the layers does, which is large enough."""
+    return max_rows * widths(spec)[widest_of_layers(spec)] >= head_rows * spec.n_vocab
+
+
 def aligned(n_bytes: int) -> int:
     """Bytes that a buffer of n_bytes takes."""
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
@@ -198,16 +217,6 @@ def aligned(n_bytes: int) -> int:
 def whole_blocks(n_tokens: int) -> int:
     """Tokens that the cache holds for a context of n_tokens."""
     return -(-n_tokens // KV_BLOCK) * KV_BLOCK
-
-
-def ring_blocks(window: int, n_ctx: int, max_rows: int) -> int:
-    """Blocks that a layer with a sliding window keeps of a context, used again in turn; 0 if it keeps all of them.
-
-    They hold what the rows of a step see: the window before the first row, and the step's rows, which begin anywhere in
-    a block.
-    """
-    n_blocks = -(-(window + max_rows) // KV_BLOCK) + 1
-    return n_blocks if window > 0 and n_blocks < -(-n_ctx // KV_BLOCK) else 0
 
 
 def tensor_bytes(tensor: TensorInfo) -> int:

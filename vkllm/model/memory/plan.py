@@ -16,19 +16,12 @@ from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import weight_format
 from vkllm.model.memory.kernel_sizes import KV_BLOCK
 from vkllm.model.memory.limits import EXPERTS_LAYERS, DeviceLimits, Tier, without_margin
-from vkllm.model.memory.needs import (
-    CACHE_TYPES,
-    Needs,
-    cache_bytes,
-    check_cache,
-    decode_bytes,
-    stacks,
-    tensor_bytes,
-    whole_blocks,
-)
+from vkllm.model.memory.memory_plan import MemoryPlan, TierPlan
+from vkllm.model.memory.needs import Needs, cache_bytes, check_cache, decode_bytes, stacks, tensor_bytes
+from vkllm.model.memory.options import PlanOptions
 from vkllm.model.memory.order import Order, order_on_card
-from vkllm.model.memory.overrides import overrides
 from vkllm.model.memory.placement import DoesNotFit, MatrixRows, Tiers
+from vkllm.model.memory.sequences import MOST_SEQUENCES, SPARE_SHARE, Room, room_for, with_blocks
 from vkllm.model.spec import ModelSpec
 from vkllm.parameters import whole_number
 from vkllm.sizes import size
@@ -46,131 +39,6 @@ SMALLER_FORMATS = ("Q8_0", "Q6_K", "Q5_K", "Q4_0")
 """Formats that an error may suggest, the largest first."""
 
 
-@dataclass(frozen=True)
-class PlanOptions:
-    """What a user may ask of a plan.
-
-    type_k, type_v: of the cache, "f16" or "q8_0". n_gpu_layers: layers, counted from the last, whose weights may
-    lie in a card's own memory; one more than the model has includes the vocabulary projection and the embedding;
-    None or -1 is all. It has no effect on unified memory. vram_limit, ram_limit: bytes that the plan may take of a
-    card's own and of system memory, or, where memory is unified, of all of it. override_tensor: where tensors may
-    lie, as llama.cpp's -ot has it: "EXPRESSION=CPU,EXPRESSION=GPU". Of a tensor, the first expression decides that
-    is found in its name: CPU keeps its matrix out of a card's own memory, GPU lets it lie there whatever
-    n_gpu_layers says. Matrices that are stacked stay together. It has no effect on unified memory.
-    """
-
-    type_k: str = "f16"
-    type_v: str = "f16"
-    n_gpu_layers: int | None = None
-    vram_limit: int | None = None
-    ram_limit: int | None = None
-    override_tensor: str | None = None
-
-    def __post_init__(self) -> None:
-        """Raises InvalidParameter for options that no device could meet."""
-        overrides(self.override_tensor)
-        for name, option, cache_type in (("type_k", "-ctk", self.type_k), ("type_v", "-ctv", self.type_v)):
-            if not isinstance(cache_type, str) or cache_type not in CACHE_TYPES:
-                raise InvalidParameter(f"{name} ({option}) must be {' or '.join(CACHE_TYPES)}, not {cache_type!r}")
-        for name, option in (("n_gpu_layers", "-ngl"), ("vram_limit", "--vram-limit"), ("ram_limit", "--ram-limit")):
-            if (value := getattr(self, name)) is not None:
-                is_all = name == "n_gpu_layers" and isinstance(value, int | float) and value == -1
-                also = ", or -1 for all" if name == "n_gpu_layers" else ""
-                checked = None if is_all else whole_number(f"{name} ({option})", value, 0, also=also)
-                object.__setattr__(self, name, checked)
-
-
-@dataclass(frozen=True)
-class TierPlan:
-    """What lies in one tier. available_bytes: what the plan may take of it. read_bytes: bytes of the weights that a
-    token reads. cache_bytes: keys, values and states of layers; states_bytes: of these, the states. bytes_per_s: how
-    fast the GPU reads them."""
-
-    tier: Tier
-    available_bytes: int
-    weights_bytes: int
-    read_bytes: int
-    cache_bytes: int
-    arena_bytes: int
-    bytes_per_s: float
-    states_bytes: int = 0
-
-    @property
-    def used_bytes(self) -> int:
-        """All that the plan allocates here."""
-        return self.weights_bytes + self.cache_bytes + self.arena_bytes
-
-    @property
-    def free_bytes(self) -> int:
-        """What is left of available_bytes."""
-        return self.available_bytes - self.used_bytes
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Where everything lies.
-
-    n_ctx: tokens of context. matrices: by the weights of an `Op`, in order, the parts that it multiplies with one after
-    the other; together they are all rows of all its tensors once. cache_tiers: of each layer's keys, values and states.
-    n_state_slots: states of each layer that has one, the newest and earlier ones; 0 if none has. arena_tier: of
-    activations, norms and the rope table. tiers: the fastest first. overhead_s: seconds a token besides reading.
-    n_sequences: that a step may be of.
-
-    >>> llm.plan.n_ctx == llm.n_ctx
-    True
-    >>> llm.plan.total_bytes == llm.plan.weights_bytes + llm.plan.cache_bytes + llm.plan.arena_bytes
-    True
-    """
-
-    n_ctx: int
-    matrices: Mapping[tuple[str, ...], tuple[MatrixRows, ...]]
-    cache_tiers: tuple[Tier, ...]
-    arena_tier: Tier
-    tiers: tuple[TierPlan, ...]
-    overhead_s: float
-    n_state_slots: int = 0
-    n_sequences: int = 1
-
-    @property
-    def weights_bytes(self) -> int:
-        """Matrices and norms."""
-        return sum(tier.weights_bytes for tier in self.tiers)
-
-    @property
-    def cache_bytes(self) -> int:
-        """Keys and values of n_ctx tokens, and states."""
-        return sum(tier.cache_bytes for tier in self.tiers)
-
-    @property
-    def states_bytes(self) -> int:
-        """Of cache_bytes, the states of layers, which do not grow with the context."""
-        return sum(tier.states_bytes for tier in self.tiers)
-
-    @property
-    def arena_bytes(self) -> int:
-        """Bytes of activations, rope table and attention's intermediate results."""
-        return sum(tier.arena_bytes for tier in self.tiers)
-
-    @property
-    def total_bytes(self) -> int:
-        """All that the plan allocates."""
-        return self.weights_bytes + self.cache_bytes + self.arena_bytes
-
-    def token_s(self, n_past: float) -> float:
-        """Expected seconds of a decode step with n_past tokens cached: the time to read each tier, plus overhead_s."""
-        seen, states = n_past / whole_blocks(self.n_ctx), 2 / max(self.n_state_slots, 1)  # read and written
-        read_s = sum(
-            (t.read_bytes + (t.cache_bytes - t.states_bytes) * seen + t.states_bytes * states) / t.bytes_per_s
-            for t in self.tiers
-        )
-        return read_s + self.overhead_s
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Expected decode speed at half the context."""
-        return 1 / self.token_s(self.n_ctx / 2)
-
-
 def plan(
     spec: ModelSpec,
     tensors: Mapping[str, TensorInfo],
@@ -183,17 +51,18 @@ def plan(
     """Plans a model. max_rows: rows of a step. head_rows: rows whose logits the device holds at once.
 
     n_ctx 0 takes the longest context, up to the model's own, that moves no more out of the fastest memory than
-    USUAL_CONTEXT does. Raises OutOfDeviceMemory, with what is missing and what would fit; InvalidParameter for options
-    that no device or model could meet, or this model cannot.
+    USUAL_CONTEXT does. Everything is planned for one sequence first; others run beside it as far as that costs it
+    nothing (`for_many`). Raises OutOfDeviceMemory, with what is missing and what would fit; InvalidParameter for
+    options that no device or model could meet, or this model cannot.
     """
     options = options or PlanOptions()
     check_cache(spec, options.type_k, options.type_v)
     needs = Needs(spec, tensors, max_rows, head_rows, options.type_k, options.type_v)
     planner = _Planner(needs, limits, options)
-    made = planner.automatic() if n_ctx == 0 else planner.attempt(n_ctx)
-    if made is None:
+    alone = planner.automatic() if n_ctx == 0 else planner.attempt(n_ctx)
+    if alone is None:
         raise planner.refusal(n_ctx or min(SHORTEST_CONTEXT, spec.n_ctx_train))
-    return made
+    return planner.for_many(alone)
 
 
 @dataclass(frozen=True)
@@ -218,15 +87,57 @@ class _Planner:
         return [(Tier.LOCAL, local), (limits.spill_tier, spill)]
 
     def attempt(self, n_ctx: int, *, is_fast_only: bool = False) -> MemoryPlan | None:
-        """The plan for a context, or None. is_fast_only: only tiers that are as fast as the first."""
+        """The plan for one sequence, or None. is_fast_only: only tiers that are as fast as the first."""
+        return self._with_room(self.needs.room_for_one(n_ctx), is_fast_only=is_fast_only)
+
+    def for_many(self, alone: MemoryPlan) -> MemoryPlan:
+        """The plan for as many sequences as are asked for, at most, which takes no weights out of fast memory.
+
+        alone: the plan for one. Without windows and states, all of n_parallel run (MOST_SEQUENCES if nobody asks);
+        otherwise as many as there is room for what each needs beside the blocks (`room_for`), if nobody asks in
+        1/SPARE_SHARE of what the weights take. They share the blocks of one context; where n_parallel is given, they
+        have up to one context each, as far as there is room.
+        """
+        wanted, spec = self.options.n_parallel, self.needs.spec
+        one = self.needs.room_for_one(alone.n_ctx)
+
+        def made(room: Room) -> MemoryPlan | None:
+            if not wanted and self._more_bytes(room, one) > self.needs.matrices_bytes // SPARE_SHARE:
+                return None
+            plan = self._with_room(room, one)
+            is_as_fast = plan is not None and plan.tokens_per_s >= alone.tokens_per_s * (1 - 1e-9)
+            return plan if is_as_fast else None
+
+        rooms = [room_for(n, one, spec) for n in range(1, (wanted or MOST_SEQUENCES) + 1)]
+        if not wanted and not self._more_bytes(rooms[-1], one):
+            return replace(alone, n_sequences=len(rooms))
+        room = rooms[_last(len(rooms), lambda i: made(rooms[i]) is not None)]
+        if wanted:
+            most = range(one.n_blocks, room.n_sequences * one.n_blocks + 1)
+            n_blocks = most[_last(len(most), lambda i: made(with_blocks(most[i], room, one, spec)) is not None)]
+            room = with_blocks(n_blocks, room, one, spec)
+        return made(room) or alone
+
+    def _more_bytes(self, room: Room, one: Room) -> int:
+        """Bytes that caches and states take beyond those of one sequence."""
+        needs = self.needs
+        return sum(
+            needs.layer_cache_bytes(room, layer)
+            + needs.layer_states_bytes(room, layer)
+            - needs.layer_cache_bytes(one, layer)
+            - needs.layer_states_bytes(one, layer)
+            for layer in needs.spec.layers
+        )
+
+    def _with_room(self, room: Room, one: Room | None = None, *, is_fast_only: bool = False) -> MemoryPlan | None:
         capacities = self.capacities()
         if is_fast_only:
             fastest = self.limits.bytes_per_s(Tier.LOCAL)
             capacities = [(tier, n) for tier, n in capacities if self.limits.bytes_per_s(tier) >= fastest]
-        if max(self.needs.largest_buffers(n_ctx).values()) > self.limits.max_buffer_bytes:
+        if max(self.needs.largest_buffers(room).values()) > self.limits.max_buffer_bytes:
             return None
         try:
-            return self._place(n_ctx, capacities)
+            return self._place(room, one or room, capacities)
         except DoesNotFit:
             return None
 
@@ -240,10 +151,11 @@ class _Planner:
 
     def refusal(self, n_ctx: int) -> OutOfDeviceMemory:
         """Why there is no plan for n_ctx tokens, and what would fit."""
-        by_part = self.needs.by_part(n_ctx)
+        room = self.needs.room_for_one(n_ctx)
+        by_part = self.needs.by_part(room)
         needed = sum(by_part.values())
         available = sum(n_bytes for _, n_bytes in self.capacities())
-        buffers = self.needs.largest_buffers(n_ctx)
+        buffers = self.needs.largest_buffers(room)
         name = max(buffers, key=lambda key: buffers[key])
         if buffers[name] > self.limits.max_buffer_bytes:
             reason = (
@@ -297,7 +209,8 @@ class _Planner:
                 high = middle
         return max(low * KV_BLOCK, least)
 
-    def _place(self, n_ctx: int, capacities: list[tuple[Tier, int]]) -> MemoryPlan:
+    def _place(self, room: Room, one: Room, capacities: list[tuple[Tier, int]]) -> MemoryPlan:
+        """The plan with that room. one: the room for one sequence."""
         needs, limits, n_layers = self.needs, self.limits, self.needs.spec.n_layers
         n_mixtures = sum(layer.experts is not None for layer in needs.spec.layers)
         order = self._order()
@@ -305,11 +218,13 @@ class _Planner:
         in_tables = sum(part.n_bytes for rows in matrices.values() for part in rows)
         rooms = [(tier, n - in_tables if tier is limits.spill_tier else n) for tier, n in capacities]
         tiers = Tiers(rooms, limits.max_buffer_bytes)
-        arena_bytes, vectors_bytes = needs.arena_bytes(n_ctx), needs.vectors_bytes()
-        states_bytes = [needs.layer_states_bytes(layer) for layer in needs.spec.layers]
-        cache_bytes = [
-            needs.layer_cache_bytes(n_ctx, layer) + n for layer, n in zip(needs.spec.layers, states_bytes, strict=True)
+        arena_bytes, vectors_bytes = needs.arena_bytes(room.n_ctx), needs.vectors_bytes()
+        states_bytes = [needs.layer_states_bytes(room, layer) for layer in needs.spec.layers]
+        kept_bytes = [needs.layer_cache_bytes(room, layer) for layer in needs.spec.layers]
+        spare_bytes = [
+            n - needs.layer_cache_bytes(one, layer) for layer, n in zip(needs.spec.layers, kept_bytes, strict=True)
         ]
+        cache_bytes = [kept + states for kept, states in zip(kept_bytes, states_bytes, strict=True)]
         arena_tier = tiers.place(arena_bytes + vectors_bytes)
         cache_tiers = [tiers.place(n_bytes) for n_bytes in reversed(cache_bytes)][::-1]  # the last layer's first
         for weights in (*order.fast, *(table for table in order.tables if table not in matrices)):
@@ -326,7 +241,7 @@ class _Planner:
                 held[part.tier] += part.n_bytes
                 read[part.tier] += round(part.n_bytes * needs.read_share(weights))
         return MemoryPlan(
-            n_ctx=n_ctx,
+            n_ctx=room.n_ctx,
             matrices=matrices,
             cache_tiers=tuple(cache_tiers),
             arena_tier=arena_tier,
@@ -340,12 +255,16 @@ class _Planner:
                     arena_bytes=arena_bytes if tier is arena_tier else 0,
                     bytes_per_s=limits.bytes_per_s(tier),
                     states_bytes=sum(n for n, kept in zip(states_bytes, cache_tiers, strict=True) if kept is tier),
+                    spare_bytes=sum(n for n, kept in zip(spare_bytes, cache_tiers, strict=True) if kept is tier),
                 )
                 for tier, available in capacities
                 if available
             ),
             overhead_s=(n_layers + EXPERTS_LAYERS * n_mixtures) * limits.speeds.layer_s,
-            n_state_slots=needs.n_state_slots,
+            n_state_slots=room.n_state_slots,
+            n_sequences=room.n_sequences,
+            n_blocks=room.n_blocks,
+            n_window_blocks=room.n_window_blocks,
         )
 
     def _rows(self, tiers: Tiers, weights: tuple[str, ...]) -> tuple[MatrixRows, ...]:
@@ -385,6 +304,15 @@ def chosen_context(n_ctx: int | None, n_ctx_train: int) -> int:
             f"{n_ctx_train}, and 0 takes the longest that fits"
         )
     return n_ctx
+
+
+def _last(n: int, is_true: Callable[[int], bool]) -> int:
+    """The last of n numbers for which that is so, as it is for all before it; 0 is not asked."""
+    low, high = 0, n
+    while high - low > 1:
+        middle = n - 1 if high == n else (low + high) // 2  # often it is so for all
+        low, high = (middle, high) if is_true(middle) else (low, middle)
+    return low
 
 
 def _in_format(tensor: TensorInfo, name: str) -> TensorInfo:

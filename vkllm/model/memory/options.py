@@ -1,0 +1,50 @@
+"""What a user may ask of a plan, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vkllm.errors import InvalidParameter
+from vkllm.model.memory.needs import CACHE_TYPES
+from vkllm.model.memory.overrides import overrides
+from vkllm.model.memory.sequences import MOST_SEQUENCES
+from vkllm.parameters import whole_number
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a user may ask of a plan.
+
+    type_k, type_v: of the cache, "f16" or "q8_0". n_gpu_layers: layers, counted from the last, whose weights may
+    lie in a card's own memory; one more than the model has includes the vocabulary projection and the embedding;
+    None or -1 is all. It has no effect on unified memory. vram_limit, ram_limit: bytes that the plan may take of a
+    card's own and of system memory, or, where memory is unified, of all of it. override_tensor: where tensors may
+    lie, as llama.cpp's -ot has it: "EXPRESSION=CPU,EXPRESSION=GPU". Of a tensor, the first expression decides that
+    is found in its name: CPU keeps its matrix out of a card's own memory, GPU lets it lie there whatever
+    n_gpu_layers says. Matrices that are stacked stay together. It has no effect on unified memory. n_parallel:
+    sequences that run at once, at most; None: as many as cost the first one nothing (`for_many` in `plan.py`).
+    """
+
+    type_k: str = "f16"
+    type_v: str = "f16"
+    n_gpu_layers: int | None = None
+    vram_limit: int | None = None
+    ram_limit: int | None = None
+    override_tensor: str | None = None
+    n_parallel: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InvalidParameter for options that no device could meet."""
+        overrides(self.override_tensor)
+        for name, option, cache_type in (("type_k", "-ctk", self.type_k), ("type_v", "-ctv", self.type_v)):
+            if not isinstance(cache_type, str) or cache_type not in CACHE_TYPES:
+                raise InvalidParameter(f"{name} ({option}) must be {' or '.join(CACHE_TYPES)}, not {cache_type!r}")
+        for name, option in (("n_gpu_layers", "-ngl"), ("vram_limit", "--vram-limit"), ("ram_limit", "--ram-limit")):
+            if (value := getattr(self, name)) is not None:
+                is_all = name == "n_gpu_layers" and isinstance(value, int | float) and value == -1
+                also = ", or -1 for all" if name == "n_gpu_layers" else ""
+                checked = None if is_all else whole_number(f"{name} ({option})", value, 0, also=also)
+                object.__setattr__(self, name, checked)
+        if self.n_parallel is not None:
+            most = whole_number("n_parallel (-np)", self.n_parallel, 1, MOST_SEQUENCES)
+            object.__setattr__(self, "n_parallel", most)
