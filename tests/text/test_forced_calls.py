@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import jsonschema
 import pytest
@@ -68,3 +69,18 @@ def test_forms_of_the_choice(value: object, choice: ToolChoice) -> None:
 def test_what_is_no_choice_is_refused(value: object) -> None:
     with pytest.raises(InvalidParameter, match="tool_choice must be"):
         tool_choice(value)
+
+
+@pytest.mark.parametrize(
+    ("choice", "is_forced", "names", "most"),
+    [
+        ({"type": "auto", "disable_parallel_tool_use": True}, False, None, 1),
+        ({"type": "any", "disable_parallel_tool_use": False}, True, None, None),
+        ({"type": "tool", "name": "weather", "disable_parallel_tool_use": True}, True, ("weather",), 1),
+        ({"type": "none"}, False, (), None),
+    ],
+)
+def test_choices_in_anthropics_form(
+    choice: dict[str, Any], is_forced: bool, names: tuple[str, ...] | None, most: int | None
+) -> None:
+    assert tool_choice(choice) == ToolChoice(is_forced, names, most)

@@ -14,17 +14,25 @@ from vkllm.errors import InvalidParameter
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A conversation with its options. variables: for the chat template."""
+    """A conversation with its options. tool_choice: as `LLM.chat` takes it. variables: for the chat template."""
 
     messages: list[dict[str, Any]]
     options: SamplingOptions = field(default_factory=SamplingOptions)
     tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
     variables: dict[str, Any] = field(default_factory=dict)
 
     def stream(self, llm: AsyncLLM, *, origin: str = "") -> AsyncStream:
         """Its answer by a model. origin: whose text it is. Errors as of `LLM.chat`, raised by what is awaited."""
         options: SamplingOptions = {**self.options, "origin": origin}
-        return llm.chat(self.messages, tools=self.tools, variables=self.variables, stream=True, **options)
+        return llm.chat(
+            self.messages,
+            tools=self.tools,
+            tool_choice=self.tool_choice,
+            variables=self.variables,
+            stream=True,
+            **options,
+        )
 
     async def n_tokens(self, llm: AsyncLLM) -> int:
         """How many tokens its prompt has."""

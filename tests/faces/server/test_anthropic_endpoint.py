@@ -128,3 +128,10 @@ def test_a_key_is_taken_as_anthropics_clients_send_it(tiny_gguf: Path, fake_engi
         assert made.messages.create(model="m", max_tokens=1, messages=HI).content
         with pytest.raises(anthropic.AuthenticationError):
             client_of(server).messages.create(model="m", max_tokens=1, messages=HI)
+
+
+def test_a_tool_that_must_be_called_is_called(echo: Served) -> None:
+    with pytest.raises(anthropic.BadRequestError, match="which is not among tools"):
+        client_of(echo).messages.create(
+            model="m", max_tokens=5, messages=HI, tools=[WEATHER], tool_choice={"type": "tool", "name": "rain"}
+        )

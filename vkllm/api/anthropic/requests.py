@@ -33,7 +33,7 @@ def message_request(value: Any) -> ChatRequest:
     variables = _variables(body)
     if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
         variables["continues_last"] = True
-    return ChatRequest(messages, _options(body), _tools(body), variables)
+    return ChatRequest(messages, _options(body), _tools(body), body.get("tool_choice"), variables)
 
 
 def is_stream(value: Any) -> bool:
@@ -177,19 +177,7 @@ def _tools(body: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         schema = tool.get("input_schema") or {"type": "object", "properties": {}}
         function = {"name": name, "description": str(tool.get("description") or ""), "parameters": schema}
         described.append({"type": "function", "function": function})
-    return _chosen(described, body.get("tool_choice"))
-
-
-def _chosen(tools: list[dict[str, Any]], choice: Any) -> list[dict[str, Any]] | None:
-    match choice:
-        case {"type": "none"}:
-            return None
-        case None | {"type": "auto"}:
-            return tools or None
-    raise InvalidParameter(
-        f'tool_choice must be {{"type": "auto"}} or {{"type": "none"}}, not {choice!r}: vkllm cannot make a model call '
-        "a tool"
-    )
+    return described or None
 
 
 def _options(body: Mapping[str, Any]) -> SamplingOptions:

@@ -65,7 +65,7 @@ def chat_request(value: Any) -> OllamaRequest:
         variables = think_variables(body.get("think"))
         if len(made) > 1 and made[-1]["role"] == "assistant" and not made[-1].get("tool_calls"):
             variables["continues_last"] = True
-        asked = ChatRequest(made, sampling_options(body), tools, variables)
+        asked = ChatRequest(made, sampling_options(body), tools, variables=variables)
     return _request(body, asked)
 
 
@@ -87,7 +87,7 @@ def generate_request(value: Any) -> OllamaRequest:
     elif prompt:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
-        asked = ChatRequest(messages, sampling_options(body), None, think_variables(body.get("think")))
+        asked = ChatRequest(messages, sampling_options(body), variables=think_variables(body.get("think")))
     return _request(body, asked)
 
 

@@ -30,6 +30,7 @@ from vkllm.faces.server import (
     ollama_models,
     openai,
     openai_models,
+    page,
     responses,
 )
 from vkllm.faces.server.access_log import AccessLog
@@ -57,6 +58,7 @@ ROUTES: list[Route] = [
     *ollama_models.ROUTES,
     *llama_cpp.ROUTES,
     *llama_cpp_models.ROUTES,
+    *page.ROUTES,
 ]
 
 

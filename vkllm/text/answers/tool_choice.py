@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vkllm.errors import InvalidParameter
@@ -34,7 +34,13 @@ FREE = ToolChoice()
 
 
 def tool_choice(value: Any) -> ToolChoice:
-    """A choice as OpenAI's APIs have it; None is "auto". Raises InvalidParameter."""
+    """A choice as OpenAI's and Anthropic's APIs have it; None is "auto". Raises InvalidParameter."""
+    choice = _choice(value)
+    is_single = isinstance(value, Mapping) and value.get("disable_parallel_tool_use") is True
+    return replace(choice, most=1) if is_single else choice
+
+
+def _choice(value: Any) -> ToolChoice:
     match value:
         case None | "auto" | {"type": "auto"}:
             return ToolChoice()
