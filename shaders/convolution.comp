@@ -10,7 +10,7 @@
 // source: Gu and Dao 2023, arXiv 2312.00752
 //
 // x has rows of x_columns columns; those that are convolved begin at first_column. weight (columns, n_kernel), the newest
-// token last. The state is the columns of the n_kernel - 1 tokens before the step, the oldest first; a step must not
+// token last. The state is the columns of the n_kernel - 1 tokens before a part, the oldest first; a step must not
 // store it in the slot that it reads.
 #version 450
 #extension GL_GOOGLE_include_directive : require
@@ -51,14 +51,15 @@ float source(uint row, uint column) {
 
 float result(uint row, uint column) {
   float taps[N_KERNEL]; // of the last tokens, the oldest first
-  if (row + 1 >= N_KERNEL) {
+  uint part = part_of_row(row), in_part = row - step_parts[part].x;
+  if (in_part + 1 >= N_KERNEL) {
     [[unroll]] for (uint k = 0; k < N_KERNEL; k++) taps[k] = source(row + k + 1 - N_KERNEL, column);
   } else { // the first of them are in the state
-    uint before = state_before_step();
+    uint before = state_before(part);
     [[unroll]] for (uint k = 0; k < N_KERNEL; k++) {
-      bool is_before = row + k + 1 < N_KERNEL;
+      bool is_before = in_part + k + 1 < N_KERNEL;
       if (is_before && before == NO_SLOT) taps[k] = 0.0;
-      else taps[k] = is_before ? states[before + (row + k) * COLUMNS + column] : source(row + k + 1 - N_KERNEL, column);
+      else taps[k] = is_before ? states[before + (in_part + k) * COLUMNS + column] : source(row + k + 1 - N_KERNEL, column);
     }
   }
   float sum = HAS_BIAS != 0 ? bias[column] : 0.0;

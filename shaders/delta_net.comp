@@ -2,7 +2,8 @@
 // bindings: qkv gates dt a states y step
 // constants: local_size lanes n_k_heads n_v_heads head_dim is_grouped gates_columns beta_column alpha_column has_fused_gates eps slot_words
 // push: first_word
-// dispatch: x = n_v_heads * head_dim * lanes / local_size; a team of `lanes` invocations keeps a column of a head's state
+// dispatch: x = n_v_heads * head_dim * lanes / local_size, y = parts of the step; a team of `lanes` invocations keeps a column
+//   of a head's state
 // subgroup: shuffle
 // requires: full subgroups, or the _plain variant with one lane; head_dim a multiple of 4 * lanes
 // numerics: float32; eps is sent as the bits of a float32
@@ -48,16 +49,18 @@ const uint ROW_FOURS = (2 * N_K_HEADS + N_V_HEADS) * SIZE / 4;
 
 void main() {
   uint head = TEAM / SIZE, column = TEAM % SIZE;
-  if (head >= N_V_HEADS) return; // whole teams
+  uint part = gl_WorkGroupID.y;
+  if (part >= n_step_parts || head >= N_V_HEADS) return; // whole teams
   uint k_head = key_head(head);
   uint of_team = (head * SIZE + column) * SIZE / 4;
   vec4 s[OWN];
-  uint before = state_before_step();
+  uint before = state_before(part);
   [[unroll]] for (uint i = 0; i < OWN; i++) {
     s[i] = before == NO_SLOT ? vec4(0.0) : states[before / 4 + of_team + FOUR(i)];
   }
   float rate = a[head], bias = dt[head];
-  for (uint row = 0; row < n_rows; row++) {
+  uint first_row = step_parts[part].x, end_row = first_row + step_parts[part].y;
+  for (uint row = first_row; row < end_row; row++) {
     uint q_four = row * ROW_FOURS + k_head * SIZE / 4, k_four = q_four + N_K_HEADS * SIZE / 4;
     uint v_column = 2 * N_K_HEADS * SIZE + head * SIZE + column;
     float v = qkv[row * ROW_FOURS + v_column / 4][v_column % 4];

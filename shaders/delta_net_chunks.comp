@@ -2,7 +2,7 @@
 // bindings: qkv gates dt a states y step
 // constants: local_size n_k_heads n_v_heads head_dim columns is_grouped gates_columns beta_column alpha_column has_fused_gates eps slot_words matrix_m matrix_n matrix_k n_subgroups
 // push: first_word
-// dispatch: x = n_v_heads * head_dim / columns; a workgroup keeps `columns` columns of a head's state
+// dispatch: x = n_v_heads * head_dim / columns, of a step of one sequence; a workgroup keeps `columns` columns of a head's state
 // subgroup: basic shuffle
 // requires: full subgroups; cooperative_matrix (float16 to float32, of 8 or 16 in each direction), fp16; local_size a multiple
 //   of 32 and of columns, at most a subgroup times either; or the _plain variant, with loops in place of matrices, for tests
@@ -312,7 +312,7 @@ void main() {
   uint head = gl_WorkGroupID.x * COLUMNS / SIZE, column0 = gl_WorkGroupID.x * COLUMNS % SIZE;
   uint k_head = key_head(head);
   uint of_columns = (head * SIZE + column0) * SIZE;
-  uint before = state_before_step();
+  uint before = state_before(0);
   load_state(before == NO_SLOT ? NO_SLOT : before + of_columns);
   load_rows(0, k_head * SIZE);
   float rate = a[head], bias = dt[head];

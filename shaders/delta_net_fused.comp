@@ -80,7 +80,7 @@ uint row_column(uint column, uint head, uint k_head) {
 void main() {
   uint head = gl_WorkGroupID.x, k_head = key_head(head);
   uint self = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID, team = self / LANES;
-  uint before = state_before_step(), behind = state_behind(0);
+  uint before = state_before(0), behind = state_behind(0);
 
   // what does not depend on the token
   vec4 s[TEAM_COLUMNS * OWN];

@@ -2,7 +2,8 @@
 // bindings: xbc gates dt_bias a d states y step
 // constants: local_size lanes n_heads head_dim d_state n_groups gates_columns dt_column slot_words
 // push: first_word
-// dispatch: x = n_heads * head_dim * lanes / local_size; a team of `lanes` invocations keeps d_state numbers of a column
+// dispatch: x = n_heads * head_dim * lanes / local_size, y = parts of the step; a team of `lanes` invocations keeps d_state
+//   numbers of a column
 // subgroup: shuffle
 // requires: full subgroups, or the _plain variant with one lane; d_state a multiple of 4 * lanes
 // numerics: float32
@@ -46,16 +47,18 @@ vec4 four_of_row(uint first) { return vec4(xbc[first], xbc[first + 1], xbc[first
 
 void main() {
   uint head = TEAM / HEAD_DIM;
-  if (head >= N_HEADS) return; // whole teams
+  uint part = gl_WorkGroupID.y;
+  if (part >= n_step_parts || head >= N_HEADS) return; // whole teams
   uint group = head / (N_HEADS / N_GROUPS);
   uint of_team = TEAM * SIZE / 4;
   vec4 s[OWN];
-  uint before = state_before_step();
+  uint before = state_before(part);
   [[unroll]] for (uint i = 0; i < OWN; i++) {
     s[i] = before == NO_SLOT ? vec4(0.0) : states[before / 4 + of_team + FOUR(i)];
   }
   float rate = a[head], bias = dt_bias[head], skip = d[head];
-  for (uint row = 0; row < n_rows; row++) {
+  uint first_row = step_parts[part].x, end_row = first_row + step_parts[part].y;
+  for (uint row = first_row; row < end_row; row++) {
     uint first = row * ROW_COLUMNS, b_first = first + D_INNER + group * SIZE, c_first = b_first + N_GROUPS * SIZE;
     float x = xbc[first + TEAM];
     float t = softplus(gates[row * GATES_COLUMNS + DT_COLUMN + head] + bias);

@@ -1,9 +1,9 @@
 // The step: what changes from one step to the next. Define STEP_BINDING before the include.
 //
 // A step is narrow, with at most MAX_NARROW rows of any number of sequences, or wide, with rows of one sequence.
-// rows[i] = (token id, position, offset of its sequence's blocks in block_table, slot that the states of layers behind the
-// row are stored in, plus 1; 0: they are not). Cached token p of a sequence lies in cache block
-// block_table[offset + p / KV_BLOCK].
+// rows[i] = (token id, position, offset of its sequence's blocks in block_table, low half: slot that the states of layers
+// behind the row are stored in, plus 1; 0: they are not; high half: its part). Cached token p of a sequence lies in cache
+// block block_table[offset + p / KV_BLOCK].
 // step_parts[i], of each sequence = (first row, number of rows, slot with the states before the first row, plus 1; 0: they
 // are zeros, 0).
 // step_results[2 * i] = (row, sequence: a place in next_token, RESULT_ flags, top_k), and step_results[2 * i + 1] = (top_p,
@@ -31,5 +31,7 @@ layout(std430, binding = STEP_BINDING) readonly buffer Step {
   uvec4 step_results[2 * MAX_NARROW];
   uint block_table[];
 };
+
+uint part_of_row(uint row) { return rows[row].w >> 16; }
 
 bool is_drawn(uint result) { return (step_results[2 * result].z & (RESULT_LOGITS | RESULT_GREEDY)) == 0; }

@@ -81,7 +81,7 @@ LOOPS = {
     ],
     "read_logits.comp": ["uint i = gl_GlobalInvocationID.x; i < N_VOCAB; i += stride"],
     "copy_words.comp": ["uint i = gl_GlobalInvocationID.x; i < n_words; i += stride"],
-    "delta_net.comp": ["uint row = 0; row < n_rows; row++"],
+    "delta_net.comp": ["uint row = first_row; row < end_row; row++"],
     "delta_net_fused.comp": 2 * ["uint c = self; c < SIZE; c += LOCAL_SIZE"],
     "delta_net_chunks.comp": [
         *2 * ["uint i = 0; i < OWN; i++"],
@@ -126,7 +126,7 @@ LOOPS = {
         "uint block = self; block < FOURS / 8; block += gl_WorkGroupSize.x",
         "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
     ],
-    "mamba2.comp": ["uint row = 0; row < n_rows; row++"],
+    "mamba2.comp": ["uint row = first_row; row < end_row; row++"],
     "latent_rope.comp": [
         "uint i = self; i < RANK_FOURS; i += gl_WorkGroupSize.x",
         "uint block = self; block < (FOURS + 7) / 8; block += gl_WorkGroupSize.x",

@@ -1,6 +1,7 @@
 """Operations of layers with a state as dispatches.
 
-A layer has slots (`model/memory/states.py`); a step reads its state from one and stores it in others.
+A layer has slots (`model/memory/states.py`); a step reads the states of each of its sequences from one and stores them
+in others. Narrow steps run token by token, the sequences side by side.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import Tuning
-from vkllm.gpu.program.kernels import KERNELS
+from vkllm.gpu.program.kernels import KERNELS, MAX_NARROW
 from vkllm.model.graph import decoder
 from vkllm.model.memory.states import slot_words
 from vkllm.model.spec import DeltaNet
@@ -21,9 +22,6 @@ from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2St
 
 MOST_LANES = 8
 """Most invocations that share a column of a state."""
-
-NARROW_ROWS = 8
-"""Steps of prompts up to so many rows run token by token."""
 
 CHUNK_SIZE, CHUNK_ROWS, CHUNK_COLUMNS = 128, 32, 32
 """Invocations, tokens and columns of a state that a workgroup of delta_net_chunks takes."""
@@ -50,7 +48,7 @@ class StateOperations:
             case DeltaNetStep():
                 return self._delta_net(op, width)
             case Mamba2Step():
-                return self._mamba2(op)
+                return self._mamba2(op, width)
             case GatedNorm():
                 return self._gated_norm(op, width)
 
@@ -73,9 +71,9 @@ class StateOperations:
         )
 
     def _delta_net(self, op: DeltaNetStep, width: int) -> Dispatch:
-        """In chunks by matrices where the device has them and a prompt is long enough, or else token by token."""
+        """Of a wide step in chunks by matrices where the device has them, or else token by token."""
         buffers, net = self._buffers, op.net
-        chunks = chunk_constants(self._device.info, net) if self._has_matmul and width > NARROW_ROWS else None
+        chunks = chunk_constants(self._device.info, net) if self._has_matmul and width > MAX_NARROW else None
         if chunks is None:
             lanes, n_groups = self._teams(net.head_dim, net.v_width)
             kernel, own = KERNELS["delta_net"], {"local_size": self._local_size, "lanes": lanes}
@@ -101,11 +99,11 @@ class StateOperations:
                 *(buffers.activations[op.output].values, self._step),
             ),
             constants=[values[name] for name in kernel.constants],
-            groups=(n_groups, 1),
+            groups=(n_groups, _most_parts(width)),
             push=(self._slot(op)[0],),
         )
 
-    def _mamba2(self, op: Mamba2Step) -> Dispatch:
+    def _mamba2(self, op: Mamba2Step, width: int) -> Dispatch:
         buffers, mamba = self._buffers, op.mamba
         lanes, n_groups = self._teams(mamba.d_state, mamba.d_inner)
         return self._device.dispatch(
@@ -119,7 +117,7 @@ class StateOperations:
                 *(self._local_size, lanes, mamba.n_heads, mamba.head_dim, mamba.d_state, mamba.n_groups),
                 *(self._row_widths[op.layer, op.gates], op.dt_column, self._slot(op)[1]),
             ),
-            groups=(n_groups, 1),
+            groups=(n_groups, _most_parts(width)),
             push=(self._slot(op)[0],),
         )
 
@@ -148,6 +146,11 @@ class StateOperations:
         """Lanes of a team for columns of `size` numbers of state, and workgroups for n_columns of them."""
         lanes = lanes_of_state(size, 1 if self._device.is_plain else self._device.info.subgroup_size)
         return lanes, -(-n_columns * lanes // self._local_size)
+
+
+def _most_parts(width: int) -> int:
+    """How many sequences a step of a width may be of."""
+    return width if width <= MAX_NARROW else 1
 
 
 def lanes_of_state(size: int, subgroup_size: int) -> int:

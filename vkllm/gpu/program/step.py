@@ -121,11 +121,11 @@ class StepSlots:
         results: list[tuple[int, int, int, int]] = []
         n_read = n_blocks = 0
         for part in parts:
-            first, n = len(rows), len(part.tokens)
+            first, n, number = len(rows), len(part.tokens), len(heads)
             assert n > 0 and len(part.results) <= n and None not in part.tokens[1:]
             heads.append((first, n, _slot_word(part.state_slot), 0))
             for i, token in enumerate(part.tokens):
-                last = _slot_word(part.stored.get(i)) | CHOSEN_TOKEN * (token is None)
+                last = _slot_word(part.stored.get(i)) | number << 16 | CHOSEN_TOKEN * (token is None)
                 rows.append((part.sequence if token is None else token, part.position + i, n_blocks, last))
             for row, result in enumerate(part.results, first + n - len(part.results)):
                 top_k, draw = _draw_words(result, n_read)
