@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vkllm.engine.params import SamplingParams
     from vkllm.errors import (
         ContextOverflow,
+        DeadlineExceeded,
         DeviceError,
         DeviceLost,
         DeviceTimeout,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         ModelNotFound,
         NoDevice,
         OutOfDeviceMemory,
+        QueueFull,
         RequestError,
         StateFileError,
         UnsupportedDevice,
@@ -49,6 +51,7 @@ __all__ = [
     "ChatCompletionChunk",
     "Completion",
     "ContextOverflow",
+    "DeadlineExceeded",
     "DeviceError",
     "DeviceLost",
     "DeviceReport",
@@ -67,6 +70,7 @@ __all__ = [
     "NoDevice",
     "OutOfDeviceMemory",
     "Piece",
+    "QueueFull",
     "RequestError",
     "RunStats",
     "SamplingParams",

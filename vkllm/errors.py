@@ -14,6 +14,8 @@
       RequestError          what a caller asked for
         ContextOverflow     more tokens than the context holds
         InvalidParameter    a parameter out of its range
+        QueueFull           as many requests wait as may
+        DeadlineExceeded    an answer did not end in time
 
 A message says what happened, where, and what to do, in one sentence. `assert` is for our own
 mistakes; users' files, devices and requests get one of these.
@@ -181,6 +183,26 @@ class InvalidParameter(RequestError):
     ... except InvalidParameter as error:
     ...     print(error)
     top_p must be a number between 0 and 1, not 2
+    """
+
+
+class QueueFull(RequestError):
+    """As many requests wait as the queue holds.
+
+    >>> try:
+    ...     answer = llm.generate("Hello", max_tokens=1)
+    ... except QueueFull:
+    ...     print("busy; try again later")
+    """
+
+
+class DeadlineExceeded(RequestError):
+    """A request did not end by the time that it was given.
+
+    >>> try:
+    ...     answer = llm.generate("Hello", max_tokens=1)
+    ... except DeadlineExceeded:
+    ...     print("too slow")
     """
 
 

@@ -9,9 +9,9 @@ from random_model import engine_config, write_random_model
 
 from vkllm.engine.engine import Engine
 from vkllm.engine.events import Event, Finished, Token
-from vkllm.engine.kvcache import shifted
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
+from vkllm.engine.sequence import shifted
 from vkllm.errors import NoDevice
 
 pytestmark = pytest.mark.gpu

@@ -94,14 +94,14 @@ def test_it_is_the_same_in_any_chunks(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, pooling: Pooling, n_rows: int
 ) -> None:
     whole = embedding(engine, TEXT[:100], pooling)
-    embedding(engine, TEXT[::-1][:100], pooling)
-    monkeypatch.setattr(ChunkLengths, "n_rows", lambda self: n_rows)
+    engine._forget()
+    monkeypatch.setattr(ChunkLengths, "n_rows", lambda self, *_: n_rows)
     assert np.allclose(embedding(engine, TEXT[:100], pooling), whole, rtol=0, atol=1e-12)  # sums in another order
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_it_is_the_same_where_the_beginning_is_cached(engine: Engine, pooling: Pooling) -> None:
-    answer(engine, TEXT[::-1][:50])
+    engine._forget()
     fresh = embedding(engine, TEXT[:50], pooling)
     answer(engine, TEXT[:40])
     assert np.array_equal(embedding(engine, TEXT[:50], pooling), fresh)
@@ -118,9 +118,10 @@ def test_the_last_row_alone_needs_no_cached_rows_again(engine: Engine) -> None:
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_an_answer_after_it_is_the_one_without_it(engine: Engine, pooling: Pooling) -> None:
-    answer(engine, TEXT[::-1][:30])
+    engine._forget()
     tokens, n_cached = answer(engine, TEXT[:30])
     assert n_cached == 0
+    engine._forget()
     embedding(engine, TEXT[:25], pooling)
     assert answer(engine, TEXT[:30]) == (tokens, 1 if pooling == "cls" else 25), "its rows are cached"
 
@@ -132,7 +133,7 @@ def test_a_text_longer_than_the_context_says_both_numbers(engine: Engine) -> Non
 
 
 def test_it_can_be_cancelled_between_chunks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ChunkLengths, "n_rows", lambda self: 8)
+    monkeypatch.setattr(ChunkLengths, "n_rows", lambda self, *_: 8)
     engine.submit(Request(1, TEXT, SamplingParams(), frozenset(), pooling="mean"))
     assert [engine.step() for _ in range(3)] == [[], [], []]
     engine.cancel(1)

@@ -9,13 +9,13 @@ import pytest
 from model_specs import TINY_SPEC
 from random_model import engine_config, reference, write_random_model
 
+from vkllm.engine import batching
 from vkllm.engine import engine as engine_module
 from vkllm.engine.chunks import ChunkLengths, longest_submit_s
 from vkllm.engine.engine import Engine
 from vkllm.engine.events import Event, Failed, Finished, Scores, Token
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
-from vkllm.engine.running import Run
 from vkllm.engine.sampler import Sampler
 from vkllm.errors import ContextOverflow, InvalidParameter, NoDevice
 from vkllm.gpu.program import program as program_module
@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_tokens_whatever_ran_before(
     options = {"temperature": 1.0, "seed": 5, "max_tokens": 20}
     first = tokens(run(engine, **options))
     run(engine, PROMPT[::-1], temperature=0, max_tokens=3)
-    monkeypatch.setattr(ChunkLengths, "n_rows", lambda self: 3)
+    monkeypatch.setattr(ChunkLengths, "n_rows", lambda self, *_: 3)
     assert tokens(run(engine, **options)) == first
     assert tokens(run(engine, **options | {"seed": 6})) != first
 
@@ -89,19 +89,11 @@ def test_the_gpu_draws_what_the_cpu_draws(engine: Engine, options: dict[str, flo
 
 
 def test_the_same_text_however_many_steps_are_in_flight(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers, most = set(), []
-    submit = Engine._submit
-
-    def counting(self: Engine, a_run: Run, *rest: object, **options: bool) -> None:
-        submit(self, a_run, *rest, **options)
-        most[-1] = max(most[-1], len(a_run.in_flight))
-
-    monkeypatch.setattr(Engine, "_submit", counting)
-    for in_flight in (2, 3):
-        monkeypatch.setattr(engine_module, "IN_FLIGHT", in_flight)
-        most.append(0)
+    answers = set()
+    for in_flight in (1, 2, 3):
+        monkeypatch.setattr(batching, "IN_FLIGHT", in_flight)
         answers.add(tuple(tokens(run(engine, seed=3, temperature=1.2, max_tokens=30))))
-    assert len(answers) == 1 and most == [2, 3]
+    assert len(answers) == 1
 
 
 @pytest.mark.parametrize("options", [{"top_k": 0}, {"top_k": 65}, {"presence_penalty": 0.5}, {"logprobs": 1}])
@@ -116,7 +108,7 @@ def test_what_the_gpu_cannot_draw_the_cpu_does(
 
 
 def test_a_prompt_that_continues_the_last_one_is_not_run_again(engine: Engine) -> None:
-    run(engine, PROMPT[::-1], temperature=0, max_tokens=1)
+    engine._forget()
     events = run(engine, temperature=0, max_tokens=10)
     stats = events[-1].stats
     assert (stats.n_prompt, stats.n_cached, stats.n_generated) == (20, 0, 10)
@@ -124,7 +116,7 @@ def test_a_prompt_that_continues_the_last_one_is_not_run_again(engine: Engine) -
     fresh = tokens(run(engine, longer, temperature=0, max_tokens=8))
     again = run(engine, longer, temperature=0, max_tokens=8)
     assert 29 <= again[-1].stats.n_cached <= 32 and tokens(again) == fresh
-    run(engine, PROMPT[::-1], temperature=0, max_tokens=1)
+    engine._forget()
     assert tokens(run(engine, longer, temperature=0, max_tokens=8)) == fresh, "without the cache it is the same"
 
 
@@ -152,7 +144,7 @@ def test_a_prompt_that_does_not_fit_says_both_numbers(engine: Engine) -> None:
     assert "260" in str(event.error) and "256" in str(event.error)
 
 
-def test_cancelling_ends_a_running_and_a_waiting_request(engine: Engine) -> None:
+def test_cancelling_ends_requests(engine: Engine) -> None:
     engine.submit(Request(1, PROMPT, SamplingParams(temperature=0), frozenset()))
     engine.submit(Request(2, PROMPT, SamplingParams(temperature=0), frozenset()))
     events: list[Event] = []
@@ -160,13 +152,13 @@ def test_cancelling_ends_a_running_and_a_waiting_request(engine: Engine) -> None
         events += engine.step()
     engine.cancel(2)
     events += engine.step()
-    assert isinstance(events[-1], Finished) and events[-1].request_id == 2, "it need not wait for its turn"
+    assert isinstance(events[-1], Finished) and events[-1].request_id == 2
     engine.cancel(1)
     while engine.has_work:
         events += engine.step()
     ended = {event.request_id: event for event in events if isinstance(event, Finished)}
     assert ended[1].reason == ended[2].reason == "cancelled"
-    assert len(tokens(events)) < 4 and all(event.request_id == 1 for event in events if isinstance(event, Token))
+    assert len(tokens(events)) < 6
 
 
 def test_logprobs_are_those_of_the_reference(engine: Engine) -> None:
@@ -212,19 +204,23 @@ class FakeDeviceTime:
         self.now_s, self.row_s = 1000.0, row_s
         self.chunks: list[int] = []
         self.n_submits: list[int] = []
-        submit, wait = Program.submit, Program.wait
+        self.tickets: dict[int, int] = {}
+        submit, wait = Program.submit, Program._wait
 
         def counted(program: Program, parts: Sequence[Part], **options: Any) -> Submitted:
             self.chunks.append(len(parts[0].tokens))
             self.n_submits.append(options.get("n_submits", 1))
-            return submit(program, parts, **options)
+            step = submit(program, parts, **options)
+            self.tickets[step.ticket] = self.chunks[-1]
+            return step
 
-        def waited(program: Program, step: Submitted) -> None:
-            wait(program, step)
-            self.now_s += self.chunks[-1] * self.row_s
+        def waited(program: Program, ticket: int) -> None:
+            wait(program, ticket)
+            if ticket in self.tickets:
+                self.now_s += self.tickets.pop(ticket) * self.row_s
 
         monkeypatch.setattr(Program, "submit", counted)
-        monkeypatch.setattr(Program, "wait", waited)
+        monkeypatch.setattr(Program, "_wait", waited)
         clock = SimpleNamespace(perf_counter=lambda: self.now_s)
         monkeypatch.setattr(engine_module, "time", clock)
         monkeypatch.setattr(program_module, "time", clock)
@@ -236,7 +232,7 @@ def test_a_submit_that_takes_too_long_shortens_the_next_ones(engine: Engine, mon
     answers = []
 
     def chunks(known: dict[int, float]) -> list[int]:
-        run(engine, PROMPT[::-1], temperature=0, max_tokens=1)
+        engine._forget()
         monkeypatch.setattr(engine._lengths, "took_s", known)
         time.chunks.clear()
         time.n_submits.clear()
@@ -247,7 +243,7 @@ def test_a_submit_that_takes_too_long_shortens_the_next_ones(engine: Engine, mon
     assert time.n_submits == [1]
     time.row_s = 0.005  # the device has slowed down to a fiftieth: 64 rows take 320 ms
     assert chunks({8: 0.0008, 64: 0.0064, 256: 1.1}) == [64, 64, 64, 8]
-    assert time.n_submits == [1, 4, 4, 1], "one submit too long, and none after it"
+    assert time.n_submits == [1, 1, 4, 1], "two submits too long, which were in flight, and none after them"
     time.row_s = 0.05  # 64 rows take 3.2 s, which is too long for a cancel
     assert chunks({8: 0.04, 64: 0.32, 256: 1.1}) == [64] + [8] * 17
     assert answers[0] == answers[1] == answers[2]
@@ -300,7 +296,7 @@ def test_scores_are_those_of_the_reference_from_any_token_on_and_in_any_chunks(
     logits = reference(engine_config(engine.path, TINY_SPEC)).run(list(text[:-1])).astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     wanted = (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))[np.arange(119), text[1:]]
-    run(engine, PROMPT[::-1], temperature=0, max_tokens=1)
+    engine._forget()
     whole = scores(engine, text, 1)
     # logits as exact as test_program.py asks for: 2e-3 of their spread of about 1.5, here the worst of 119
     assert np.abs(np.array(whole) - wanted).max() < 1e-2
@@ -308,8 +304,8 @@ def test_scores_are_those_of_the_reference_from_any_token_on_and_in_any_chunks(
     assert scores(engine, text, 1) == whole
     assert scores(engine, text, 61) == whole[60:]
     assert scores(engine, text, 119) == whole[-1:]
-    monkeypatch.setattr(ChunkLengths, "n_rows", lambda self: 13)
-    run(engine, PROMPT[::-1], temperature=0, max_tokens=1)
+    monkeypatch.setattr(ChunkLengths, "n_rows", lambda self, *_: 13)
+    engine._forget()
     assert scores(engine, text, 30) == whole[29:]
 
 

@@ -14,9 +14,9 @@ from random_model import engine_config, reference, write_random_model
 from vkllm.engine.chunks import ChunkLengths
 from vkllm.engine.engine import Engine
 from vkllm.engine.events import Event, Finished, Scores, StateAnswer, Token
-from vkllm.engine.kvcache import shifted
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request, StateQuery
+from vkllm.engine.sequence import shifted
 from vkllm.errors import NoDevice
 
 pytestmark = pytest.mark.gpu
@@ -63,8 +63,9 @@ def run(
 
 def fresh(engine: Engine, prompt: tuple[int, ...], **options: Any) -> list[int]:
     """The answer of an empty cache; empties it again."""
-    tokens, n_cached = run(engine, prompt, origin="fresh", **options)
-    run(engine, (1,), max_tokens=1)
+    engine._forget()
+    tokens, n_cached = run(engine, prompt, **options)
+    engine._forget()
     assert n_cached == 0
     return tokens
 
@@ -82,20 +83,21 @@ def test_a_prompt_goes_on_from_the_last_state_that_it_shares(engine: Engine) -> 
     first = fresh(engine, PROMPT)
     assert run(engine, PROMPT) == (first, 0)
     assert run(engine, PROMPT) == (first, 64), "shortly before its end"
-    assert run(engine, PROMPT) == (first, 99)
+    assert run(engine, PROMPT) == (first, 96), "the last whole block that the two before shared"
     longer = (*PROMPT, *first, 5, 6)
     continued = fresh(engine, longer)
     run(engine, PROMPT)
     assert run(engine, longer) == (continued, 111), "behind the last token that was run"
-    other = (*PROMPT[:80], *PROMPT[:15])
+    whole = (*PROMPT, *PROMPT)[:130]
+    other = (*whole[:98], *PROMPT[:15])
     expected = fresh(engine, other)
-    run(engine, PROMPT)
-    assert run(engine, other) == (expected, 64)
-    third = (*PROMPT[:80], 7, 8, 9)
+    run(engine, whole)
+    assert run(engine, other) == (expected, 0), "shortly before its end was behind that"
+    third = (*whole[:98], 7, 8, 9)
     expected = fresh(engine, third)
-    run(engine, PROMPT)
+    run(engine, whole)
     run(engine, other)
-    assert run(engine, third) == (expected, 80), "where the two before differed"
+    assert run(engine, third) == (expected, 96), "the last whole block before the two before differed"
 
 
 def test_an_answer_that_stops_while_steps_are_in_flight_can_be_continued(engine: Engine) -> None:
@@ -114,20 +116,20 @@ def test_a_cancelled_request_leaves_states_that_are_right(
 ) -> None:
     longer = (*PROMPT, 1, 2, 3)
     expected = fresh(engine, longer)
-    monkeypatch.setattr(ChunkLengths, "n_rows", lambda self: 40)
+    monkeypatch.setattr(ChunkLengths, "n_rows", lambda self, *_: 40)
     engine.submit(Request(5, PROMPT, SamplingParams(temperature=0, max_tokens=30), frozenset()))
-    for _ in range(1 + n_steps):
+    for _ in range(n_steps):
         engine.step()
     engine.cancel(5)
     assert isinstance(engine.step()[-1], Finished) and not engine.has_work
     tokens, n_cached = run(engine, longer)
-    assert tokens == expected and n_cached == min(40 * n_steps, 100)
+    assert tokens == expected and n_cached == min(40 * (n_steps + 1), 100), "two chunks were in flight"
 
 
 def test_prompts_in_chunks_of_any_length_give_the_same_tokens(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = fresh(engine, PROMPT)
     for n_rows in (7, 64):
-        monkeypatch.setattr(ChunkLengths, "n_rows", lambda self, n=n_rows: n)
+        monkeypatch.setattr(ChunkLengths, "n_rows", lambda self, *_, n=n_rows: n)
         assert fresh(engine, PROMPT) == expected
 
 
@@ -144,7 +146,7 @@ def test_scores_are_the_same_with_and_without_the_cache(engine: Engine) -> None:
         request = Request(1, PROMPT, SamplingParams(), frozenset(), score_from=score_from)
         return [value for event in events_of(engine, request) if isinstance(event, Scores) for value in event.logprobs]
 
-    run(engine, (1,), max_tokens=1)
+    engine._forget()
     whole = scores(1)
     assert len(whole) == 99 and np.allclose(scores(70), whole[69:], atol=1e-3)
 

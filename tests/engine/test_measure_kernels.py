@@ -14,6 +14,7 @@ from vkllm import LLM, ContextOverflow, InvalidParameter, OutOfDeviceMemory
 from vkllm.engine.engine import Engine
 from vkllm.engine.events import Token
 from vkllm.engine.params import SamplingParams
+from vkllm.engine.prefix_cache import Held
 from vkllm.engine.requests import Request
 from vkllm.gpu.measure import kernel_times, timing
 
@@ -60,9 +61,9 @@ def test_the_cache_is_filled_to_the_depth_once(engine: Engine, monkeypatch: pyte
     chunks: list[tuple[int, int]] = []
     run_chunk = engine._run_chunk
 
-    def recorded(token_ids: list[int], start: int) -> None:
-        chunks.append((start, start + len(token_ids)))
-        run_chunk(token_ids, start)
+    def recorded(held: Held, token_ids: list[int], start: int) -> None:
+        chunks.append((start, len(token_ids)))
+        run_chunk(held, token_ids, start)
 
     monkeypatch.setattr(engine, "_run_chunk", recorded)
     engine.measure_kernels(1, 90)

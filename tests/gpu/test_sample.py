@@ -61,7 +61,7 @@ def random_draw(rng: np.random.Generator) -> Draw:
         min_p=float(rng.choice([0.0, 1e-12, 0.05, 0.5, 1.0, rng.random()])),
         seed=int(rng.integers(0, 2**63)),
     )
-    return Sampler(params, ()).next_draw()
+    return Sampler(params, ()).draw(0)
 
 
 @pytest.mark.parametrize("n_vocab", VOCABULARIES)
@@ -130,7 +130,7 @@ def test_draws_follow_the_distribution(drawn: Drawn, n_vocab: int) -> None:
     logits = np.full(n_vocab, -9.0, np.float32)
     logits[[7, 100, 300]] = np.log(np.array([0.5, 0.3, 0.2]), dtype=np.float32)
     sampler = Sampler(SamplingParams(temperature=1.0, top_k=3, top_p=1.0, min_p=0.0, seed=1), ())
-    tokens = [drawn(logits, sampler.next_draw()) for _ in range(2000)]
+    tokens = [drawn(logits, sampler.draw(n)) for n in range(2000)]
     # four standard deviations of 2000 draws are at most 0.045
     assert np.allclose([tokens.count(t) / 2000 for t in (7, 100, 300)], [0.5, 0.3, 0.2], atol=0.045)
 

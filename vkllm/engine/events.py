@@ -42,7 +42,7 @@ class RunStats:
     n_cached: prompt tokens whose keys and values were still there from an earlier request.
     prompt_s: from start to the logits of the last prompt token; first_token_s: from submission to the first
     token; generate_s: from the first token to the last. n_shifts: how often the context was full and its middle was
-    dropped.
+    dropped. queue_s: from submission to start.
 
     >>> stats = llm.generate("The capital of France is", max_tokens=2).stats
     >>> stats.n_prompt, stats.n_generated
@@ -58,6 +58,7 @@ class RunStats:
     first_token_s: float
     generate_s: float
     n_shifts: int = 0
+    queue_s: float = 0.0
 
     @property
     def prompt_per_s(self) -> float:

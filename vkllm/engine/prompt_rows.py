@@ -8,26 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from vkllm.engine.events import Embedded, Event, Scores
-from vkllm.engine.requests import Request
-from vkllm.engine.running import Run
+from vkllm.engine.sequence import TokenSequence
 from vkllm.gpu.program.hidden_states import HiddenStates
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.scoring import Scorer
-
-
-def wanted_rows(request: Request) -> range:
-    """The rows of a prompt whose results are wanted: those before the first may come from the cache, none after the
-    last has to run."""
-    n = len(request.prompt_token_ids)
-    if request.score_from is not None:
-        return range(request.score_from - 1, n - 1)
-    match request.pooling:
-        case "mean":
-            return range(n)
-        case "cls":
-            return range(1)
-        case "last" | None:
-            return range(n - 1, n)
 
 
 class PromptRows:
@@ -38,12 +22,13 @@ class PromptRows:
         self._scorer: Scorer | None = None
         self._hidden_states: HiddenStates | None = None
 
-    def events(self, run: Run, start: int, end: int) -> list[Event]:
+    def events(self, run: TokenSequence, start: int, end: int) -> list[Event]:
         """What there is to report after the rows start to end - 1 of its prompt have run. Raises DeviceError."""
-        request, wanted = run.request, wanted_rows(run.request)
-        first = max(start, wanted.start)
+        request, wanted = run.request, run.wanted_rows()
+        first = max(start, run.n_reported)
         if first >= end:
             return []
+        run.n_reported = end
         if request.score_from is not None:
             self._scorer = self._scorer or Scorer(self._program)
             targets = request.prompt_token_ids[first + 1 : end + 1]

@@ -23,7 +23,8 @@ class Request:
     at least 1, because nothing comes before token 0. pooling: generate nothing, but report the prompt's embedding (as
     `Embedded`), made of its rows in this way. n_keep: prompt tokens, from the first on, that no context shift
     drops. grammar: llguidance's grammar of the answer, from params' json_schema, regex or grammar. origin: whose text
-    it is; what is cached of one origin is never used for another.
+    it is; what is cached of one origin is never used for another. deadline_s: seconds from its submission; a request
+    that has not ended by then fails.
     """
 
     id: int
@@ -35,6 +36,7 @@ class Request:
     n_keep: int = 0
     grammar: str | None = None
     origin: str = ""
+    deadline_s: float | None = None
 
     @property
     def is_answered(self) -> bool:
@@ -70,7 +72,7 @@ class KernelQuery:
 class StateQuery:
     """Saves what is cached of an origin to a file, or caches for it what a file holds; the answer is `StateAnswer`.
 
-    It waits for its turn among the requests, so it finds what the one before it has left.
+    It waits for its turn among the requests of that origin, so it finds what the one before it has left.
     """
 
     id: int
@@ -89,6 +91,7 @@ class EngineConfig:
     n_ctx: tokens of context, or 0 for the longest that costs no speed. device: index, name or None (the best).
     options: what the user asks of the memory plan. token_bytes: what each token adds to a text, as
     `Tokenizer.answer_bytes` gives it; end_ids: the tokens that end an answer. Only answers with a grammar need them.
+    queue: how many requests may wait; None: any number. How many run at once is one of the options.
     """
 
     path: Path
@@ -99,3 +102,4 @@ class EngineConfig:
     options: PlanOptions = field(default_factory=PlanOptions)
     token_bytes: tuple[bytes, ...] = ()
     end_ids: frozenset[int] = frozenset()
+    queue: int | None = None

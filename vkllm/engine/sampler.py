@@ -39,7 +39,7 @@ class Sampler:
         self.seed = secrets.randbits(64) if params.seed in (None, RANDOM_SEED) else params.seed
         self._biases = params.biases
         self._tokens = list(prompt_token_ids)
-        self._n_drawn = 0
+        self._n_prompt = len(self._tokens)
 
     @property
     def suits_gpu(self) -> bool:
@@ -55,22 +55,23 @@ class Sampler:
         scores = self._penalized(scores) if params.has_penalties else scores
         if mask is not None:
             scores = masked(scores, mask)
-        token_id = int(np.argmax(scores)) if params.temperature == 0 else pick(scores, self.next_draw())
+        if params.temperature == 0:
+            token_id = int(np.argmax(scores))
+        else:
+            token_id = pick(scores, self.draw(len(self._tokens) - self._n_prompt))
         self._tokens.append(token_id)
         return token_id
 
-    def next_draw(self) -> Draw:
-        """The next token's draw, for `pick` here or on the GPU."""
+    def draw(self, n: int) -> Draw:
+        """The draw of the n-th token of the answer, for `pick` here or on the GPU. Temperature 0 draws none."""
         params = self.params
-        draw = Draw(
+        return Draw(
             top_k=params.top_k,
             top_p=min(int(params.top_p * 2**32), KEEP_ALL),
             min_p=math.ceil(params.min_p * 2**MAX_WEIGHT_BITS),
             slope=slope(params.temperature),
-            number=random_word(self.seed, self._n_drawn),
+            number=random_word(self.seed, n),
         )
-        self._n_drawn += 1
-        return draw
 
     def _biased(self, logits: Floats) -> Floats:
         """Adds the request's logit biases, as in OpenAI's API."""

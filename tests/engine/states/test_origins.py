@@ -33,8 +33,9 @@ def of(origin: str, **fields: object) -> Request:
 
 
 def test_a_request_reuses_only_what_is_of_its_origin(engine: Engine) -> None:
+    engine._forget()
     first = run(engine, of("a"))
-    for origin, n in (("a", 69), ("b", 0), ("b", 69), ("a", 0), ("", 0), ("", 69)):
+    for origin, n in (("a", 69), ("b", 0), ("b", 69), ("a", 69), ("", 0), ("", 69)):
         events = run(engine, of(origin))
         assert n_cached(events) == n, origin
         assert tokens_of(events) == tokens_of(first)
@@ -42,6 +43,7 @@ def test_a_request_reuses_only_what_is_of_its_origin(engine: Engine) -> None:
 
 def test_scores_and_embeddings_reuse_only_what_is_of_their_origin(engine: Engine) -> None:
     for kind in ({"score_from": 60}, {"pooling": "last"}):
+        engine._forget()
         run(engine, of("a"))
         assert n_cached(run(engine, of("b", **kind))) == 0
         assert n_cached(run(engine, of("b", **kind))) > 0
@@ -62,6 +64,7 @@ def test_a_state_serves_the_origin_that_loaded_it_and_no_other(engine: Engine, s
     events = run(engine, of("m"))
     assert n_cached(events) == 69 and tokens_of(events) != right, "the file's keys were not used at all"
     run(engine, StateQuery(2, "load", tmp_path / "poisoned", "m"))
+    engine._forget()
     events = run(engine, of(""))
     assert n_cached(events) == 0 and tokens_of(events) == right
 

@@ -14,10 +14,10 @@ from model_specs import LAYER, of_layers
 from random_model import engine_config, write_random_model
 from state_steps import answer, load, save
 
+from vkllm.engine.chunks import CHUNK_WIDTHS
 from vkllm.engine.engine import Engine
 from vkllm.gpu.program import program as program_module
 from vkllm.gpu.program.kernels import KV_BLOCK
-from vkllm.gpu.program.program import WIDTHS
 from vkllm.model.memory.plan import PlanOptions
 
 pytestmark = pytest.mark.gpu
@@ -30,7 +30,7 @@ PROMPT = tuple(int(t) for t in np.random.default_rng(3).integers(0, SPEC.n_vocab
 def short_rings(monkeypatch: pytest.MonkeyPatch) -> None:
     """160 tokens in layers with a window: no step has more than 64 rows."""
     monkeypatch.setattr(program_module, "MAX_ROWS", 64)
-    monkeypatch.setattr("vkllm.engine.chunks.WIDTHS", WIDTHS[:3])
+    monkeypatch.setattr("vkllm.engine.chunks.CHUNK_WIDTHS", CHUNK_WIDTHS[:2])
 
 
 def made(path: Path, n_ctx: int) -> Engine:

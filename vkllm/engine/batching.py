@@ -1,0 +1,374 @@
+"""Many requests on one program: submits the steps that the scheduler makes up, reads their results, makes events of
+them.
+
+A few steps are in flight, so that the GPU never waits for the CPU. The next step is submitted before the tokens of the
+last one were read, for all sequences whose tokens the GPU chooses. Knows no devices and no files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from vkllm.engine.blocks import n_blocks_of
+from vkllm.engine.choosing import Choosing
+from vkllm.engine.chunks import BUSY_CHUNK_S, ChunkLengths
+from vkllm.engine.constraint import Constraint, Vocabulary
+from vkllm.engine.events import Event, Failed, Finished, RunStats, Token
+from vkllm.engine.prefix_cache import PrefixCache
+from vkllm.engine.requests import Request, StateQuery
+from vkllm.engine.sampler import Floats
+from vkllm.engine.scheduler import Rows, Scheduler
+from vkllm.engine.sequence import TokenSequence, refusal, shifted
+from vkllm.errors import DeadlineExceeded, InvalidParameter, VkllmError, counted
+from vkllm.gpu.program.program import Submitted
+from vkllm.gpu.program.step import Part
+
+IN_FLIGHT = 3
+"""Steps of a sequence that runs alone that may be submitted before its input token was read."""
+
+IN_FLIGHT_OF_MANY = 2
+"""The same for several sequences: a new one waits for those that are submitted already."""
+
+SETTLE_S, PATIENCE_S = 0.002, 0.05
+"""How long to wait for the CPU's choices of tokens where nothing is in flight: for all of them, so that their sequences
+stay in one step, and then for any, before messages are read."""
+
+MOST_ORIGINS = 256
+"""Origins whose last tokens are remembered, so that they can be saved."""
+
+
+class Steps(Protocol):
+    """What runs the steps; `vkllm.gpu.program.program.Program` is the real one."""
+
+    def submit(self, parts: Sequence[Part], *, is_prompt: bool = False, n_submits: int = 1) -> Submitted:
+        """Submits a step and returns at once."""
+
+    def tokens(self, submitted: Submitted) -> list[int]:
+        """Waits for a step; the tokens of all its results, -1 for those that want logits."""
+
+    def logits(self, submitted: Submitted, i: int) -> Floats:
+        """The logits (V,) of result i of a step."""
+
+
+class ReportsRows(Protocol):
+    """Reports about the rows of the last step; `vkllm.engine.prompt_rows.PromptRows` is the real one."""
+
+    def events(self, run: TokenSequence, start: int, end: int) -> list[Event]:
+        """What there is to report after the rows start to end - 1 of a prompt have run."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step in flight. doing: for the error if the device is lost in it."""
+
+    rows: list[Rows]
+    submitted: Submitted
+    doing: str
+
+    @property
+    def n_rows(self) -> int:
+        return sum(part.n_rows for part in self.rows)
+
+    @property
+    def is_chunk(self) -> bool:
+        """Whether it is of one prompt only."""
+        return len(self.rows) == 1 and self.rows[0].is_prompt
+
+
+class Batching:
+    """The open requests of a program. move_state: answers queries about states, while nothing is in flight.
+
+    doing: what the device does, for errors. last_tokens: those that were cached last of each origin.
+    """
+
+    def __init__(
+        self,
+        program: Steps,
+        cache: PrefixCache,
+        lengths: ChunkLengths,
+        vocabulary: Vocabulary,
+        prompt_rows: ReportsRows,
+        move_state: Callable[[StateQuery], Event],
+        *,
+        n_ctx: int,
+        n_sequences: int,
+        n_queue: int | None = None,
+        is_causal: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.scheduler = Scheduler(cache, lengths, n_sequences, n_queue, is_causal)
+        self.doing = "starting"
+        self.last_tokens: OrderedDict[str, list[int]] = OrderedDict()
+        self._program = program
+        self._cache = cache
+        self._lengths = lengths
+        self._choosing = Choosing(vocabulary)
+        self._prompt_rows = prompt_rows
+        self._move_state = move_state
+        self._n_ctx = n_ctx
+        self._clock = clock
+        self._open: dict[int, TokenSequence | StateQuery] = {}
+        self._cancelled: set[int] = set()
+        self._deadlines: dict[int, float] = {}
+        self._events: list[Event] = []
+        self._in_flight: deque[_Step] = deque()
+        self._last_done_s = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do anything."""
+        return bool(self._open or self._events)
+
+    def submit(self, request: Request | StateQuery) -> None:
+        """Queues a request. Its events come from `step`. Raises QueueFull."""
+        if isinstance(request, StateQuery):
+            self.scheduler.add(request)
+            self._open[request.id] = request
+            return
+        problem = refusal(request, self._n_ctx, is_causal=self.scheduler.is_causal)
+        if problem is not None:
+            self._events.append(Failed(request.id, problem))
+            return
+        sequence = TokenSequence(request, self._n_ctx, self._clock())
+        self.scheduler.add(sequence)
+        is_alone = not self._open
+        self._open[request.id] = sequence
+        if request.grammar is not None:
+            self._choosing.prepare(sequence, at_once=is_alone)
+        if request.deadline_s is not None:
+            self._deadlines[request.id] = sequence.submitted_s + request.deadline_s
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request at the next step, with what it has; unknown ids are ignored."""
+        if request_id in self._open:
+            self._cancelled.add(request_id)
+
+    def step(self) -> list[Event]:
+        """Submits what can be, waits for one step, and returns the events of it. Raises DeviceError."""
+        if self._cancelled or self._deadlines:
+            self._end_cancelled_and_late()
+        if not self._events:
+            self._take_chosen()
+            if (query := self.scheduler.ready_query()) is not None:
+                self._answer(query)
+            if not self._submit_steps(self._most_in_flight):
+                if self._in_flight:
+                    self._read()
+                if not self._in_flight:
+                    self._take_chosen(SETTLE_S, 0.0 if self._events else PATIENCE_S)
+                self._submit_steps(self._most_in_flight - 1)
+        if not self._open:
+            self._in_flight.clear()  # steps that went too far
+        events, self._events = self._events, []
+        return events
+
+    def remember(self, origin: str, token_ids: list[int]) -> None:
+        """These tokens are what was cached last of an origin."""
+        self.last_tokens[origin] = token_ids
+        self.last_tokens.move_to_end(origin)
+        if len(self.last_tokens) > MOST_ORIGINS:
+            self.last_tokens.popitem(last=False)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._choosing.close()
+
+    def _end_cancelled_and_late(self) -> None:
+        for request_id in self._cancelled:
+            if (entry := self._open.get(request_id)) is not None:
+                self._finish(entry, "cancelled")
+        self._cancelled.clear()
+        now_s = self._clock()
+        for request_id in [request_id for request_id, end_s in self._deadlines.items() if end_s <= now_s]:
+            sequence = self._open[request_id]
+            assert isinstance(sequence, TokenSequence)
+            done = counted(sequence.n_generated, "token") + " had come" if sequence.started_s else "it still waited"
+            error = f"the request did not end within its {sequence.request.deadline_s:g} s; {done}"
+            self._fail(sequence, DeadlineExceeded(error))
+
+    def _answer(self, query: StateQuery) -> None:
+        while self._in_flight:
+            self._read()
+        self.doing = f"{'saving' if query.action == 'save' else 'loading'} a state"
+        self.scheduler.remove(query)
+        del self._open[query.id]
+        self._events.append(self._move_state(query))
+
+    @property
+    def _most_in_flight(self) -> int:
+        """How many steps may be in flight now."""
+        if len(self._open) > 1:
+            return IN_FLIGHT_OF_MANY
+        if self._in_flight and self._in_flight[-1].is_chunk:  # a cancel waits for its end
+            is_short = self._lengths.expected_s(self._in_flight[-1].n_rows) <= BUSY_CHUNK_S
+            return IN_FLIGHT_OF_MANY if is_short else 1
+        return IN_FLIGHT
+
+    def _submit_steps(self, most: int) -> bool:
+        """Submits steps until so many are in flight. A step without answers is read at once, before the next one
+        overwrites its rows, and is the last; returns whether there was one."""
+        while len(self._in_flight) < min(most, self._most_in_flight) and (rows := self.scheduler.next_step()):
+            self._submit_step(rows)
+            if not rows[0].sequence.request.is_answered:
+                while self._in_flight:
+                    self._read()
+                return True
+        return False
+
+    def _submit_step(self, rows: list[Rows]) -> None:
+        now_s = self._clock()
+        for part in rows:
+            part.sequence.started_s = part.sequence.started_s or now_s
+        self.doing = doing = _doing(rows)
+        n_rows = sum(part.n_rows for part in rows)
+        submitted = self._program.submit(
+            [self._part(part) for part in rows],
+            is_prompt=any(part.is_prompt for part in rows),
+            n_submits=self._lengths.n_submits(n_rows) if rows[0].is_prompt else 1,
+        )
+        self._in_flight.append(_Step(rows, submitted, doing))
+
+    def _part(self, rows: Rows) -> Part:
+        sequence, end = rows.sequence, rows.start + rows.n_rows
+        tokens: list[int | None] = [*sequence.tokens[rows.start : end - len(rows.drafts)]]
+        n = sequence.n_generated + sequence.n_in_flight - rows.n_results
+        return Part(
+            sequence=sequence.number,
+            tokens=[*(tokens or [None]), *rows.drafts],
+            position=rows.start,
+            blocks=rows.held.blocks[: n_blocks_of(end)],
+            window_blocks=rows.held.window_blocks[: n_blocks_of(end)],
+            state_slot=rows.state_slot,
+            stored=rows.stored,
+            results=[self._choosing.result(sequence, n + i) for i in range(rows.n_results)],
+        )
+
+    def _read(self) -> None:
+        """Waits for the oldest step in flight and takes its results."""
+        step = self._in_flight.popleft()
+        self.doing = step.doing
+        tokens = self._program.tokens(step.submitted)
+        done_s = self._clock()
+        if step.is_chunk:
+            self._lengths.measured(step.n_rows, done_s - max(step.submitted.submitted_s, self._last_done_s))
+        self._last_done_s = done_s
+        n_read = 0
+        for part in step.rows:
+            sequence, first = part.sequence, n_read
+            n_read += part.n_results
+            if sequence.is_over:
+                continue
+            sequence.n_in_flight -= part.n_results
+            if not sequence.request.is_answered:
+                self._report(part)
+            elif sequence.needs_logits and part.n_results:
+                logits = self._program.logits(step.submitted, first)
+                self._choosing.choose(sequence, logits, at_once=self._is_alone)
+            elif sequence.constraint is not None and part.n_results:
+                self._choosing.follow(sequence, tokens[first], at_once=self._is_alone)
+            else:
+                self._take_tokens(part, tokens[first:n_read])
+
+    @property
+    def _is_alone(self) -> bool:
+        return len(self._open) == 1
+
+    def _take_tokens(self, part: Rows, token_ids: list[int]) -> None:
+        """Takes the tokens of a part of a step; those behind a draft only where the draft was right."""
+        sequence = part.sequence
+        for i, token_id in enumerate(token_ids):
+            self._take(sequence, Token(sequence.request.id, token_id))
+            if sequence.is_over or (i < len(part.drafts) and part.drafts[i] != token_id):
+                break
+        if part.drafts and sequence.held is part.held:
+            sequence.n_run = len(sequence.tokens) - 1
+
+    def _take_chosen(self, settle_s: float = 0.0, patience_s: float = 0.0) -> None:
+        if not self._choosing.is_busy:
+            return
+        for sequence, chosen in self._choosing.taken(settle_s=settle_s, patience_s=patience_s):
+            if sequence.is_over:
+                continue
+            match chosen:
+                case Constraint():
+                    sequence.constraint = chosen
+                case Token():
+                    self._take(sequence, chosen)
+                case InvalidParameter():  # the answer cannot follow its grammar
+                    self._fail(sequence, chosen)
+
+    def _take(self, sequence: TokenSequence, token: Token) -> None:
+        """A sequence goes on with a token."""
+        request, params = sequence.request, sequence.request.params
+        self._events.append(token)
+        sequence.last_token_s = self._clock()
+        sequence.first_token_s = sequence.first_token_s or sequence.last_token_s
+        sequence.n_generated += 1
+        sequence.tokens.append(token.token_id)
+        if sequence.held is not None:
+            self._cache.known(sequence.held, sequence.tokens, sequence.n_run)
+        is_eos = token.token_id in request.stop_token_ids and not params.ignore_eos
+        is_complete = sequence.constraint is not None and sequence.constraint.is_complete
+        if is_eos or is_complete or token.token_id in params.stop_token_ids:
+            self._finish(sequence, "stop")
+        elif sequence.n_generated == params.max_tokens:
+            self._finish(sequence, "length")
+        elif len(sequence.tokens) >= self._n_ctx:
+            if params.context_shift:
+                self._shift(sequence)
+            else:
+                self._finish(sequence, "length")
+
+    def _shift(self, sequence: TokenSequence) -> None:
+        """Makes room in a full context. What is left has new positions, so its keys must be computed again: it runs as
+        a prompt does."""
+        tokens = shifted(sequence.tokens, sequence.request.n_keep)
+        if sequence.held is None:  # it waits anyway
+            sequence.tokens = tokens
+        else:
+            self.scheduler.restart(sequence, tokens)
+        sequence.n_shifts += 1
+
+    def _report(self, part: Rows) -> None:
+        """Reports about a chunk of a prompt without an answer."""
+        sequence, end = part.sequence, part.start + part.n_rows
+        self._events += self._prompt_rows.events(sequence, part.start, end)
+        sequence.last_token_s = sequence.first_token_s = self._clock()
+        if end == sequence.wanted_rows().stop:
+            self._finish(sequence, "length")
+
+    def _finish(self, entry: TokenSequence | StateQuery, reason: Literal["stop", "length", "cancelled"]) -> None:
+        if isinstance(entry, StateQuery):
+            self._close(entry)
+            self._events.append(Finished(entry.id, reason, RunStats(0, 0, 0, 0.0, 0.0, 0.0)))
+        else:
+            self._close(entry)
+            self._events.append(Finished(entry.request.id, reason, entry.stats()))
+
+    def _fail(self, sequence: TokenSequence, error: VkllmError) -> None:
+        self._close(sequence)
+        self._events.append(Failed(sequence.request.id, error))
+
+    def _close(self, entry: TokenSequence | StateQuery) -> None:
+        request_id = entry.id if isinstance(entry, StateQuery) else entry.request.id
+        del self._open[request_id]
+        self._deadlines.pop(request_id, None)
+        if isinstance(entry, TokenSequence) and entry.held is not None and self.scheduler.is_causal:
+            self.remember(entry.request.origin, entry.tokens[: entry.n_cacheable])
+        self.scheduler.remove(entry)
+
+
+def _doing(rows: list[Rows]) -> str:
+    """What a step does, in words of an error."""
+    part, n_rows = rows[0], sum(part.n_rows for part in rows)
+    if len(rows) > 1:
+        return f"running a step of {len(rows)} requests ({counted(n_rows, 'token')})"
+    if not part.is_prompt:
+        return f"running a token of an answer at position {part.start}"
+    if part.is_end and part.n_results:
+        return f"running the end of a prompt ({counted(n_rows, 'token')}) at position {part.start}"
+    return f"running {counted(n_rows, 'token')} of a prompt from position {part.start} on"

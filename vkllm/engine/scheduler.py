@@ -1,0 +1,316 @@
+"""Which rows of which sequences make the next step.
+
+Running sequences come first, with the rows of their next tokens; the ends of prompts that fit beside them go along.
+Longer prompts run in chunks, in steps of their own, which take turns with those of running sequences and are short
+while others wait for tokens. All is first come, first served. Where the cache is full, the sequence that came last
+gives back what it holds, waits again, and is computed again later. Pure: knows counts and times, no device.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vkllm.engine.blocks import n_blocks_of
+from vkllm.engine.chunks import BUSY_CHUNK_S, CHUNK_S
+from vkllm.engine.prefix_cache import Held, PrefixCache
+from vkllm.engine.requests import StateQuery
+from vkllm.engine.sequence import TokenSequence
+from vkllm.errors import QueueFull, counted
+from vkllm.gpu.program.kernels import MAX_NARROW
+
+Waiting = TokenSequence | StateQuery
+
+
+class Lengths(Protocol):
+    """What a scheduler asks about chunks; `vkllm.engine.chunks.ChunkLengths` answers."""
+
+    def n_rows(self, limit_s: float = CHUNK_S) -> int:
+        """Rows of a chunk that takes at most so long."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Neighbouring rows of a sequence in a step. start: tokens before them. drafts: guessed tokens, whose rows follow
+    that of the last known one. is_prompt: rows of a prompt, or of what is computed again. is_end: the last of these,
+    behind which tokens are chosen. state_slot, stored: as in `vkllm.gpu.program.step.Part`."""
+
+    sequence: TokenSequence
+    held: Held
+    start: int
+    n_rows: int
+    is_prompt: bool
+    is_end: bool
+    state_slot: int | None
+    stored: Mapping[int, int]
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def n_results(self) -> int:
+        """Rows behind which a token is chosen."""
+        return self.n_rows if not self.is_prompt else int(self.is_end and self.sequence.request.is_answered)
+
+
+@dataclass
+class Scheduler:
+    """The sequences of a program. n_sequences: most that run at once. n_queue: most that wait; None: any number.
+
+    running: in the order in which they came. waiting: in that order too, with queries about states between them.
+    """
+
+    cache: PrefixCache
+    lengths: Lengths
+    n_sequences: int
+    n_queue: int | None = None
+    is_causal: bool = True
+    running: list[TokenSequence] = field(default_factory=list)
+    waiting: list[Waiting] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        most = self.cache.states.most_sequences if self.cache.states.are_there else self.n_sequences
+        self._numbers = list(range(min(self.n_sequences, most) - 1, -1, -1))
+        self._n_queries = 0
+        self._n_added = 0
+        self._is_chunk_turn = False
+        self._is_oldest_turn = True
+        self._free_when_blocked: int | None = None  # blocks, when the first that waits did not fit
+
+    def add(self, entry: Waiting) -> None:
+        """Puts something at the end of the queue. Raises QueueFull."""
+        if self.n_queue is not None and len(self.waiting) - len(self._numbers) >= self.n_queue:
+            raise QueueFull(
+                f"{counted(len(self.waiting), 'request')} wait already and the queue holds no more; try again later"
+            )
+        if isinstance(entry, TokenSequence):
+            entry.order = self._n_added = self._n_added + 1
+        else:
+            self._n_queries += 1
+        self.waiting.append(entry)
+
+    def remove(self, entry: Waiting, *, is_kept: bool = True) -> None:
+        """Takes something out that has ended. is_kept: others may use what is cached of it."""
+        self._free_when_blocked = None
+        if isinstance(entry, StateQuery):
+            self._n_queries -= 1
+            self.waiting.remove(entry)
+            return
+        entry.is_over = True
+        if entry in self.running:
+            self._give_back(entry, is_kept=is_kept)
+        else:
+            self.waiting.remove(entry)
+
+    def restart(self, sequence: TokenSequence, tokens: list[int]) -> None:
+        """A running sequence goes on with other tokens, which are computed like a prompt."""
+        number = sequence.number
+        place = self.running.index(sequence)
+        self._give_back(sequence)
+        sequence.tokens = tokens
+        self._numbers.remove(number)
+        self._begin(sequence, number, place)
+
+    def ready_query(self) -> StateQuery | None:
+        """A query about an origin of which nothing that came before it is open, if there is one."""
+        if not self._n_queries:
+            return None
+        open_origins = {sequence.request.origin for sequence in self.running}
+        for entry in self.waiting:
+            origin = _origin(entry)
+            if isinstance(entry, StateQuery) and origin not in open_origins:
+                return entry
+            open_origins.add(origin)
+        return None
+
+    def restored(self, origin: str, n_tokens: int) -> Held:
+        """Holds room for tokens whose keys, values and states come from a file: of layers with a window, for no more
+        than that. Sequences that came last are put back for it."""
+        held = self.cache.begin(origin, (), 0)
+        while not self.cache.can_restore(held, n_tokens):
+            self._put_back(self.running[-1])
+        self.cache.restore(held, n_tokens)
+        return held
+
+    def next_step(self) -> list[Rows]:
+        """The rows of the next step, which count as submitted; none if nothing can go on now."""
+        self._admit()
+        decoding = [sequence for sequence in self.running if sequence.can_decode]
+        prompts = [sequence for sequence in self.running if sequence.n_prompt_rows]
+        if not (decoding or prompts):
+            return []
+        n_chunk = self.lengths.n_rows(BUSY_CHUNK_S if len(self.running) > 1 else CHUNK_S)
+        alone = [s for s in prompts if self._runs_alone(s, n_chunk, len(decoding))]
+        rows: list[Rows] = []
+        if alone and (self._is_chunk_turn or (len(alone) == len(prompts) and not decoding)):
+            rows = self._chunk(alone, n_chunk)
+        is_chunk = bool(rows)
+        if not rows:
+            rows = self._narrow(decoding, [s for s in prompts if s not in alone], n_chunk)
+        if not rows and alone:
+            rows, is_chunk = self._chunk(alone, n_chunk), True
+        self._is_chunk_turn = not is_chunk
+        for part in rows:
+            self._submitted(part)
+        return rows
+
+    def _runs_alone(self, sequence: TokenSequence, n_chunk: int, n_decoding: int) -> bool:
+        """Whether the next rows of a prompt have to be a step of their own."""
+        if not sequence.request.is_answered or n_decoding >= MAX_NARROW:
+            return True
+        return sequence.n_prompt_rows > MAX_NARROW < n_chunk
+
+    def _chunk(self, prompts: list[TokenSequence], n_chunk: int) -> list[Rows]:
+        """A chunk of the oldest prompt, or, in turn, of one that this chunk ends."""
+        self._is_oldest_turn = not self._is_oldest_turn
+        order = prompts
+        if not self._is_oldest_turn:
+            order = sorted(prompts, key=lambda sequence: sequence.n_prompt_rows > n_chunk)
+        for sequence in order:
+            if sequence.held is not None and (part := self._prompt_rows(sequence, n_chunk)) is not None:
+                return [part]
+        return []
+
+    def _narrow(self, decoding: list[TokenSequence], prompts: list[TokenSequence], n_chunk: int) -> list[Rows]:
+        """A step of several sequences: rows of next tokens, then rows of prompts as far as there is room."""
+        rows: list[Rows] = []
+        n_free = MAX_NARROW
+        if len(decoding) > n_free:  # those that have waited longest
+            decoding = sorted(decoding, key=lambda sequence: sequence.stepped_at)
+        for sequence in decoding:
+            if not n_free:
+                break
+            if sequence.held is not None and (part := self._next_rows(sequence, n_free)) is not None:
+                rows.append(part)
+                n_free -= part.n_rows
+        n_free = min(n_free, n_chunk)
+        for sequence in prompts:
+            if not n_free:
+                break
+            if sequence.held is not None and (part := self._prompt_rows(sequence, n_free)) is not None:
+                rows.append(part)
+                n_free -= part.n_rows
+        return [part for part in rows if part.sequence.held is part.held]  # others were put back for them
+
+    def _next_rows(self, sequence: TokenSequence, n_free: int) -> Rows | None:
+        drafts: list[int] = []
+        most = min(n_free, sequence.n_left) - 1
+        if sequence.drafter is not None and not sequence.n_in_flight and most > 0:
+            drafts = sequence.drafter.draft(most, MAX_NARROW - n_free)
+        return self._rows(sequence, 1 + len(drafts), is_prompt=False, is_end=False, drafts=tuple(drafts))
+
+    def _prompt_rows(self, sequence: TokenSequence, most: int) -> Rows | None:
+        """The next rows of a prompt, at most so many; all of them for models that read in both directions."""
+        held = self._refreshed(sequence)
+        start, n_rows = sequence.n_run, sequence.n_prompt_rows
+        end = self.cache.chunk_end(held, start, start + min(n_rows, most)) if self.is_causal else start + n_rows
+        return self._rows(sequence, end - start, is_prompt=True, is_end=end - start == n_rows)
+
+    def _rows(
+        self, sequence: TokenSequence, n_rows: int, *, is_prompt: bool, is_end: bool, drafts: tuple[int, ...] = ()
+    ) -> Rows | None:
+        """Rows with all that they need of the cache; None if there is no room, and nobody that came later."""
+        held, start = sequence.held, sequence.n_run
+        assert held is not None
+        while not self.cache.can_grow(held, start, start + n_rows):
+            newest = self.running[-1]
+            if newest is sequence:
+                return None
+            self._put_back(newest)
+        self.cache.grow(held, start, start + n_rows)
+        slot = self.cache.states.slot(held.chain, start)
+        stored = self.cache.states.store(
+            held.chain,
+            start,
+            n_rows,
+            is_prompt=is_prompt,
+            is_end=is_end,
+            needed_from=sequence.n_cacheable,
+            rows=range(len(drafts)),
+        )
+        return Rows(sequence, held, start, n_rows, is_prompt, is_end, slot, stored, drafts)
+
+    def _submitted(self, part: Rows) -> None:
+        sequence = part.sequence
+        sequence.n_run += part.n_rows
+        sequence.n_in_flight += part.n_results
+        sequence.is_decoding |= part.is_end and sequence.request.is_answered
+        self._n_added += 1
+        sequence.stepped_at = self._n_added
+        if part.is_prompt and self.is_causal:
+            self.cache.known(part.held, sequence.tokens, sequence.n_run)
+
+    def _admit(self) -> None:
+        """Lets those that wait begin, in order, as far as there is room."""
+        if not (self.waiting and self._numbers):
+            return
+        blocked: set[str] = set()  # origins whose states are to be saved or loaded first
+        for entry in list(self.waiting):
+            if not self._numbers:
+                return
+            origin = _origin(entry)
+            if isinstance(entry, StateQuery):
+                blocked.add(origin)
+            elif origin not in blocked:
+                if entry.n_in_flight or entry.choosing is not None or not self._fits(entry):
+                    return
+                self.waiting.remove(entry)
+                place = bisect.bisect([sequence.order for sequence in self.running], entry.order)
+                self._begin(entry, self._numbers.pop(), place)
+
+    def _fits(self, sequence: TokenSequence) -> bool:
+        """Whether there is room for all that a sequence needs to begin, beside a block more for each that runs."""
+        if not self.running:
+            return True
+        pool = self.cache.pool
+        if self._free_when_blocked is not None and pool.n_free <= self._free_when_blocked:
+            return False
+        held = self._held(sequence)
+        n_more = n_blocks_of(len(sequence.tokens) + 1) - len(held.blocks)
+        n_free = pool.n_free
+        self.cache.end(held, sequence.tokens[: held.n_cached])
+        self._free_when_blocked = None if n_more + len(self.running) <= n_free else pool.n_free
+        return self._free_when_blocked is None
+
+    def _held(self, sequence: TokenSequence) -> Held:
+        most = len(sequence.tokens) - 1 if sequence.request.is_answered else sequence.n_reported
+        return self.cache.begin(sequence.request.origin, sequence.tokens, most if self.is_causal else 0)
+
+    def _begin(self, sequence: TokenSequence, number: int, place: int) -> None:
+        sequence.number = number
+        sequence.held = self._held(sequence)
+        sequence.n_run = sequence.held.n_cached
+        sequence.is_decoding = False
+        self.running.insert(place, sequence)
+
+    def _refreshed(self, sequence: TokenSequence) -> Held:
+        """What a sequence holds; if it has not run yet, with what others have cached since it began."""
+        held = sequence.held
+        assert held is not None
+        if sequence.n_run == held.n_cached and self.is_causal and len(self.running) > 1:
+            self.cache.end(held, sequence.tokens[: held.n_cached])
+            sequence.held = held = self._held(sequence)
+            sequence.n_run = held.n_cached
+        if sequence.n_cached is None:
+            sequence.n_cached = held.n_cached
+        return held
+
+    def _put_back(self, sequence: TokenSequence) -> None:
+        """A running sequence waits again; its tokens, of which some may be in flight, are kept."""
+        self._give_back(sequence)
+        orders = [0 if isinstance(entry, StateQuery) else entry.order for entry in self.waiting]
+        place = next((i for i, order in enumerate(orders) if order > sequence.order), len(orders))
+        self.waiting.insert(place, sequence)
+
+    def _give_back(self, sequence: TokenSequence, *, is_kept: bool = True) -> None:
+        assert sequence.held is not None
+        is_kept &= self.is_causal
+        self.cache.end(sequence.held, sequence.tokens[: sequence.n_cacheable], is_kept=is_kept)
+        self.running.remove(sequence)
+        self._numbers.append(sequence.number)
+        sequence.held, sequence.number = None, -1
+        sequence.n_run, sequence.is_decoding = 0, False
+
+
+def _origin(entry: Waiting) -> str:
+    return entry.origin if isinstance(entry, StateQuery) else entry.request.origin

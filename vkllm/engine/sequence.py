@@ -1,0 +1,152 @@
+"""A request while it waits and runs: its tokens, how many of them have been run, and its counts."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vkllm.engine.constraint import Constraint
+from vkllm.engine.events import RunStats, Token
+from vkllm.engine.prefix_cache import Held
+from vkllm.engine.requests import Request
+from vkllm.engine.sampler import Sampler
+from vkllm.errors import ContextOverflow, InvalidParameter, VkllmError, counted
+from vkllm.gpu.program.kernels import MAX_ROWS
+
+
+class Drafter(Protocol):
+    """Guesses how a sequence goes on; its guesses are checked in one step."""
+
+    def draft(self, most: int, n_rows: int) -> list[int]:
+        """Tokens that are likely to come next, at most `most`, in a step that has n_rows rows of other sequences."""
+
+
+@dataclass(eq=False)
+class TokenSequence:
+    """A request with its tokens. n_ctx: how many it may have.
+
+    tokens: those that are known: the prompt and what was generated, less what shifts dropped. n_run: how many tokens,
+    known or not, steps have run that were submitted. n_in_flight: tokens that submitted steps choose. A step that runs
+    ahead takes a token that the step before it chooses on the GPU. is_decoding: the prompt, or what has to be computed
+    again, has been run. held: what it holds of the cache; None: it waits. number: which of the sequences that run at
+    once, for the GPU. choosing: the CPU's work for the next token. hidden_sum: of the rows that its embedding is made
+    of. n_reported: rows of a prompt without an answer whose results are known. stepped_at: a count that
+    grows with each step.
+    """
+
+    request: Request
+    n_ctx: int
+    submitted_s: float
+    order: int = 0
+    tokens: list[int] = field(default_factory=list)
+    n_run: int = 0
+    n_in_flight: int = 0
+    is_decoding: bool = False
+    is_over: bool = False
+    held: Held | None = None
+    number: int = -1
+    choosing: Future[Token | Constraint] | None = None
+    constraint: Constraint | None = None
+    drafter: Drafter | None = None
+    n_cached: int | None = None
+    n_generated: int = 0
+    n_shifts: int = 0
+    n_reported: int = 0
+    stepped_at: int = 0
+    started_s: float = 0.0
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+    hidden_sum: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt_token_ids)
+        self.sampler = Sampler(self.request.params, self.request.prompt_token_ids)
+        params = self.request.params
+        self.needs_logits = params.logprobs is not None or not self.sampler.suits_gpu
+        self.can_run_ahead = not self.needs_logits and self.request.grammar is None
+        self.n_reported = self.wanted_rows().start
+
+    def wanted_rows(self) -> range:
+        """The rows of a prompt whose results are wanted: those before the first may come from the cache, none after
+        the last has to run."""
+        request, n = self.request, len(self.request.prompt_token_ids)
+        if request.score_from is not None:
+            return range(request.score_from - 1, n - 1)
+        match request.pooling:
+            case "mean":
+                return range(n)
+            case "cls":
+                return range(1)
+            case "last" | None:
+                return range(n - 1, n)
+
+    @property
+    def n_prompt_rows(self) -> int:
+        """Rows of its prompt, or of what has to be computed again, that are still to be run."""
+        if self.is_decoding or self.n_in_flight or self.choosing is not None:
+            return 0
+        end = len(self.tokens) if self.request.is_answered else self.wanted_rows().stop
+        return end - self.n_run
+
+    @property
+    def n_left(self) -> int:
+        """How many tokens it may get at most, those in flight included."""
+        n_left = self.n_ctx - len(self.tokens)
+        max_tokens = self.request.params.max_tokens
+        return n_left if max_tokens is None else min(n_left, max_tokens - self.n_generated)
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether the row of its next token can be submitted now."""
+        if not self.is_decoding or self.choosing is not None or self.n_in_flight >= self.n_left:
+            return False
+        return self.can_run_ahead or not self.n_in_flight
+
+    @property
+    def n_cacheable(self) -> int:
+        """Known tokens whose keys and values are cached when all submitted steps have run."""
+        return min(len(self.tokens), self.n_run)
+
+    def stats(self) -> RunStats:
+        """Counts and seconds so far."""
+        has_token = self.first_token_s > 0
+        return RunStats(
+            n_prompt=len(self.request.prompt_token_ids),
+            n_cached=self.n_cached or 0,
+            n_generated=self.n_generated,
+            prompt_s=self.first_token_s - self.started_s if has_token else 0.0,
+            first_token_s=self.first_token_s - self.submitted_s if has_token else 0.0,
+            generate_s=self.last_token_s - self.first_token_s,
+            n_shifts=self.n_shifts,
+            queue_s=self.started_s - self.submitted_s if self.started_s else 0.0,
+        )
+
+
+def shifted(tokens: list[int], n_keep: int) -> list[int]:
+    """What stays of a full context: the first n_keep tokens, and the newer half of the others or one token less."""
+    kept, others = tokens[:n_keep], tokens[n_keep:]
+    return [*kept, *others[-(-len(others) // 2) :]]
+
+
+def refusal(request: Request, n_ctx: int, *, is_causal: bool) -> VkllmError | None:
+    """Why a request cannot be run with a context of n_ctx tokens, if so. is_causal: whether the model's is."""
+    n_tokens = len(request.prompt_token_ids)
+    # an answer needs room for at least one token
+    if not 0 < n_tokens <= n_ctx - request.is_answered:
+        return ContextOverflow(
+            f"the prompt has {counted(n_tokens, 'token')} and the context holds {n_ctx}; "
+            "shorten the prompt or load the model with a larger context"
+        )
+    if is_causal:
+        return None
+    if request.pooling is None:
+        return InvalidParameter("this model makes embeddings only, because it reads a text in both directions")
+    if n_tokens > MAX_ROWS:
+        return ContextOverflow(
+            f"the text has {counted(n_tokens, 'token')}; a model that reads in both directions takes at most {MAX_ROWS}"
+        )
+    return None
