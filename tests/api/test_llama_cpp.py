@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny_gguf import IM_START, N_BYTES, byte_tokens, write_tiny_gguf
 from vkllm.api.answer import Generation, Logprob, Piece, TopLogprob
 from vkllm.api.file_facts import file_facts
 from vkllm.api.llama_cpp.answers import CompletionAnswer, generation_settings, timings
+from vkllm.api.llama_cpp.probabilities import sampled_probabilities
 from vkllm.api.llama_cpp.prompts import can_fill, infill_tokens, pieces_of, prompts_of, token_ids_of
 from vkllm.api.llama_cpp.requests import completion_request
 from vkllm.engine.events import RunStats
@@ -84,8 +86,6 @@ def test_options_have_our_names() -> None:
     assert asked.has_several and not asked.is_stream and asked.slot == 0
     uncached = [completion_request({"prompt": "a", "cache_prompt": False}).options["origin"] for _ in "ab"]
     assert uncached[0] != uncached[1]
-    with pytest.raises(InvalidParameter, match="post_sampling_probs is not in vkllm"):
-        completion_request({"prompt": "a", "post_sampling_probs": True})
 
 
 def test_biases_are_of_tokens_and_of_texts(tokenizer: Tokenizer) -> None:
@@ -149,6 +149,25 @@ def test_chunks_have_tokens_and_probabilities(tokenizer: Tokenizer) -> None:
     first = answer.progress(0)
     assert first["prompt_progress"] == {"total": 3, "cache": 0, "processed": 0, "time_ms": 0}
     assert first["timings"]["prompt_ms"] == 0 and answer.progress(3)["timings"]["prompt_n"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0}, [0.5, 0.25, 0.125, 0.125]),
+        ({"temperature": 1, "top_k": 2, "top_p": 1, "min_p": 0}, [2 / 3, 1 / 3]),
+        ({"temperature": 1, "top_k": 0, "top_p": 0.6, "min_p": 0}, [2 / 3, 1 / 3]),
+        ({"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0.3}, [2 / 3, 1 / 3]),
+        ({"temperature": 0.5, "top_k": 2, "top_p": 1, "min_p": 0}, [0.8, 0.2]),
+        ({"temperature": 0}, [1.0]),
+    ],
+)
+def test_probabilities_after_the_samplers(options: dict[str, Any], expected: list[float], tokenizer: Tokenizer) -> None:
+    tops = [TopLogprob(97 + n, "abcd"[n], math.log(p)) for n, p in enumerate((0.5, 0.25, 0.125, 0.125))]
+    entry = Logprob(98, "b", tops[1].logprob, tops)
+    (made,) = sampled_probabilities([entry], tokenizer, SamplingParams(**options), 3)
+    assert [top["prob"] for top in made["top_probs"]] == pytest.approx(expected[:3])
+    assert made["token"] == "b" and made["prob"] == pytest.approx(expected[1] if len(expected) > 1 else 0.25)
 
 
 def test_timings_count_steps_after_the_first_token() -> None:

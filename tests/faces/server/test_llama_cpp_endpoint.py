@@ -70,6 +70,14 @@ def test_a_stream_has_chunks_and_ends_with_counts(served: Served) -> None:
     assert texts == {0: "bb", 1: "dd"}
 
 
+def test_probabilities_are_of_the_model_or_of_what_is_drawn(served: Served) -> None:
+    body = {"prompt": "abc", "n_predict": 2, "n_probs": 2, "top_k": 3}
+    found = posted(served, "/completion", body)["completion_probabilities"]
+    assert [(token["token"], len(token["top_logprobs"])) for token in found] == [("b", 2), ("c", 2)]
+    drawn = posted(served, "/completion", {**body, "post_sampling_probs": True})["completion_probabilities"]
+    assert [len(token["top_probs"]) for token in drawn] == [2, 2] and 0 < drawn[0]["prob"] <= 1
+
+
 def test_tokens_and_texts(served: Served) -> None:
     assert posted(served, "/tokenize", {"content": "aé"}) == {"tokens": [97, 195, 169]}
     pieces = posted(served, "/tokenize", {"content": ["a", 195], "with_pieces": True})["tokens"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vkllm.api.answer import Generation, Logprob, Piece
+from vkllm.api.llama_cpp.probabilities import probabilities, sampled_probabilities
 from vkllm.api.llama_cpp.requests import CompletionRequest
 from vkllm.engine.events import RunStats
 from vkllm.engine.params import RANDOM_SEED, SamplingParams
@@ -52,7 +53,7 @@ class CompletionAnswer:
         self._n_generated += len(piece.token_ids)
         made = self._chunk(str(piece), piece.token_ids)
         if piece.logprobs:
-            made["completion_probabilities"] = probabilities(piece.logprobs, self.tokenizer)
+            made["completion_probabilities"] = self._probabilities(piece.logprobs)
         if self.asked.times_tokens:
             n_prompt = len(self.request.prompt_token_ids)
             prompt_s = self._first_s - self._start_s
@@ -87,8 +88,13 @@ class CompletionAnswer:
             "timings": timings(stats),
         }
         if generation.logprobs and not is_last_chunk:
-            made["completion_probabilities"] = probabilities(generation.logprobs, self.tokenizer)
+            made["completion_probabilities"] = self._probabilities(generation.logprobs)
         return _only(made, self.asked.fields) if self.asked.fields else made
+
+    def _probabilities(self, logprobs: Sequence[Logprob]) -> list[dict[str, Any]]:
+        if self.asked.n_sampled is not None:
+            return sampled_probabilities(logprobs, self.tokenizer, self.request.params, self.asked.n_sampled)
+        return probabilities(logprobs, self.tokenizer)
 
     def _chunk(self, text: str, token_ids: Sequence[int]) -> dict[str, Any]:
         return {
@@ -117,18 +123,6 @@ def timings(stats: RunStats) -> dict[str, Any]:
         "predicted_per_token_ms": generate_ms / n_steps if n_steps else 0.0,
         "predicted_per_second": n_steps / generate_ms * 1000 if generate_ms else 0.0,
     }
-
-
-def probabilities(logprobs: Sequence[Logprob], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Log-probabilities of tokens and of those that could have come."""
-
-    def told(token_id: int, text: str, logprob: float) -> dict[str, Any]:
-        return {"id": token_id, "token": text, "bytes": list(tokenizer.token_bytes(token_id)), "logprob": logprob}
-
-    return [
-        told(entry.token_id, entry.text, entry.logprob) | {"top_logprobs": [told(*top) for top in entry.top]}
-        for entry in logprobs
-    ]
 
 
 def generation_settings(

@@ -35,14 +35,17 @@ _OUR_NAMES = {
     "json_schema": "json_schema",
 }
 _MAX_ANSWERS = 128
+_MOST_LOGPROBS = 1000
 
 
 @dataclass(frozen=True)
 class CompletionRequest:
     """Prompts to continue. has_several: the answer is a list. n: answers to each prompt.
 
-    returns_tokens: whole answers name their tokens too. fields: those of the answer that are wanted, all if there are
-    none. times_tokens: every chunk has timings. reports_progress: chunks say how far the prompt is.
+    n_sampled: alternatives to report for each token with their probabilities after the samplers; None for what the
+    model finds likely. returns_tokens: whole answers name their tokens too. fields: those of the answer that are
+    wanted, all if there are none. times_tokens: every chunk has timings. reports_progress: chunks say how far the
+    prompt is.
     """
 
     prompts: list[Prompt]
@@ -50,6 +53,7 @@ class CompletionRequest:
     options: SamplingOptions
     bias: Any
     n: int
+    n_sampled: int | None
     is_stream: bool
     returns_tokens: bool
     fields: tuple[str, ...]
@@ -60,6 +64,9 @@ class CompletionRequest:
     def streams(self, llm: AsyncLLM, tokenizer: Tokenizer, n_ctx: int) -> list[AsyncStream]:
         """The answers by a model, prompt by prompt. Raises InvalidParameter."""
         options: SamplingOptions = {**self.options}
+        if self.n_sampled is not None:  # all that may be drawn are needed
+            top_k = options.get("top_k", llm.llm.default_params.top_k)
+            options["logprobs"] = min(max(top_k, self.n_sampled) if top_k else _MOST_LOGPROBS, _MOST_LOGPROBS)
         if self.bias:
             options["logit_bias"] = _biases(self.bias, tokenizer)
         streams = []
@@ -80,6 +87,7 @@ def completion_request(body: Mapping[str, Any], prompts: Any = None) -> Completi
     if prompts is None:
         raise InvalidParameter("prompt is required: text, token ids, or a list of these")
     found, has_several = prompts_of(prompts)
+    options = _options(body)
     n = whole_number("n", body.get("n_cmpl", body.get("n")) or 1, 1, _MAX_ANSWERS)
     fields = body.get("response_fields") or []
     if not isinstance(fields, list) or not all(isinstance(field, str) for field in fields):
@@ -87,9 +95,12 @@ def completion_request(body: Mapping[str, Any], prompts: Any = None) -> Completi
     return CompletionRequest(
         prompts=found,
         has_several=has_several or n > 1,
-        options=_options(body),
+        options=options,
         bias=body.get("logit_bias"),
         n=n,
+        n_sampled=options.get("logprobs")
+        if truth("post_sampling_probs", body.get("post_sampling_probs") or False)
+        else None,
         is_stream=truth("stream", body.get("stream") or False),
         returns_tokens=truth("return_tokens", body.get("return_tokens") or False),
         fields=tuple(fields),
@@ -109,10 +120,6 @@ def _options(body: Mapping[str, Any]) -> SamplingOptions:
         options["max_tokens"] = whole_number("n_predict", n_predict, -1, 2**31, also=", or -1 for no limit") or 1
     if n_probs := body.get("n_probs", body.get("logprobs")):
         options["logprobs"] = n_probs
-    if truth("post_sampling_probs", body.get("post_sampling_probs") or False):
-        raise InvalidParameter(
-            "post_sampling_probs is not in vkllm: n_probs reports what the model finds likely before samplers cut it"
-        )
     if body.get("cache_prompt") is False:
         options["origin"] = f"uncached {uuid.uuid4().hex}"  # nothing that is cached is of this origin
     return cast(SamplingOptions, options)

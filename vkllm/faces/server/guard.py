@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -54,8 +54,9 @@ class Guard:
         cors = cors_headers(headers.get("origin"), self._settings)
 
         async def send_with_cors(message: Message) -> None:
-            if message["type"] == "http.response.start" and cors:
-                MutableHeaders(scope=message).update(cors)
+            if message["type"] == "http.response.start" and cors:  # as they are written, which some clients rely on
+                more = [(name.encode(), value.encode("latin-1")) for name, value in cors.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
 
         held = scope["vkllm.held"] = Held(self._bodies)
