@@ -50,6 +50,7 @@ def coder(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
         (["ab", "c"], ["ab", "c"], True),
         ([[97], "b", {"prompt_string": "c"}], [[97], "b", "c"], True),
         ({"prompt_string": "ab"}, ["ab"], False),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, ["ab"], False),
     ],
 )
 def test_prompts(value: Any, prompts: list[Any], has_several: bool) -> None:

@@ -101,6 +101,15 @@ def test_embeddings_are_lists_of_vectors(served: Served) -> None:
     made = posted(served, "/embedding", {"content": ["ab", [97, "c"]]})
     assert [each["index"] for each in made] == [0, 1] and len(made[0]["embedding"][0]) == 2
     assert posted(served, "/embeddings", {"input": "ab"})[0] == made[0]
+    part = {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+    mixed = [[97, "b"], {"prompt_string": "ab"}, part, "ab"]
+    data = posted(served, "/v1/embeddings", {"input": mixed})["data"]
+    assert [each["embedding"] for each in data] == [made[0]["embedding"][0]] * 4
+    assert len(posted(served, "/v1/embeddings", {"input": [97, "b"]})["data"]) == 1
+
+
+def test_tokens_of_a_response_are_counted(served: Served) -> None:
+    assert posted(served, "/v1/responses/input_tokens", {"input": "Hi"})["input_tokens"] == 21
 
 
 def test_a_gap_is_filled_by_models_of_code_only(several: Served, served: Served) -> None:

@@ -21,6 +21,14 @@ def prompts_of(value: Any) -> tuple[list[Prompt], bool]:
     return [_one(value, "prompt")], False
 
 
+def is_mixed(value: Any) -> bool:
+    """Whether a prompt, or one of several, is neither text nor a list of token ids, as OpenAI's API has them."""
+    if isinstance(value, list):
+        kinds = {type(item) for item in value}
+        return len(kinds) > 1 or dict in kinds or any(isinstance(item, list) and is_mixed(item) for item in value)
+    return isinstance(value, Mapping)
+
+
 def token_ids_of(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
     """The token ids of a prompt. A text at its beginning gets what the model wants there, one further on does not."""
     if isinstance(prompt, str):
@@ -35,6 +43,10 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
 def _one(value: Any, where: str) -> Prompt:
     match value:
         case str():
@@ -44,6 +56,8 @@ def _one(value: Any, where: str) -> Prompt:
                 raise InvalidParameter(f"{where} has multimodal_data; vkllm reads text only, so leave it out")
             if isinstance(text := value.get("prompt_string"), str):
                 return text
+            if isinstance(parts := value.get("content"), list) and all(map(_is_text_part, parts)):
+                return "".join(part["text"] for part in parts)
         case list() if value and all(_is_id(item) or isinstance(item, str) for item in value):
             return value
     raise InvalidParameter(f"{where} must be a text, a list of token ids and texts, or an object with prompt_string")

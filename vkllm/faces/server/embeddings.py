@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from vkllm.api.llama_cpp.prompts import is_mixed, prompts_of, token_ids_of
 from vkllm.api.openai.options import EmbeddingOptions
 from vkllm.errors import InvalidParameter
 from vkllm.faces.server.answers import Json, answered
@@ -35,6 +36,10 @@ async def _embeddings(models: Models, body: dict[str, Any]) -> dict[str, Any]:
         raise InvalidParameter(f"input must have at most {MAX_TEXTS} texts, not {len(texts)}")
     options: Any = known(body, EmbeddingOptions)
     async with models.use(text_in(body, "model")) as model:
+        if is_mixed(texts):  # as llama.cpp's server takes them
+            prompts, has_several = prompts_of(texts)
+            ids = [token_ids_of(prompt, model.llm.llm.tokenizer) for prompt in prompts]
+            texts = ids if has_several else ids[0]
         found = await model.llm.embeddings.create(input=texts, **options)
         return found.model_dump() | {"model": model.name}
 

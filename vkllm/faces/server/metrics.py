@@ -23,12 +23,9 @@ async def metrics(request: Request) -> Response:
     state = request.app.state
     if not state.settings.has_metrics:
         raise HttpError(501, "this server has no metrics; start it with --metrics")
-    headers = {"Process-Start-Time-Unix": str(state.counts.started_s)}
-    return Response(
-        text_of(state.counts, state.models),
-        headers=headers,
-        media_type="text/plain; version=0.0.4; charset=utf-8",
-    )
+    answer = Response(text_of(state.counts, state.models), media_type="text/plain; version=0.0.4; charset=utf-8")
+    answer.raw_headers.append((b"Process-Start-Time-Unix", str(state.counts.started_s).encode()))  # as llama.cpp has it
+    return answer
 
 
 def text_of(counts: Counts, models: Models) -> str:

@@ -38,9 +38,23 @@ async def responses(request: Request) -> Response:
     return Json(await answered(request, _whole(models, name, asked)))
 
 
+async def input_tokens(request: Request) -> Response:
+    """How many tokens a conversation has as a prompt."""
+    body = await body_of(request)
+    models: Models = request.app.state.models
+    return Json(await answered(request, _count(models, text_in(body, "model"), response_request(body))))
+
+
 async def nothing_kept(request: Request) -> Response:
     """No response can be read, continued or deleted later."""
     raise HttpError(404, "this server keeps no responses", code="response_not_found")
+
+
+async def _count(models: Models, name: str | None, asked: ResponseRequest) -> dict[str, Any]:
+    async with models.use(name) as model:
+        tools, variables = asked.tools or None, asked.variables
+        n_tokens = await model.llm.count_tokens(asked.messages, tools=tools, variables=variables)
+        return {"object": "response.input_tokens", "input_tokens": n_tokens}
 
 
 async def _whole(models: Models, name: str | None, asked: ResponseRequest) -> dict[str, Any]:
@@ -79,5 +93,7 @@ def _failed(body: Mapping[str, Any]) -> bytes:
 ROUTES = [
     Route("/v1/responses", responses, methods=["POST"]),
     Route("/responses", responses, methods=["POST"]),
+    Route("/v1/responses/input_tokens", input_tokens, methods=["POST"]),
+    Route("/responses/input_tokens", input_tokens, methods=["POST"]),
     Route("/v1/responses/{id}", nothing_kept, methods=["GET", "DELETE"]),
 ]
