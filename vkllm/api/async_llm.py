@@ -256,3 +256,13 @@ class AsyncLLM:
 def opening(llm: AsyncLLM) -> Opened:
     """What loads a model, for callers that send requests of their own."""
     return llm._opened
+
+
+def is_alive(llm: AsyncLLM) -> bool:
+    """Whether the engine of a loaded model lives."""
+    return llm.llm._engine.is_alive
+
+
+async def revive(llm: AsyncLLM) -> None:
+    """Starts a new engine where a loaded model's has died. Raises what loading raises."""
+    await asyncio.to_thread(llm.llm._engine.start)

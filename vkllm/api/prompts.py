@@ -6,7 +6,7 @@ It knows tokens, templates, the context's size and options; it knows no engine, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import replace
 from operator import index
 from typing import Any
@@ -84,6 +84,7 @@ class Prompts:
         self._request_ids = request_ids
         self._pooling = pooling
         self._n_ctx_train = n_ctx_train
+        self._longest = max(64, *map(len, tokenizer.answer_bytes()))  # a control token has no text
 
     def next_id(self) -> int:
         """A number that no other request has."""
@@ -93,6 +94,7 @@ class Prompts:
         self, prompt: str | Sequence[int], params: SamplingParams | None, options: SamplingOptions
     ) -> AnswerText:
         """The request to continue a prompt, in an answer that is still empty. Errors as in `LLM.generate`."""
+        self._check_length(len(prompt) if isinstance(prompt, Sized) else 0, is_text=isinstance(prompt, str))
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.checked_tokens(prompt)
         n_keep = int(token_ids[:1] == [self.tokenizer.bos_id])
         origin = checked_origin(options.get("origin"))
@@ -114,6 +116,8 @@ class Prompts:
         """
         params = self._params(params, options)
         messages = plain_messages(messages)
+        if not params.context_shift:
+            self._check_length(sum(len(message["content"]) for message in messages), is_text=True)
         if not messages:
             raise InvalidParameter(
                 'messages is empty; give at least one message, such as {"role": "user", "content": "Hello"}'
@@ -175,6 +179,7 @@ class Prompts:
         requests = []
         for place, text in enumerate(texts):
             what = "the text" if len(texts) == 1 else f"text {place} of {len(texts)}"
+            self._check_length(len(text), is_text=isinstance(text, str))
             token_ids = self.tokenizer.encode(text) if isinstance(text, str) else self.checked_tokens(text)
             if len(text) == 0 or not token_ids:
                 raise InvalidParameter(f"{what} is empty and has no embedding; give at least one token of it")
@@ -286,6 +291,17 @@ class Prompts:
             is_thinking = form.begins_in_reasoning(self._prompt_end(token_ids))
             parser = AnswerParser(form, tools, is_thinking=is_thinking)
         return AnswerText(request, detokenizer, self.tokenizer.token_text, parser, most_calls=choice.most)
+
+    def _check_length(self, n: int, *, is_text: bool) -> None:
+        """Raises ContextOverflow for so many characters or tokens that they cannot fit, before work on them."""
+        if n > (most := self.n_ctx * (self._longest if is_text else 1)):
+            unit = "character" if is_text else "token"
+            raise ContextOverflow(
+                f"the prompt has {counted(n, unit)}, but a context of {self.n_ctx} tokens holds at most {most}; "
+                f"shorten the prompt or ask for a larger context (the model's limit is {self._n_ctx_train})",
+                n_prompt=-(-n // (most // self.n_ctx)),
+                n_ctx=self.n_ctx,
+            )
 
     def _prompt_end(self, token_ids: Sequence[int]) -> str:
         return "".join(map(self.tokenizer.token_text, token_ids[-_PROMPT_END:]))

@@ -11,6 +11,9 @@ from vkllm.errors import InvalidParameter
 from vkllm.parameters import checks_fields, number, truth, whole_number
 
 RANDOM_SEED = -1
+MAX_STOPS, MAX_STOP_CHARACTERS = 1024, 65_536
+MAX_BIASES = 16_384
+"""So many are looked through for every token without making answers slower."""
 
 
 @checks_fields
@@ -111,6 +114,11 @@ def _stop(name: str, value: Any) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
     if texts is None or not all(isinstance(text, str) for text in texts):
         raise InvalidParameter(f"{name} must be a string or a list of strings, not {value!r}")
+    if len(texts) > MAX_STOPS or sum(map(len, texts)) > MAX_STOP_CHARACTERS:
+        raise InvalidParameter(
+            f"{name} must have at most {MAX_STOPS} strings with {MAX_STOP_CHARACTERS} characters in all, not "
+            f"{len(texts)} with {sum(map(len, texts))}"
+        )
     return texts
 
 
@@ -124,6 +132,8 @@ def _logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     """Pairs of a token id, which JSON writes as text, and what is added to its logit."""
     if not isinstance(value, Mapping | tuple):
         raise InvalidParameter(f"{name} must map token ids to numbers between -100 and 100, not {value!r}")
+    if len(value) > MAX_BIASES:
+        raise InvalidParameter(f"{name} must have at most {MAX_BIASES} tokens, not {len(value)}")
     biases: dict[int, float] = {}
     for key, bias in value.items() if isinstance(value, Mapping) else value:
         token_id = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else key

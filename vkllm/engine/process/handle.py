@@ -64,6 +64,11 @@ class EngineProcess:
         self._running_child()
 
     @property
+    def is_alive(self) -> bool:
+        """Whether its process takes requests; if not, the next request starts another."""
+        return self._child is not None and self._child.is_alive
+
+    @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
         return self._is_closed

@@ -40,6 +40,8 @@ class LlamaOption:
 
 
 OTHER_NAMES = {
+    "--webui": "--ui",
+    "--no-webui": "--no-ui",
     "--predict": "--n-predict",
     "--gpu-layers": "--n-gpu-layers",
     "--system-prompt": "--system",
@@ -69,9 +71,12 @@ _IGNORED_WITH_VALUE = {
     ("a whole number", r"-?\d+([-,+*]\d+)*"): """
         -t --threads -tb --threads-batch --cpu-strict --prio --poll --cpu-strict-batch --prio-batch --poll-batch -b
         --batch-size -ub --ubatch-size --keep -ctxcp --ctx-checkpoints --swa-checkpoints -cms --checkpoint-min-step
+        --cache-reuse --threads-http
         -cram --cache-ram -lv --verbosity --log-verbosity -ptc --print-token-count -gqa --delay --keepalive
         """,
-    ("a number", r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"): "-dt --defrag-thold -eps",
+    ("a number", r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"): """
+        -dt --defrag-thold -eps -sps --slot-prompt-similarity
+        """,
     ("a hexadecimal mask such as 0xff", r"(0x)?[\da-f]+(,(0x)?[\da-f]+)*"): """
         -C --cpu-mask -Cb --cpu-mask-batch
         """,
@@ -93,6 +98,8 @@ _IGNORED_FLAGS = """
     --display-prompt --verbose-prompt -cnv --conversation -st --single-turn --log-disable --log-enable --log-jsonl
     --no-log-jsonl --log-prefix --no-log-prefix --log-timestamps --no-log-timestamps -v --verbose --log-verbose
     --reasoning-preserve --no-reasoning-preserve --no-skip-chat-parsing --memory-f32 -mmq
+    --cache-prompt --no-cache-prompt --cache-idle-slots --no-cache-idle-slots --models-autoload --no-ui-mcp-proxy
+    --no-webui-mcp-proxy -no-ag --no-agent
     --mul-mat-q --no-mul-mat-q --penalize-nl --no-penalize-nl --nowordwrap --progress
 """
 
@@ -142,10 +149,11 @@ _REFUSED: dict[str, tuple[str, str]] = {
         """
         --server-base --kv-unified-per-slot --path --ui-config --webui-config --ui-config-file --webui-config-file
         --tools --tools-runtime --mcp-servers-config --mcp-servers-json --ssl-key-file --ssl-cert-file --slot-save-path
-        --media-path --models-preset --log-prompts-dir
+        --media-path --models-preset --log-prompts-dir --api-prefix --tags
         """,
         """
-        --spm-infill --reuse-port --ui-mcp-proxy --webui-mcp-proxy -ag --agent --lora-init-without-apply
+        --spm-infill --reuse-port --props --no-models-autoload
+        --ui-mcp-proxy --webui-mcp-proxy -ag --agent --lora-init-without-apply
         """,
     ),
     _SAMPLER: (

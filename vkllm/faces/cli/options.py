@@ -51,13 +51,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def add_command(
-    app: typer.Typer, command: Callable[..., None], *lines: str, name: str | None = None, panel: str | None = None
+    app: typer.Typer,
+    command: Callable[..., None],
+    *lines: str,
+    name: str | None = None,
+    panel: str | None = None,
+    kind: type[OrderedCommand] = OrderedCommand,
 ) -> None:
-    """Adds a command with lines of examples below its help. A dataclass among its parameters is options of its own."""
+    """Adds a command with lines of examples below its help. A dataclass among its parameters is options of its own.
+
+    kind: how its command line is read."""
     # Rich keeps line ends, so the lines of a paragraph are joined to look well at any width.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    declare = app.command(name, cls=OrderedCommand, help=_plain(text), epilog=examples(*lines), rich_help_panel=panel)
+    declare = app.command(name, cls=kind, help=_plain(text), epilog=examples(*lines), rich_help_panel=panel)
     declare(_flat(command))
 
 

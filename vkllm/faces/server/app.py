@@ -86,6 +86,7 @@ def create_app(models: Models, settings: ServerSettings | None = None) -> Starle
     app.state.counts = counts
     app.state.bodies = bodies
     app.state.closing = asyncio.Event()
+    app.state.reviving = {}
     app.state.model_events = llama_cpp_models.Events()
     models.on_change.append(app.state.model_events.changed)
     return app

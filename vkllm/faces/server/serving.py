@@ -27,6 +27,8 @@ from vkllm.faces.server.settings import ServerSettings
 _MAX_HEADER_BYTES = 64 * 1024
 _KEEP_ALIVE_S = 30
 _BACKLOG = 512
+_SEND_BYTES = 256 * 1024
+"""What the system may hold of an answer for a client that does not read it; it would take some megabytes."""
 _CLOSE_S = 0.5
 """How long a model may take to end after the last answer; its process ends by itself if it takes longer."""
 
@@ -102,6 +104,7 @@ def listening(settings: ServerSettings) -> list[socket.socket]:
             made = socket.socket(family, kind, protocol)
             sockets.append(made)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)  # connections inherit it
             if family == socket.AF_INET6:
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(name != "::"))
             made.bind(address)

@@ -14,8 +14,8 @@ class ServerSettings:
     may use the server; "localhost" are those of this machine, "*" is all. max_body_bytes: of one request.
     max_bodies_bytes: of all requests that are being read or answered. max_connections: open at a time. read_s: how long
     a client may take to send a request. write_s: how long a client may read nothing. ping_s: how often a stream says
-    that it is alive. grace_s: how long answers may go on after the server was told to end. prefills: whether the
-    answer to a conversation that ends with the assistant goes on from there, as llama-server has it.
+    that it is alive; None is never. grace_s: how long answers may go on after the server was told to end. prefills:
+    whether the answer to a conversation that ends with the assistant goes on from there, as llama-server has it.
     """
 
     host: str = "127.0.0.1"
@@ -31,11 +31,10 @@ class ServerSettings:
     max_connections: int = 512
     read_s: float = 60.0
     write_s: float = 60.0
-    ping_s: float = 5.0
+    ping_s: float | None = 5.0
     grace_s: float = 0.9
     has_metrics: bool = False
     has_slots: bool = True
     has_page: bool = True
     prefills: bool = True
     is_log_json: bool = False
-    is_quiet: bool = False
