@@ -30,6 +30,7 @@ from vkllm.faces.server import (
     ollama_models,
     openai,
     openai_models,
+    openapi,
     page,
     responses,
 )
@@ -53,6 +54,7 @@ ROUTES: list[Route] = [
     *openai_models.ROUTES,
     *embeddings.ROUTES,
     *responses.ROUTES,
+    *openapi.ROUTES,
     *anthropic.ROUTES,
     *ollama.ROUTES,
     *ollama_models.ROUTES,

@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 from vkllm.errors import (
     ContextOverflow,
+    DeadlineExceeded,
     DeviceError,
     InvalidParameter,
     ModelNotFound,
+    QueueFull,
     RequestError,
     UnsupportedModel,
     VkllmError,
@@ -133,6 +135,10 @@ def problem_of(error: BaseException) -> Problem:
             return Problem(404, message, "not_found_error", "model_not_found", "model")
         case UnsupportedModel():
             return Problem(501, message, "not_supported_error")
+        case QueueFull():
+            return Problem(503, message, "unavailable_error", headers={"Retry-After": "1"})
+        case DeadlineExceeded():
+            return Problem(408, message, "timeout_error", headers={"x-should-retry": "false"})
         case DeviceError():
             return Problem(503, message, "unavailable_error", headers={"Retry-After": "1"})
         case RequestError():

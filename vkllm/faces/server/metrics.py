@@ -54,8 +54,8 @@ def text_of(counts: Counts, models: Models) -> str:
     total = reduce(sum_of, (model.stats for model in served), EngineStats())
     for name, kind, what, of_stats in _OF_LLAMA_CPP:
         _metric(lines, f"llamacpp:{name}", kind, what, [({}, of_stats(total))])
-    n_running = sum(min(model.n_users, models.n_parallel) for model in served)
-    n_waiting = sum(max(model.n_users - models.n_parallel, 0) for model in served)
+    n_running = sum(min(model.n_users, model.n_parallel) for model in served)
+    n_waiting = sum(max(model.n_users - model.n_parallel, 0) for model in served)
     _metric(lines, "llamacpp:requests_processing", "gauge", "Requests that run.", [({}, n_running)])
     _metric(lines, "llamacpp:requests_deferred", "gauge", "Requests that wait.", [({}, n_waiting)])
     return "\n".join(lines) + "\n"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from vkllm.api.async_llm import AsyncLLM
+from vkllm.api.file_facts import file_facts
 from vkllm.api.loading import LoadOptions
 from vkllm.engine.events import EngineStats
 from vkllm.errors import ModelNotFound, VkllmError
@@ -38,7 +39,7 @@ def sum_of(one: EngineStats, other: EngineStats) -> EngineStats:
     return EngineStats(**sums, last=other.last or one.last)
 
 
-@dataclass
+@dataclass(eq=False)
 class ServedModel:
     """A model that the server answers with.
 
@@ -71,6 +72,11 @@ class ServedModel:
     def stats(self) -> EngineStats:
         """Counts of all requests since the server was started, however often the model was loaded."""
         return self._past if self._llm is None else sum_of(self._past, self._llm.stats())
+
+    @property
+    def n_parallel(self) -> int:
+        """How many requests it runs at a time, while it is loaded."""
+        return 1 if self._llm is None else self._llm.llm.plan.n_sequences
 
     @property
     def is_loaded(self) -> bool:
@@ -127,12 +133,6 @@ class Models:
         return self.only is not None
 
     @property
-    def n_parallel(self) -> int:
-        """How many requests a model runs at a time."""
-        found = dict(self.options).get("n_parallel")
-        return found if isinstance(found, int) else 1
-
-    @property
     def served(self) -> Iterable[ServedModel]:
         """The models that a request has named since the start."""
         return list(self._served.values())
@@ -141,9 +141,8 @@ class Models:
         """All models that can be named, loaded or not."""
         if self.only is not None:
             return [self.only]
-        for found in await asyncio.to_thread(self._known.all):
-            self._of(found)
-        return [model for model in self._served.values() if model.is_loaded or await self._is_here(model)]
+        listed = [self._of(found) for found in await asyncio.to_thread(self._known.all)]
+        return [*listed, *(model for model in self.served if model.is_loaded and model not in listed)]
 
     async def find(self, name: str | None) -> ServedModel:
         """The model of a name, loaded or not. Raises HttpError for a name of none, and where none is given."""
@@ -235,9 +234,6 @@ class Models:
         self._served[str(model.known.path)] = model
         return model
 
-    async def _is_here(self, model: ServedModel) -> bool:
-        return await asyncio.to_thread(model.known.path.exists) if model.known.path is not None else False
-
     async def _load(self, model: ServedModel, n_ctx: int | None) -> None:
         """Waits until a model is loaded; many that wait load it once."""
         while True:
@@ -259,7 +255,7 @@ class Models:
             async with self._loads:
                 options: dict[str, Any] = {**self.options}
                 if n_ctx is not None and options.get("n_ctx") is None:
-                    options["n_ctx"] = n_ctx
+                    options["n_ctx"] = await asyncio.to_thread(_possible_context, model, n_ctx)
                 if model._llm is not None:
                     await self._until(lambda: model.n_users <= 1)
                     await self.unload(model)
@@ -309,3 +305,8 @@ class Models:
         model.status = status
         for tell in self.on_change:
             tell(model)
+
+
+def _possible_context(model: ServedModel, n_ctx: int) -> int:
+    """The context asked for, or the longest that the model was trained for."""
+    return n_ctx if model.known.path is None else min(n_ctx, file_facts(model.known.path).n_ctx_train)

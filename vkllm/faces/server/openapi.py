@@ -1,0 +1,159 @@
+"""`/openapi.json`: what the server answers, for programs that read such descriptions.
+
+Paths are those of the application, parameters those that `vkllm.api` takes, answers the shapes that it makes: nothing
+is described twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any, get_type_hints
+
+from pydantic import create_model
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from vkllm.api.openai.completions import ChatCompletion, Completion, EmbeddingResponse
+from vkllm.api.openai.options import ChatCompletionOptions, EmbeddingOptions, TextOptions, TransportOptions
+from vkllm.faces.server.answers import Json
+from vkllm.faces.server.guard import dialect_of
+
+_MESSAGES = {"type": "array", "items": {"type": "object"}}
+_TEXT_OR_IDS = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "array", "items": {"type": "integer"}},
+    ]
+}
+_STRING, _TRUTH, _COUNT = {"type": "string"}, {"type": "boolean"}, {"type": "integer"}
+_FIELDS: dict[str, tuple[type[Any] | None, dict[str, Any], tuple[str, ...]]] = {
+    "/v1/chat/completions": (ChatCompletionOptions, {"messages": _MESSAGES}, ("messages",)),
+    "/v1/completions": (TextOptions, {"prompt": _TEXT_OR_IDS}, ("prompt",)),
+    "/v1/embeddings": (EmbeddingOptions, {"input": _TEXT_OR_IDS}, ("input",)),
+    "/v1/responses": (
+        None,
+        {
+            "input": {"anyOf": [_STRING, {"type": "array", "items": {"type": "object"}}]},
+            "instructions": _STRING,
+            "max_output_tokens": _COUNT,
+            "tools": _MESSAGES,
+        },
+        ("input",),
+    ),
+    "/v1/messages": (None, {"messages": _MESSAGES, "max_tokens": _COUNT}, ("messages", "max_tokens")),
+    "/v1/messages/count_tokens": (None, {"messages": _MESSAGES}, ("messages",)),
+    "/api/chat": (None, {"messages": _MESSAGES, "options": {"type": "object"}}, ("model",)),
+    "/api/generate": (None, {"prompt": _STRING, "options": {"type": "object"}}, ("model",)),
+    "/api/embed": (None, {"input": _TEXT_OR_IDS}, ("model", "input")),
+    "/api/show": (None, {}, ("model",)),
+    "/completion": (None, {"prompt": _TEXT_OR_IDS, "n_predict": _COUNT}, ("prompt",)),
+    "/infill": (None, {"input_prefix": _STRING, "input_suffix": _STRING}, ()),
+    "/tokenize": (None, {"content": _STRING}, ("content",)),
+    "/detokenize": (None, {"tokens": {"type": "array", "items": _COUNT}}, ("tokens",)),
+    "/apply-template": (None, {"messages": _MESSAGES}, ("messages",)),
+}
+"""Path -> the parameters that its body may have, further ones, and the names of those that it must have."""
+_ANSWERS = {
+    "/v1/chat/completions": ChatCompletion,
+    "/v1/completions": Completion,
+    "/v1/embeddings": EmbeddingResponse,
+}
+
+
+def described(routes: Sequence[Route], version: str) -> dict[str, Any]:
+    """The description of an application with these routes."""
+    paths: dict[str, Any] = {}
+    for route in routes:
+        path = re.sub(r"{(\w+):\w+}", r"{\1}", route.path)
+        for method in sorted((route.methods or set()) - {"HEAD", "OPTIONS"}):
+            paths.setdefault(path, {})[method.lower()] = _operation(route, path, method)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "vkllm", "version": version, "description": "Language models on any GPU with Vulkan."},
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": {"Error": {"type": "object", "required": ["error"]}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+def _operation(route: Route, path: str, method: str) -> dict[str, Any]:
+    summary = (inspect.getdoc(route.endpoint) or "").partition("\n")[0]
+    error = {
+        "description": f"An error in the form of {dialect_of(path)}.",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+    answer = _ANSWERS.get(path)
+    whole = {"type": "object"} if answer is None else _loose(_schema(answer))
+    made: dict[str, Any] = {
+        "summary": summary,
+        "responses": {
+            "200": {
+                "description": "The answer; a stream where one was asked for.",
+                "content": {
+                    "application/json": {"schema": whole if path in _ANSWERS else {}},
+                    "text/event-stream": {},
+                    "application/x-ndjson": {},
+                    "text/plain": {},
+                    "text/html": {},
+                },
+            },
+            "4XX": error,
+            "5XX": error,
+        },
+    }
+    names = re.findall(r"{(\w+)}", path)
+    if names:
+        made["parameters"] = [{"name": name, "in": "path", "required": True, "schema": _STRING} for name in names]
+    if method == "POST":
+        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": _body(path)}}}
+    return made
+
+
+def _body(path: str) -> dict[str, Any]:
+    options, more, required = _FIELDS.get(path, (None, {}, ()))
+    properties: dict[str, Any] = {"model": _STRING, **more}
+    if path not in ("/v1/embeddings", "/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens"):
+        properties["stream"] = _TRUTH
+    schema: dict[str, Any] = {"type": "object", "properties": properties, "required": list(required)}
+    if options is not None:
+        hints = get_type_hints(options)
+        fields: dict[str, Any] = {
+            name: (hint, None) for name, hint in hints.items() if name not in TransportOptions.__annotations__
+        }
+        made = create_model(options.__name__, **fields).model_json_schema()
+        for given in made["properties"].values():
+            given.pop("title", None)
+            given.pop("default", None)
+        schema["properties"] = {**made["properties"], **properties}
+        if "$defs" in made:
+            schema["$defs"] = made["$defs"]
+    return schema
+
+
+def _schema(shape: Any) -> dict[str, Any]:
+    found: dict[str, Any] = shape.model_json_schema(mode="serialization")
+    return found
+
+
+def _loose(schema: Any) -> Any:
+    """A schema whose objects may have more fields: llama.cpp's are sent too."""
+    if isinstance(schema, dict):
+        return {key: _loose(value) for key, value in schema.items() if key != "additionalProperties"}
+    return list(map(_loose, schema)) if isinstance(schema, list) else schema
+
+
+async def openapi(request: Request) -> Response:
+    """This description."""
+    from vkllm import __version__
+
+    return Json(described(request.app.routes, __version__))
+
+
+ROUTES = [Route("/openapi.json", openapi)]
