@@ -18,6 +18,7 @@ from vkllm.engine.prefix_cache import PrefixCache
 from vkllm.engine.requests import Request, StateQuery
 from vkllm.engine.sampler import Floats
 from vkllm.engine.sequence import TokenSequence
+from vkllm.engine.speculation.drafter import Speculation
 from vkllm.gpu.program.step import Part, Result
 
 N_VOCAB = 1000
@@ -142,7 +143,13 @@ class FakePromptRows:
 class Session:
     """A fake program with its requests. events: all so far, with the time of each."""
 
-    def __init__(self, model: Fake, n_queue: int | None = None, token_bytes: tuple[bytes, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: Fake,
+        n_queue: int | None = None,
+        token_bytes: tuple[bytes, ...] = (),
+        speculation: Speculation | None = None,
+    ) -> None:
         self.program = FakeProgram(model)
         self.cache = PrefixCache(model.n_blocks, model.n_window_blocks, model.window, model.n_state_slots)
         self.lengths = ChunkLengths(0.1, self.program.clock)
@@ -157,6 +164,7 @@ class Session:
             n_ctx=model.n_ctx,
             n_sequences=model.n_sequences,
             n_queue=n_queue,
+            speculation=speculation,
             clock=self.program.clock,
         )
         self.events: list[tuple[float, Event]] = []

@@ -31,8 +31,8 @@ class Simulated:
 
     def decode(self, speculation: Speculation, prompt: Sequence[int], text: Sequence[int], most: int = 31) -> float:
         """Tokens a second, relative to those without drafts."""
-        drafter = speculation.drafter("")
-        drafter.extend(prompt)
+        drafter = speculation.drafter("", prompt)
+        drafter.catch_up()
         n, start_s, is_ahead, n_flying = 0, self.now_s, False, 0
         while n < len(text):
             if n_flying == 0 and (draft := drafter.draft(min(most, len(text) - n - 1))):

@@ -138,7 +138,7 @@ def test_a_device_may_have_llama_cpps_name(asked: list[Any], text: str, device: 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("m Hi -md draft.gguf", "-md is not in vkllm: vkllm does not decode speculatively; leave it out"),
+        ("m Hi -md draft.gguf", "-md is not in vkllm: vkllm drafts from earlier text"),
         ("m Hi --draft 16", "--draft is not in vkllm"),
         ("m Hi -np 4", "-np is not in vkllm: vkllm answers one prompt at a time"),
         ("m Hi -sm row", "-sm is not in vkllm: vkllm runs a model on one GPU; choose it with -dev"),

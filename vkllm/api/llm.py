@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, overload
 
 from vkllm.api import queries
@@ -40,13 +39,14 @@ class LLM:
     """A loaded model. Safe to use from several threads; `close()` or a `with` block releases it.
 
     model: a name from `vkllm list`, a path to a .gguf file, or a folder with one.
-    n_ctx: tokens of prompt and answer together; 0 takes the longest that costs no speed; the default is what the model
-    was trained for, at most 4096.
+    n_ctx: tokens of prompt and answer; 0 takes the longest that costs no speed; by default the model's own, up to 4096.
     device: index or part of the name of a GPU (`vkllm devices`); the default is the best one.
     type_k, type_v: how keys and values are cached, "f16" or "q8_0", which takes a little over half the memory.
     n_gpu_layers: layers, counted from the last, whose weights may lie in a card's own memory; None or -1 is all.
     vram_limit, ram_limit: bytes that may be taken of a card's own and of system memory (`plan_model`).
     override_tensor: where tensors lie, as llama.cpp's -ot has it: "exps=CPU" (docs/configuration.md).
+    spec: how tokens are drafted, which one step then verifies: "ngram" from earlier text, where that is faster, "off"
+    not at all; "auto" is what the model offers.
     seed: for requests that name none; without it each answer uses a random one.
     on_progress(what, bytes done, bytes total) is called while the model is downloaded and loaded.
 
@@ -71,6 +71,7 @@ class LLM:
         vram_limit: int | None = None,
         ram_limit: int | None = None,
         override_tensor: str | None = None,
+        spec: str = "auto",
         seed: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -85,6 +86,7 @@ class LLM:
                 vram_limit=vram_limit,
                 ram_limit=ram_limit,
                 override_tensor=override_tensor,
+                spec=spec,
                 seed=seed,
                 on_progress=on_progress,
             ).run()
@@ -393,7 +395,5 @@ class LLM:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -39,6 +39,7 @@ class LoadOptions(TypedDict, total=False):
     vram_limit: int | None
     ram_limit: int | None
     override_tensor: str | None
+    spec: str
     seed: int | None
     on_progress: OnProgress | None
 
@@ -91,6 +92,7 @@ class Loading:
         vram_limit: int | None = None,
         ram_limit: int | None = None,
         override_tensor: str | None = None,
+        spec: str = "auto",
         seed: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -101,7 +103,7 @@ class Loading:
         self._model = str(model) if isinstance(model, Path) else model
         self._n_ctx = n_ctx
         self._device = one_device("device", device)
-        self._options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit, override_tensor)
+        self._options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit, override_tensor, spec=spec)
         self._defaults = SamplingParams(seed=seed)
         self._tell = on_progress
         self._is_cancelled = threading.Event()

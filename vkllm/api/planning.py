@@ -62,6 +62,7 @@ def plan_model(
     vram_limit: int | None = None,
     ram_limit: int | None = None,
     override_tensor: str | None = None,
+    spec: str = "auto",
     measures: bool = True,
 ) -> ModelPlan:
     """Says where each part of a model would lie and how fast it would be, without loading it.
@@ -75,15 +76,16 @@ def plan_model(
     n_ctx: tokens of context; 0 takes the longest that costs no speed; the default is what the model was trained
     for, at most 4096. device: index or part of the name. type_k, type_v: of the cache. n_gpu_layers: layers,
     counted from the last, whose weights may lie in a card's own memory. vram_limit, ram_limit: bytes.
-    override_tensor: see `LLM`. measures: times the device's memory, which takes seconds the first time; otherwise a
-    typical speed of its kind is assumed.
+    override_tensor, spec: see `LLM`. measures: times the device's memory, which takes seconds the first time;
+    otherwise a typical speed of its kind is assumed.
 
     Raises ModelNotFound, ModelFileError, UnsupportedModel, NoDevice, InvalidParameter, and OutOfDeviceMemory with what
     would fit.
     """
     if not isinstance(model, str | Path):
         raise InvalidParameter(f"model must be a name or a path, not {model!r}")
-    options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit, override_tensor)  # wrong ones fail first
+    placing = (n_gpu_layers, vram_limit, ram_limit, override_tensor)
+    options = PlanOptions(type_k, type_v, *placing, spec=spec)  # wrong ones fail first
     wanted = one_device("device", device)
     found = _to_plan(str(model), n_ctx)
     info = choose_device(devices(), wanted)

@@ -23,6 +23,7 @@ from vkllm.engine.requests import Request, StateQuery
 from vkllm.engine.sampler import Floats
 from vkllm.engine.scheduler import Rows, Scheduler
 from vkllm.engine.sequence import TokenSequence, refusal, shifted
+from vkllm.engine.speculation.drafter import Speculation
 from vkllm.errors import DeadlineExceeded, InvalidParameter, VkllmError, counted
 from vkllm.gpu.program.program import Submitted
 from vkllm.gpu.program.step import Part
@@ -98,6 +99,7 @@ class Batching:
         n_sequences: int,
         n_queue: int | None = None,
         is_causal: bool = True,
+        speculation: Speculation | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.scheduler = Scheduler(cache, lengths, n_sequences, n_queue, is_causal)
@@ -110,6 +112,7 @@ class Batching:
         self._prompt_rows = prompt_rows
         self._move_state = move_state
         self._n_ctx = n_ctx
+        self._speculation = speculation
         self._clock = clock
         self._open: dict[int, TokenSequence | StateQuery] = {}
         self._cancelled: set[int] = set()
@@ -135,6 +138,8 @@ class Batching:
             return
         sequence = TokenSequence(request, self._n_ctx, self._clock())
         self.scheduler.add(sequence)
+        if self._speculation is not None and request.is_answered and sequence.can_run_ahead:
+            sequence.drafter = self._speculation.drafter(request.origin, request.prompt_token_ids)
         is_alone = not self._open
         self._open[request.id] = sequence
         if request.grammar is not None:
@@ -231,6 +236,9 @@ class Batching:
             n_submits=self._lengths.n_submits(n_rows) if rows[0].is_prompt else 1,
         )
         self._in_flight.append(_Step(rows, submitted, doing))
+        for part in rows:  # while the step runs
+            if part.sequence.drafter is not None:
+                part.sequence.drafter.catch_up()
 
     def _part(self, rows: Rows) -> Part:
         sequence, end = rows.sequence, rows.start + rows.n_rows
@@ -255,8 +263,8 @@ class Batching:
         done_s = self._clock()
         if step.is_chunk:
             self._lengths.measured(step.n_rows, done_s - max(step.submitted.submitted_s, self._last_done_s))
-        self._last_done_s = done_s
-        n_read = 0
+        before_s, self._last_done_s = self._last_done_s, done_s
+        n_read = n_taken = n_drafted = 0
         for part in step.rows:
             sequence, first = part.sequence, n_read
             n_read += part.n_results
@@ -271,21 +279,33 @@ class Batching:
             elif sequence.constraint is not None and part.n_results:
                 self._choosing.follow(sequence, tokens[first], at_once=self._is_alone)
             else:
-                self._take_tokens(part, tokens[first:n_read])
+                n_taken += self._take_tokens(part, tokens[first:n_read])
+                n_drafted += len(part.drafts)
+        if self._speculation is not None and n_taken >= step.n_rows - n_drafted:  # a token of each sequence
+            is_ahead, took_s = step.submitted.submitted_s <= before_s, done_s - before_s
+            self._speculation.lengths.measured(step.n_rows, n_drafted, n_taken, took_s, is_ahead=is_ahead)
 
     @property
     def _is_alone(self) -> bool:
         return len(self._open) == 1
 
-    def _take_tokens(self, part: Rows, token_ids: list[int]) -> None:
-        """Takes the tokens of a part of a step; those behind a draft only where the draft was right."""
-        sequence = part.sequence
-        for i, token_id in enumerate(token_ids):
+    def _take_tokens(self, part: Rows, token_ids: list[int]) -> int:
+        """Takes the tokens of a part of a step, those behind drafts only where the drafts were right; returns how many.
+
+        The caches of the other rows are written again by the next step, their states are forgotten."""
+        sequence, drafts = part.sequence, part.drafts
+        n_right = next((i for i, draft in enumerate(drafts) if draft != token_ids[i]), len(drafts))
+        sequence.n_drafted += len(drafts)
+        sequence.n_accepted += n_right
+        if drafts and part.held is sequence.held is not None:
+            sequence.n_run = part.start + 1 + n_right
+            self._cache.cut(part.held, sequence.n_run)
+        token_ids = token_ids[: n_right + 1]
+        for n_taken, token_id in enumerate(token_ids, 1):
             self._take(sequence, Token(sequence.request.id, token_id))
-            if sequence.is_over or (i < len(part.drafts) and part.drafts[i] != token_id):
-                break
-        if part.drafts and sequence.held is part.held:
-            sequence.n_run = len(sequence.tokens) - 1
+            if sequence.is_over:
+                return n_taken
+        return len(token_ids)
 
     def _take_chosen(self, settle_s: float = 0.0, patience_s: float = 0.0) -> None:
         if not self._choosing.is_busy:
@@ -309,6 +329,8 @@ class Batching:
         sequence.first_token_s = sequence.first_token_s or sequence.last_token_s
         sequence.n_generated += 1
         sequence.tokens.append(token.token_id)
+        if sequence.drafter is not None:
+            sequence.drafter.append(token.token_id)
         if sequence.held is not None:
             self._cache.known(sequence.held, sequence.tokens, sequence.n_run)
         is_eos = token.token_id in request.stop_token_ids and not params.ignore_eos

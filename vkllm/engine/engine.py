@@ -21,6 +21,7 @@ from vkllm.engine.prompt_rows import PromptRows
 from vkllm.engine.requests import EngineConfig, Request, StateQuery
 from vkllm.engine.sampler import Sampler
 from vkllm.engine.saved_state import SavedStates
+from vkllm.engine.speculation.drafter import Speculation
 from vkllm.errors import ContextOverflow, DeviceLost, DeviceTimeout, InvalidParameter, VkllmError, counted
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.measure.arithmetic import product_rate
@@ -29,13 +30,16 @@ from vkllm.gpu.measure.kernel_times import step_times
 from vkllm.gpu.measure.step_times import StepTimes
 from vkllm.gpu.program.cached_blocks import CachePlace
 from vkllm.gpu.program.kernels import MAX_ROWS
-from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.program import WIDTHS, Program
 from vkllm.gpu.program.self_check import check_kernels
 from vkllm.gpu.program.step import LIKELIEST, Part, Result
 from vkllm.gpu.tuning.cache import kept_choice
 from vkllm.gpu.tuning.search import Trial
 from vkllm.gpu.tuning.space import model_kind
 from vkllm.gpu.tuning.tuner import TuningReport, tune
+
+TIMED_WIDTH = 8
+"""Steps that verify drafts are timed up to this width when a model is loaded, wider ones when they are first used."""
 
 TIMED = "timing"
 """The origin of what is run to time kernels."""
@@ -80,6 +84,8 @@ class Engine:
             self._product_rate: float | None = None
             self._n_ctx = self.plan.n_ctx
             self._config = config
+            drafts = config.options.spec != "off" and config.spec.is_causal
+            self._speculation = Speculation(WIDTHS) if drafts else None
             self._forget()
             self._warm_up()
             undo.pop_all()
@@ -102,6 +108,7 @@ class Engine:
             n_sequences=1 if program.states else program.n_sequences,  # their kernels know one sequence
             n_queue=config.queue,
             is_causal=config.spec.is_causal,
+            speculation=self._speculation,
             clock=lambda: time.perf_counter(),
         )
 
@@ -122,7 +129,22 @@ class Engine:
             held = self._cache.begin(TIMED, [0] * width, 0)
             self._run_chunk(held, [0] * width, 0)
             self._cache.end(held, (), is_kept=False)
+        if self._speculation is not None:
+            self._time_drafts(self._speculation)
         self._device.save_pipelines()
+
+    def _time_drafts(self, speculation: Speculation) -> None:
+        """Times steps that verify drafts, so that nothing has to be lost to find out."""
+        for width in WIDTHS:
+            if not 1 < width <= min(TIMED_WIDTH, self._n_ctx):
+                continue
+            blocks = list(range(n_blocks_of(width)))
+            part = Part(0, [0] * width, 0, blocks, blocks, results=width * LIKELIEST)
+            for _ in range(2):  # the first is recorded
+                start_s = time.perf_counter()
+                self._program.tokens(self._program.submit([part]))
+                seconds = time.perf_counter() - start_s
+                speculation.lengths.seconds.measured(width, seconds, is_ahead=False)
 
     def submit(self, request: Request | StateQuery) -> None:
         """Queues a request. Its events come from `step`. Raises QueueFull."""

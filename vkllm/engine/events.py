@@ -42,7 +42,8 @@ class RunStats:
     n_cached: prompt tokens whose keys and values were still there from an earlier request.
     prompt_s: from start to the logits of the last prompt token; first_token_s: from submission to the first
     token; generate_s: from the first token to the last. n_shifts: how often the context was full and its middle was
-    dropped. queue_s: from submission to start.
+    dropped. queue_s: from submission to start. n_drafted: tokens that were drafted; n_accepted: of these, tokens that
+    became part of the answer.
 
     >>> stats = llm.generate("The capital of France is", max_tokens=2).stats
     >>> stats.n_prompt, stats.n_generated
@@ -59,6 +60,8 @@ class RunStats:
     generate_s: float
     n_shifts: int = 0
     queue_s: float = 0.0
+    n_drafted: int = 0
+    n_accepted: int = 0
 
     @property
     def prompt_per_s(self) -> float:
@@ -87,6 +90,8 @@ class EngineStats:
     n_generated: int = 0
     prompt_s: float = 0.0
     generate_s: float = 0.0
+    n_drafted: int = 0
+    n_accepted: int = 0
     last: RunStats | None = None
 
     def plus(self, stats: RunStats) -> EngineStats:
@@ -98,6 +103,8 @@ class EngineStats:
             n_generated=self.n_generated + stats.n_generated,
             prompt_s=self.prompt_s + stats.prompt_s,
             generate_s=self.generate_s + stats.generate_s,
+            n_drafted=self.n_drafted + stats.n_drafted,
+            n_accepted=self.n_accepted + stats.n_accepted,
             last=stats,
         )
 

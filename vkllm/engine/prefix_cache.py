@@ -143,6 +143,10 @@ class PrefixCache:
         if self.states.are_there:
             self.states.known(held.chain, held.keys, token_ids[:n_known])
 
+    def cut(self, held: Held, n_tokens: int) -> None:
+        """A sequence goes on behind n_tokens tokens, maybe fewer than its last step ran; known ones are not cut."""
+        self.states.cut(held.chain, n_tokens)
+
     def end(self, held: Held, token_ids: Sequence[int], *, is_kept: bool = True) -> None:
         """A sequence has ended, or gives back what it holds. token_ids: those whose keys and values are cached.
         is_kept: others may use them."""

@@ -21,6 +21,9 @@ from vkllm.engine.sequence import TokenSequence
 from vkllm.errors import QueueFull, counted
 from vkllm.gpu.program.kernels import MAX_NARROW
 
+MOST_STATES = 8
+"""Rows of a step that can all have the states behind them stored."""
+
 Waiting = TokenSequence | StateQuery
 
 
@@ -136,6 +139,7 @@ class Scheduler:
         """The rows of the next step, which count as submitted; none if nothing can go on now."""
         self._admit()
         decoding = [sequence for sequence in self.running if sequence.can_decode]
+        decoding = [sequence for sequence in decoding if not _waits_to_draft(sequence, len(decoding))]
         prompts = [sequence for sequence in self.running if sequence.n_prompt_rows]
         if not (decoding or prompts):
             return []
@@ -195,8 +199,10 @@ class Scheduler:
     def _next_rows(self, sequence: TokenSequence, n_free: int) -> Rows | None:
         drafts: list[int] = []
         most = min(n_free, sequence.n_left) - 1
-        if sequence.drafter is not None and not sequence.n_in_flight and most > 0:
-            drafts = sequence.drafter.draft(most, MAX_NARROW - n_free)
+        if self.cache.states.are_there:  # each row needs a slot
+            most = min(most, self.cache.states.n_available - 1, MOST_STATES - 1)
+        if sequence.drafter is not None and not sequence.n_in_flight:
+            drafts = sequence.drafter.draft(most, 1 + MAX_NARROW - n_free)
         return self._rows(sequence, 1 + len(drafts), is_prompt=False, is_end=False, drafts=tuple(drafts))
 
     def _prompt_rows(self, sequence: TokenSequence, most: int) -> Rows | None:
@@ -234,6 +240,7 @@ class Scheduler:
         sequence = part.sequence
         sequence.n_run += part.n_rows
         sequence.n_in_flight += part.n_results
+        sequence.is_drafting = bool(part.drafts)
         sequence.is_decoding |= part.is_end and sequence.request.is_answered
         self._n_added += 1
         sequence.stepped_at = self._n_added
@@ -310,6 +317,13 @@ class Scheduler:
         self._numbers.append(sequence.number)
         sequence.held, sequence.number = None, -1
         sequence.n_run, sequence.is_decoding = 0, False
+
+
+def _waits_to_draft(sequence: TokenSequence, n_decoding: int) -> bool:
+    """Whether the next row of a sequence waits until its token is known, because drafts behind it are worth that."""
+    if sequence.drafter is None or not sequence.n_in_flight:
+        return False
+    return sequence.drafter.n_worthwhile(sequence.n_left - sequence.n_in_flight - 1, n_decoding) > 0
 
 
 def _origin(entry: Waiting) -> str:

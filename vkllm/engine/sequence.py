@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +13,9 @@ from vkllm.engine.events import RunStats, Token
 from vkllm.engine.prefix_cache import Held
 from vkllm.engine.requests import Request
 from vkllm.engine.sampler import Sampler
+from vkllm.engine.speculation.drafter import Drafter
 from vkllm.errors import ContextOverflow, InvalidParameter, VkllmError, counted
 from vkllm.gpu.program.kernels import MAX_ROWS
-
-
-class Drafter(Protocol):
-    """Guesses how a sequence goes on; its guesses are checked in one step."""
-
-    def draft(self, most: int, n_rows: int) -> list[int]:
-        """Tokens that are likely to come next, at most `most`, in a step that has n_rows rows of other sequences."""
 
 
 @dataclass(eq=False)
@@ -34,8 +27,8 @@ class TokenSequence:
     ahead takes a token that the step before it chooses on the GPU. is_decoding: the prompt, or what has to be computed
     again, has been run. held: what it holds of the cache; None: it waits. number: which of the sequences that run at
     once, for the GPU. choosing: the CPU's work for the next token. hidden_sum: of the rows that its embedding is made
-    of. n_reported: rows of a prompt without an answer whose results are known. stepped_at: a count that
-    grows with each step.
+    of. n_reported: rows of a prompt without an answer whose results are known. is_drafting: the step in flight has
+    drafts. stepped_at: a count that grows with each step.
     """
 
     request: Request
@@ -52,9 +45,12 @@ class TokenSequence:
     choosing: Future[Token | Constraint] | None = None
     constraint: Constraint | None = None
     drafter: Drafter | None = None
+    is_drafting: bool = False
     n_cached: int | None = None
     n_generated: int = 0
     n_shifts: int = 0
+    n_drafted: int = 0
+    n_accepted: int = 0
     n_reported: int = 0
     stepped_at: int = 0
     started_s: float = 0.0
@@ -104,7 +100,7 @@ class TokenSequence:
         """Whether the row of its next token can be submitted now."""
         if not self.is_decoding or self.choosing is not None or self.n_in_flight >= self.n_left:
             return False
-        return self.can_run_ahead or not self.n_in_flight
+        return (self.can_run_ahead and not self.is_drafting) or not self.n_in_flight
 
     @property
     def n_cacheable(self) -> int:
@@ -122,6 +118,8 @@ class TokenSequence:
             first_token_s=self.first_token_s - self.submitted_s if has_token else 0.0,
             generate_s=self.last_token_s - self.first_token_s,
             n_shifts=self.n_shifts,
+            n_drafted=self.n_drafted,
+            n_accepted=self.n_accepted,
             queue_s=self.started_s - self.submitted_s if self.started_s else 0.0,
         )
 

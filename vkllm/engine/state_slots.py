@@ -137,6 +137,15 @@ class StateSlots:
                 chain.passing.append(slot)
         return {end - start - 1: chain.needed[end] for end in ends}
 
+    def cut(self, chain: Chain, n_tokens: int) -> None:
+        """A sequence goes on behind n_tokens tokens: the states behind more are of rows that were refused, and those
+        behind fewer are needed no longer."""
+        self._need_only(chain, n_tokens)
+        refused = [chain.needed.pop(n) for n in [*chain.needed] if n > n_tokens]
+        chain.passing = [slot for slot in chain.passing if slot not in refused]
+        for slot in refused:
+            self._forget(slot)
+
     def known(self, chain: Chain, keys: Sequence[Key], token_ids: Sequence[int]) -> None:
         """These are a running sequence's tokens: its states behind them can be found from now on."""
         for n, slot in chain.needed.items():

@@ -117,6 +117,8 @@ def print_stats(llm: LLM, stats: RunStats) -> None:
     }
     if stats.n_generated:
         lines["answer"] += f", the first after {stats.first_token_s:.2f} s"
+    if stats.n_drafted:
+        lines["drafts"] = f"{stats.n_accepted} of {counted(stats.n_drafted, 'token')} accepted"
     if stats.n_shifts:
         lines["context"] = f"full {counted(stats.n_shifts, 'time')}, its middle dropped"
     for name, text in lines.items():

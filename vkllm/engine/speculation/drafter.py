@@ -19,6 +19,10 @@ FIRST_DRAFTED = 3
 """A draft is at most as long as the match behind it, or this."""
 
 
+MOST_AT_ONCE = 2048
+"""Tokens of a prompt that are taken in at once, which takes some milliseconds."""
+
+
 class Speculation:
     """What the drafters of an engine share. widths: rows of the steps that there are."""
 
@@ -26,38 +30,51 @@ class Speculation:
         self.lengths = DraftLengths(widths)
         self._histories = Histories()
 
-    def drafter(self, origin: str) -> Drafter:
+    def drafter(self, origin: str, prompt_token_ids: Sequence[int]) -> Drafter:
         """A drafter for a new sequence, which only copies from texts of its own origin."""
         self.lengths.begin()
-        return Drafter(self.lengths, Lookup(self._histories, origin))
+        return Drafter(self.lengths, Lookup(self._histories, origin), prompt_token_ids)
 
 
 class Drafter:
-    """Drafts for one sequence. It has to be told all of the sequence's tokens, drafted or not."""
+    """Drafts for one sequence. It has to be told all of the sequence's tokens, drafted or not.
 
-    def __init__(self, lengths: DraftLengths, lookup: Lookup) -> None:
+    prompt_token_ids: taken in by and by (`catch_up`), so that long prompts hold nothing up; nothing is drafted before.
+    """
+
+    def __init__(self, lengths: DraftLengths, lookup: Lookup, prompt_token_ids: Sequence[int]) -> None:
         self._lengths = lengths
         self._lookup = lookup
+        self._pending: list[int] = list(prompt_token_ids)
+        self._n_taken_in = 0
 
-    def extend(self, token_ids: Sequence[int]) -> None:
-        """The sequence goes on with these tokens of a prompt."""
-        self._lookup.extend(token_ids)
+    def catch_up(self) -> None:
+        """Takes in some more of the tokens that are pending."""
+        if self._pending:
+            first = self._n_taken_in
+            self._n_taken_in = min(first + MOST_AT_ONCE, len(self._pending))
+            self._lookup.extend(self._pending[first : self._n_taken_in])
+            if self._n_taken_in == len(self._pending):
+                self._pending = []
 
     def append(self, token_id: int) -> None:
         """The sequence goes on with this token, which the model has chosen."""
+        if self._pending:
+            self._pending.append(token_id)
+            return
         n_matched = self._lookup.n_matched
         was_right = self._lookup.append(token_id)
         if was_right is not None:
             self._lengths.acceptance.counted(n_matched, was_right)
 
     def n_worthwhile(self, most: int = MOST_DRAFTED, n_rows: int = 1) -> int:
-        """How many tokens a draft would have now, in a step of n_rows others; 0 where none pays."""
+        """How many tokens a draft would have now, in a step of n_rows rows without it; 0 where none pays."""
         n_matched = self._lookup.n_matched
-        if not n_matched or most <= 0:
+        if self._pending or not n_matched or most <= 0:
             return 0
-        most = min(most, max(n_matched, FIRST_DRAFTED))
+        most = min(most, max(n_matched, FIRST_DRAFTED), MOST_DRAFTED + 1 - n_rows)
         return self._lengths.best(self._lengths.acceptance.probabilities(n_matched, most), n_rows)
 
     def draft(self, most: int = MOST_DRAFTED, n_rows: int = 1) -> list[int]:
-        """Up to `most` tokens that are likely to come next, as many as pay in a step of n_rows others."""
+        """Up to `most` tokens that are likely to come next, as many as pay in a step of n_rows rows without them."""
         return self._lookup.guess(self.n_worthwhile(most, n_rows))

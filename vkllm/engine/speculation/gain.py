@@ -127,22 +127,23 @@ class DraftLengths:
             self._room_s += LOSS_SHARE * seconds
 
     def best(self, probabilities: Sequence[float], n_rows: int = 1) -> int:
-        """How many of the guessed tokens to draft in a step of n_rows others, each of which makes a token.
+        """How many of the guessed tokens to draft in a step of n_rows rows without them, each of which makes a token.
 
-        probabilities: of each guess, that it is right if those before it are.
+        probabilities: of each guess, that it is right if those before it are. Beside other sequences, a sequence with
+        drafts misses every second step, because those go on while it waits for its token.
         """
         plain_s = self.seconds.of(self._width(n_rows), is_ahead=True)
         if plain_s is None or self._room_s <= 0:
             return 0
-        best, best_gain, n_expected = 0, LEAST_GAIN, float(n_rows)
-        likely = 1.0
+        best, best_gain, likely, n_accepted = 0, LEAST_GAIN, 1.0, 0.0
         for n, probability in enumerate(probabilities, 1):
             likely *= probability
-            n_expected += likely
+            n_accepted += likely
             is_end = n == len(probabilities) or n_rows + n in self._widths
             step_s = self.seconds.of(self._width(n_rows + n), is_ahead=False) if is_end else None
             if step_s is None or step_s > self._room_s + MOST_RISKED * plain_s:
                 continue
+            n_expected = 1 + n_accepted if n_rows == 1 else n_rows - 1 + (1 + n_accepted) / 2
             gain = n_expected / n_rows * plain_s / step_s
             if gain > best_gain:
                 best, best_gain = n, gain

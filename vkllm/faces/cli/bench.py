@@ -49,6 +49,7 @@ class Setup:
     type_v: str = "f16"
     n_gpu_layers: int | None = None
     override_tensor: str | None = None
+    spec: str = "off"
 
     def check(self, n_ctx: int | None) -> None:
         """Raises what loading would raise for its file and a context of n_ctx tokens, if the file is here."""
@@ -72,6 +73,7 @@ class Setup:
                 type_v=self.type_v,
                 n_gpu_layers=self.n_gpu_layers,
                 override_tensor=self.override_tensor,
+                spec=self.spec,
                 on_progress=on_progress,
             )
 
@@ -100,13 +102,14 @@ def setups(
     types_k: Sequence[str],
     types_v: Sequence[str],
     override_tensor: str | None = None,
+    spec: str = "off",
 ) -> list[Setup]:
     """All combinations in llama-bench's order. Raises InvalidParameter for an unknown type."""
     for option, types in (("-ctk", types_k), ("-ctv", types_v)):
         for unknown in set(types) - CACHE_TYPES.keys():
             raise InvalidParameter(f"{option} takes {' or '.join(CACHE_TYPES)}, not {unknown!r}")
     return [
-        Setup(model, device, type_k, type_v, layers, override_tensor)
+        Setup(model, device, type_k, type_v, layers, override_tensor, spec)
         for model, layers, device, type_k, type_v in itertools.product(models, n_gpu_layers, devices, types_k, types_v)
     ]
 
@@ -183,8 +186,11 @@ def measure(options: BenchOptions) -> Iterator[Measured]:
                 test_time = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                 if options.warms_up:
                     runs.time_ns(case)
+                before = llm.stats()
                 samples_ns = [runs.time_ns(case) for _ in range(options.n_repetitions)]
-                fields = _fields(llm, report, setup, case, test_time, samples_ns)
+                after = llm.stats()
+                drafts = after.n_drafted - before.n_drafted, after.n_accepted - before.n_accepted
+                fields = _fields(llm, report, setup, case, test_time, samples_ns, drafts)
                 yield Measured(fields, device_line(report))
 
     return results()
@@ -217,7 +223,13 @@ class _Runs:
 
 
 def _fields(
-    llm: LLM, report: DeviceReport, setup: Setup, case: Case, test_time: str, samples_ns: Sequence[int]
+    llm: LLM,
+    report: DeviceReport,
+    setup: Setup,
+    case: Case,
+    test_time: str,
+    samples_ns: Sequence[int],
+    drafts: tuple[int, int],
 ) -> dict[str, Any]:
     """llama-bench's JSON fields in its order, then ours; what does not apply here has its default value there."""
     samples_ts = [1e9 * (case.n_prompt + case.n_gen) / sample for sample in samples_ns]
@@ -274,6 +286,9 @@ def _fields(
         "gb_per_s": None if bytes_per_s is None else bytes_per_s / 1e9,
         "bandwidth_share": None if bytes_per_s is None else bytes_per_s / report.read_bytes_per_s,
         "driver": driver(report),
+        "spec": setup.spec,
+        "n_drafted": drafts[0],
+        "n_accepted": drafts[1],
     }
 
 

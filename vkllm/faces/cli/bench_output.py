@@ -28,15 +28,17 @@ _COLUMNS = {
     "t/s": (20, True),
     "GB/s": (8, True),
     "% of read bandwidth": (19, True),
+    "accepted": (13, True),
 }
 
 
-_OPTIONAL = {"type_k", "type_v", "dev"}
+_OPTIONAL = {"type_k", "type_v", "dev", "accepted"}
 """Columns of parameters that have one only where they are not the default, as llama-bench has it."""
 
 
 def markdown(results: Iterable[Measured], shown: Collection[str] = ()) -> Iterator[str]:
-    """A table, then a line for each device. shown: those of the optional columns "type_k", "type_v" and "dev"."""
+    """A table, then a line for each device. shown: those of the columns "type_k", "type_v", "dev" and "accepted" that
+    are optional."""
     titles = [title for title in _COLUMNS if title not in _OPTIONAL or title in shown]
     yield _row(titles, titles)
     yield "|" + "|".join(f" {'-' * (_COLUMNS[title][0] - 1)}{':-'[not _COLUMNS[title][1]]} " for title in titles) + "|"
@@ -84,6 +86,8 @@ def _cell(title: str, fields: dict[str, Any]) -> str:
             return case_name(fields)
         case "t/s":
             return f"{fields['avg_ts']:.2f} ± {fields['stddev_ts']:.2f}"
+        case "accepted":
+            return f"{fields['n_accepted']}/{fields['n_drafted']}"
         case "GB/s":
             return "" if fields["gb_per_s"] is None else f"{fields['gb_per_s']:.2f}"
     return "" if fields["bandwidth_share"] is None else f"{100 * fields['bandwidth_share']:.1f}"

@@ -75,6 +75,15 @@ class PlacementFlags:
         _option("-ncmoe", "--n-cpu-moe", metavar="N", min=0, help="Keep the experts of N layers in system memory."),
     ] = None
     cpu_moe: Annotated[bool, _option("-cmoe", "--cpu-moe", help="Keep all experts in system memory.")] = False
+    spec: Annotated[
+        str,
+        _option(
+            "--spec",
+            metavar="auto|off|ngram",
+            help="How to draft tokens, which one step then verifies: from earlier text (ngram), or not (off).",
+            autocompletion=lambda: ["auto", "off", "ngram"],
+        ),
+    ] = "auto"
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `LLM` by name. Raises InvalidParameter."""
@@ -86,6 +95,7 @@ class PlacementFlags:
             "vram_limit": _size(self.vram_limit, "--vram-limit"),
             "ram_limit": _size(self.ram_limit, "--ram-limit"),
             "override_tensor": placed(self.override_tensor, self.n_cpu_moe, is_all=self.cpu_moe),
+            "spec": self.spec,
         }
 
 

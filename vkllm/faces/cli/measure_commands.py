@@ -90,6 +90,14 @@ def bench(
     n_cpu_moe: Annotated[
         int | None, typer.Option("-ncmoe", "--n-cpu-moe", metavar="N", min=0, help="As for `vkllm run`.")
     ] = None,
+    spec: Annotated[
+        str,
+        typer.Option(
+            "--spec",
+            metavar="off|auto|ngram",
+            help="As for `vkllm run`; off by default, because llama-bench times plain steps.",
+        ),
+    ] = "off",
     device: Annotated[
         list[str] | None, typer.Option("-dev", "--device", metavar="DEVICE", help="Indices or names of devices.")
     ] = None,
@@ -122,6 +130,7 @@ def bench(
         types_k,
         types_v,
         placed(override_tensor, n_cpu_moe),
+        spec,
     )
     prompts, depths = numbers(n_prompt or ["512"], "-p"), numbers(n_depth or ["0"], "-d")
     generated = numbers(n_gen or ["128"], "-n")
@@ -140,6 +149,7 @@ def bench(
         _ensure_all_here(names)
         results = measure(BenchOptions(how, tests, repetitions, not no_warmup))
         is_shown = {"type_k": types_k != ["f16"], "type_v": types_v != ["f16"], "dev": bool(device)}
+        is_shown["accepted"] = spec != "off"
         shown = [title for title, is_asked in is_shown.items() if is_asked]
         lines = markdown(results, shown) if output == "md" else FORMATS[output](results)
     for line in lines:  # each when it is measured

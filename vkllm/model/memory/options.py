@@ -10,6 +10,10 @@ from vkllm.model.memory.overrides import overrides
 from vkllm.model.memory.sequences import MOST_SEQUENCES
 from vkllm.parameters import whole_number
 
+SPECULATION = ("auto", "off", "ngram")
+"""How tokens may be drafted: copied from texts that were there before ("ngram"); "auto" is all that there is, where it
+pays."""
+
 
 @dataclass(frozen=True)
 class PlanOptions:
@@ -22,7 +26,8 @@ class PlanOptions:
     lie, as llama.cpp's -ot has it: "EXPRESSION=CPU,EXPRESSION=GPU". Of a tensor, the first expression decides that
     is found in its name: CPU keeps its matrix out of a card's own memory, GPU lets it lie there whatever
     n_gpu_layers says. Matrices that are stacked stay together. It has no effect on unified memory. n_parallel:
-    sequences that run at once, at most; None: as many as cost the first one nothing (`for_many` in `plan.py`).
+    sequences that run at once, at most; None: as many as cost the first one nothing (`for_many` in `plan.py`). spec:
+    how tokens are drafted (`SPECULATION`).
     """
 
     type_k: str = "f16"
@@ -32,10 +37,13 @@ class PlanOptions:
     ram_limit: int | None = None
     override_tensor: str | None = None
     n_parallel: int | None = None
+    spec: str = "auto"
 
     def __post_init__(self) -> None:
         """Raises InvalidParameter for options that no device could meet."""
         overrides(self.override_tensor)
+        if self.spec not in SPECULATION:
+            raise InvalidParameter(f"spec (--spec) must be one of {', '.join(SPECULATION)}, not {self.spec!r}")
         for name, option, cache_type in (("type_k", "-ctk", self.type_k), ("type_v", "-ctv", self.type_v)):
             if not isinstance(cache_type, str) or cache_type not in CACHE_TYPES:
                 raise InvalidParameter(f"{name} ({option}) must be {' or '.join(CACHE_TYPES)}, not {cache_type!r}")

@@ -1,0 +1,218 @@
+"""Answers with drafts, right ones and wrong ones, are those without, whatever the caches keep."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fake_program
+import numpy as np
+import pytest
+from fake_program import N_VOCAB, Fake, FakeProgram, Session, request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_specs import TINY_SPEC
+from random_model import engine_config, write_random_model
+
+from vkllm.engine.engine import Engine
+from vkllm.engine.events import Finished, Token
+from vkllm.engine.params import SamplingParams
+from vkllm.engine.requests import Request
+from vkllm.engine.sampler import Floats, Sampler, pick
+from vkllm.engine.speculation.drafter import Speculation
+from vkllm.engine.speculation.gain import DraftLengths
+from vkllm.errors import NoDevice
+from vkllm.gpu.program.step import Draw, Part
+
+MODELS = {
+    "plain": Fake(),
+    "windows": Fake(n_blocks=20, window=40, n_window_blocks=24),
+    "states": Fake(n_blocks=20, n_state_slots=24),
+    "few slots": Fake(n_state_slots=6, n_sequences=1),
+    "both, few blocks": Fake(n_blocks=17, window=10, n_window_blocks=24, n_state_slots=24),
+}
+
+
+class Guesses(Speculation):
+    """Drafts the answers that it was given, with mistakes. share: of the tokens that are right."""
+
+    def __init__(self, answers: dict[tuple[int, ...], list[int]], share: float, seed: int) -> None:
+        super().__init__((1, 2, 4, 8, 16, 32))
+        self._answers, self._share, self._dice = answers, share, random.Random(seed)
+
+    def drafter(self, origin: str, prompt_token_ids: Sequence[int]) -> Guesser:  # type: ignore[override]
+        return Guesser(self._answers[tuple(prompt_token_ids)], self._share, self._dice)
+
+
+class Guesser:
+    """Drafts one answer."""
+
+    def __init__(self, answer: list[int], share: float, dice: random.Random) -> None:
+        self._answer, self._share, self._dice = answer, share, dice
+        self._n = 0
+        self._wants = True
+
+    def catch_up(self) -> None:
+        pass
+
+    def append(self, token_id: int) -> None:
+        assert token_id == self._answer[self._n], "a wrong token"
+        self._n += 1
+        self._wants = self._dice.random() < 0.7
+
+    def n_worthwhile(self, most: int, n_rows: int) -> int:
+        return max(min(most, 32 - n_rows), 0) if self._wants else 0
+
+    def draft(self, most: int, n_rows: int) -> list[int]:
+        most = min(self._dice.randrange(9), self.n_worthwhile(most, n_rows))
+        right = (self._answer[self._n :] + 31 * [1])[:most]
+        return [token if self._dice.random() < self._share else self._dice.randrange(1, N_VOCAB) for token in right]
+
+
+def alone(model: Fake, wanted: Request) -> list[int]:
+    """The answer of a program without drafts that nobody else uses."""
+    session = Session(model)
+    session.run(wanted)
+    return session.tokens(wanted.id)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from([*MODELS]),
+    prompts=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 130), st.integers(1, 60)), min_size=1, max_size=5),
+    share=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_answers_with_drafts_are_those_without(
+    name: str, prompts: list[tuple[int, int, int]], share: float, seed: int
+) -> None:
+    model = MODELS[name]
+    texts = [np.random.default_rng(i).integers(1, N_VOCAB, 130).tolist() for i in range(3)]
+    wanted = [
+        request(i, texts[text][:n_prompt], n, **({"temperature": 1.0, "seed": 7} if text else {}))
+        for i, (text, n_prompt, n) in enumerate(prompts)
+    ]
+    answers = {
+        each.prompt_token_ids: alone(model, request(0, each.prompt_token_ids, 60, **_drawn(each))) for each in wanted
+    }
+    session = Session(model, speculation=Guesses(answers, share, seed))
+    session.run(*wanted)
+    session.check_nothing_is_lost()
+    for each in wanted:
+        end, got = session.end(each.id), session.tokens(each.id)
+        assert isinstance(end, Finished) and got == answers[each.prompt_token_ids][: len(got)]
+        assert len(got) == each.params.max_tokens or got[-1] == 0
+        assert end.stats.n_accepted <= end.stats.n_drafted and (share > 0 or end.stats.n_accepted < 4)
+    after = [request(100 + i, [*each.prompt_token_ids, *session.tokens(each.id)], 3) for i, each in enumerate(wanted)]
+    session.batching._speculation = None
+    session.run(*after)
+    for each in after:
+        assert session.tokens(each.id) == alone(model, each), "what drafts leave in the caches is what belongs there"
+
+
+def _drawn(wanted: Request) -> dict[str, float]:
+    return {"temperature": 1.0, "seed": 7} if wanted.params.temperature else {}
+
+
+@pytest.mark.parametrize("name", ["plain", "states"])
+def test_right_drafts_take_fewer_steps(name: str) -> None:
+    wanted = request(0, [5, 6, 7], 60)
+    answer = alone(MODELS[name], wanted)
+    session = Session(MODELS[name], speculation=Guesses({(5, 6, 7): answer}, 1.0, 3))
+    session.run(wanted)
+    end = session.end(0)
+    assert isinstance(end, Finished) and len(session.program.steps) < len(answer) * 0.7
+    assert end.stats.n_accepted == end.stats.n_drafted > 20
+
+
+class ChanceProgram(FakeProgram):
+    """The logits behind a token follow from it alone, and each row draws from them as the GPU does."""
+
+    def _run(self, part: Part, tokens: list[int], logits: list[Floats]) -> None:
+        ids = [self._next_token[part.sequence] if token is None else token for token in part.tokens]
+        for token, result in zip(ids[-len(part.results) :], part.results, strict=True):
+            assert result.draw is not None
+            tokens.append(drawn(token, result.draw))
+            self._next_token[part.sequence] = tokens[-1]
+
+
+@cache
+def numbers_of(token: int, draw: Draw) -> tuple[list[int], list[int]]:
+    """Of the tokens that `pick` takes behind a token as the number grows: the last number of each but the last."""
+    order = np.argsort(-LOGITS[token], kind="stable").tolist()
+
+    def rank(number: int) -> int:
+        return order.index(pick(LOGITS[token], replace(draw, number=number)))
+
+    return [bisect_left(range(2**32), i + 1, key=rank) - 1 for i in range(7)], order
+
+
+def drawn(token: int, draw: Draw) -> int:
+    """What `pick` takes behind a token, quickly."""
+    last, order = numbers_of(token % 8, replace(draw, number=0))
+    return order[bisect_left(last, draw.number)]
+
+
+LOGITS = np.random.default_rng(3).normal(0, 1.5, (8, 8)).astype(np.float32)
+
+
+def test_tokens_that_are_drawn_behind_drafts_have_the_distribution_of_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """20,000 draws at temperature 0.8: chi-squared of what follows each of 8 tokens; and the same text as without."""
+    monkeypatch.setattr(fake_program, "FakeProgram", ChanceProgram)
+    wanted, answers, counts = [], {}, np.zeros((8, 8))
+    for i in range(32):
+        options = {"temperature": 0.8, "seed": i, "top_k": 8, "top_p": 1.0, "min_p": 0.0, "ignore_eos": True}
+        wanted.append(request(i, [100 + i, 3], 625, **options))
+        sampler, answer, last = Sampler(wanted[-1].params, ()), [], 3
+        for n in range(625):
+            answer.append(drawn(last, sampler.draw(n)))
+            counts[last, answer[-1]] += 1
+            last = answer[-1]
+        answers[wanted[-1].prompt_token_ids] = answer
+        assert answer[0] == pick(LOGITS[3], sampler.draw(0)) and answer[9] == pick(LOGITS[answer[8]], sampler.draw(9))
+    session = Session(Fake(n_blocks=1000, n_ctx=640), speculation=Guesses(answers, 0.6, 1))
+    session.run(*wanted)
+    ends = [session.end(each.id) for each in wanted]
+    assert all(session.tokens(each.id) == answers[each.prompt_token_ids] for each in wanted)
+    n_drafted, n_accepted = (sum(getattr(end.stats, name) for end in ends) for name in ("n_drafted", "n_accepted"))
+    assert n_accepted > 3000 and n_drafted - n_accepted > 3000
+    weights = np.exp(LOGITS.astype(np.float64) / 0.8)
+    expected = weights / weights.sum(axis=1, keepdims=True) * counts.sum(axis=1, keepdims=True)
+    chi_squared = ((counts - expected) ** 2 / expected).sum()
+    assert chi_squared < 94.5, "8 * 7 degrees of freedom exceed it once in a thousand times"
+
+
+@pytest.mark.gpu
+def test_an_engine_s_answers_are_the_same_with_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_random_model(tmp_path / "model.gguf", TINY_SPEC, {})
+    prompt = tuple(int(t) for t in np.random.default_rng(3).integers(0, TINY_SPEC.n_vocab, 20))
+    monkeypatch.setattr(DraftLengths, "best", lambda self, probabilities, n_rows=1: len(probabilities))
+    answers: dict[str, list[list[int]]] = {}
+    n_accepted = 0
+    for spec in ("off", "auto"):
+        config = engine_config(path, TINY_SPEC)
+        try:
+            engine = Engine(replace(config, options=replace(config.options, spec=spec)))
+        except NoDevice as error:
+            pytest.skip(str(error))
+        for options in (GREEDY, GREEDY, DRAWN, DRAWN):  # the second answer is drafted from the first
+            engine.submit(Request(1, prompt, SamplingParams(max_tokens=40, **options), frozenset()))
+            events = []
+            while engine.has_work:
+                events += engine.step()
+            answers.setdefault(spec, []).append([e.token_id for e in events if isinstance(e, Token)])
+            n_accepted += events[-1].stats.n_accepted
+            assert spec != "off" or events[-1].stats.n_drafted == 0
+        engine.close()
+    assert answers["off"] == answers["auto"] and n_accepted > 60
+
+
+GREEDY: dict[str, Any] = {"temperature": 0}
+DRAWN: dict[str, Any] = {"temperature": 0.8, "seed": 3}
