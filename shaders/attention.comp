@@ -2,8 +2,8 @@
 // bindings: q k_cache v_cache y y_q16 y_scales step sinks gates partials arrived
 // constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup tokens_per_workgroup keys_at_once k_q8_0 v_q8_0 scale softcap window table is_causal quantizes chunk has_sinks gates_columns latent_dim part_keys log2_parts n_sharing most_parts first_partial
 // push:
-// dispatch: x = tokens / tokens_per_workgroup, rounded up, y = n_heads / heads_per_workgroup * n_sharing: so many workgroups
-//   take the parts of a token's keys in turn; the last that ends puts them together. The tokens of a workgroup are of one
+// dispatch: x = n_heads / heads_per_workgroup * n_sharing: so many workgroups take the parts of a token's keys in turn; the
+//   last that ends puts them together; y = tokens / tokens_per_workgroup, rounded up; the tokens of a workgroup are of one
 //   sequence; where n_sharing is more than 1, it has one
 // subgroup: shuffle
 // requires: full subgroups of 8 or more, or the _plain variant; lanes a power of two, at most the subgroup size, or 8;
@@ -193,7 +193,7 @@ void store_results(uint row, uint head) {
 
 void main() {
   // the last parts, which are the longest, begin first
-  uint row = gl_WorkGroupID.x * TOKENS, sharer = N_SHARING - 1 - gl_WorkGroupID.y / GROUPS;
+  uint row = gl_WorkGroupID.y * TOKENS, sharer = N_SHARING - 1 - gl_WorkGroupID.x / GROUPS;
   if (row >= n_rows) return;
   for (uint t = 0; t < TOKENS; t++) {
     uint there = min(row + t, n_rows - 1); // rows that are not there repeat
@@ -212,7 +212,7 @@ void main() {
 #endif
   lane = self % LANES;
   team = self / LANES;
-  uint group = gl_WorkGroupID.y % GROUPS, head = group * HEADS;
+  uint group = gl_WorkGroupID.x % GROUPS, head = group * HEADS;
   uint table = rows[row].z, kv_head = head / (N_HEADS / N_KV_HEADS);
   [[unroll]] for (uint n = 0; n < OWN_FOURS; n++) {
     all_weights[n] = vec2(-1e30, 0.0);

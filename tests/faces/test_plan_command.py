@@ -157,6 +157,18 @@ def test_states_are_told_apart_from_keys_and_values(card: DeviceInfo, tiny_gguf:
 
 
 @pytest.mark.gpu
+def test_sequences_that_were_asked_for_are_told(card: DeviceInfo, tiny_gguf: Path) -> None:
+    made = plan_model(tiny_gguf)
+    assert "parallel" not in "\n".join(lines(made, "tiny"))
+    assert (fields(made)["n_sequences"], fields(made)["n_blocks"], fields(made)["n_window_blocks"]) == (32, 8, 0)
+    four = replace(made.plan, n_sequences=4, n_blocks=20)
+    asked = replace(made, options=replace(made.options, n_parallel=4), plan=four)
+    assert "parallel  4 sequences at once, which share a cache of 640 tokens" in lines(asked, "tiny")
+    alone = replace(asked, plan=replace(four, n_sequences=1))
+    assert "parallel  1 sequence at a time" in lines(alone, "tiny") and fields(asked)["n_parallel"] == 4
+
+
+@pytest.mark.gpu
 def test_the_default_context_is_that_of_run_and_0_the_longest(card: DeviceInfo, tiny_gguf: Path) -> None:
     assert plan_model(tiny_gguf).plan.n_ctx == plan_model(tiny_gguf, n_ctx=0).plan.n_ctx == 256
     assert plan_model(tiny_gguf, n_ctx=64).plan.n_ctx == 64

@@ -104,7 +104,7 @@ class AttentionCase:
                 **dict(part_keys=part_keys, log2_parts=31 if scores.window or scores.chunk else 1),
                 **dict(n_sharing=n_sharing, most_parts=most_parts, first_partial=1),
             ),
-            groups=(-(-len(q) // tokens), n_heads // heads * n_sharing),
+            groups=(n_heads // heads * n_sharing, -(-len(q) // tokens)),
         )
         device.run([dispatch] * 2)  # counts of workgroups are cleared for the next time
         cuts = np.cumsum([n for _, n in used])[:-1]

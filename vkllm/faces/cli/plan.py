@@ -12,6 +12,8 @@ from typing import Any
 
 from vkllm import ModelPlan, plan_model
 from vkllm.faces.terminal import counted, say
+from vkllm.model.memory.kernel_sizes import KV_BLOCK
+from vkllm.model.memory.plan import MemoryPlan
 from vkllm.sizes import size
 
 
@@ -48,6 +50,7 @@ def lines(made: ModelPlan, model: str) -> list[str]:
     return [
         f"{made.path.name if made.path.suffix == '.gguf' else model} on {made.device_name}",
         f"context   {counted(plan.n_ctx, 'token')} (keys {made.options.type_k}, values {made.options.type_v})",
+        *([_parallel(plan)] if made.options.n_parallel else []),
         *([f"states    {size(plan.states_bytes)} of the cache, whatever the context"] if plan.n_state_slots else []),
         "",
         *table,
@@ -56,6 +59,13 @@ def lines(made: ModelPlan, model: str) -> list[str]:
         f"expected  {1 / plan.token_s(0):.1f} tok/s, {plan.tokens_per_s:.1f} with half of the context in use",
         f"reading   {reads} ({basis})",
     ]
+
+
+def _parallel(plan: MemoryPlan) -> str:
+    """How many sequences run at once, and what they share."""
+    if plan.n_sequences == 1:
+        return "parallel  1 sequence at a time"
+    return f"parallel  {plan.n_sequences} sequences at once, which share a cache of {plan.n_blocks * KV_BLOCK} tokens"
 
 
 def fields(made: ModelPlan) -> dict[str, Any]:
@@ -69,6 +79,9 @@ def fields(made: ModelPlan) -> dict[str, Any]:
         "device": made.device_name,
         "kind": made.limits.kind,
         "n_ctx": plan.n_ctx,
+        "n_sequences": plan.n_sequences,
+        "n_blocks": plan.n_blocks,
+        "n_window_blocks": plan.n_window_blocks,
         "n_state_slots": plan.n_state_slots,
         **asdict(made.options),
         "tiers": [

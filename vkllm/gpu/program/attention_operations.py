@@ -108,14 +108,14 @@ class AttentionOperations:
         heads = heads_together(op.n_heads // op.n_kv_heads, op.head_dim, most=4 if op.head_dim < 512 else 2)
         lanes = lanes_of_key(op.head_dim, self._device.info.subgroup_size)
         n_groups, stride = op.n_heads // heads, self._tuning.keys_at_once * self._tuning.attention_size // lanes
-        parts = parts_of(op, stride, self._buffers.n_ctx)
+        parts = parts_of(op, stride, self._buffers.n_ctx, self._tuning.part_keys)
         tokens = max(self._tuning.attention_queries // heads, 1) if op.head_dim <= 512 else 1
         n_sharing = 1
         if width <= MAX_NARROW:  # rows may be of any sequences, and there are few
             room = self._buffers.partials.n_words - self._buffers.first_partial
             n_wanted, tokens = self._tuning.decode.attention_groups, 1
             n_sharing = parts.n_sharing(
-                width, n_groups, 2 * n_wanted, n_wanted // heads, room // partial_words(op.n_heads, op.value_dim)
+                width, n_groups, n_wanted, n_wanted // heads, room // partial_words(op.n_heads, op.value_dim)
             )
         sinks, gates, gates_columns = self._sinks_and_gates(op)
         return self._device.dispatch(
@@ -132,7 +132,7 @@ class AttentionOperations:
                 *(op.chunk, int(sinks is not None), gates_columns, latent_dim(op)),
                 *(parts.keys, parts.log2_parts, n_sharing, parts.most, self._buffers.first_partial // 4),
             ),
-            groups=(-(-width // tokens), n_groups * n_sharing),
+            groups=(n_groups * n_sharing, -(-width // tokens)),
         )
 
     def _attention_tiled(self, op: Attention, width: int) -> Dispatch:

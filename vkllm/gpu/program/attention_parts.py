@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vkllm.gpu.program.kernels import LOG2_PARTS, MAX_NARROW, PART_KEYS
+from vkllm.gpu.program.kernels import LOG2_PARTS, MAX_NARROW
 from vkllm.model.ops import Attention
 
 ALIKE = 31
@@ -35,9 +35,10 @@ class Parts:
         return max(min(max(n_wanted // (n_groups * n_rows), n_wanted_of_row // n_groups), self.most), 1)
 
 
-def parts_of(op: Attention, stride: int, n_ctx: int) -> Parts:
-    """The parts of a layer. stride: keys that a workgroup takes together; a part is of whole ones."""
-    keys = _up(PART_KEYS, stride) * stride
+def parts_of(op: Attention, stride: int, n_ctx: int, part_keys: int) -> Parts:
+    """The parts of a layer. stride: keys that a workgroup takes together; a part is of whole ones. part_keys: of the
+    first parts, at least."""
+    keys = _up(part_keys, stride) * stride
     n_seen = (op.window if op.is_causal else 2 * op.window) or op.chunk
     if not n_seen:
         return Parts(keys, LOG2_PARTS, part_of(n_ctx - 1, keys, LOG2_PARTS) + 1)

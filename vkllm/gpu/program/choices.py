@@ -47,6 +47,7 @@ class Tuning:
     narrow_rows: rows of matmul's tiles for up to 64 tokens, 32, 64 or 128; fewer make more workgroups of longer steps.
     steps_ahead, steps_ahead_wide: steps of matmul's loop whose loads are under way together, for up to 64 tokens and
     for more. has_tiled_attention: whether attention takes cooperative matrices too, where the model's heads suit it.
+    part_keys: keys of the first parts that attention cuts a context into, at least.
     """
 
     local_size: int
@@ -61,10 +62,11 @@ class Tuning:
     steps_ahead: int = 1
     steps_ahead_wide: int = 1
     has_tiled_attention: bool = False
+    part_keys: int = 128
 
 
 # lavapipe keeps few values in registers: many rows at once pay (0.9 ms for SmolLM2's gate and up instead of 1.6),
-# tiles of eight tokens are four times slower than of two.
+# tiles of eight tokens are four times slower than of two. Parts of 128 keys cost attention 15 % (8B, depth 1000).
 CPU = Tuning(
     local_size=32,
     attention_size=32,
@@ -72,6 +74,7 @@ CPU = Tuning(
     keys_at_once=4,
     tile_rows=8,
     tile_tokens=2,
+    part_keys=512,
     decode=DecodeTuning(size=32, rows=4, unroll=1, groups=8, attention_size=32, attention_groups=24, keys_at_once=4),
 )
 GPU = Tuning(

@@ -52,9 +52,6 @@ NORM_FORMS = ("rms", "layer", "none")
 MAX_ROWS = 512
 """Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
 
-PART_KEYS = 128
-"""Tokens of the first parts of `attention`, at least (shaders/lib/parts.glsl)."""
-
 LOG2_PARTS = 3
 """Of the number of parts that a doubling of the context adds; more fill a device sooner, but take longer to merge."""
 

@@ -227,7 +227,7 @@ def _attention(device: Device) -> Case:
             *(float_bits(head_dim**-0.5), 0, 0, 0, 1, 1, 0, 0, 0, 0),
             *(32, 1, 2, 2, 0),
         ),
-        groups=(1, 2 * n_heads),
+        groups=(2 * n_heads, 1),
     )
     k, v = (x.astype(np.float16).astype(np.float32) for x in (k, v))
     wanted = attention(q, k, v, np.array([n_keys - 1]))
