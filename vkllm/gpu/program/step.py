@@ -5,6 +5,7 @@ A few slots lie in host memory, one for each submit in flight; the kernel `begin
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.program.kernels import MAX_NARROW, MAX_ROWS
 
@@ -116,42 +118,36 @@ class StepSlots:
         The i-th result that wants logits gets place i of those of the slot."""
         assert self.buffer.words is not None
         words = self.buffer.words[slot * self.slot_words : (slot + 1) * self.slot_words]
-        rows: list[tuple[int, int, int, int]] = []
-        heads: list[tuple[int, int, int, int]] = []
-        results: list[tuple[int, int, int, int]] = []
-        n_read = n_blocks = 0
-        for part in parts:
-            first, n, number = len(rows), len(part.tokens), len(heads)
+        # arrays are filled faster than lists become arrays
+        rows, heads, results, table, window_table = (array("I") for _ in range(5))
+        n_rows = n_results = n_read = 0
+        for number, part in enumerate(parts):
+            n = len(part.tokens)
             assert n > 0 and len(part.results) <= n and None not in part.tokens[1:]
-            heads.append((first, n, _slot_word(part.state_slot), 0))
+            heads.extend((n_rows, n, _slot_word(part.state_slot), 0))
             for i, token in enumerate(part.tokens):
                 last = _slot_word(part.stored.get(i)) | number << 16 | CHOSEN_TOKEN * (token is None)
-                rows.append((part.sequence if token is None else token, part.position + i, n_blocks, last))
-            for row, result in enumerate(part.results, first + n - len(part.results)):
-                top_k, draw = _draw_words(result, n_read)
-                flags = result.flags | IS_LAST * (row == first + n - 1)
-                results += [(row, part.sequence, flags, top_k), draw]
+                rows.extend((part.sequence if token is None else token, part.position + i, len(table), last))
+            n_rows += n
+            for row, result in enumerate(part.results, n_rows - len(part.results)):
+                flags = result.flags | IS_LAST * (row == n_rows - 1)
+                results.extend((row, part.sequence, flags, *_draw_words(result, n_read)))
                 n_read += result.wants_logits
-            self._write_blocks(words, n_blocks, part)
-            n_blocks += len(part.blocks)
-        assert 0 < len(rows) <= MAX_ROWS and len(parts) <= MAX_NARROW >= len(results) // 2
-        assert len(parts) == 1 or len(rows) <= MAX_NARROW
-        words[:HEADER_WORDS] = (
-            *(len(rows), self._entry_words * n_blocks, len(heads), len(results) // 2, slot),
-            *(0, 0, 0),
-        )
+            n_results += len(part.results)
+            table.extend(part.blocks)
+            if self._entry_words > 1:
+                assert len(part.window_blocks) == len(part.blocks)
+                window_table.extend(part.window_blocks)
+        assert 0 < n_rows <= MAX_ROWS and len(parts) <= MAX_NARROW >= n_results and len(table) <= self._n_table
+        assert len(parts) == 1 or n_rows <= MAX_NARROW
+        n_table = self._entry_words * len(table)
+        words[:HEADER_WORDS] = (n_rows, n_table, len(parts), n_results, slot, 0, 0, 0)
         for first_word, fours in ((HEADER_WORDS, rows), (PARTS_WORD, heads), (RESULTS_WORD, results)):
-            words[first_word : first_word + 4 * len(fours)] = np.array(fours, np.uint32).reshape(-1)
-
-    def _write_blocks(self, words: Words, first: int, part: Part) -> None:
-        """Writes the entries of a part's blocks, from the first on."""
-        n, step = len(part.blocks), self._entry_words
-        assert first + n <= self._n_table
-        end = TABLE_WORD + step * (first + n)
-        words[TABLE_WORD + step * first : end : step] = part.blocks
-        if step > 1:
-            assert len(part.window_blocks) == n
-            words[TABLE_WORD + step * first + 1 : end : step] = part.window_blocks
+            words[first_word : first_word + len(fours)] = np.asarray(fours)
+        entries = words[TABLE_WORD : TABLE_WORD + n_table]
+        entries[:: self._entry_words] = np.asarray(table)
+        if self._entry_words > 1:
+            entries[1::2] = np.asarray(window_table)
 
 
 def _slot_word(slot: int | None) -> int:
@@ -159,9 +155,8 @@ def _slot_word(slot: int | None) -> int:
     return 0 if slot is None else slot + 1
 
 
-def _draw_words(result: Result, place: int) -> tuple[int, tuple[int, int, int, int]]:
-    """top_k, and the other words of a result. place: of its logits on the host."""
+def _draw_words(result: Result, place: int) -> tuple[int, int, int, int, int]:
+    """The last words of a result. place: of its logits on the host."""
     if (draw := result.draw) is None:
-        return 0, (0, 0, 0, place)
-    slope = int(np.float32(draw.slope).view(np.uint32))
-    return draw.top_k, (draw.top_p, draw.min_p, slope, draw.number)
+        return 0, 0, 0, 0, place
+    return draw.top_k, draw.top_p, draw.min_p, float_bits(draw.slope), draw.number
