@@ -1,9 +1,9 @@
-// activate: y = f(gate) * up or f(x), as float32 and as q16 blocks; f: a function of lib/activations.glsl
+// activate: y = f(gate) * up or f(x), as float32 and in the form that quantizes says (lib/store_form.glsl)
 // bindings: x y y_q16 y_scales step up
-// constants: local_size columns activation is_gated slots up_columns up_column
+// constants: local_size columns activation is_gated slots up_columns up_column quantizes
 // push:
 // dispatch: x = columns / 4 / local_size, y = tokens; with gates x has 2 * columns columns, gate first, in each of `slots`
-//   groups of columns
+//   groups of columns; f: a function of lib/activations.glsl
 // subgroup: shuffle
 // requires: full subgroups of 8 or more, or the _plain variant, of which an eighth of the invocations have work
 // numerics: float32
@@ -21,6 +21,7 @@ layout(constant_id = 3) const uint IS_GATED = 1;
 layout(constant_id = 4) const uint SLOTS = 1;
 layout(constant_id = 5) const uint UP_COLUMNS = 0; // of a row of `up`, whose columns from UP_COLUMN on y is multiplied by
 layout(constant_id = 6) const uint UP_COLUMN = 0;
+layout(constant_id = 7) const uint QUANTIZES = 1;
 layout(std430, binding = 0) readonly buffer X { vec4 x[]; };
 layout(std430, binding = 1) writeonly buffer Y { vec4 y[]; };
 layout(std430, binding = 2) writeonly buffer YQ16 { uint y_q16[]; };
@@ -28,7 +29,7 @@ layout(std430, binding = 3) writeonly buffer YScales { vec2 y_scales[]; };
 layout(std430, binding = 5) readonly buffer Up { vec4 up[]; };
 #define STEP_BINDING 4
 #include "lib/step.glsl"
-#include "lib/q16.glsl"
+#include "lib/store_form.glsl"
 #include "lib/activations.glsl"
 
 const uint FOURS = COLUMNS / 4;
@@ -58,11 +59,11 @@ void main() {
   if (row >= n_rows || block >= FOURS / 8) return;
   vec4 v[8];
   [[unroll]] for (uint k = 0; k < 8; k++) v[k] = result(row, 8 * block + k);
-  store_q16_block(row, COLUMNS / 32, block, v);
+  store_form_of_block(row, COLUMNS / 32, block, v);
 #else
   uint i = gl_WorkGroupID.x * gl_WorkGroupSize.x + gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
   if (row >= n_rows || i >= FOURS) return;
   vec4 v = result(row, i);
-  store_q16(row, COLUMNS / 32, i / 8, v);
+  store_form(row, COLUMNS / 32, i / 8, v);
 #endif
 }

@@ -58,7 +58,7 @@ layout(std430, binding = 10) coherent buffer Arrived { uint arrived[]; }; // of 
 #define V_BINDING 2
 #define STEP_BINDING 6
 #include "lib/step.glsl"
-#include "lib/q16.glsl"
+#include "lib/store_form.glsl"
 #include "lib/kvcache.glsl"
 #include "lib/softcap.glsl"
 #include "lib/seen.glsl"
@@ -177,7 +177,7 @@ void store_results(uint row, uint head) {
       results[k] = result(out_row, head, 8 * block + k);
       y[out_row * N_HEADS * FOURS + first + k] = results[k];
     }
-    store_q16_block(out_row, N_HEADS * VALUE_DIM / 32, first / 8, results);
+    store_form_of_block(out_row, N_HEADS * VALUE_DIM / 32, first / 8, results);
   }
 #else
   for (uint i = self; i < OUT_FOURS; i += LOCAL_SIZE) {
@@ -186,7 +186,7 @@ void store_results(uint row, uint head) {
     if (out_row >= n_rows) break; // eight lanes of a block leave together
     vec4 v = result(out_row, head, i);
     y[out_row * N_HEADS * FOURS + four] = v;
-    store_q16(out_row, N_HEADS * VALUE_DIM / 32, four / 8, v);
+    store_form(out_row, N_HEADS * VALUE_DIM / 32, four / 8, v);
   }
 #endif
 }

@@ -1,6 +1,6 @@
 // attention_tiled: attention of a tile of queries (tokens, heads that share a key head) by cooperative matrices
 // bindings: q k_cache v_cache y y_q16 y_scales step sinks gates
-// constants: local_size n_heads n_kv_heads head_dim k_q8_0 v_q8_0 matrix_m matrix_n matrix_k scale softcap window table is_causal n_splits chunk has_sinks gates_columns
+// constants: local_size n_heads n_kv_heads head_dim k_q8_0 v_q8_0 matrix_m matrix_n matrix_k scale softcap window table is_causal n_splits chunk has_sinks gates_columns quantizes
 // push:
 // dispatch: x = n_kv_heads * n_splits, each with its part of the dimensions of values; y = tokens / (TILE_ROWS / (n_heads / n_kv_heads)), rounded up; the tokens of a workgroup are
 //   of one sequence, in order
@@ -37,6 +37,7 @@ layout(constant_id = 14) const uint N_SPLITS = 1; // of values, whose sums would
 layout(constant_id = 15) const uint CHUNK = 0; // as in attention.comp
 layout(constant_id = 16) const uint HAS_SINKS = 0;
 layout(constant_id = 17) const uint GATES_COLUMNS = 0;
+layout(constant_id = 18) const uint QUANTIZES = 1;
 layout(std430, binding = 0) readonly buffer Q { vec4 q[]; };
 layout(std430, binding = 3) writeonly buffer Y { vec4 y[]; };
 layout(std430, binding = 4) writeonly buffer YQ16 { uint y_q16[]; };
@@ -47,7 +48,7 @@ layout(std430, binding = 8) readonly buffer Gates { vec4 gates[]; };
 #define V_BINDING 2
 #define STEP_BINDING 6
 #include "lib/step.glsl"
-#include "lib/q16.glsl"
+#include "lib/store_form.glsl"
 #include "lib/kvcache.glsl"
 #include "lib/softcap.glsl"
 #include "lib/seen.glsl"
@@ -167,7 +168,7 @@ void add_values() {
   }
 }
 
-// The sums of 32 dimensions at a time, to y and as a block of y_q16.
+// The sums of 32 dimensions at a time, to y and as a block of y_q16 or as float16.
 void store_results() {
   uint n_lasting = min(TOKENS, n_rows - gl_WorkGroupID.y * TOKENS) * HEADS; // queries that are there
   [[unroll]] for (uint block = 0; block < V_DIM / 32; block++) {
@@ -187,7 +188,7 @@ void store_results() {
         four = gated(four, gates[row * (GATES_COLUMNS / 4) + (2 * head + 1) * (HEAD_DIM / 4) + in_head * 8 + i % 8]);
       }
       y[row * (N_HEADS * HEAD_DIM / 4) + head_block * 8 + i % 8] = four;
-      store_q16(row, N_HEADS * HEAD_DIM / 32, head_block, four);
+      store_form(row, N_HEADS * HEAD_DIM / 32, head_block, four);
     }
   }
 }

@@ -41,7 +41,7 @@ layout(std430, binding = 6) writeonly buffer YScales { vec2 y_scales[]; };
 #define STEP_BINDING 7
 #include "lib/step.glsl"
 #include "lib/states.glsl"
-#include "lib/q16.glsl"
+#include "lib/store_form.glsl"
 
 // what is convolved in a row of the step
 float source(uint row, uint column) {
@@ -89,11 +89,11 @@ void main() {
   if (row >= n_rows || 32 * block >= COLUMNS) return;
   vec4 v[8];
   [[unroll]] for (uint k = 0; k < 8; k++) v[k] = result_of_four(row, 32 * block + 4 * k);
-  if (QUANTIZES != 0) store_q16_block(row, COLUMNS / 32, block, v);
+  store_form_of_block(row, COLUMNS / 32, block, v);
 #else
   uint i = gl_WorkGroupID.x * gl_WorkGroupSize.x + gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
   if (row >= n_rows || 4 * i >= COLUMNS) return; // eight lanes of a block leave together
   vec4 v = result_of_four(row, 4 * i);
-  if (QUANTIZES != 0) store_q16(row, COLUMNS / 32, i / 8, v);
+  store_form(row, COLUMNS / 32, i / 8, v);
 #endif
 }

@@ -1,6 +1,6 @@
 // expert_matmul: expert_matvec for tiles of rows and slots, by cooperative matrices
 // bindings: quants scales x tiles entries routes y step bias expert_scales
-// constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens matrix_m matrix_n matrix_k tile_rows steps_ahead n_experts expert_rows first_tensor n_slots x_columns slot_columns listed tile_size has_bias has_scales is_weighed
+// constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens matrix_m matrix_n matrix_k tile_rows steps_ahead n_experts expert_rows first_tensor n_slots x_columns slot_columns listed tile_size has_bias has_scales is_weighed in_halves
 // push: n_weight_rows y_offset y_stride
 // dispatch: x = rows / tile_rows, rounded up; y = tiles * (tile_size / tile_tokens), rounded up; without a list, experts *
 //   (tokens / tile_tokens)
@@ -41,6 +41,7 @@ layout(constant_id = 17) const uint TILE_SIZE = 64;
 layout(constant_id = 18) const uint HAS_BIAS = 0;
 layout(constant_id = 19) const uint HAS_SCALES = 0;
 layout(constant_id = 20) const uint IS_WEIGHED = 0;
+layout(constant_id = 21) const uint IN_HALVES = 0; // whether x has float16
 layout(push_constant) uniform Push {
   uint n_weight_rows; // of an expert
   uint y_offset;      // where these rows begin in a slot's part of y
@@ -49,6 +50,7 @@ layout(push_constant) uniform Push {
 layout(std430, binding = 0) readonly buffer Quants { uvec4 quants[]; };
 layout(std430, binding = 1) readonly buffer Scales { uint scales[]; };
 layout(std430, binding = 2) readonly buffer X { vec4 x[]; };
+layout(std430, binding = 2) readonly buffer XInHalves { uvec4 x_halves[]; }; // the same
 layout(std430, binding = 3) readonly buffer Tiles { uvec4 tiles[]; };
 layout(std430, binding = 4) readonly buffer Entries { uint entries[]; };
 layout(std430, binding = 5) readonly buffer Routes { float routes[]; };
@@ -93,18 +95,20 @@ void main() {
   }
   [[unroll]] for (uint i = 0; i < ROW_STEPS * TOKEN_STEPS; i++) sums[i] = Sums(0.0);
   uint row = min(row0 + self / TILE_BLOCKS, n_weight_rows - 1);
-  add_products(expert_row(tile.expert, row) * BLOCKS + self % TILE_BLOCKS);
+  bool multiplies = subgroup_multiplies() && first_token_step() * MATRIX_N < tile.n;
+  add_products(expert_row(tile.expert, row) * BLOCKS + self % TILE_BLOCKS, multiplies);
 
   barrier(); // the tile of weights has been read; a subgroup brings its matrices there, whose rows go to different places
-  if (!subgroup_multiplies()) return;
   uint patch0 = gl_SubgroupID * PATCH_FOURS;
   [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
     [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {
       uint first_row = row0 + (first_row_step() + r) * MATRIX_M, first = (first_token_step() + t) * MATRIX_N;
-      if (first_row >= n_weight_rows || first >= tile.n) continue;
-      coopMatStore(sums[r * TOKEN_STEPS + t], w_tile, patch0, MATRIX_M / 4, gl_CooperativeMatrixLayoutColumnMajor);
-      subgroupBarrier();
-      for (uint four = gl_SubgroupInvocationID; four < PATCH_FOURS; four += gl_SubgroupSize) {
+      bool is_wanted = multiplies && first_row < n_weight_rows && first < tile.n;
+      if (is_wanted) {
+        coopMatStore(sums[r * TOKEN_STEPS + t], w_tile, patch0, MATRIX_M / 4, gl_CooperativeMatrixLayoutColumnMajor);
+      }
+      subgroupBarrier(); // of all subgroups: on lavapipe it is one of the workgroup
+      for (uint four = gl_SubgroupInvocationID; is_wanted && four < PATCH_FOURS; four += gl_SubgroupSize) {
         uint i = first + four / (MATRIX_M / 4);
         if (i < tile.n) store_four(tile, first_row + four % (MATRIX_M / 4) * 4, i, w_tile[patch0 + four]);
       }

@@ -37,7 +37,7 @@ layout(std430, binding = 5) writeonly buffer YScales { vec2 y_scales[]; };
 #include "lib/step.glsl"
 #include "lib/subgroups.glsl"
 #include "lib/workgroup_sum.glsl"
-#include "lib/q16.glsl"
+#include "lib/store_form.glsl"
 
 const uint FOURS = SPAN / 4;
 const bool IS_ONE_GROUP = GROUP == SPAN;
@@ -87,12 +87,12 @@ void main() {
   for (uint block = self; block < FOURS / 8; block += gl_WorkGroupSize.x) {
     vec4 v[8];
     [[unroll]] for (uint k = 0; k < 8; k++) v[k] = result_of_four(row, 8 * block + k, factor);
-    if (QUANTIZES != 0) store_q16_block(row, COLUMNS / 32, first / 32 + block, v);
+    store_form_of_block(row, COLUMNS / 32, first / 32 + block, v);
   }
 #else
   for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) {
     vec4 v = result_of_four(row, i, factor);
-    if (QUANTIZES != 0) store_q16(row, COLUMNS / 32, (first / 4 + i) / 8, v);
+    store_form(row, COLUMNS / 32, (first / 4 + i) / 8, v);
   }
 #endif
 }

@@ -1,6 +1,6 @@
 // matmul: y = factor * (W x + bias) (+ add) for tiles of rows and tokens, by cooperative matrices
 // bindings: quants scales x add y step bias
-// constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens adds matrix_m matrix_n matrix_k tile_rows steps_ahead has_bias factor n_parts
+// constants: local_size columns tile_tokens subgroups_along_rows subgroups_along_tokens adds matrix_m matrix_n matrix_k tile_rows steps_ahead has_bias factor n_parts in_halves
 // push: n_weight_rows y_offset y_stride
 // dispatch: x = rows / tile_rows, rounded up; y = n_parts * (tokens / tile_tokens, rounded up)
 // formats: all
@@ -33,6 +33,7 @@ layout(constant_id = 10) const uint STEPS_AHEAD = 1; // steps of the loop whose 
 layout(constant_id = 11) const uint HAS_BIAS = 0; // one number for each column of y
 layout(constant_id = 12) const uint FACTOR = 0x3f800000; // 1.0
 layout(constant_id = 13) const uint N_PARTS = 1;
+layout(constant_id = 14) const uint IN_HALVES = 0; // whether x has float16
 layout(push_constant) uniform Push {
   uint n_weight_rows;
   uint y_offset; // where these rows begin in a row of y
@@ -41,6 +42,7 @@ layout(push_constant) uniform Push {
 layout(std430, binding = 0) readonly buffer Quants { uvec4 quants[]; };
 layout(std430, binding = 1) readonly buffer Scales { uint scales[]; };
 layout(std430, binding = 2) readonly buffer X { vec4 x[]; };
+layout(std430, binding = 2) readonly buffer XInHalves { uvec4 x_halves[]; }; // the same
 layout(std430, binding = 3) readonly buffer Add { float add[]; };
 layout(std430, binding = 4) writeonly buffer Y { float y[]; };
 #define STEP_BINDING 5
@@ -85,7 +87,7 @@ void main() {
     }
   }
 
-  add_products(w_block);
+  add_products(w_block, multiplies);
   if (!multiplies) return;
   [[unroll]] for (uint r = 0; r < ROW_STEPS; r++) {
     [[unroll]] for (uint t = 0; t < TOKEN_STEPS; t++) {

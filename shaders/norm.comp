@@ -1,4 +1,4 @@
-// norm: y = factor * scale * (normed x * weight + bias [+ add]), as float32 and as q16 blocks
+// norm: y = factor * scale * (normed x * weight + bias [+ add]), as float32 and in the form that quantizes says (lib/store_form.glsl)
 // bindings: x weight bias add y y_q16 y_scales step scale chain failure
 // constants: local_size columns eps form has_weight has_bias adds quantizes x_columns group factor has_scale most_polls
 // push: first_row link n_awaited
@@ -61,7 +61,7 @@ layout(std430, binding = 8) readonly buffer Scale { float scale[]; };
 #endif
 #include "lib/subgroups.glsl"
 #include "lib/workgroup_sum.glsl"
-#include "lib/q16.glsl"
+#include "lib/store_form.glsl"
 
 const uint FOURS = COLUMNS / 4;
 const uint X_FOURS = X_COLUMNS != 0 ? X_COLUMNS / 4 : FOURS;
@@ -113,7 +113,7 @@ void main() {
   for (uint block = first / 8 + self; QUANTIZES != 0 && block < end / 8; block += gl_WorkGroupSize.x) {
     vec4 v[8];
     [[unroll]] for (uint k = 0; k < 8; k++) v[k] = result(row, x_row, 8 * block + k, mean, factor);
-    store_q16_block(row, COLUMNS / 32, block, v);
+    store_form_of_block(row, COLUMNS / 32, block, v);
   }
   for (uint i = first + self; QUANTIZES == 0 && i < end; i += gl_WorkGroupSize.x) {
     result(row, x_row, i, mean, factor);
@@ -121,7 +121,7 @@ void main() {
 #else
   for (uint i = first + self; i < end; i += gl_WorkGroupSize.x) {
     vec4 v = result(row, x_row, i, mean, factor);
-    if (QUANTIZES != 0) store_q16(row, COLUMNS / 32, i / 8, v);
+    store_form(row, COLUMNS / 32, i / 8, v);
   }
 #endif
 #ifdef MEMORY_MODEL

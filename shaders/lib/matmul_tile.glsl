@@ -1,7 +1,8 @@
 // The product of a tile of weights with a tile of activations by cooperative matrices. The including file has the
 // constants LOCAL_SIZE, COLUMNS, TILE_TOKENS, SUBGROUPS_ALONG_ROWS, SUBGROUPS_ALONG_TOKENS, MATRIX_M, MATRIX_N, MATRIX_K,
-// TILE_ROWS and STEPS_AHEAD, declares `vec4 x[]` and, as FIRST_OF_X(i, token), where the activations of a token of the tile
-// begin there; i counts the chunks of an invocation. N_PARTS: workgroups that share the columns of a tile.
+// TILE_ROWS, STEPS_AHEAD and IN_HALVES, declares `vec4 x[]`, the same binding as `uvec4 x_halves[]`, which it is with
+// IN_HALVES, and as FIRST_OF_X(i, token), where the activations of a token of the tile begin there, in fours; i counts the
+// chunks of an invocation. N_PARTS: workgroups that share the columns of a tile.
 const uint BLOCKS = COLUMNS / 32;
 const uint PART_BLOCKS = BLOCKS / N_PARTS;
 const uint TILE_BLOCKS = LOCAL_SIZE / TILE_ROWS; // of a tile's row, and of a step; an invocation has one
@@ -19,15 +20,20 @@ shared uvec4 x_tile[TILE_TOKENS * STRIDE];
 
 // what comes next of the tiles: an invocation's weights and activations
 Weights w[STEPS_AHEAD];
-vec4 a[STEPS_AHEAD * X_CHUNKS * 2];
+const uint CHUNK = 2 - IN_HALVES; // words of 16 bytes
+uvec4 a[STEPS_AHEAD * X_CHUNKS * CHUNK];
 
 void load_step(uint s, uint w_block, uint block) {
   w[s] = load_weights(w_block + block);
   [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
     uint chunk = gl_LocalInvocationIndex + i * LOCAL_SIZE;
     uint from = FIRST_OF_X(i, chunk / EIGHTS) + block * 8 + chunk % EIGHTS * 2;
-    a[(s * X_CHUNKS + i) * 2] = x[from];
-    a[(s * X_CHUNKS + i) * 2 + 1] = x[from + 1];
+    uint to = (s * X_CHUNKS + i) * CHUNK;
+    if (IN_HALVES != 0) {
+      a[to] = x_halves[from / 2];
+    } else {
+      [[unroll]] for (uint k = 0; k < CHUNK; k++) a[to + k] = floatBitsToUint(x[from + k]);
+    }
   }
 }
 
@@ -38,8 +44,9 @@ void store_step(uint s, uint w_block, uint block) {
   [[unroll]] for (uint i = 0; i < 4; i++) w_tile[to + i] = halves[i];
   [[unroll]] for (uint i = 0; i < X_CHUNKS; i++) {
     uint chunk = self + i * LOCAL_SIZE;
-    uint from = (s * X_CHUNKS + i) * 2;
-    x_tile[chunk / EIGHTS * STRIDE + chunk % EIGHTS] = pack_eight(a[from], a[from + 1]);
+    uint from = (s * X_CHUNKS + i) * CHUNK;
+    x_tile[chunk / EIGHTS * STRIDE + chunk % EIGHTS] =
+        IN_HALVES != 0 ? a[from] : pack_eight(uintBitsToFloat(a[from]), uintBitsToFloat(a[from + CHUNK - 1]));
   }
 }
 
@@ -53,10 +60,9 @@ bool subgroup_multiplies() { return gl_SubgroupID < SUBGROUPS_ALONG_ROWS * SUBGR
 Sums sums[ROW_STEPS * TOKEN_STEPS];
 
 // Adds the products of a part's columns to sums. w_block: the part's first block of an invocation's row of weights, and its
-// place in it.
-void add_products(uint w_block) {
+// place in it. multiplies: whether the subgroup's rows and tokens are wanted.
+void add_products(uint w_block, bool multiplies) {
   uint row_step0 = first_row_step(), token_step0 = first_token_step();
-  bool multiplies = subgroup_multiplies();
   [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) {
     load_step(s, w_block, min(s * TILE_BLOCKS, PART_BLOCKS - TILE_BLOCKS));
   }

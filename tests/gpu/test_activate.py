@@ -42,7 +42,7 @@ def check(
                 ),
                 constants=(
                     *(64, columns, ACTIVATIONS.index(function), int(is_gated), slots),
-                    *(0 if up is None else up.shape[1], up_column),
+                    *(0 if up is None else up.shape[1], up_column, 1),
                 ),
                 groups=(-(-columns // 4 // 64), n_rows),
             )

@@ -79,7 +79,12 @@ def attended(
                 constants=constants(
                     "attention_tiled",
                     **dict(local_size=size, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim),
-                    **dict(k_q8_0=formats[0] == "q8_0", v_q8_0=formats[1] == "q8_0", n_splits=value_splits(head_dim)),
+                    **dict(
+                        k_q8_0=formats[0] == "q8_0",
+                        v_q8_0=formats[1] == "q8_0",
+                        n_splits=value_splits(head_dim),
+                        quantizes=1,
+                    ),
                     **dict(zip(("matrix_m", "matrix_n", "matrix_k"), device.info.matrix_shape, strict=True)),
                     **scores.constants(n_heads, head_dim),
                 ),

@@ -107,6 +107,8 @@ class Case:
         x = self.x.reshape(shape.n_tokens, -1)
         is_quantized = weight_format(self.fmt).is_quantized and kernel.uses_dot4
         inputs = quantize_q16(x) if is_quantized else (x, x)
+        if others.get("in_halves"):
+            inputs = (x.astype(np.float16), x)
         dispatch: Dispatch = device.dispatch(
             kernel,
             (
@@ -177,15 +179,15 @@ def test_expert_matvec(
 
 @pytest.mark.parametrize(("tile_rows", "spans"), [(128, 32), (128, 64), (64, 16), (64, 64)])
 @pytest.mark.parametrize("shape", TILES, ids=str)
-@pytest.mark.parametrize("fmt", ["F16", "Q4_K", "Q6_K", "MXFP4"])
-def test_expert_matmul(device: Device, fmt: str, shape: Shape, tile_rows: int, spans: int) -> None:
+@pytest.mark.parametrize(("fmt", "in_halves"), [("F16", 0), ("Q4_K", 1), ("Q6_K", 0), ("MXFP4", 1)])
+def test_expert_matmul(device: Device, fmt: str, in_halves: int, shape: Shape, tile_rows: int, spans: int) -> None:
     matrix = device.info.matrix_shape
     if matrix is None:
         pytest.skip("the device has no cooperative matrices")
     if matmul_bytes(tile_rows, spans) > device.info.max_shared_bytes:
         pytest.skip("the device has no room for so wide a tile")
     case = Case(device, fmt, shape, 32 * 256 // tile_rows)
-    along_rows, along_tokens = matmul_subgroups(tile_rows, spans, device.info.subgroup_size, matrix)
+    along_rows, along_tokens = matmul_subgroups(tile_rows, spans, 256 // device.info.subgroup_size, matrix)
     groups = -(-shape.n_tensors * shape.n_rows // tile_rows), case.n_parts(spans)
     error = case.error(
         KERNELS["expert_matmul"],
@@ -199,6 +201,7 @@ def test_expert_matmul(device: Device, fmt: str, shape: Shape, tile_rows: int, s
         matrix_k=matrix[2],
         tile_rows=tile_rows,
         steps_ahead=2,
+        in_halves=in_halves,
     )
     assert error < MATMUL_BOUND
 

@@ -173,7 +173,7 @@ def test_parts_too_wide_for_shared_memory_add_up(
 
 @pytest.mark.parametrize(("width", "tile_tokens", "n_tokens"), [(64, 64, 33), (512, 128, 300)])
 def test_the_work_of_cooperative_matrices(width: int, tile_tokens: int, n_tokens: int) -> None:
-    constants, groups = (256, 4096, tile_tokens, 4, 2, 1, 16, 16, 16, 128, 1, 0, 0, 1), (96, width // tile_tokens)
+    constants, groups = (256, 4096, tile_tokens, 4, 2, 1, 16, 16, 16, 128, 1, 0, 0, 1, 0), (96, width // tile_tokens)
     push = np.array([12288, 0, 12288], np.uint32)
     dispatch = Dispatch(KERNELS["matmul"], "Q4_0", constants, groups, None, push)
     n = 12288 * 4096

@@ -58,8 +58,8 @@ def test_matmul(
                 (*planes(device, raw, fmt), filled(device, x), add, y, step, filled(device, bias)),
                 constants=(
                     *(256, columns, tile_tokens),
-                    *matmul_subgroups(tile_rows, tile_tokens, device.info.subgroup_size, shape),
-                    *(int(adds), *shape, tile_rows, steps_ahead, int(has_bias), float_bits(factor), 1),
+                    *matmul_subgroups(tile_rows, tile_tokens, 256 // device.info.subgroup_size, shape),
+                    *(int(adds), *shape, tile_rows, steps_ahead, int(has_bias), float_bits(factor), 1, 0),
                 ),
                 groups=(-(-n_rows // tile_rows), padded // tile_tokens),
                 push=(n_rows, 16, n_rows + 32),
@@ -110,8 +110,8 @@ def test_a_product_in_parts_of_its_columns(
                 (*planes(device, raw, fmt), filled(device, x), parts, parts, step, parts),
                 constants=(
                     *(256, columns, tile_tokens),
-                    *matmul_subgroups(tile_rows, tile_tokens, device.info.subgroup_size, shape),
-                    *(0, *shape, tile_rows, steps_ahead, 0, float_bits(1.0), n_parts),
+                    *matmul_subgroups(tile_rows, tile_tokens, 256 // device.info.subgroup_size, shape),
+                    *(0, *shape, tile_rows, steps_ahead, 0, float_bits(1.0), n_parts, 0),
                 ),
                 groups=(-(-n_rows // tile_rows), n_parts * padded // tile_tokens),
                 push=(n_rows, 0, n_rows),
@@ -131,6 +131,33 @@ def test_a_product_in_parts_of_its_columns(
     got = floats(y, (padded, n_rows + 32))
     assert np.isnan(got[:, :16]).all() and np.isnan(got[:, 16 + n_rows :]).all(), "wrote beyond its columns"
     assert nmse(got[:n_tokens, 16 : 16 + n_rows], wanted + (before[:n_tokens, 16 : 16 + n_rows] if adds else 0)) < BOUND
+
+
+@pytest.mark.parametrize("fmt", ["F32", "Q4_K"])
+def test_float16_activations_and_small_workgroups_give_the_very_same_products(device: Device, fmt: str) -> None:
+    shape, n_rows, columns, n_tokens = device.info.matrix_shape, 112, 256, 100
+    if shape is None:
+        pytest.skip("the device has no cooperative matrices")
+    rng = np.random.default_rng(1)
+    weights = planes(device, quantized(rng.normal(0, 0.05, (n_rows, columns)).astype(np.float32), fmt), fmt)
+    x = rng.normal(0, 1, (128, columns)).astype(np.float32)
+    step = step_buffer(device, range(n_tokens), [0] * n_tokens)
+    products = []
+    for source, size in ((x, 256), (x.astype(np.float16), 256), (x, 128), (x.astype(np.float16), 128)):
+        y, given = poisoned(device, 128 * n_rows), filled(device, source)
+        subgroups = matmul_subgroups(128, 128, size // device.info.subgroup_size, shape)
+        of_x = (1, int(source.dtype == np.float16))
+        dispatch = device.dispatch(
+            KERNELS["matmul"],
+            (*weights, given, given, y, step, given),
+            constants=(size, columns, 128, *subgroups, 0, *shape, 128, 2, 0, float_bits(1.0), *of_x),
+            groups=(1, 1),
+            push=(n_rows, 0, n_rows),
+            weight_format=fmt,
+        )
+        device.run([dispatch])
+        products.append(floats(y, (n_tokens, n_rows)))
+    assert np.isfinite(products[0]).all() and all(np.array_equal(product, products[0]) for product in products)
 
 
 def test_columns_are_cut_where_tiles_leave_cores_idle() -> None:

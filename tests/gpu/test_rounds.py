@@ -108,7 +108,9 @@ LOOPS = {
         "uint e = SELF; e < n * COLUMNS; e += LOCAL_SIZE",
     ],
     "embed.comp": ["uint c = gl_GlobalInvocationID.x; c < COLUMNS; c += gl_NumWorkGroups.x * gl_WorkGroupSize.x"],
-    "expert_matmul.comp": ["uint four = gl_SubgroupInvocationID; four < PATCH_FOURS; four += gl_SubgroupSize"],
+    "expert_matmul.comp": [
+        "uint four = gl_SubgroupInvocationID; is_wanted && four < PATCH_FOURS; four += gl_SubgroupSize"
+    ],
     "expert_matvec.comp": ["uint block = LANE; block < ROW_BLOCKS; block += SUBGROUP_SIZE"],
     "expert_tiles.comp": [
         "uint e = self; e < N_EXPERTS; e += LOCAL_SIZE",
@@ -133,6 +135,10 @@ LOOPS = {
         "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
     ],
     "mask_logits.comp": ["uint i = gl_GlobalInvocationID.x; i < N_VOCAB; i += stride"],
+    "matmul_float.comp": [
+        "uint first = 0; first < FOURS; first += TILE_FOURS",
+        "uint i = self; i < OUTPUTS; i += SIZE",
+    ],
     "matvec.comp": ["uint block = LANE; block < BLOCKS; block += SUBGROUP_SIZE"],
     "matvec_fused.comp": [
         "uint i = 0; i < LOCAL_SIZE / gl_SubgroupSize; i++",

@@ -63,6 +63,7 @@ def test_the_tables_own_choice_is_possible_here() -> None:
         ("has_matmul", True, None, False),
         ("has_tiled_attention", False, True, None),
         ("narrow_rows", 64, 128, 32),
+        ("matmul_size", 128, 256, 64),
     ],
 )
 def test_a_step_leads_to_the_next_value(field: str, value: int, up: int | None, down: int | None) -> None:
@@ -131,12 +132,13 @@ def test_tiles_of_matvec_are_tried_where_there_are_no_matrices() -> None:
 
 
 def test_tiles_of_matmul_are_tried_where_there_are_matrices() -> None:
-    for field in ("narrow_rows", "steps_ahead", "steps_ahead_wide"):
+    for field in ("narrow_rows", "steps_ahead", "steps_ahead_wide", "matmul_size"):
         assert field in fields_to_try(tuning(RADEON), PREFILL_FIELDS)
         assert field not in fields_to_try(replace(tuning(RADEON), has_matmul=False), PREFILL_FIELDS)
     for rows, is_tried in ((16, False), (32, True), (128, True), (256, False)):
         assert is_possible(replace(tuning(RADEON), narrow_rows=rows), RADEON, LLAMA_7B) == is_tried
     assert not is_possible(replace(tuning(RADEON), steps_ahead=8), RADEON, LLAMA_7B)
+    assert not is_possible(replace(tuning(H100), matmul_size=64), H100, LLAMA_7B)
 
 
 def test_a_models_kind_is_the_format_of_most_bytes_and_the_shape_of_its_heads() -> None:

@@ -52,7 +52,7 @@ def product_rate(device: Device, operations: Operations, *, by_matrices: bool) -
     uploader.words(header, operations.step)
     uploader.finish()
     product = (
-        operations.matmul(planes, x.values, y, n_tokens, columns)
+        operations.matmul(planes, x, y, n_tokens, columns)
         if by_matrices
         else operations.matvec(planes, x, y, n_tokens, columns)
     )

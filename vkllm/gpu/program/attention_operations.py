@@ -12,6 +12,7 @@ from vkllm.gpu.program.attention_parts import partial_words, parts_of
 from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.kernels import ATTENTION_TILE_ROWS, HEAD_WEIGHTS, KERNELS, KV_BLOCK, MAX_NARROW, NORM_FORMS
+from vkllm.gpu.program.stored_forms import NOTHING, StoredForms
 from vkllm.model.ops import Attention, HeadNormalization, Rotation
 from vkllm.model.state_ops import LatentRotation
 
@@ -19,10 +20,11 @@ from vkllm.model.state_ops import LatentRotation
 class AttentionOperations:
     """Makes dispatches for steps of several rows. step: the step buffer on the device."""
 
-    def __init__(self, device: Device, buffers: ModelBuffers, step: Buffer, tuning: Tuning) -> None:
+    def __init__(self, device: Device, buffers: ModelBuffers, step: Buffer, tuning: Tuning, forms: StoredForms) -> None:
         self._device = device
         self._buffers = buffers
         self._step = step
+        self._forms = forms
         self._tuning = tuning
         self._local_size = tuning.local_size
 
@@ -128,7 +130,7 @@ class AttentionOperations:
                 *(self._tuning.attention_size, op.n_heads, op.n_kv_heads, op.head_dim),
                 *(lanes, heads, tokens, self._tuning.keys_at_once),
                 *(*cache_constants(self._buffers, is_latent=op.is_latent), *score_constants(self._buffers, op)),
-                *(int(op.is_causal), int(quantizes(op, y))),
+                *(int(op.is_causal), self._forms.of(op.output, width) if quantizes(op, y) else NOTHING),
                 *(op.chunk, int(sinks is not None), gates_columns, latent_dim(op)),
                 *(parts.keys, parts.log2_parts, n_sharing, parts.most, self._buffers.first_partial // 4),
             ),
@@ -157,7 +159,7 @@ class AttentionOperations:
                     int(op.is_causal),
                     value_splits(op.head_dim),
                 ),
-                *(op.chunk, int(sinks is not None), gates_columns),
+                *(op.chunk, int(sinks is not None), gates_columns, self._forms.of(op.output, width)),
             ),
             groups=(op.n_kv_heads * value_splits(op.head_dim), -(-width // tokens)),
         )

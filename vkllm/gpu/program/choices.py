@@ -46,7 +46,8 @@ class Tuning:
     and tokens that share a weight block. has_matmul: whether steps of several tokens multiply by cooperative matrices;
     narrow_rows: rows of matmul's tiles for up to 64 tokens, 32, 64 or 128; fewer make more workgroups of longer steps.
     steps_ahead, steps_ahead_wide: steps of matmul's loop whose loads are under way together, for up to 64 tokens and
-    for more. has_tiled_attention: whether attention takes cooperative matrices too, where the model's heads suit it.
+    for more; matmul_size: invocations of its workgroups for more than 64 tokens, 128 or 256.
+    has_tiled_attention: whether attention takes cooperative matrices too, where the model's heads suit it.
     part_keys: keys of the first parts that attention cuts a context into, at least.
     """
 
@@ -61,6 +62,7 @@ class Tuning:
     narrow_rows: int = 128
     steps_ahead: int = 1
     steps_ahead_wide: int = 1
+    matmul_size: int = 256
     has_tiled_attention: bool = False
     part_keys: int = 128
 
@@ -97,6 +99,7 @@ VENDORS = {
         narrow_rows=64,
         steps_ahead=4,
         steps_ahead_wide=2,
+        matmul_size=128,
         has_tiled_attention=True,
         decode=replace(
             GPU.decode,

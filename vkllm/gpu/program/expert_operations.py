@@ -19,8 +19,8 @@ from vkllm.gpu.program.matmul_tiles import (
     WIDE_TILE,
     matmul_subgroups,
     matmul_tile,
-    suits_matmul,
 )
+from vkllm.gpu.program.stored_forms import HALVES, StoredForms
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
 from vkllm.model.spec import Experts
@@ -32,11 +32,12 @@ TILE_SPARE = 2
 class ExpertOperations:
     """Makes dispatches for steps of any number of rows. step: the step buffer on the device."""
 
-    def __init__(self, device: Device, buffers: ModelBuffers, step: Buffer, tuning: Tuning) -> None:
+    def __init__(self, device: Device, buffers: ModelBuffers, step: Buffer, tuning: Tuning, forms: StoredForms) -> None:
         self._device = device
         self._buffers = buffers
         self._step = step
         self._tuning = tuning
+        self._forms = forms
         self._local_size = tuning.local_size
         kinds = {
             (layer.experts.n_experts, layer.experts.n_used)
@@ -74,12 +75,9 @@ class ExpertOperations:
         x = self._buffers.activations[op.input]
         dispatches: list[Dispatch] = []
         first_tensor = 0
-        # what a slot's padding columns read is multiplied by zero, but must be there
-        reads_own = op.is_input_shared or op.input_stride >= op.n_columns
         for planes in self._buffers.matrices[op.weights]:
             n_rows = op.padded_rows[first_tensor]
-            is_tiled = width > 1 and self._tuning.has_matmul and reads_own
-            if is_tiled and suits_matmul(planes) and n_rows % 16 == 0:
+            if self._forms.takes_matmul(op, planes, width):
                 dispatches.append(self._matmul(op, planes, first_tensor, width))
             else:
                 if op.routes is None and weight_format(planes.format).is_quantized and not dispatches:
@@ -161,15 +159,18 @@ class ExpertOperations:
         tile_rows, spans = matmul_tile(WIDE_TILE, wanted, planes.n_columns, room)
         tile_size, n_tiles = self._tiles_of(op, spans, width)
         n_rows = planes.n_rows // op.n_experts
+        in_halves = self._forms.of(op.input, width) == HALVES
+        source = x.q16 if in_halves else x.values
+        assert source is not None
         return self._device.dispatch(
             KERNELS["expert_matmul"],
-            (planes.quants, planes.scales, x.values, *self._others(op, x)),
+            (planes.quants, planes.scales, source, *self._others(op, x)),
             constants=(
                 *(MATMUL_SIZE, planes.n_columns, spans),
-                *matmul_subgroups(tile_rows, spans, info.subgroup_size, info.matrix_shape),
+                *matmul_subgroups(tile_rows, spans, MATMUL_SIZE // info.subgroup_size, info.matrix_shape),
                 *(*info.matrix_shape, tile_rows),
                 tuning.steps_ahead_wide if spans > NARROW_TOKENS else tuning.steps_ahead,
-                *self._tile_constants(op, first_tensor, tile_size),
+                *(*self._tile_constants(op, first_tensor, tile_size), int(in_halves)),
             ),
             groups=(-(-n_rows // tile_rows), n_tiles),
             push=(n_rows, first_tensor * op.padded_rows[0], op.width),

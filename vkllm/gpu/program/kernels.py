@@ -86,7 +86,7 @@ KERNELS = {
         KernelSpec(
             "activate",
             ("x", "y", "y_q16", "y_scales", "step", "up"),
-            ("local_size", "columns", "activation", "is_gated", "slots", "up_columns", "up_column"),
+            ("local_size", "columns", "activation", "is_gated", "slots", "up_columns", "up_column", "quantizes"),
             subgroup=("shuffle",),
             has_plain=True,
         ),
@@ -130,7 +130,7 @@ KERNELS = {
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "k_q8_0", "v_q8_0"),
                 *("matrix_m", "matrix_n", "matrix_k", "scale", "softcap", "window", "table", "is_causal"),
-                *("n_splits", "chunk", "has_sinks", "gates_columns"),
+                *("n_splits", "chunk", "has_sinks", "gates_columns", "quantizes"),
             ),
             subgroup=("basic", "shuffle"),
         ),
@@ -218,6 +218,7 @@ KERNELS = {
             (
                 *("local_size", "columns", "tile_tokens", "subgroups_along_rows", "subgroups_along_tokens"),
                 *("matrix_m", "matrix_n", "matrix_k", "tile_rows", "steps_ahead", *_EXPERT_TILES),
+                "in_halves",
             ),
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,
@@ -284,11 +285,17 @@ KERNELS = {
             (
                 *("local_size", "columns", "tile_tokens", "subgroups_along_rows", "subgroups_along_tokens", "adds"),
                 *("matrix_m", "matrix_n", "matrix_k", "tile_rows", "steps_ahead", "has_bias", "factor"),
-                "n_parts",
+                *("n_parts", "in_halves"),
             ),
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,
             subgroup=("basic",),
+        ),
+        KernelSpec(
+            "matmul_float",
+            ("weights", "x", "add", "y", "step", "bias"),
+            ("local_size", "columns", "lane_rows", "lane_tokens", "adds", "has_bias", "factor"),
+            ("n_weight_rows", "y_offset", "y_stride"),
         ),
         KernelSpec(
             "matvec",

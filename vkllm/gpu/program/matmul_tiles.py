@@ -6,7 +6,7 @@ from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.gpu.program.weights import WeightPlanes
 
 MATMUL_SIZE = 256
-"""Invocations of a workgroup of `matmul`."""
+"""Invocations of a workgroup of `matmul` in steps of up to NARROW_TOKENS, and of `expert_matmul`."""
 
 WIDE_TILE = 128
 """Rows and tokens of a tile of `matmul` in steps of more than NARROW_TOKENS."""
@@ -54,10 +54,9 @@ def matmul_bytes(tile_rows: int, tile_tokens: int) -> int:
 
 
 def matmul_subgroups(
-    tile_rows: int, tile_tokens: int, subgroup_size: int, matrix_shape: tuple[int, int, int]
+    tile_rows: int, tile_tokens: int, n_subgroups: int, matrix_shape: tuple[int, int, int]
 ) -> tuple[int, int]:
     """Subgroups of a workgroup of matmul along rows and along tokens."""
-    n_subgroups = MATMUL_SIZE // subgroup_size
     along_rows = min(1 << n_subgroups.bit_length() // 2, tile_rows // matrix_shape[0])
     return along_rows, min(n_subgroups // along_rows, tile_tokens // matrix_shape[1])
 
@@ -65,6 +64,23 @@ def matmul_subgroups(
 def suits_matmul(planes: WeightPlanes) -> bool:
     """Whether a matrix divides into whole tiles of cooperative matrices."""
     return planes.n_columns % _columns(WIDE_TILE) == 0 and planes.n_rows % 16 == 0
+
+
+FLOAT_SIZE = 256
+"""Invocations of a workgroup of `matmul_float`."""
+
+
+def suits_matmul_float(planes: WeightPlanes) -> bool:
+    """Whether a matrix is of float32 and divides into whole tiles."""
+    return planes.format == "F32" and planes.n_columns % 128 == 0
+
+
+def float_tile(width: int) -> tuple[int, int]:
+    """Rows and tokens of an invocation of matmul_float, whose workgroups have 4 and 8 times as many.
+
+    In steps of few rows more workgroups share the matrix.
+    """
+    return (2, next(n for n in (1, 2, 4) if 8 * n >= width)) if width <= 32 else (4, 4)
 
 
 def column_parts(n_rows: int, n_columns: int, n_cores: int | None) -> int:

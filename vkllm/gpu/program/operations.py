@@ -16,15 +16,19 @@ from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.expert_operations import ExpertOperations
 from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS, NORM_FORMS, RESULT_ROWS
 from vkllm.gpu.program.matmul_tiles import (
+    FLOAT_SIZE,
     MATMUL_SIZE,
     NARROW_TOKENS,
     column_parts,
+    float_tile,
     matmul_subgroups,
     matmul_tile,
     parts_bytes,
     suits_matmul,
+    suits_matmul_float,
 )
 from vkllm.gpu.program.state_operations import StateOperations
+from vkllm.gpu.program.stored_forms import HALVES, NOTHING, StoredForms
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
 from vkllm.model.graph import widths
@@ -41,9 +45,10 @@ class Operations:
         self.step = step
         self._tuning = tuning
         self._local_size = tuning.local_size
-        self._attention = AttentionOperations(device, buffers, step, tuning)
-        self._states = StateOperations(device, buffers, step, tuning)
-        self._experts = ExpertOperations(device, buffers, step, tuning)
+        self._forms = StoredForms(buffers, tuning)
+        self._attention = AttentionOperations(device, buffers, step, tuning, self._forms)
+        self._states = StateOperations(device, buffers, step, tuning, self._forms)
+        self._experts = ExpertOperations(device, buffers, step, tuning, self._forms)
         self._made: dict[tuple[Op, int], list[Dispatch]] = {}
         self._parts = self._room_for_parts() if tuning.has_matmul else None
 
@@ -113,8 +118,8 @@ class Operations:
         scale = self._buffers.vectors[op.scale] if op.scale else None
         unread = x.values  # bound in place of what there is not
         n_groups = op.width // op.group if op.group else 1
-        quantizes = add is None and y.q16 is not None
-        assert n_groups == 1 or op.group % BLOCK == 0 or not quantizes
+        form = self._forms.of(op.output, width) if add is None else NOTHING
+        assert n_groups == 1 or op.group % BLOCK == 0 or form == NOTHING
         return self._device.dispatch(
             KERNELS["norm"],
             (
@@ -124,7 +129,7 @@ class Operations:
             ),
             constants=(
                 *(4 * self._local_size, op.width, float_bits(op.eps), NORM_FORMS.index(op.form)),
-                *(int(weight is not None), int(bias is not None), int(add is not None), int(quantizes)),
+                *(int(weight is not None), int(bias is not None), int(add is not None), form),
                 *(op.input_width, op.group, float_bits(op.factor), int(scale is not None), most_polls),
             ),
             groups=(n_groups, width),
@@ -137,13 +142,13 @@ class Operations:
         x, y = self._buffers.activations[op.input], self._buffers.activations[op.output].values
         add = self._buffers.activations[op.add].values if op.add else None
         bias = self._buffers.biases.get(op.weights)
-        # logits have too few rows for a tile of matmul; a router's would take other experts if rounded to float16
-        is_tiled = width > 1 and self._tuning.has_matmul and op.output not in ("logits", "router")
         dispatches: list[Dispatch] = []
         y_offset = 0
         for planes in self._buffers.matrices[op.weights]:
-            if is_tiled and suits_matmul(planes):
-                dispatches += self._matmul_in_parts(op, planes, x.values, y, width, y_offset, add, bias)
+            if self._forms.takes_matmul(op, planes, width):
+                dispatches += self._matmul_in_parts(op, planes, x, y, width, y_offset, add, bias)
+            elif width > 1 and op.output != "logits" and suits_matmul_float(planes):
+                dispatches.append(self._matmul_float(op, planes, x.values, y, width, y_offset, add, bias))
             else:
                 dispatches.append(self.matvec(planes, x, y, width, op.width, y_offset, add, bias, op.factor))
             y_offset += planes.n_rows
@@ -203,7 +208,7 @@ class Operations:
         self,
         op: Matvec,
         planes: WeightPlanes,
-        x: Buffer,
+        x: Activation,
         y: Buffer,
         width: int,
         y_offset: int,
@@ -211,10 +216,10 @@ class Operations:
         bias: Buffer | None,
     ) -> list[Dispatch]:
         """A product by cooperative matrices, in parts of its columns where tiles alone would leave cores idle."""
-        n_parts = self._n_parts(planes)
+        n_parts, in_halves = self._n_parts(planes), self._forms.of(op.input, width) == HALVES
         if self._parts is None or n_parts == 1:
-            return [self.matmul(planes, x, y, width, op.width, y_offset, add, bias, op.factor)]
-        product = self.matmul(planes, x, self._parts, width, planes.n_rows, n_parts=n_parts)
+            return [self.matmul(planes, x, y, width, op.width, y_offset, add, bias, op.factor, in_halves=in_halves)]
+        product = self.matmul(planes, x, self._parts, width, planes.n_rows, n_parts=n_parts, in_halves=in_halves)
         total = self._device.dispatch(
             KERNELS["sum_parts"],
             (self._parts, add or self._parts, y, self.step, bias or self._parts),
@@ -229,7 +234,7 @@ class Operations:
     def matmul(
         self,
         planes: WeightPlanes,
-        x: Buffer,
+        x: Activation,
         y: Buffer,
         width: int,
         y_width: int,
@@ -238,25 +243,57 @@ class Operations:
         bias: Buffer | None = None,
         factor: float = 1.0,
         n_parts: int = 1,
+        in_halves: bool = False,
     ) -> Dispatch:
-        """The same by cooperative matrices. n_parts: of the columns, whose results follow each other in y."""
+        """The same by cooperative matrices.
+
+        n_parts: of the columns, whose results follow each other in y. in_halves: whether x is stored as float16.
+        """
         info = self._device.info
         assert info.matrix_shape is not None
         room = info.max_shared_bytes - 4 * weight_format(planes.format).table_words
         tile_rows, tile_tokens = matmul_tile(self._tuning.narrow_rows, width, planes.n_columns, room)
+        size = self._tuning.matmul_size if tile_tokens > NARROW_TOKENS else MATMUL_SIZE
+        source = x.q16 if in_halves else x.values
+        assert source is not None
         return self._device.dispatch(
             KERNELS["matmul"],
-            (planes.quants, planes.scales, x, add or x, y, self.step, bias or x),
+            (planes.quants, planes.scales, source, add or source, y, self.step, bias or source),
             constants=(
-                *(MATMUL_SIZE, planes.n_columns, tile_tokens),
-                *matmul_subgroups(tile_rows, tile_tokens, info.subgroup_size, info.matrix_shape),
+                *(size, planes.n_columns, tile_tokens),
+                *matmul_subgroups(tile_rows, tile_tokens, size // info.subgroup_size, info.matrix_shape),
                 *(int(add is not None), *info.matrix_shape, tile_rows),
                 self._tuning.steps_ahead_wide if tile_tokens > NARROW_TOKENS else self._tuning.steps_ahead,
-                *(int(bias is not None), float_bits(factor), n_parts),
+                *(int(bias is not None), float_bits(factor), n_parts, int(in_halves)),
             ),
             groups=(-(-planes.n_rows // tile_rows), n_parts * -(-width // tile_tokens)),
             push=(planes.n_rows, y_offset, y_width),
             weight_format=planes.format,
+            is_independent=y_offset > 0,
+        )
+
+    def _matmul_float(
+        self,
+        op: Matvec,
+        planes: WeightPlanes,
+        x: Buffer,
+        y: Buffer,
+        width: int,
+        y_offset: int,
+        add: Buffer | None,
+        bias: Buffer | None,
+    ) -> Dispatch:
+        """A product in float32, for routers above all: by tiles, which read weights and activations less often."""
+        lane_rows, lane_tokens = float_tile(width)
+        return self._device.dispatch(
+            KERNELS["matmul_float"],
+            (planes.quants, x, add or x, y, self.step, bias or x),
+            constants=(
+                *(FLOAT_SIZE, planes.n_columns, lane_rows, lane_tokens),
+                *(int(add is not None), int(bias is not None), float_bits(op.factor)),
+            ),
+            groups=(-(-planes.n_rows // (4 * lane_rows)), -(-width // (8 * lane_tokens))),
+            push=(planes.n_rows, y_offset, op.width),
             is_independent=y_offset > 0,
         )
 
@@ -270,7 +307,7 @@ class Operations:
             (x.values, y.values, y.q16, y.scales, self.step, up),
             constants=(
                 *(self._local_size, op.width, ACTIVATIONS.index(op.function), int(op.is_gated), op.slots),
-                *(up_columns, op.up_column),
+                *(up_columns, op.up_column, self._forms.of(op.output, width)),
             ),
             groups=(-(-op.width // 4 // self._local_size), width),
         )

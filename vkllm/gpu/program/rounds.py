@@ -105,6 +105,8 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             return _up(v["n_vocab"], n)
         case "matmul":
             return table + _up(v["columns"] // 32 // v["n_parts"], v["steps_ahead"])
+        case "matmul_float":
+            return _up(v["columns"], 128) + _up(32 * v["lane_rows"] * v["lane_tokens"], size)
         case "matvec":
             return table + _up(v["columns"] // 32, subgroup_size)
         case "matvec_fused":

@@ -248,8 +248,8 @@ def _matmul(device: Device) -> Case:
         (*planes, inputs, inputs, y, _step(device, [0] * n_tokens), inputs),
         constants=(
             *(256, n_columns, tile_tokens),
-            *matmul_subgroups(tile_rows, tile_tokens, info.subgroup_size, info.matrix_shape),
-            *(0, *info.matrix_shape, tile_rows, 1, 0, float_bits(1.0), 1),
+            *matmul_subgroups(tile_rows, tile_tokens, 256 // info.subgroup_size, info.matrix_shape),
+            *(0, *info.matrix_shape, tile_rows, 1, 0, float_bits(1.0), 1, 0),
         ),
         groups=(-(-n_rows // tile_rows), 1),
         push=(n_rows, 0, n_rows),

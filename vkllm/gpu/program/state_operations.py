@@ -15,6 +15,7 @@ from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.kernels import KERNELS, MAX_NARROW
+from vkllm.gpu.program.stored_forms import StoredForms
 from vkllm.model.graph import decoder
 from vkllm.model.memory.states import slot_words
 from vkllm.model.spec import DeltaNet
@@ -32,10 +33,11 @@ StateOp = Convolution | DeltaNetStep | Mamba2Step | GatedNorm
 class StateOperations:
     """Makes dispatches. step: the step buffer on the device."""
 
-    def __init__(self, device: Device, buffers: ModelBuffers, step: Buffer, tuning: Tuning) -> None:
+    def __init__(self, device: Device, buffers: ModelBuffers, step: Buffer, tuning: Tuning, forms: StoredForms) -> None:
         self._device = device
         self._buffers = buffers
         self._step = step
+        self._forms = forms
         self._local_size = tuning.local_size
         self._has_matmul = tuning.has_matmul
         self._row_widths = {(op.layer, op.output): op.width for op in decoder(buffers.spec)}
@@ -64,7 +66,7 @@ class StateOperations:
             constants=(
                 *(self._local_size, op.width, self._row_widths[op.layer, op.input], op.n_kernel),
                 *(int(op.function == "silu"), int(op.is_gated), int(op.bias is not None)),
-                *(self._slot(op)[1], int(y.q16 is not None)),
+                *(self._slot(op)[1], self._forms.of(op.output, width)),
             ),
             groups=(-(-op.width // 4 // self._local_size), width),
             push=(op.column, 0),
@@ -132,7 +134,8 @@ class StateOperations:
             ),
             constants=(
                 *(self._local_size, op.width, op.group, span, self._row_widths[op.layer, op.gates]),
-                *(float_bits(op.eps), int(op.is_gated_first), int(op.has_weight_per_group), int(y.q16 is not None)),
+                *(float_bits(op.eps), int(op.is_gated_first), int(op.has_weight_per_group)),
+                self._forms.of(op.output, width),
             ),
             groups=(op.width // span, width),
             push=(op.column,),

@@ -29,7 +29,7 @@ DECODE_FIELDS = (
 
 PREFILL_FIELDS = (
     *("has_tiled_attention", "tile_tokens", "tile_rows", "attention_size", "keys_at_once", "attention_queries"),
-    *("has_matmul", "narrow_rows", "steps_ahead", "steps_ahead_wide"),
+    *("has_matmul", "narrow_rows", "steps_ahead", "steps_ahead_wide", "matmul_size"),
 )
 """Fields for steps of several tokens."""
 
@@ -94,7 +94,7 @@ def fields_to_try(choices: Tuning, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names
         if not (no_matvec and name in _MATVEC_FIELDS)
         and not (no_attention and name in _ATTENTION_FIELDS)
-        and (no_matvec or name not in ("narrow_rows", *_MATMUL_FIELDS))
+        and (no_matvec or name not in ("narrow_rows", "matmul_size", *_MATMUL_FIELDS))
     )
 
 
@@ -112,6 +112,8 @@ def is_possible(choices: Tuning, info: DeviceInfo, kind: ModelKind) -> bool:
         and _is_power(choices.local_size)
         and info.subgroup_size <= choices.local_size <= most_invocations(info) // 4
         and choices.narrow_rows in (32, 64, 128)
+        and choices.matmul_size in (128, 256)
+        and choices.matmul_size >= info.subgroup_size
         and all(_is_power(value) and value <= _MOST[name] for name, value in (*small.items(), *small_decode.items()))
         and 0 < decode.groups <= _MOST_GROUPS
         and 0 < decode.attention_groups <= _MOST_GROUPS
