@@ -39,13 +39,13 @@ CUTS = (1, 1, 37, 3)
 
 @pytest.mark.parametrize(
     ("columns", "n_kernel", "form"),
-    [(160, 4, "bias"), (64, 3, "gated"), (96, 2, "none"), (44, 4, "silu")],
+    [(160, 4, "bias"), (64, 3, "gated"), (32, 4, "gated"), (96, 2, "none"), (44, 4, "silu")],
 )
 def test_convolution(either: Device, columns: int, n_kernel: int, form: str) -> None:
     device, n_rows = either, sum(CUTS)
     rng = np.random.default_rng(columns + n_rows)
-    first_column, n_parts = (0, 3) if form == "gated" else (5, 1)
-    x_columns = first_column + n_parts * columns + 3
+    first_column, n_parts = (0, 3) if form == "gated" else (4 if form == "silu" else 5, 1)
+    x_columns = first_column + n_parts * columns + n_kernel
     x = rng.normal(0, 1, (n_rows, x_columns)).astype(np.float32)
     weight = rng.normal(0, 1, (columns, n_kernel)).astype(np.float32)
     bias = rng.normal(0, 1, columns).astype(np.float32) if form == "bias" else None
