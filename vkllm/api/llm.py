@@ -47,6 +47,7 @@ class LLM:
     override_tensor: where tensors lie, as llama.cpp's -ot has it: "exps=CPU" (docs/configuration.md).
     spec: how tokens are drafted, which one step then verifies: "ngram" from earlier text, where that is faster, "off"
     not at all; "auto" is what the model offers.
+    chat_template: Jinja in place of the file's. sampling: values of `SamplingParams` for requests that name none.
     seed: for requests that name none; without it each answer uses a random one.
     on_progress(what, bytes done, bytes total) is called while the model is downloaded and loaded.
 
@@ -72,6 +73,8 @@ class LLM:
         ram_limit: int | None = None,
         override_tensor: str | None = None,
         spec: str = "auto",
+        chat_template: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
         seed: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -87,19 +90,17 @@ class LLM:
                 ram_limit=ram_limit,
                 override_tensor=override_tensor,
                 spec=spec,
+                chat_template=chat_template,
+                sampling=sampling,
                 seed=seed,
                 on_progress=on_progress,
             ).run()
         self._model = model
         self._engine = model.engine
         self._prompts = model.prompts
-        self.path = model.path
-        self.name = model.name
-        self.spec = model.spec
-        self.tokenizer = model.tokenizer
-        self.tensors = model.tensors
-        self.quantization = main_format(model.tensors)
-        self.n_ctx = model.prompts.n_ctx
+        self.path, self.name, self.spec = model.path, model.name, model.spec
+        self.tokenizer, self.tensors = model.tokenizer, model.tensors
+        self.quantization, self.n_ctx = main_format(model.tensors), model.prompts.n_ctx
 
     def __repr__(self) -> str:
         return f"<LLM {self._model!r}>" if hasattr(self, "_model") else "<LLM, not loaded>"

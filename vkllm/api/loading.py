@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from vkllm.api.prompts import Prompts
 from vkllm.engine.file_sampling import file_sampling
@@ -40,6 +41,8 @@ class LoadOptions(TypedDict, total=False):
     ram_limit: int | None
     override_tensor: str | None
     spec: str
+    chat_template: str | None
+    sampling: Mapping[str, Any] | None
     seed: int | None
     on_progress: OnProgress | None
 
@@ -93,6 +96,8 @@ class Loading:
         ram_limit: int | None = None,
         override_tensor: str | None = None,
         spec: str = "auto",
+        chat_template: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
         seed: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -104,7 +109,13 @@ class Loading:
         self._n_ctx = n_ctx
         self._device = one_device("device", device)
         self._options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit, override_tensor, spec=spec)
-        self._defaults = SamplingParams(seed=seed)
+        if not isinstance(chat_template, str | None):
+            raise InvalidParameter(f"chat_template must be the text of a Jinja template, not {chat_template!r:.60}")
+        if not isinstance(sampling, Mapping | None):
+            raise InvalidParameter(f"sampling must map parameters to values, not be {sampling!r:.60}")
+        self._chat_template = chat_template
+        self._sampling = dict(sampling or {})
+        self._defaults = replace(SamplingParams(seed=seed), **self._sampling)  # wrong ones are found now
         self._tell = on_progress
         self._is_cancelled = threading.Event()
         self._engine: EngineProcess | None = None
@@ -118,6 +129,8 @@ class Loading:
         spec = model_spec(file.metadata, file.tensors)
         n_ctx = chosen_context(self._n_ctx, spec.n_ctx_train)
         tokenizer, template = read_text(path, file.metadata, spec)
+        if self._chat_template is not None:
+            template = ChatTemplate.of_text(self._chat_template, tokenizer)
         config = EngineConfig(
             path=path,
             tensors=file.tensors,
@@ -136,7 +149,7 @@ class Loading:
         prompts = Prompts(
             tokenizer,
             template,
-            replace(self._defaults, **file_sampling(file.metadata).values),
+            replace(self._defaults, **{**file_sampling(file.metadata).values, **self._sampling}),
             itertools.count(1),
             model=name,
             pooling=pooling(file.metadata),

@@ -102,6 +102,14 @@ class ChatTemplate:
                 f"{metadata.path}: the chat template is not valid Jinja{line} ({_short(reason)}); get the model again."
             ) from None
 
+    @classmethod
+    def of_text(cls, source: str, tokenizer: Tokenizer) -> ChatTemplate:
+        """A template that a user gives in place of the file's. Raises InvalidParameter if it is not valid Jinja."""
+        try:
+            return cls(tokenizer, source, is_fallback=False)
+        except Exception as error:  # also RecursionError and TemplateLimit
+            raise InvalidParameter(f"chat_template is not valid Jinja ({_short(error)})") from None
+
     @property
     def takes_tools(self) -> bool:
         """Whether the template has a place for tools."""
