@@ -73,16 +73,17 @@ class Results:
         self._step = step
         self._n_lists = -(-n_vocab // TOP_LOGITS)
         self._mask_words = -(-n_vocab // 32)
-        n_rows = logits.n_words // n_vocab
+        self._n_rows = min(logits.n_words // n_vocab, MAX_NARROW)
         self.next_token = device.buffer(max(n_sequences, MAX_NARROW))
         self._chosen = device.buffer(n_slots * MAX_NARROW, is_host=True)
-        self._largest = device.buffer(2 * TOP_K * self._n_lists * n_rows)
+        self._largest = device.buffer(2 * TOP_K * self._n_lists * self._n_rows)
         self._masks = device.buffer(n_slots * MAX_NARROW * self._mask_words, is_host=True)
         self.n_places = 1
         self._host_logits = device.buffer(n_slots * n_vocab, is_host=True)
 
     def take(self, slot: int, results: Sequence[Result]) -> Place:
         """Checks the results of the next step of a slot, and makes room for their logits. Raises OutOfDeviceMemory."""
+        assert len(results) <= self._n_rows
         for result in results:
             assert result.draw is None or (0 < result.draw.top_k <= TOP_K and not result.wants_logits)
             assert result.mask is None or (not result.wants_logits and len(result.mask) == self._mask_words)
