@@ -98,7 +98,7 @@ REFUSED = {
         "function_call": {"name": "f"},
         "functions": [{"name": "f"}],
         "logprobs": 5,
-        "modalities": ["text", "audio"],
+        "modalities": False,
         "moderation": {"model": "m"},
         "n": 129,
         "store": True,

@@ -63,7 +63,7 @@ def chat_request(value: Any) -> OllamaRequest:
     if messages:
         made = _messages(messages)
         variables = think_variables(body.get("think"))
-        if len(made) > 1 and made[-1]["role"] == "assistant" and not made[-1].get("tool_calls"):
+        if len(made) > 1 and made[-1].get("role") == "assistant" and not made[-1].get("tool_calls"):
             variables["continues_last"] = True
         asked = ChatRequest(made, sampling_options(body), tools, variables=variables)
     return _request(body, asked)

@@ -112,7 +112,7 @@ _NOT_HERE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "audio": (lambda value: False, "answers are text"),
     "function_call": (lambda value: value in ("none", "auto"), "describe functions in tools"),
     "functions": (lambda value: not value, "describe functions in tools"),
-    "modalities": (lambda value: list(value) == ["text"], 'answers are text; give ["text"] or leave it out'),
+    "modalities": (lambda value: value in (["text"], ("text",)), 'answers are text; give ["text"] or leave it out'),
     "moderation": (lambda value: False, "nothing checks the texts; leave it out"),
     "store": (lambda value: not value, "nothing is kept after an answer; give False or leave it out"),
     "suffix": (lambda value: value == "", "a text is continued at its end only; leave it out"),

@@ -44,7 +44,11 @@ async def infill(request: Request) -> Response:
     def asked(model: ServedModel) -> CompletionRequest:
         llm = model.llm.llm
         if not can_fill(llm.tokenizer):
-            raise HttpError(501, f"{model.name} has no tokens that show it a gap; take a model of code that has them")
+            raise HttpError(
+                400,
+                f"{model.name} has no tokens that show it a gap; take a model of code that has them",
+                kind="not_supported_error",
+            )
         return completion_request(body, infill_tokens(body, llm.tokenizer, llm.n_ctx))
 
     return await _respond(request, body, asked)

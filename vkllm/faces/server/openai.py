@@ -53,7 +53,7 @@ async def completions(request: Request) -> Response:
     body = await body_of(request)
     is_stream = truth_in(body, "stream")
     prompt = body.get("prompt")
-    if prompt is None:
+    if prompt is None or prompt == []:
         raise InvalidParameter("prompt must be a text, a list of token ids, or a list of these")
     options: Any = known(body, TextOptions)
     return await _respond(request, body, lambda prompts: TextCall(prompts, prompt, options, is_stream=is_stream))

@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, get_type_hints
 
-from pydantic import create_model
+from pydantic import BaseModel, create_model
+from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -57,7 +58,19 @@ _FIELDS: dict[str, tuple[type[Any] | None, dict[str, Any], tuple[str, ...]]] = {
     "/apply-template": (None, {"messages": _MESSAGES}, ("messages",)),
 }
 """Path -> the parameters that its body may have, further ones, and the names of those that it must have."""
-_ANSWERS = {
+_REFUSED = {
+    "/rerank",
+    "/reranking",
+    "/v1/rerank",
+    "/v1/reranking",
+    "/api/copy",
+    "/api/create",
+    "/api/push",
+    "/slots/{slot}",
+}
+"""What only says that it is not there."""
+_PLACE = "#/components/schemas/{model}"
+_ANSWERS: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatCompletion,
     "/v1/completions": Completion,
     "/v1/embeddings": EmbeddingResponse,
@@ -69,6 +82,8 @@ def described(routes: Sequence[Route], version: str) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for route in routes:
         path = re.sub(r"{(\w+):\w+}", r"{\1}", route.path)
+        if path in _REFUSED:
+            continue
         for method in sorted((route.methods or set()) - {"HEAD", "OPTIONS"}):
             paths.setdefault(path, {})[method.lower()] = _operation(route, path, method)
     return {
@@ -77,7 +92,7 @@ def described(routes: Sequence[Route], version: str) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": {"Error": {"type": "object", "required": ["error"]}},
+            "schemas": {"Error": {"type": "object", "required": ["error"]}, **_shapes()},
         },
         "security": [{}, {"key": []}],
     }
@@ -90,14 +105,14 @@ def _operation(route: Route, path: str, method: str) -> dict[str, Any]:
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
     }
     answer = _ANSWERS.get(path)
-    whole = {"type": "object"} if answer is None else _loose(_schema(answer))
+    whole = {} if answer is None else {"$ref": _PLACE.format(model=answer.__name__)}
     made: dict[str, Any] = {
         "summary": summary,
         "responses": {
-            "200": {
+            "2XX": {
                 "description": "The answer; a stream where one was asked for.",
                 "content": {
-                    "application/json": {"schema": whole if path in _ANSWERS else {}},
+                    "application/json": {"schema": whole},
                     "text/event-stream": {},
                     "application/x-ndjson": {},
                     "text/plain": {},
@@ -132,14 +147,14 @@ def _body(path: str) -> dict[str, Any]:
             given.pop("title", None)
             given.pop("default", None)
         schema["properties"] = {**made["properties"], **properties}
-        if "$defs" in made:
-            schema["$defs"] = made["$defs"]
     return schema
 
 
-def _schema(shape: Any) -> dict[str, Any]:
-    found: dict[str, Any] = shape.model_json_schema(mode="serialization")
-    return found
+def _shapes() -> dict[str, Any]:
+    """The shapes of answers, and those in them, by their names."""
+    _, made = models_json_schema([(shape, "serialization") for shape in _ANSWERS.values()], ref_template=_PLACE)
+    shapes: dict[str, Any] = _loose(made["$defs"])
+    return shapes
 
 
 def _loose(schema: Any) -> Any:
