@@ -47,7 +47,7 @@ async def props(request: Request) -> Response:
                 "build_info": build_info(),
             }
         )
-    return Json(await asyncio.to_thread(_props, await models.find(name), settings, n_slots(models)))
+    return Json(await asyncio.to_thread(_props, await models.find(name), settings))
 
 
 async def slots(request: Request) -> Response:
@@ -59,7 +59,7 @@ async def slots(request: Request) -> Response:
     model = await models.find(request.query_params.get("model"))
     n_ctx = model.llm.llm.n_ctx if model.is_loaded else 0
     made: list[dict[str, Any]] = []
-    for number in range(n_slots(models)):
+    for number in range(model.n_parallel):
         is_busy = number < model.n_users
         made.append({"id": number, "n_ctx": n_ctx, "speculative": False, "is_processing": is_busy})
     return Json(made)
@@ -169,13 +169,7 @@ async def sse(request: Request) -> Response:
     return Streamed(request, events.stream(), dialect="llama.cpp", on_error=event, ping=b": ping\n\n")
 
 
-def n_slots(models: Models) -> int:
-    """How many requests a model runs at a time."""
-    found = dict(models.options).get("n_parallel")
-    return found if isinstance(found, int) else 1
-
-
-def _props(model: ServedModel, settings: ServerSettings, n_slots: int) -> dict[str, Any]:
+def _props(model: ServedModel, settings: ServerSettings) -> dict[str, Any]:
     llm = model.llm.llm if model.is_loaded else None
     path = model.known.path if llm is None else llm.path
     facts = None if path is None else file_facts(path)
@@ -189,7 +183,7 @@ def _props(model: ServedModel, settings: ServerSettings, n_slots: int) -> dict[s
         "model_alias": model.name,
         "model_path": "" if path is None else str(path),
         "modalities": {"vision": False, "video": False, "audio": False},
-        "total_slots": n_slots,
+        "total_slots": model.n_parallel,
         "endpoint_slots": settings.has_slots,
         "endpoint_props": False,
         "endpoint_metrics": settings.has_metrics,
