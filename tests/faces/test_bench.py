@@ -230,6 +230,23 @@ def test_runs_share_the_cached_depth_and_nothing_behind_it(
 
 
 @pytest.mark.gpu
+def test_many_requests_at_once_are_measured_on_this_machine(command: Command, tiny_gguf: Path) -> None:
+    options = ["-np", "1,3", "-p", "5", "-n", "8", "-r", "1", "--no-warmup"]
+    done = command.run([*REAL, "bench", "-m", str(tiny_gguf), *options, "-o", "json"])
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert [(r["n_parallel"], r["n_kv"]) for r in results] == [(1, 13), (3, 39)]
+    for result in results:
+        assert result["total_ts"] == pytest.approx(result["n_kv"] / result["total_s"])
+        assert 0 < result["first_token_s"] <= result["prompt_s"] < result["total_s"]
+        assert result["each_ts"] == pytest.approx(result["generate_ts"] / result["n_parallel"])
+    done = command.run([*REAL, "bench", "-m", str(tiny_gguf), *options])
+    assert "  B |   N_KV |" in done.stdout and done.stdout.count("llama 0.0M F32") == 2
+    wrong = command.run([*REAL, "bench", "-m", str(tiny_gguf), "-np", "0"])
+    assert wrong.returncode == 2 and "numbers above 0" in wrong.stderr
+
+
+@pytest.mark.gpu
 def test_a_tiny_model_is_measured_on_this_machine(command: Command, tiny_gguf: Path) -> None:
     options = ["-p", "32", "-n", "16", "-pg", "32,16", "-d", "0,64", "-r", "2", "-o", "json"]
     done = command.run([*REAL, "bench", "-m", str(tiny_gguf), *options])

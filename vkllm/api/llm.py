@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, overload
 
-from vkllm.api import queries
+from vkllm.api import benchmark, queries
 from vkllm.api.answer import Generation, OnToken, SamplingOptions
+from vkllm.api.benchmark import BatchTimes
 from vkllm.api.chat import SyncChat, sync_chat
 from vkllm.api.embedding import embeddings
 from vkllm.api.loading import LoadedModel, Loading
@@ -21,10 +22,10 @@ from vkllm.api.stream import Stream, all_answers
 from vkllm.engine.events import DeviceReport, EngineStats, RunStats
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.process.handle import not_copied
-from vkllm.errors import ContextOverflow, InvalidParameter, counted
+from vkllm.errors import InvalidParameter
 from vkllm.formats.gguf import main_format
 from vkllm.model.memory.plan import MemoryPlan
-from vkllm.parameters import checks_names, whole_number
+from vkllm.parameters import checks_names
 from vkllm.store import FoundModel
 from vkllm.store.downloads.files import OnProgress
 
@@ -45,11 +46,10 @@ class LLM:
     n_gpu_layers: layers, counted from the last, whose weights may lie in a card's own memory; None or -1 is all.
     vram_limit, ram_limit: bytes that may be taken of a card's own and of system memory (`plan_model`).
     override_tensor: where tensors lie, as llama.cpp's -ot has it: "exps=CPU" (docs/configuration.md).
-    spec: how tokens are drafted, which one step then verifies: "ngram" from earlier text, where that is faster, "off"
-    not at all; "auto" is what the model offers.
+    n_parallel: requests that run at once, others wait; the default is as many as cost one alone nothing, at most 32.
+    spec: how tokens are drafted that one step verifies: "ngram" (earlier text), "off" (not at all), "auto" (by model).
     chat_template: Jinja in place of the file's. sampling: values of `SamplingParams` for requests that name none.
-    seed: for requests that name none; without it each answer uses a random one.
-    on_progress(what, bytes done, bytes total) is called while the model is downloaded and loaded.
+    seed: for requests that name none, else random. on_progress(what, bytes done, bytes total) is called while it loads.
 
     Raises InvalidParameter, ModelNotFound, ModelFileError, UnsupportedModel before it touches a device, then NoDevice,
     OutOfDeviceMemory, DeviceLost. It belongs to the process that made it: it can neither be pickled nor used in a fork.
@@ -72,6 +72,7 @@ class LLM:
         vram_limit: int | None = None,
         ram_limit: int | None = None,
         override_tensor: str | None = None,
+        n_parallel: int | None = None,
         spec: str = "auto",
         chat_template: str | None = None,
         sampling: Mapping[str, Any] | None = None,
@@ -89,6 +90,7 @@ class LLM:
                 vram_limit=vram_limit,
                 ram_limit=ram_limit,
                 override_tensor=override_tensor,
+                n_parallel=n_parallel,
                 spec=spec,
                 chat_template=chat_template,
                 sampling=sampling,
@@ -120,7 +122,7 @@ class LLM:
 
     @property
     def plan(self) -> MemoryPlan:
-        """Where the parts of the model lie."""
+        """Where its parts lie."""
         return self._engine.ready.plan
 
     @property
@@ -183,13 +185,13 @@ class LLM:
         """Continues a prompt, given as text or as token ids, and returns the whole answer.
 
         Special tokens written in the text, such as <|im_end|>, are those tokens; in messages of `chat` they are text.
-        A list of texts or of lists of token ids is a batch: all requests are sent at once, and the answers come as a
-        list in the same order; an error in one, or Ctrl-C, cancels all. The batch may be empty.
+        A list of texts or of lists of token ids is a batch: as many run at once as `n_parallel` allows, and the answers
+        come as a list in the same order; an error in one, or Ctrl-C, cancels all. It may be empty.
 
-        on_token is called with each `Piece` as it comes; an exception in it cancels the request and is raised.
-        options are the fields of `SamplingParams`; they override those of `params`. max_tokens is cut to the room
-        that the prompt leaves, unless context_shift lets the answer go on: then a full context keeps the beginning of
-        sequence and the newer half of the rest. Raises InvalidParameter, ContextOverflow, DeviceLost.
+        on_token is called with each `Piece` as it comes; an exception in it cancels the request and is raised. options
+        are the fields of `SamplingParams`; they override those of `params`. max_tokens is cut to the room that the
+        prompt leaves, unless context_shift lets the answer go on: then a full context keeps the beginning of sequence
+        and the newer half of the rest. Raises InvalidParameter, ContextOverflow, DeviceLost.
 
         >>> llm.generate("The capital of France is", max_tokens=1, temperature=0).text
         ' Paris'
@@ -292,9 +294,8 @@ class LLM:
 
         Texts are given as strings or as token ids. Their hidden states after the final norm are pooled as the model's
         file says, and as their mean where it says nothing; the dot product of two embeddings is their similarity. A
-        text may be as long as the context; it takes the place of what was cached. All requests are sent at once; an
-        error in one, or Ctrl-C, cancels all. Raises InvalidParameter for an empty text, ContextOverflow,
-        UnsupportedModel for a model that is made for ranks, DeviceLost.
+        text may be as long as the context. Raises InvalidParameter for an empty text, ContextOverflow, UnsupportedModel
+        for a model that is made for ranks, DeviceLost.
 
         >>> cat, kitten = llm.embed(["The cat sleeps.", "A kitten is asleep."])
         >>> similarity = sum(a * b for a, b in zip(cat, kitten))
@@ -338,9 +339,8 @@ class LLM:
     def score(self, text: str | Sequence[int], *, first: int = 1, origin: str = "") -> list[float]:
         """How likely the model finds a text: the natural logarithm of each token's probability after those before it.
 
-        The text may be given as token ids. The list begins with token number `first`. Token 0 has no probability,
-        because nothing comes before it, so first is at least 1. A text may be as long as the context. Raises
-        InvalidParameter, ContextOverflow, DeviceLost.
+        The text may be given as token ids. The list begins with token number `first`, at least 1: nothing comes before
+        token 0. A text may be as long as the context. Raises InvalidParameter, ContextOverflow, DeviceLost.
 
         >>> logprobs = llm.score("The capital of France is Paris")
         >>> len(logprobs), round(logprobs[-1], 1)
@@ -349,7 +349,7 @@ class LLM:
         return queries.score(self._engine, self._prompts.of_scores(text, first, origin))
 
     def stats(self) -> EngineStats:
-        """Counts and seconds of all requests that ended since the model was loaded, and those of the last one."""
+        """Counts and seconds of all requests that ended since the model was loaded, and of the last one."""
         return self._engine.stats
 
     def measure_device(self) -> DeviceReport:
@@ -363,7 +363,7 @@ class LLM:
     def measure_kernels(self, n_rows: int = 1, n_depth: int = 0) -> StepTimes:
         """How long each kernel takes of a step of n_rows, up to 512, with n_depth tokens cached; 1 is decoding.
 
-        It takes seconds; nothing else may run. Raises InvalidParameter, ContextOverflow, OutOfDeviceMemory, DeviceLost.
+        It takes seconds. Raises InvalidParameter if requests are open, ContextOverflow, OutOfDeviceMemory, DeviceLost.
         """
         return queries.measure_kernels(self._engine, self._prompts, n_rows, n_depth)
 
@@ -371,8 +371,8 @@ class LLM:
     def tune(self, budget_s: float = 30.0, on_trial: Callable[[Trial], None] | None = None) -> TuningReport:
         """Finds by trying how this device runs models like this one fastest, uses that, and keeps it for later loads.
 
-        budget_s: about how long it may take. on_trial is called after each trial. Raises InvalidParameter if
-        requests are open or come meanwhile, DeviceError.
+        budget_s: about how long. on_trial is called after each trial. Raises InvalidParameter if requests are open or
+        come meanwhile, DeviceError.
         """
         return queries.tune(self._engine, self._prompts, budget_s, on_trial)
 
@@ -382,12 +382,12 @@ class LLM:
 
         Times are the engine's; cached prompt tokens do not count. Raises InvalidParameter, ContextOverflow, DeviceLost.
         """
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self._prompts.checked_tokens(prompt)
-        length = whole_number("generate_length", generate_length, 1, 2**31)
-        if len(token_ids) + length > self.n_ctx:
-            tokens = f"{counted(len(token_ids), 'prompt token')} and {length} more"
-            raise ContextOverflow(f"{tokens} do not fit into the context of {self.n_ctx}; load with a larger one")
-        return self.generate(token_ids, max_tokens=length, temperature=0, ignore_eos=True).stats
+        return benchmark.generate(self._engine, self._prompts, prompt, generate_length)
+
+    @checks_names()
+    def benchmark_batch(self, prompts: Sequence[str | Sequence[int]], generate_length: int) -> BatchTimes:
+        """The same for several prompts that are sent at once. Raises InvalidParameter, ContextOverflow, DeviceLost."""
+        return benchmark.generate_batch(self._engine, self._prompts, prompts, generate_length)
 
     def close(self) -> None:
         """Ends the engine and releases the device; open streams fail. The second call does nothing."""

@@ -40,6 +40,7 @@ class LoadOptions(TypedDict, total=False):
     vram_limit: int | None
     ram_limit: int | None
     override_tensor: str | None
+    n_parallel: int | None
     spec: str
     chat_template: str | None
     sampling: Mapping[str, Any] | None
@@ -95,6 +96,7 @@ class Loading:
         vram_limit: int | None = None,
         ram_limit: int | None = None,
         override_tensor: str | None = None,
+        n_parallel: int | None = None,
         spec: str = "auto",
         chat_template: str | None = None,
         sampling: Mapping[str, Any] | None = None,
@@ -108,7 +110,9 @@ class Loading:
         self._model = str(model) if isinstance(model, Path) else model
         self._n_ctx = n_ctx
         self._device = one_device("device", device)
-        self._options = PlanOptions(type_k, type_v, n_gpu_layers, vram_limit, ram_limit, override_tensor, spec=spec)
+        self._options = PlanOptions(
+            type_k, type_v, n_gpu_layers, vram_limit, ram_limit, override_tensor, n_parallel, spec=spec
+        )
         if not isinstance(chat_template, str | None):
             raise InvalidParameter(f"chat_template must be the text of a Jinja template, not {chat_template!r:.60}")
         if not isinstance(sampling, Mapping | None):

@@ -62,6 +62,7 @@ def plan_model(
     vram_limit: int | None = None,
     ram_limit: int | None = None,
     override_tensor: str | None = None,
+    n_parallel: int | None = None,
     spec: str = "auto",
     measures: bool = True,
 ) -> ModelPlan:
@@ -76,7 +77,7 @@ def plan_model(
     n_ctx: tokens of context; 0 takes the longest that costs no speed; the default is what the model was trained
     for, at most 4096. device: index or part of the name. type_k, type_v: of the cache. n_gpu_layers: layers,
     counted from the last, whose weights may lie in a card's own memory. vram_limit, ram_limit: bytes.
-    override_tensor, spec: see `LLM`. measures: times the device's memory, which takes seconds the first time;
+    override_tensor, n_parallel, spec: see `LLM`. measures: times the device's memory, which takes seconds first;
     otherwise a typical speed of its kind is assumed.
 
     Raises ModelNotFound, ModelFileError, UnsupportedModel, NoDevice, InvalidParameter, and OutOfDeviceMemory with what
@@ -84,7 +85,7 @@ def plan_model(
     """
     if not isinstance(model, str | Path):
         raise InvalidParameter(f"model must be a name or a path, not {model!r}")
-    placing = (n_gpu_layers, vram_limit, ram_limit, override_tensor)
+    placing = (n_gpu_layers, vram_limit, ram_limit, override_tensor, n_parallel)
     options = PlanOptions(type_k, type_v, *placing, spec=spec)  # wrong ones fail first
     wanted = one_device("device", device)
     found = _to_plan(str(model), n_ctx)

@@ -49,6 +49,7 @@ class Setup:
     type_v: str = "f16"
     n_gpu_layers: int | None = None
     override_tensor: str | None = None
+    n_parallel: int | None = None
     spec: str = "off"
 
     def check(self, n_ctx: int | None) -> None:
@@ -73,6 +74,7 @@ class Setup:
                 type_v=self.type_v,
                 n_gpu_layers=self.n_gpu_layers,
                 override_tensor=self.override_tensor,
+                n_parallel=self.n_parallel,
                 spec=self.spec,
                 on_progress=on_progress,
             )
@@ -109,7 +111,7 @@ def setups(
         for unknown in set(types) - CACHE_TYPES.keys():
             raise InvalidParameter(f"{option} takes {' or '.join(CACHE_TYPES)}, not {unknown!r}")
     return [
-        Setup(model, device, type_k, type_v, layers, override_tensor, spec)
+        Setup(model, device, type_k, type_v, layers, override_tensor, spec=spec)
         for model, layers, device, type_k, type_v in itertools.product(models, n_gpu_layers, devices, types_k, types_v)
     ]
 

@@ -74,6 +74,10 @@ class PlacementFlags:
         int | None,
         _option("-ncmoe", "--n-cpu-moe", metavar="N", min=0, help="Keep the experts of N layers in system memory."),
     ] = None
+    n_parallel: Annotated[
+        int | None,
+        _option("-np", "--parallel", metavar="N", min=-1, help="How many requests run at once; -1 is the default."),
+    ] = None
     cpu_moe: Annotated[bool, _option("-cmoe", "--cpu-moe", help="Keep all experts in system memory.")] = False
     spec: Annotated[
         str,
@@ -95,6 +99,7 @@ class PlacementFlags:
             "vram_limit": _size(self.vram_limit, "--vram-limit"),
             "ram_limit": _size(self.ram_limit, "--ram-limit"),
             "override_tensor": placed(self.override_tensor, self.n_cpu_moe, is_all=self.cpu_moe),
+            "n_parallel": None if self.n_parallel in (None, -1) else self.n_parallel,
             "spec": self.spec,
         }
 

@@ -26,6 +26,7 @@ def add_commands(app: typer.Typer) -> None:
         bench,
         "vkllm bench smollm2",
         "vkllm bench -m smollm2 -p 64,128 -n 16 -d 0,32 -r 2 -o json",
+        "vkllm bench smollm2 -np 1,4 -p 16 -n 16 -r 1",
         "vkllm bench smollm2 --kernels",
         panel="Measure",
     )
@@ -72,6 +73,10 @@ def bench(
     n_depth: Annotated[
         list[str] | None,
         typer.Option("-d", "--n-depth", metavar="N", help="Tokens that are in the context before the test [0]."),
+    ] = None,
+    n_parallel: Annotated[
+        list[str] | None,
+        typer.Option("-np", "--parallel", metavar="N", help="How many requests run at once, with tests of their own."),
     ] = None,
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="How often to repeat each test.")] = 5,
     output: Annotated[str, typer.Option("-o", "--output", metavar="md|csv|json|jsonl", help="Output format.")] = "md",
@@ -144,6 +149,28 @@ def bench(
         _ensure_all_here(names)
         steps = measure_kernels(steps_asked)
         lines = tables(steps) if output == "md" else FORMATS[output](rows(steps))
+    elif n_parallel:
+        from dataclasses import replace
+
+        from vkllm.faces.cli.bench_batches import (
+            DEFAULT_GENERATED,
+            DEFAULT_PROMPT,
+            BatchOptions,
+            batch_cases,
+            batch_table,
+            measure_batches,
+        )
+
+        if pairs or depths != [0]:
+            raise InvalidParameter("-np runs prompts of -p tokens and answers of -n; leave -pg and -d out")
+        users = numbers(n_parallel, "-np")
+        batches = batch_cases(
+            users, prompts if n_prompt else [DEFAULT_PROMPT], generated if n_gen else [DEFAULT_GENERATED]
+        )
+        _ensure_all_here(names)
+        how = [replace(setup, n_parallel=max(users)) for setup in how]
+        found = measure_batches(BatchOptions(how, batches, repetitions, not no_warmup))
+        lines = batch_table(found) if output == "md" else FORMATS[output](found)
     else:
         tests = cases(prompts, generated, pairs or [], depths)
         _ensure_all_here(names)

@@ -56,6 +56,7 @@ class Fitting:
             given.get("vram_limit"),
             given.get("ram_limit"),
             given.get("override_tensor"),
+            given.get("n_parallel"),
         )
 
 
