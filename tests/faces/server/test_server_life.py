@@ -56,6 +56,14 @@ def test_requests_wait_for_the_model_with_503(tiny_gguf: Path, fake_engines: Non
         assert server.request("POST", CHAT, {"messages": HI})[0] == 200
 
 
+def test_a_model_that_was_unloaded_comes_back_with_the_next_request(tiny_gguf: Path, fake_engines: None) -> None:
+    with serving(single(tiny_gguf)) as server:
+        assert server.request("POST", "/models/unload", {"model": "tiny"})[0] == 200
+        assert server.request("GET", "/v1/models")[2]["data"][0]["status"]["value"] == "unloaded"
+        assert server.request("GET", "/health")[0] == 200
+        assert server.request("POST", CHAT, {"messages": HI})[0] == 200
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_server(tiny_gguf: Path, fake_engines: None) -> None:
     from vkllm.faces.server.serving import serve
 

@@ -46,6 +46,7 @@ class ServedModel:
     name: its name in answers. aliases: other names. known: where its file lies. status: see `Status`. error: why it
     could not be loaded. llm: the model, while it is loaded. n_users: requests that use it or wait for it. used_s: when
     a request last ended (time.monotonic). keep_s: how long it stays loaded without requests; infinite is for ever.
+    was_loaded: whether it has been loaded since the server's start.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ServedModel:
     keep_s: float = math.inf
     n_ctx: int | None = None
     created_s: int = field(default_factory=lambda: int(time.time()))
+    was_loaded: bool = False
     _llm: AsyncLLM | None = None
     _past: EngineStats = field(default_factory=EngineStats)
     _loading: asyncio.Task[None] | None = None
@@ -269,7 +271,7 @@ class Models:
                     raise
                 model._llm = llm
                 model.used_s = time.monotonic()
-                model.error = None
+                model.error, model.was_loaded = None, True
                 self._change(model, "loaded")
         except VkllmError as error:
             model.error = error

@@ -67,6 +67,7 @@ _REFUSED = {
     "/api/create",
     "/api/push",
     "/slots/{slot}",
+    "/favicon.ico",
 }
 """What only says that it is not there."""
 _PLACE = "#/components/schemas/{model}"

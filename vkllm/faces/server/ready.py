@@ -17,7 +17,7 @@ def not_ready(state: Any) -> HttpError | None:
     if state.closing.is_set():
         return HttpError(503, "the server is ending", retry_after_s=2)
     model = models.only
-    if model is None or model.status in ("loaded", "sleeping"):
+    if model is None or model.was_loaded:  # a request wakes it up and waits
         return None
     if model.status == "failed":
         return HttpError(503, f"the model could not be loaded: {model.error}", retry_after_s=10)
