@@ -56,7 +56,8 @@ class StateSlots:
         self._free = list(range(n_slots - 1, -1, -1))
         self._states: dict[int, _State] = {}
         self._places: dict[Key, dict[tuple[int, ...], int]] = {}
-        self._running: list[Chain] = []
+        self._n_needing = [0] * n_slots  # how many running sequences need a slot
+        self._n_needed = 0
         self._n_rows = 0  # rows of all sequences so far: the clock of `used_at`
 
     @property
@@ -72,7 +73,7 @@ class StateSlots:
     @property
     def n_available(self) -> int:
         """Slots that a step may store states in."""
-        return self.n_slots - len(self._needed())
+        return self.n_slots - self._n_needed
 
     def found(self, keys: Sequence[Key], token_ids: Sequence[int], most: int) -> dict[int, int]:
         """Slots of states behind beginnings of a sequence, of at most `most` tokens, by number of tokens.
@@ -90,12 +91,11 @@ class StateSlots:
     def begin(self, n_tokens: int, found: dict[int, int]) -> Chain:
         """A sequence goes on behind n_tokens tokens. found: as `found` gave it."""
         chain = Chain(used_at=self._n_rows)
-        self._running.append(chain)
         for n, slot in found.items():
             if n <= n_tokens:
                 self._states[slot].chain = chain
         if n_tokens and self.n_slots:
-            chain.needed[n_tokens] = found[n_tokens]
+            self._need(chain, n_tokens, found[n_tokens])
         return chain
 
     def slot(self, chain: Chain, n_tokens: int) -> int | None:
@@ -132,7 +132,7 @@ class StateSlots:
         for end in ends:
             slot = self._taken(chain)
             self._states[slot] = _State(end, chain)
-            chain.needed[end] = slot
+            self._need(chain, end, slot)
             if not is_prompt and end % ANSWER_TOKENS:
                 chain.passing.append(slot)
         return {end - start - 1: chain.needed[end] for end in ends}
@@ -158,38 +158,43 @@ class StateSlots:
         """A sequence has ended, or gives its slots back, behind these tokens; later states are forgotten."""
         self.known(chain, keys, token_ids)
         passing = [slot for slot in chain.passing if self._is_of(slot, chain)]
-        for slot in {*chain.needed.values(), *passing}:
+        for slot in {*(self._need_no_more(chain, n) for n in [*chain.needed]), *passing}:
             is_old = slot in passing and self._states[slot].n_tokens <= len(token_ids) - N_LAST
             if self._states[slot].place is None or (is_old and self._is_of(slot, chain)):
                 self._forget(slot)
-        chain.needed.clear()
         chain.passing.clear()
-        self._running.remove(chain)
 
     def _need_only(self, chain: Chain, needed_from: int) -> None:
         """A chain's states behind fewer tokens may go, and those go that nobody could find."""
         for n in [n for n in chain.needed if n < needed_from]:
-            slot = chain.needed.pop(n)
+            slot = self._need_no_more(chain, n)
             if self._states[slot].place is None:
                 self._forget(slot)
 
     def _is_of(self, slot: int, chain: Chain) -> bool:
         return slot in self._states and self._states[slot].chain is chain
 
-    def _needed(self) -> set[int]:
-        return {slot for chain in self._running for slot in chain.needed.values()}
+    def _need(self, chain: Chain, n_tokens: int, slot: int) -> None:
+        chain.needed[n_tokens] = slot
+        self._n_needed += not self._n_needing[slot]
+        self._n_needing[slot] += 1
+
+    def _need_no_more(self, chain: Chain, n_tokens: int) -> int:
+        slot = chain.needed.pop(n_tokens)
+        self._n_needing[slot] -= 1
+        self._n_needed -= not self._n_needing[slot]
+        return slot
 
     def _taken(self, chain: Chain) -> int:
         """A slot without a state that is worth keeping."""
-        needed = self._needed()
         chain.passing = [slot for slot in chain.passing if self._is_of(slot, chain)]
-        while len(chain.passing) >= N_NEWEST and chain.passing[0] not in needed:
+        while len(chain.passing) >= N_NEWEST and not self._n_needing[chain.passing[0]]:
             self._forget(chain.passing.pop(0))
         if not self._free:
-            self._forget(self._least_useful(needed))
+            self._forget(self._least_useful())
         return self._free.pop()
 
-    def _least_useful(self, needed: set[int]) -> int:
+    def _least_useful(self) -> int:
         """A slot without whose state little must be run again, compared to how far back and how long ago used it is."""
         chains: dict[Chain, list[int]] = {}
         for slot, state in self._states.items():
@@ -203,7 +208,7 @@ class StateSlots:
                 is_valued = not idle and n in (chain.shared, chain.before_answer)
                 gain = (after - before) / (kept[-1] + 1 - n + idle)
                 value = (slot in chain.passing, is_valued, gain)
-                if slot not in needed and value < best_value:
+                if not self._n_needing[slot] and value < best_value:
                     best, best_value = slot, value
         assert best >= 0, "no slot is available"
         return best
