@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from model_specs import TINY_SPEC
+from model_specs import HYBRID_SPEC, TINY_SPEC
 from random_model import engine_config, write_random_model
 
 from vkllm.engine.engine import Engine
@@ -20,14 +20,15 @@ from vkllm.model.memory.plan import PlanOptions
 
 pytestmark = pytest.mark.gpu
 
-N_VOCAB = TINY_SPEC.n_vocab
+N_VOCAB = 300
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+@pytest.fixture(scope="module", params=[TINY_SPEC, HYBRID_SPEC], ids=["attention", "states"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    spec = request.param
     formats = dict.fromkeys(("attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), "Q8_0")
-    path = write_random_model(tmp_path_factory.mktemp("random") / "model.gguf", TINY_SPEC, formats)
-    config = replace(engine_config(path, TINY_SPEC, 160), options=PlanOptions(n_parallel=6))
+    path = write_random_model(tmp_path_factory.mktemp("random") / "model.gguf", spec, formats)
+    config = replace(engine_config(path, spec, 160), options=PlanOptions(n_parallel=6))
     try:
         made = Engine(config)
     except NoDevice as error:
@@ -75,7 +76,7 @@ def test_each_gets_the_answer_that_it_gets_alone(engine: Engine, monkeypatch: py
     events = run(engine, *requests)
     assert max(n_parts) >= 4
     assert engine._cache.pool.n_free == engine._cache.pool.n_blocks
-    assert sum(event.stats.n_cached > 0 for event in events if isinstance(event, Finished)) >= 4
+    assert sum(event.stats.n_cached > 0 for event in events if isinstance(event, Finished)) >= 2
     for request in requests[::2]:
         engine._forget()
         assert tokens(run(engine, request), request.id) == tokens(events, request.id), request.id

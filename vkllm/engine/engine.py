@@ -105,7 +105,7 @@ class Engine:
             self._prompt_rows,
             self._move_state,
             n_ctx=self._n_ctx,
-            n_sequences=1 if program.states else program.n_sequences,  # their kernels know one sequence
+            n_sequences=program.n_sequences,
             n_queue=config.queue,
             is_causal=config.spec.is_causal,
             speculation=self._speculation,

@@ -20,6 +20,10 @@ from vkllm.engine.requests import StateQuery
 from vkllm.engine.sequence import TokenSequence
 from vkllm.errors import QueueFull, counted
 from vkllm.gpu.program.kernels import MAX_NARROW
+from vkllm.gpu.program.program import WIDTHS
+
+MOST_ROWS = max(width for width in WIDTHS if width <= MAX_NARROW)
+"""Rows of a step of several sequences: wider ones are of one."""
 
 MOST_STATES = 8
 """Rows of a step that can all have the states behind them stored."""
@@ -160,9 +164,9 @@ class Scheduler:
 
     def _runs_alone(self, sequence: TokenSequence, n_chunk: int, n_decoding: int) -> bool:
         """Whether the next rows of a prompt have to be a step of their own."""
-        if not sequence.request.is_answered or n_decoding >= MAX_NARROW:
+        if not sequence.request.is_answered or n_decoding >= MOST_ROWS:
             return True
-        return sequence.n_prompt_rows > MAX_NARROW < n_chunk
+        return sequence.n_prompt_rows > MOST_ROWS < n_chunk
 
     def _chunk(self, prompts: list[TokenSequence], n_chunk: int) -> list[Rows]:
         """A chunk of the oldest prompt, or, in turn, of one that this chunk ends."""
@@ -178,7 +182,7 @@ class Scheduler:
     def _narrow(self, decoding: list[TokenSequence], prompts: list[TokenSequence], n_chunk: int) -> list[Rows]:
         """A step of several sequences: rows of next tokens, then rows of prompts as far as there is room."""
         rows: list[Rows] = []
-        n_free = MAX_NARROW
+        n_free = MOST_ROWS
         if len(decoding) > n_free:  # those that have waited longest
             decoding = sorted(decoding, key=lambda sequence: sequence.stepped_at)
         for sequence in decoding:
@@ -202,7 +206,7 @@ class Scheduler:
         if self.cache.states.are_there:  # each row needs a slot
             most = min(most, self.cache.states.n_available - 1, MOST_STATES - 1)
         if sequence.drafter is not None and not sequence.n_in_flight:
-            drafts = sequence.drafter.draft(most, 1 + MAX_NARROW - n_free)
+            drafts = sequence.drafter.draft(most, 1 + MOST_ROWS - n_free)
         return self._rows(sequence, 1 + len(drafts), is_prompt=False, is_end=False, drafts=tuple(drafts))
 
     def _prompt_rows(self, sequence: TokenSequence, most: int) -> Rows | None:
