@@ -21,6 +21,7 @@ from vkllm.faces.cli.llama_variables import VariableCommand
 from vkllm.faces.cli.loading import LoadingFlags
 from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.cli.options import ModelName, ModelOption, add_command, chosen
+from vkllm.faces.sampling import SamplingFlags
 from vkllm.faces.terminal import complain, loading_bar
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def serve(
+    sampling: SamplingFlags,
     loading: LoadingFlags,
     http: HttpFlags,
     model: ModelName = None,
@@ -160,19 +162,29 @@ def serve(
         float | None,
         _option("--sleep-idle-seconds", metavar="S", help="Unload a model that nobody has used for so long."),
     ] = None,
+    chat_template: Annotated[
+        str | None, _option("--chat-template", metavar="JINJA", help="A chat template in place of the file's.")
+    ] = None,
+    chat_template_file: Annotated[
+        Path | None, _option("--chat-template-file", metavar="FILE", help="A file with such a template.")
+    ] = None,
 ) -> None:
     """Serve models over HTTP, as OpenAI, Anthropic, ollama and llama-server do.
 
     With a model, it is loaded at once, and answers whatever name a request gives. Without one, any model that is on
     this machine is loaded when a request names it; the least recently used ones make room.
 
-    llama.cpp's LLAMA_ARG_* variables are read where they mean the same, such as LLAMA_ARG_PORT.
+    The options of sampling are for requests that name none. llama.cpp's LLAMA_ARG_* variables are read where they mean
+    the same, such as LLAMA_ARG_PORT.
     """
     from vkllm.faces.server.models import Models
     from vkllm.faces.server.names import KnownModels
     from vkllm.faces.server.serving import serve as serve_http
 
-    how: Any = loading.arguments()
+    how: Any = loading.arguments() | {
+        "sampling": sampling.arguments(),
+        "chat_template": _template(chat_template, chat_template_file),
+    }
     name, settings = chosen(model, model_option, "") or None, http.settings()
     if models_dir is not None and not models_dir.expanduser().is_dir():
         raise InvalidParameter(f"--models-dir {models_dir}: there is no such folder")
@@ -235,6 +247,18 @@ class _JsonLines(logging.Formatter):
         if record.name == "vkllm.access":
             return text
         return json.dumps({"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"), "message": text})
+
+
+def _template(text: str | None, file: Path | None) -> str | None:
+    if file is None:
+        return text
+    if text is not None:
+        raise InvalidParameter("--chat-template and --chat-template-file are the same; give one of them")
+    try:
+        return file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidParameter(f"--chat-template-file {file}: it cannot be read ({reason})") from None
 
 
 def _listed(text: str | None) -> tuple[str, ...]:

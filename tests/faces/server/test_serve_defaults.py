@@ -1,0 +1,55 @@
+"""`vkllm serve` with sampling and a chat template for requests that name none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from vkllm.errors import InvalidParameter
+from vkllm.faces.cli.app import app
+from vkllm.faces.server import serving
+from vkllm.faces.server.models import Models
+
+
+def options_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
+    """The options that the models of a server would be loaded with."""
+    found: list[dict[str, Any]] = []
+
+    def serve(models: Models, *_: Any, **__: Any) -> None:
+        found.append(dict(models.options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serving, "serve", serve)
+    result = CliRunner().invoke(app, ["serve", *arguments], standalone_mode=False)
+    if isinstance(result.exception, InvalidParameter):
+        raise result.exception
+    (options,) = found
+    return options
+
+
+def test_sampling_and_template_are_those_of_requests_that_name_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text("{{ messages }}")
+    options = options_of(monkeypatch, "--temp", "0", "-s", "5", "-n", "7", "--chat-template-file", str(file))
+    assert options["sampling"] == {"temperature": 0.0, "seed": 5, "max_tokens": 7}
+    assert options["chat_template"] == "{{ messages }}"
+    plain = options_of(monkeypatch)
+    assert plain["sampling"] == {} and plain["chat_template"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--chat-template-file", "/no/such"], "--chat-template-file /no/such: it cannot be read"),
+        (["--chat-template-file", "/no/such", "--chat-template", "x"], "are the same"),
+        (["--temp", "-1"], "--temp"),
+    ],
+)
+def test_what_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
+    with pytest.raises(InvalidParameter, match=message):
+        options_of(monkeypatch, *arguments)
