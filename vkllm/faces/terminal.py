@@ -20,6 +20,7 @@ from vkllm.sizes import size as size
 
 if TYPE_CHECKING:
     from vkllm import LLM, RunStats, Stream
+    from vkllm.faces.remote import RemoteAnswer
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
@@ -67,7 +68,7 @@ def complain(kind: str, message: object) -> None:
         print(f"{head} {visible(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
 
 
-def show(answer: Stream, thoughts: Thoughts = "on a terminal") -> bool:
+def show(answer: Stream | RemoteAnswer, thoughts: Thoughts = "on a terminal") -> bool:
     """Prints an answer as it comes; Ctrl-C cancels it and makes this False."""
     is_complete = True
     is_thinking = False

@@ -159,6 +159,12 @@ def run(
     skip_parsing: Annotated[
         bool, typer.Option("--skip-chat-parsing", help="Print all that the model writes, thoughts in <think> tags.")
     ] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server", metavar="URL", help="Ask a server that runs, as `vkllm serve` does; no model is loaded here."
+        ),
+    ] = None,
 ) -> None:
     """Answer a prompt, or chat line by line.
 
@@ -175,7 +181,9 @@ def run(
     if model is not None and model_option:  # then all that has a place is the prompt
         words = [model, *words]
         model = None
-    name = chosen(model, model_option)
+    name = chosen(model, model_option, None if server is None else "")
+    if server is not None and loading != LoadingFlags():
+        raise InvalidParameter("--server asks a server, which has loaded its model; leave the options of loading out")
     if prompt is not None and words:
         raise InvalidParameter("the prompt is given twice, as an argument and with -p; give it once")
     if prompt is not None:
@@ -187,7 +195,14 @@ def run(
         raise InvalidParameter("--hidethinking and --skip-chat-parsing contradict each other; give one of them")
     thoughts: Thoughts = "hidden" if hide_thinking else "printed" if skip_parsing else "on a terminal"
     options = RunOptions(name, prompt, files or [], message, loading.arguments(), stats, raw, thoughts)
-    if not run_model(options, sampling.arguments() | structure.arguments()):
+    how = sampling.arguments() | structure.arguments()
+    if server is not None:
+        from vkllm.faces.cli.remote import run_on_server
+
+        is_complete = run_on_server(server, options, how)
+    else:
+        is_complete = run_model(options, how)
+    if not is_complete:
         raise typer.Exit(INTERRUPTED)
 
 
