@@ -44,6 +44,8 @@ def test_the_page_has_a_line_for_each_option_of_loading() -> None:
     assert {name for row in rows for name in re.findall(r"`([^`]+)`", row[0])} == shared
     assert {row[1].strip("`") for row in rows} == set(inspect.signature(LLM).parameters) - {
         "model",
+        "chat_template",
+        "sampling",
         "seed",
         "on_progress",
     }
