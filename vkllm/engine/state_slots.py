@@ -141,7 +141,7 @@ class StateSlots:
         """A sequence goes on behind n_tokens tokens: the states behind more are of rows that were refused, and those
         behind fewer are needed no longer."""
         self._need_only(chain, n_tokens)
-        refused = [chain.needed.pop(n) for n in [*chain.needed] if n > n_tokens]
+        refused = [self._need_no_more(chain, n) for n in [*chain.needed] if n > n_tokens]
         chain.passing = [slot for slot in chain.passing if slot not in refused]
         for slot in refused:
             self._forget(slot)
