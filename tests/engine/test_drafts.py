@@ -135,7 +135,7 @@ class ChanceProgram(FakeProgram):
 
     def _run(self, part: Part, tokens: list[int], logits: list[Floats]) -> None:
         ids = [self._next_token[part.sequence] if token is None else token for token in part.tokens]
-        for token, result in zip(ids[-len(part.results) :], part.results, strict=True):
+        for token, result in zip(ids[len(ids) - len(part.results) :], part.results, strict=True):
             assert result.draw is not None
             tokens.append(drawn(token, result.draw))
             self._next_token[part.sequence] = tokens[-1]
