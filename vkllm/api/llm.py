@@ -324,9 +324,8 @@ class LLM:
 
         Only requests of the same origin use it. A state can make the model answer anything, so load only those of
         people that you trust. The last token of an answer may not be among them, because nothing was computed with it.
-        What was cached before is gone. Raises StateFileError if the file is damaged or was saved with another model or
-        other cache types, ContextOverflow if it is longer than the context, DeviceLost; then nothing is cached, and
-        requests run their whole prompts.
+        Raises StateFileError if the file is damaged or was saved with another model or
+        other cache types, ContextOverflow if it is longer than the context, DeviceLost; then all is as before.
 
         >>> answer = llm.generate("Once upon a time", max_tokens=4)
         >>> llm.save_state("story.npz")
