@@ -118,7 +118,7 @@ def test_a_gap_is_filled_by_models_of_code_only(several: Served, served: Served)
     assert made["prompt"] == "<|fim_prefix|>ab<|fim_suffix|>c<|fim_middle|>" and made["content"].startswith("ab")
     assert several.request("POST", "/infill", {**body, "input_extra": [{}]})[0] == 400
     status, _, refused = served.request("POST", "/infill", body)
-    assert status == 501 and "tokens that show it a gap" in refused["error"]["message"]
+    assert status == 400 and "tokens that show it a gap" in refused["error"]["message"]
 
 
 def test_the_server_tells_what_it_is(served: Served, several: Served) -> None:
