@@ -161,13 +161,17 @@ def test_float16_activations_and_small_workgroups_give_the_very_same_products(de
 
 
 def test_columns_are_cut_where_tiles_leave_cores_idle() -> None:
-    assert column_parts(28672, 4096, 132) == column_parts(4096, 4096, 132) == 1  # 896 and 128 tiles
-    assert column_parts(5120, 17408, 132) == 4  # 160 tiles take two rounds, 640 parts 5 of a quarter
-    assert column_parts(2048, 4096, 132) == 2  # 64 tiles
-    assert column_parts(96, 5120, 132) == 20  # 4 tiles
-    assert column_parts(5120, 17408, 12) == 1  # a small GPU is busy
-    assert column_parts(5120, 17408, None) == 1
-    assert column_parts(5120, 4096 + 64, 132) == 1
+    assert column_parts(28672, 4096, 132, 256) == column_parts(4096, 4096, 132, 256) == 1  # 896 and 128 tiles
+    assert column_parts(5120, 17408, 132, 256) == 4  # 160 tiles take two rounds, 640 parts 5 of a quarter
+    assert column_parts(2048, 4096, 132, 256) == 2  # 64 tiles
+    assert column_parts(96, 5120, 132, 256) == 20  # 4 tiles
+    assert column_parts(5120, 17408, 12, 256) == 1  # a small GPU is busy
+    assert column_parts(5120, 17408, None, 256) == 1
+    assert column_parts(5120, 4096 + 64, 132, 256) == 1
+    # two smaller workgroups on a core: on an H200 4096 x 14336 took 440 us whole, 280 in 2 parts, 287 in 4
+    assert column_parts(4096, 14336, 132, 128) == column_parts(4096, 4096, 132, 128) == 2
+    assert column_parts(28672, 4096, 132, 128) == column_parts(5120, 2048, 132, 128) == 1
+    assert column_parts(5120, 17408, 132, 128) == 4
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ MOST_PARTS_BYTES = 2**26
 WORTH = 0.9
 """Parts must take less than this share of the time without."""
 
+ALONE = 1.75
+"""What a workgroup of 128 takes alone on a core, where two together take 2 (on an H200 31 ns a column, not 35)."""
+
 PARTS_COLUMNS, ROWS_OF_A_COLUMN = 160, 18
 """What adding parts takes, in columns that a core multiplies meanwhile: for one more dispatch, and a column for so many
 rows of each part (by the H200's 24 ns a column and 3 TB/s)."""
@@ -83,11 +86,12 @@ def float_tile(width: int) -> tuple[int, int]:
     return (2, next(n for n in (1, 2, 4) if 8 * n >= width)) if width <= 32 else (4, 4)
 
 
-def column_parts(n_rows: int, n_columns: int, n_cores: int | None) -> int:
+def column_parts(n_rows: int, n_columns: int, n_cores: int | None, size: int) -> int:
     """Parts of the columns of a matrix that workgroups of their own multiply, so that all cores have work; 1: no parts.
 
-    The number is chosen for the widest step and taken for all, because the order of the sums follows from it. A core
-    runs one workgroup of `matmul` at a time: on an H200 160 tiles take twice as long as 132.
+    The number is chosen for the widest step and taken for all, because the order of the sums follows from it. size:
+    invocations of a workgroup. A core runs one of 256 at a time, or two of 128 (on an H200 160 tiles of 256 take twice
+    as long as 132).
     """
     n_tiles = -(-n_rows // WIDE_TILE) * (MAX_ROWS // WIDE_TILE)
     counts = [
@@ -99,8 +103,11 @@ def column_parts(n_rows: int, n_columns: int, n_cores: int | None) -> int:
     def cost(n_parts: int) -> float:
         """Columns that the busiest core takes, and as many more as the time in which the parts are added."""
         assert n_cores is not None
+        at_once = MATMUL_SIZE // size
+        n_rounds, n_last = divmod(n_tiles * n_parts, at_once * n_cores)
+        last = at_once if n_last > n_cores else (ALONE if at_once > 1 else 1.0) if n_last else 0.0
         sums = PARTS_COLUMNS + n_parts * n_rows / ROWS_OF_A_COLUMN if n_parts > 1 else 0.0
-        return -(-n_tiles * n_parts // n_cores) * n_columns / n_parts + sums
+        return (n_rounds * at_once + last) * n_columns / n_parts + sums
 
     best = min(counts, key=cost, default=1) if n_cores else 1
     return best if best > 1 and cost(best) < WORTH * cost(1) else 1

@@ -202,7 +202,9 @@ class Operations:
             return None
 
     def _n_parts(self, planes: WeightPlanes) -> int:
-        return column_parts(planes.n_rows, planes.n_columns, self._device.info.n_cores) if suits_matmul(planes) else 1
+        if not suits_matmul(planes):
+            return 1
+        return column_parts(planes.n_rows, planes.n_columns, self._device.info.n_cores, self._tuning.matmul_size)
 
     def _matmul_in_parts(
         self,
