@@ -119,7 +119,7 @@ _PRESET = "vkllm has no such presets; name a model, as in -hf OWNER/REPO; `vkllm
 _ADAPTERS = "vkllm cannot apply adapters yet; merge it into the model with llama-export-lora first"
 _VECTORS = "vkllm has no control vectors"
 _INTERACTIVE = "leave the prompt out to chat line by line"
-_BATCHED = "vkllm answers one prompt at a time"
+_BATCHED = "`vkllm bench -np` runs many requests at once, with -p and -n"
 
 # What to do instead -> options that are followed by values, and flags.
 _REFUSED: dict[str, tuple[str, str]] = {
