@@ -92,9 +92,6 @@ def test_repeated_text_with_edits_is_faster(seconds):
 @pytest.mark.parametrize("n", [100, 1000])
 def test_free_text_loses_at_most_three_percent(seconds, n, seed):
     speculation, simulated = Speculation(WIDTHS), Simulated(seconds)
-    for width in (2, 4, 8):  # as an engine times them when it is loaded
-        for _ in range(2):
-            speculation.lengths.seconds.measured(width, seconds[width] + simulated.bubble_s, is_ahead=False)
     assert simulated.decode(speculation, words(500, seed), words(n, seed + 50, 300)) > 0.97
     assert simulated.decode(speculation, words(500, seed + 7), words(n, seed + 60, 300)) > 0.97
 

@@ -23,6 +23,7 @@ KEYS = [
     "tensor_buft_overrides", "load_mode", "lazy_mode", "embeddings", "no_op_offload", "no_host", "repack",
     "fit_target", "fit_min_ctx", "n_prompt", "n_gen", "n_depth", "test_time", "avg_ns", "stddev_ns", "avg_ts",
     "stddev_ts", "samples_ns", "samples_ts", "gb_per_s", "bandwidth_share", "driver",
+    "spec", "n_drafted", "n_accepted",
 ]  # fmt: skip
 
 # tests/tiny_gguf.py: 37,056 numbers as float32, and 128 bytes of keys and values a token
@@ -261,3 +262,14 @@ def test_a_tiny_model_is_measured_on_this_machine(command: Command, tiny_gguf: P
         assert all(0 < ns < 30e9 for ns in result["samples_ns"])
     shares = [result["bandwidth_share"] for result in results if not result["n_prompt"]]
     assert all(0 < share < 1 for share in shares)
+
+
+def test_drafts_have_a_column_where_they_are_asked_for(command: Command, tiny_gguf: Path) -> None:
+    arguments = ("-p", "0", "-n", "8", "-r", "1", "--no-warmup")
+    out = run_bench(command, tiny_gguf, *arguments, "--spec", "ngram")
+    title, _, row = [[cell.strip() for cell in row.split("|")] for row in out.splitlines() if row.startswith("|")]
+    assert (title[-2], row[-2]) == ("accepted", "0/0")
+    (answer,) = json.loads(run_bench(command, tiny_gguf, *arguments, "--spec", "auto", "-o", "json"))
+    assert (answer["spec"], answer["n_drafted"], answer["n_accepted"]) == ("auto", 0, 0)
+    done = command.run([*FAKE, "bench", "-m", str(tiny_gguf), "-p", "4", "-n", "4", "--spec", "draft"])
+    assert done.returncode and "spec (--spec) must be one of auto, off, ngram, not 'draft'" in done.stderr

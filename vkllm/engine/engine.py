@@ -38,9 +38,6 @@ from vkllm.gpu.tuning.search import Trial
 from vkllm.gpu.tuning.space import model_kind
 from vkllm.gpu.tuning.tuner import TuningReport, tune
 
-TIMED_WIDTH = 8
-"""Steps that verify drafts are timed up to this width when a model is loaded, wider ones when they are first used."""
-
 TIMED = "timing"
 """The origin of what is run to time kernels."""
 
@@ -129,22 +126,7 @@ class Engine:
             held = self._cache.begin(TIMED, [0] * width, 0)
             self._run_chunk(held, [0] * width, 0)
             self._cache.end(held, (), is_kept=False)
-        if self._speculation is not None:
-            self._time_drafts(self._speculation)
         self._device.save_pipelines()
-
-    def _time_drafts(self, speculation: Speculation) -> None:
-        """Times steps that verify drafts, so that nothing has to be lost to find out."""
-        for width in WIDTHS:
-            if not 1 < width <= min(TIMED_WIDTH, self._n_ctx):
-                continue
-            blocks = list(range(n_blocks_of(width)))
-            part = Part(0, [0] * width, 0, blocks, blocks, results=width * LIKELIEST)
-            for _ in range(2):  # the first is recorded
-                start_s = time.perf_counter()
-                self._program.tokens(self._program.submit([part]))
-                seconds = time.perf_counter() - start_s
-                speculation.lengths.seconds.measured(width, seconds, is_ahead=False)
 
     def submit(self, request: Request | StateQuery) -> None:
         """Queues a request. Its events come from `step`. Raises QueueFull."""

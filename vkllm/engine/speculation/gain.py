@@ -5,6 +5,7 @@ Knows widths, seconds and counts, no tokens and no device.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -24,7 +25,7 @@ LEAST_GAIN = 1.05
 """Drafting begins where it makes so many times the tokens a second."""
 
 SLOWER = 1.5
-"""How many times as long as a step of one row a wider one may take, before one was measured."""
+"""How many times as long a step of twice as many rows may take, before one was measured."""
 
 LOSS_SHARE = 0.015
 """Drafting may cost this share of the time of an answer; where it has cost more, it waits."""
@@ -66,8 +67,9 @@ class StepSeconds:
         self._seconds: dict[tuple[int, bool], float] = {}
         self._n_measured: dict[tuple[int, bool], int] = {}
 
-    def measured(self, width: int, seconds: float, *, is_ahead: bool) -> None:
-        """Records the time from the result before to that of a step; the first of a width includes its recording."""
+    def measured(self, width: int, seconds: float, *, is_ahead: bool) -> bool:
+        """Records the time from the result before to that of a step; returns whether it was the first of its width,
+        which includes its recording."""
         key = width, is_ahead
         n = self._n_measured[key] = self._n_measured.get(key, 0) + 1
         if n <= 2 or seconds < self._seconds[key]:
@@ -75,17 +77,18 @@ class StepSeconds:
         else:
             # now and then a step is held up by other programs
             self._seconds[key] += 0.2 * (min(seconds, 2 * self._seconds[key]) - self._seconds[key])
+        return n == 1
 
     def of(self, width: int, *, is_ahead: bool) -> float | None:
-        """Seconds of a step of that width; where it was not measured more than once, a guess for a step that waits, and
-        None for one that runs ahead."""
+        """Seconds of a step of that width; where it was not measured more than once, a guess for a step that waits, if
+        anything was measured, and None for one that runs ahead."""
         key = width, is_ahead
         if self._n_measured.get(key, 0) > 1:
             return self._seconds[key]
-        if is_ahead:
+        narrower = [(each, seconds) for (each, _), seconds in self._seconds.items() if each <= width]
+        if is_ahead or not narrower:
             return None
-        narrower = [seconds for (each, _), seconds in self._seconds.items() if each <= width]
-        return SLOWER * max(narrower) if narrower else None
+        return min(seconds * math.pow(SLOWER, math.log2(max(width / each, 2))) for each, seconds in narrower)
 
 
 class DraftLengths:
@@ -110,10 +113,10 @@ class DraftLengths:
     def measured(self, n_rows: int, n_drafted: int, n_tokens: int, seconds: float, *, is_ahead: bool) -> None:
         """Records a step of n_rows, of which n_drafted were drafts, that has made n_tokens in the seconds since the
         result before. is_ahead: whether it was submitted before that result was read."""
-        self.seconds.measured(self._width(n_rows), seconds, is_ahead=is_ahead)
+        is_first = self.seconds.measured(self._width(n_rows), seconds, is_ahead=is_ahead)
         n_plain = n_rows - n_drafted
         plain_s = self.seconds.of(self._width(n_plain), is_ahead=True)
-        if plain_s is None:
+        if plain_s is None or (n_drafted and is_first):
             return
         if self._is_first:
             self._is_first, self._room_s = False, min(self._room_s, FIRST_LOSS * plain_s) or FIRST_LOSS * plain_s

@@ -21,7 +21,7 @@ from vkllm.api.planning import ModelToPlan
 from vkllm.faces.terminal import loading_bar
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.model.memory.needs import CACHE_TYPES
-from vkllm.model.memory.plan import decode_bytes
+from vkllm.model.memory.plan import PlanOptions, decode_bytes
 from vkllm.store import look_up
 
 
@@ -106,7 +106,8 @@ def setups(
     override_tensor: str | None = None,
     spec: str = "off",
 ) -> list[Setup]:
-    """All combinations in llama-bench's order. Raises InvalidParameter for an unknown type."""
+    """All combinations in llama-bench's order. Raises InvalidParameter for an unknown type or way of drafting."""
+    PlanOptions(spec=spec)
     for option, types in (("-ctk", types_k), ("-ctv", types_v)):
         for unknown in set(types) - CACHE_TYPES.keys():
             raise InvalidParameter(f"{option} takes {' or '.join(CACHE_TYPES)}, not {unknown!r}")
