@@ -10,6 +10,7 @@
 //   CENTRE                          what is subtracted from the bytes
 //   HAS_HALF_SCALES                 scales: of the first half of the block, of the second
 //   HAS_MINIMA                      behind them: what is added to the products, of the block or of each half
+//   MIDDLE                          with minima: about the middle of the bytes
 //   Scales                          the type of the scales, if it is not vec2
 //   SHARED_BLOCKS                   blocks that share a word of scales, if there are more than two and a row may have
 //                                   a number of blocks that this does not divide

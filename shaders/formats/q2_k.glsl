@@ -2,6 +2,7 @@
 // blocks: 16 words of quants (lib/bit_pairs.glsl); four with a byte for 16 values, the scale below the minimum; d and dmin.
 #define HAS_HALF_SCALES
 #define HAS_MINIMA
+#define MIDDLE 2.0
 #define Scales vec4
 #ifndef SPLITS
 layout(std430, binding = 0) readonly buffer QuantsByTwo { uvec2 pairs[]; }; // the same plane

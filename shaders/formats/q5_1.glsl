@@ -1,5 +1,6 @@
 // Q5_1: value = d q + m, q five bits. Quants as in Q5_0; a block's d and m are a word.
 #define HAS_MINIMA
+#define MIDDLE 16.0
 #include "lib/high_bits.glsl"
 #ifndef SPLITS
 layout(std430, binding = 0) readonly buffer QuantsByOne { uint high_bits[]; }; // the same plane

@@ -1,6 +1,7 @@
 // Q5_K: value = d scale q - dmin minimum, q five bits, scale and minimum six, one a block (lib/six_bit_scales.glsl).
 // A super-block of eight blocks: 32 words of low bits as in Q4_0, eight of high bits; four of scales.
 #define HAS_MINIMA
+#define MIDDLE 16.0
 #include "lib/six_bit_scales.glsl"
 #include "lib/high_bits.glsl"
 #ifndef SPLITS

@@ -194,6 +194,12 @@ LOOPS = {
         "uint t = 0; t < TEAMS; t++",
         "uint t = 0; t < TEAMS; t++",
     ],
+    "matmul_narrow.comp": [
+        "uint b = 0; b < STEP_BLOCKS; b++",
+        "uint first = 0; first < STEPS; first += STEPS_AHEAD * N_SPLITS",
+        "uint four = gl_LocalInvocationIndex; four < PART; four += LOCAL_SIZE",
+    ],
+    "matrix_layout.comp": ["uint i = 0; i < 32; i++"],
     "lib/seen.glsl": ["uint p = 1; p < n_step_parts && step_parts[p].x <= row; p++"],
     "lib/routing.glsl": [
         "uint group = self; group < N_GROUPS; group += LOCAL_SIZE",

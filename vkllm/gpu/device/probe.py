@@ -79,6 +79,10 @@ class Heap:
     is_device_local: bool
 
 
+NARROW_SHAPE = (16, 8, 16)
+"""Rows, columns and inner size of the matrices that suit eight tokens best."""
+
+
 @dataclass(frozen=True)
 class DeviceInfo:
     """One Vulkan device. index: its place in Kompute's order. max_binding_bytes: largest storage buffer binding.
@@ -86,7 +90,8 @@ class DeviceInfo:
     driver_id: which driver it is, a VkDriverId such as NVIDIA_DRIVER; 0 where the driver does not report it.
     n_cores: compute units of an AMD GPU, streaming multiprocessors of NVIDIA's; None where the driver does not report
     them. matrix_shape: rows, columns and inner size of the float16 matrices that a subgroup multiplies at once, with
-    float32 sums; None without cooperative matrices. subgroup_size: the size that kernels get if they request none; on
+    float32 sums; None without cooperative matrices. narrow_shape: 16x8x16, for few tokens, if the device has it.
+    subgroup_size: the size that kernels get if they request none; on
     an open device, the size that its kernels request. subgroup_operations: those that compute shaders may use.
     max_workgroup_subgroups: most subgroups in a workgroup of a kernel that requests their size; 0 if compute shaders
     cannot request one. max_groups: most workgroups of a dispatch along x, y and z.
@@ -112,6 +117,7 @@ class DeviceInfo:
     driver_id: int = 0
     n_cores: int | None = None
     matrix_shape: tuple[int, int, int] | None = None
+    narrow_shape: tuple[int, int, int] | None = None
     subgroup_operations: frozenset[str] = SUBGROUP_OPERATIONS
     max_workgroup_subgroups: int = 64
     max_groups: tuple[int, int, int] = (65535, 65535, 65535)
@@ -316,6 +322,7 @@ class _Gpu:
         features |= {name for name, extension in _FEATURE_EXTENSIONS.items() if extension in extensions}
         if dot and dot.integerDotProduct4x8BitPackedSignedAccelerated:
             features.add("fast_integer_dot")  # others emulate it with slow 32-bit multiplications
+        shapes = self._matrix_shapes() if {"cooperative_matrix", "fp16"} <= features else []
         return DeviceInfo(
             index=index,
             name=plain.deviceName,
@@ -343,21 +350,21 @@ class _Gpu:
                 else 0
             ),
             max_groups=tuple(limits.maxComputeWorkGroupCount),
-            matrix_shape=self._matrix_shape() if {"cooperative_matrix", "fp16"} <= features else None,
+            matrix_shape=max((shape for shape in shapes if {*shape} <= {8, 16}), key=math.prod, default=None),
+            narrow_shape=NARROW_SHAPE if NARROW_SHAPE in shapes else None,
         )
 
-    def _matrix_shape(self) -> tuple[int, int, int] | None:
-        """The shape that kernels use: 16x16x16 if the device has it, else the largest with sides of 8 and 16."""
+    def _matrix_shapes(self) -> list[tuple[int, int, int]]:
+        """Shapes of float16 matrices with float32 sums."""
         vk = self.vk
         ask = vk.vkGetInstanceProcAddr(self._instance, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR")
         types = ("AType", "BType", "CType", "ResultType", "scope")
         wanted = (*(vk.VK_COMPONENT_TYPE_FLOAT16_KHR,) * 2, *(vk.VK_COMPONENT_TYPE_FLOAT32_KHR,) * 2)
-        shapes = [
+        return [
             (kind.MSize, kind.NSize, kind.KSize)
             for kind in ask(self._handle)
             if tuple(getattr(kind, name) for name in types) == (*wanted, vk.VK_SCOPE_SUBGROUP_KHR)
         ]
-        return max((shape for shape in shapes if {*shape} <= {8, 16}), key=math.prod, default=None)
 
     def _ask(self, base: str, function: Callable[[Any, Any], Any], structures: Iterable[Structure]) -> dict[str, Any]:
         """Has a function fill a base structure and, chained to it, all that the device knows; returns them by name."""

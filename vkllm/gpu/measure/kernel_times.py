@@ -74,7 +74,7 @@ def kernel_work(dispatch: Dispatch, n_rows: int, n_depth: int) -> KernelWork:
     """What a dispatch does in a step of n_rows with n_depth tokens cached."""
     kernel, values = dispatch.kernel.name, dispatch.values
     match kernel:
-        case "matvec" | "matmul" | "matmul_float" | "matvec_fused":
+        case "matvec" | "matmul" | "matmul_float" | "matmul_narrow" | "matvec_fused":
             return _product(dispatch, n_rows)
         case "attention" | "attention_tiled" | "attention_fused":
             # each token sees those before it and itself, in its window
@@ -108,9 +108,9 @@ def kernel_work(dispatch: Dispatch, n_rows: int, n_depth: int) -> KernelWork:
 
 def _product(dispatch: Dispatch, n_rows: int) -> KernelWork:
     values, name = dispatch.values, dispatch.weight_format or "F32"
-    if dispatch.kernel.name == "matvec_fused":
-        n_weight_rows, columns = values["n_y_rows"] * (1 + values["gates"]), values["n_columns"]
-        tile = 1
+    if "gates" in values:
+        n_weight_rows, columns = values["n_y_rows"] * (1 + values["gates"]), values.get("n_columns", values["columns"])
+        tile = values.get("n_tokens", 1)
     else:
         n_weight_rows, columns = values["n_weight_rows"], values["columns"]
         tile = 8 * values.get("lane_tokens", 0) or values.get("tile_tokens") or values["tokens_per_workgroup"]

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vkllm.gpu.program.kernels import LOG2_PARTS, MAX_NARROW
+from vkllm.gpu.program.kernels import MAX_NARROW
 from vkllm.model.ops import Attention
+
+LOG2_PARTS = 3
+"""Of the number of parts that a doubling of the context adds; more fill a device sooner, but take longer to merge."""
 
 ALIKE = 31
 """The `log2_parts` of layers with a window or chunks: all their parts are of equal length."""

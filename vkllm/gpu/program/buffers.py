@@ -20,6 +20,7 @@ from vkllm.formats.gguf import TensorInfo, read_tensor
 from vkllm.formats.quants import BLOCK, dequantize
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.layer.memory import LayerTier
+from vkllm.gpu.program.fragments import most_words
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_NARROW, MAX_ROWS
 from vkllm.gpu.program.weights import Tensor, Uploader, WeightPlanes
 from vkllm.model.expert_ops import ExpertMatvec, Route
@@ -140,8 +141,8 @@ class ModelBuffers:
             n_blocks = n_rows * columns // BLOCK
             values = self._allocate(n_rows * columns, tier)
             if name in multiplied:
-                q16, scales = self._allocate(16 * n_blocks, tier), self._allocate(2 * n_blocks, tier)
-                activations[name] = Activation(values, q16, scales)
+                q16 = self._allocate(max(16 * n_blocks, most_words(columns)), tier)
+                activations[name] = Activation(values, q16, self._allocate(2 * n_blocks, tier))
             else:
                 activations[name] = Activation(values)
         if lends:

@@ -52,9 +52,6 @@ NORM_FORMS = ("rms", "layer", "none")
 MAX_ROWS = 512
 """Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
 
-LOG2_PARTS = 3
-"""Of the number of parts that a doubling of the context adds; more fill a device sooner, but take longer to merge."""
-
 STATE_ROWS = 64
 """Steps of prompts store the states of layers only behind their last row, and behind multiples of so many."""
 
@@ -226,10 +223,7 @@ KERNELS = {
         ),
         KernelSpec(
             "expert_matvec",
-            (
-                *("quants", "scales", "x", "x_scales", "tiles", "entries"),
-                *("routes", "y", "step", "bias", "expert_scales"),
-            ),
+            ("quants", "scales", "x", "x_scales", "tiles", "entries", "routes", "y", "step", "bias", "expert_scales"),
             ("local_size", "columns", "rows_per_subgroup", "slots_per_workgroup", *_EXPERT_TILES),
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,
@@ -298,6 +292,24 @@ KERNELS = {
             ("n_weight_rows", "y_offset", "y_stride"),
         ),
         KernelSpec(
+            "matmul_narrow",
+            ("quants", "scales", "x", "add", "y", "step", "bias", "y_halves"),
+            (
+                *("local_size", "columns", "n_splits", "row_tiles", "token_tiles", "matrix_m", "matrix_n", "matrix_k"),
+                *("lanes", "is_direct", "steps_ahead", "adds", "has_bias", "factor", "gates", "activation"),
+                "has_halves",
+            ),
+            ("n_y_rows", "y_offset", "y_stride", "n_tokens"),
+            WEIGHT_FORMATS,
+            subgroup=("basic",),
+        ),
+        KernelSpec(
+            "matrix_layout",
+            ("source", "found"),
+            ("local_size", "matrix_m", "matrix_n", "matrix_k"),
+            subgroup=("basic",),
+        ),
+        KernelSpec(
             "matvec",
             ("quants", "scales", "x", "x_scales", "add", "y", "step", "bias"),
             ("local_size", "columns", "rows_per_subgroup", "tokens_per_workgroup", "adds", "has_bias", "factor"),
@@ -357,10 +369,7 @@ KERNELS = {
         KernelSpec("route", ("logits", "selection_bias", "routes", "step"), ("local_size", *_ROUTING)),
         KernelSpec(
             "route_fused",
-            (
-                *("weights", "source", "norm_weight", "bias", "logits", "selection_bias"),
-                *("routes", "chain", "failure"),
-            ),
+            ("weights", "source", "norm_weight", "bias", "logits", "selection_bias", "routes", "chain", "failure"),
             ("local_size", *_ROUTING, "columns", "norms", "eps", "norm_factor", "has_bias", "most_polls"),
             ("arrivals", "link", "n_awaited"),
             subgroup=("arithmetic",),

@@ -6,6 +6,8 @@ recorded, and in which order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vkllm.errors import OutOfDeviceMemory
 from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.gpu.device.kernel import float_bits
@@ -27,6 +29,7 @@ from vkllm.gpu.program.matmul_tiles import (
     suits_matmul,
     suits_matmul_float,
 )
+from vkllm.gpu.program.narrow_operations import NarrowOperations
 from vkllm.gpu.program.state_operations import StateOperations
 from vkllm.gpu.program.stored_forms import HALVES, NOTHING, StoredForms
 from vkllm.gpu.program.weights import WeightPlanes
@@ -49,8 +52,21 @@ class Operations:
         self._attention = AttentionOperations(device, buffers, step, tuning, self._forms)
         self._states = StateOperations(device, buffers, step, tuning, self._forms)
         self._experts = ExpertOperations(device, buffers, step, tuning, self._forms)
+        self._narrow = NarrowOperations(device, buffers, step, self._forms)
         self._made: dict[tuple[Op, int], list[Dispatch]] = {}
         self._parts = self._room_for_parts() if tuning.has_matmul else None
+
+    def of_all(self, ops: Sequence[Op], width: int) -> list[Dispatch]:
+        """Dispatches of neighbouring operations for steps of `width` rows, some of which become one."""
+        dispatches: list[Dispatch] = []
+        rest = list(ops)
+        while rest:
+            op = rest.pop(0)
+            if rest and self._narrow.suits_gates(op, rest[0], width):
+                dispatches.append(self._gates(op, rest.pop(0), width))
+            else:
+                dispatches += self.of(op, width)
+        return dispatches
 
     def of(self, op: Op, width: int) -> list[Dispatch]:
         """Dispatches of an operation for steps of `width` rows, made once."""
@@ -58,6 +74,14 @@ class Operations:
         if key not in self._made:
             self._made[key] = self._make(op, width)
         return self._made[key]
+
+    def _gates(self, op: Op, activate: Op, width: int) -> Dispatch:
+        """Gate and up with their activation, made once."""
+        assert isinstance(op, Matvec) and isinstance(activate, Activate)
+        if (activate, width) not in self._made:
+            (planes,) = self._buffers.matrices[op.weights]
+            self._made[activate, width] = [self._narrow.product(op, planes, width, activate=activate)]
+        return self._made[activate, width][0]
 
     def _make(self, op: Op, width: int) -> list[Dispatch]:
         match op:
@@ -145,7 +169,9 @@ class Operations:
         dispatches: list[Dispatch] = []
         y_offset = 0
         for planes in self._buffers.matrices[op.weights]:
-            if self._forms.takes_matmul(op, planes, width):
+            if self._forms.takes_narrow(op, width):
+                dispatches.append(self._narrow.product(op, planes, width, y_offset))
+            elif self._forms.takes_matmul(op, planes, width):
                 dispatches += self._matmul_in_parts(op, planes, x, y, width, y_offset, add, bias)
             elif width > 1 and op.output != "logits" and suits_matmul_float(planes):
                 dispatches.append(self._matmul_float(op, planes, x.values, y, width, y_offset, add, bias))

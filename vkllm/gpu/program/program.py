@@ -24,7 +24,7 @@ from vkllm.gpu.program.decode import Decode
 from vkllm.gpu.program.fitting import fitted_to_layers
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.operations import Operations
-from vkllm.gpu.program.results import Floats, Kinds, Place, Results
+from vkllm.gpu.program.results import HEAD_WIDTHS, Floats, Kinds, Place, Results
 from vkllm.gpu.program.rounds import check_rounds
 from vkllm.gpu.program.step import LIKELIEST, Draw, Part, Result, StepSlots
 from vkllm.model.graph import decoder, head
@@ -32,7 +32,7 @@ from vkllm.model.memory.plan import PlanOptions, plan
 from vkllm.model.memory.sequences import longest_window
 from vkllm.model.spec import ModelSpec
 
-WIDTHS = (1, 8, 64, 256, MAX_ROWS)
+WIDTHS = (1, 2, 4, 8, 16, 32, 64, 256, MAX_ROWS)
 """Numbers of rows that steps are recorded for; a step runs in the smallest that holds it."""
 
 N_SLOTS = 3
@@ -260,7 +260,7 @@ class Program:
         return self._recordings[key]
 
     def _layers(self, width: int) -> list[Dispatch]:
-        return [d for op in decoder(self.spec) for d in self.operations.of(op, width)]
+        return self.operations.of_all(decoder(self.spec), width)
 
     def _decode_layers(self, kinds: Kinds | None) -> list[Dispatch]:
         """The layers of a step of one row, and its head if it has a result."""
@@ -272,7 +272,8 @@ class Program:
         if kinds is None:
             return []
         ops = head(self.spec) if has_head else ()
-        projection = [d for op in ops for d in self.operations.of(op, kinds.width)]
+        # one row alone would be rounded otherwise
+        projection = [d for op in ops for d in self.operations.of(op, max(kinds.width, HEAD_WIDTHS[1]))]
         return [*projection, *self._results.dispatches(kinds, self._local_size)]
 
     def _begin_step(self, slot: int) -> Dispatch:

@@ -103,6 +103,12 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             return dots + _up(v["n_experts"], size) + _routing(v) + v["most_polls"]
         case "mask_logits" | "read_logits" | "softcap":
             return _up(v["n_vocab"], n)
+        case "matmul_narrow":
+            steps = _up(_up(v["columns"] // 32, v["n_splits"]), v["steps_ahead"])
+            fours = v["matrix_m"] * v["matrix_n"] * v["token_tiles"] // 4
+            return table + steps * (1 + 32 * v["row_tiles"]) + v["row_tiles"] * (1 + _up(fours, size))
+        case "matrix_layout":
+            return 32
         case "matmul":
             return table + _up(v["columns"] // 32 // v["n_parts"], v["steps_ahead"])
         case "matmul_float":

@@ -96,7 +96,8 @@ def _path() -> Path:
 def _key(device: Device) -> str:
     """Device, driver, shaders, and what of the device decides which modules run."""
     info: DeviceInfo = device.info
-    used = (info.subgroup_size, device.is_plain, device.has_integer_dot, info.matrix_shape, info.api_version)
+    matrices = info.matrix_shape, info.narrow_shape
+    used = (info.subgroup_size, device.is_plain, device.has_integer_dot, *matrices, info.api_version)
     shaders = hashlib.sha256(shader_manifest()).hexdigest()[:16]
     return f"{info.vendor_id:04x}:{info.device_id:04x} {described(info)}, {used}, shaders {shaders}"
 

@@ -17,8 +17,9 @@ from vkllm.formats.quants import dequantize, quantize_q16, split_planes
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.attention_operations import lanes_of_key
+from vkllm.gpu.program.fragments import layout_of
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, NO_EXPERTS
-from vkllm.gpu.program.matmul_tiles import matmul_subgroups, matmul_tile
+from vkllm.gpu.program.matmul_tiles import matmul_subgroups, matmul_tile, narrow_splits
 from vkllm.gpu.program.step import LIKELIEST, Part, StepSlots
 from vkllm.model.reference import attention, rms_norm
 
@@ -60,7 +61,7 @@ def cases(device: Device) -> dict[str, list[Case]]:
     if not device.is_plain:
         made[SUBGROUPS].append(_matvec_fused(device))
     if device.info.matrix_shape is not None:
-        made[MATRICES] = [_matmul(device)]
+        made[MATRICES] = [_matmul(device), _matmul_narrow(device)]
     return made
 
 
@@ -257,3 +258,23 @@ def _matmul(device: Device) -> Case:
     )
     wanted = x[:n_tokens].astype(np.float64) @ weights.T
     return Case(_module(device, "matmul", "Q4_0"), dispatch, _error(y, wanted), MATRIX_BOUND)
+
+
+def _matmul_narrow(device: Device) -> Case:
+    layout, n_rows, n_columns, n_tokens = layout_of(device), 64, 576, 9
+    (m, n, k), n_splits = layout.shape, narrow_splits(device.info, layout, n_rows)
+    planes, weights = _weights(device, "Q4_0", n_rows, n_columns)
+    x, y = _random(11, n_tokens, n_columns), _output(device, n_tokens * n_rows)
+    dispatch = device.dispatch(
+        KERNELS["matmul_narrow"],
+        (*planes, _filled(device, layout.ordered(x)), y, y, _step(device, [0] * n_tokens), y, y),
+        constants=(
+            *(n_splits * device.info.subgroup_size, n_columns, n_splits, 1, -(-n_tokens // n), m, n, k),
+            *(layout.lanes, int(layout.is_direct), 1 + layout.is_direct, 0, 0, float_bits(1.0), 0, 0, 0),
+        ),
+        groups=(-(-n_rows // m), 1),
+        push=(n_rows, 0, n_rows, n_tokens),
+        weight_format="Q4_0",
+    )
+    wanted = x.astype(np.float64) @ weights.T
+    return Case(_module(device, "matmul_narrow", "Q4_0"), dispatch, _error(y, wanted), MATRIX_BOUND)

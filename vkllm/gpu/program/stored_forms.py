@@ -1,4 +1,5 @@
-"""What operations store of an activation beside float32: q16 blocks, which matvec reads, or float16 for matmul.
+"""What operations store of an activation beside float32: q16 blocks, which matvec reads, or float16 for matmul and,
+in another order, for matmul_narrow.
 
 matmul rounds activations to float16 in any case, so its results are the same bit for bit, and it reads half as much.
 Knows which kernels products take, and makes no dispatches.
@@ -7,10 +8,13 @@ Knows which kernels products take, and makes no dispatches.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
 
 from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import Tuning
+from vkllm.gpu.program.fragments import MatrixLayout, layout_of
 from vkllm.gpu.program.kernels import MAX_NARROW
 from vkllm.gpu.program.matmul_tiles import suits_matmul
 from vkllm.gpu.program.weights import WeightPlanes
@@ -19,7 +23,7 @@ from vkllm.model.graph import decoder, head
 from vkllm.model.ops import Activate, Attention, Matvec, Norm, Op
 from vkllm.model.state_ops import Convolution, GatedNorm
 
-NOTHING, Q16, HALVES = 0, 1, 2
+NOTHING, Q16, HALVES, FRAGMENTS = 0, 1, 2, 3
 """As the constant `quantizes` of kernels says it (shaders/lib/store_form.glsl)."""
 
 
@@ -31,11 +35,16 @@ class StoredForms:
         self._activations = buffers.activations
         ops = (*decoder(buffers.spec), *head(buffers.spec))
         readers: dict[str, set[int]] = defaultdict(set)
+        elsewhere: set[str] = set()  # read by products of narrow steps that are not matmul_narrow's
         for op in ops:
             if isinstance(op, Matvec | ExpertMatvec):
                 readers[op.input] |= {self._read(op, planes) for planes in buffers.matrices[op.weights]}
+            if isinstance(op, Matvec | ExpertMatvec) and not self._suits_narrow(op, buffers.matrices[op.weights]):
+                elsewhere.add(op.input)
         others = {op.output for op in ops if not _may_store_halves(op)}
         self._in_halves = {name for name, forms in readers.items() if HALVES in forms and Q16 not in forms} - others
+        self._in_fragments = readers.keys() - others - elsewhere
+        self._device = buffers.device
 
     def _read(self, op: Matvec | ExpertMatvec, planes: WeightPlanes) -> int:
         """The form of its input that a product reads in wide steps; NOTHING where it reads float32."""
@@ -54,10 +63,26 @@ class StoredForms:
         # logits have too few rows for a tile of matmul; a router's would take other experts if rounded to float16
         return op.output not in ("logits", "router")
 
+    @cached_property
+    def layout(self) -> MatrixLayout:
+        """The matrices of matmul_narrow. Raises DeviceError."""
+        return layout_of(self._device)
+
+    def _suits_narrow(self, op: Matvec | ExpertMatvec, matrices: Sequence[WeightPlanes]) -> bool:
+        """Whether matmul_narrow can compute a product. A router would take other experts if its logits were rounded."""
+        is_matvec = isinstance(op, Matvec) and op.output != "router" and op.width % 4 == 0
+        return is_matvec and all(planes.n_rows % 4 == 0 and planes.format != "F32" for planes in matrices)
+
+    def takes_narrow(self, op: Matvec, width: int) -> bool:
+        """Whether steps of `width` rows compute a product by matmul_narrow; then all products of its input."""
+        return self._tuning.has_matmul and 1 < width <= MAX_NARROW and op.input in self._in_fragments
+
     def of(self, name: str, width: int) -> int:
         """The form that steps of `width` rows store; NOTHING where there is no room for another."""
         if self._activations[name].q16 is None:
             return NOTHING
+        if self._tuning.has_matmul and 1 < width <= MAX_NARROW and name in self._in_fragments:
+            return FRAGMENTS | self.layout.packed << 8
         return HALVES if width > MAX_NARROW and name in self._in_halves else Q16
 
 
