@@ -272,8 +272,9 @@ class Program:
         if kinds is None:
             return []
         ops = head(self.spec) if has_head else ()
-        # one row alone would be rounded otherwise
-        projection = [d for op in ops for d in self.operations.of(op, max(kinds.width, HEAD_WIDTHS[1]))]
+        # matrices round otherwise, so a row alone takes them too
+        width = max(kinds.width, HEAD_WIDTHS[1]) if self.tuning.has_matmul else kinds.width
+        projection = [d for op in ops for d in self.operations.of(op, width)]
         return [*projection, *self._results.dispatches(kinds, self._local_size)]
 
     def _begin_step(self, slot: int) -> Dispatch:
