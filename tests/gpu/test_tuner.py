@@ -148,7 +148,7 @@ def test_what_is_much_slower_in_a_narrow_step_does_not_run_in_a_wide_one(
     load: Callable[[], Program], device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tuning(device.info)
-    monkeypatch.setattr(tuner, "WIDTHS", (1, 8, 16, 64))
+    monkeypatch.setattr(tuner, "TRIED_WIDTHS", (8, 16, 64))
     speed_by(monkeypatch, lambda choices: 0.001 if choices == table else 0.0041)
     run_rows, ran = tuner._Timer._run_rows, []
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from vkllm.errors import DeviceError, InvalidParameter
 from vkllm.gpu.program.choices import Tuning, tuning
-from vkllm.gpu.program.kernels import KV_BLOCK
-from vkllm.gpu.program.program import N_SLOTS, WIDTHS, Program
+from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
+from vkllm.gpu.program.program import N_SLOTS, Program
 from vkllm.gpu.program.step import LIKELIEST, LOGITS, Part, Result
 from vkllm.gpu.tuning.cache import KeptTuning, TokenSpeeds, TuningKey, keep, tuning_key
 from vkllm.gpu.tuning.search import MIN_GAIN, Trial, search
@@ -28,6 +28,9 @@ DEEP = 4096
 
 SPARE = 2 * KV_BLOCK
 """Tokens behind those of the deep cache, which timed steps write."""
+
+TRIED_WIDTHS = (8, 64, MAX_ROWS)
+"""Rows of the steps of prompts that are measured."""
 
 WIDE_S = 1.0
 """Longest time of a wide step that is measured; if all take longer, the narrowest is measured."""
@@ -225,9 +228,9 @@ class _Timer:
 
     def _affordable_widths(self) -> list[int]:
         """A narrow and a wide step, as far as they take at most WIDE_S, or else the narrowest of all."""
-        widths, best = [], min(WIDTHS[1], self._n_ctx - 1)
+        widths, best = [], min(TRIED_WIDTHS[0], self._n_ctx - 1)
         per_row_s = self._rows_s(best) / best
-        for width in (WIDTHS[2], WIDTHS[-1]):
+        for width in TRIED_WIDTHS[1:]:
             # a wider step takes less time a row
             if width > self._n_ctx or per_row_s * width / 2 > WIDE_S or (seconds := self._rows_s(width)) > WIDE_S:
                 break
