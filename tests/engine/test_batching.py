@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from vkllm.engine.constraint import Constraint
 from vkllm.engine.events import Failed, Finished, Scores, StateAnswer
 from vkllm.engine.requests import Request, StateQuery
+from vkllm.engine.scheduler import MOST_ROWS
 from vkllm.errors import DeadlineExceeded, InvalidParameter, QueueFull
 from vkllm.gpu.program.step import Part
 
@@ -178,6 +179,17 @@ def test_tokens_of_others_come_in_time_while_a_long_prompt_runs_and_short_ones_p
         assert max(np.diff(times)) <= 0.15 and end_s - times[-1] <= 0.15
     assert session.times(51)[0] - start_s < 0.7, "it does not wait for the long one"
     assert end_s - start_s < 30_000 * model.row_s * 1.1, "and the long one is hardly slower"
+
+
+def test_a_prompt_does_not_trickle_through_the_few_rows_that_others_leave() -> None:
+    session = Session(Fake(n_blocks=512, n_sequences=MOST_ROWS + 2))
+    decoding(session, MOST_ROWS - 1)
+    n_before = len(session.program.steps)
+    for i in (90, 91, 92):
+        session.submit(request(i, ids(i, MOST_ROWS // 2), 3))
+    while not (session.tokens(90) and session.tokens(91)):
+        session.step()
+    assert len(session.program.steps) - n_before <= 6, "two of them in one step"
 
 
 def test_first_come_first_served_where_there_is_room_for_few() -> None:

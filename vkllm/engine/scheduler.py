@@ -164,20 +164,32 @@ class Scheduler:
 
     def _runs_alone(self, sequence: TokenSequence, n_chunk: int, n_decoding: int) -> bool:
         """Whether the next rows of a prompt have to be a step of their own."""
-        if not sequence.request.is_answered or n_decoding >= MOST_ROWS:
-            return True
-        return sequence.n_prompt_rows > MOST_ROWS < n_chunk
+        n_free = MOST_ROWS - n_decoding
+        # it does not fit beside the others, and rows few by few would take many steps
+        is_slow = sequence.n_prompt_rows > n_free and n_chunk > 2 * n_free
+        return is_slow or not sequence.request.is_answered
 
     def _chunk(self, prompts: list[TokenSequence], n_chunk: int) -> list[Rows]:
-        """A chunk of the oldest prompt, or, in turn, of one that this chunk ends."""
+        """A chunk of the oldest prompt, or, in turn, of one that this chunk ends; short prompts run together."""
         self._is_oldest_turn = not self._is_oldest_turn
         order = prompts
         if not self._is_oldest_turn:
             order = sorted(prompts, key=lambda sequence: sequence.n_prompt_rows > n_chunk)
+        rows: list[Rows] = []
+        n_free = n_chunk
         for sequence in order:
-            if sequence.held is not None and (part := self._prompt_rows(sequence, n_chunk)) is not None:
-                return [part]
-        return []
+            if sequence.held is None or (rows and not self._goes_along(sequence, n_free)):
+                continue
+            if (part := self._prompt_rows(sequence, n_free)) is not None:
+                rows.append(part)
+                if part.n_rows >= MOST_ROWS or not sequence.request.is_answered:
+                    break
+                n_free = MOST_ROWS - sum(part.n_rows for part in rows)  # short prompts run together
+        return [part for part in rows if part.sequence.held is part.held]
+
+    def _goes_along(self, sequence: TokenSequence, n_free: int) -> bool:
+        """Whether all that is left of a prompt fits into a step of another one."""
+        return sequence.request.is_answered and sequence.n_prompt_rows <= n_free
 
     def _narrow(self, decoding: list[TokenSequence], prompts: list[TokenSequence], n_chunk: int) -> list[Rows]:
         """A step of several sequences: rows of next tokens, then rows of prompts as far as there is room."""
