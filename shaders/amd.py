@@ -1,8 +1,9 @@
 """Compiles the shipped SPIR-V with Mesa's own compiler for AMD GPUs, without any AMD GPU.
 
 With RADV_FORCE_FAMILY, RADV makes a device of that family which compiles for the true instruction set and runs nothing.
-A child process for each family asks that device what it can do, has a `Program` of a 7B model note the dispatches that
-users get there, with kernels, variants and constants, and compiles them. Knows no report: `amd_report.py` makes it.
+A child process for each family asks that device what it can do, has a `Program` of each of a few models note the
+dispatches that users get there, with kernels, variants and constants, and compiles them. Knows no report:
+`amd_report.py` makes it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 SHADERS = Path(__file__).parent
 sys.path.insert(0, str(SHADERS.parent))
 
+from amd_models import GROUPED_MODEL, MIXTURE, MODEL, OTHER_MODELS  # noqa: E402
 from paper import FAST_DOT, PaperDevice, Use, paper_program  # noqa: E402
 
 from vkllm.formats.quants import weight_format  # noqa: E402
@@ -32,17 +34,7 @@ from vkllm.gpu.program.choices import tuning  # noqa: E402
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS  # noqa: E402
 from vkllm.gpu.program.program import WIDTHS  # noqa: E402
 from vkllm.gpu.program.step import LIKELIEST, LOGITS, Draw, Part, Result  # noqa: E402
-from vkllm.model.architectures.llama import llama_spec  # noqa: E402
-from vkllm.model.spec import (  # noqa: E402
-    DeltaNet,
-    HeadNorm,
-    LatentAttention,
-    Mamba2,
-    ModelSpec,
-    QueryTemperature,
-    Rope,
-    ShortConvolution,
-)
+from vkllm.model.spec import ModelSpec  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -62,81 +54,14 @@ FAMILIES = {
     "vega10": Family("RX Vega 56, 64", 64),
 }
 
-RDNA = ("vangogh", "rembrandt", "navi21", "gfx1100")
+STEP_FAMILIES = {"gfx1103_r1": Family("Radeon 780M", 12)}
+"""Families of which only the steps are compiled that the report counts."""
+
+RDNA = ("vangogh", "rembrandt", "navi21", "gfx1100", "gfx1103_r1")
 """Families of RDNA 2 and 3, which have integer dot products; for the others, GCN, the driver writes them out."""
 
-MODEL = llama_spec(
-    n_layers=32,
-    n_heads=32,
-    n_kv_heads=32,
-    head_dim=128,
-    d_model=4096,
-    d_ff=11008,
-    n_vocab=32000,
-    n_ctx_train=4096,
-)
-"""Llama 2 7B."""
-
-GROUPED_MODEL = replace(MODEL, layers=(replace(MODEL.layers[0], n_kv_heads=8, d_ff=14336),))
-"""A layer of Llama 3 8B, where four query heads share a key head: attention's other shape."""
-
-OTHER_MODELS = (
-    replace(
-        MODEL,
-        layers=(
-            replace(MODEL.layers[0], n_kv_heads=8, head_norm=HeadNorm()),
-            replace(
-                MODEL.layers[0], n_heads=16, n_kv_heads=8, head_dim=256, rope=Rope(10000.0, 256), head_norm=HeadNorm(),
-                window=4096, softcap=50.0, function="gelu", post_attention_norm="post_attention_norm",
-                post_ffn_norm="post_ffw_norm",
-            ),
-            replace(
-                MODEL.layers[0], head_dim=80, rope=Rope(10000.0, 32), head_norm=HeadNorm(is_after_rope=True),
-                query_temperature=QueryTemperature(0.1, 8192), function="relu2",
-            ),
-        ),
-        embedding_scale=64.0,
-        logit_softcap=30.0,
-    ),
-    replace(
-        MODEL,
-        layers=(
-            replace(
-                MODEL.layers[0], n_kv_heads=4, function="gelu", is_gated=False,
-                biases=frozenset(("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_up")),
-            ),
-            replace(MODEL.layers[0], is_parallel=True, head_norm=HeadNorm(over="row", form="layer"), rope=None),
-        ),
-        norm_form="layer",
-    ),
-    replace(
-        MODEL,
-        layers=tuple(
-            replace(MODEL.layers[0], n_heads=0, n_kv_heads=0, head_dim=0, rope=None, mixer=mixer)
-            for mixer in (DeltaNet(16, 32, 128, 4), Mamba2(64, 64, 128, 8, 4), ShortConvolution(3, 4096))
-        ),
-    ),
-    replace(
-        MODEL,
-        layers=(
-            replace(MODEL.layers[0], n_heads=64, n_kv_heads=8, head_dim=64, rope=Rope(150000.0, 64), window=128,
-                    has_sinks=True, function="swiglu_oai"),
-            replace(MODEL.layers[0], n_heads=16, n_kv_heads=2, head_dim=256, rope=Rope(1e7, 64), head_norm=HeadNorm(),
-                    has_query_gates=True),
-            *[replace(MODEL.layers[0], n_heads=32, n_kv_heads=4, head_dim=512, rope=Rope(1e6, 512), d_per_layer=256,
-                      head_norm=HeadNorm(), cache_layer=cache, has_value_norm=cache is None,
-                      are_values_keys=cache is None, has_output_scale=True, post_ffn_norm="post_ffw_norm")
-              for cache in (None, 2)],
-            replace(MODEL.layers[0], chunk=8192, query_temperature=QueryTemperature(0.1, 8192)),
-            replace(MODEL.layers[0], n_heads=20, n_kv_heads=1, head_dim=576, rope=Rope(1e4, 64, "interleaved"),
-                    mixer=LatentAttention(768, 512, 192, 64, 256)),
-        ),
-        d_per_layer=256,
-    ),
-)  # fmt: skip
-"""Layers like those of Qwen 3, Gemma, Hunyuan, StarCoder 2, Command R, Qwen 3.5, Nemotron H and LFM2, gpt-oss, Gemma 4,
-Llama 4 and DeepSeek 2, as wide as Llama's."""
-
+STEPS: dict[str, tuple[ModelSpec, str]] = {"7B": (MODEL, "Q4_0"), "30B-A3B": (MIXTURE, "Q4_K")}
+"""Steps of one token that the report counts: a model, and the format of its matrices."""
 
 COMMON = ("F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """Formats whose modules are compiled with all constants, of the others those of the largest; it takes a while."""
@@ -158,7 +83,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class FamilyResult:
-    """A family's modules. decode: the dispatches of a step of one token of the Q4_0 model, in order.
+    """A family's modules. steps: the dispatches of each of STEPS, in order.
 
     left_out: reason by module that this driver cannot compile.
     """
@@ -167,7 +92,7 @@ class FamilyResult:
     driver: str
     subgroup_size: int
     compiled: tuple[Compiled, ...]
-    decode: tuple[Use, ...]
+    steps: dict[str, tuple[Use, ...]]
     left_out: dict[str, str]
 
 
@@ -178,7 +103,10 @@ def icd() -> Path | None:
 
 
 def compile_family(family: str) -> FamilyResult:
-    """Compiles every module for a family in a child process. Raises RuntimeError if the driver fails."""
+    """Compiles every module for a family in a child process, of STEP_FAMILIES those of its steps.
+
+    Raises RuntimeError if the driver fails.
+    """
     manifest = icd()
     assert manifest is not None
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VK_")}
@@ -190,8 +118,8 @@ def compile_family(family: str) -> FamilyResult:
         raise RuntimeError(f"RADV fails for {family} ({child.returncode}):\n{child.stderr[-2000:]}")
     made = json.loads(child.stdout)
     compiled = tuple(Compiled(_use(c["use"]), c["statistics"], c["assembly"]) for c in made["compiled"])
-    decode = tuple(_use(use) for use in made["decode"])
-    return FamilyResult(family, made["driver"], made["subgroup_size"], compiled, decode, made["left_out"])
+    steps = {name: tuple(map(_use, uses)) for name, uses in made["steps"].items()}
+    return FamilyResult(family, made["driver"], made["subgroup_size"], compiled, steps, made["left_out"])
 
 
 def violations(result: FamilyResult) -> list[str]:
@@ -280,17 +208,24 @@ def _child() -> None:
     # Mesa 22.3 crashes when a null device of an APU is asked about its memory; it has none anyway
     vk.vkGetPhysicalDeviceMemoryProperties2 = lambda gpu, properties: None
     (info,) = devices()
-    info = replace(info, n_cores=FAMILIES[os.environ["RADV_FORCE_FAMILY"]].n_cores)
-    uses = _uses(info)
+    family = os.environ["RADV_FORCE_FAMILY"]
+    info = replace(info, n_cores=(FAMILIES | STEP_FAMILIES)[family].n_cores)
+    steps = {name: decode_step(info, *model) for name, model in STEPS.items()}
+    found = {(use.module, use.constants): use for step in steps.values() for use in step}
+    wanted = set()
+    if family in FAMILIES:
+        found |= {(use.module, use.constants): use for use in _uses(info)}
+        wanted = {m for kernel in KERNELS.values() for m in modules(kernel)}
+    uses = [found[key] for key in sorted(found)]
     compiler = _Compiler(vk)
-    missing = sorted({m for kernel in KERNELS.values() for m in modules(kernel)} - {use.module for use in uses})
+    missing = sorted(wanted - {use.module for use in uses})
     reason = f"{info.driver_version} has no VK_KHR_cooperative_matrix for this family"
     json.dump(
         {
             "driver": info.driver_version,
             "subgroup_size": info.subgroup_size,
             "compiled": [asdict(compiler.compile(use)) for use in uses],
-            "decode": [asdict(use) for use in decode_step(info, MODEL, "Q4_0")],
+            "steps": {name: [asdict(use) for use in step] for name, step in steps.items()},
             "left_out": {module: reason for module in missing},
         },
         sys.stdout,

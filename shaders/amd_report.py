@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from amd import FAMILIES, RDNA, SHADERS, Compiled, FamilyResult, Use, compile_family
+from amd import FAMILIES, RDNA, SHADERS, STEP_FAMILIES, Compiled, FamilyResult, Use, compile_family
 
 from vkllm.formats.quants import BLOCK, weight_format
 
@@ -18,6 +18,12 @@ PAGE = SHADERS.parent / "docs" / "amd.md"
 
 MATVEC = "matvec_fused"
 """The kernel that reads the weights; the others of a step do less than a hundredth of the arithmetic."""
+
+ROUTER = "route_fused"
+"""The kernel that reads the matrix of a router, in float32, and then chooses the experts."""
+
+ROUTER_FOURS = 16
+"""Fours of columns that a lane takes each time that the loop of ROUTER runs; AT_ONCE in shaders/route_fused.comp."""
 
 DOTS_OF_BLOCK = BLOCK // 4 * 2
 """Integer dot products of a weight block with a q16 activation block."""
@@ -28,9 +34,9 @@ SLOW = re.compile(r"\tv_(exp|log|rcp|rsq|sqrt|sin|cos|mul_lo|mul_hi)_|\tv_\w+_[b
 INTRODUCTION = """# The shaders on AMD GPUs
 
 Every shipped module, compiled by RADV ({driver}) for devices that are not there, with the constants that vkllm uses
-for a 7B model, and in Q4_0 for layers of other families. No module may spill registers, and on RDNA those with integer
-dot products must use `v_dot4`: `tests/shaders/test_amd.py` checks both, and that a Steam Deck computes faster than it
-reads. Written by
+for a 7B model, for a step of Qwen3-30B-A3B in Q4_K, and in Q4_0 for layers of other families. No module may spill
+registers, and on RDNA those with integer dot products must use `v_dot4`: `tests/shaders/test_amd.py` checks both, and
+that a Steam Deck computes faster than it reads. Written by
 `python shaders/build.py --amd-report`; do not edit.
 
 ## A decode step on a Steam Deck
@@ -42,7 +48,18 @@ SIMD busy: two for a subgroup of 64, eight for the few at a quarter of the rate.
 with its workgroup once, and the subgroups together take all rows; a row's blocks are a loop or, where the compiler has
 unrolled it, straight code. Scalar and memory instructions go to other units; other kernels are not counted, nor is any
 waiting: it is what the step takes at least.
+"""
 
+MIXTURE = """
+### With experts: Qwen3-30B-A3B
+
+Qwen3-30B-A3B in Q4_K, one token, which takes 8 of 128 experts in each of 48 layers. Rows and columns are those that are
+read: gate and up of the chosen experts are one product of 12288 rows, down is one of 6144 columns. The products of 128
+rows are the routers, in float32, up to where the last workgroup alone goes on to choose the experts, which is not
+counted. A Steam Deck of 16 GB has no room for all of the model's 17 GB; its step is counted as if it had.
+"""
+
+STEP_COLUMNS = """
 | rows | columns | workgroups | dispatches | cycles a block | of them, for activations | arithmetic, ms | memory, ms |
 | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 """
@@ -70,6 +87,7 @@ class Gpu:
 
 
 STEAM_DECK = Gpu("8 CUs of 2 SIMDs at 1.6 GHz, 88 GB/s", 16, 1.6e9, 88e9)
+RADEON_780M = Gpu("12 CUs of 2 SIMDs at 2.7 GHz, 89.6 GB/s", 24, 2.7e9, 89.6e9)
 
 
 @dataclass(frozen=True)
@@ -94,22 +112,46 @@ def subgroups_at_once(result: FamilyResult, made: Compiled) -> int:
     return made.statistics["Subgroups per SIMD"] // (result.subgroup_size // 32 if result.family in RDNA else 1)
 
 
-def decode_times(result: FamilyResult, gpu: Gpu) -> list[MatvecTime]:
-    """Every matvec of a step of one token of the Q4_0 model. Raises ValueError as `row_loop` does."""
+def step_times(result: FamilyResult, step: str, gpu: Gpu) -> list[MatvecTime]:
+    """What reads weights in one of amd.STEPS. Raises ValueError as `row_loop` does."""
     compiled = {(made.use.module, made.use.constants): made.assembly for made in result.compiled}
-    fmt = weight_format("Q4_0")
     times = []
-    for use in result.decode:
-        if use.kernel == MATVEC:
+    for use in result.steps[step]:
+        if use.kernel not in (MATVEC, ROUTER):
+            continue
+        assembly, size = compiled[use.module, use.constants], result.subgroup_size
+        n_subgroups = use.groups[0] * use.constant("local_size") // size
+        if use.kernel == ROUTER:
+            rows, columns, fmt = use.constant("n_experts"), use.constant("columns"), weight_format("F32")
+            prologue, cycles = 0, n_subgroups * router_cycles(use, assembly, size)
+        else:
             rows, columns = use.push[0] * (1 + use.constant("gates")), use.constant("n_columns")
-            prologue, portion = subgroup_cycles(use, compiled[use.module, use.constants], result.subgroup_size)
-            prologue *= use.groups[0] * use.constant("local_size") // result.subgroup_size
+            fmt = weight_format(use.module.removeprefix(f"{MATVEC}_").removesuffix("_soft").upper())
+            once, portion = subgroup_cycles(use, assembly, size)
+            prologue = once * n_subgroups
             # each portion of rows is some subgroup's, however many workgroups there are
             cycles = prologue + -(-use.push[0] // use.constant("rows_per_subgroup")) * portion
-            memory_s = rows * columns // fmt.block * fmt.block_bytes / gpu.bytes_per_s
-            arithmetic_s = cycles / gpu.simds / gpu.hertz
-            times.append(MatvecTime(rows, columns, use.groups[0], cycles, prologue, arithmetic_s, memory_s))
+        memory_s = rows * columns // fmt.block * fmt.block_bytes / gpu.bytes_per_s
+        arithmetic_s = cycles / gpu.simds / gpu.hertz
+        times.append(MatvecTime(rows, columns, use.groups[0], cycles, prologue, arithmetic_s, memory_s))
     return times
+
+
+def router_cycles(use: Use, assembly: str, subgroup_size: int) -> int:
+    """Cycles of vector arithmetic of a router's subgroup, until its workgroup counts itself as ended.
+
+    Raises ValueError for code in which none does, or in which other loops than one over the columns come before.
+    """
+    lines = assembly.splitlines()
+    end = next((number for number, line in enumerate(lines) if "_atomic_add" in line), None)
+    inner = [loop for loop in loops(lines) if end is None or loop[0] < end]
+    if end is None or len(inner) > 1:
+        raise ValueError(f"{use.module}: not one loop over the columns and then an atomic addition")
+    runs = -(-use.constant("columns") // 4 // (ROUTER_FOURS * subgroup_size))
+    return sum(
+        _cycles(line, subgroup_size) * (runs if any(a <= number <= b for a, b in inner) else 1)
+        for number, line in enumerate(lines[:end])
+    )
 
 
 def subgroup_cycles(use: Use, assembly: str, subgroup_size: int) -> tuple[int, int]:
@@ -121,12 +163,16 @@ def subgroup_cycles(use: Use, assembly: str, subgroup_size: int) -> tuple[int, i
     (first_of_rows, last_of_rows), runs = row_loop(use, lines, subgroup_size)
     cycles = [0, 0]
     for number, line in enumerate(lines):
-        if line.startswith("\tv_"):
-            times = 4 if SLOW.match(line) else 1
-            for (first, last), n in runs.items():
-                times *= n if first <= number <= last else 1
-            cycles[first_of_rows <= number <= last_of_rows] += times * subgroup_size // 32
+        times = 1
+        for (first, last), n in runs.items():
+            times *= n if first <= number <= last else 1
+        cycles[first_of_rows <= number <= last_of_rows] += times * _cycles(line, subgroup_size)
     return cycles[0], cycles[1]
+
+
+def _cycles(line: str, subgroup_size: int) -> int:
+    """Cycles that a line of machine code keeps an RDNA SIMD's vector unit busy."""
+    return (4 if SLOW.match(line) else 1) * subgroup_size // 32 if line.startswith("\tv_") else 0
 
 
 def loops(lines: list[str]) -> list[Loop]:
@@ -170,11 +216,16 @@ def row_loop(use: Use, lines: list[str], subgroup_size: int) -> tuple[Loop, dict
     return rows, runs
 
 
-def page(results: Iterable[FamilyResult]) -> str:
-    """The whole report as Markdown. results: one of each family; the first must be vangogh, the Steam Deck's."""
+def page(results: Iterable[FamilyResult], others_steps: Iterable[FamilyResult]) -> str:
+    """The whole report as Markdown. results: one of each family; the first must be vangogh, the Steam Deck's.
+    others_steps: one of each of STEP_FAMILIES, here the Radeon 780M's."""
     first, *others = results
-    assert first.family == "vangogh"
-    parts = [INTRODUCTION.format(driver=first.driver, gpu=STEAM_DECK.name), _decode_table(first)]
+    (radeon_780m,) = others_steps
+    assert first.family == "vangogh" and radeon_780m.family == "gfx1103_r1"
+    parts = [INTRODUCTION.format(driver=first.driver, gpu=STEAM_DECK.name), _step_table(first, "7B", STEAM_DECK)]
+    parts.append(MIXTURE)
+    for name, result, gpu in (("Steam Deck", first, STEAM_DECK), ("Radeon 780M", radeon_780m, RADEON_780M)):
+        parts += [f"\n{name} ({result.family}): {gpu.name}.\n", _step_table(result, "30B-A3B", gpu)]
     for result in (first, *others):
         parts += [f"\n## {result.family}: {FAMILIES[result.family].cards}\n\n", COLUMNS, _family_table(result)]
         for reason in sorted(set(result.left_out.values())):
@@ -185,12 +236,12 @@ def page(results: Iterable[FamilyResult]) -> str:
 
 def write() -> None:
     """Compiles all modules for all families and writes docs/amd.md."""
-    PAGE.write_text(page(compile_family(family) for family in FAMILIES))
+    PAGE.write_text(page(map(compile_family, FAMILIES), map(compile_family, STEP_FAMILIES)))
 
 
-def _decode_table(result: FamilyResult) -> str:
-    times = decode_times(result, STEAM_DECK)
-    lines = []
+def _step_table(result: FamilyResult, step: str, gpu: Gpu) -> str:
+    times = step_times(result, step, gpu)
+    lines = [STEP_COLUMNS]
     for one, n in Counter(times).items():
         cycles, prologue_cycles = (n * BLOCK / (one.rows * one.columns) for n in (one.cycles, one.prologue_cycles))
         lines.append(

@@ -36,7 +36,7 @@ def test_no_module_spills_and_dot_products_are_instructions(family: str) -> None
 @needs_radv
 @pytest.mark.parametrize("family", amd.FAMILIES)
 def test_a_program_takes_the_soft_modules_where_dot_products_are_no_instructions(family: str) -> None:
-    matvecs = [use.module for use in compiled_for(family).decode if use.kernel == amd_report.MATVEC]
+    matvecs = [use.module for use in compiled_for(family).steps["7B"] if use.kernel == amd_report.MATVEC]
     assert matvecs and all(module.endswith("_soft") == (family not in amd.RDNA) for module in matvecs)
 
 
@@ -72,7 +72,7 @@ def test_matmul_for_gfx1100() -> None:
 
 @needs_radv
 def test_a_steam_deck_computes_a_decode_step_faster_than_it_reads_the_weights() -> None:
-    times = amd_report.decode_times(compiled_for("vangogh"), amd_report.STEAM_DECK)
+    times = amd_report.step_times(compiled_for("vangogh"), "7B", amd_report.STEAM_DECK)
     # 6.6e9 weights of 4.5 bits at 88 GB/s
     assert sum(one.memory_s for one in times) == pytest.approx(6.607e9 * 4.5 / 8 / 88e9, rel=1e-3)
     assert sum(one.arithmetic_s for one in times) < sum(one.memory_s for one in times)
@@ -81,6 +81,44 @@ def test_a_steam_deck_computes_a_decode_step_faster_than_it_reads_the_weights() 
     assert sum(one.arithmetic_s for one in times) > least
     # no workgroup quantizes the activations that does not run from the beginning
     assert {one.groups for one in times} == {GROUPS_PER_CORE[AMD] * 8}
+
+
+@needs_radv
+@pytest.mark.parametrize(("family", "gpu"), [("vangogh", "STEAM_DECK"), ("gfx1103_r1", "RADEON_780M")])
+def test_a_step_of_qwen3_30b_a3b_reads_the_chosen_experts_and_computes_in_less_time(family: str, gpu: str) -> None:
+    result, device = compiled_for(family), getattr(amd_report, gpu)
+    assert amd.violations(result) == []
+    times = amd_report.step_times(result, "30B-A3B", device)
+    # queries, keys and values of 32 + 2 * 4 heads; output; router; gate and up, and down, of 8 experts of width 768
+    layer = [(40 * 128, 2048), (2048, 32 * 128), (128, 2048), (2 * 8 * 768, 2048), (2048, 8 * 768)]
+    assert [(one.rows, one.columns) for one in times] == layer * 48 + [(151936, 2048)]
+    # a router in float32, all else in 4.5 bits
+    n_weights = 48 * (5120 + 4096 + 3 * 8 * 768) * 2048 + 151936 * 2048
+    memory_s = (n_weights * 4.5 / 8 + 48 * 128 * 2048 * 4) / device.bytes_per_s
+    assert sum(one.memory_s for one in times) == pytest.approx(memory_s)
+    arithmetic_s = sum(one.arithmetic_s for one in times)
+    assert n_weights / 32 / 64 * 16 * 2 / device.simds / device.hertz < arithmetic_s < memory_s
+    section = amd_report.PAGE.read_text().split(f"({family}): {device.name}.\n")[1].split("\n\n")[1]
+    assert section.endswith(f"| **{1e3 * memory_s:.1f}** |")
+
+
+def test_of_a_router_all_subgroups_run_what_comes_before_the_choice() -> None:
+    constants = (128, 128, 8, 0, 0, 1, 1, 0, 1, 0, 0, 5120, 1, 0, 0, 0, 0)
+    router = amd.Use("route_fused", "route_fused", constants, (64, 1), (0, 0, 0))
+    code = (
+        "BB0:\n\tv_mov_b32_e32 v1, 0\nBB1:\n\tv_rcp_f32_e32 v1, v2\n\ts_cbranch_scc0 BB1\n\tglobal_atomic_add v0, v1\n"
+        "BB2:\n\tv_mov_b32_e32 v1, 0\n\ts_cbranch_scc0 BB2\n"
+    )
+    # 1280 fours are two rounds of 16 fours for each of 64 lanes
+    assert amd_report.router_cycles(router, code, 64) == 2 * (1 + 2 * 4)
+    made = amd.Compiled(router, CLEAN, code)
+    result = amd.FamilyResult("vangogh", "Mesa", 64, (made,), {"30B-A3B": (router,)}, {})
+    (time,) = amd_report.step_times(result, "30B-A3B", DECK)
+    assert (time.rows, time.columns, time.cycles) == (128, 5120, 64 * 2 * 18)
+    assert time.memory_s == 128 * 5120 * 4 / 1e9
+    for broken in (code.replace("_atomic_add", ""), code.replace("BB0:\n", "BB0:\n\ts_cbranch_scc0 BB0\n")):
+        with pytest.raises(ValueError, match="route_fused"):
+            amd_report.router_cycles(router, broken, 64)
 
 
 @needs_radv
@@ -139,7 +177,7 @@ def test_the_prologue_is_a_subgroups_and_the_rest_a_portion_of_rows() -> None:
     prologue, portion = 2 * (1 + 16 * 4 + 1), 2 * (1 + 2 * 32 + 4)
     assert amd_report.subgroup_cycles(USE, MACHINE_CODE, 64) == (prologue, portion)
     made = amd.Compiled(USE, CLEAN, MACHINE_CODE)
-    (time,) = amd_report.decode_times(amd.FamilyResult("vangogh", "Mesa", 64, (made,), (USE,), {}), DECK)
+    (time,) = amd_report.step_times(amd.FamilyResult("vangogh", "Mesa", 64, (made,), {"7B": (USE,)}, {}), "7B", DECK)
     assert (time.cycles, time.prologue_cycles) == (3 * prologue + 50 * portion, 3 * prologue)
     assert (time.rows, time.arithmetic_s) == (100, time.cycles / 16e9)
     assert time.memory_s == 100 * 128 * 18 / 1e9
@@ -177,7 +215,7 @@ def test_spills_and_missing_dot_products_are_told() -> None:
     spills = amd.Compiled(USE, CLEAN | {"Spilled VGPRs": 3, "Scratch size": 1024}, MACHINE_CODE)
     lowered = amd.Compiled(USE, CLEAN, MACHINE_CODE.replace("v_dot4", "v_mul"))
     soft = amd.Compiled(replace(USE, module="matvec_fused_q4_0_soft"), CLEAN, lowered.assembly)
-    result = amd.FamilyResult("vangogh", "Mesa", 64, (spills, lowered, soft), (), {})
+    result = amd.FamilyResult("vangogh", "Mesa", 64, (spills, lowered, soft), {}, {})
     told = amd.violations(result)
     assert len(told) == 3 and "Spilled VGPRs 3" in told[0] and "Scratch size" in told[1]
     assert told[2].endswith("0 integer dot products") and "_soft" not in told[2]
