@@ -24,7 +24,7 @@ import numpy as np
 SHADERS = Path(__file__).parent
 sys.path.insert(0, str(SHADERS.parent))
 
-from amd_models import GROUPED_MODEL, MIXTURE, MODEL, OTHER_MODELS  # noqa: E402
+from amd_models import GROUPED_MODEL, LLAMA_3, MIXTURE, MODEL, OTHER_MODELS  # noqa: E402
 from paper import FAST_DOT, PaperDevice, Use, paper_program  # noqa: E402
 
 from vkllm.formats.quants import weight_format  # noqa: E402
@@ -60,8 +60,12 @@ STEP_FAMILIES = {"gfx1103_r1": Family("Radeon 780M", 12)}
 RDNA = ("vangogh", "rembrandt", "navi21", "gfx1100", "gfx1103_r1")
 """Families of RDNA 2 and 3, which have integer dot products; for the others, GCN, the driver writes them out."""
 
-STEPS: dict[str, tuple[ModelSpec, str]] = {"7B": (MODEL, "Q4_0"), "30B-A3B": (MIXTURE, "Q4_K")}
-"""Steps of one token that the report counts: a model, and the format of its matrices."""
+STEPS: dict[str, tuple[ModelSpec, str, int]] = {
+    "7B": (MODEL, "Q4_0", 1),
+    "30B-A3B": (MIXTURE, "Q4_K", 1),
+    "8 rows": (LLAMA_3, "Q4_K", 8),
+}
+"""Steps that the report counts: a model, the format of its matrices, and rows."""
 
 COMMON = ("F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """Formats whose modules are compiled with all constants, of the others those of the largest; it takes a while."""
@@ -152,9 +156,13 @@ def dot4_modules() -> set[str]:
     }
 
 
-def decode_step(info: DeviceInfo, spec: ModelSpec, weight_format: str) -> tuple[Use, ...]:
-    """The dispatches of a step of one token that chooses the next one on the GPU."""
-    return _steps(info, spec, weight_format, widths=(1,))[-1]
+def step_uses(info: DeviceInfo, spec: ModelSpec, fmt: str, n_rows: int) -> tuple[Use, ...]:
+    """The dispatches of a step that chooses the token behind each of its rows on the GPU."""
+    device = PaperDevice(info)
+    program = paper_program(device, spec, fmt)
+    n_before = len(device.steps)
+    program.submit([Part(0, [0] * n_rows, 0, [0], results=LIKELIEST * n_rows)])
+    return tuple(use for submitted in device.steps[n_before:] for use in submitted)
 
 
 def _steps(info: DeviceInfo, spec: ModelSpec, fmt: str, widths: Iterable[int] = WIDTHS) -> list[tuple[Use, ...]]:
@@ -210,7 +218,7 @@ def _child() -> None:
     (info,) = devices()
     family = os.environ["RADV_FORCE_FAMILY"]
     info = replace(info, n_cores=(FAMILIES | STEP_FAMILIES)[family].n_cores)
-    steps = {name: decode_step(info, *model) for name, model in STEPS.items()}
+    steps = {name: step_uses(info, *step) for name, step in STEPS.items()}
     found = {(use.module, use.constants): use for step in steps.values() for use in step}
     wanted = set()
     if family in FAMILIES:

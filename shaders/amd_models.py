@@ -37,7 +37,10 @@ MODEL = llama_spec(
 MIXTURE = qwen3_30b_a3b()
 """Qwen3-30B-A3B."""
 
-GROUPED_MODEL = replace(MODEL, layers=(replace(MODEL.layers[0], n_kv_heads=8, d_ff=14336),))
+LLAMA_3 = replace(MODEL, layers=(replace(MODEL.layers[0], n_kv_heads=8, d_ff=14336),) * 32, n_vocab=128256)
+"""Llama 3 8B."""
+
+GROUPED_MODEL = replace(LLAMA_3, layers=LLAMA_3.layers[:1], n_vocab=MODEL.n_vocab)
 """A layer of Llama 3 8B, where four query heads share a key head: attention's other shape."""
 
 OTHER_MODELS = (

@@ -19,6 +19,9 @@ PAGE = SHADERS.parent / "docs" / "amd.md"
 MATVEC = "matvec_fused"
 """The kernel that reads the weights; the others of a step do less than a hundredth of the arithmetic."""
 
+ROWS_MATVEC = "matvec"
+"""The kernel that multiplies several rows of activations, without matrices."""
+
 ROUTER = "route_fused"
 """The kernel that reads the matrix of a router, in float32, and then chooses the experts."""
 
@@ -59,6 +62,14 @@ rows are the routers, in float32, up to where the last workgroup alone goes on t
 counted. A Steam Deck of 16 GB has no room for all of the model's 17 GB; its step is counted as if it had.
 """
 
+EIGHT_ROWS = """
+### Eight rows: Llama 3 8B
+
+Llama 3 8B in Q4_K, a token of each of eight sequences. A subgroup multiplies two rows of a matrix by the eight rows of
+activations, which the kernels before it have quantized: each weight is read once. This driver has no
+cooperative matrices; with those, an RX 7900 multiplies by them.
+"""
+
 STEP_COLUMNS = """
 | rows | columns | workgroups | dispatches | cycles a block | of them, for activations | arithmetic, ms | memory, ms |
 | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
@@ -87,6 +98,7 @@ class Gpu:
 
 
 STEAM_DECK = Gpu("8 CUs of 2 SIMDs at 1.6 GHz, 88 GB/s", 16, 1.6e9, 88e9)
+RX_7900_XTX = Gpu("96 CUs of 2 SIMDs at 2.5 GHz, 960 GB/s", 192, 2.5e9, 960e9)
 RADEON_780M = Gpu("12 CUs of 2 SIMDs at 2.7 GHz, 89.6 GB/s", 24, 2.7e9, 89.6e9)
 
 
@@ -117,20 +129,27 @@ def step_times(result: FamilyResult, step: str, gpu: Gpu) -> list[MatvecTime]:
     compiled = {(made.use.module, made.use.constants): made.assembly for made in result.compiled}
     times = []
     for use in result.steps[step]:
-        if use.kernel not in (MATVEC, ROUTER):
+        if use.kernel not in (MATVEC, ROWS_MATVEC, ROUTER):
             continue
-        assembly, size = compiled[use.module, use.constants], result.subgroup_size
+        assembly, size, prologue = compiled[use.module, use.constants], result.subgroup_size, 0
+        rows, columns = use.push[0], use.constant("columns")
+        name = (
+            "F32" if use.kernel == ROUTER else use.module.removeprefix(f"{use.kernel}_").removesuffix("_soft").upper()
+        )
+        fmt = weight_format(name)
         n_subgroups = use.groups[0] * use.constant("local_size") // size
         if use.kernel == ROUTER:
-            rows, columns, fmt = use.constant("n_experts"), use.constant("columns"), weight_format("F32")
-            prologue, cycles = 0, n_subgroups * router_cycles(use, assembly, size)
+            rows = use.constant("n_experts")
+            cycles = n_subgroups * router_cycles(use, assembly, size)
+        elif use.kernel == ROWS_MATVEC:
+            portions = -(-rows // use.constant("rows_per_subgroup")) * use.groups[1]
+            cycles = portions * rows_matvec_cycles(use, assembly, size)
         else:
-            rows, columns = use.push[0] * (1 + use.constant("gates")), use.constant("n_columns")
-            fmt = weight_format(use.module.removeprefix(f"{MATVEC}_").removesuffix("_soft").upper())
             once, portion = subgroup_cycles(use, assembly, size)
             prologue = once * n_subgroups
             # each portion of rows is some subgroup's, however many workgroups there are
-            cycles = prologue + -(-use.push[0] // use.constant("rows_per_subgroup")) * portion
+            cycles = prologue + -(-rows // use.constant("rows_per_subgroup")) * portion
+            rows, columns = rows * (1 + use.constant("gates")), use.constant("n_columns")
         memory_s = rows * columns // fmt.block * fmt.block_bytes / gpu.bytes_per_s
         arithmetic_s = cycles / gpu.simds / gpu.hertz
         times.append(MatvecTime(rows, columns, use.groups[0], cycles, prologue, arithmetic_s, memory_s))
@@ -148,9 +167,29 @@ def router_cycles(use: Use, assembly: str, subgroup_size: int) -> int:
     if end is None or len(inner) > 1:
         raise ValueError(f"{use.module}: not one loop over the columns and then an atomic addition")
     runs = -(-use.constant("columns") // 4 // (ROUTER_FOURS * subgroup_size))
+    return _all_cycles(lines[:end], inner, runs, subgroup_size)
+
+
+def rows_matvec_cycles(use: Use, assembly: str, subgroup_size: int) -> int:
+    """Cycles of vector arithmetic of a subgroup that multiplies its rows of a matrix by its rows of activations.
+
+    Raises ValueError for code that is no loop over the blocks with just the integer dot products of one of each row.
+    """
+    lines = assembly.splitlines()
+    found = loops(lines)
+    wanted = DOTS_OF_BLOCK * use.constant("rows_per_subgroup") * use.constant("tokens_per_workgroup")
+    dots = [sum("\tv_dot4" in line for line in part) for part in (lines, *(lines[a:b] for a, b in found))]
+    if dots != [wanted, wanted]:
+        raise ValueError(f"{use.module}: not one loop over the blocks with {wanted} integer dot products")
+    runs = -(-use.constant("columns") // BLOCK // subgroup_size)
+    return _all_cycles(lines, found, runs, subgroup_size)
+
+
+def _all_cycles(lines: list[str], found: list[Loop], runs: int, subgroup_size: int) -> int:
+    """Cycles of lines, those in loops as often as these run."""
     return sum(
-        _cycles(line, subgroup_size) * (runs if any(a <= number <= b for a, b in inner) else 1)
-        for number, line in enumerate(lines[:end])
+        _cycles(line, subgroup_size) * (runs if any(first <= number <= last for first, last in found) else 1)
+        for number, line in enumerate(lines)
     )
 
 
@@ -221,11 +260,16 @@ def page(results: Iterable[FamilyResult], others_steps: Iterable[FamilyResult]) 
     others_steps: one of each of STEP_FAMILIES, here the Radeon 780M's."""
     first, *others = results
     (radeon_780m,) = others_steps
+    (gfx1100,) = (result for result in others if result.family == "gfx1100")
     assert first.family == "vangogh" and radeon_780m.family == "gfx1103_r1"
     parts = [INTRODUCTION.format(driver=first.driver, gpu=STEAM_DECK.name), _step_table(first, "7B", STEAM_DECK)]
-    parts.append(MIXTURE)
-    for name, result, gpu in (("Steam Deck", first, STEAM_DECK), ("Radeon 780M", radeon_780m, RADEON_780M)):
-        parts += [f"\n{name} ({result.family}): {gpu.name}.\n", _step_table(result, "30B-A3B", gpu)]
+    for text, step, others_cards in (
+        (MIXTURE, "30B-A3B", ("Radeon 780M", radeon_780m, RADEON_780M)),
+        (EIGHT_ROWS, "8 rows", ("RX 7900 XTX", gfx1100, RX_7900_XTX)),
+    ):
+        parts.append(text)
+        for name, result, gpu in (("Steam Deck", first, STEAM_DECK), others_cards):
+            parts += [f"\n{name} ({result.family}): {gpu.name}.\n", _step_table(result, step, gpu)]
     for result in (first, *others):
         parts += [f"\n## {result.family}: {FAMILIES[result.family].cards}\n\n", COLUMNS, _family_table(result)]
         for reason in sorted(set(result.left_out.values())):

@@ -98,8 +98,46 @@ def test_a_step_of_qwen3_30b_a3b_reads_the_chosen_experts_and_computes_in_less_t
     assert sum(one.memory_s for one in times) == pytest.approx(memory_s)
     arithmetic_s = sum(one.arithmetic_s for one in times)
     assert n_weights / 32 / 64 * 16 * 2 / device.simds / device.hertz < arithmetic_s < memory_s
-    section = amd_report.PAGE.read_text().split(f"({family}): {device.name}.\n")[1].split("\n\n")[1]
-    assert section.endswith(f"| **{1e3 * memory_s:.1f}** |")
+    assert reading_on_the_page("With experts", family) == f"**{1e3 * memory_s:.1f}**"
+
+
+@needs_radv
+@pytest.mark.parametrize(("family", "gpu"), [("vangogh", "STEAM_DECK"), ("gfx1100", "RX_7900_XTX")])
+def test_a_step_of_eight_rows_reads_each_weight_once(family: str, gpu: str) -> None:
+    result, device = compiled_for(family), getattr(amd_report, gpu)
+    if family == "gfx1100" and not result.left_out:
+        pytest.skip("this driver has cooperative matrices")
+    times = amd_report.step_times(result, "8 rows", device)
+    layer = [(6144, 4096), (4096, 4096), (2 * 14336, 4096), (4096, 14336)]
+    assert [(one.rows, one.columns) for one in times] == layer * 32 + [(128256, 4096)]
+    n_weights = (32 * (6144 + 4096 + 3 * 14336) + 128256) * 4096
+    memory_s = n_weights * 4.5 / 8 / device.bytes_per_s
+    assert sum(one.memory_s for one in times) == pytest.approx(memory_s)
+    # 16 dot products a block and row, and less than twice as many others
+    least_s = n_weights / 32 / 64 * 16 * 8 * 2 / device.simds / device.hertz
+    assert least_s < sum(one.arithmetic_s for one in times) < 3 * least_s
+    assert reading_on_the_page("Eight rows", family) == f"**{1e3 * memory_s:.1f}**"
+
+
+def reading_on_the_page(step: str, family: str) -> str:
+    """The milliseconds in all that the page tells for a step."""
+    section = amd_report.PAGE.read_text().split(f"### {step}")[1].split(f"({family}): ")[1]
+    return section.split("| **all** |")[1].splitlines()[0].split("|")[-2].strip()
+
+
+def test_a_matvec_of_several_rows_is_a_loop_over_the_blocks() -> None:
+    several = amd.Use("matvec", "matvec_q4_k", (64, 14336, 2, 8, 0, 0, 0), (3, 2, 1), (100, 0, 0))
+    code = f"BB0:\n\tv_rcp_f32_e32 v1, v2\nBB1:\n{DOT * 256}\ts_cbranch_scc0 BB1\n\tv_add_f32_e32 v1, v1, v2\n"
+    assert amd_report.rows_matvec_cycles(several, code, 64) == 2 * (4 + 7 * 256 + 1)
+    made = amd.Compiled(several, CLEAN, code)
+    result = amd.FamilyResult("vangogh", "Mesa", 64, (made,), {"8 rows": (several,)}, {})
+    (time,) = amd_report.step_times(result, "8 rows", DECK)
+    # 50 portions of two rows, and 16 rows of activations in two tiles
+    assert (time.rows, time.columns, time.cycles) == (100, 14336, 50 * 2 * 3594)
+    assert time.memory_s == 100 * 14336 // 256 * 144 / 1e9
+    for broken in (code.replace(DOT, "", 1), code.replace("BB1:\n", f"{DOT}BB1:\n")):
+        with pytest.raises(ValueError, match="256 integer dot products"):
+            amd_report.rows_matvec_cycles(several, broken, 64)
 
 
 def test_of_a_router_all_subgroups_run_what_comes_before_the_choice() -> None:
