@@ -166,7 +166,7 @@ class Scheduler:
         """Whether the next rows of a prompt have to be a step of their own."""
         n_free = MOST_ROWS - n_decoding
         # it does not fit beside the others, and rows few by few would take many steps
-        is_slow = sequence.n_prompt_rows > n_free and n_chunk > 2 * n_free
+        is_slow = sequence.n_prompt_rows > n_free and n_chunk > (2 * n_free if n_decoding else n_free)
         return is_slow or not sequence.request.is_answered
 
     def _chunk(self, prompts: list[TokenSequence], n_chunk: int) -> list[Rows]:
