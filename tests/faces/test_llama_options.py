@@ -140,7 +140,6 @@ def test_a_device_may_have_llama_cpps_name(asked: list[Any], text: str, device: 
     [
         ("m Hi -md draft.gguf", "-md is not in vkllm: vkllm drafts from earlier text"),
         ("m Hi --draft 16", "--draft is not in vkllm"),
-        ("m Hi -np 4", "-np is not in vkllm: vkllm answers one prompt at a time"),
         ("m Hi -sm row", "-sm is not in vkllm: vkllm runs a model on one GPU; choose it with -dev"),
         ("m Hi -ts 3,1", "-ts is not in vkllm"),
         ("m Hi -mg 1", "-mg is not in vkllm: vkllm runs a model on one GPU"),
@@ -230,5 +229,5 @@ def test_no_option_of_llama_cpp_is_read_as_another_or_reaches_the_prompt(command
 def test_every_name_stands_in_one_table_only_and_leads_to_an_option() -> None:
     tables = [set(LLAMA_OPTIONS), set(OTHER_NAMES), HUB_REPO, HUB_FILE]
     assert sum(map(len, tables)) == len(set().union(*tables)) > 450
-    assert set(OTHER_NAMES.values()) - {"--help"} <= set(own("run"))
-    assert {"-tb", "-md", "-np", "-sm", "-bs", "-cnv", "-fa", "--mlock"} <= set(LLAMA_OPTIONS)
+    assert set(OTHER_NAMES.values()) - {"--help"} <= set(own("run")) | set(own("serve"))
+    assert {"-tb", "-md", "-sm", "-bs", "-cnv", "-fa", "--mlock"} <= set(LLAMA_OPTIONS)

@@ -136,6 +136,19 @@ def test_who_reads_nothing_is_left(tiny_gguf: Path, fake_engines: None) -> None:
         assert server.request("POST", CHAT, {"messages": HI})[0] == 200
 
 
+def test_an_engine_that_hangs_does_not_keep_the_server(
+    tiny_gguf: Path, fake_engines: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(single(tiny_gguf)) as server:
+        client = send(server, TEXT, {"prompt": chr(fake.HANG) + "ab"})
+        wait_until(lambda: n_users(server) == 1)
+        started = time.monotonic()
+    assert time.monotonic() - started < 2
+    assert client.recv(4096).startswith(b"HTTP/1.1 503 ")
+    client.close()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_metrics_count_what_was_answered(tiny_gguf: Path, fake_engines: None) -> None:
     with serving(single(tiny_gguf), ServerSettings(port=0, has_metrics=True)) as server:
         for stream in (False, True):

@@ -47,6 +47,9 @@ from vkllm.faces.server.settings import ServerSettings
 _WITHOUT_MODEL = PUBLIC_PATHS | {"/models", "/v1/models", "/metrics", "/api/version", "/api/tags", "/openapi.json"}
 """What is answered while the model is still being loaded."""
 
+_CLOSE_S = 0.4
+"""How long an engine may take to end after the last answer; its process ends by itself if it takes longer."""
+
 ROUTES: list[Route] = [
     *health.ROUTES,
     *metrics.ROUTES,
@@ -158,4 +161,5 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await models.close()
+        with contextlib.suppress(TimeoutError):  # threads go on with it, for which the server does not wait
+            await asyncio.wait_for(models.close(), _CLOSE_S)

@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
@@ -29,8 +30,8 @@ _KEEP_ALIVE_S = 30
 _BACKLOG = 512
 _SEND_BYTES = 256 * 1024
 """What the system may hold of an answer for a client that does not read it; it would take some megabytes."""
-_CLOSE_S = 0.5
-"""How long a model may take to end after the last answer; its process ends by itself if it takes longer."""
+_CLOSE_S = 0.7
+"""How long all may take that comes after the last answer."""
 
 OnListening = Callable[[list[str], Callable[[], object]], object]
 """Gets the addresses of the server, and what ends it, from any thread."""
@@ -58,6 +59,7 @@ def serve(
 async def _serve(
     models: Models, settings: ServerSettings, sockets: list[socket.socket], on_listening: OnListening
 ) -> None:
+    asyncio.get_running_loop().set_default_executor(_Threads())
     app = create_app(models, settings)
     config = uvicorn.Config(
         app,
@@ -127,6 +129,14 @@ def addresses(sockets: Sequence[socket.socket]) -> list[str]:
         host, port = each.getsockname()[:2]
         made.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     return made
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads that the end of the server does not wait for: one may wait for an engine in the middle of a step."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Takes no more work, and waits for none."""
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
 
 
 class _Server(uvicorn.Server):
