@@ -18,32 +18,23 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from vkllm import LLM, RunStats
 
-SENTENCE = (
-    "the harbour was quiet when the last boat came in and the crew carried crates of salted fish past the old lamp "
-    "while a boy with a red scarf counted them aloud and wrote each number in a small book that his uncle had given him"
-)
-WORDS = SENTENCE.split(" ")
+PROSE = Path(__file__).parents[1] / "docs" / "design.md"
 
 FREE = "Write a story about a lighthouse keeper who finds a letter in a bottle."
 
 
 def text_of(n_bytes: int) -> str:
-    """Numbered sentences of words in changing order, so that every place in the text is another one."""
-    lines, size, i = [], 0, 0
-    while size < n_bytes:
-        i += 1
-        words = [WORDS[(7 * i + 11 * k * k + k) % len(WORDS)] for k in range(12)]
-        lines.append(f"{i}. {' '.join(words).capitalize()}.")
-        size += len(lines[-1]) + 1
-    return "\n".join(lines)
+    """The beginning of a chapter of prose, in whole sentences."""
+    text = PROSE.read_text().split("## How a step runs", 1)[1].strip().replace("**", "")[:n_bytes]
+    return text[: text.rindex(".") + 1]
 
 
 def edited(text: str) -> str:
-    """The text with a word of every fifth line replaced."""
+    """The text with the fifth word of every fourth line replaced."""
     lines = text.split("\n")
-    for i in range(2, len(lines), 5):
-        words = lines[i].split()
-        words[5] = "granite"
+    for i in range(1, len(lines), 4):
+        words = lines[i].split(" ")
+        words[4:5] = ["granite"]
         lines[i] = " ".join(words)
     return "\n".join(lines)
 
@@ -77,7 +68,7 @@ def main() -> None:
     text = text_of(options.bytes)
     copied = edited(text)
     cases = {
-        "repeated": (f"{text}\n\nThe same with small edits:\n{copied[: len(copied) // 4]}", options.n),
+        "repeated": (f"{text}\n\nThe same with small edits:\n\n{copied[: len(copied) // 4]}", options.n),
         "free": (FREE, options.free),
     }
     print("text      spec  tok/s   ratio  drafted  accepted  same text")
