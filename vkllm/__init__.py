@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vkllm.api.answer import Generation, Logprob, Piece, TopLogprob
     from vkllm.api.async_llm import AsyncLLM
     from vkllm.api.async_stream import AsyncStream
+    from vkllm.api.benchmark import BatchTimes
     from vkllm.api.llm import LLM
     from vkllm.api.openai.completions import ChatCompletion, ChatCompletionChunk, Completion, EmbeddingResponse
     from vkllm.api.planning import ModelPlan, plan_model
@@ -47,6 +48,7 @@ __all__ = [
     "LLM",
     "AsyncLLM",
     "AsyncStream",
+    "BatchTimes",
     "ChatCompletion",
     "ChatCompletionChunk",
     "Completion",
@@ -90,6 +92,7 @@ __all__ = [
 _MODULES = {
     "AsyncLLM": "vkllm.api.async_llm",
     "AsyncStream": "vkllm.api.async_stream",
+    "BatchTimes": "vkllm.api.benchmark",
     "ChatCompletion": "vkllm.api.openai.completions",
     "ChatCompletionChunk": "vkllm.api.openai.completions",
     "Completion": "vkllm.api.openai.completions",

@@ -87,7 +87,7 @@ def test_a_refused_state_leaves_a_model_that_answers_as_before(tiny_gguf: Path, 
         with pytest.raises(StateFileError, match="damaged: not a sound saved state"):
             llm.load_state(tmp_path / "damaged")
         after = llm.generate("Once upon", temperature=0, max_tokens=8)
-        assert (after.token_ids, after.stats.n_cached) == (before.token_ids, 0)
+        assert (after.token_ids, after.stats.n_cached) == (before.token_ids, before.stats.n_prompt - 1)
         llm.save_state(tmp_path / "sound")
     with pytest.raises(DeviceLost, match="the engine was closed"):
         llm.save_state(tmp_path / "late")
