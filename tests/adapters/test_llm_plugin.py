@@ -61,9 +61,9 @@ def test_options_and_schemas_reach_the_model(model: Any, monkeypatch: pytest.Mon
     seen: dict[str, Any] = {}
     of_chat = Prompts.of_chat
 
-    def spy(self: Prompts, messages: Any, params: Any, options: Any, tools: Any) -> Any:
+    def spy(self: Prompts, messages: Any, params: Any, options: Any, *others: Any) -> Any:
         seen.update(options)
-        return of_chat(self, messages, params, {}, tools)
+        return of_chat(self, messages, params, {}, *others)
 
     monkeypatch.setattr(Prompts, "of_chat", spy)
     model.prompt("Hi", schema={"type": "integer"}, seed=3).text()

@@ -235,6 +235,7 @@ def test_all_loading_options_have_their_argument() -> None:
         "vram_limit": 2**30,
         "ram_limit": 2**20,
         "override_tensor": None,
+        "n_parallel": None,
         "spec": "auto",
     }
 
