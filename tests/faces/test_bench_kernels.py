@@ -104,8 +104,8 @@ def test_json_json_lines_and_csv_hold_the_same(command: Command, tiny_gguf: Path
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("", [(1, 0), (8, 0), (64, 0)]),  # a step of 64 takes over 0.1 s already
-        ("-d 0,200", [(1, 0), (8, 0), (64, 0), (1, 200), (8, 200)]),  # the context has room for 256
+        ("", [(n, 0) for n in (1, 2, 4, 8, 16)]),  # a step of 16 takes over 0.1 s already
+        ("-d 0,245", [*((n, 0) for n in (1, 2, 4, 8, 16)), *((n, 245) for n in (1, 2, 4, 8))]),  # of 256 tokens
         ("-n 0 -p 256,8", [(256, 0), (8, 0)]),
         ("-p 0", [(1, 0)]),
     ],
