@@ -34,7 +34,7 @@ CPU = replace(H100, type="cpu", vendor_id=0x10005, matrix_shape=None, n_cores=No
 
 @settings(deadline=None, max_examples=60)
 @given(
-    n_vocab=st.one_of(st.integers(2**7, 2**22), st.sampled_from([128_256, 131_072, 151_936, 256_000, 262_144])),
+    n_vocab=st.one_of(st.integers(2**7, 2**19), st.sampled_from([128_256, 131_072, 151_936, 256_000, 262_144])),
     size=st.sampled_from([4, 8, 16, 32, 64, 128]),
     base=st.sampled_from([H100, RADEON, replace(H100, vendor_id=0x13B5, n_cores=None), CPU]),
     fmt=st.sampled_from(["Q4_0", "Q6_K", "F16"]),
@@ -57,7 +57,8 @@ def test_no_dispatch_of_a_program_has_more_workgroups_than_any_device_allows(
     HiddenStates(program).rows(0, 1)
     uses = [use for step in device.steps for use in step]
     found = {use.kernel for use in uses}
-    assert found >= {"matvec", "argmax", "top_logits", "mask_logits", "score", "copy_words", "read_logits"}
+    assert found >= {"argmax", "top_logits", "mask_logits", "score", "copy_words", "read_logits"}
+    assert found & {"matvec", "matmul_narrow"}
     for use in uses:
         assert all(1 <= n <= MOST for n in use.groups), use
         if use.kernel == "matvec":
@@ -70,7 +71,7 @@ def test_no_dispatch_of_a_program_has_more_workgroups_than_any_device_allows(
 
 @pytest.mark.parametrize(("n_vocab", "folds"), [(131_070, False), (131_072, True), (262_144, True)])
 def test_a_large_vocabulary_on_subgroups_of_64_goes_on_in_z(n_vocab: int, folds: bool) -> None:
-    device = PaperDevice(RADEON)
+    device = PaperDevice(replace(RADEON, matrix_shape=None))
     program = paper_program(device, wide_spec(n_layers=1, n_vocab=n_vocab), "F16")
     device.steps.clear()
     program.submit([Part(0, [0] * 8, 0, [0], results=LIKELIEST)], is_prompt=True)
