@@ -34,7 +34,7 @@ CPU = replace(H100, type="cpu", vendor_id=0x10005, matrix_shape=None, n_cores=No
 
 @settings(deadline=None, max_examples=60)
 @given(
-    n_vocab=st.one_of(st.integers(2**7, 2**19), st.sampled_from([128_256, 131_072, 151_936, 256_000, 262_144])),
+    n_vocab=st.one_of(st.integers(2**7, 2**22), st.sampled_from([128_256, 131_072, 151_936, 256_000, 262_144])),
     size=st.sampled_from([4, 8, 16, 32, 64, 128]),
     base=st.sampled_from([H100, RADEON, replace(H100, vendor_id=0x13B5, n_cores=None), CPU]),
     fmt=st.sampled_from(["Q4_0", "Q6_K", "F16"]),

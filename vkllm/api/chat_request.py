@@ -11,6 +11,20 @@ from vkllm.api.async_llm import AsyncLLM
 from vkllm.api.async_stream import AsyncStream
 from vkllm.errors import InvalidParameter
 
+SAMPLING_NAMES = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "seed": "seed",
+    "stop": "stop",
+    "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "penalty_window",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+}
+"""What ollama and llama.cpp call sampling parameters, and our names. Others mean nothing here and are ignored."""
+
 
 @dataclass(frozen=True)
 class ChatRequest:

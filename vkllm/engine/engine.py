@@ -91,9 +91,7 @@ class Engine:
         """Begins with an empty cache. No request may be open."""
         program, config = self._program, self._config
         plan = program.plan
-        self._cache = PrefixCache(
-            program.n_blocks, getattr(plan, "n_window_blocks", 0), program.window, plan.n_state_slots
-        )
+        self._cache = PrefixCache(program.n_blocks, plan.n_window_blocks, program.window, plan.n_state_slots)
         self._batching = Batching(
             program,
             self._cache,

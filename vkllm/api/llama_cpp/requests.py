@@ -13,27 +13,14 @@ from typing import Any, cast
 from vkllm.api.answer import SamplingOptions
 from vkllm.api.async_llm import AsyncLLM
 from vkllm.api.async_stream import AsyncStream
+from vkllm.api.chat_request import SAMPLING_NAMES
 from vkllm.api.llama_cpp.prompts import Prompt, prompts_of, token_ids_of
 from vkllm.engine.params import RANDOM_SEED
 from vkllm.errors import InvalidParameter
 from vkllm.parameters import truth, whole_number
 from vkllm.text.tokenizer import Tokenizer
 
-_OUR_NAMES = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "seed": "seed",
-    "stop": "stop",
-    "repeat_penalty": "repetition_penalty",
-    "repeat_last_n": "penalty_window",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "ignore_eos": "ignore_eos",
-    "grammar": "grammar",
-    "json_schema": "json_schema",
-}
+_OUR_NAMES = SAMPLING_NAMES | {name: name for name in ("ignore_eos", "grammar", "json_schema")}
 _MAX_ANSWERS = 128
 _MOST_LOGPROBS = 1000
 

@@ -9,23 +9,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from vkllm.api.answer import SamplingOptions
-from vkllm.api.chat_request import text_field
+from vkllm.api.chat_request import SAMPLING_NAMES, text_field
 from vkllm.errors import InvalidParameter
 from vkllm.parameters import truth, whole_number
-
-_OUR_NAMES = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "seed": "seed",
-    "stop": "stop",
-    "repeat_penalty": "repetition_penalty",
-    "repeat_last_n": "penalty_window",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-}
-"""ollama's names of options and ours. Others, such as num_thread, mean nothing here and are ignored."""
 
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"-?(?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+|-?\d+(?:\.\d*)?")
@@ -81,7 +67,7 @@ def sampling_options(body: Mapping[str, Any]) -> SamplingOptions:
     """Options, format and logprobs as our options. A full context loses its middle, as in ollama."""
     given = given_options(body)
     made: dict[str, Any] = {
-        ours: given[theirs] for theirs, ours in _OUR_NAMES.items() if given.get(theirs) not in (None, [])
+        ours: given[theirs] for theirs, ours in SAMPLING_NAMES.items() if given.get(theirs) not in (None, [])
     }
     n_predict = given.get("num_predict")
     if n_predict is not None and not (isinstance(n_predict, int) and n_predict < 0):

@@ -32,6 +32,7 @@ class StoredForms:
 
     def __init__(self, buffers: ModelBuffers, tuning: Tuning) -> None:
         self._tuning = tuning
+        self._device = buffers.device
         self._activations = buffers.activations
         ops = (*decoder(buffers.spec), *head(buffers.spec))
         readers: dict[str, set[int]] = defaultdict(set)
@@ -44,7 +45,6 @@ class StoredForms:
         others = {op.output for op in ops if not _may_store_halves(op)}
         self._in_halves = {name for name, forms in readers.items() if HALVES in forms and Q16 not in forms} - others
         self._in_fragments = readers.keys() - others - elsewhere
-        self._device = buffers.device
 
     def _read(self, op: Matvec | ExpertMatvec, planes: WeightPlanes) -> int:
         """The form of its input that a product reads in wide steps; NOTHING where it reads float32."""
@@ -70,8 +70,14 @@ class StoredForms:
 
     def _suits_narrow(self, op: Matvec | ExpertMatvec, matrices: Sequence[WeightPlanes]) -> bool:
         """Whether matmul_narrow can compute a product. A router would take other experts if its logits were rounded."""
-        is_matvec = isinstance(op, Matvec) and op.output != "router" and op.width % 4 == 0
-        return is_matvec and all(planes.n_rows % 4 == 0 and planes.format != "F32" for planes in matrices)
+        info = self._device.info
+        shape = info.narrow_shape or info.matrix_shape
+        if shape is None or not isinstance(op, Matvec) or op.output == "router" or op.width % 4:
+            return False
+        most_rows = shape[0] * info.max_groups[0]  # of workgroups with one matrix of rows
+        return all(
+            planes.n_rows % 4 == 0 and planes.n_rows <= most_rows and planes.format != "F32" for planes in matrices
+        )
 
     def takes_narrow(self, op: Matvec, width: int) -> bool:
         """Whether steps of `width` rows compute a product by matmul_narrow; then all products of its input."""
