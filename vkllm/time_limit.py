@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -11,11 +12,13 @@ from typing import Any, TypeVar
 from vkllm.errors import InvalidParameter
 
 T = TypeVar("T")
+_MOST_WAIT = 20  # limits of wall time, on a machine that is busy with other things
 
 
 class TimeLimit:
-    """Limits how long calls hold up their caller, in wall time.
+    """Limits how long calls hold up their caller: so many seconds of a thread's own time, where the system tells it.
 
+    A machine that is busy with other things takes longer for the same; after 20 times as long no call is awaited.
     A call that takes longer goes on in its thread until it ends, so it should release the GIL or be short in the end.
     No other call begins meanwhile, so calls that are too long cannot pile up. A call in time costs about 30 µs more.
     Several threads may use the same limit.
@@ -36,9 +39,10 @@ class TimeLimit:
         if self._late:
             raise InvalidParameter(f"{what} cannot be used while an earlier one still takes too long; ask again later")
         worker = self._worker()
+        begin_s = worker.used_s()
         worker.calls.put(call)
         try:
-            outcome = worker.outcomes.get(timeout=self._seconds)
+            outcome = self._outcome(worker, begin_s)
         except Empty:
             self._late.append(worker)
             worker.calls.put(None)
@@ -54,6 +58,18 @@ class TimeLimit:
             raise outcome.error
         returned: T = outcome
         return returned
+
+    def _outcome(self, worker: _Worker, begin_s: float) -> object:
+        """What a call gave. begin_s: what its thread had used before. Raises Empty if it takes too long."""
+        end_s = time.monotonic() + _MOST_WAIT * self._seconds
+        left_s = self._seconds
+        while True:
+            try:
+                return worker.outcomes.get(timeout=left_s)
+            except Empty:
+                left_s = self._seconds - (worker.used_s() - begin_s)
+                if left_s < 0.001 or time.monotonic() > end_s:
+                    raise
 
     def _worker(self) -> _Worker:
         while self._idle:
@@ -79,6 +95,13 @@ class _Worker(Thread):
         super().__init__(name="vkllm time limit", daemon=True)
         self.calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self.outcomes: SimpleQueue[Any] = SimpleQueue()
+
+    def used_s(self) -> float:
+        """Seconds of a processor that the thread has used; of wall time where the system does not tell."""
+        if not hasattr(time, "pthread_getcpuclockid") or not self.is_alive():
+            return time.monotonic()
+        assert self.ident is not None
+        return time.clock_gettime(time.pthread_getcpuclockid(self.ident))
 
     def run(self) -> None:
         while (call := self.calls.get()) is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,6 +74,13 @@ def test_several_threads_may_use_one_limit(slow: threading.Event) -> None:
     for caller in callers:
         caller.join()
     assert sorted(returned) == [0, 1, 2, 3]
+
+
+def test_the_time_of_others_does_not_count() -> None:
+    """On a busy machine a call that is quick by itself may take long."""
+    assert result(TimeLimit(0.05), lambda: time.sleep(0.2)) is None
+    with pytest.raises(InvalidParameter, match=r"^it takes longer than 0\.05 s"):  # 0.4 s or more
+        result(TimeLimit(0.05), lambda: hashlib.pbkdf2_hmac("sha256", b"key", b"salt", 1_000_000))
 
 
 def test_only_one_call_that_is_too_late_goes_on(slow: threading.Event) -> None:

@@ -39,7 +39,7 @@ MAX_LARK_RULES = 400
 MAX_ANDS = 8
 """Most expressions joined by &. Each doubles the states; 20 take 8 s."""
 LIMITS = LLParserLimits(initial_lexer_fuel=500_000, max_grammar_size=200_000, verbose_errors=False)
-_LIMIT = TimeLimit(1.0)  # of wall time, for what the limits above let through on a slow or busy machine
+_LIMIT = TimeLimit(1.0)  # for what the limits above let through on a slow machine
 
 
 def answer_grammar(

@@ -12,7 +12,7 @@ from served import Served, serving, single
 from vkllm.engine.process.handle import EngineProcess
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fake_engines() -> Iterator[None]:
     """All models that are loaded have the engine that echoes."""
     with pytest.MonkeyPatch.context() as patch:
@@ -22,7 +22,7 @@ def fake_engines() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(tiny_gguf: Path, fake_engines: None) -> Iterator[Served]:
     """A server of one tiny model that answers with the prompt from its second token on."""
     with serving(single(tiny_gguf)) as server:
