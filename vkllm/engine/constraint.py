@@ -27,8 +27,8 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 _TOO_COMPLEX = re.compile(r"too (many|big|large|complex)|max is|fuel|limit", re.IGNORECASE)
-# Of a thread's own time: for compiling with the first mask, which takes longest, and for each later step. What text/grammar.py
-# accepts compiles in less than 0.3 s of CPU time, as far as is known, and a step usually takes 0.02 to 0.08 ms.
+# Of a thread's own time: for compiling with the first mask, which takes longest, and for each later step. What
+# text/grammar.py accepts compiles in less than 0.3 s, as far as is known, and a step usually takes 0.02 to 0.08 ms.
 _PATIENCE_S = 1.0
 _WHAT = "the grammar of the answer"
 Words = npt.NDArray[np.uint32]
