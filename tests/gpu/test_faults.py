@@ -7,6 +7,7 @@ import pytest
 
 from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout, OutOfDeviceMemory
 from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.device.shared_memory import SharedHostMemory
 from vkllm.gpu.layer import INJECTIONS, Layer
 from vkllm.gpu.program.kernels import KERNELS
 
@@ -21,12 +22,14 @@ RESULTS = {
 
 
 def use_a_device(index: int) -> None:
-    """Opens a device, makes buffers, computes and reads the result."""
+    """Opens a device, makes buffers, of shared memory too where it can be imported, computes and reads the result."""
     device = Device(str(index), timeout_s=0.5)
     try:
         source, middle, target = device.buffer(64, tier="host"), device.buffer(64), device.buffer(64, is_host=True)
         assert source.words is not None and target.words is not None
         source.words[:] = np.arange(64)
+        if "external_memory_host" in device.info.features:
+            middle = device.shared_buffer(SharedHostMemory(256))
         steps = [
             device.dispatch(KERNELS["copy_words"], pair, constants=(64,), groups=(1, 1), push=(64, 0, 0))
             for pair in ((source, middle), (middle, target))

@@ -22,7 +22,7 @@ SHADERS = Path(__file__).parents[1] / "shaders"
 
 
 class Gpu:
-    """A Kompute manager and its number in the layer. Layer.activate has to come first."""
+    """A Kompute manager, asynchronous, and its number in the layer. Layer.activate has to come first."""
 
     def __init__(self, layer: Layer) -> None:
         import kp
@@ -31,6 +31,7 @@ class Gpu:
         self.layer = layer
         self.manager = kp.Manager(0)
         self.device = layer.open_device()
+        layer.asynchronous(self.device, True)
 
     def tensor(self, words: Words, kind: str = "host") -> Any:
         return self.manager.tensor_t(words, getattr(self.kp.TensorTypes, kind))

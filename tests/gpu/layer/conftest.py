@@ -25,7 +25,6 @@ def layer() -> Layer:
 
 @pytest.fixture
 def gpu(layer: Layer) -> Iterator[Gpu]:
-    layer.asynchronous(True)
     gpu = Gpu(layer)
     yield gpu
     for kind in INJECTIONS:

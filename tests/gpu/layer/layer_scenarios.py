@@ -225,8 +225,8 @@ def refused(layer: Layer) -> dict[str, Any]:
 
 def lost(layer: Layer) -> dict[str, Any]:
     """Without asynchronous mode, eval() of a submit that failed comes back instead of waiting for ever."""
-    layer.asynchronous(False)
     gpu = Gpu(layer)
+    layer.asynchronous(gpu.device, False)
     sequence, *_kept = gpu.chain(np.arange(64, dtype=np.uint32), 3)
     layer.inject("submit", 1, -4)
     sequence.eval()
@@ -245,7 +245,6 @@ def _raised(layer: Layer, device: int) -> type[Exception] | None:
 
 if __name__ == "__main__":
     active = Layer.activate()
-    active.asynchronous(True)
     scenarios = {
         f.__name__: f
         for f in (

@@ -21,7 +21,7 @@ def test_only_reported_features_are_enabled_and_the_probe_sees_the_same(gpu: Gpu
     assert enabled <= reported
     assert devices()[0].features - {"fast_integer_dot"} == reported & {
         "fp16", "integer_dot_product", "cooperative_matrix", "subgroup_size_control", "compute_full_subgroups",
-        "memory_budget",
+        "memory_budget", "external_memory_host",
     }  # fmt: skip
 
 
@@ -34,7 +34,10 @@ def test_features_are_those_that_shaders_declare_and_the_layer_uses(gpu: Gpu) ->
     always = {1, *range(61, 67)}  # Shader, GroupNonUniform and its kinds
     declared = {capability for path in SPV.glob("*.spv") for capability in capabilities(path.read_bytes())} - always
     needed = {feature_of[capability] for capability in declared}
-    by_the_layer = {"subgroup_size_control", "compute_full_subgroups", "memory_budget", "memory_model_device_scope"}
+    by_the_layer = {
+        "subgroup_size_control", "compute_full_subgroups", "memory_budget", "memory_model_device_scope",
+        "external_memory_host",
+    }  # fmt: skip
     assert set(gpu.layer.feature_names) == needed | by_the_layer
 
 

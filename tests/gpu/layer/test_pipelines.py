@@ -95,7 +95,6 @@ def test_the_required_subgroup_size_is_what_the_driver_compiles_for(layer: Layer
 
 def use_one_pipeline(layer: Layer) -> tuple[int, int]:
     """Opens a device, makes a pipeline and destroys the device; returns bytes of cache loaded and saved."""
-    layer.asynchronous(True)
     gpu = Gpu(layer)
     try:
         sequence, tensors, _kept = gpu.chain(np.zeros(64, np.uint32), 3)
@@ -148,7 +147,6 @@ def test_a_pipeline_cache_that_cannot_be_kept_is_said(layer: Layer, tmp_path: Pa
         layer.set_pipeline_cache(tmp_path / "file" / "pipelines")
     folder = tmp_path / "pipelines"
     layer.set_pipeline_cache(folder)
-    layer.asynchronous(True)
     gpu = Gpu(layer)
     try:
         gpu.chain(np.zeros(64, np.uint32), 1)

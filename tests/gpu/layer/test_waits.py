@@ -38,10 +38,10 @@ def test_another_thread_runs_during_a_wait_and_not_during_an_eval_that_waits(gpu
         while not wake_ups:
             time.sleep(0.001)
         in_wait, wait_s = wake_ups_during(lambda: gpu.run(sequence))
-        gpu.layer.asynchronous(False)
+        gpu.layer.asynchronous(gpu.device, False)
         in_eval, _ = wake_ups_during(sequence.eval)
     finally:
-        gpu.layer.asynchronous(True)
+        gpu.layer.asynchronous(gpu.device, True)
         stop.set()
         thread.join()
     print(f"{in_wait / wait_s:.0f} wake-ups a second during a wait of {wait_s:.2f} s, {in_eval} during an eval")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vkllm.errors import DeviceError, OutOfDeviceMemory
+from vkllm.errors import DeviceError, OutOfDeviceMemory, UnsupportedDevice
 from vkllm.gpu.device.kernel import KernelSpec
 from vkllm.gpu.device.probe import DeviceInfo, MemoryLimits, check_device, choose_device, devices
 from vkllm.gpu.device.requirements import (
@@ -24,6 +24,10 @@ from vkllm.gpu.device.requirements import (
     prepared,
     without_subgroups,
 )
+from vkllm.gpu.device.requirements import (
+    described as device_and_driver,
+)
+from vkllm.gpu.device.shared_memory import SharedHostMemory
 from vkllm.gpu.layer import Layer
 from vkllm.gpu.layer.memory import HeapUse, LayerTier, Placement
 from vkllm.gpu.layer.results import OUT_OF_MEMORY, described, error_of
@@ -33,14 +37,17 @@ Words = npt.NDArray[np.uint32]
 
 
 class Buffer:
-    """Memory of whole uint32 words. words: as the CPU sees it; None if it is "local". placement: where it lies."""
+    """Memory of whole uint32 words. words: as the CPU sees it; None if it is "local". placement: where it lies.
+    shared: the memory, if other devices have it too."""
 
-    def __init__(self, tensor: Any, n_words: int, placement: Placement) -> None:
+    def __init__(self, tensor: Any, n_words: int, placement: Placement, shared: SharedHostMemory | None = None) -> None:
         self.tensor = tensor
         self.n_words = n_words
         self.placement = placement
         self.words: Words | None = None
-        if placement.address:
+        if shared is not None:
+            self.words = shared.words
+        elif placement.address:
             self.words = np.asarray(_Mapped(tensor, n_words, placement.address))
 
 
@@ -115,7 +122,9 @@ class Device:
             self._manager = kp.Manager(self.info.index)
         self.layer_id = self._layer.open_device()
         self._layer.limit_memory(self.layer_id, limits.vram_bytes, limits.ram_bytes)
-        self._layer.asynchronous(True)
+        self._layer.asynchronous(self.layer_id, True)
+        self._shared: list[SharedHostMemory] = []
+        self._check_identity()
         enabled = self._layer.features(self.layer_id)
         self.has_integer_dot = "integer_dot_product" in enabled and "fast_integer_dot" in self.info.features
         # lavapipe 22.3 reports it, but then treats every load from shared memory as a barrier
@@ -152,6 +161,46 @@ class Device:
         if is_host and buffer.words is not None:
             buffer.words[:] = 0
         return buffer
+
+    def shared_buffer(self, memory: SharedHostMemory) -> Buffer:
+        """The memory as a buffer of this device; the device keeps it until it is closed.
+
+        Raises UnsupportedDevice if the driver cannot import memory, OutOfDeviceMemory if a limit leaves no room for it.
+        """
+        alignment = self._layer.import_alignment(self.layer_id)
+        if not alignment:
+            raise self._cannot_import("it lacks VK_EXT_external_memory_host")
+        if memory.address % alignment or memory.n_bytes % alignment:
+            raise self._cannot_import(f"addresses would have to be multiples of {alignment:,} bytes")
+        self._shared.append(memory)
+        self._layer.import_next(memory.address, memory.n_bytes)
+        try:
+            size_only = np.empty(memory.n_bytes // 4, np.uint32)
+            tensor = self._manager.tensor_t(size_only, self._kp.TensorTypes.storage)
+        except (RuntimeError, MemoryError) as error:
+            call, result = self._layer.take_failure(self.layer_id) or (str(error), OUT_OF_MEMORY[1])
+            if result in OUT_OF_MEMORY:
+                raise error_of(call, result) from error
+            raise self._cannot_import(described(call, result)) from error
+        buffer = Buffer(tensor, len(size_only), self._layer.placement(), memory)
+        self.check()
+        return buffer
+
+    def _cannot_import(self, reason: str) -> UnsupportedDevice:
+        return UnsupportedDevice(
+            f"{device_and_driver(self.info)} cannot share system memory with other devices ({reason}); "
+            "update the driver, or split the model by layers (`-sm layer`)"
+        )
+
+    def _check_identity(self) -> None:
+        """Closes the device and raises DeviceError if Kompute numbers devices in another order than the probe."""
+        opened = self._layer.gpu_uuid(self.layer_id)
+        if any(opened) and self.info.uuid and opened != self.info.uuid:
+            self.close()
+            raise DeviceError(
+                f"Kompute opened another device than {self.info.name} (index {self.info.index}); choose it by "
+                "VK_DRIVER_FILES, or turn off Vulkan layers that change the order of devices"
+            )
 
     def memory(self) -> tuple[HeapUse, ...]:
         """The device's heaps now, in the order of `info.heaps`: sizes, budgets, what is used."""
@@ -278,3 +327,4 @@ class Device:
         if self._manager is not None:
             self._manager.destroy()
             self._manager = None
+            self._shared.clear()  # only now: drivers may not lose what they have imported

@@ -49,8 +49,10 @@ _FEATURE_FLAGS: Final = {
 }
 _FEATURE_EXTENSIONS: Final = {
     "memory_budget": "VK_EXT_memory_budget",
+    "external_memory_host": "VK_EXT_external_memory_host",
 }
 _PROPERTY_STRUCTURES: Final[tuple[Structure, ...]] = (
+    ("VkPhysicalDeviceIDProperties", (1, 1), ""),
     ("VkPhysicalDeviceSubgroupProperties", (1, 1), ""),
     ("VkPhysicalDeviceMaintenance3Properties", (1, 1), ""),
     ("VkPhysicalDeviceDriverProperties", (1, 2), "VK_KHR_driver_properties"),
@@ -94,7 +96,7 @@ class DeviceInfo:
     subgroup_size: the size that kernels get if they request none; on
     an open device, the size that its kernels request. subgroup_operations: those that compute shaders may use.
     max_workgroup_subgroups: most subgroups in a workgroup of a kernel that requests their size; 0 if compute shaders
-    cannot request one. max_groups: most workgroups of a dispatch along x, y and z.
+    cannot request one. max_groups: most workgroups of a dispatch along x, y and z. uuid: of the GPU; empty if unknown.
     """
 
     index: int
@@ -121,6 +123,7 @@ class DeviceInfo:
     subgroup_operations: frozenset[str] = SUBGROUP_OPERATIONS
     max_workgroup_subgroups: int = 64
     max_groups: tuple[int, int, int] = (65535, 65535, 65535)
+    uuid: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -313,6 +316,7 @@ class _Gpu:
         sizes = properties.get("VkPhysicalDeviceSubgroupSizeControlProperties")
         maintenance = properties.get("VkPhysicalDeviceMaintenance3Properties")
         driver = properties.get("VkPhysicalDeviceDriverProperties")
+        identity = properties.get("VkPhysicalDeviceIDProperties")
         dot = properties.get("VkPhysicalDeviceShaderIntegerDotProductProperties")
         features = {
             name
@@ -350,6 +354,7 @@ class _Gpu:
                 else 0
             ),
             max_groups=tuple(limits.maxComputeWorkGroupCount),
+            uuid=bytes(identity.deviceUUID) if identity else b"",
             matrix_shape=max((shape for shape in shapes if {*shape} <= {8, 16}), key=math.prod, default=None),
             narrow_shape=NARROW_SHAPE if NARROW_SHAPE in shapes else None,
         )

@@ -45,8 +45,10 @@ INJECTIONS: Final = (
     "begin",
     "end",
     "create_fence",
+    "import",  # host memory that several devices share
 )
 NO_LIMIT: Final = 2**64 - 1
+UUID_BYTES: Final = 16  # VK_UUID_SIZE
 
 
 @dataclass(frozen=True)
@@ -83,17 +85,20 @@ class Layer:
             ("features", u64, [u32, i32]),
             ("feature_name", ctypes.c_char_p, [u32]),
             ("statistics", u32, [u32, ctypes.POINTER(u64), u32]),
-            ("asynchronous", None, [i32]),
+            ("gpu_uuid", i32, [u32, ctypes.c_char_p]),
+            ("asynchronous", None, [u32, i32]),
             ("independent", None, []),
             ("require_subgroup_size", None, [u32]),
             ("ticket", u64, [u32]),
             ("wait", i32, [u32, u64, u64]),
             ("place_next", None, [u32]),
+            ("import_next", None, [ctypes.c_void_p, u64]),
+            ("import_alignment", u64, [u32]),
             ("placement", None, [ctypes.POINTER(u64)]),
             ("heaps", u32, [u32, ctypes.POINTER(u64), u32]),
             ("limit_memory", None, [u32, u64, u64]),
             ("abandoned", u64, []),
-            ("inject", None, [u32, u32, i32]),
+            ("inject", None, [u32, u32, u32, i32]),
             ("injection_pending", u32, [u32]),
             ("set_pipeline_cache", None, [ctypes.c_char_p]),
             ("save_pipeline_cache", i32, [u32]),
@@ -125,7 +130,7 @@ class Layer:
             return cls._active
 
     def open_device(self) -> int:
-        """The number of the newest Vulkan device of this process.
+        """The number of the Vulkan device that this thread made last.
 
         Raises DeviceError if the loader bypassed the layer, or no device was made. A vkCreateDevice that fails never
         gets here: Kompute goes on with a null device and the Vulkan loader aborts the process, after the layer has
@@ -136,9 +141,17 @@ class Layer:
             raise DeviceError(_why_unused())
         return device
 
-    def asynchronous(self, on: bool) -> None:
-        """Whether Kompute's `eval()` returns at once, to be waited for with `wait`; for the whole process."""
-        self._library.vkllm_layer_asynchronous(on)
+    def gpu_uuid(self, device: int) -> bytes:
+        """The deviceUUID of the GPU that a device was made for; zeros if its driver tells none. DeviceError if there is
+        no such device."""
+        uuid = ctypes.create_string_buffer(UUID_BYTES)
+        if not self._library.vkllm_layer_gpu_uuid(device, uuid):
+            raise DeviceError(_no_such_device(device))
+        return uuid.raw
+
+    def asynchronous(self, device: int, on: bool) -> None:
+        """Whether Kompute's `eval()` on a device returns at once, to be waited for with `wait`."""
+        self._library.vkllm_layer_asynchronous(device, on)
 
     def independent(self) -> None:
         """The next dispatch that this thread records needs no barrier.
@@ -209,6 +222,18 @@ class Layer:
         asks for host memory."""
         self._library.vkllm_layer_place_next(TIERS.index(tier))
 
+    def import_next(self, address: int, n_bytes: int) -> None:
+        """The next buffer that this thread makes, of n_bytes, is the host memory at an address.
+
+        Both must be multiples of `import_alignment`. The memory must be there until the device is destroyed.
+        """
+        self._library.vkllm_layer_import_next(address, n_bytes)
+
+    def import_alignment(self, device: int) -> int:
+        """What addresses and sizes of imported host memory must be multiples of; 0: the device imports none."""
+        alignment: int = self._library.vkllm_layer_import_alignment(device)
+        return alignment
+
     def placement(self) -> Placement:
         """Where the last buffer that this thread made lies."""
         numbers = (ctypes.c_uint64 * 5)()
@@ -234,12 +259,13 @@ class Layer:
         n: int = self._library.vkllm_layer_abandoned()
         return n
 
-    def inject(self, kind: str, n: int, result: int = 0) -> None:
-        """Test mode: the n-th next call of a kind (see INJECTIONS) fails with a VkResult; n = 0 cancels that.
+    def inject(self, kind: str, n: int, result: int = 0, device: int = 0) -> None:
+        """Test mode: the n-th next call of a kind (see INJECTIONS) on a device (0: on any) fails with a VkResult; n = 0
+        cancels that.
 
         A "hang" makes a wait last for its whole time limit; it needs a result that is not 0.
         """
-        self._library.vkllm_layer_inject(INJECTIONS.index(kind), n, result)
+        self._library.vkllm_layer_inject(device, INJECTIONS.index(kind), n, result)
 
     def injection_pending(self, kind: str) -> int:
         """Calls of a kind up to the one that will fail; 0: it has failed, or none is planned."""

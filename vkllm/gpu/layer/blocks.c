@@ -84,12 +84,18 @@ static uint64_t next_block_bytes(const Device *d, uint32_t type, uint64_t n_byte
   return bytes < d->max_allocation_bytes ? bytes : d->max_allocation_bytes;
 }
 
-static VkResult add_block(Device *d, uint32_t type, uint64_t n_bytes, Block **out) {
+/* imported: host memory that becomes the block's; NULL: new memory. */
+static VkResult add_block(Device *d, uint32_t type, uint64_t n_bytes, void *imported, Block **out) {
   Block *block = calloc(1, sizeof *block);
   Span *whole = calloc(1, sizeof *whole);
-  VkMemoryAllocateInfo info = {
-      .sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO, .allocationSize = n_bytes, .memoryTypeIndex = type};
-  VkResult result = block && whole ? injected(INJECT_BLOCK) : VK_ERROR_OUT_OF_HOST_MEMORY;
+  VkImportMemoryHostPointerInfoEXT pointer = {.sType = VK_STRUCTURE_TYPE_IMPORT_MEMORY_HOST_POINTER_INFO_EXT,
+                                              .handleType = VK_EXTERNAL_MEMORY_HANDLE_TYPE_HOST_ALLOCATION_BIT_EXT,
+                                              .pHostPointer = imported};
+  VkMemoryAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
+                               .pNext = imported ? &pointer : NULL,
+                               .allocationSize = n_bytes,
+                               .memoryTypeIndex = type};
+  VkResult result = block && whole ? injected(d, INJECT_BLOCK) : VK_ERROR_OUT_OF_HOST_MEMORY;
   if (!result) result = d->next.AllocateMemory(d->handle, &info, NULL, &block->memory);
   if (result) {
     free(block);
@@ -101,6 +107,7 @@ static VkResult add_block(Device *d, uint32_t type, uint64_t n_bytes, Block **ou
   block->first = whole;
   block->n_bytes = n_bytes;
   block->type = type;
+  block->mapped = imported;
   d->blocks = *out = block;
   __atomic_fetch_add(allocated_in(d, type), n_bytes, __ATOMIC_RELAXED);
   __atomic_fetch_add(&d->statistics.allocations, 1, __ATOMIC_RELAXED);
@@ -138,7 +145,7 @@ static VkResult span_in_new_block(Device *d, uint32_t type, const VkMemoryRequir
   if (n_bytes > room) n_bytes = room;
   for (;; n_bytes = n_bytes / 2 > required->size ? n_bytes / 2 : required->size) {
     Block *block = NULL;
-    VkResult result = add_block(d, type, n_bytes, &block);
+    VkResult result = add_block(d, type, n_bytes, NULL, &block);
     if (block) {
       block->is_whole = n_bytes == required->size;
       *out = take(block, required->size, alignment);
@@ -175,6 +182,34 @@ VkResult span_allocate(Device *d, Tier tier, const VkMemoryRequirements *require
   return *out ? VK_SUCCESS : result;
 }
 
+/* A block of its own for host memory that others hold, too. It counts in the heap of its type, as its room does. */
+VkResult span_import(Device *d, void *address, uint64_t n_bytes, uint32_t type_bits, Span **out) {
+  const VkExternalMemoryHandleTypeFlagBits handle = VK_EXTERNAL_MEMORY_HANDLE_TYPE_HOST_ALLOCATION_BIT_EXT;
+  VkMemoryHostPointerPropertiesEXT usable = {.sType = VK_STRUCTURE_TYPE_MEMORY_HOST_POINTER_PROPERTIES_EXT};
+  *out = NULL;
+  if (!d->next.GetMemoryHostPointerPropertiesEXT) return VK_ERROR_EXTENSION_NOT_PRESENT;
+  VkResult result = d->next.GetMemoryHostPointerPropertiesEXT(d->handle, handle, address, &usable);
+  if (result) return result;
+  type_bits &= usable.memoryTypeBits;
+  int32_t type = vkllm_layer_choose_type(&d->memory, NULL, READBACK, type_bits, n_bytes);
+  for (uint32_t i = 0; type < 0 && i < d->memory.memoryTypeCount; i++)
+    if (type_bits >> i & 1) type = (int32_t)i;
+  if (type < 0) return VK_ERROR_INVALID_EXTERNAL_HANDLE;
+  uint64_t room[VK_MAX_MEMORY_HEAPS];
+  lock(&d->memory_lock);
+  heap_rooms(d, room);
+  Block *block = NULL;
+  result = VK_ERROR_OUT_OF_DEVICE_MEMORY;
+  if (n_bytes <= room[d->memory.memoryTypes[type].heapIndex]) result = add_block(d, (uint32_t)type, n_bytes, address, &block);
+  if (block) {
+    block->is_whole = 1;
+    *out = take(block, n_bytes, 1);                  /* the whole block: needs no memory, so cannot fail */
+    __atomic_fetch_add(used_in(d, block->type), n_bytes, __ATOMIC_RELAXED);
+  }
+  unlock(&d->memory_lock);
+  return result;
+}
+
 /* Joins a free span with the free one after it. */
 static void merge(Span *s) {
   Span *gone = s->after;
@@ -205,7 +240,7 @@ VkResult span_map(Device *d, Span *s, void **out) {
   lock(&d->memory_lock);
   Block *block = s->block;
   void *mapped = block->mapped;
-  VkResult result = injected(INJECT_MAP);
+  VkResult result = injected(d, INJECT_MAP);
   if (!result && !mapped) result = d->next.MapMemory(d->handle, block->memory, 0, VK_WHOLE_SIZE, 0, &mapped);
   if (!result) {
     block->mapped = mapped;

@@ -48,7 +48,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreateCommandPool(VkDevice device, const VkC
   Device *d = device_of(device);
   VkCommandPoolCreateInfo resettable = *info;        /* Kompute records command buffers again without this right */
   resettable.flags |= VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT;
-  VkResult result = injected(INJECT_COMMAND_POOL);
+  VkResult result = injected(d, INJECT_COMMAND_POOL);
   if (!result) result = d->next.CreateCommandPool(device, &resettable, alloc, out);
   if (!result) return object_made(d);
   *out = VK_NULL_HANDLE;
@@ -70,7 +70,7 @@ VKAPI_ATTR void VKAPI_CALL hook_DestroyCommandPool(VkDevice device, VkCommandPoo
 VKAPI_ATTR VkResult VKAPI_CALL hook_AllocateCommandBuffers(VkDevice device, const VkCommandBufferAllocateInfo *info,
                                                            VkCommandBuffer *out) {
   Device *d = device_of(device);
-  VkResult result = info->commandPool ? injected(INJECT_COMMAND_BUFFER) : VK_ERROR_INITIALIZATION_FAILED;
+  VkResult result = info->commandPool ? injected(d, INJECT_COMMAND_BUFFER) : VK_ERROR_INITIALIZATION_FAILED;
   if (!result) result = d->next.AllocateCommandBuffers(device, info, out);
   if (result) return fail(d, "allocate_command_buffers", result);
   for (uint32_t i = 0; i < info->commandBufferCount; i++) {
@@ -107,7 +107,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_BeginCommandBuffer(VkCommandBuffer commands,
   }
   unlock(&d->lock);
   settle_through(d, ticket);                         /* its last submit may still run */
-  VkResult result = injected(INJECT_BEGIN);
+  VkResult result = injected(d, INJECT_BEGIN);
   if (!result) result = d->next.BeginCommandBuffer(commands, info);
   return result ? fail(d, "begin", result) : result;
 }
@@ -126,7 +126,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_EndCommandBuffer(VkCommandBuffer commands) {
   int needed = r && r->has_work;
   unlock(&d->lock);
   if (needed) order(d, commands, VK_PIPELINE_STAGE_HOST_BIT, VK_ACCESS_HOST_READ_BIT);
-  VkResult result = injected(INJECT_END);
+  VkResult result = injected(d, INJECT_END);
   if (!result) result = d->next.EndCommandBuffer(commands);
   return result ? fail(d, "end", result) : result;
 }

@@ -22,7 +22,7 @@ void unfinished_destroy(VkDevice device) {
 VKAPI_ATTR VkResult VKAPI_CALL hook_CreateDescriptorPool(VkDevice device, const VkDescriptorPoolCreateInfo *info,
                                                          const VkAllocationCallbacks *alloc, VkDescriptorPool *out) {
   Device *d = device_of(device);
-  VkResult result = injected(INJECT_DESCRIPTOR_POOL);
+  VkResult result = injected(d, INJECT_DESCRIPTOR_POOL);
   if (!result) result = d->next.CreateDescriptorPool(device, info, alloc, out);
   if (result) *out = VK_NULL_HANDLE;
   unfinished = (Unfinished){.pool = *out};
@@ -44,7 +44,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_AllocateDescriptorSets(VkDevice device, cons
   VkResult result = VK_ERROR_OUT_OF_POOL_MEMORY;
   int sound = info->descriptorPool != VK_NULL_HANDLE;
   for (uint32_t i = 0; i < info->descriptorSetCount; i++) sound &= info->pSetLayouts[i] != VK_NULL_HANDLE;
-  if (sound) result = injected(INJECT_DESCRIPTOR_SETS);
+  if (sound) result = injected(d, INJECT_DESCRIPTOR_SETS);
   if (sound && !result) result = d->next.AllocateDescriptorSets(device, info, out);
   if (!result) return result;
   for (uint32_t i = 0; i < info->descriptorSetCount; i++) out[i] = VK_NULL_HANDLE;

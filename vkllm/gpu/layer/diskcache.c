@@ -66,11 +66,12 @@ static void *read_file(const char *name, const VkPhysicalDeviceProperties *p, si
   return data;
 }
 
-static int write_file(const char *name, const void *data, size_t n_bytes) {
-  size_t n = strlen(name) + 32;
+/* d: so that two devices of a process that keep the same file do not write the same temporary one. */
+static int write_file(const Device *d, const char *name, const void *data, size_t n_bytes) {
+  size_t n = strlen(name) + 48;
   char *beside = malloc(n);
   if (!beside) return 0;
-  snprintf(beside, n, "%s.%ld", name, (long)getpid());
+  snprintf(beside, n, "%s.%ld.%u", name, (long)getpid(), d->id);
   struct {
     uint64_t magic, size;
     Hash hash;
@@ -109,7 +110,7 @@ static int save(Device *d) {
       n_bytes > d->cache_known_bytes) {
     void *data = malloc(n_bytes);
     saved = data && !d->next.GetPipelineCacheData(d->handle, d->cache, &n_bytes, data) &&
-            write_file(d->cache_file, data, n_bytes);
+            write_file(d, d->cache_file, data, n_bytes);
     free(data);
     if (saved) {
       d->cache_known_bytes = n_bytes;

@@ -69,6 +69,7 @@ static const struct {
     FLAG("subgroup_size_control", subgroup_size, subgroupSizeControl),
     FLAG("compute_full_subgroups", subgroup_size, computeFullSubgroups),
     {"memory_budget", 0, 0, "VK_EXT_memory_budget"},
+    {"external_memory_host", 0, 0, "VK_EXT_external_memory_host"},
 #undef FLAG
 };
 

@@ -17,6 +17,7 @@ static Lock tables = PTHREAD_MUTEX_INITIALIZER;      /* guards the two lists and
 static Instance *instances;
 static Device *devices;                              /* newest first */
 static uint32_t n_devices_made;
+static THREAD_LOCAL uint32_t made_here;              /* number of the last device that this thread made */
 static Failure no_device_failure;                    /* of vkCreateInstance and vkCreateDevice */
 static uint64_t n_abandoned;                         /* objects that Kompute had not destroyed with their device */
 
@@ -92,12 +93,21 @@ EXPORT uint64_t vkllm_layer_abandoned(void) {
   return n;
 }
 
-/* The number of the newest live device, or 0: the loader did not use this layer, or there is no device. */
+/* The number of the last device that this thread made; 0: the loader did not use this layer, or it is gone. */
 EXPORT uint32_t vkllm_layer_open_device(void) {
-  lock(&tables);
-  uint32_t id = devices ? devices->id : 0;
-  unlock(&tables);
-  return id;
+  Device *d = made_here ? device_enter(made_here) : NULL;
+  if (!d) return 0;
+  device_leave(d);
+  return made_here;
+}
+
+/* The deviceUUID of a device's GPU, VK_UUID_SIZE bytes; zeros if the driver tells none. 0: no such device. */
+EXPORT int32_t vkllm_layer_gpu_uuid(uint32_t device, uint8_t *out) {
+  Device *d = device_enter(device);
+  if (!d) return 0;
+  memcpy(out, d->gpu_uuid, VK_UUID_SIZE);
+  device_leave(d);
+  return 1;
 }
 
 /* Takes (and forgets) the first failure of a device, or of no device for 0: returns its VkResult and writes the
@@ -217,7 +227,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL create_device(VkPhysicalDevice gpu, const 
   Device *d = calloc(1, sizeof *d);
   DeviceRequest *request = features_request(instance, gpu, info);
   VkResult result = VK_ERROR_OUT_OF_HOST_MEMORY;
-  if (create && d && request) result = injected(INJECT_DEVICE);
+  if (create && d && request) result = injected(d, INJECT_DEVICE);
   if (create && d && request && !result) result = create(gpu, features_create_info(request), alloc, out);
   if (result) {
     /* Kompute goes on with a null device and the loader ends the process, so say why while there is time. */
@@ -242,7 +252,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL create_device(VkPhysicalDevice gpu, const 
   heaps_open(d, instance, gpu, &properties);
   cache_open(d, &properties);
   lock(&tables);
-  d->id = ++n_devices_made;
+  d->id = made_here = ++n_devices_made;
   d->older = devices;
   devices = d;
   unlock(&tables);

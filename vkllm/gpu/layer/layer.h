@@ -35,7 +35,7 @@ Hash hash_of(const void *data, size_t n_bytes);
   F(CreatePipelineCache) F(DestroyPipelineCache) F(GetPipelineCacheData) F(CreateComputePipelines)                   \
   F(DestroyPipeline) F(CreateCommandPool) F(DestroyCommandPool) F(AllocateCommandBuffers) F(FreeCommandBuffers)      \
   F(BeginCommandBuffer) F(EndCommandBuffer) F(CmdPipelineBarrier) F(CmdDispatch) F(CmdCopyBuffer) F(QueueSubmit)     \
-  F(CreateFence) F(WaitForFences) F(ResetFences) F(DestroyFence)
+  F(CreateFence) F(WaitForFences) F(ResetFences) F(DestroyFence) F(GetMemoryHostPointerPropertiesEXT)
 
 typedef struct {
 #define F(name) PFN_vk##name name;
@@ -56,7 +56,7 @@ typedef struct Instance {
 /* Features, in the order of feature_names in features.c; bit n of a mask is feature n. */
 typedef enum {
   FP16, INTEGER_DOT_PRODUCT, MEMORY_MODEL, MEMORY_MODEL_DEVICE_SCOPE, COOPERATIVE_MATRIX, SUBGROUP_SIZE_CONTROL,
-  COMPUTE_FULL_SUBGROUPS, MEMORY_BUDGET, N_FEATURES
+  COMPUTE_FULL_SUBGROUPS, MEMORY_BUDGET, EXTERNAL_MEMORY_HOST, N_FEATURES
 } Feature;
 #define BIT(feature) (1ull << (feature))
 
@@ -132,6 +132,7 @@ typedef struct Device {
   Statistics statistics;
   Failure failure;
   Recording *recordings;
+  int asynchronous;                 /* __atomic: eval() returns at once; set by Python, read by hooks */
   Flight ring[RING];
   uint64_t last_ticket;             /* of the last submit; 0: none */
   uint64_t done_through;            /* every submit up to this ticket is done */
@@ -150,6 +151,7 @@ typedef struct Device {
   VkPhysicalDeviceMemoryProperties memory;
   PFN_vkGetPhysicalDeviceMemoryProperties2 memory_properties2;
   uint64_t max_allocation_bytes;
+  uint64_t import_alignment;        /* of addresses and sizes of host memory that is imported; 0: none can be */
   uint64_t vram_limit, ram_limit;   /* __atomic: most that a heap is taken to have */
   uint64_t allocated[VK_MAX_MEMORY_HEAPS], used[VK_MAX_MEMORY_HEAPS];      /* __atomic: bytes of blocks, of buffers */
   Lock memory_lock;                 /* guards the blocks; held while the driver allocates */
@@ -181,9 +183,10 @@ typedef enum {
   INJECT_ALLOCATE, INJECT_SUBMIT, INJECT_WAIT, INJECT_HANG, INJECT_CREATE_BUFFER, INJECT_PIPELINE, INJECT_DEVICE,
   INJECT_BLOCK, INJECT_BIND, INJECT_MAP, INJECT_DESCRIPTOR_POOL, INJECT_DESCRIPTOR_SETS, INJECT_SET_LAYOUT,
   INJECT_PIPELINE_LAYOUT, INJECT_MODULE, INJECT_COMMAND_POOL, INJECT_COMMAND_BUFFER, INJECT_BEGIN, INJECT_END,
-  INJECT_FENCE, N_INJECT
+  INJECT_FENCE, INJECT_IMPORT, N_INJECT
 } Inject;
-VkResult injected(Inject call);     /* VK_SUCCESS, or what a test put in its place for this call */
+/* VK_SUCCESS, or what a test put in its place for this call. d may have no number yet. */
+VkResult injected(const Device *d, Inject call);
 
 /* tiers.c */
 int32_t vkllm_layer_choose_type(const VkPhysicalDeviceMemoryProperties *memory, const uint64_t *room, uint32_t tier,
@@ -194,6 +197,7 @@ void heaps_open(Device *d, Instance *instance, VkPhysicalDevice gpu, const VkPhy
 
 /* blocks.c */
 VkResult span_allocate(Device *d, Tier tier, const VkMemoryRequirements *required, Span **out);
+VkResult span_import(Device *d, void *address, uint64_t n_bytes, uint32_t type_bits, Span **out);
 VkResult span_bind(Device *d, Span *s, VkBuffer buffer);
 VkResult span_map(Device *d, Span *s, void **out);
 uint32_t span_type(const Span *s);

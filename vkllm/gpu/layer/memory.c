@@ -1,4 +1,5 @@
-/* Buffers and their memory: each buffer gets a span of a block, of the tier that Python asked for.
+/* Buffers and their memory: each buffer gets a span of a block, of the tier that Python asked for, or is host memory
+ * that several devices share.
  *
  * Kompute makes a buffer, asks what memory it requires, allocates that, binds it at offset 0, maps it if the host is to
  * see it, and frees it after the buffer. The VkDeviceMemory that it gets is the layer's own: a Span. The driver never
@@ -12,6 +13,7 @@
 /* What this thread's next buffer is to be, and what the last one that got memory became. */
 static THREAD_LOCAL uint32_t next_tier = N_TIERS;
 static THREAD_LOCAL uint32_t tier = N_TIERS;
+static THREAD_LOCAL struct { void *address; uint64_t n_bytes; } next_import, import;      /* address NULL: none */
 static THREAD_LOCAL VkMemoryRequirements required;
 static THREAD_LOCAL uint64_t placement[5];
 
@@ -20,6 +22,22 @@ static Span *span_of(VkDeviceMemory memory) { return (Span *)(uintptr_t)memory; 
 
 /* The tier of the next buffer that this thread makes (a Tier; N_TIERS: as Kompute's choice of memory type says). */
 EXPORT void vkllm_layer_place_next(uint32_t wanted) { next_tier = wanted < N_TIERS ? wanted : N_TIERS; }
+
+/* The next buffer that this thread makes is n_bytes of host memory at an address, both multiples of the device's
+ * alignment. The memory has to be there until the device is destroyed. */
+EXPORT void vkllm_layer_import_next(void *address, uint64_t n_bytes) {
+  next_import.address = address;
+  next_import.n_bytes = n_bytes;
+}
+
+/* What addresses and sizes of host memory must be multiples of to be imported; 0: the device imports none. */
+EXPORT uint64_t vkllm_layer_import_alignment(uint32_t device) {
+  Device *d = device_enter(device);
+  if (!d) return 0;
+  uint64_t alignment = d->import_alignment;
+  device_leave(d);
+  return alignment;
+}
 
 /* Where this thread's last buffer went: memory type, its heap, its property flags, bytes taken, and the address at
  * which the CPU sees it (0: it does not; a LOCAL buffer never is mapped). */
@@ -32,8 +50,15 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreateBuffer(VkDevice device, const VkBuffer
   Device *d = device_of(device);
   tier = next_tier;
   next_tier = N_TIERS;
-  VkResult result = injected(INJECT_CREATE_BUFFER);
-  if (!result) result = d->next.CreateBuffer(device, info, alloc, out);
+  import = next_import;
+  next_import.address = NULL;
+  VkExternalMemoryBufferCreateInfo external = {.sType = VK_STRUCTURE_TYPE_EXTERNAL_MEMORY_BUFFER_CREATE_INFO,
+                                               .pNext = info->pNext,
+                                               .handleTypes = VK_EXTERNAL_MEMORY_HANDLE_TYPE_HOST_ALLOCATION_BIT_EXT};
+  VkBufferCreateInfo imported = *info;
+  imported.pNext = &external;
+  VkResult result = injected(d, INJECT_CREATE_BUFFER);
+  if (!result) result = d->next.CreateBuffer(device, import.address ? &imported : info, alloc, out);
   if (!result) return object_made(d);
   *out = VK_NULL_HANDLE;
   return fail(d, "create_buffer", result);
@@ -68,8 +93,16 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_AllocateMemory(VkDevice device, const VkMemo
   Span *span = NULL;
   void *address = NULL;
   *out = VK_NULL_HANDLE;
-  VkResult result = injected(INJECT_ALLOCATE);
-  if (!result) result = span_allocate(d, wanted, &needed, &span);
+  VkResult result = injected(d, INJECT_ALLOCATE);
+  if (import.address) {
+    int sound = d->import_alignment && needed.size <= import.n_bytes;
+    if (!result) result = sound ? injected(d, INJECT_IMPORT) : VK_ERROR_INVALID_EXTERNAL_HANDLE;
+    if (!result) result = span_import(d, import.address, import.n_bytes, needed.memoryTypeBits, &span);
+    import.address = NULL;
+    if (result) return fail(d, "import", result);
+    wanted = READBACK;
+  }
+  if (!result && !span) result = span_allocate(d, wanted, &needed, &span);
   if (result) return fail(d, "allocate", result);
   if (wanted != LOCAL) result = span_map(d, span, &address);
   if (result) {
@@ -99,7 +132,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_BindBufferMemory(VkDevice device, VkBuffer b
                                                      VkDeviceSize offset) {
   Device *d = device_of(device);
   int sound = buffer && memory && !offset;
-  VkResult result = sound ? injected(INJECT_BIND) : VK_ERROR_OUT_OF_DEVICE_MEMORY;
+  VkResult result = sound ? injected(d, INJECT_BIND) : VK_ERROR_OUT_OF_DEVICE_MEMORY;
   if (!result) result = span_bind(d, span_of(memory), buffer);
   if (!result) return result;
   hook_DestroyBuffer(device, buffer, NULL);          /* Kompute throws now and forgets both */

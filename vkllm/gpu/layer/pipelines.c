@@ -68,7 +68,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreateDescriptorSetLayout(VkDevice device,
                                                               const VkAllocationCallbacks *alloc,
                                                               VkDescriptorSetLayout *out) {
   Device *d = device_of(device);
-  VkResult result = injected(INJECT_SET_LAYOUT);
+  VkResult result = injected(d, INJECT_SET_LAYOUT);
   if (!result) result = d->next.CreateDescriptorSetLayout(device, info, alloc, out);
   if (result) {
     *out = VK_NULL_HANDLE;
@@ -111,7 +111,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreatePipelineLayout(VkDevice device, const 
   }
   unlock(&d->pipelines_lock);
   h = hash_more(h, info->pPushConstantRanges, info->pushConstantRangeCount * sizeof(VkPushConstantRange));
-  if (sound) result = injected(INJECT_PIPELINE_LAYOUT);
+  if (sound) result = injected(d, INJECT_PIPELINE_LAYOUT);
   if (sound && !result) result = d->next.CreatePipelineLayout(device, info, alloc, out);
   if (result) {
     *out = VK_NULL_HANDLE;
@@ -135,7 +135,7 @@ VKAPI_ATTR void VKAPI_CALL hook_DestroyPipelineLayout(VkDevice device, VkPipelin
 VKAPI_ATTR VkResult VKAPI_CALL hook_CreateShaderModule(VkDevice device, const VkShaderModuleCreateInfo *info,
                                                        const VkAllocationCallbacks *alloc, VkShaderModule *out) {
   Device *d = device_of(device);
-  VkResult result = injected(INJECT_MODULE);
+  VkResult result = injected(d, INJECT_MODULE);
   if (!result) result = d->next.CreateShaderModule(device, info, alloc, out);
   if (result) {
     *out = VK_NULL_HANDLE;
@@ -206,7 +206,7 @@ static VkResult pipeline(Device *d, VkPipelineCache cache, const VkComputePipeli
   } else {
     if (size_got && d->can_require_size) info.stage.pNext = &size;
     if (full) info.stage.flags |= VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT;
-    result = injected(INJECT_PIPELINE);
+    result = injected(d, INJECT_PIPELINE);
     if (!result && (!info.stage.module || !info.layout)) result = VK_ERROR_INITIALIZATION_FAILED;
     if (!result) result = d->next.CreateComputePipelines(d->handle, cache, 1, &info, alloc, out);
     if (result < 0) return result;

@@ -12,10 +12,13 @@
  * driver lets live, and an end where a wait without limit would hang the process. */
 #define PATIENCE_NS (60ull * 1000000000u)
 
-static int asynchronous;                             /* __atomic: set by Python, read by hooks */
-
-/* 1: eval() returns at once, wait with vkllm_layer_wait; 0 (at the start): eval() waits, for this whole process. */
-EXPORT void vkllm_layer_asynchronous(int32_t on) { __atomic_store_n(&asynchronous, on != 0, __ATOMIC_RELAXED); }
+/* 1: a device's eval() returns at once, wait with vkllm_layer_wait; 0 (at the start): eval() waits. */
+EXPORT void vkllm_layer_asynchronous(uint32_t device, int32_t on) {
+  Device *d = device_enter(device);
+  if (!d) return;
+  __atomic_store_n(&d->asynchronous, on != 0, __ATOMIC_RELAXED);
+  device_leave(d);
+}
 
 static uint64_t later(uint64_t duration_ns) {
   uint64_t now = clock_ns();
@@ -75,8 +78,8 @@ EXPORT uint64_t vkllm_layer_ticket(uint32_t device) {
 
 static VkResult wait_for(Device *d, uint64_t ticket, uint64_t timeout_ns) {
   uint64_t deadline = later(timeout_ns);
-  VkResult result = injected(INJECT_WAIT);
-  if (!result && injected(INJECT_HANG)) {
+  VkResult result = injected(d, INJECT_WAIT);
+  if (!result && injected(d, INJECT_HANG)) {
     sleep_ns(timeout_ns);
     result = VK_TIMEOUT;
   }
@@ -122,13 +125,13 @@ static VkResult next_place(Device *d, Flight **out) {
   *out = place;
   if (place->fence) return d->next.ResetFences(d->handle, 1, &place->fence);
   VkFenceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
-  VkResult result = injected(INJECT_FENCE);
+  VkResult result = injected(d, INJECT_FENCE);
   return result ? result : d->next.CreateFence(d->handle, &info, NULL, &place->fence);
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL hook_QueueSubmit(VkQueue queue, uint32_t n, const VkSubmitInfo *submits, VkFence fence) {
   Device *d = device_of(queue);
-  VkResult result = injected(INJECT_SUBMIT);
+  VkResult result = injected(d, INJECT_SUBMIT);
   lock(&d->lock);
   /* A command buffer must not be submitted again while it runs. */
   uint64_t in_use = 0;
@@ -174,7 +177,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_WaitForFences(VkDevice device, uint32_t n, c
                                                   uint64_t timeout_ns) {
   (void)all;
   Device *d = device_of(device);
-  if (__atomic_load_n(&asynchronous, __ATOMIC_RELAXED)) return VK_SUCCESS;
+  if (__atomic_load_n(&d->asynchronous, __ATOMIC_RELAXED)) return VK_SUCCESS;
   uint64_t ticket = 0;
   lock(&d->lock);
   for (uint32_t i = 0; i < n; i++)
@@ -187,7 +190,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_WaitForFences(VkDevice device, uint32_t n, c
 VKAPI_ATTR VkResult VKAPI_CALL hook_CreateFence(VkDevice device, const VkFenceCreateInfo *info,
                                                 const VkAllocationCallbacks *alloc, VkFence *out) {
   Device *d = device_of(device);
-  VkResult result = injected(INJECT_FENCE);
+  VkResult result = injected(d, INJECT_FENCE);
   if (!result) result = d->next.CreateFence(device, info, alloc, out);
   return result ? fail(d, "create_fence", result) : object_made(d);
 }

@@ -129,11 +129,15 @@ void heaps_open(Device *d, Instance *instance, VkPhysicalDevice gpu, const VkPhy
   d->max_allocation_bytes = UINT64_MAX;
   if (properties->apiVersion < VK_API_VERSION_1_1) return;
   d->memory_properties2 = INSTANCE_FUNCTION(instance, vkGetPhysicalDeviceMemoryProperties2);
+  VkPhysicalDeviceExternalMemoryHostPropertiesEXT imports = {
+      .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_EXTERNAL_MEMORY_HOST_PROPERTIES_EXT};
   VkPhysicalDeviceMaintenance3Properties limits = {
-      .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES};
+      .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES,
+      .pNext = d->enabled & BIT(EXTERNAL_MEMORY_HOST) ? &imports : NULL};
   VkPhysicalDeviceIDProperties id = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_ID_PROPERTIES, .pNext = &limits};
   VkPhysicalDeviceProperties2 all = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &id};
   INSTANCE_FUNCTION(instance, vkGetPhysicalDeviceProperties2)(gpu, &all);
   d->max_allocation_bytes = limits.maxMemoryAllocationSize;
+  if (d->enabled & BIT(EXTERNAL_MEMORY_HOST)) d->import_alignment = imports.minImportedHostPointerAlignment;
   memcpy(d->gpu_uuid, id.deviceUUID, VK_UUID_SIZE);
 }
