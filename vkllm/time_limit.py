@@ -59,7 +59,7 @@ class TimeLimit:
         returned: T = outcome
         return returned
 
-    def _outcome(self, worker: _Worker, begin_s: float) -> object:
+    def _outcome(self, worker: _Worker, begin_s: float) -> Any:
         """What a call gave. begin_s: what its thread had used before. Raises Empty if it takes too long."""
         end_s = time.monotonic() + _MOST_WAIT * self._seconds
         left_s = self._seconds
