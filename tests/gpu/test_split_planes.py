@@ -7,6 +7,7 @@ import pytest
 from kernel_case import filled, poisoned, words
 from random_weights import quantized
 
+from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import split_planes, weight_format
 from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
 from vkllm.gpu.device.kompute import Buffer, Device
@@ -63,7 +64,10 @@ def test_stacked_tensors_in_several_chunks(
     offsets = (7, 7 + raws[0].nbytes)
     n_copied = []
     uploader = weights.Uploader(device, n_copied.append)
-    tensors = [weights.Tensor("one", path, at, fmt, part.shape) for at, part in zip(offsets, parts, strict=True)]
+    infos = [
+        TensorInfo("one", part.shape, fmt, at, raw.nbytes) for part, at, raw in zip(parts, offsets, raws, strict=True)
+    ]
+    tensors = [weights.Tensor.whole(path, info) for info in infos]
     planes = uploader.matrix(tensors, device.buffer)
     uploader.finish()
     quants, scales = split_planes(np.concatenate(raws), fmt)

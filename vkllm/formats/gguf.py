@@ -8,7 +8,6 @@ Knows the types of metadata and how the parts of a split model belong together. 
 from __future__ import annotations
 
 import enum
-import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from vkllm.errors import ModelFileError, ModelNotFound
 from vkllm.formats.gguf_header import Malformed, Reader, TensorInfo, Truncated, check_header, tensor_table
 from vkllm.formats.ollama_names import in_llama_cpp_s_names
 from vkllm.formats.splits import part_names
+from vkllm.formats.tensor_bytes import read_tensor
 
 __all__ = [
     "Metadata",
@@ -31,9 +31,7 @@ __all__ = [
     "has_whole_header",
     "main_format",
     "no_model",
-    "read_range",
     "read_tensor",
-    "unreadable",
 ]
 
 _INTEGERS = frozenset(
@@ -232,46 +230,6 @@ def main_format(tensors: Mapping[str, TensorInfo]) -> str:
     for info in tensors.values():
         n_bytes[info.format] = n_bytes.get(info.format, 0) + info.n_bytes
     return max(n_bytes, key=n_bytes.__getitem__, default="")
-
-
-def read_tensor(path: Path, info: TensorInfo) -> npt.NDArray[np.uint8]:
-    """The bytes of one tensor of a model that was opened before: uint8 [n_bytes].
-
-    path: the model's; of a split model, the tensor's entry says in which part it lies. Raises ModelFileError.
-    """
-    path = info.path or path
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise unreadable(path, info.name, error.strerror) from error
-    try:
-        raw = np.empty(info.n_bytes, np.uint8)
-        read_range(path, info.name, file, info.offset, raw)
-        return raw
-    finally:
-        os.close(file)
-
-
-def read_range(path: Path, name: str, file: int, offset: int, target: npt.NDArray[np.uint8]) -> None:
-    """Fills target with the bytes of an open file from offset on, for the tensor `name`.
-
-    If the file is truncated while it is loaded, a read raises an error; a memory map would end the process.
-    Raises ModelFileError.
-    """
-    done = 0
-    while done < len(target):
-        try:
-            n_bytes = os.preadv(file, [target[done:].data], offset + done)
-        except OSError as error:
-            raise unreadable(path, name, error.strerror) from error
-        if n_bytes == 0:
-            raise unreadable(path, name, "the file ends before it")
-        done += n_bytes
-
-
-def unreadable(path: Path, name: str, reason: str | None) -> ModelFileError:
-    """The error for a tensor of a model that was opened before."""
-    return ModelFileError(f"{path}: tensor {name!r} can no longer be read ({reason}); was the file moved or changed?")
 
 
 def has_whole_header(path: Path) -> bool:

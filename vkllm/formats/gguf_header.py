@@ -32,12 +32,28 @@ _HEADER = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number o
 
 
 @dataclass(frozen=True)
+class Excerpt:
+    """Which rows and columns of a tensor in the file make a smaller one, in order; of experts, the rows of all are
+    counted. n_columns: of the file's rows. Columns begin and end at blocks of the format."""
+
+    n_columns: int
+    rows: tuple[range, ...]
+    columns: tuple[range, ...]
+
+    @property
+    def has_whole_rows(self) -> bool:
+        """Whether it has all columns."""
+        return self.columns == (range(self.n_columns),)
+
+
+@dataclass(frozen=True)
 class TensorInfo:
     """Where a tensor lies in its file.
 
     `shape` is in numpy order (rows, columns), in elements; `format` is GGML's name ("Q4_1", "F32");
     `offset` and `n_bytes` are bytes from the start of the file. `path` is the tensor's file if the model is split into
-    several, else None.
+    several, else None. `excerpt`: which part of the file's tensor it is; `shape` and `n_bytes` are then the part's,
+    `offset` the whole tensor's.
     """
 
     name: str
@@ -46,6 +62,7 @@ class TensorInfo:
     offset: int
     n_bytes: int
     path: Path | None = None
+    excerpt: Excerpt | None = None
 
     @property
     def n_columns(self) -> int:

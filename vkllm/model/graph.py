@@ -29,7 +29,7 @@ def decoder(spec: ModelSpec) -> tuple[Op, ...]:
             output="x",
             width=spec.d_model,
             weights=("token_embd.weight",),
-            n_rows=spec.n_vocab,
+            n_rows=spec.n_embeddings or spec.n_vocab,
             scale=spec.embedding_scale,
         )
     ]

@@ -28,6 +28,7 @@ Kind = Literal[
     "mamba2",
     "gated_norm",
     "latent_rope",
+    "all_reduce",
 ]
 
 Shapes = dict[str, tuple[int, ...]]
@@ -276,3 +277,15 @@ class Softcap(Op):
     kind: ClassVar[Kind] = "softcap"
     scale: float
     cap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllReduce(Op):
+    """[add +] the sum of the inputs that all devices have, in the order of their ranks: the same bits on each.
+
+    It stands behind a product with a matrix of which each device has some columns (LayerSpec.parts). On one device it
+    is [add +] input.
+    """
+
+    kind: ClassVar[Kind] = "all_reduce"
+    add: str | None = None

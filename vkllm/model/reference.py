@@ -14,7 +14,18 @@ import numpy.typing as npt
 from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
 from vkllm.model.graph import decoder, head, prediction
 from vkllm.model.layers.prediction import HIDDEN
-from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
+from vkllm.model.ops import (
+    Activate,
+    AllReduce,
+    Attention,
+    Embed,
+    HeadNormalization,
+    Matvec,
+    Norm,
+    Op,
+    Rotation,
+    Softcap,
+)
 from vkllm.model.reference_experts import chosen_experts, chosen_weights, expert_matvec, expert_sum, route
 from vkllm.model.reference_states import States, sigmoid
 from vkllm.model.spec import Function, LatentAttention, ModelSpec, NormForm, Predictor, QueryTemperature, Rope, Yarn
@@ -269,6 +280,8 @@ class Reference:
                 return self._expert_sum(op, values)
             case Softcap():
                 return softcap(values[op.input], op.scale, op.cap)
+            case AllReduce():
+                return values[op.input] if op.add is None else values[op.add] + values[op.input]
         raise AssertionError(op.kind)
 
     def _matvec(self, op: Matvec, values: dict[str, Floats]) -> Floats:

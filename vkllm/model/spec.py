@@ -235,6 +235,8 @@ class LayerSpec:
     whose keys and values it reads, if it has none of its own.
     d_per_layer: columns of this layer's own embedding of the token (Gemma 4 E), 0 if there is none. has_output_scale:
     all that leaves the layer is multiplied by a number.
+    parts: names of the matrices that it has only some columns of, because other devices have the others: what all of
+    them make of these is added up (`AllReduce`).
     """
 
     n_heads: int
@@ -268,6 +270,7 @@ class LayerSpec:
     cache_layer: int | None = None
     d_per_layer: int = 0
     has_output_scale: bool = False
+    parts: tuple[str, ...] = ()
 
     @property
     def has_attention(self) -> bool:
@@ -330,7 +333,8 @@ class ModelSpec:
     output_norm: the norm before it. d_per_layer: columns of each layer's own embedding of a token, 0 if there is none.
     logit_scale, logit_softcap: logits y become cap * tanh(scale * y / cap), or scale * y where the cap is 0.
     predictors: heads that predict further tokens; no part of the decoder. unread: tensors that the file has and no
-    operation needs.
+    operation needs. n_embeddings: rows of the tables of embeddings where they are more than n_vocab, because other
+    devices make the logits of the others; 0 if they are as many.
     """
 
     architecture: str
@@ -351,6 +355,7 @@ class ModelSpec:
     d_per_layer: int = 0
     predictors: tuple[Predictor, ...] = ()
     unread: tuple[str, ...] = ()
+    n_embeddings: int = 0
 
     @property
     def n_layers(self) -> int:

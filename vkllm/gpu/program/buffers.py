@@ -255,7 +255,6 @@ def _tensors(path: Path, tensors: Mapping[str, TensorInfo], part: MatrixRows) ->
         info = tensors[name]
         first, last = max(part.first_row, start), min(part.first_row + part.n_rows, start + info.n_rows)
         if first < last:
-            whole = Tensor(name, info.path or path, info.offset, info.format, (info.n_rows, info.n_columns))
-            found.append(whole.rows(first - start, last - first))
+            found.append(Tensor.whole(path, info).rows(first - start, last - first))
         start += info.n_rows
     return found

@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from vkllm.formats.gguf import read_range, unreadable
+from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import Format, weight_format
+from vkllm.formats.tensor_bytes import read_part, unreadable
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.kernels import KERNELS
 
@@ -43,26 +44,30 @@ class WeightPlanes:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor to upload, or rows of one: where its bytes begin in a file, its format and shape (rows, columns)."""
+    """A tensor to upload, or rows of one: its file, its entry, which of its bytes come first, and how many rows."""
 
-    name: str
     path: Path
-    offset: int
-    format: str
-    shape: tuple[int, int]
+    info: TensorInfo
+    first_byte: int
+    n_rows: int
+
+    @classmethod
+    def whole(cls, path: Path, info: TensorInfo) -> Tensor:
+        """All rows. path: the model's."""
+        return cls(info.path or path, info, 0, info.n_rows)
 
     @property
     def n_bytes(self) -> int:
         """Bytes in the file."""
-        fmt = weight_format(self.format)
-        return self.shape[0] * self.shape[1] // fmt.block * fmt.block_bytes
+        fmt = weight_format(self.info.format)
+        return self.n_rows * self.info.n_columns // fmt.block * fmt.block_bytes
 
     def rows(self, first: int, n: int) -> Tensor:
         """Some of its rows. They must begin and end at a block of the format."""
-        fmt, columns = weight_format(self.format), self.shape[1]
+        fmt, columns = weight_format(self.info.format), self.info.n_columns
         assert first * columns % fmt.block == 0 and n * columns % fmt.block == 0
         row_bytes = fmt.block_bytes * columns // fmt.block
-        return Tensor(self.name, self.path, self.offset + first * row_bytes, self.format, (n, columns))
+        return replace(self, first_byte=self.first_byte + first * row_bytes, n_rows=n)
 
 
 class _Staging:
@@ -93,10 +98,9 @@ class Uploader:
         """Uploads tensors of one format and width, stacked into one matrix. allocate(n_words) makes its buffers. Raises
         ModelFileError, also for earlier uploads.
         """
-        fmt = weight_format(tensors[0].format)
-        n_columns = tensors[0].shape[1]
-        assert all(t.format == fmt.name and t.shape[1] == n_columns for t in tensors)
-        n_rows = sum(t.shape[0] for t in tensors)
+        fmt, n_columns = weight_format(tensors[0].info.format), tensors[0].info.n_columns
+        assert all((t.info.format, t.info.n_columns) == (fmt.name, n_columns) for t in tensors)
+        n_rows = sum(t.n_rows for t in tensors)
         quant_words, scale_words = fmt.plane_words(n_rows * n_columns)
         quants = allocate(quant_words)
         scales = allocate(scale_words) if fmt.is_quantized else quants
@@ -106,7 +110,7 @@ class Uploader:
         for tensor in tensors:
             assert first_value % fmt.unit == 0
             self._split(tensor, fmt, quants, scales, first_value // fmt.unit)
-            first_value += tensor.shape[0] * n_columns
+            first_value += tensor.n_rows * n_columns
         return WeightPlanes(quants, scales, fmt.name, n_rows, n_columns)
 
     def words(self, words: npt.NDArray[np.generic], target: Buffer) -> None:
@@ -143,10 +147,10 @@ class Uploader:
         chunk_bytes = STAGING_WORDS * 4 // fmt.unit_bytes * fmt.unit_bytes
         for start in range(0, tensor.n_bytes, chunk_bytes):
             n_bytes = min(chunk_bytes, tensor.n_bytes - start)
-            file, offset = self._file(tensor), tensor.offset + start
+            file, at = self._file(tensor), tensor.first_byte + start
 
-            def fill(target: Bytes, first: int, file: int = file, offset: int = offset) -> None:
-                read_range(tensor.path, tensor.name, file, offset + first, target)
+            def fill(target: Bytes, first: int, file: int = file, at: int = at) -> None:
+                read_part(tensor.path, tensor.info, file, at + first, target)
 
             def use(
                 staging: Buffer, unit: int = first_unit + start // fmt.unit_bytes, n_bytes: int = n_bytes
@@ -200,7 +204,7 @@ class Uploader:
             try:
                 self._files[tensor.path] = os.open(tensor.path, os.O_RDONLY)
             except OSError as error:
-                raise unreadable(tensor.path, tensor.name, error.strerror) from error
+                raise unreadable(tensor.path, tensor.info.name, error.strerror) from error
         return self._files[tensor.path]
 
     def _copy(self, staging: Buffer, target: Buffer, n_words: int, target_word: int) -> Dispatch:

@@ -73,7 +73,7 @@ def attention(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
     if layer.head_dim % BLOCK:  # attention cannot quantize blocks that two heads share
         ops.append(make.copy("attended", "rounded", q_width))
         attended = "rounded"
-    return ops + make.ending({"attn_output": spec.d_model}, attended, q_width, layer.post_attention_norm)
+    return ops + make.ending("attn_output", attended, q_width, layer.post_attention_norm)
 
 
 def _projections(layer: LayerSpec, q_width: int, kv_width: int) -> dict[str, int]:

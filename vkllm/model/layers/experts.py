@@ -34,7 +34,7 @@ def mixture_beside_dense(spec: ModelSpec, layer: LayerSpec, number: int) -> list
         make.norm(layer.ffn_norm, "x", "normed"),
         make.matvec({"ffn_gate": layer.d_ff, "ffn_up": layer.d_ff}, "normed", spec.d_model, "gate_up", pads_rows=True),
         Activate(output="hidden", width=padded(layer.d_ff), input="gate_up", layer=number, function=layer.function),
-        make.matvec({"ffn_down": spec.d_model}, "hidden", layer.d_ff, "added"),
+        *make.summed(make.matvec({"ffn_down": spec.d_model}, "hidden", layer.d_ff, "added"), "ffn_down"),
         make.norm("post_ffw_norm_1", "added", "dense"),
         router_norm,
         _router(make, experts, "router_normed"),
@@ -96,6 +96,18 @@ def _experts(make: LayerOps, experts: Experts, output: str, add: str | None) -> 
         names = {"ffn_gate_exps": d_ff, "ffn_up_exps": d_ff}
     gate_up = _product(make, experts, names, "normed", d_model, "expert_gate_up")
     down = _product(make, experts, {"ffn_down_exps": d_model}, "expert_hidden", d_ff, "expert_out")
+    total = ExpertSum(
+        output=output,
+        width=d_model,
+        input="expert_out",
+        layer=make.number,
+        n_slots=n_used,
+        routes="routes",
+        is_weighed=not experts.weighs_input,
+        shared="shared" if experts.d_ff_shared else None,
+        add=add,
+        factor=1.0 if add is None else make.layer.residual_scale,
+    )
     return [
         replace(gate_up, is_weighed=experts.weighs_input),
         Activate(
@@ -108,18 +120,7 @@ def _experts(make: LayerOps, experts: Experts, output: str, add: str | None) -> 
             slots=n_used,
         ),
         replace(down, is_input_shared=False, input_stride=padded(d_ff)),
-        ExpertSum(
-            output=output,
-            width=d_model,
-            input="expert_out",
-            layer=make.number,
-            n_slots=n_used,
-            routes="routes",
-            is_weighed=not experts.weighs_input,
-            shared="shared" if experts.d_ff_shared else None,
-            add=add,
-            factor=1.0 if add is None else make.layer.residual_scale,
-        ),
+        *make.summed(total, "ffn_down_exps"),
     ]
 
 

@@ -29,4 +29,4 @@ def feed_forward(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
             is_gated=layer.is_gated,
         ),
     ]
-    return ops + make.ending({"ffn_down": spec.d_model}, "hidden", layer.d_ff, layer.post_ffn_norm)
+    return ops + make.ending("ffn_down", "hidden", layer.d_ff, layer.post_ffn_norm)

@@ -64,7 +64,7 @@ def latent_attention(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]
     ]
     n_columns = layer.n_heads * latent.value_dim
     ops.append(make.copy("head_values", "rounded", n_columns))  # products by head do not quantize what they write
-    return ops + make.ending({"attn_output": spec.d_model}, "rounded", n_columns, layer.post_attention_norm)
+    return ops + make.ending("attn_output", "rounded", n_columns, layer.post_attention_norm)
 
 
 def _by_head(

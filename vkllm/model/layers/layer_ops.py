@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vkllm.formats.quants import BLOCK
-from vkllm.model.ops import Matvec, Norm
+from vkllm.model.expert_ops import ExpertSum
+from vkllm.model.ops import AllReduce, Matvec, Norm, Op
 from vkllm.model.spec import LayerSpec, ModelSpec
 
 
@@ -93,8 +96,18 @@ class LayerOps:
             factor=1.0 if add is None else self.layer.residual_scale,
         )
 
-    def ending(self, names: dict[str, int], source: str, n_columns: int, norm: str | None) -> list[Matvec | Norm]:
+    def ending(self, name: str, source: str, n_columns: int, norm: str | None) -> list[Op]:
         """The last product of attention or feed-forward layer, added to the residual stream, through a norm if any."""
+        names = {name: self.spec.d_model}
         if norm is None:
-            return [self.matvec(names, source, n_columns, "x", add="x")]
-        return [self.matvec(names, source, n_columns, "added"), self.norm(norm, "added", "x", add="x")]
+            return self.summed(self.matvec(names, source, n_columns, "x", add="x"), name)
+        product = self.matvec(names, source, n_columns, "added")
+        return [*self.summed(product, name), self.norm(norm, "added", "x", add="x")]
+
+    def summed(self, op: Matvec | ExpertSum, name: str) -> list[Op]:
+        """The operation that multiplies by the matrix `name`, with the sum over devices where each has a part of it."""
+        if name not in self.layer.parts:
+            return [op]
+        part = f"{op.output}_part"
+        total = AllReduce(output=op.output, width=op.width, input=part, add=op.add, layer=self.number)
+        return [replace(op, output=part, add=None), total]

@@ -18,7 +18,7 @@ def per_layer_embeddings(spec: ModelSpec) -> list[Op]:
             output="table_rows",
             width=width,
             weights=("per_layer_token_embd.weight",),
-            n_rows=spec.n_vocab,
+            n_rows=spec.n_embeddings or spec.n_vocab,
             scale=size**0.5,
             column_padding=padded(width) - width,
         ),

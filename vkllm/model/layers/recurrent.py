@@ -55,7 +55,7 @@ def delta_net(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
             weight=make.tensor("ssm_norm"),
             group=net.head_dim,
         ),
-        *make.ending({"ssm_out": spec.d_model}, "gated", net.v_width, layer.post_attention_norm),
+        *make.ending("ssm_out", "gated", net.v_width, layer.post_attention_norm),
     ]
 
 
@@ -103,7 +103,7 @@ def mamba2(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
             is_gated_first=True,
             has_weight_per_group=True,
         ),
-        *make.ending({"ssm_out": spec.d_model}, "gated", d_inner, layer.post_attention_norm),
+        *make.ending("ssm_out", "gated", d_inner, layer.post_attention_norm),
     ]
 
 
@@ -123,5 +123,5 @@ def short_convolution(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op
             weight=make.tensor("shortconv.conv"),
             is_gated=True,
         ),
-        *make.ending({"shortconv.out_proj": spec.d_model}, "gated", convolution.width, layer.post_attention_norm),
+        *make.ending("shortconv.out_proj", "gated", convolution.width, layer.post_attention_norm),
     ]

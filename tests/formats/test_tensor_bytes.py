@@ -1,0 +1,61 @@
+"""Rows and columns of tensors, as they are read from files, against numpy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vkllm.errors import ModelFileError
+from vkllm.formats import tensor_bytes
+from vkllm.formats.gguf import TensorInfo, read_tensor
+from vkllm.formats.gguf_header import Excerpt
+from vkllm.formats.quants import weight_format
+
+FORMATS = ("F32", "F16", "Q4_0", "MXFP4", "Q6_K")
+
+
+def excerpt_of(path: Path, fmt: str) -> tuple[TensorInfo, np.ndarray]:
+    """A file with a tensor of 9 rows of 5 blocks behind 7 other bytes, and what 5 rows and 3 blocks of it are."""
+    block = weight_format(fmt).block
+    raw = np.random.default_rng(0).integers(0, 256, (9, 5, weight_format(fmt).block_bytes), np.uint8)
+    path.write_bytes(b"before " + raw.tobytes())
+    rows, columns = (range(1, 4), range(6, 8)), (range(block), range(2 * block, 4 * block))
+    wanted = raw[[1, 2, 3, 6, 7]][:, [0, 2, 3]]
+    return TensorInfo("one", (5, 3 * block), fmt, 7, wanted.size, excerpt=Excerpt(5 * block, rows, columns)), wanted
+
+
+@pytest.mark.parametrize("read_bytes", [1, 500, 2**20])
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_columns_of_rows(tmp_path: Path, fmt: str, read_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_bytes, "READ_BYTES", read_bytes)
+    info, wanted = excerpt_of(tmp_path / "tensors", fmt)
+    assert np.array_equal(read_tensor(tmp_path / "tensors", info), wanted.reshape(-1))
+
+
+def test_parts_begin_and_end_anywhere(tmp_path: Path) -> None:
+    info, wanted = excerpt_of(tmp_path / "tensors", "Q4_0")
+    file = os.open(tmp_path / "tensors", os.O_RDONLY)
+    for first, end in [(0, 1), (17, 55), (53, 163), (100, 270), (269, 270)]:
+        target = np.zeros(end - first, np.uint8)
+        tensor_bytes.read_part(tmp_path / "tensors", info, file, first, target)
+        assert np.array_equal(target, wanted.reshape(-1)[first:end])
+    os.close(file)
+
+
+def test_whole_rows_and_parts_of_a_vector(tmp_path: Path) -> None:
+    values = np.arange(60, dtype=np.float32)
+    (tmp_path / "tensors").write_bytes(values.tobytes())
+    rows = TensorInfo("rows", (3, 5), "F32", 0, 60, excerpt=Excerpt(5, (range(2, 4), range(9, 10)), (range(5),)))
+    assert read_tensor(tmp_path / "tensors", rows).view(np.float32).tolist() == [*range(10, 20), *range(45, 50)]
+    part = TensorInfo("part", (4,), "F32", 40, 16, excerpt=Excerpt(20, (range(1),), (range(3, 5), range(17, 19))))
+    assert read_tensor(tmp_path / "tensors", part).view(np.float32).tolist() == [13, 14, 27, 28]
+
+
+def test_a_file_that_has_become_shorter(tmp_path: Path) -> None:
+    info, _ = excerpt_of(tmp_path / "tensors", "Q4_0")
+    os.truncate(tmp_path / "tensors", 7 + 7 * 5 * 18 + 40)
+    with pytest.raises(ModelFileError, match=r"tensor 'one' can no longer be read \(the file ends before it\)"):
+        read_tensor(tmp_path / "tensors", info)

@@ -1,0 +1,130 @@
+"""Models divided among ranks, run in lockstep in numpy, against the whole models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from file_reference import log_softmax
+from model_specs import HYBRID_SPEC, KINDS_OF_LAYERS, LAYER
+from random_model import write_random_model
+
+from vkllm.formats.gguf import ModelFile, read_tensor
+from vkllm.formats.quants import dequantize
+from vkllm.model.architectures import model_spec
+from vkllm.model.graph import decoder, expected_shapes
+from vkllm.model.ops import AllReduce
+from vkllm.model.reference import Floats, Reference
+from vkllm.model.shards.attention import divided_heads
+from vkllm.model.shards.lockstep import LockstepReference
+from vkllm.model.shards.partition import divided
+from vkllm.model.shards.rank_model import RankModel, Tensors, rank_models
+from vkllm.model.spec import ModelSpec
+
+TINY = Path(__file__).parents[3] / "shared" / "tiny"
+FORMATS = ("quant-q4_0", "quant-mxfp4", "quant-nvfp4")
+"""Of the small models that differ by a format only, those that are divided here."""
+BOUND = 1e-4
+"""Of log-probabilities in float32, whose sums have another order."""
+
+
+NAMES = sorted(path.stem for path in TINY.glob("*.gguf") if "quant-" not in path.stem or path.stem in FORMATS)
+
+
+def weights_of(path: Path, tensors: Tensors) -> Callable[[str], Floats]:
+    return cache(lambda name: dequantize(read_tensor(path, tensors[name]), tensors[name].format, tensors[name].shape))
+
+
+def check(path: Path, spec: ModelSpec, tensors: Tensors, *divisions: Sequence[float]) -> list[list[RankModel]]:
+    """Runs a model whole and in divisions, in two steps; returns what ranks have in each."""
+    n_ctx, rng = 64, np.random.default_rng(0)
+    tokens = rng.integers(8, spec.n_vocab, 20).tolist()
+    whole = Reference(spec, weights_of(path, tensors), n_ctx)
+    wanted = [log_softmax(whole.run(step)) for step in (tokens[:17], tokens[17:])]
+    found = []
+    for proportions in divisions:
+        models = rank_models(spec, tensors, proportions)
+        for model in models:
+            assert {name: info.shape for name, info in model.tensors.items()} == expected_shapes(model.spec)
+        divided = LockstepReference(models, [weights_of(path, model.tensors) for model in models], n_ctx)
+        for step, logprobs in zip((tokens[:17], tokens[17:]), wanted, strict=True):
+            assert np.abs(log_softmax(divided.run(step)) - logprobs).max() < BOUND
+        found.append(models)
+    return found
+
+
+def sums(model: RankModel) -> list[int]:
+    """The layers of its sums over ranks."""
+    return [op.layer for op in decoder(model.spec) if isinstance(op, AllReduce)]
+
+
+@pytest.mark.skipif(not TINY.is_dir(), reason="needs the small models beside the checkout")
+@pytest.mark.parametrize("name", NAMES)
+def test_log_probabilities_of_two_three_and_four_ranks_are_those_of_one(name: str) -> None:
+    file = ModelFile.open(TINY / f"{name}.gguf")
+    spec = model_spec(file.metadata, file.tensors)
+    divisions = check(file.path, spec, file.tensors, [1, 1], [1, 1, 1], [1, 1, 1, 1])
+    assert all(sums(models[0]) for models in divisions)
+    assert [model.vocabulary for model in divisions[0]] == [range(160), range(160, 288)]
+
+
+@pytest.mark.parametrize("name", [*KINDS_OF_LAYERS, "hybrid"])
+def test_unequal_ranks(name: str, tmp_path: Path) -> None:
+    spec = HYBRID_SPEC if name == "hybrid" else KINDS_OF_LAYERS[name]
+    path = write_random_model(tmp_path / "model.gguf", spec, {"attn_output": "Q4_0", "ffn_down": "Q4_0"})
+    tensors = ModelFile.open(path).tensors
+    (models, _) = check(path, spec, tensors, [3, 2], [1, 2, 2])
+    assert sums(models[0]) and sums(models[0]) == sums(models[1])
+
+
+@pytest.mark.parametrize(
+    ("n_heads", "n_kv_heads", "border", "proportions", "wanted"),
+    [
+        (64, 8, 256, (1, 1), [(0, 32, range(4)), (32, 64, range(4, 8))]),
+        (64, 8, 256, (3, 1), [(0, 48, range(6)), (48, 64, range(6, 8))]),
+        (64, 8, 256, (1, 1, 1), [(0, 24, range(3)), (24, 48, range(3, 6)), (48, 64, range(6, 8))]),
+        (8, 8, 256, (1, 1, 1), [(0, 4, range(4)), (4, 6, range(4, 6)), (6, 8, range(6, 8))]),
+        (16, 2, 32, (1, 1, 1, 1), [(0, 4, [0]), (4, 8, [0]), (8, 12, [1]), (12, 16, [1])]),
+        (8, 2, 32, (1, 1, 1), [(0, 3, [0]), (3, 6, [0, 1, 1]), (6, 8, [1])]),
+        (7, 1, 256, (1, 1), [(0, 4, [0]), (4, 7, [0])]),
+        (2, 2, 256, (1, 1), None),
+        (4, 1, 256, (1, 1, 1), None),
+    ],
+)
+def test_heads_of_ranks(
+    n_heads: int, n_kv_heads: int, border: int, proportions: tuple[float, ...], wanted: list[Any] | None
+) -> None:
+    """Heads of 128 numbers, two to a super-block."""
+    layer = replace(LAYER, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=128)
+    found = divided_heads(layer, border, proportions)
+    if wanted is None:
+        assert found is None
+    else:
+        assert found is not None
+        plain = [(each.queries.start, each.queries.stop, [key.start for key in each.keys]) for each in found]
+        assert plain == [(first, end, list(keys)) for first, end, keys in wanted]
+
+
+@pytest.mark.parametrize(
+    ("n", "border", "proportions", "wanted"),
+    [
+        (28672, 256, (1, 1), [14336, 14336]),
+        (28672, 256, (1,) * 8, [3584] * 8),
+        (28672, 256, (3, 1), [21504, 7168]),
+        (11008, 32, (1, 1), [5632, 5376]),  # 43 super-blocks
+        (1408, 32, (1, 1, 1, 1), [352] * 4),
+        (768, 256, (1, 1), [512, 256]),
+        (100, 8, (1, 1), [56, 44]),
+        (512, 256, (9, 1), [256, 256]),
+        (512, 256, (1, 1, 1), None),
+    ],
+)
+def test_columns_of_ranks(n: int, border: int, proportions: tuple[float, ...], wanted: list[int] | None) -> None:
+    found = divided(n, border, proportions)
+    assert (found and [len(part) for part in found]) == wanted
+    assert found is None or [part.stop for part in found[:-1]] == [part.start for part in found[1:]]
