@@ -12,7 +12,6 @@ from vkllm.model.shards.cuts import Cut, RankLayer, without_biases
 from vkllm.model.shards.partition import shares, times
 from vkllm.model.spec import LayerSpec
 
-
 LEAST_COLUMNS = BLOCK // 2 + 1
 """Of queries: the padding of fewer could be taken for more of them."""
 
