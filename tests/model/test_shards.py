@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from file_reference import log_softmax
-from model_specs import HYBRID_SPEC, KINDS_OF_LAYERS, LAYER
+from model_specs import HYBRID_SPEC, KINDS_OF_LAYERS, LAYER, STATE, of_layers
 from random_model import write_random_model
 
-from vkllm.formats.gguf import ModelFile, read_tensor
+from vkllm.formats.gguf import ModelFile, TensorInfo, read_tensor
 from vkllm.formats.quants import dequantize
 from vkllm.model.architectures import model_spec
 from vkllm.model.graph import decoder, expected_shapes
@@ -24,7 +24,7 @@ from vkllm.model.shards.attention import divided_heads
 from vkllm.model.shards.lockstep import LockstepReference
 from vkllm.model.shards.partition import divided
 from vkllm.model.shards.rank_model import RankModel, Tensors, rank_models
-from vkllm.model.spec import ModelSpec
+from vkllm.model.spec import DeltaNet, HeadNorm, LatentAttention, Mamba2, ModelSpec, Rope, ShortConvolution
 
 TINY = Path(__file__).parents[3] / "shared" / "tiny"
 FORMATS = ("quant-q4_0", "quant-mxfp4", "quant-nvfp4")
@@ -80,6 +80,40 @@ def test_unequal_ranks(name: str, tmp_path: Path) -> None:
     tensors = ModelFile.open(path).tensors
     (models, _) = check(path, spec, tensors, [3, 2], [1, 2, 2])
     assert sums(models[0]) and sums(models[0]) == sums(models[1])
+
+
+def test_mixers_are_divided(tmp_path: Path) -> None:
+    mixers = (
+        DeltaNet(8, 16, 32, 4), DeltaNet(8, 8, 32, 4), DeltaNet(4, 8, 16, 4, True, True), Mamba2(16, 16, 16, 8, 4),
+        ShortConvolution(3, 256), LatentAttention(40, 64, 32, 16, 32),
+    )  # fmt: skip
+    latent = replace(LAYER, n_heads=8, n_kv_heads=1, head_dim=80, rope=Rope(1e4, 16), mixer=mixers[-1], d_ff=256)
+    spec = of_layers(*(replace(STATE, mixer=mixer, d_ff=256) for mixer in mixers[:-1]), latent)
+    path = write_random_model(tmp_path / "model.gguf", spec, dict.fromkeys(("ssm_out", "attn_output"), "Q4_0"))
+    for models in check(path, spec, ModelFile.open(path).tensors, [1, 1, 1, 1], [3, 1]):
+        assert all(sums(model) == sorted([*range(6)] * 2) for model in models)
+        caches = [[layer.state_sizes for layer in model.spec.layers] for model in models]
+        assert np.sum(caches, axis=0)[:5].tolist() == [list(layer.state_sizes) for layer in spec.layers[:5]]
+        assert all(model.spec.layers[-1].cached_widths == (80,) for model in models)
+
+
+def test_parallel_layers_have_one_sum(tmp_path: Path) -> None:
+    spec = KINDS_OF_LAYERS["command-r"]
+    path = write_random_model(tmp_path / "model.gguf", spec, {})
+    (models,) = check(path, spec, ModelFile.open(path).tensors, [1, 1])
+    assert sums(models[0]) == [0, 1]
+
+
+def test_what_has_too_few_parts_is_on_every_rank() -> None:
+    spec = of_layers(
+        replace(LAYER, head_norm=HeadNorm(over="row"), d_ff=16),
+        replace(STATE, mixer=Mamba2(4, 16, 16, 1, 4), d_ff=16),
+        replace(STATE, mixer=DeltaNet(2, 4, 16, 4), d_ff=16),
+        n_vocab=20,
+    )
+    tensors = {name: TensorInfo(name, shape, "F32", 0, 0) for name, shape in expected_shapes(spec).items()}
+    for model in rank_models(spec, tensors, [1, 1, 1]):
+        assert (model.spec, model.tensors, model.vocabulary) == (spec, tensors, range(20))
 
 
 @pytest.mark.parametrize(

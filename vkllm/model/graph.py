@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
+from vkllm.model.expert_ops import ExpertSum
 from vkllm.model.layers.attention import attention
 from vkllm.model.layers.experts import mixture, mixture_beside_dense
 from vkllm.model.layers.feed_forward import feed_forward
@@ -17,7 +18,7 @@ from vkllm.model.layers.latent_attention import latent_attention
 from vkllm.model.layers.per_layer import per_layer_embeddings, per_layer_input, scaled
 from vkllm.model.layers.prediction import joined
 from vkllm.model.layers.recurrent import delta_net, mamba2, short_convolution
-from vkllm.model.ops import Embed, Matvec, Norm, Op, Shapes, Softcap
+from vkllm.model.ops import AllReduce, Embed, Matvec, Norm, Op, Shapes, Softcap
 from vkllm.model.spec import DeltaNet, LatentAttention, LayerSpec, Mamba2, ModelSpec, Predictor, ShortConvolution
 
 
@@ -36,7 +37,8 @@ def decoder(spec: ModelSpec) -> tuple[Op, ...]:
     if spec.d_per_layer:
         ops += per_layer_embeddings(spec)
     for number, layer in enumerate(spec.layers):
-        ops += [*_mixing(spec, layer, number), *_feed_forward(spec, layer, number)]
+        own = [*_mixing(spec, layer, number), *_feed_forward(spec, layer, number)]
+        ops += _with_one_sum(own) if layer.is_parallel else own
         if layer.d_per_layer:
             ops += per_layer_input(spec, layer, number)
         elif layer.has_output_scale:
@@ -63,6 +65,17 @@ def _feed_forward(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
         return feed_forward(spec, layer, number) if layer.d_ff else []
     make = mixture_beside_dense if layer.experts.is_beside_dense else mixture
     return make(spec, layer, number)
+
+
+def _with_one_sum(ops: list[Op]) -> list[Op]:
+    """A parallel layer: what attention and feed-forward layer add is summed over devices at once, where both are."""
+    sums = [i for i, op in enumerate(ops) if isinstance(op, AllReduce) and op.output == "x"]
+    if len(sums) < 2:
+        return ops
+    first, last = sums
+    product = ops[last - 1]
+    assert isinstance(product, Matvec | ExpertSum)
+    return [*ops[:first], *ops[first + 1 : last - 1], replace(product, add=product.output), *ops[last:]]
 
 
 @lru_cache(maxsize=8)

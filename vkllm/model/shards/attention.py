@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from vkllm.formats.quants import BLOCK
 from vkllm.model.shards.cuts import Cut, RankLayer, without_biases
-from vkllm.model.shards.partition import shares, times
+from vkllm.model.shards.partition import divided_pieces, times
 from vkllm.model.spec import LayerSpec
 
 LEAST_COLUMNS = BLOCK // 2 + 1
@@ -34,11 +34,10 @@ def divided_heads(layer: LayerSpec, border: int, proportions: Sequence[float]) -
     group = layer.n_heads // layer.n_kv_heads
     for least in (group, 1):
         for multiple in (math.lcm(border, BLOCK), border):
-            n_heads = math.lcm(least, multiple // math.gcd(multiple, layer.head_dim))
-            parts = shares(-(-layer.n_heads // n_heads), proportions)
+            parts = divided_pieces(layer.n_heads // least, least * layer.head_dim, multiple, proportions)
             if parts is None:
                 continue
-            queries = [range(part.start * n_heads, min(part.stop * n_heads, layer.n_heads)) for part in parts]
+            queries = [range(part.start * least, part.stop * least) for part in parts]
             if min(map(len, queries)) * layer.head_dim >= LEAST_COLUMNS:
                 return [Heads(heads, _keys(heads, group)) for heads in queries]
     return None

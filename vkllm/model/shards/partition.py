@@ -50,6 +50,14 @@ def divided(n: int, border: int, proportions: Sequence[float], sizes: Sequence[i
     return found
 
 
+def divided_pieces(n: int, size: int, border: int, proportions: Sequence[float]) -> list[range] | None:
+    """n pieces of `size` columns each, divided where their columns are at multiples of `border`; None where they cannot
+    be divided."""
+    n_together = border // math.gcd(border, size)
+    parts = shares(-(-n // n_together), proportions)
+    return parts and [range(part.start * n_together, min(part.stop * n_together, n)) for part in parts]
+
+
 def is_even(counts: Sequence[int], proportions: Sequence[float]) -> bool:
     """Whether no rank has much more than its proportion."""
     n, total = sum(counts), sum(proportions)

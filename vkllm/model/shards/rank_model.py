@@ -15,8 +15,9 @@ from vkllm.model.graph import expected_shapes
 from vkllm.model.shards.attention import Heads, attention_of, divided_heads
 from vkllm.model.shards.cuts import Cut, RankLayer
 from vkllm.model.shards.feed_forward import experts_of, feed_forward_of
+from vkllm.model.shards.mixers import divided_mixer, last_matrix, mixer_of
 from vkllm.model.shards.partition import SIZES, divided
-from vkllm.model.spec import LayerSpec, ModelSpec
+from vkllm.model.spec import LayerSpec, Mixer, ModelSpec
 
 VOCABULARY_ROWS = (2048, 256, 32)
 """Pieces that the vocabulary is divided in: the lists that tokens are chosen from, or less in small models."""
@@ -81,6 +82,8 @@ class _Division:
         found = RankLayer(layer, {})
         if (heads := self._heads.get(number)) is not None:
             found = found.then(attention_of(found.layer, heads[rank], rank))
+        if layer.mixer is not None and (parts := self._mixer_parts(number, layer.mixer)) is not None:
+            found = found.then(mixer_of(found.layer, parts[rank]))
         if layer.d_ff and (hidden := self._columns(number, "ffn_down", layer.d_ff)):
             found = found.then(feed_forward_of(found.layer, hidden[rank], rank))
         if layer.experts is not None and (hidden := self._columns(number, "ffn_down_exps", layer.experts.d_ff)):
@@ -91,6 +94,11 @@ class _Division:
     def _columns(self, number: int, name: str, n: int) -> list[range] | None:
         """The columns of a matrix of n columns, by rank."""
         return divided(n, self._border(number, name), self._proportions) if n else None
+
+    def _mixer_parts(self, number: int, mixer: Mixer) -> list[range] | None:
+        """The heads, groups or columns of what stands in place of attention, by rank."""
+        border = self._border(number, last_matrix(mixer))
+        return divided_mixer(mixer, self._spec.layers[number].n_heads, border, self._proportions)
 
     def _border(self, number: int, name: str) -> int:
         """The columns of a matrix can be cut at multiples of it."""
