@@ -26,8 +26,9 @@ LAYER_S = 36e-6
 """Seconds that a decode step spends on a layer besides reading: starting, waiting for and draining its dispatches. On
 an H100 with barriers it was 33 to 43 us (docs/performance.md)."""
 
-CHAINED_LAYER_S = 18e-6
-"""The same where dispatches wait for each other in the shader (NVIDIA's driver): fitted to a 7B Q4_0 on an H100."""
+CHAINED_LAYER_S = 25e-6
+"""The same where dispatches wait for each other in the shader (NVIDIA's driver). With the bandwidth measured beside
+them, it gives the speeds of 7B, 8B and 70B on an H100 and an H200 to within 8 % (tests/model/test_step_time.py)."""
 
 EXPERTS_LAYERS = 1.5
 """By how much longer a layer with experts takes besides reading, in other layers: a router, a choice, small matrices.

@@ -85,7 +85,7 @@ class Needs:
         The vocabulary projection, the layers from the last to the first, their experts in the same order, of which a
         token reads a part, and tables of embeddings.
         """
-        shares = read_shares(self.spec)
+        shares = self._read_shares
         wholes = [weights for weights, share in shares.items() if share == 1]
         parts = [weights for weights, share in shares.items() if 0 < share < 1]
         tables = [weights for weights, share in shares.items() if share == 0]
@@ -93,7 +93,7 @@ class Needs:
 
     def read_share(self, weights: tuple[str, ...]) -> float:
         """The share of a matrix that a token reads: all of it, the chosen experts, or a row, which is next to none."""
-        return read_shares(self.spec)[weights]
+        return self._read_shares[weights]
 
     def room_for_one(self, n_ctx: int) -> Room:
         """What one sequence of n_ctx tokens needs of caches and states."""
@@ -114,6 +114,10 @@ class Needs:
         """Bytes of the matrices."""
         matrices = (stack for weights in self.matrices() for stack in stacks(weights, self.tensors))
         return sum(stack.n_bytes(stack.n_rows) for stack in matrices)
+
+    @cached_property
+    def _read_shares(self) -> dict[tuple[str, ...], float]:
+        return read_shares(self.spec)
 
     @cached_property
     def _n_state_slots(self) -> int:

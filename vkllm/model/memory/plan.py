@@ -47,8 +47,10 @@ def plan(
     max_rows: int,
     head_rows: int = 1,
     options: PlanOptions | None = None,
+    room: Room | None = None,
 ) -> MemoryPlan:
-    """Plans a model. max_rows: rows of a step. head_rows: rows whose logits the device holds at once.
+    """Plans a model. max_rows: rows of a step. head_rows: rows whose logits the device holds at once. room: what caches
+    and states have to have room for, instead of n_ctx, where several devices plan for the same sequences.
 
     n_ctx 0 takes the longest context, up to the model's own, that moves no more out of the fastest memory than
     USUAL_CONTEXT does. Everything is planned for one sequence first; others run beside it as far as that costs it
@@ -59,6 +61,8 @@ def plan(
     check_cache(spec, options.type_k, options.type_v)
     needs = Needs(spec, tensors, max_rows, head_rows, options.type_k, options.type_v)
     planner = _Planner(needs, limits, options)
+    if room is not None:
+        return planner.for_room(room)
     alone = planner.automatic() if n_ctx == 0 else planner.attempt(n_ctx)
     if alone is None:
         raise planner.refusal(n_ctx or min(SHORTEST_CONTEXT, spec.n_ctx_train))
@@ -89,6 +93,13 @@ class _Planner:
     def attempt(self, n_ctx: int, *, is_fast_only: bool = False) -> MemoryPlan | None:
         """The plan for one sequence, or None. is_fast_only: only tiers that are as fast as the first."""
         return self._with_room(self.needs.room_for_one(n_ctx), is_fast_only=is_fast_only)
+
+    def for_room(self, room: Room) -> MemoryPlan:
+        """The plan with that room. Raises OutOfDeviceMemory."""
+        made = self._with_room(room, self.needs.room_for_one(room.n_ctx))
+        if made is None:
+            raise self.refusal(room.n_ctx)
+        return made
 
     def for_many(self, alone: MemoryPlan) -> MemoryPlan:
         """The plan for as many sequences as are asked for, at most, which takes no weights out of fast memory.

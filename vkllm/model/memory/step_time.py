@@ -1,0 +1,70 @@
+"""How long a step of one token takes on several devices: what each rank takes, and what passes between them.
+
+A rank's own time comes from its plan (`MemoryPlan.token_s`): reading its part of weights and cache, and a fixed time
+a layer. Split by tensors, all ranks run at once and join partial sums after attention and after the feed-forward layer.
+Split by layers, they run one after the other and hand over one hidden state. Pure arithmetic: knows no device and no
+model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vkllm.model.memory.limits import PCIE_BYTES_PER_S
+
+EXCHANGE_S = 2.1e-6
+"""Seconds until a flag that one card wrote to system memory was seen by the other: two H200s, within one dispatch."""
+
+HOST_MEMORY_BYTES_PER_S = 50e9
+"""What all cards together move through system memory: two channels of DDR5. Servers have more."""
+
+HANDOVER_S = 0.5e-3
+"""Seconds from the end of one device's submit to the start of the next one's: a submit and a wait on an H100 in a
+virtual machine."""
+
+DISPATCHES_PER_LAYER = 5
+"""Dispatches that a layer's fixed time is for (docs/design.md); an exchange is one more."""
+
+
+@dataclass(frozen=True)
+class ExchangeSpeed:
+    """How fast devices pass numbers to each other through system memory.
+
+    latency_s: seconds until the others see what one wrote. bytes_per_s: between one device and system memory.
+    host_bytes_per_s: of all devices together. is_measured: whether latency_s and bytes_per_s were measured here.
+    """
+
+    latency_s: float = EXCHANGE_S
+    bytes_per_s: float = PCIE_BYTES_PER_S
+    host_bytes_per_s: float = HOST_MEMORY_BYTES_PER_S
+    is_measured: bool = False
+
+    def sum_s(self, n_bytes: int, n_ranks: int) -> float:
+        """Seconds until n_ranks ranks have the sum of n_bytes of each: a rank writes its own and reads the others'."""
+        return self.latency_s + self.transfer_s(n_bytes, n_ranks)
+
+    def transfer_s(self, n_bytes: int, n_ranks: int) -> float:
+        """The same without the latency: what long exchanges take."""
+        one = n_ranks * n_bytes
+        return max(one / self.bytes_per_s, n_ranks * one / self.host_bytes_per_s)
+
+
+def between_ranks_s(n_exchanges: int, n_bytes: int, n_ranks: int, layer_s: float, speed: ExchangeSpeed) -> float:
+    """Seconds that a token's exchanges take, of n_bytes each. layer_s: the slowest rank's fixed time a layer."""
+    return n_exchanges * (speed.sum_s(n_bytes, n_ranks) + layer_s / DISPATCHES_PER_LAYER)
+
+
+def handovers_s(n_bytes: int, n_ranks: int, speed: ExchangeSpeed) -> float:
+    """Seconds that n_bytes take from the first to the last of n_ranks ranks that run one after the other."""
+    return (n_ranks - 1) * (HANDOVER_S + 2 * n_bytes / speed.bytes_per_s)
+
+
+def tensor_step_s(ranks_s: Sequence[float], exchanges_s: float) -> float:
+    """A step split by tensors waits for its slowest rank. ranks_s: seconds of each without exchanges."""
+    return max(ranks_s) + exchanges_s
+
+
+def layer_step_s(ranks_s: Sequence[float], handovers_s: float) -> float:
+    """A step split by layers passes through all ranks."""
+    return sum(ranks_s) + handovers_s
