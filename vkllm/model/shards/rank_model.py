@@ -39,7 +39,9 @@ class RankModel:
 
 
 def rank_models(spec: ModelSpec, tensors: Tensors, proportions: Sequence[float]) -> list[RankModel]:
-    """The model of each rank. proportions: of the work, a number above 0 for each rank."""
+    """The model of each rank; of one, the model itself. proportions: of the work, a number above 0 for each rank."""
+    if len(proportions) == 1:
+        return [RankModel(spec, dict(tensors), range(spec.n_vocab))]
     division = _Division(spec, tensors, tuple(proportions))
     return [division.model(rank) for rank in range(len(proportions))]
 
