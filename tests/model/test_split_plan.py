@@ -98,7 +98,8 @@ def test_two_cards_hold_half_each_and_are_chosen_for_speed() -> None:
     whole = alone.plans[0]
     assert made.chosen == "tensor" and "as fast as none" in made.reason
     for one in tensor.plans:
-        assert one.weights_bytes == pytest.approx(whole.weights_bytes / 2, rel=0.03)  # the table is whole on both
+        # the table is whole on both, and 43 pieces of hidden columns are 22 and 21
+        assert one.weights_bytes == pytest.approx(whole.weights_bytes / 2, rel=0.04)
         assert one.cache_bytes == whole.cache_bytes / 2
     assert sum(one.cache_bytes for one in layer.plans) == whole.cache_bytes
     assert sum(one.weights_bytes for one in layer.plans) == pytest.approx(whole.weights_bytes, rel=0.01)

@@ -13,15 +13,18 @@ from typing import Literal
 
 from vkllm.errors import InvalidParameter, OutOfDeviceMemory, UnsupportedDevice, VkllmError, counted
 from vkllm.formats.gguf import TensorInfo
+from vkllm.model.graph import decoder
 from vkllm.model.memory.division import asked_proportions, layer_ranges, proportions
 from vkllm.model.memory.limits import DeviceLimits
 from vkllm.model.memory.memory_plan import MemoryPlan
 from vkllm.model.memory.needs import Needs, tensor_bytes
 from vkllm.model.memory.options import PlanOptions
 from vkllm.model.memory.plan import USUAL_CONTEXT, plan
-from vkllm.model.memory.rank_sizes import EMBEDDING, Part, layers_part, tensor_part
+from vkllm.model.memory.rank_sizes import EMBEDDING, Part, layers_part
 from vkllm.model.memory.sequences import Room
 from vkllm.model.memory.step_time import ExchangeSpeed, between_ranks_s, handovers_s, layer_step_s, tensor_step_s
+from vkllm.model.ops import AllReduce
+from vkllm.model.shards.rank_model import rank_models
 from vkllm.model.spec import ModelSpec
 
 SplitMode = Literal["none", "layer", "tensor"]
@@ -196,8 +199,9 @@ class _Splitter:
                 f"-sm tensor needs devices that read each other's numbers through system memory, and the driver of "
                 f"{unable[0]} has no VK_EXT_external_memory_host"
             )
-        plans = self._plans(members, limits, [tensor_part(self.spec, self.tensors, part) for part in parts])
-        row_bytes, n, n_exchanges = 4 * self.spec.d_model, len(members), n_exchanges_of(self.spec)
+        ranks = rank_models(self.spec, self.tensors, parts)
+        plans = self._plans(members, limits, [(rank.spec, rank.tensors) for rank in ranks])
+        row_bytes, n, n_exchanges = 4 * self.spec.d_model, len(members), n_exchanges_of(ranks[0].spec)
         layer_s = max(limit.speeds.layer_s for limit in limits)
         return SplitPlan(
             "tensor",
@@ -233,8 +237,8 @@ class _Splitter:
         """The plan of each rank, with the room that all of them have. Raises OutOfDeviceMemory that names the rank."""
         made: list[MemoryPlan] = []
         for rank, (place, limit, part) in enumerate(zip(members, limits, parts, strict=True)):
-            if rank and (limit, part) == (limits[rank - 1], parts[rank - 1]):
-                made.append(made[-1])  # equal cards with equal parts
+            if rank and limit == limits[rank - 1] and _are_equally_large(part, parts[rank - 1]):
+                made.append(made[-1])
                 continue
             try:
                 made.append(plan(part[0], part[1], limit, *self.how))
@@ -265,13 +269,9 @@ def shared_limits(members: Sequence[Member], *, is_at_once: bool) -> list[Device
     return limits
 
 
-def n_exchanges_of(spec: ModelSpec) -> int:
-    """Sums over ranks in a step: behind attention or what stands in its place, and behind the feed-forward layer; and
-    one of candidates for the next token."""
-    return 1 + sum(
-        (layer.n_heads > 0 or layer.mixer is not None) + (layer.d_ff > 0 or layer.experts is not None)
-        for layer in spec.layers
-    )
+def n_exchanges_of(rank: ModelSpec) -> int:
+    """Exchanges of a step: its sums over ranks, and one of candidates for the next token. rank: the model of one."""
+    return 1 + sum(isinstance(op, AllReduce) for op in decoder(rank))
 
 
 def _choice(members: Sequence[Member], plans: Mapping[SplitMode, SplitPlan]) -> tuple[SplitMode, str]:
@@ -286,6 +286,12 @@ def _choice(members: Sequence[Member], plans: Mapping[SplitMode, SplitPlan]) -> 
             reason = f"{factor:.1f} times as fast as {chosen}, as expected"
             chosen = mode
     return chosen, reason
+
+
+def _are_equally_large(part: Part, other: Part) -> bool:
+    """Whether parts of a model have tensors of the same shapes."""
+    shapes = [[(name, info.shape, info.format) for name, info in tensors.items()] for _, tensors in (part, other)]
+    return part[0] == other[0] and shapes[0] == shapes[1]
 
 
 def _are_alike(members: Sequence[Member]) -> bool:
