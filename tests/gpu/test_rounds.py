@@ -40,6 +40,12 @@ LAVAPIPE = replace(
 # The loops that vkllm/gpu/program/rounds.py counts: of each file, their heads as they stand there. A loop that is not
 # here, or stands here otherwise, needs its rounds counted there first.
 LOOPS = {
+    "all_reduce.comp": [
+        "uint i = gl_LocalInvocationIndex; i < n; i += LOCAL_SIZE",
+        "uint i = gl_LocalInvocationIndex; i < n; i += LOCAL_SIZE",
+        "uint copy = 1; copy < N_COPIES; copy++",
+        "uint copy = 0; is_sound && copy < N_COPIES; copy++",
+    ],
     "argmax.comp": [
         "uint i = self; i < N_VOCAB; i += AT_ONCE * LOCAL_SIZE",
         "uint stride = LOCAL_SIZE / 2; stride > 0; stride /= 2",
@@ -220,6 +226,14 @@ LOOPS = {
     "lib/workgroup_sum.glsl": ["uint i = 0; i < N_SUBGROUPS; i++"],
     "lib/codebook.glsl": ["uint i = gl_LocalInvocationIndex; i < CODEBOOK_WORDS; i += gl_WorkGroupSize.x"],
     "lib/chain.glsl": ["uint polls = 1; polls <= MOST_POLLS && !has_ended; polls++"],
+    "lib/exchange.glsl": [
+        "uint i = 0; i < rounds; i++",  # delays of GPUs
+        "uint line = gl_LocalInvocationIndex; line < N_LINES; line += LOCAL_SIZE",
+        "uint poll = 0; poll < N_LINES; poll++",
+        "uint poll = 0; poll < POLLS_IN_PLACE && has_flag[rank] == 0 && failure_code == 0; poll++",
+        "uint other = N_RANKS; other > 0; other--",
+        "uint rank = 0; rank < N_RANKS; rank++",
+    ],
 }
 ELSEWHERE = {"start_order.comp"}  # is run on NVIDIA's driver only
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
+from vkllm.gpu.program.exchange_kernels import LINE_FOURS, MOST_RANKS
 from vkllm.gpu.program.kernels import (
     ATTENTION_PIECE,
     KERNELS,
@@ -61,6 +62,8 @@ def test_constants_agree_with_the_shaders() -> None:
     assert f"#define MAX_PARTS {MAX_PARTS}\n" in (SHADERS / "attention_fused.comp").read_text()
     assert f"#define LINK_WORDS {LINK_WORDS} " in (SHADERS / "lib" / "chain.glsl").read_text()
     assert f"#define HEADER_WORDS {HEADER_WORDS}\n" in (SHADERS / "begin_step.comp").read_text()
+    exchange = (SHADERS / "lib" / "exchange.glsl").read_text()
+    assert f"#define MOST_RANKS {MOST_RANKS}\n#define LINE_FOURS {LINE_FOURS}\n" in exchange
     largest = (SHADERS / "lib" / "largest.glsl").read_text()
     assert f"#define TOP_K {TOP_K}\n#define TOP_LOGITS {TOP_LOGITS}\n" in largest
 

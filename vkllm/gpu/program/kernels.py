@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from vkllm.formats.quants import FORMATS
 from vkllm.gpu.device.kernel import QUANTIZED_FORMATS, KernelSpec
+from vkllm.gpu.program.exchange_kernels import EXCHANGE_KERNELS
 from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE as ATTENTION_PIECE
 from vkllm.model.memory.kernel_sizes import KV_BLOCK as KV_BLOCK
 from vkllm.model.memory.kernel_sizes import MAX_NARROW as MAX_NARROW
@@ -396,5 +397,6 @@ KERNELS = {
             ("n_weight_rows", "y_offset", "y_stride", "part_rows"),
         ),
         KernelSpec("top_logits", ("logits", "largest", "step"), ("local_size", "n_vocab")),
+        *EXCHANGE_KERNELS,
     )
 }

@@ -58,6 +58,9 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
     table = _up(MOST_TABLE_WORDS, size) if dispatch.kernel.formats else 0
     n = dispatch.groups[0] * dispatch.groups[2] * size  # invocations along x
     match kernel:
+        case "all_reduce":
+            share = _up(_up(v["width"] * v["columns"] // 4, dispatch.groups[0]), size)
+            return 2 * v["n_copies"] * (share + 1 + v["n_ranks"]) + _exchange(v)
         case "argmax":
             return _up(v["n_vocab"], 8 * size) + size.bit_length()
         case "attention" | "attention_fused":
@@ -150,6 +153,11 @@ def _routing(v: dict[str, int]) -> int:
     fours = _up(n, 4) + 1
     groups = _up(n_groups, size) * (2 + n // n_groups) + _up(n, size) * (2 + n_groups)
     return 2 * fours + _up(4 * fours, size) * (4 + fours) + 3 * _up(v["n_used"], size) + groups
+
+
+def _exchange(v: dict[str, int]) -> int:
+    """Of shaders/lib/exchange.glsl, on a device that polls in place."""
+    return _up(v["n_lines"], v["local_size"]) + v["polls_in_place"] + v["n_ranks"]
 
 
 def portion_rounds(n_columns: int, unroll: int, subgroup_size: int) -> int:

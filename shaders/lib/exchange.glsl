@@ -1,0 +1,180 @@
+// An exchange: ranks, which are devices of one process, hand each other numbers through host memory that all of them
+// have imported, inside one dispatch of each and without the CPU.
+//
+// A workgroup writes its slice of the rank's own numbers, then a flag, waits for the flags of the same workgroup of all
+// other ranks, and reads their slices. It waits only after it has written, so ranks never wait for each other in a circle,
+// as long as all workgroups of a dispatch run at once.
+//
+// GPUs keep what they have read from host memory, even by volatile or atomic reads, at least until the dispatch ends. So a
+// flag is written to N_LINES lines (of 128 bytes), and each poll reads the next one: after longer and longer delays, so
+// that few lines are enough for some seconds. A CPU device (lavapipe) keeps nothing, but its threads may be held up for
+// long: there POLLS_IN_PLACE is not 0, and the first line alone is polled so often, by atomics. Its invocations poll one
+// after another, since each can go through so many rounds only.
+//
+// Vulkan orders memory for one device only, so another may see a flag before all numbers that were written before it. A
+// flag therefore tells the sum of the numbers. Where it does not fit, they are read again, from the second of N_COPIES
+// places, which is written behind the flag; with one copy, or if it does not fit either, the exchange has failed.
+//
+// Exchanges have consecutive numbers, the same on all ranks: the step's first (spare[0] of lib/step.glsl) plus `number`.
+// Odd ones use one half of the memory, even ones the other: who writes the next but one has seen the flags of the next one,
+// so all have read what is overwritten. A half has room for several exchanges of a width, which take turns, so that few lines
+// are read twice in a submit.
+//
+// A wait ends when its polls are used up. The exchange then fails: all later ones fail at once, the other ranks are told in
+// place of a flag, and the host finds out which rank was missing (vkllm/gpu/program/exchange.py).
+//
+// Define SHARED_BINDING, STATE_BINDING and FAILURE_BINDING, and include lib/step.glsl, before the include. The including
+// file has the constants LOCAL_SIZE, N_RANKS, N_LINES, POLLS_IN_PLACE, N_COPIES and HALF_LINES (lines of a half), and the
+// push constants number and own_rank.
+#define MOST_RANKS 8
+#define LINE_FOURS 8
+
+layout(std430, binding = SHARED_BINDING) coherent buffer Shared { uvec4 shared_fours[]; };
+layout(std430, binding = SHARED_BINDING) coherent volatile buffer Flags { uvec4 flags[]; };
+layout(std430, binding = SHARED_BINDING) coherent buffer SharedWords { uint shared_words[]; };
+layout(std430, binding = STATE_BINDING) coherent buffer State {
+  uint failed;        // why the first exchange failed; 0: none has
+  uint unused_result; // of delays, which compilers would take out if nobody could see it
+};
+layout(std430, binding = FAILURE_BINDING) writeonly buffer Failure { uint failure[2]; }; // the same, and its number: for the host
+
+// Why an exchange failed: 1 + the rank that is to blame, and one of these
+#define MISSING 0u
+#define DAMAGED 256u
+#define FAILED_MARK 0x464b4c56u // a flag that tells of a failure
+
+const uint FIRST_DELAY = 16;
+const uint RETRY_DELAY = 4096;
+
+shared uint flag_sums[MOST_RANKS]; // as the flags tell
+shared uint has_flag[MOST_RANKS];
+shared uint sums[MOST_RANKS]; // of what was read
+shared uint failure_code;     // 0: none
+
+uint exchange_number() { return spare[0] + number; }
+
+// Blocks of the exchange, in fours: of each rank and workgroup its flag, then the copies of its numbers.
+uint blocks_at, block_fours, copy_fours;
+
+uint flag_of(uint rank) { return blocks_at + (rank * gl_NumWorkGroups.x + gl_WorkGroupID.x) * block_fours; }
+uint numbers_of(uint rank, uint copy) { return flag_of(rank) + N_LINES * LINE_FOURS + copy * copy_fours; }
+
+uint sum_of(uvec4 four) { return four.x + four.y + four.z + four.w; }
+
+// Keeps an invocation busy for a while, on GPUs.
+uint delayed(uint rounds, uint value) {
+  for (uint i = 0; i < rounds; i++) value = ((value << 1) | (value >> 31)) ^ i;
+  return value;
+}
+
+// On CPUs: some microseconds without a round of a loop.
+float paused(float x) {
+  [[unroll]] for (int i = 0; i < 256; i++) x = 1.0 / (sqrt(x) + 1.5);
+  return x;
+}
+
+// All invocations begin with this; room: fours of numbers that a workgroup has room for. Whether no exchange has failed yet.
+bool begin_exchange(uint room) {
+  copy_fours = (room + LINE_FOURS - 1) / LINE_FOURS * LINE_FOURS;
+  block_fours = N_LINES * LINE_FOURS + N_COPIES * copy_fours;
+  uint exchange_fours = N_RANKS * gl_NumWorkGroups.x * block_fours;
+  uint turn = (exchange_number() / 2) % (HALF_LINES * LINE_FOURS / exchange_fours);
+  blocks_at = (exchange_number() % 2) * HALF_LINES * LINE_FOURS + turn * exchange_fours;
+  uint self = gl_LocalInvocationIndex;
+  if (self < MOST_RANKS) flag_sums[self] = has_flag[self] = sums[self] = 0;
+  if (self == 0) failure_code = failed;
+  barrier();
+  return failure_code == 0;
+}
+
+// The flag, once the numbers of all invocations are written.
+void write_flag(bool is_failed) {
+  memoryBarrierBuffer();
+  barrier();
+  uint n = exchange_number(), sum = is_failed ? failure_code : sums[own_rank];
+  uvec4 flag = uvec4(n, sum, ~n, is_failed ? sum ^ FAILED_MARK : ~sum);
+  uint first = flag_of(own_rank);
+  for (uint line = gl_LocalInvocationIndex; line < N_LINES; line += LOCAL_SIZE) shared_fours[first + line * LINE_FOURS] = flag;
+  memoryBarrierBuffer();
+}
+
+// Whether a flag is that of this exchange, or tells of a failure; one that is half written is neither.
+bool is_final(uvec4 flag, uint rank) {
+  if (flag.x != ~flag.z) return false;
+  if (flag.w == (flag.y ^ FAILED_MARK)) {
+    failure_code = flag.y;
+    return true;
+  }
+  if (flag.x != exchange_number() || flag.y != ~flag.w) return false;
+  flag_sums[rank] = flag.y;
+  has_flag[rank] = 1;
+  return true;
+}
+
+void poll_fresh_lines(uint rank, uint first) {
+  uint delay = FIRST_DELAY, value = rank;
+  for (uint poll = 0; poll < N_LINES; poll++) {
+    if (is_final(flags[first + poll * LINE_FOURS], rank)) break;
+    value = delayed(delay, value);
+    delay += delay / 4 + 1;
+  }
+  if (value == FAILED_MARK) unused_result = value;
+}
+
+void poll_in_place(uint rank, uint first) {
+  float value = float(rank);
+  for (uint poll = 0; poll < POLLS_IN_PLACE && has_flag[rank] == 0 && failure_code == 0; poll++) {
+    uvec4 flag;
+    flag.w = atomicOr(shared_words[4 * first + 3], 0);
+    flag.z = atomicOr(shared_words[4 * first + 2], 0);
+    flag.y = atomicOr(shared_words[4 * first + 1], 0);
+    flag.x = atomicOr(shared_words[4 * first], 0);
+    if (!is_final(flag, rank)) value = paused(value);
+  }
+  if (value == 99.0) unused_result = 1;
+}
+
+// Waits for the flags of all other ranks; false: the exchange has failed.
+bool await_flags() {
+  uint rank = gl_LocalInvocationIndex % MOST_RANKS;
+  bool is_polling = POLLS_IN_PLACE != 0 || gl_LocalInvocationIndex < MOST_RANKS;
+  if (is_polling && rank < N_RANKS && rank != own_rank) {
+    uint first = flag_of(rank);
+    if (POLLS_IN_PLACE != 0)
+      poll_in_place(rank, first);
+    else
+      poll_fresh_lines(rank, first);
+  }
+  barrier();
+  if (gl_LocalInvocationIndex == 0 && failure_code == 0)
+    for (uint other = N_RANKS; other > 0; other--)
+      if (other - 1 != own_rank && has_flag[other - 1] == 0) failure_code = MISSING | other;
+  barrier();
+  memoryBarrierBuffer();
+  return failure_code == 0;
+}
+
+// Whether all numbers that were read (added up in `sums`) are those that the flags tell of; after a delay if not, with the
+// sums of the others cleared for another try. is_last: no try is left, and the exchange has failed.
+bool fits(bool is_last) {
+  barrier();
+  uint wrong = 0;
+  for (uint rank = 0; rank < N_RANKS; rank++)
+    if (rank != own_rank && sums[rank] != flag_sums[rank]) wrong = rank + 1;
+  barrier();
+  if (wrong == 0) return true;
+  if (gl_LocalInvocationIndex < N_RANKS && gl_LocalInvocationIndex != own_rank) sums[gl_LocalInvocationIndex] = 0;
+  if (gl_LocalInvocationIndex == 0 && is_last) failure_code = DAMAGED | wrong;
+  uint value = delayed(POLLS_IN_PLACE != 0 ? 0 : RETRY_DELAY, wrong);
+  if (value == FAILED_MARK) unused_result = value;
+  barrier();
+  return false;
+}
+
+// Makes the failure known: to later exchanges and to the host. The other ranks are told by the flags of the next exchange.
+void tell_failure() {
+  if (gl_LocalInvocationIndex == 0 && atomicCompSwap(failed, 0, failure_code) == 0) {
+    failure[0] = failure_code;
+    failure[1] = exchange_number();
+  }
+}

@@ -1,0 +1,91 @@
+"""What tests of exchanges share: ranks that a test plays itself, by writing into the memory what a device would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from kernel_case import filled, poisoned
+
+from vkllm.gpu.device.kompute import Buffer, Device
+from vkllm.gpu.program.exchange import Exchange
+from vkllm.gpu.program.step import Part, StepSlots
+
+Floats = npt.NDArray[np.float32]
+Words = npt.NDArray[np.uint32]
+FAILED_MARK = 0x464B4C56
+
+
+def block_of(exchange: Exchange, rank: int, group: int, number: int, n_fours: int, n_copies: int) -> tuple[int, int]:
+    """Where a rank's block of a workgroup begins, in lines, and the lines of a copy, as lib/exchange.glsl says."""
+    n_ranks, n_groups = len(exchange.devices), exchange.n_groups(n_fours)
+    share = -(-n_fours // n_groups)
+    copy_lines = -(-share // 8)
+    block_lines = exchange.n_lines + n_copies * copy_lines
+    exchange_lines = n_ranks * n_groups * block_lines
+    turn = number // 2 % (exchange.half_lines // exchange_lines)
+    first = number % 2 * exchange.half_lines + turn * exchange_lines
+    return first + (rank * n_groups + group) * block_lines, copy_lines
+
+
+def hand_over(
+    exchange: Exchange, rank: int, number: int, fours: Words, n_room: int, n_copies: int, n_damaged: int = 0
+) -> None:
+    """Does what a device of a rank does: writes fours (F, 4), and the flags. n_room: fours that the exchange has room
+    for. n_damaged: of the copies, from the first on, whose last word is another than was written."""
+    lines = exchange.memory.words.reshape(-1, 32)
+    n_groups = exchange.n_groups(n_room)
+    share = -(-len(fours) // n_groups)
+    for group in range(n_groups):
+        block, copy_lines = block_of(exchange, rank, group, number, n_room, n_copies)
+        own = fours[group * share : (group + 1) * share].reshape(-1)
+        for copy in range(n_copies):
+            at = block + exchange.n_lines + copy * copy_lines
+            lines[at : at + copy_lines].reshape(-1)[: len(own)] = own
+            if copy < n_damaged and len(own):
+                lines[at : at + copy_lines].reshape(-1)[len(own) - 1] ^= 1
+        total = int(own.sum(dtype=np.uint64)) % 2**32
+        lines[block : block + exchange.n_lines, :4] = (number, total, number ^ 0xFFFFFFFF, total ^ 0xFFFFFFFF)
+
+
+def step_of_rows(device: Device, n_rows: int, first_exchange: int = 0) -> Buffer:
+    """The step buffer of a step of so many rows."""
+    slots = StepSlots(device, 1, 1)
+    slots.write(0, [Part(0, [0] * n_rows, 0, [0])], first_exchange)
+    return slots.buffer
+
+
+def drawn(n_ranks: int, n_rows: int, columns: int, seed: int = 1) -> Floats:
+    """Parts (n_ranks, n_rows, columns) whose sum depends on the order of additions."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n_ranks, n_rows, columns)) * 10.0 ** rng.integers(-4, 4, (n_ranks, 1, 1))).astype(
+        np.float32
+    )
+
+
+def added_up(parts: Floats, add: Floats | None = None) -> Floats:
+    """What `all_reduce` computes: rank by rank, then add."""
+    total = parts[0].copy()
+    for part in parts[1:]:
+        total += part
+    return total if add is None else add + total
+
+
+def run_at_once(devices: Sequence[Device], recordings: Sequence[Any]) -> None:
+    """Submits a recording of each device, then waits for all."""
+    tickets = [device.submit(recording) for device, recording in zip(devices, recordings, strict=True)]
+    for device, ticket in zip(devices, tickets, strict=True):
+        device.wait(ticket)
+
+
+class Rank:
+    """A rank's buffers for `all_reduce`: part, add and y (n_rows, columns)."""
+
+    def __init__(self, device: Device, part: Floats, add: Floats | None = None, first_exchange: int = 0) -> None:
+        self.shape = part.shape
+        self.part = filled(device, part)
+        self.add = None if add is None else filled(device, add)
+        self.y = poisoned(device, part.size)
+        self.step = step_of_rows(device, len(part), first_exchange)

@@ -1,0 +1,186 @@
+"""all_reduce: sums over ranks, exchanged through host memory, against numpy; and how it ends if a rank is missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from exchange_case import FAILED_MARK, Rank, added_up, block_of, drawn, hand_over, run_at_once
+from kernel_case import floats
+
+from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.layer import Layer
+from vkllm.gpu.program.exchange import Exchange
+from vkllm.gpu.program.kernels import KERNELS
+
+pytestmark = pytest.mark.gpu
+COLUMNS, LOST = 96, -4
+
+
+@pytest.fixture(scope="module")
+def others(device: Device) -> Iterator[list[Device]]:
+    """The same physical device, opened twice more."""
+    if "external_memory_host" not in device.info.features:
+        pytest.skip("the driver imports no memory")
+    opened = [Device(str(device.info.index)) for _ in range(2)]
+    yield opened
+    for one in opened:
+        one.close()
+
+
+def alone(device: Device, others: list[Device], n_ranks: int, **options: int) -> Exchange:
+    """An exchange whose ranks all are one device; a test plays all but one."""
+    return Exchange([device] * n_ranks, 32 * COLUMNS // 4, **{"polls_in_place": 50, **options})
+
+
+@pytest.mark.parametrize(
+    "n_ranks, own, n_rows, width, n_groups, polls_in_place, n_lines",
+    [
+        (2, 0, 1, 1, 1, 50, 1),
+        (3, 1, 32, 32, 4, 0, 2),
+        (4, 3, 2, 4, 3, 50, 3),
+        (8, 5, 5, 8, 2, 0, 4),
+    ],
+)
+def test_the_sum_of_all_parts_has_the_bits_of_numpy(
+    device: Device,
+    others: list[Device],
+    n_ranks: int,
+    own: int,
+    n_rows: int,
+    width: int,
+    n_groups: int,
+    polls_in_place: int,
+    n_lines: int,
+) -> None:
+    """Some rows of a wider recording, in several workgroups, polled as on CPUs and as on GPUs."""
+    exchange = alone(device, others, n_ranks, polls_in_place=polls_in_place, n_lines=n_lines, most_groups=n_groups)
+    parts, n_copies = drawn(n_ranks, n_rows, COLUMNS), exchange.n_copies(width)
+    add = drawn(1, n_rows, COLUMNS, seed=2)[0] if n_ranks % 2 == 0 else None
+    rank = Rank(device, parts[own], add, first_exchange=2**32 - 2)
+    for number in (1, 2, 3):  # past the largest number
+        for other in {*range(n_ranks)} - {own}:
+            fours = parts[other].view(np.uint32).reshape(-1, 4)
+            hand_over(exchange, other, (2**32 - 2 + number) % 2**32, fours, width * COLUMNS // 4, n_copies)
+        dispatch = exchange.ranks[own].all_reduce(rank.part, rank.y, rank.step, COLUMNS, width, number, rank.add)
+        assert dispatch.kernel is KERNELS["all_reduce"] and dispatch.groups[0] == exchange.n_groups(
+            width * COLUMNS // 4
+        )
+        device.run([dispatch])
+        exchange.ranks[own].check()
+        np.testing.assert_array_equal(floats(rank.y, rank.shape), added_up(parts, add))
+        assert rank.y.words is not None
+        rank.y.words[:] = 0
+
+
+@pytest.mark.parametrize("polls_in_place", [0, 50])
+def test_numbers_that_come_after_their_flag_are_read_from_the_second_place(
+    device: Device, others: list[Device], polls_in_place: int
+) -> None:
+    exchange = alone(device, others, 2, n_lines=3, polls_in_place=polls_in_place)
+    parts = drawn(2, 2, COLUMNS)
+    rank = Rank(device, parts[0])
+    for n_damaged in (1, 2):
+        fours = parts[1].view(np.uint32).reshape(-1, 4)
+        hand_over(exchange, 1, n_damaged, fours, 2 * COLUMNS // 4, exchange.n_copies(2), n_damaged)
+        device.run([exchange.ranks[0].all_reduce(rank.part, rank.y, rank.step, COLUMNS, 2, n_damaged)])
+        if n_damaged == 1:
+            exchange.ranks[0].check()
+            np.testing.assert_array_equal(floats(rank.y, rank.shape), added_up(parts))
+    with pytest.raises(DeviceError, match=r"\(rank 0\) read other numbers than .*\(rank 1\) had written in exchange 2"):
+        exchange.ranks[0].check()
+
+
+@pytest.mark.parametrize("polls_in_place, n_lines", [(50, 1), (0, 4)])
+def test_a_rank_that_does_not_come_is_named_and_later_exchanges_end_at_once(
+    device: Device, others: list[Device], polls_in_place: int, n_lines: int
+) -> None:
+    exchange = alone(device, others, 4, polls_in_place=polls_in_place, n_lines=n_lines)
+    parts = drawn(4, 1, COLUMNS)
+    rank, n_fours = Rank(device, parts[1]), COLUMNS // 4
+    for other in (0, 3):
+        hand_over(exchange, other, 1, parts[other].view(np.uint32).reshape(-1, 4), n_fours, exchange.n_copies(1))
+    reduced = [exchange.ranks[1].all_reduce(rank.part, rank.y, rank.step, COLUMNS, 1, number) for number in (1, 2)]
+    device.run(reduced)
+    for _ in range(2):
+        with pytest.raises(
+            DeviceTimeout, match=r"\(rank 1\) waited in vain for .*\(rank 2\) in exchange 1: .*-sm layer"
+        ):
+            exchange.ranks[1].check()
+    # the others are told in place of the flag of the next exchange, with the rank that was missing
+    line, _ = block_of(exchange, 1, 0, 2, n_fours, exchange.n_copies(1))
+    told = exchange.memory.words.reshape(-1, 32)[line : line + n_lines, :4]
+    np.testing.assert_array_equal(told, [[2, 3, 2**32 - 3, 3 ^ FAILED_MARK]] * n_lines)
+    again = Rank(device, parts[0])
+    device.run([exchange.ranks[0].all_reduce(again.part, again.y, again.step, COLUMNS, 1, 2)])
+    with pytest.raises(DeviceTimeout, match=r"\(rank 0\) waited in vain for .*\(rank 2\) in exchange 2"):
+        exchange.ranks[0].check()
+
+
+@pytest.mark.parametrize("n_ranks", [2, 3])
+def test_devices_that_run_at_once_all_get_the_same_sums(device: Device, others: list[Device], n_ranks: int) -> None:
+    """Many exchanges in a submit, narrow and wide ones in turn in the same memory, each of what the last one gave."""
+    devices = [device, *others][:n_ranks]
+    exchange = Exchange(devices, 40 * COLUMNS // 4)
+    parts, add = drawn(n_ranks, 40, COLUMNS) / 100, drawn(1, 40, COLUMNS, seed=3)[0]
+    expected = parts
+    n_steps, n_exchanges = 2, 6
+    ranks = [Rank(one, part, add) for one, part in zip(devices, parts, strict=True)]
+    recordings = [
+        one.record(
+            [
+                made.all_reduce(rank.part, rank.y, rank.step, COLUMNS, 40, number, rank.add)
+                if number % 2
+                else made.all_reduce(rank.y, rank.part, rank.step, COLUMNS, 64, number)
+                for number in range(1, n_exchanges + 1)
+            ]
+        )
+        for one, made, rank in zip(devices, exchange.ranks, ranks, strict=True)
+    ]
+    for step in range(n_steps):
+        for rank in ranks:
+            assert rank.step.words is not None
+            rank.step.words[5] = step * n_exchanges
+        run_at_once(devices, recordings)
+        for _ in range(n_exchanges // 2):
+            summed = added_up(expected, add)
+            expected = np.stack([added_up(np.stack([summed] * n_ranks))] * n_ranks)
+    for made, rank in zip(exchange.ranks, ranks, strict=True):
+        made.check()
+        np.testing.assert_array_equal(floats(rank.part, rank.shape), expected[0])
+
+
+def test_a_device_that_is_lost_ends_the_others_in_bounded_time(device: Device, others: list[Device]) -> None:
+    """Rank 1's submit fails: rank 0 waits until its polls are used up, or until it is told."""
+    layer = Layer.activate()
+    lost = Device(str(device.info.index))
+    devices = [device, lost]
+    try:
+        exchange = Exchange(devices, COLUMNS // 4, polls_in_place=4000)
+        parts = drawn(2, 1, COLUMNS)
+        ranks = [Rank(one, part) for one, part in zip(devices, parts, strict=True)]
+        recordings = [
+            one.record([made.all_reduce(rank.part, rank.y, rank.step, COLUMNS, 1, number) for number in (1, 2, 3)])
+            for one, made, rank in zip(devices, exchange.ranks, ranks, strict=True)
+        ]
+        run_at_once(devices, recordings)
+        for rank in ranks:
+            assert rank.step.words is not None
+            rank.step.words[5] = 3
+        layer.inject("submit", 1, LOST, lost.layer_id)
+        ticket = device.submit(recordings[0])
+        with pytest.raises(DeviceLost):
+            lost.wait(lost.submit(recordings[1]))
+        exchange.ranks[0].check()
+        exchange.abort(1)
+        started = time.perf_counter()
+        device.wait(ticket)
+        assert time.perf_counter() - started < 20
+        with pytest.raises(DeviceTimeout, match=r"\(rank 0\) waited in vain for .*\(rank 1\) in exchange 4"):
+            exchange.ranks[0].check()
+    finally:
+        layer.inject("submit", 0)
+        lost.close()

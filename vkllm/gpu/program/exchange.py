@@ -1,0 +1,156 @@
+"""Exchanges between ranks: the devices of one process that compute a model together, and what they hand each other.
+
+Knows the kernels `all_reduce` and `all_gather` (shaders/lib/exchange.glsl says how they work) and the memory that they
+need. Which operations exchange something, and when a step is submitted, is for others to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from vkllm.errors import DeviceError, DeviceTimeout
+from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
+from vkllm.gpu.device.shared_memory import SharedHostMemory
+from vkllm.gpu.program.exchange_kernels import LINE_FOURS, MOST_RANKS
+from vkllm.gpu.program.kernels import KERNELS, MAX_NARROW
+
+LINE_BYTES: Final = 16 * LINE_FOURS
+
+N_LINES: Final = 68
+"""Lines that a flag is written to, and so polls of a GPU that waits. Each delay is a quarter longer than the last one;
+the longest is about half a second, and all together take two or three."""
+
+POLLS_IN_PLACE: Final = 40_000
+"""Polls of an invocation on a CPU device: of 128 invocations about two seconds, if nothing else runs."""
+
+GROUP_FOURS: Final = 512
+"""Fours (16-byte words) that make another workgroup worth while."""
+
+MOST_GROUPS, MOST_CPU_GROUPS = 32, 1
+"""Most workgroups of an exchange: they must run at once. A CPU device has threads for other devices, too."""
+
+LOCAL_SIZE, CPU_LOCAL_SIZE = 256, 128
+
+_MISSING, _DAMAGED, _FAILED_MARK = 0, 256, 0x464B4C56
+"""As in shaders/lib/exchange.glsl."""
+
+
+class Exchange:
+    """The memory of a group of devices, in the order of their ranks, and what each of them needs for exchanges.
+
+    Raises UnsupportedDevice if a driver cannot import memory, OutOfDeviceMemory if a limit leaves no room for it.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        most_fours: int,
+        *,
+        polls_in_place: int = POLLS_IN_PLACE,
+        n_lines: int | None = None,
+        most_groups: int | None = None,
+    ) -> None:
+        """most_fours: 16-byte words that a rank hands over in the largest exchange. polls_in_place: of CPU devices; 0:
+        they poll like GPUs. n_lines: of a flag. most_groups: workgroups; None chooses both by the devices."""
+        assert 0 < len(devices) <= MOST_RANKS
+        are_cpus = [device.info.type == "cpu" for device in devices]
+        self.devices = tuple(devices)
+        self.most_groups = most_groups or (MOST_CPU_GROUPS if any(are_cpus) else MOST_GROUPS)
+        self.n_lines = n_lines or (1 if all(are_cpus) else N_LINES)
+        self.polls_in_place = polls_in_place
+        most = self.lines(most_fours, self.n_copies(MAX_NARROW)) + self.lines(GROUP_FOURS, 2)
+        self.memory = SharedHostMemory(2 * most * LINE_BYTES)
+        self.half_lines = self.memory.n_bytes // LINE_BYTES // 2
+        self.ranks = [RankExchange(self, rank) for rank in range(len(devices))]
+
+    def n_groups(self, n_fours: int) -> int:
+        """Workgroups of an exchange of so many fours of each rank: on all ranks the same."""
+        return min(max(-(-n_fours // GROUP_FOURS), 1), self.most_groups)
+
+    def n_copies(self, width: int) -> int:
+        """How often ranks write what they hand over in steps of `width` rows."""
+        return 1 if self.n_lines == 1 or width > MAX_NARROW else 2
+
+    def lines(self, n_fours: int, n_copies: int) -> int:
+        """Lines of an exchange of so many fours of each rank."""
+        n_groups = self.n_groups(n_fours)
+        share = -(-n_fours // n_groups)
+        lines = -(-share // LINE_FOURS)
+        return len(self.devices) * n_groups * (self.n_lines + n_copies * lines)
+
+    def abort(self, rank: int) -> None:
+        """Ends all waits of exchanges under way, and all later exchanges: rank is to blame for it.
+
+        For a device that was lost: the others need not wait until their polls are used up.
+        """
+        code = _MISSING | (rank + 1)
+        self.memory.words.reshape(-1, 4)[:] = (0, code, 0xFFFFFFFF, code ^ _FAILED_MARK)
+
+
+class RankExchange:
+    """Makes the dispatches of one rank.
+
+    Their numbers count the exchanges of a step, from 1 on without gaps, the same on all ranks; the step says how many
+    were in all steps before (`StepSlots.write`). Between two exchanges there must be a barrier. A rank waits for two or
+    three seconds only, so a step is to be submitted on all ranks at once, when all have recorded it.
+    """
+
+    def __init__(self, exchange: Exchange, rank: int) -> None:
+        self._exchange = exchange
+        self._rank = rank
+        self._device = exchange.devices[rank]
+        self._is_cpu = self._device.info.type == "cpu"
+        self._shared = self._device.shared_buffer(exchange.memory)
+        self._failure = self._device.buffer(4, is_host=True)
+        self._state = self._device.buffer(4)
+        copy = KERNELS["copy_words"]
+        self._device.run(
+            [self._device.dispatch(copy, (self._failure, self._state), constants=(64,), groups=(1, 1), push=(4, 0, 0))]
+        )
+
+    def all_reduce(
+        self, part: Buffer, y: Buffer, step: Buffer, columns: int, width: int, number: int, add: Buffer | None = None
+    ) -> Dispatch:
+        """y (width, columns) = (add +) the sum of all ranks' parts, for steps of `width` rows. add must not be y."""
+        assert columns % 4 == 0 and add is not y
+        n_copies = self._exchange.n_copies(width)
+        return self._device.dispatch(
+            KERNELS["all_reduce"],
+            (part, add or part, y, step, self._shared, self._state, self._failure),
+            constants=(self._local_size, columns, int(add is not None), *self._constants(n_copies)),
+            groups=(self._groups(width * columns // 4, n_copies), 1),
+            push=(number, width, self._rank),
+        )
+
+    def check(self) -> None:
+        """Raises what became of an exchange that failed, of those of steps that have ended: DeviceTimeout if a rank was
+        missing, DeviceError if what it handed over was not what it had written."""
+        assert self._failure.words is not None
+        code, number = (int(word) for word in self._failure.words[:2])
+        if code == 0:
+            return
+        other = code % _DAMAGED - 1
+        names = [f"{self._exchange.devices[rank].info.name} (rank {rank})" for rank in (self._rank, other)]
+        if code >= _DAMAGED:
+            raise DeviceError(
+                f"{names[0]} read other numbers than {names[1]} had written in exchange {number}; split the model by "
+                "layers (`-sm layer`)"
+            )
+        raise DeviceTimeout(
+            f"{names[0]} waited in vain for {names[1]} in exchange {number}: that device hangs, was lost or is too "
+            "slow; try again, or split the model by layers (`-sm layer`)"
+        )
+
+    @property
+    def _local_size(self) -> int:
+        return CPU_LOCAL_SIZE if self._is_cpu else LOCAL_SIZE
+
+    def _constants(self, n_copies: int) -> tuple[int, ...]:
+        exchange = self._exchange
+        polls = exchange.polls_in_place if self._is_cpu else 0
+        return len(exchange.devices), exchange.n_lines, polls, n_copies, exchange.half_lines
+
+    def _groups(self, n_fours: int, n_copies: int) -> int:
+        assert self._exchange.lines(n_fours, n_copies) <= self._exchange.half_lines
+        return self._exchange.n_groups(n_fours)
