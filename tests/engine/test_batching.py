@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vkllm.engine.constraint import Constraint
-from vkllm.engine.events import Failed, Finished, Scores, StateAnswer
+from vkllm.engine.events import EngineStats, Failed, Finished, Scores, StateAnswer
 from vkllm.engine.requests import Request, StateQuery
 from vkllm.engine.scheduler import MOST_ROWS
 from vkllm.errors import DeadlineExceeded, InvalidParameter, QueueFull
@@ -72,6 +72,18 @@ def test_requests_with_blocks_for_few_of_them_all_get_the_answer_they_get_alone(
     assert max(len(parts) for parts in session.program.steps) > 2
     n_reused = sum(e.stats.n_cached > 0 for _, e in session.events if isinstance(e, Finished))
     assert n_reused > (2 if model.n_state_slots else n_requests // 5)
+
+
+def test_requests_count_their_steps_and_their_shares_add_up_to_all_steps() -> None:
+    session = Session(PLAIN)
+    for i in range(3):
+        session.submit(request(i, ids(i, 20 + 30 * i), 5))
+    session.run()
+    stats = [session.end(i).stats for i in range(3)]  # type: ignore[union-attr]
+    assert sum(each.step_share for each in stats) == pytest.approx(len(session.program.steps))
+    assert sum(each.n_steps for each in stats) == sum(map(len, session.program.steps)) > len(session.program.steps)
+    total = EngineStats().plus(stats[0]).plus(stats[2]).plus(stats[1])
+    assert (total.n_longest, total.n_steps) == (85, sum(each.n_steps for each in stats))
 
 
 @settings(max_examples=25, deadline=None)

@@ -130,6 +130,23 @@ def test_strftime_now_gives_today(make_metadata: MakeMetadata) -> None:
     assert before <= template.render(HELLO) <= datetime.now().strftime("%Y-%m-%d")
 
 
+def test_templates_with_names_for_today_get_it(make_metadata: MakeMetadata) -> None:
+    source = "{{ date_string if date_string is defined else '26 Jul 2024' }}, {{ datetime }}"
+    template, form = template_of(make_metadata, source), "%d %b %Y, %b %d %Y"
+    before = datetime.now().strftime(form)
+    assert template.render(HELLO) in (before, datetime.now().strftime(form))
+    assert template.render(HELLO, date_string="1 May", datetime="then") == "1 May, then"
+
+
+def test_variables_are_for_chats_that_do_not_give_them(make_metadata: MakeMetadata) -> None:
+    template = template_of(make_metadata, "{{ enable_thinking }} {{ '<|im_end|>' }} {{ more }}")
+    template.variables = {"enable_thinking": True, "more": "<|im_end|>"}
+    assert template.render(HELLO) == "True <|im_end|> <|im_end|>"
+    assert template.render(HELLO, enable_thinking=False, more="") == "False <|im_end|> "
+    (end_id,) = template_of(make_metadata, "<|im_end|>").encode_chat(HELLO)
+    assert template.encode_chat(HELLO).count(end_id) == 1  # the other is text
+
+
 def test_a_template_s_own_refusal_reaches_the_user_in_its_words(make_metadata: MakeMetadata) -> None:
     template = template_of(make_metadata, MISTRAL)
     assert template.render([*HELLO, {"role": "assistant", "content": "yes"}]) == (

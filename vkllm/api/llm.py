@@ -48,8 +48,9 @@ class LLM:
     override_tensor: where tensors lie, as llama.cpp's -ot has it: "exps=CPU" (docs/configuration.md).
     n_parallel: requests that run at once, others wait; the default is as many as cost one alone nothing, at most 32.
     spec: how tokens are drafted that one step verifies: "ngram" (earlier text), "off" (not at all), "auto" (by model).
-    chat_template: Jinja in place of the file's. sampling: values of `SamplingParams` for requests that name none.
-    seed: for requests that name none, else random. on_progress(what, bytes done, bytes total) is called while it loads.
+    chat_template: Jinja in place of the file's. variables: what it is given in chats that do not give it themselves.
+    sampling: values of `SamplingParams` for requests that name none; seed: of these, else random. on_progress(what,
+    bytes done, bytes total) is called while it loads.
 
     Raises InvalidParameter, ModelNotFound, ModelFileError, UnsupportedModel before it touches a device, then NoDevice,
     OutOfDeviceMemory, DeviceLost. It belongs to the process that made it: it can neither be pickled nor used in a fork.
@@ -75,6 +76,7 @@ class LLM:
         n_parallel: int | None = None,
         spec: str = "auto",
         chat_template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
         sampling: Mapping[str, Any] | None = None,
         seed: int | None = None,
         on_progress: OnProgress | None = None,
@@ -93,13 +95,12 @@ class LLM:
                 n_parallel=n_parallel,
                 spec=spec,
                 chat_template=chat_template,
+                variables=variables,
                 sampling=sampling,
                 seed=seed,
                 on_progress=on_progress,
             ).run()
-        self._model = model
-        self._engine = model.engine
-        self._prompts = model.prompts
+        self._model, self._engine, self._prompts = model, model.engine, model.prompts
         self.path, self.name, self.spec = model.path, model.name, model.spec
         self.tokenizer, self.tensors = model.tokenizer, model.tensors
         self.quantization, self.n_ctx = main_format(model.tensors), model.prompts.n_ctx

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from vkllm.api.prompts import Prompts
+from vkllm.api.prompts import Prompts, checked_variables
 from vkllm.engine.file_sampling import file_sampling
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.process.handle import EngineProcess
@@ -26,6 +26,7 @@ from vkllm.parameters import one_device
 from vkllm.store import FoundModel, find_model, look_up
 from vkllm.store.downloads.files import OnProgress
 from vkllm.text.chat import ChatTemplate
+from vkllm.text.messages import plain_value
 from vkllm.text.tokenizer import Tokenizer
 
 
@@ -43,6 +44,7 @@ class LoadOptions(TypedDict, total=False):
     n_parallel: int | None
     spec: str
     chat_template: str | None
+    variables: Mapping[str, Any] | None
     sampling: Mapping[str, Any] | None
     seed: int | None
     on_progress: OnProgress | None
@@ -99,6 +101,7 @@ class Loading:
         n_parallel: int | None = None,
         spec: str = "auto",
         chat_template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
         sampling: Mapping[str, Any] | None = None,
         seed: int | None = None,
         on_progress: OnProgress | None = None,
@@ -118,6 +121,7 @@ class Loading:
         if not isinstance(sampling, Mapping | None):
             raise InvalidParameter(f"sampling must map parameters to values, not be {sampling!r:.60}")
         self._chat_template = chat_template
+        self._variables: dict[str, Any] = plain_value(checked_variables(variables), "a variable")
         self._sampling = dict(sampling or {})
         self._defaults = replace(SamplingParams(seed=seed), **self._sampling)  # wrong ones are found now
         self._tell = on_progress
@@ -135,6 +139,7 @@ class Loading:
         tokenizer, template = read_text(path, file.metadata, spec)
         if self._chat_template is not None:
             template = ChatTemplate.of_text(self._chat_template, tokenizer)
+        template.variables = self._variables
         config = EngineConfig(
             path=path,
             tensors=file.tensors,

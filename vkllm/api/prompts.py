@@ -122,7 +122,7 @@ class Prompts:
             raise InvalidParameter(
                 'messages is empty; give at least one message, such as {"role": "user", "content": "Hello"}'
             )
-        tools, variables = plain_tools(tools), _checked_variables(variables)
+        tools, variables = plain_tools(tools), checked_variables(variables)
         callable_tools = choice.of(tools)
         if choice.is_forced:
             params = replace(params, json_schema=_schema_of_call(params, callable_tools))
@@ -211,7 +211,7 @@ class Prompts:
         """How many tokens a text or a conversation has as a prompt. Errors as in `of_text` and `of_chat`."""
         if isinstance(prompt, str):
             return len(self.tokenizer.encode(prompt))
-        return len(self._template.encode_chat(prompt, tools=tools, **_checked_variables(variables)))
+        return len(self._template.encode_chat(prompt, tools=tools, **checked_variables(variables)))
 
     def chat_text(
         self,
@@ -222,7 +222,7 @@ class Prompts:
         add_generation_prompt: bool = True,
     ) -> str:
         """The text that a conversation becomes. Errors as in `of_chat`."""
-        given = _checked_variables(variables)
+        given = checked_variables(variables)
         return self._template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **given)
 
     def checked_tokens(self, token_ids: Sequence[int], *, of: str = "") -> list[int]:
@@ -326,7 +326,7 @@ _GIVEN_BY_VKLLM = ("messages", "tools", "add_generation_prompt", "bos_token", "e
 """Variables of templates that no caller may give."""
 
 
-def _checked_variables(variables: Mapping[str, Any] | None) -> dict[str, Any]:
+def checked_variables(variables: Mapping[str, Any] | None) -> dict[str, Any]:
     """Raises InvalidParameter for variables of templates that are not the caller's to give."""
     if not isinstance(variables, Mapping | None):
         raise InvalidParameter(f"the template's variables must be a mapping of names to values, not {variables!r}")

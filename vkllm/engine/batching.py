@@ -227,7 +227,7 @@ class Batching:
     def _submit_step(self, rows: list[Rows]) -> None:
         now_s = self._clock()
         for part in rows:
-            part.sequence.started_s = part.sequence.started_s or now_s
+            part.sequence.takes_part(len(rows), now_s)
         self.doing = doing = _doing(rows)
         n_rows = sum(part.n_rows for part in rows)
         submitted = self._program.submit(
@@ -296,6 +296,7 @@ class Batching:
         sequence, drafts = part.sequence, part.drafts
         n_right = next((i for i, draft in enumerate(drafts) if draft != token_ids[i]), len(drafts))
         sequence.n_drafted += len(drafts)
+        sequence.n_drafts += bool(drafts)
         sequence.n_accepted += n_right
         if drafts and part.held is sequence.held is not None:
             sequence.n_run = part.start + 1 + n_right

@@ -42,8 +42,9 @@ class RunStats:
     n_cached: prompt tokens whose keys and values were still there from an earlier request.
     prompt_s: from start to the logits of the last prompt token; first_token_s: from submission to the first
     token; generate_s: from the first token to the last. n_shifts: how often the context was full and its middle was
-    dropped. queue_s: from submission to start. n_drafted: tokens that were drafted; n_accepted: of these, tokens that
-    became part of the answer.
+    dropped. queue_s: from submission to start. n_drafted: tokens that were drafted, in n_drafts; n_accepted: of these,
+    tokens that became part of the answer. n_steps: steps of the model that it took part in; step_share: the same, but a
+    step of several requests counts in parts, so that the shares of all requests add up to the steps of the model.
 
     >>> stats = llm.generate("The capital of France is", max_tokens=2).stats
     >>> stats.n_prompt, stats.n_generated
@@ -62,6 +63,9 @@ class RunStats:
     queue_s: float = 0.0
     n_drafted: int = 0
     n_accepted: int = 0
+    n_drafts: int = 0
+    n_steps: int = 0
+    step_share: float = 0.0
 
     @property
     def prompt_per_s(self) -> float:
@@ -77,6 +81,7 @@ class RunStats:
 @dataclass(frozen=True)
 class EngineStats:
     """Sums over all requests that ended since the model was loaded, as in `RunStats`; last: those of the last one.
+    n_longest: tokens of the longest, prompt and answer together.
 
     >>> before = llm.stats().n_generated
     >>> answer = llm.generate("The capital of France is", max_tokens=2)
@@ -92,6 +97,10 @@ class EngineStats:
     generate_s: float = 0.0
     n_drafted: int = 0
     n_accepted: int = 0
+    n_drafts: int = 0
+    n_steps: int = 0
+    step_share: float = 0.0
+    n_longest: int = 0
     last: RunStats | None = None
 
     def plus(self, stats: RunStats) -> EngineStats:
@@ -105,6 +114,10 @@ class EngineStats:
             generate_s=self.generate_s + stats.generate_s,
             n_drafted=self.n_drafted + stats.n_drafted,
             n_accepted=self.n_accepted + stats.n_accepted,
+            n_drafts=self.n_drafts + stats.n_drafts,
+            n_steps=self.n_steps + stats.n_steps,
+            step_share=self.step_share + stats.step_share,
+            n_longest=max(self.n_longest, stats.n_prompt + stats.n_generated),
             last=stats,
         )
 

@@ -28,7 +28,7 @@ class TokenSequence:
     again, has been run. held: what it holds of the cache; None: it waits. number: which of the sequences that run at
     once, for the GPU. choosing: the CPU's work for the next token. hidden_sum: of the rows that its embedding is made
     of. n_reported: rows of a prompt without an answer whose results are known. is_drafting: the step in flight has
-    drafts. stepped_at: a count that grows with each step.
+    drafts. stepped_at: a count that grows with each step. n_drafts, n_steps, step_share: see `RunStats`.
     """
 
     request: Request
@@ -51,6 +51,9 @@ class TokenSequence:
     n_shifts: int = 0
     n_drafted: int = 0
     n_accepted: int = 0
+    n_drafts: int = 0
+    n_steps: int = 0
+    step_share: float = 0.0
     n_reported: int = 0
     stepped_at: int = 0
     started_s: float = 0.0
@@ -107,6 +110,12 @@ class TokenSequence:
         """Known tokens whose keys and values are cached when all submitted steps have run."""
         return min(len(self.tokens), self.n_run)
 
+    def takes_part(self, n_sequences: int, now_s: float) -> None:
+        """A step of so many sequences is submitted, this one among them."""
+        self.started_s = self.started_s or now_s
+        self.n_steps += 1
+        self.step_share += 1 / n_sequences
+
     def stats(self) -> RunStats:
         """Counts and seconds so far."""
         has_token = self.first_token_s > 0
@@ -120,6 +129,9 @@ class TokenSequence:
             n_shifts=self.n_shifts,
             n_drafted=self.n_drafted,
             n_accepted=self.n_accepted,
+            n_drafts=self.n_drafts,
+            n_steps=self.n_steps,
+            step_share=self.step_share,
             queue_s=self.started_s - self.submitted_s if self.started_s else 0.0,
         )
 

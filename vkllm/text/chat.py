@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -69,7 +70,8 @@ _PLAIN_ROLE = re.compile("[A-Za-z0-9_-]+")
 class ChatTemplate:
     """Renders chat messages. `is_fallback`: the file has no template, so one is guessed, which may not fit.
 
-    answers: the form in which the model writes reasoning and calls of tools.
+    answers: the form in which the model writes reasoning and calls of tools. variables: what the template is given in
+    every chat that does not give it itself.
     """
 
     def __init__(self, tokenizer: Tokenizer, source: str, tool_source: str | None = None, *, is_fallback: bool) -> None:
@@ -83,6 +85,7 @@ class ChatTemplate:
             for name, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id))
         }
         self.is_fallback = is_fallback
+        self.variables: Mapping[str, Any] = {}
 
     @classmethod
     def from_gguf(cls, metadata: Metadata, tokenizer: Tokenizer) -> ChatTemplate:
@@ -216,7 +219,8 @@ class ChatTemplate:
     def _run(self, program: Program, messages: Messages, variables: dict[str, Any]) -> str:
         values = {
             "documents": None,
-            **{name: _as_content(value) for name, value in variables.items()},
+            **_dates(),
+            **{name: _as_content(value) for name, value in {**self.variables, **variables}.items()},
             **self._special,
             "messages": [_message_as_content(message) for message in messages],
         }
@@ -295,6 +299,12 @@ def _guessed(tokenizer: Tokenizer) -> str:
     if has("<start_of_turn>", "<end_of_turn>"):
         return _GEMMA
     return _LLAMA_3 if has("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>") else _CHATML
+
+
+def _dates() -> dict[str, str]:
+    """Today, under the names that Llama's and Firefunction's templates have for it; without it they take an old day."""
+    now = datetime.now()
+    return {"date_string": f"{now:%d %b %Y}", "datetime": f"{now:%b %d %Y}"}
 
 
 def _no_place_for_tools() -> InvalidParameter:

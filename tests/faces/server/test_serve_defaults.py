@@ -42,12 +42,26 @@ def test_sampling_and_template_are_those_of_requests_that_name_none(
     assert plain["sampling"] == {} and plain["chat_template"] is None
 
 
+def test_models_think_unless_an_option_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def variables(*arguments: str) -> Any:
+        return options_of(monkeypatch, *arguments)["variables"]
+
+    assert variables() == variables("--reasoning", "auto") == variables("-rea", "on") == {"enable_thinking": True}
+    assert variables("--reasoning", "off") == {"enable_thinking": False}
+    given = '{"enable_thinking": false, "role": "x"}'
+    assert variables("--chat-template-kwargs", given) == {"enable_thinking": False, "role": "x"}
+    monkeypatch.setenv("LLAMA_ARG_REASONING", "off")
+    assert variables() == {"enable_thinking": False}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--chat-template-file", "/no/such"], "--chat-template-file /no/such: it cannot be read"),
         (["--chat-template-file", "/no/such", "--chat-template", "x"], "are the same"),
         (["--temp", "-1"], "--temp"),
+        (["--chat-template-kwargs", "{"], "--chat-template-kwargs is no JSON"),
+        (["--chat-template-kwargs", "[1]"], "must be a JSON object"),
     ],
 )
 def test_what_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:

@@ -165,8 +165,12 @@ def test_metrics_count_what_was_answered(tiny_gguf: Path, fake_engines: None) ->
             'vkllm_cached_tokens_total{model="tiny"} 20',
             "llamacpp:prompt_tokens_total 22",
             "llamacpp:requests_processing 0",
+            "llamacpp:n_tokens_max 29",
+            "llamacpp:predicted_tokens_seconds 16.0",
         ):
             assert line in lines
+        _, _, raw = server.request("GET", "/metrics")
+        assert "llamacpp:predicted_tokens_seconds 0.0" in raw.decode().splitlines()  # nothing new since
         assert any(line.startswith('vkllm_memory_bytes{model="tiny",tier="local"}') for line in lines)
     with serving(single(tiny_gguf)) as server:
         assert server.request("GET", "/metrics")[0] == 501

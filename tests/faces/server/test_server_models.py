@@ -97,6 +97,29 @@ async def test_the_least_recently_used_makes_room_and_busy_ones_stay(folder: Pat
         assert [model.name for model in models.served if model.is_loaded] == ["a", "b"]  # it was in use longest
 
 
+async def test_who_leaves_while_waiting_costs_no_other_model_its_place(folder: Path) -> None:
+    async with models_of(folder, most=1) as (models, told):
+        async with models.use("a"):
+            leaves = asyncio.create_task(used(models, "b"))
+            await asyncio.sleep(0.1)
+            leaves.cancel()
+            await asyncio.gather(leaves, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        assert told == [("a", "loading"), ("a", "loaded"), ("b", "loading"), ("b", "unloaded")]
+        assert (await used(models, "b")).is_loaded  # nothing of it is left behind
+
+
+async def test_models_may_be_loaded_by_command_only(folder: Path) -> None:
+    async with models_of(folder, most=1, loads_on_request=False) as (models, _):
+        for _ in range(2):
+            with pytest.raises(HttpError, match=r"a is not loaded; .*POST /models/load") as caught:
+                await used(models, "a")
+            assert caught.value.status == 400
+            await models.load(await models.find("a"))
+            assert (await used(models, "a")).is_loaded
+            await models.load(await models.find("b"))  # which takes its place
+
+
 async def test_no_more_than_so_many_are_loaded(folder: Path) -> None:
     async with models_of(folder, most=9) as (models, _):
         models.most = 1

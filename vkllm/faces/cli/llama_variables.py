@@ -29,6 +29,9 @@ _VALUES = {
     "LLAMA_ARG_SSE_PING_INTERVAL": "--sse-ping-interval",
     "LLAMA_ARG_MODELS_DIR": "--models-dir",
     "LLAMA_ARG_MODELS_MAX": "--models-max",
+    "LLAMA_ARG_TAGS": "--tags",
+    "LLAMA_ARG_REASONING": "--reasoning",
+    "LLAMA_ARG_CHAT_TEMPLATE_KWARGS": "--chat-template-kwargs",
     "LLAMA_ARG_CORS_ORIGINS": "--cors-origins",
     "LLAMA_ARG_CORS_METHODS": "--cors-methods",
     "LLAMA_ARG_CORS_HEADERS": "--cors-headers",
@@ -42,6 +45,7 @@ _SWITCHES = {
     "LLAMA_ARG_CORS_CREDENTIALS": ("--cors-credentials", "--no-cors-credentials"),
     "LLAMA_ARG_PREFILL_ASSISTANT": ("--prefill-assistant", "--no-prefill-assistant"),
     "LLAMA_ARG_CPU_MOE": ("--cpu-moe", None),
+    "LLAMA_ARG_MODELS_AUTOLOAD": ("--models-autoload", "--no-models-autoload"),
 }
 _HUB = {"LLAMA_ARG_HF_REPO": "-hf", "LLAMA_ARG_HF_FILE": "-hff", "LLAMA_ARG_MODEL_URL": "--model"}
 _ON, _OFF = {"1", "true", "on", "enabled", "yes"}, {"0", "false", "off", "disabled", "no"}

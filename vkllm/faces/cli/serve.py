@@ -12,7 +12,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,9 @@ from vkllm.faces.terminal import complain, loading_bar
 
 if TYPE_CHECKING:
     from vkllm.faces.server.settings import ServerSettings
+
+
+Reasoning = Literal["on", "off", "auto"]
 
 
 def _option(*names: str, panel: str = "Server", **more: Any) -> Any:
@@ -51,6 +54,9 @@ class HttpFlags:
     metrics: Annotated[bool, _option("--metrics", help="Counts for Prometheus at /metrics.")] = False
     slots: Annotated[bool, _option("--slots/--no-slots", help="What runs, at /slots.")] = True
     page: Annotated[bool, _option("--ui/--no-ui", help="The page at /.")] = True
+    tags: Annotated[
+        str | None, _option("--tags", metavar="TAG,...", help="Words about the models, for lists of them.")
+    ] = None
     prefill: Annotated[
         bool,
         _option(
@@ -123,6 +129,7 @@ class HttpFlags:
             has_slots=self.slots,
             has_page=self.page,
             prefills=self.prefill,
+            tags=_listed(self.tags),
             is_log_json=self.log_json,
             **waits,
         )
@@ -155,6 +162,13 @@ def serve(
     models_max: Annotated[
         int | None, _option("--models-max", metavar="N", min=0, help="Models loaded at a time; 0 is as many as fit.")
     ] = None,
+    autoload: Annotated[
+        bool,
+        _option(
+            "--models-autoload/--no-models-autoload",
+            help="Load a model when a request names it, or only by POST /models/load.",
+        ),
+    ] = True,
     queue: Annotated[
         int, _option("--queue", metavar="N", min=1, help="Requests that may wait for a model.", show_default=True)
     ] = 512,
@@ -168,6 +182,19 @@ def serve(
     chat_template_file: Annotated[
         Path | None, _option("--chat-template-file", metavar="FILE", help="A file with such a template.")
     ] = None,
+    template_kwargs: Annotated[
+        str | None,
+        _option("--chat-template-kwargs", metavar="JSON", help="What the template is given, if a request does not."),
+    ] = None,
+    reasoning: Annotated[
+        Reasoning,
+        _option(
+            "-rea",
+            "--reasoning",
+            metavar="on|off|auto",
+            help="Whether models think first, if a request does not say; auto: those that can.",
+        ),
+    ] = "auto",
 ) -> None:
     """Serve models over HTTP, as OpenAI, Anthropic, ollama and llama-server do.
 
@@ -184,6 +211,7 @@ def serve(
     how: Any = loading.arguments() | {
         "sampling": sampling.arguments(),
         "chat_template": _template(chat_template, chat_template_file),
+        "variables": {"enable_thinking": reasoning != "off"} | _variables(template_kwargs),
     }
     name, settings = chosen(model, model_option, "") or None, http.settings()
     if models_dir is not None and not models_dir.expanduser().is_dir():
@@ -204,6 +232,7 @@ def serve(
             sleep_s=math.inf if sleep_idle is None or sleep_idle < 0 else sleep_idle,
             queue=queue,
             most=models_max or None,
+            loads_on_request=autoload,
         )
         serve_http(models, settings, on_listening=_tell)
     for stream in (sys.stdout, sys.stderr):
@@ -259,6 +288,16 @@ def _template(text: str | None, file: Path | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidParameter(f"--chat-template-file {file}: it cannot be read ({reason})") from None
+
+
+def _variables(text: str | None) -> dict[str, Any]:
+    try:
+        variables = json.loads(text or "{}")
+    except ValueError as error:
+        raise InvalidParameter(f"--chat-template-kwargs is no JSON: {error}") from None
+    if not isinstance(variables, dict):
+        raise InvalidParameter("--chat-template-kwargs must be a JSON object, such as '{\"enable_thinking\": false}'")
+    return variables
 
 
 def _listed(text: str | None) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ async def props(request: Request) -> Response:
             {
                 "role": "router",
                 "max_instances": models.most or 0,
-                "models_autoload": True,
+                "models_autoload": models.loads_on_request,
                 "model_alias": "vkllm",
                 "model_path": "none",
                 "default_generation_settings": {"params": {}, "n_ctx": 0},

@@ -54,6 +54,10 @@ def text_of(counts: Counts, models: Models) -> str:
     total = reduce(sum_of, (model.stats for model in served), EngineStats())
     for name, kind, what, of_stats in _OF_LLAMA_CPP:
         _metric(lines, f"llamacpp:{name}", kind, what, [({}, of_stats(total))])
+    told, counts.told = counts.told, total
+    for name, what, n_tokens, seconds in _SPEEDS:
+        speed = _per(n_tokens(total) - n_tokens(told), seconds(total) - seconds(told))
+        _metric(lines, f"llamacpp:{name}", "gauge", f"{what} since this was last asked for.", [({}, speed)])
     n_running = sum(min(model.n_users, model.n_parallel) for model in served)
     n_waiting = sum(max(model.n_users - model.n_parallel, 0) for model in served)
     _metric(lines, "llamacpp:requests_processing", "gauge", "Requests that run.", [({}, n_running)])
@@ -61,8 +65,8 @@ def text_of(counts: Counts, models: Models) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _per_s(n: int, seconds: float) -> float:
-    return n / seconds if seconds > 0 else 0.0
+def _per(n: float, whole: float) -> float:
+    return n / whole if whole > 0 else 0.0
 
 
 _OF_MODELS: tuple[tuple[str, str, str, Callable[[ServedModel], float]], ...] = (
@@ -86,17 +90,35 @@ _OF_LLAMA_CPP: tuple[tuple[str, str, str, Callable[[EngineStats], float]], ...] 
     ("prompt_seconds_total", "counter", "Seconds spent on prompts.", lambda stats: stats.prompt_s),
     ("tokens_predicted_total", "counter", "Tokens of answers.", lambda stats: stats.n_generated),
     ("tokens_predicted_seconds_total", "counter", "Seconds spent on answers.", lambda stats: stats.generate_s),
+    ("n_decode_total", "counter", "Steps of the models.", lambda stats: round(stats.step_share)),
+    (
+        "n_busy_slots_per_decode",
+        "gauge",
+        "Requests in a step of a model.",
+        lambda stats: _per(stats.n_steps, stats.step_share),
+    ),
+    ("n_tokens_max", "counter", "Tokens of the longest prompt with its answer.", lambda stats: stats.n_longest),
+    ("spec_decode_num_drafts_total", "counter", "Drafts.", lambda stats: stats.n_drafts),
+    ("spec_decode_num_draft_tokens_total", "counter", "Tokens that were drafted.", lambda stats: stats.n_drafted),
+    (
+        "spec_decode_num_accepted_tokens_total",
+        "counter",
+        "Tokens that were drafted and became part of answers.",
+        lambda stats: stats.n_accepted,
+    ),
+)
+_SPEEDS: tuple[tuple[str, str, Callable[[EngineStats], float], Callable[[EngineStats], float]], ...] = (
     (
         "prompt_tokens_seconds",
-        "gauge",
-        "Tokens of prompts a second.",
-        lambda stats: _per_s(stats.n_prompt - stats.n_cached, stats.prompt_s),
+        "Tokens of prompts a second",
+        lambda stats: stats.n_prompt - stats.n_cached,
+        lambda stats: stats.prompt_s,
     ),
     (
         "predicted_tokens_seconds",
-        "gauge",
-        "Tokens of answers a second.",
-        lambda stats: _per_s(stats.n_generated, stats.generate_s),
+        "Tokens of answers a second",
+        lambda stats: stats.n_generated,
+        lambda stats: stats.generate_s,
     ),
 )
 

@@ -34,9 +34,9 @@ DEFAULT_QUEUE = 512
 
 def sum_of(one: EngineStats, other: EngineStats) -> EngineStats:
     """Counts of two models, or of two loads of one."""
-    names = [each.name for each in fields(EngineStats) if each.name != "last"]
+    names = [each.name for each in fields(EngineStats) if each.name not in ("last", "n_longest")]
     sums = {name: getattr(one, name) + getattr(other, name) for name in names}
-    return EngineStats(**sums, last=other.last or one.last)
+    return EngineStats(**sums, n_longest=max(one.n_longest, other.n_longest), last=other.last or one.last)
 
 
 @dataclass(eq=False)
@@ -63,6 +63,7 @@ class ServedModel:
     _llm: AsyncLLM | None = None
     _past: EngineStats = field(default_factory=EngineStats)
     _loading: asyncio.Task[None] | None = None
+    _n_waiting: int = 0
 
     @property
     def llm(self) -> AsyncLLM:
@@ -97,7 +98,8 @@ class Models:
     only: the model to serve, whatever name a request gives, as llama-server does; without it any model on this machine
     is served by its name. aliases: other names of `only`, the first of which answers give. options: of `AsyncLLM`.
     sleep_s: after how long without requests a model is unloaded. queue: requests that may use a model or wait for it.
-    most: models that may be loaded at a time; None is as many as fit. on_change: called when a model's status changes.
+    most: models that may be loaded at a time; None is as many as fit. loads_on_request: whether a request for a model
+    loads it; else only `load` does. on_change: called when a model's status changes.
     """
 
     def __init__(
@@ -110,12 +112,14 @@ class Models:
         sleep_s: float = math.inf,
         queue: int = DEFAULT_QUEUE,
         most: int | None = None,
+        loads_on_request: bool = True,
         fitting: Fitting | None = None,
     ) -> None:
         self.options: LoadOptions = {} if options is None else options
         self.sleep_s = sleep_s
         self.queue = queue
         self.most = most
+        self.loads_on_request = loads_on_request
         self.on_change: list[Callable[[ServedModel], object]] = []
         self.only: ServedModel | None = None
         self._known = known
@@ -176,6 +180,10 @@ class Models:
                 503,
                 f"{model.name} has {model.n_users} requests, as many as may wait for it; try again soon",
                 retry_after_s=1,
+            )
+        if not (self.loads_on_request or model.is_loaded or model.status in ("loading", "sleeping")):
+            raise HttpError(
+                400, f"{model.name} is not loaded; this server loads a model when POST /models/load names it"
             )
         model.n_users += 1
         try:
@@ -244,7 +252,11 @@ class Models:
                     return
                 model._loading = asyncio.create_task(self._load_now(model, n_ctx))
                 model._loading.add_done_callback(lambda task: task.cancelled() or task.exception())
-            await asyncio.shield(model._loading)
+            model._n_waiting += 1
+            try:
+                await asyncio.shield(model._loading)
+            finally:
+                model._n_waiting -= 1
 
     def _is_short(self, model: ServedModel, n_ctx: int | None) -> bool:
         """Whether it must be loaded again for its context."""
@@ -255,6 +267,7 @@ class Models:
     async def _load_now(self, model: ServedModel, n_ctx: int | None) -> None:
         try:
             async with self._loads:
+                _check_wanted(model)
                 options: dict[str, Any] = {**self.options}
                 if n_ctx is not None and options.get("n_ctx") is None:
                     options["n_ctx"] = await asyncio.to_thread(_possible_context, model, n_ctx)
@@ -292,7 +305,10 @@ class Models:
             is_too_many = self.most is not None and len(others) >= self.most
             if not is_too_many and await asyncio.to_thread(self._fitting.fits, model.known.found, n_ctx, plans):
                 return
-            await self._until(lambda: any(not other.is_loaded or other.n_users == 0 for other in others))
+            await self._until(
+                lambda: model._n_waiting == 0 or any(not other.is_loaded or other.n_users == 0 for other in others)
+            )
+            _check_wanted(model)
             idle = [other for other in others if other.is_loaded and other.n_users == 0]
             if idle:
                 oldest = min(idle, key=lambda other: other.used_s)
@@ -307,6 +323,12 @@ class Models:
         model.status = status
         for tell in self.on_change:
             tell(model)
+
+
+def _check_wanted(model: ServedModel) -> None:
+    """Ends its loading if all who wanted it have gone, so that no other model is unloaded for nobody."""
+    if model._n_waiting == 0:
+        raise asyncio.CancelledError
 
 
 def _possible_context(model: ServedModel, n_ctx: int) -> int:

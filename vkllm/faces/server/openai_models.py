@@ -6,6 +6,7 @@ It knows the shape of the list; models are `models.py`'s.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -23,11 +24,11 @@ _TEXT = {"input_modalities": ["text"], "output_modalities": ["text"]}
 async def list_models(request: Request) -> Response:
     """All models that a request may name, loaded or not."""
     models: Models = request.app.state.models
-    found = await models.all()
+    found, tags = await models.all(), request.app.state.settings.tags
     return Json(
         {
             "object": "list",
-            "data": await asyncio.to_thread(lambda: [described(model) for model in found]),
+            "data": await asyncio.to_thread(lambda: [described(model, tags) for model in found]),
             "models": [{"name": model.name, "model": model.name, "type": "model"} for model in found],
         }
     )
@@ -40,10 +41,10 @@ async def one_model(request: Request) -> Response:
     model = await models.find(name)
     if models.only is not None and name not in (model.name, *model.aliases):
         raise HttpError(404, f"there is no model {name[:100]!r} on this server", code="model_not_found", param="model")
-    return Json(described(model))
+    return Json(described(model, request.app.state.settings.tags))
 
 
-def described(model: ServedModel) -> dict[str, Any]:
+def described(model: ServedModel, tags: Sequence[str] = ()) -> dict[str, Any]:
     """A model as the list has it. meta: what the file and the load say, while it is loaded."""
     entry: dict[str, Any] = {
         "id": model.name,
@@ -51,7 +52,7 @@ def described(model: ServedModel) -> dict[str, Any]:
         "created": model.created_s,
         "owned_by": "vkllm",
         "aliases": sorted({model.name, *model.aliases}),
-        "tags": [],
+        "tags": sorted(set(tags)),
         "status": {"value": model.status},
         "architecture": _TEXT,
         "path": None if model.known.path is None else str(model.known.path),
