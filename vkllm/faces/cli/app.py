@@ -231,7 +231,12 @@ def devices(json: Json = False) -> None:
         from dataclasses import asdict
 
         sets = ("features", "subgroup_operations")
-        print_json([asdict(device) | {name: sorted(getattr(device, name)) for name in sets} for device in found])
+        print_json(
+            [
+                asdict(device) | {name: sorted(getattr(device, name)) for name in sets} | {"uuid": device.uuid.hex()}
+                for device in found
+            ]
+        )
         return
     default = choose_device(found, None)
     for device in found:
