@@ -1,6 +1,6 @@
 // norm: y = factor * scale * (normed x * weight + bias [+ add]), as float32 and in the form that quantizes says (lib/store_form.glsl)
 // bindings: x weight bias add y y_q16 y_scales step scale chain failure
-// constants: local_size columns eps form has_weight has_bias adds quantizes x_columns group factor has_scale most_polls
+// constants: local_size columns eps form has_weight has_bias adds quantizes x_columns group factor has_scale most_polls y_columns y_column
 // push: first_row link n_awaited
 // dispatch: x = 1 or columns / group, y = tokens (x's row first_row + i goes to y's row i; RESULT_ROWS: x's row of result i)
 // subgroup: arithmetic shuffle
@@ -39,6 +39,8 @@ layout(constant_id = 9) const uint GROUP = 0;     // columns that are normed at 
 layout(constant_id = 10) const uint FACTOR = 0x3f800000; // 1.0
 layout(constant_id = 11) const uint HAS_SCALE = 0;       // whether there is one more factor, in a buffer
 layout(constant_id = 12) const uint MOST_POLLS = 0;      // of a wait; 0: there is none
+layout(constant_id = 13) const uint Y_COLUMNS = 0;       // of a row of y; 0: as many as are normed
+layout(constant_id = 14) const uint Y_COLUMN = 0;        // of y, where the result begins
 layout(push_constant) uniform Push {
   uint first_row;
   uint link;
@@ -65,6 +67,7 @@ layout(std430, binding = 8) readonly buffer Scale { float scale[]; };
 
 const uint FOURS = COLUMNS / 4;
 const uint X_FOURS = X_COLUMNS != 0 ? X_COLUMNS / 4 : FOURS;
+const uint Y_FOURS = Y_COLUMNS != 0 ? Y_COLUMNS / 4 : FOURS;
 const uint NORMED = GROUP != 0 ? GROUP : COLUMNS; // at once
 const uint N_GROUPS = COLUMNS / NORMED;
 const uint RESULT_ROWS = 0xffffffff; // vkllm/gpu/program/kernels.py has it too
@@ -80,7 +83,7 @@ vec4 result(uint row, uint x_row, uint i, float mean, float factor) {
   if (ADDS != 0) v += add[row * FOURS + i];
   if (FACTOR != 0x3f800000) v *= uintBitsToFloat(FACTOR);
   if (HAS_SCALE != 0) v *= scale[0];
-  y[row * FOURS + i] = v;
+  y[row * Y_FOURS + Y_COLUMN / 4 + i] = v;
   return v;
 }
 
@@ -113,7 +116,7 @@ void main() {
   for (uint block = first / 8 + self; QUANTIZES != 0 && block < end / 8; block += gl_WorkGroupSize.x) {
     vec4 v[8];
     [[unroll]] for (uint k = 0; k < 8; k++) v[k] = result(row, x_row, 8 * block + k, mean, factor);
-    store_form_of_block(row, COLUMNS / 32, block, v);
+    store_form_of_block(row, Y_FOURS / 8, Y_COLUMN / 32 + block, v);
   }
   for (uint i = first + self; QUANTIZES == 0 && i < end; i += gl_WorkGroupSize.x) {
     result(row, x_row, i, mean, factor);
@@ -121,7 +124,7 @@ void main() {
 #else
   for (uint i = first + self; i < end; i += gl_WorkGroupSize.x) {
     vec4 v = result(row, x_row, i, mean, factor);
-    store_form(row, COLUMNS / 32, i / 8, v);
+    store_form(row, Y_FOURS / 8, Y_COLUMN / 32 + i / 8, v);
   }
 #endif
 #ifdef MEMORY_MODEL

@@ -63,7 +63,9 @@ class FakeProgram:
     def clock(self) -> float:
         return self.now_s
 
-    def submit(self, parts: Sequence[Part], *, is_prompt: bool = False, n_submits: int = 1) -> Step:
+    def submit(
+        self, parts: Sequence[Part], *, is_prompt: bool = False, n_submits: int = 1, is_read: bool = False
+    ) -> Step:
         model, n_rows = self.model, sum(len(part.tokens) for part in parts)
         assert len({part.sequence for part in parts}) == len(parts) <= 32
         assert n_rows <= 32 or (len(parts) == 1 and n_rows <= 512 and is_prompt)

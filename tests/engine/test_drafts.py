@@ -52,6 +52,8 @@ class Guesses(Speculation):
 class Guesser:
     """Drafts one answer."""
 
+    head = None
+
     def __init__(self, answer: list[int], share: float, dice: random.Random) -> None:
         self._answer, self._share, self._dice = answer, share, dice
         self._n = 0
@@ -67,6 +69,9 @@ class Guesser:
 
     def n_worthwhile(self, most: int, n_rows: int) -> int:
         return max(min(most, 32 - n_rows), 0) if self._wants else 0
+
+    def n_predicted(self, most: int) -> int:
+        return 0
 
     def draft(self, most: int, n_rows: int) -> list[int]:
         most = min(self._dice.randrange(9), self.n_worthwhile(most, n_rows))

@@ -272,4 +272,4 @@ def test_drafts_have_a_column_where_they_are_asked_for(command: Command, tiny_gg
     (answer,) = json.loads(run_bench(command, tiny_gguf, *arguments, "--spec", "auto", "-o", "json"))
     assert (answer["spec"], answer["n_drafted"], answer["n_accepted"]) == ("auto", 0, 0)
     done = command.run([*FAKE, "bench", "-m", str(tiny_gguf), "-p", "4", "-n", "4", "--spec", "draft"])
-    assert done.returncode and "spec (--spec) must be one of auto, off, ngram, not 'draft'" in done.stderr
+    assert done.returncode and "spec (--spec) must be one of auto, off, ngram, mtp, not 'draft'" in done.stderr

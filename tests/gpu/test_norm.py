@@ -62,7 +62,7 @@ def test_norm(
                 ),
                 constants=(
                     *(256, columns, float_bits(eps), NORM_FORMS.index(form)),
-                    *(int(has_weight), int(has_bias), int(adds), int(not adds), 0, 0, float_bits(1.0), 0, 0),
+                    *(int(has_weight), int(has_bias), int(adds), int(not adds), 0, 0, float_bits(1.0), 0, 0, 0, 0),
                 ),
                 groups=(1, 4 if first_row == RESULT_ROWS else n_out),  # rows behind the last one are left out
                 push=(first_row, 0, 0),
@@ -89,7 +89,7 @@ def test_a_row_of_zeros_stays_zero(device: Device, form: int) -> None:
     y, y_q16, y_scales = (poisoned(device, n) for n in (64, 32, 4))
     x, weight = filled(device, np.zeros(64, np.float32)), filled(device, np.ones(64, np.float32))
     buffers = (x, weight, weight, x, y, y_q16, y_scales, step_buffer(device, [0], [0]), y, y, y)
-    constants = (256, 64, float_bits(1e-5), form, 1, 0, 0, 1, 0, 0, float_bits(1.0), 0, 0)
+    constants = (256, 64, float_bits(1e-5), form, 1, 0, 0, 1, 0, 0, float_bits(1.0), 0, 0, 0, 0)
     device.run([device.dispatch(KERNELS["norm"], buffers, constants=constants, push=(0, 0, 0))])
     assert not floats(y, (64,)).any() and not words(y_q16, (32,)).any() and not floats(y_scales, (4,)).any()
 
@@ -126,7 +126,7 @@ def test_groups_of_columns(
                 ),
                 constants=(
                     *(64, columns, float_bits(eps), NORM_FORMS.index(form), 1, 1, int(adds), int(quantizes)),
-                    *(x_columns, group, float_bits(factor), 1, 0),
+                    *(x_columns, group, float_bits(factor), 1, 0, 0, 0),
                 ),
                 groups=(columns // group, n_rows),
                 push=(0, 0, 0),

@@ -15,7 +15,7 @@ from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.faces.cli.model_facts import fields_of_file, lines_of
 from vkllm.formats.gguf import ModelFile
 from vkllm.model.architectures import model_spec
-from vkllm.model.graph import expected_shapes, unloaded
+from vkllm.model.graph import expected_shapes, of_predictors
 
 ANSWERS = json.loads(Path(__file__).with_name("answers.json").read_text())
 TOKENS = ANSWERS["prompt_tokens"]
@@ -40,16 +40,16 @@ def test_what_a_head_predicts_is_what_llama_cpp_s_predicts(tmp_path: Path, name:
     assert np.allclose(np.concatenate(parts), logits, atol=1e-4)
 
 
-def test_tensors_of_heads_are_not_loaded_and_show_says_so(tmp_path: Path) -> None:
+def test_show_says_what_heads_take(tmp_path: Path) -> None:
     file = ModelFile.open(write(tmp_path / "model.gguf", HYBRIDS[NAME]))
     spec = model_spec(file.metadata, file.tensors)
     assert (spec.n_layers, len(spec.predictors)) == (2, 1)
-    assert {*unloaded(spec), *expected_shapes(spec)} == set(file.tensors)
-    assert {name.split(".")[1] for name in unloaded(spec)} == {"2"}
+    assert {*of_predictors(spec), *expected_shapes(spec)} == set(file.tensors)
+    assert {name.split(".")[1] for name in of_predictors(spec)} == {"2"}
     n_bytes = sum(tensor.n_bytes for name, tensor in file.tensors.items() if name.startswith("blk.2."))
     fields = fields_of_file("model", file, None)
-    assert (fields["n_predictors"], fields["unloaded_bytes"]) == (1, n_bytes)
-    assert dict(lines_of(fields))["not loaded"].startswith("1 head for further tokens (")
+    assert (fields["n_predictors"], fields["predictor_bytes"]) == (1, n_bytes)
+    assert dict(lines_of(fields))["drafts"].startswith("1 head for further tokens (")
 
 
 def test_a_file_may_have_dropped_the_head_that_it_counts(tmp_path: Path) -> None:

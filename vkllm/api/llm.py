@@ -47,7 +47,7 @@ class LLM:
     vram_limit, ram_limit: bytes that may be taken of a card's own and of system memory (`plan_model`).
     override_tensor: where tensors lie, as llama.cpp's -ot has it: "exps=CPU" (docs/configuration.md).
     n_parallel: requests that run at once, others wait; the default is as many as cost one alone nothing, at most 32.
-    spec: how tokens are drafted that one step verifies: "ngram" (earlier text), "off" (not at all), "auto" (by model).
+    spec: how tokens are drafted that one step verifies: "ngram" (earlier text), "mtp" (the file's head), "auto", "off".
     chat_template: Jinja in place of the file's. variables: what it is given in chats that do not give it themselves.
     sampling: values of `SamplingParams` for requests that name none; seed: of these, else random. on_progress(what,
     bytes done, bytes total) is called while it loads.

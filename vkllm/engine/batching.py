@@ -21,9 +21,10 @@ from vkllm.engine.events import Event, Failed, Finished, RunStats, Token
 from vkllm.engine.prefix_cache import PrefixCache
 from vkllm.engine.requests import Request, StateQuery
 from vkllm.engine.sampler import Floats
-from vkllm.engine.scheduler import Rows, Scheduler
+from vkllm.engine.scheduler import Rows, Scheduler, doing_of
 from vkllm.engine.sequence import TokenSequence, refusal, shifted
 from vkllm.engine.speculation.drafter import Speculation
+from vkllm.engine.speculation.heads import Head
 from vkllm.errors import DeadlineExceeded, InvalidParameter, VkllmError, counted
 from vkllm.gpu.program.program import Submitted
 from vkllm.gpu.program.step import Part
@@ -45,8 +46,13 @@ MOST_ORIGINS = 256
 class Steps(Protocol):
     """What runs the steps; `vkllm.gpu.program.program.Program` is the real one."""
 
-    def submit(self, parts: Sequence[Part], *, is_prompt: bool = False, n_submits: int = 1) -> Submitted:
+    def submit(
+        self, parts: Sequence[Part], *, is_prompt: bool = False, n_submits: int = 1, is_read: bool = False
+    ) -> Submitted:
         """Submits a step and returns at once."""
+
+    def predict(self, part: Part, *, goes_on: bool = False) -> Submitted:
+        """Submits a guess of the head for further tokens."""
 
     def tokens(self, submitted: Submitted) -> list[int]:
         """Waits for a step; the tokens of all its results, -1 for those that want logits."""
@@ -102,7 +108,9 @@ class Batching:
         speculation: Speculation | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.scheduler = Scheduler(cache, lengths, n_sequences, n_queue, is_causal)
+        has_head = speculation is not None and speculation.head is not None
+        head = Head(program) if has_head else None
+        self.scheduler = Scheduler(cache, lengths, n_sequences, n_queue, is_causal, head)
         self.doing = "starting"
         self.last_tokens: OrderedDict[str, list[int]] = OrderedDict()
         self._program = program
@@ -228,12 +236,13 @@ class Batching:
         now_s = self._clock()
         for part in rows:
             part.sequence.takes_part(len(rows), now_s)
-        self.doing = doing = _doing(rows)
+        self.doing = doing = doing_of(rows)
         n_rows = sum(part.n_rows for part in rows)
         submitted = self._program.submit(
             [self._part(part) for part in rows],
             is_prompt=any(part.is_prompt for part in rows),
             n_submits=self._lengths.n_submits(n_rows) if rows[0].is_prompt else 1,
+            is_read=any(part.sequence.drafter is not None and part.sequence.drafter.head is not None for part in rows),
         )
         self._in_flight.append(_Step(rows, submitted, doing))
         for part in rows:  # while the step runs
@@ -253,6 +262,7 @@ class Batching:
             state_slot=rows.state_slot,
             stored=rows.stored,
             results=[self._choosing.result(sequence, n + i) for i in range(rows.n_results)],
+            row_before=rows.row_before,
         )
 
     def _read(self) -> None:
@@ -283,7 +293,10 @@ class Batching:
                 n_drafted += len(part.drafts)
         if self._speculation is not None and n_taken >= step.n_rows - n_drafted:  # a token of each sequence
             is_ahead, took_s = step.submitted.submitted_s <= before_s, done_s - before_s
-            self._speculation.lengths.measured(step.n_rows, n_drafted, n_taken, took_s, is_ahead=is_ahead)
+            if self._speculation.head is not None and step.rows[0].are_predicted:
+                self._speculation.head.counted(n_drafted, n_taken - 1, took_s)
+            else:
+                self._speculation.measured(step.n_rows, n_drafted, n_taken, took_s, is_ahead=is_ahead)
 
     @property
     def _is_alone(self) -> bool:
@@ -299,7 +312,7 @@ class Batching:
         sequence.n_drafts += bool(drafts)
         sequence.n_accepted += n_right
         if drafts and part.held is sequence.held is not None:
-            sequence.n_run = part.start + 1 + n_right
+            sequence.n_run, sequence.row_before = part.start + 1 + n_right, n_right
             self._cache.cut(part.held, sequence.n_run)
         token_ids = token_ids[: n_right + 1]
         for n_taken, token_id in enumerate(token_ids, 1):
@@ -383,15 +396,3 @@ class Batching:
         if isinstance(entry, TokenSequence) and entry.held is not None and self.scheduler.is_causal:
             self.remember(entry.request.origin, entry.tokens[: entry.n_cacheable])
         self.scheduler.remove(entry)
-
-
-def _doing(rows: list[Rows]) -> str:
-    """What a step does, in words of an error."""
-    part, n_rows = rows[0], sum(part.n_rows for part in rows)
-    if len(rows) > 1:
-        return f"running a step of {len(rows)} requests ({counted(n_rows, 'token')})"
-    if not part.is_prompt:
-        return f"running a token of an answer at position {part.start}"
-    if part.is_end and part.n_results:
-        return f"running the end of a prompt ({counted(n_rows, 'token')}) at position {part.start}"
-    return f"running {counted(n_rows, 'token')} of a prompt from position {part.start} on"

@@ -81,8 +81,9 @@ class Engine:
             self._product_rate: float | None = None
             self._n_ctx = self.plan.n_ctx
             self._config = config
-            drafts = config.options.spec != "off" and config.spec.is_causal
-            self._speculation = Speculation(WIDTHS) if drafts else None
+            has_lookup, has_head = config.options.spec in ("auto", "ngram"), self.plan.n_predictors > 0
+            drafts = config.spec.is_causal and (has_lookup or has_head)
+            self._speculation = Speculation(WIDTHS, has_lookup=has_lookup, has_head=has_head) if drafts else None
             self._forget()
             self._warm_up()
             undo.pop_all()

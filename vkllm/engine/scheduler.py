@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from vkllm.engine.blocks import n_blocks_of
@@ -18,6 +18,7 @@ from vkllm.engine.chunks import BUSY_CHUNK_S, CHUNK_S
 from vkllm.engine.prefix_cache import Held, PrefixCache
 from vkllm.engine.requests import StateQuery
 from vkllm.engine.sequence import TokenSequence
+from vkllm.engine.speculation.heads import Head
 from vkllm.errors import QueueFull, counted
 from vkllm.gpu.program.kernels import MAX_NARROW
 from vkllm.gpu.program.program import WIDTHS
@@ -42,7 +43,8 @@ class Lengths(Protocol):
 class Rows:
     """Neighbouring rows of a sequence in a step. start: tokens before them. drafts: guessed tokens, whose rows follow
     that of the last known one. is_prompt: rows of a prompt, or of what is computed again. is_end: the last of these,
-    behind which tokens are chosen. state_slot, stored: as in `vkllm.gpu.program.step.Part`."""
+    behind which tokens are chosen. state_slot, stored, row_before: as in `vkllm.gpu.program.step.Part`. are_predicted:
+    whether the drafts are of the model's head."""
 
     sequence: TokenSequence
     held: Held
@@ -53,6 +55,8 @@ class Rows:
     state_slot: int | None
     stored: Mapping[int, int]
     drafts: tuple[int, ...] = ()
+    are_predicted: bool = False
+    row_before: int | None = None
 
     @property
     def n_results(self) -> int:
@@ -60,11 +64,24 @@ class Rows:
         return self.n_rows if not self.is_prompt else int(self.is_end and self.sequence.request.is_answered)
 
 
+def doing_of(rows: list[Rows]) -> str:
+    """What a step does, in words of an error."""
+    part, n_rows = rows[0], sum(part.n_rows for part in rows)
+    if len(rows) > 1:
+        return f"running a step of {len(rows)} requests ({counted(n_rows, 'token')})"
+    if not part.is_prompt:
+        return f"running a token of an answer at position {part.start}"
+    if part.is_end and part.n_results:
+        return f"running the end of a prompt ({counted(n_rows, 'token')}) at position {part.start}"
+    return f"running {counted(n_rows, 'token')} of a prompt from position {part.start} on"
+
+
 @dataclass
 class Scheduler:
     """The sequences of a program. n_sequences: most that run at once. n_queue: most that wait; None: any number.
 
-    running: in the order in which they came. waiting: in that order too, with queries about states between them.
+    head: drafts for a sequence that runs alone. running: in the order in which they came. waiting: in that order too,
+    with queries about states between them.
     """
 
     cache: PrefixCache
@@ -72,6 +89,7 @@ class Scheduler:
     n_sequences: int
     n_queue: int | None = None
     is_causal: bool = True
+    head: Head | None = None
     running: list[TokenSequence] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
 
@@ -143,7 +161,8 @@ class Scheduler:
         """The rows of the next step, which count as submitted; none if nothing can go on now."""
         self._admit()
         decoding = [sequence for sequence in self.running if sequence.can_decode]
-        decoding = [sequence for sequence in decoding if not _waits_to_draft(sequence, len(decoding))]
+        is_alone = len(self.running) == 1
+        decoding = [s for s in decoding if not _waits_to_draft(s, len(decoding), is_alone=is_alone)]
         prompts = [sequence for sequence in self.running if sequence.n_prompt_rows]
         if not (decoding or prompts):
             return []
@@ -219,7 +238,21 @@ class Scheduler:
             most = min(most, self.cache.states.n_available - 1, MOST_STATES - 1)
         if sequence.drafter is not None and not sequence.n_in_flight:
             drafts = sequence.drafter.draft(most, 1 + MOST_ROWS - n_free)
-        return self._rows(sequence, 1 + len(drafts), is_prompt=False, is_end=False, drafts=tuple(drafts))
+        predicted = [] if drafts or len(self.running) > 1 else self._predicted(sequence, most)
+        drafted = tuple(drafts or predicted)
+        rows = self._rows(sequence, 1 + len(drafted), is_prompt=False, is_end=False, drafts=drafted)
+        return replace(rows, are_predicted=True) if rows is not None and predicted else rows
+
+    def _predicted(self, sequence: TokenSequence, most: int) -> list[int]:
+        """Drafts of the model's head, as far as they pay and there is room for them."""
+        held, start, drafter = sequence.held, sequence.n_run, sequence.drafter
+        if self.head is None or held is None or drafter is None or sequence.n_in_flight:
+            return []
+        n = drafter.n_predicted(most)
+        if n == 0 or not self.cache.can_grow(held, start, start + 1 + n):
+            return []
+        self.cache.grow(held, start, start + 1 + n)
+        return self.head.drafts(sequence.number, held, sequence.tokens, sequence.row_before, n)
 
     def _prompt_rows(self, sequence: TokenSequence, most: int) -> Rows | None:
         """The next rows of a prompt, at most so many; all of them for models that read in both directions."""
@@ -250,11 +283,13 @@ class Scheduler:
             needed_from=sequence.n_cacheable,
             rows=range(len(drafts)),
         )
-        return Rows(sequence, held, start, n_rows, is_prompt, is_end, slot, stored, drafts)
+        row = sequence.row_before
+        return Rows(sequence, held, start, n_rows, is_prompt, is_end, slot, stored, drafts, row_before=row)
 
     def _submitted(self, part: Rows) -> None:
         sequence = part.sequence
         sequence.n_run += part.n_rows
+        sequence.row_before = part.n_rows - 1 if part.n_rows <= MAX_NARROW else 0
         sequence.n_in_flight += part.n_results
         sequence.is_drafting = bool(part.drafts)
         sequence.is_decoding |= part.is_end and sequence.request.is_answered
@@ -303,7 +338,7 @@ class Scheduler:
         sequence.number = number
         sequence.held = self._held(sequence)
         sequence.n_run = sequence.held.n_cached
-        sequence.is_decoding = False
+        sequence.is_decoding, sequence.row_before = False, None
         self.running.insert(place, sequence)
 
     def _refreshed(self, sequence: TokenSequence) -> Held:
@@ -335,11 +370,12 @@ class Scheduler:
         sequence.n_run, sequence.is_decoding = 0, False
 
 
-def _waits_to_draft(sequence: TokenSequence, n_decoding: int) -> bool:
+def _waits_to_draft(sequence: TokenSequence, n_decoding: int, *, is_alone: bool) -> bool:
     """Whether the next row of a sequence waits until its token is known, because drafts behind it are worth that."""
-    if sequence.drafter is None or not sequence.n_in_flight:
+    drafter, most = sequence.drafter, sequence.n_left - sequence.n_in_flight - 1
+    if drafter is None or not sequence.n_in_flight:
         return False
-    return sequence.drafter.n_worthwhile(sequence.n_left - sequence.n_in_flight - 1, n_decoding) > 0
+    return drafter.n_worthwhile(most, n_decoding) > 0 or (is_alone and drafter.n_predicted(most) > 0)
 
 
 def _origin(entry: Waiting) -> str:

@@ -28,7 +28,8 @@ class TokenSequence:
     again, has been run. held: what it holds of the cache; None: it waits. number: which of the sequences that run at
     once, for the GPU. choosing: the CPU's work for the next token. hidden_sum: of the rows that its embedding is made
     of. n_reported: rows of a prompt without an answer whose results are known. is_drafting: the step in flight has
-    drafts. stepped_at: a count that grows with each step. n_drafts, n_steps, step_share: see `RunStats`.
+    drafts. row_before: as in `vkllm.gpu.program.step.Part`, of the next step. stepped_at: a count that grows with each
+    step. n_drafts, n_steps, step_share: see `RunStats`.
     """
 
     request: Request
@@ -45,6 +46,7 @@ class TokenSequence:
     choosing: Future[Token | Constraint] | None = None
     constraint: Constraint | None = None
     drafter: Drafter | None = None
+    row_before: int | None = None
     is_drafting: bool = False
     n_cached: int | None = None
     n_generated: int = 0

@@ -12,7 +12,7 @@ from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.gguf import Metadata, TensorInfo
 from vkllm.formats.quants import BLOCK, FORMATS, weight_format
 from vkllm.model.expert_ops import ExpertMatvec
-from vkllm.model.graph import decoder, head, prediction
+from vkllm.model.graph import loaded
 from vkllm.model.keys import shown
 from vkllm.model.layer_checks import check_layer, check_positive, check_wide
 from vkllm.model.ops import Embed, Matvec
@@ -72,9 +72,7 @@ def _check_rope(rope: Rope, metadata: Metadata) -> None:
 def check_tensors(spec: ModelSpec, metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> None:
     """Raises UnsupportedModel for a tensor that is not computed or whose format has no kernels, ModelFileError for one
     that is missing or has another shape."""
-    ops = [*decoder(spec), *head(spec)]
-    for predictor in spec.predictors:
-        ops += prediction(spec, predictor)
+    ops = loaded(spec)
     read = {name for op in ops for name in op.tensors()}
     _refuse_others(spec, metadata, [name for name in tensors if name not in read and name not in spec.unread])
     for op in ops:

@@ -16,7 +16,7 @@ from vkllm.model.layers.experts import mixture, mixture_beside_dense
 from vkllm.model.layers.feed_forward import feed_forward
 from vkllm.model.layers.latent_attention import latent_attention
 from vkllm.model.layers.per_layer import per_layer_embeddings, per_layer_input, scaled
-from vkllm.model.layers.prediction import joined
+from vkllm.model.layers.prediction import HIDDEN, UNSHIFTED, joined
 from vkllm.model.layers.recurrent import delta_net, mamba2, short_convolution
 from vkllm.model.ops import AllReduce, Embed, Matvec, Norm, Op, Shapes, Softcap
 from vkllm.model.spec import DeltaNet, LatentAttention, LayerSpec, Mamba2, ModelSpec, Predictor, ShortConvolution
@@ -80,11 +80,15 @@ def _with_one_sum(ops: list[Op]) -> list[Op]:
 
 @lru_cache(maxsize=8)
 def prediction(spec: ModelSpec, predictor: Predictor) -> tuple[Op, ...]:
-    """All operations of a head that predicts a further token, from HIDDEN and the ids of the tokens that follow."""
+    """From HIDDEN and the ids of the tokens that follow to `x` of a head that predicts a further token."""
     number, layer = predictor.number, predictor.layer
-    ops = [*joined(spec, predictor), *_mixing(spec, layer, number), *_feed_forward(spec, layer, number)]
+    return (*joined(spec, predictor), *_mixing(spec, layer, number), *_feed_forward(spec, layer, number))
+
+
+def head_of(spec: ModelSpec, predictor: Predictor) -> tuple[Op, ...]:
+    """From `x` of one row of such a head to its logits."""
     own = {name: getattr(predictor, name) for name in ("output_norm", "output_weight", "norm_form", "norm_eps")}
-    return (*ops, *head(replace(spec, **own)))
+    return head(replace(spec, **own))
 
 
 @lru_cache(maxsize=8)
@@ -116,11 +120,25 @@ def head(spec: ModelSpec) -> tuple[Op, ...]:
     return final, projection, softcap
 
 
-def unloaded(spec: ModelSpec) -> Shapes:
-    """Name and shape of the tensors that only heads for further tokens read; no device holds them."""
+def hidden(spec: ModelSpec) -> Norm:
+    """What heads for further tokens read of all rows of a step, as the final norm leaves it."""
+    final = head(spec)[0]
+    assert isinstance(final, Norm)
+    return replace(final, output=UNSHIFTED)
+
+
+@lru_cache(maxsize=8)
+def loaded(spec: ModelSpec) -> tuple[Op, ...]:
+    """All operations that a device may have to run; the vocabulary projection is the last that reads a matrix."""
+    predictions = [op for each in spec.predictors for op in (*prediction(spec, each), *head_of(spec, each))]
+    return (*decoder(spec), *([hidden(spec), *predictions] if predictions else ()), *head(spec))
+
+
+def of_predictors(spec: ModelSpec) -> Shapes:
+    """Name and shape of the tensors that only heads for further tokens read."""
     own: Shapes = {}
     for predictor in spec.predictors:
-        for op in prediction(spec, predictor):
+        for op in (*prediction(spec, predictor), *head_of(spec, predictor)):
             own |= op.tensors()
     used = expected_shapes(spec)
     return {name: shape for name, shape in own.items() if name not in used}
@@ -128,9 +146,10 @@ def unloaded(spec: ModelSpec) -> Shapes:
 
 def widths(spec: ModelSpec) -> dict[str, int]:
     """Columns of every activation, of the widest operation that writes it: shape (T, columns), float32."""
-    columns: dict[str, int] = {}
-    for op in (*decoder(spec), *head(spec)):
-        columns[op.output] = max(columns.get(op.output, 0), op.width)
+    columns: dict[str, int] = {HIDDEN: spec.d_model} if spec.predictors else {}
+    for op in loaded(spec):
+        n_columns = max(op.width, op.output_width if isinstance(op, Norm) else 0)
+        columns[op.output] = max(columns.get(op.output, 0), n_columns)
     return columns
 
 

@@ -92,8 +92,8 @@ class Norm(Op):
 
     is_shared: more than one operation reads the result. group: columns that are normed at once, with a weight (group,)
     for all groups; 0 is the whole width. input_width: columns of the input, if not width; what lies behind the last
-    whole group is 0. output_column: where the output begins, behind the columns of another operation. scale: a tensor
-    with one number, if any.
+    whole group is 0. output_column, output_width: where the output begins, behind the columns of another operation, and
+    the columns of both, if not width. scale: a tensor with one number, if any.
     """
 
     kind: ClassVar[Kind] = "norm"
@@ -104,6 +104,7 @@ class Norm(Op):
     add: str | None = None
     is_shared: bool = False
     output_column: int = 0
+    output_width: int = 0
     group: int = 0
     input_width: int = 0
     factor: float = 1.0

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
-from vkllm.model.graph import decoder, head, prediction
+from vkllm.model.graph import decoder, head, head_of, prediction
 from vkllm.model.layers.prediction import HIDDEN
 from vkllm.model.ops import (
     Activate,
@@ -234,7 +234,8 @@ class Reference:
         """
         n_past = len(self._keys[predictor.number])
         positions = np.arange(n_past, n_past + len(token_ids))
-        values = self._run_ops(prediction(self.spec, predictor), {HIDDEN: hidden}, token_ids, positions)
+        ops = (*prediction(self.spec, predictor), *head_of(self.spec, predictor))
+        values = self._run_ops(ops, {HIDDEN: hidden}, token_ids, positions)
         return values["logits"], values["final"]
 
     def _run(self, token_ids: list[int]) -> dict[str, Floats]:

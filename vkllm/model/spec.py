@@ -363,6 +363,11 @@ class ModelSpec:
         return len(self.layers)
 
     @property
+    def all_layers(self) -> tuple[LayerSpec, ...]:
+        """Its layers, and behind them those of its predictors."""
+        return (*self.layers, *(predictor.layer for predictor in self.predictors))
+
+    @property
     def n_heads(self) -> int:
         """Query heads of the layer that has most."""
         return self._most(lambda layer: layer.n_heads)
@@ -385,7 +390,7 @@ class ModelSpec:
     @property
     def ropes(self) -> tuple[Rope, ...]:
         """All kinds of rotation that its layers have, each once."""
-        return tuple(dict.fromkeys(layer.rope for layer in self.layers if layer.rope is not None))
+        return tuple(dict.fromkeys(layer.rope for layer in self.all_layers if layer.rope is not None))
 
     def _most(self, number: Callable[[LayerSpec], int]) -> int:
         return max(map(number, self.layers), default=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vkllm.engine.speculation.gain import DraftLengths
+from vkllm.engine.speculation.heads import HeadGain
 from vkllm.engine.speculation.history import Histories
 from vkllm.engine.speculation.lookup import Lookup
 
@@ -24,33 +25,47 @@ MOST_AT_ONCE = 2048
 
 
 class Speculation:
-    """What the drafters of an engine share. widths: rows of the steps that there are."""
+    """What the drafters of an engine share. widths: rows of the steps that there are. has_lookup: whether earlier text
+    is copied. has_head: whether the model's head for further tokens is loaded."""
 
-    def __init__(self, widths: Sequence[int]) -> None:
+    def __init__(self, widths: Sequence[int], *, has_lookup: bool = True, has_head: bool = False) -> None:
         self.lengths = DraftLengths(widths)
-        self._histories = Histories()
+        self.head = HeadGain(self.lengths.seconds) if has_head else None
+        self._histories = Histories() if has_lookup else None
 
     def drafter(self, origin: str, prompt_token_ids: Sequence[int]) -> Drafter:
         """A drafter for a new sequence, which only copies from texts of its own origin."""
         self.lengths.begin()
-        return Drafter(self.lengths, Lookup(self._histories, origin), prompt_token_ids)
+        lookup = Lookup(self._histories, origin) if self._histories is not None else None
+        head = self.head if self.head is not None and self.head.begin() else None
+        return Drafter(self.lengths, lookup, head, prompt_token_ids)
+
+    def measured(self, n_rows: int, n_drafted: int, n_taken: int, seconds: float, *, is_ahead: bool) -> None:
+        """Records a step, as `DraftLengths.measured` does; its drafts were not the head's."""
+        self.lengths.measured(n_rows, n_drafted, n_taken, seconds, is_ahead=is_ahead)
+        if self.head is not None and n_rows == 1:
+            self.head.passed(seconds)
 
 
 class Drafter:
     """Drafts for one sequence. It has to be told all of the sequence's tokens, drafted or not.
 
-    prompt_token_ids: taken in by and by (`catch_up`), so that long prompts hold nothing up; nothing is drafted before.
+    lookup: None where nothing is copied. head: None where the head does not read the sequence. prompt_token_ids: taken
+    in by and by (`catch_up`), so that long prompts hold nothing up; nothing is copied before.
     """
 
-    def __init__(self, lengths: DraftLengths, lookup: Lookup, prompt_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, lengths: DraftLengths, lookup: Lookup | None, head: HeadGain | None, prompt_token_ids: Sequence[int]
+    ) -> None:
+        self.head = head
         self._lengths = lengths
         self._lookup = lookup
-        self._pending: list[int] = list(prompt_token_ids)
+        self._pending: list[int] = list(prompt_token_ids) if lookup is not None else []
         self._n_taken_in = 0
 
     def catch_up(self) -> None:
         """Takes in some more of the tokens that are pending."""
-        if self._pending:
+        if self._pending and self._lookup is not None:
             first = self._n_taken_in
             self._n_taken_in = min(first + MOST_AT_ONCE, len(self._pending))
             self._lookup.extend(self._pending[first : self._n_taken_in])
@@ -59,6 +74,8 @@ class Drafter:
 
     def append(self, token_id: int) -> None:
         """The sequence goes on with this token, which the model has chosen."""
+        if self._lookup is None:
+            return
         if self._pending:
             self._pending.append(token_id)
             return
@@ -68,8 +85,8 @@ class Drafter:
             self._lengths.acceptance.counted(n_matched, was_right)
 
     def n_worthwhile(self, most: int = MOST_DRAFTED, n_rows: int = 1) -> int:
-        """How many tokens a draft would have now, in a step of n_rows rows without it; 0 where none pays."""
-        n_matched = self._lookup.n_matched
+        """How many tokens would be copied now, in a step of n_rows rows without them; 0 where none pay."""
+        n_matched = self._lookup.n_matched if self._lookup is not None else 0
         if self._pending or not n_matched or most <= 0:
             return 0
         most = min(most, max(n_matched, FIRST_DRAFTED), MOST_DRAFTED + 1 - n_rows)
@@ -77,4 +94,8 @@ class Drafter:
 
     def draft(self, most: int = MOST_DRAFTED, n_rows: int = 1) -> list[int]:
         """Up to `most` tokens that are likely to come next, as many as pay in a step of n_rows rows without them."""
-        return self._lookup.guess(self.n_worthwhile(most, n_rows))
+        return self._lookup.guess(self.n_worthwhile(most, n_rows)) if self._lookup is not None else []
+
+    def n_predicted(self, most: int) -> int:
+        """How many tokens the head is to draft, for a sequence that runs alone."""
+        return 0 if self.head is None else self.head.n_predicted(most)

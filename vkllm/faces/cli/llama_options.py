@@ -103,7 +103,7 @@ _IGNORED_FLAGS = """
     --mul-mat-q --no-mul-mat-q --penalize-nl --no-penalize-nl --nowordwrap --progress
 """
 
-_SPECULATION = "vkllm drafts from earlier text, with no other model; see --spec"
+_SPECULATION = "vkllm drafts from earlier text and by heads in the file, with no other model; see --spec"
 _SERVER = "the server of vkllm has no such option; see `vkllm serve --help`"
 _SAMPLER = "the samplers of vkllm are penalties, top-k, top-p, min-p and temperature, in this order"
 _ONE_DEVICE = "vkllm runs a model on one GPU; choose it with -dev"

@@ -83,9 +83,9 @@ class PlacementFlags:
         str,
         _option(
             "--spec",
-            metavar="auto|off|ngram",
-            help="How to draft tokens, which one step then verifies: from earlier text (ngram), or not (off).",
-            autocompletion=lambda: ["auto", "off", "ngram"],
+            metavar="auto|off|ngram|mtp",
+            help="How to draft tokens, which one step then verifies: from earlier text (ngram), by a head (mtp).",
+            autocompletion=lambda: ["auto", "off", "ngram", "mtp"],
         ),
     ] = "auto"
 

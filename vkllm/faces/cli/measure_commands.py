@@ -99,7 +99,7 @@ def bench(
         str,
         typer.Option(
             "--spec",
-            metavar="off|auto|ngram",
+            metavar="off|auto|ngram|mtp",
             help="As for `vkllm run`; off by default, because llama-bench times plain steps.",
         ),
     ] = "off",

@@ -58,7 +58,7 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
     from vkllm.api.loading import read_text
     from vkllm.engine.file_sampling import file_sampling
     from vkllm.model.architectures import FAMILIES, model_spec
-    from vkllm.model.graph import unloaded
+    from vkllm.model.graph import of_predictors
     from vkllm.model.memory.needs import active_parameters
 
     metadata, tensors = file.metadata, file.tensors.values()
@@ -91,7 +91,7 @@ def fields_of_file(name: str, file: ModelFile, entry: CatalogEntry | None) -> di
         "memory_bytes": entry.memory_bytes if entry else None,
         "formats": formats,
         "n_predictors": len(predictors),
-        "unloaded_bytes": 0 if spec is None else sum(file.tensors[name].n_bytes for name in unloaded(spec)),
+        "predictor_bytes": 0 if spec is None else sum(file.tensors[name].n_bytes for name in of_predictors(spec)),
         "biases": [name for name in file.tensors if name.endswith(".bias")],
         "n_ctx_train": metadata.integer(f"{architecture}.context_length", None),
         "n_layers": metadata.integer(f"{architecture}.block_count", None),
@@ -121,7 +121,7 @@ def lines_of(fields: dict[str, Any]) -> Iterable[tuple[str, str]]:
         "memory": f"{size(memory)} with a context of 4096 tokens" if (memory := fields["memory_bytes"]) else "",
         "formats": ", ".join(f"{n['n_tensors']} {name} ({size(n['n_bytes'])})" for name, n in formats.items()),
         "biases": _some(fields.get("biases", [])),
-        "not loaded": f"{counted(n, 'head')} for further tokens ({size(fields['unloaded_bytes'])}), not used yet"
+        "drafts": f"{counted(n, 'head')} for further tokens ({size(fields['predictor_bytes'])}); see --spec"
         if (n := fields.get("n_predictors", 0))
         else "",
         "context": counted(fields["n_ctx_train"], "token") if fields.get("n_ctx_train") else "",

@@ -42,9 +42,8 @@ def lines(made: ModelPlan, model: str) -> list[str]:
         for name, *cells in rows
     ]
     holdings = [f"{tier.tier:9} {', '.join(contents[tier.tier])}" for tier in plan.tiers if contents[tier.tier]]
-    if made.spec.predictors:
-        heads = counted(len(made.spec.predictors), "head")
-        holdings.append(f"{'unloaded':9} {heads} for further tokens, not used yet")
+    if n_unloaded := len(made.spec.predictors) - plan.n_predictors:
+        holdings.append(f"{'unloaded':9} {counted(n_unloaded, 'head')} for further tokens")
     basis = "measured" if speeds.is_measured else "assumed"
     reads = ", ".join(f"{tier.tier} {tier.bytes_per_s / 1e9:.3g} GB/s" for tier in plan.tiers if tier.used_bytes)
     return [

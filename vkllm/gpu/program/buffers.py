@@ -24,7 +24,7 @@ from vkllm.gpu.program.fragments import most_words
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_NARROW, MAX_ROWS
 from vkllm.gpu.program.weights import Tensor, Uploader, WeightPlanes
 from vkllm.model.expert_ops import ExpertMatvec, Route
-from vkllm.model.graph import decoder, head, widths
+from vkllm.model.graph import loaded, widths
 from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.needs import CACHE_TYPES, lends_to_logits, whole_blocks, widest_of_layers
 from vkllm.model.memory.placement import MatrixRows
@@ -84,7 +84,7 @@ class ModelBuffers:
         self.device = device
         self.spec = spec
         self.n_ctx = plan.n_ctx
-        windows = [layer.window > 0 for layer in spec.layers]
+        windows = [layer.window > 0 for layer in spec.all_layers]
         self.tables = [1 + has_window if any(windows) else 0 for has_window in windows]
         self.type_k, self.type_v = options.type_k, options.type_v
         self.moved_bytes = 0
@@ -92,11 +92,11 @@ class ModelBuffers:
         self._spill_tier = plan.tiers[-1].tier
         self.activations = self._allocate_activations()
         self.partials, self.first_partial = self._free_in_narrow_steps()
-        self.arrived = device.buffer(MAX_NARROW * max((layer.n_heads for layer in spec.layers), default=1))
+        self.arrived = device.buffer(MAX_NARROW * max((layer.n_heads for layer in spec.all_layers), default=1))
         self.caches = [self._caches(number, tier) for number, tier in enumerate(plan.cache_tiers)]
         self.states = {
             number: self._allocate(plan.n_state_slots * slot_words(layer)[1], tier)
-            for number, (layer, tier) in enumerate(zip(spec.layers, plan.cache_tiers, strict=True))
+            for number, (layer, tier) in enumerate(zip(spec.all_layers, plan.cache_tiers, strict=True))
             if slot_words(layer)[1]
         }
         self.vectors: dict[str, Buffer] = {}
@@ -119,9 +119,9 @@ class ModelBuffers:
             return self.device.buffer(n_words, tier=LAYER_TIERS[self._spill_tier])
 
     def _caches(self, number: int, tier: Tier) -> tuple[Buffer, ...]:
-        has_window = self.spec.layers[number].window > 0
+        has_window = self.spec.all_layers[number].window > 0
         n_tokens = KV_BLOCK * (self._plan.n_window_blocks if has_window else self._plan.n_blocks)
-        widths = zip(self.spec.layers[number].cached_widths, (self.type_k, self.type_v), strict=False)
+        widths = zip(self.spec.all_layers[number].cached_widths, (self.type_k, self.type_v), strict=False)
         return tuple(self._allocate(n_tokens * n // BLOCK * CACHE_TYPES[name] // 4, tier) for n, name in widths)
 
     def caches_of(self, layer: int, unread: Buffer) -> tuple[Buffer, Buffer]:
@@ -132,7 +132,7 @@ class ModelBuffers:
     def _allocate_activations(self) -> dict[str, Activation]:
         activations, tier = {}, self._plan.arena_tier
         products = (Matvec, ExpertMatvec)
-        multiplied = {op.input for op in (*decoder(self.spec), *head(self.spec)) if isinstance(op, products)}
+        multiplied = {op.input for op in loaded(self.spec) if isinstance(op, products)}
         lends = lends_to_logits(self.spec, MAX_ROWS, HEAD_ROWS)
         for name, columns in widths(self.spec).items():
             if name == "logits" and lends:
@@ -163,7 +163,7 @@ class ModelBuffers:
             return dequantize(read_tensor(path, info), info.format, info.shape)
 
         with closing(Uploader(self.device, on_bytes)) as uploader:
-            for op in (*decoder(spec), *head(spec)):
+            for op in loaded(spec):
                 self._load_vectors(op, vector, uploader)
                 if isinstance(op, Embed | Matvec | ExpertMatvec) and op.is_padded:
                     self.matrices[op.weights] = [self._padded(op, vector, uploader)]

@@ -41,7 +41,7 @@ class ExpertOperations:
         self._local_size = tuning.local_size
         kinds = {
             (layer.experts.n_experts, layer.experts.n_used)
-            for layer in buffers.spec.layers
+            for layer in buffers.spec.all_layers
             if layer.experts is not None
         }
         n_tiles = max((most_tiles(MAX_ROWS * used, n, 1) for n, used in kinds), default=1)
@@ -119,7 +119,7 @@ class ExpertOperations:
             (*(5 * [x.values]), x.q16, x.scales, self._step, *(3 * [x.values])),
             constants=(
                 *(4 * self._local_size, columns, 0, NORM_FORMS.index("none"), 0, 0, 0, 1),
-                *(columns, 0, float_bits(1.0), 0, 0),
+                *(columns, 0, float_bits(1.0), 0, 0, 0, 0),
             ),
             groups=(1, width),
             push=(0, 0, 0),

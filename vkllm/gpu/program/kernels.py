@@ -215,8 +215,7 @@ KERNELS = {
             ("quants", "scales", "x", "tiles", "entries", "routes", "y", "step", "bias", "expert_scales"),
             (
                 *("local_size", "columns", "tile_tokens", "subgroups_along_rows", "subgroups_along_tokens"),
-                *("matrix_m", "matrix_n", "matrix_k", "tile_rows", "steps_ahead", *_EXPERT_TILES),
-                "in_halves",
+                *("matrix_m", "matrix_n", "matrix_k", "tile_rows", "steps_ahead", *_EXPERT_TILES, "in_halves"),
             ),
             ("n_weight_rows", "y_offset", "y_stride"),
             WEIGHT_FORMATS,
@@ -345,7 +344,7 @@ KERNELS = {
             ("x", "weight", "bias", "add", "y", "y_q16", "y_scales", "step", "scale", "chain", "failure"),
             (
                 *("local_size", "columns", "eps", "form", "has_weight", "has_bias", "adds"),
-                *("quantizes", "x_columns", "group", "factor", "has_scale", "most_polls"),
+                *("quantizes", "x_columns", "group", "factor", "has_scale", "most_polls", "y_columns", "y_column"),
             ),
             ("first_row", "link", "n_awaited"),
             subgroup=("arithmetic", "shuffle"),
@@ -386,6 +385,13 @@ KERNELS = {
             surplus="loops",
         ),
         KernelSpec("score", ("logits", "targets", "logprobs"), ("local_size", "n_vocab"), ("first_row",)),
+        KernelSpec(
+            "shift_hidden",
+            ("hidden", "kept", "shifted", "step"),
+            ("local_size", "columns"),
+            ("keeps",),
+            surplus="loops",
+        ),
         KernelSpec("softcap", ("logits",), ("local_size", "n_vocab", "factor", "cap"), surplus="loops"),
         KernelSpec(
             "start_order", ("order",), ("local_size", "shared_words", "work", "most_polls"), ("number", "n_before")

@@ -155,6 +155,7 @@ class Operations:
                 *(4 * self._local_size, op.width, float_bits(op.eps), NORM_FORMS.index(op.form)),
                 *(int(weight is not None), int(bias is not None), int(add is not None), form),
                 *(op.input_width, op.group, float_bits(op.factor), int(scale is not None), most_polls),
+                *(op.output_width, op.output_column),
             ),
             groups=(n_groups, width),
             push=(RESULT_ROWS if op.output == "final" else 0, 0, 0),

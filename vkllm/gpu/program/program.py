@@ -24,10 +24,12 @@ from vkllm.gpu.program.decode import Decode
 from vkllm.gpu.program.fitting import fitted_to_layers
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.operations import Operations
+from vkllm.gpu.program.predictions import Predictions, kept_rows
 from vkllm.gpu.program.results import HEAD_WIDTHS, Floats, Kinds, Place, Results
 from vkllm.gpu.program.rounds import check_rounds
 from vkllm.gpu.program.step import LIKELIEST, Draw, Part, Result, StepSlots
 from vkllm.model.graph import decoder, head
+from vkllm.model.layers.prediction import with_predictors
 from vkllm.model.memory.plan import PlanOptions, plan
 from vkllm.model.memory.sequences import longest_window
 from vkllm.model.spec import ModelSpec
@@ -77,7 +79,7 @@ class Program:
         info, options = device.info, options or PlanOptions()
         self.plan = plan(spec, tensors, device_limits(info), n_ctx, MAX_ROWS, HEAD_ROWS, options)
         self.device = device
-        self.spec = spec
+        self.spec = spec = with_predictors(spec, self.plan.n_predictors)
         self.tensors = tensors
         self._buffers = ModelBuffers(device, spec, path, tensors, self.plan, options, on_bytes)
         self.moved_bytes = self._buffers.moved_bytes
@@ -86,6 +88,7 @@ class Program:
         self._slots = StepSlots(device, N_SLOTS, max(n_table, self.n_blocks), has_windows=self.window > 0)
         self._logits = self._buffers.activations["logits"].values
         self._results = Results(device, self._logits, spec.n_vocab, self.n_sequences, N_SLOTS, self._slots.on_device)
+        self._kept = kept_rows(device, spec, self.n_sequences)
         self._recordings: dict[Hashable, list[Recording]] = {}
         # what the last two choices recorded: choices that are tried in turn share the pipelines
         self._earlier: deque[dict[Hashable, list[Recording]]] = deque(maxlen=2)
@@ -93,7 +96,7 @@ class Program:
         self._last_state_slot: int | None = None
         self._slot_tickets = [0] * N_SLOTS
         self._turn = 0
-        self.use(fitted_to_layers(choices or tuning(info), info, spec.layers))
+        self.use(fitted_to_layers(choices or tuning(info), info, spec.all_layers))
 
     def use(self, choices: Tuning) -> None:
         """Uses these choices for later steps; waits for steps in flight. Raises DeviceError."""
@@ -108,24 +111,68 @@ class Program:
         step = self._slots.on_device
         self.operations = Operations(self.device, self._buffers, step, choices)
         self._decode = Decode(self.device, self.spec, self._buffers, step, choices.decode, self.operations)
+        self._predictions = None
+        if self.spec.predictors:
+            self._predictions = Predictions(self.spec, self._buffers, self.operations, self._kept, self._local_size)
 
-    def submit(self, parts: Sequence[Part], *, is_prompt: bool = False, n_submits: int = 1) -> Submitted:
+    def submit(
+        self, parts: Sequence[Part], *, is_prompt: bool = False, n_submits: int = 1, is_read: bool = False
+    ) -> Submitted:
         """Submits a step and returns at once: of up to MAX_NARROW rows of any sequences, or of more rows of one.
 
         is_prompt: the rows of a prompt, which are computed alike however they are cut into steps. n_submits: pieces of
-        about as many layers that a prompt's step is cut into, each a submit. Where a step of one part names no slots of
-        states, states go on from the last such step, unless its first row has position 0. Where a part names no blocks
+        about as many layers that a prompt's step is cut into, each a submit. is_read: whether the head for further
+        tokens reads the rows too, behind the results. Where a step of one part names no slots of states, states go on
+        from the last such step, unless its first row has position 0. Where a part names no blocks
         for layers with a window, they are blocks_in_turn. At most N_SLOTS steps are in flight; one more waits for the
         oldest. Raises DeviceError.
         """
-        results = [result for part in parts for result in part.results]
         width = step_width(sum(len(part.tokens) for part in parts), is_prompt=is_prompt)
-        slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
-        place = self._results.take(slot, results)
-        recordings = self._recorded_step(width, Kinds.of(results), slot, n_submits)
-        self._wait(self._slot_tickets[slot])
         if self.states and len(parts) == 1 and parts[0].state_slot is None and not parts[0].stored:
             parts = [self._continued(parts[0])]
+        reading: list[Recording] = []
+        if is_read and (predictions := self._predictions) is not None:
+            least = max(width, WIDTHS[1])
+            reading = self._recorded((least, "read"), lambda: predictions.reading(least))
+        return self._submit(parts, lambda kinds, slot: self._recorded_step(width, kinds, slot, n_submits), reading)
+
+    def predict(self, part: Part, *, goes_on: bool = False) -> Submitted:
+        """Submits a guess of the head for further tokens and returns at once.
+
+        part: one token, with a result: the guess of the token behind it. The sequence's last step, a narrow one or the
+        end of a prompt, has run its row_before with is_read; that row decides the guess. goes_on: the guess before
+        does, which was the last thing that was submitted. Raises DeviceError.
+        """
+        assert self._predictions is not None and len(part.tokens) == len(part.results) == 1
+        predictions = self._predictions
+
+        def recordings(kinds: Kinds | None, slot: int) -> list[Recording]:
+            assert kinds is not None
+            begin = self._recorded(slot, lambda: [self._begin_step(slot)])
+            return [*begin, *self._recorded_guess(predictions, kinds, goes_on=goes_on)]
+
+        return self._submit([part], recordings)
+
+    def _recorded_guess(self, predictions: Predictions, kinds: Kinds, *, goes_on: bool) -> list[Recording]:
+        def dispatches() -> list[Dispatch]:
+            guess = predictions.guess(self._head_width(kinds), goes_on=goes_on)
+            return [*guess, *self._results.dispatches(kinds, self._local_size)]
+
+        place = kinds.wants_logits and self._results.n_places
+        return self._recorded(("guess", goes_on, kinds, place), dispatches)
+
+    def _submit(
+        self,
+        parts: Sequence[Part],
+        recordings_of: Callable[[Kinds | None, int], list[Recording]],
+        reading: Sequence[Recording] = (),
+    ) -> Submitted:
+        """Submits what is recorded for kinds of results and a slot; reading: what nobody waits for behind it."""
+        results = [result for part in parts for result in part.results]
+        slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
+        place = self._results.take(slot, results)
+        recordings = recordings_of(Kinds.of(results), slot)
+        self._wait(self._slot_tickets[slot])
         if self.window:
             parts = [
                 part if part.window_blocks else replace(part, window_blocks=self.blocks_in_turn(len(part.blocks)))
@@ -135,8 +182,10 @@ class Program:
         self._results.write_masks(place)
         submitted_s = time.perf_counter()
         for recording in recordings:
+            ticket = self._slot_tickets[slot] = self.device.submit(recording)
+        for recording in reading:
             self._slot_tickets[slot] = self.device.submit(recording)
-        return Submitted(self._slot_tickets[slot], place, submitted_s)
+        return Submitted(ticket, place, submitted_s)
 
     def _continued(self, part: Part) -> Part:
         """The part, its states stored in one of two slots in turn, and read from where the last one has stored them."""
@@ -185,7 +234,7 @@ class Program:
     @property
     def caches(self) -> list[tuple[Buffer, ...]]:
         """Keys and values of each layer, as far as it has them, as shaders/lib/kvcache.glsl lays them out."""
-        return self._buffers.caches
+        return self._buffers.caches[: self.spec.n_layers]
 
     @property
     def window(self) -> int:
@@ -220,6 +269,10 @@ class Program:
             for results in (LIKELIEST, (drawn,)):
                 for width in WIDTHS[:2]:
                     self._recorded_step(width, Kinds.of(results), slot, n_submits=1)
+        if (predictions := self._predictions) is not None and (kinds := Kinds.of(LIKELIEST)) is not None:
+            self._recorded((WIDTHS[1], "read"), lambda: predictions.reading(WIDTHS[1]))
+            for goes_on in (False, True):
+                self._recorded_guess(predictions, kinds, goes_on=goes_on)
 
     def _may_chain(self) -> bool:
         """Whether the device passes the test for chains, tried once, and has the modules for them."""
@@ -272,10 +325,12 @@ class Program:
         if kinds is None:
             return []
         ops = head(self.spec) if has_head else ()
-        # matrices round otherwise, so a row alone takes them too
-        width = max(kinds.width, HEAD_WIDTHS[1]) if self.tuning.has_matmul else kinds.width
-        projection = [d for op in ops for d in self.operations.of(op, width)]
+        projection = [d for op in ops for d in self.operations.of(op, self._head_width(kinds))]
         return [*projection, *self._results.dispatches(kinds, self._local_size)]
+
+    def _head_width(self, kinds: Kinds) -> int:
+        # matrices round otherwise, so a row alone takes them too
+        return max(kinds.width, HEAD_WIDTHS[1]) if self.tuning.has_matmul else kinds.width
 
     def _begin_step(self, slot: int) -> Dispatch:
         return self.device.dispatch(

@@ -104,6 +104,8 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "route_fused":
             dots = _up(v["columns"] // 4, 16 * subgroup_size)
             return dots + _up(v["n_experts"], size) + _routing(v) + v["most_polls"]
+        case "shift_hidden":
+            return _up(v["columns"], n)
         case "mask_logits" | "read_logits" | "softcap":
             return _up(v["n_vocab"], n)
         case "matmul_narrow":

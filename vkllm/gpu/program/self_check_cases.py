@@ -161,7 +161,7 @@ def _norm(device: Device) -> Case:
             *(_filled(device, a) for a in (x, weight, weight, x)),
             *(y, y_q16, y_scales, _step(device, [0, 0]), y, y, y),
         ),
-        constants=(SIZE, 288, float_bits(eps), 0, 1, 0, 0, 1, 0, 0, float_bits(1.0), 0, 0),
+        constants=(SIZE, 288, float_bits(eps), 0, 1, 0, 0, 1, 0, 0, float_bits(1.0), 0, 0, 0, 0),
         groups=(1, 2),
         push=(0, 0, 0),
     )

@@ -16,7 +16,7 @@ from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.choices import Tuning
 from vkllm.gpu.program.kernels import KERNELS, MAX_NARROW
 from vkllm.gpu.program.stored_forms import StoredForms
-from vkllm.model.graph import decoder
+from vkllm.model.graph import loaded
 from vkllm.model.memory.states import slot_words
 from vkllm.model.spec import DeltaNet
 from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2Step
@@ -40,7 +40,7 @@ class StateOperations:
         self._forms = forms
         self._local_size = tuning.local_size
         self._has_matmul = tuning.has_matmul
-        self._row_widths = {(op.layer, op.output): op.width for op in decoder(buffers.spec)}
+        self._row_widths = {(op.layer, op.output): op.width for op in loaded(buffers.spec)}
 
     def of(self, op: StateOp, width: int) -> Dispatch:
         """The dispatch of an operation for steps of `width` rows."""

@@ -88,7 +88,8 @@ class Part:
     for layers with a window, as many; blocks behind the window may be any. state_slot: where the states of layers
     before the first row lie, which must not be stored there too; None: they are zeros. stored: the slots that the
     states behind rows of the part are stored in, by row; in a wide step, only behind the last row and behind multiples
-    of STATE_ROWS. results: of the last rows.
+    of STATE_ROWS. results: of the last rows. row_before: of the sequence's last step, the row that the first row
+    follows; 0 for the last row of a wide step, and None where there is none.
     """
 
     sequence: int
@@ -99,6 +100,7 @@ class Part:
     state_slot: int | None = None
     stored: Mapping[int, int] = field(default_factory=dict)
     results: Sequence[Result] = ()
+    row_before: int | None = None
 
 
 class StepSlots:
@@ -125,7 +127,8 @@ class StepSlots:
         for number, part in enumerate(parts):
             n = len(part.tokens)
             assert n > 0 and len(part.results) <= n and None not in part.tokens[1:]
-            heads.extend((n_rows, n, _slot_word(part.state_slot), 0))
+            before = _slot_word(part.row_before) | part.sequence << 16
+            heads.extend((n_rows, n, _slot_word(part.state_slot), before))
             for i, token in enumerate(part.tokens):
                 last = _slot_word(part.stored.get(i)) | number << 16 | CHOSEN_TOKEN * (token is None)
                 rows.extend((part.sequence if token is None else token, part.position + i, len(table), last))
@@ -152,7 +155,7 @@ class StepSlots:
 
 
 def _slot_word(slot: int | None) -> int:
-    """A slot of states plus 1, or 0 for none."""
+    """A slot of states, or a row, plus 1, or 0 for none."""
     return 0 if slot is None else slot + 1
 
 

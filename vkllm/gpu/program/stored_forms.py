@@ -19,7 +19,7 @@ from vkllm.gpu.program.kernels import MAX_NARROW
 from vkllm.gpu.program.matmul_tiles import suits_matmul
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.expert_ops import ExpertMatvec
-from vkllm.model.graph import decoder, head
+from vkllm.model.graph import loaded
 from vkllm.model.ops import Activate, Attention, Matvec, Norm, Op
 from vkllm.model.state_ops import Convolution, GatedNorm
 
@@ -34,7 +34,7 @@ class StoredForms:
         self._tuning = tuning
         self._device = buffers.device
         self._activations = buffers.activations
-        ops = (*decoder(buffers.spec), *head(buffers.spec))
+        ops = loaded(buffers.spec)
         readers: dict[str, set[int]] = defaultdict(set)
         elsewhere: set[str] = set()  # read by products of narrow steps that are not matmul_narrow's
         for op in ops:

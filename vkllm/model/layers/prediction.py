@@ -1,15 +1,34 @@
-"""What a head that predicts a further token reads: the hidden state of one row, and the token that followed it."""
+"""Heads that predict further tokens: which can run, and what they read: the hidden state of one row, and the token that
+followed it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from vkllm.formats.quants import BLOCK
 from vkllm.model.layers.layer_ops import LayerOps
 from vkllm.model.ops import Embed, Op
 from vkllm.model.spec import ModelSpec, Predictor
 
 HIDDEN = "hidden"
-"""The activation that the caller provides: what the model's final norm, or that of the head before, made of a row."""
+"""The activation that the caller provides: what the model's final norm, or that of the head before, made of the row
+before."""
+
+UNSHIFTED = "unshifted"
+"""What the model's final norm makes of each row."""
+
+
+def with_predictors(spec: ModelSpec, n: int) -> ModelSpec:
+    """The model with at most n of its predictors."""
+    return replace(spec, predictors=spec.predictors[:n])
+
+
+def can_predict(spec: ModelSpec) -> bool:
+    """Whether its first predictor runs on a device: it is of the layer behind the model's, and keeps no state."""
+    if not spec.predictors or spec.d_model % BLOCK:
+        return False
+    first = spec.predictors[0]
+    return first.number == spec.n_layers and not any(first.layer.state_sizes)
 
 
 def joined(spec: ModelSpec, predictor: Predictor) -> list[Op]:
@@ -23,10 +42,9 @@ def joined(spec: ModelSpec, predictor: Predictor) -> list[Op]:
         n_rows=spec.n_vocab,
         scale=spec.embedding_scale,
     )
-    hidden = make.norm("nextn.hnorm", HIDDEN, "joined")
     return [
         embed,
-        make.norm("nextn.enorm", "embedded", "joined"),
-        replace(hidden, output_column=d_model),
+        replace(make.norm("nextn.enorm", "embedded", "joined"), output_width=2 * d_model),
+        replace(make.norm("nextn.hnorm", HIDDEN, "joined"), output_column=d_model, output_width=2 * d_model),
         make.matvec({"nextn.eh_proj": d_model}, "joined", 2 * d_model, "x"),
     ]

@@ -46,8 +46,8 @@ class MemoryPlan:
     values and states.
     n_state_slots: states of each layer that has one, the newest and earlier ones; 0 if none has. arena_tier: of
     activations, norms and the rope table. tiers: the fastest first. overhead_s: seconds a token besides reading.
-    n_sequences: that run at once. n_blocks, n_window_blocks: blocks of the cache that they share, in layers that see
-    the whole context and in those with a window.
+    n_predictors: heads for further tokens that are loaded. n_sequences: that run at once. n_blocks, n_window_blocks:
+    blocks of the cache that they share, in layers that see the whole context and in those with a window.
 
     >>> llm.plan.n_ctx == llm.n_ctx
     True
@@ -63,6 +63,7 @@ class MemoryPlan:
     overhead_s: float
     n_state_slots: int = 0
     n_sequences: int = 1
+    n_predictors: int = 0
     n_blocks: int = 0
     n_window_blocks: int = 0
 

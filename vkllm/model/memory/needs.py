@@ -14,7 +14,7 @@ from vkllm.errors import InvalidParameter
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.model.expert_ops import ExpertMatvec
-from vkllm.model.graph import decoder, expected_shapes, head, widths
+from vkllm.model.graph import expected_shapes, head, loaded, widths
 from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_PARTS
 from vkllm.model.memory.sequences import Room, room_for_one
 from vkllm.model.memory.states import n_state_slots, slot_bytes, slot_words
@@ -101,10 +101,10 @@ class Needs:
 
     def by_part(self, room: Room) -> dict[str, int]:
         """Bytes of everything that is allocated, by purpose."""
-        states = sum(self.layer_states_bytes(room, layer) for layer in self.spec.layers)
+        states = sum(self.layer_states_bytes(room, layer) for layer in self.spec.all_layers)
         return {
             "weights": self.matrices_bytes + self.vectors_bytes(),
-            "cache": sum(self.layer_cache_bytes(room, layer) for layer in self.spec.layers),
+            "cache": sum(self.layer_cache_bytes(room, layer) for layer in self.spec.all_layers),
             **({"states": states} if states else {}),
             "working memory": self.arena_bytes(room.n_ctx),
         }
@@ -131,7 +131,7 @@ class Needs:
     def vectors_bytes(self) -> int:
         """Bytes of the weights that are no matrices: norms and biases."""
         n_bytes = 0
-        for op in (*decoder(self.spec), *head(self.spec)):
+        for op in loaded(self.spec):
             vectors = (shape for name, shape in op.tensors().items() if name not in op.matrices)
             n_bytes += sum(aligned(4 * math.prod(shape)) for shape in vectors)
         return n_bytes
@@ -155,10 +155,10 @@ class Needs:
     def largest_buffers(self, room: Room) -> dict[str, int]:
         """Bytes of the largest buffers that cannot be cut, by name."""
         activation = max(width for name, width in widths(self.spec).items() if name != "logits")
-        caches = [n_bytes for layer in set(self.spec.layers) for n_bytes in self._cache_buffers(room, layer)]
+        caches = [n_bytes for layer in set(self.spec.all_layers) for n_bytes in self._cache_buffers(room, layer)]
         return {
             "the cache of a layer": max(caches, default=0),
-            "the states of a layer": max(self.layer_states_bytes(room, layer) for layer in self.spec.layers),
+            "the states of a layer": max(self.layer_states_bytes(room, layer) for layer in self.spec.all_layers),
             "an activation": 4 * max(self.max_rows * activation, self.head_rows * self.spec.n_vocab),
             **self._context_buffers(room.n_ctx),
         }
@@ -190,7 +190,7 @@ def read_shares(spec: ModelSpec) -> dict[tuple[str, ...], float]:
     The last one is the vocabulary projection.
     """
     shares: dict[tuple[str, ...], float] = {}
-    for op in (*decoder(spec), *head(spec)):
+    for op in loaded(spec):
         match op:
             case Embed():
                 shares[op.weights] = 0.0
@@ -231,7 +231,7 @@ def tensor_bytes(tensor: TensorInfo) -> int:
 def check_cache(spec: ModelSpec, type_k: str, type_v: str) -> None:
     """Raises InvalidParameter for heads whose keys or values are no whole blocks of these types."""
     for name, option, cache_type, place in (("type_k", "-ctk", type_k, 0), ("type_v", "-ctv", type_v, 1)):
-        sizes = {layer.head_dim for layer in spec.layers if layer.cached_widths[place:]}
+        sizes = {layer.head_dim for layer in spec.all_layers if layer.cached_widths[place:]}
         odd = min((size for size in sizes if size % BLOCK), default=0)
         if cache_type == "q8_0" and odd:
             raise InvalidParameter(

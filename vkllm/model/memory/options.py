@@ -10,9 +10,9 @@ from vkllm.model.memory.overrides import overrides
 from vkllm.model.memory.sequences import MOST_SEQUENCES
 from vkllm.parameters import whole_number
 
-SPECULATION = ("auto", "off", "ngram")
-"""How tokens may be drafted: copied from texts that were there before ("ngram"); "auto" is all that there is, where it
-pays."""
+SPECULATION = ("auto", "off", "ngram", "mtp")
+"""How tokens may be drafted: copied from texts that were there before ("ngram"), or by a head that the file has for
+that ("mtp", multi-token prediction); "auto" is both, where they pay."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class PlanOptions:
     is found in its name: CPU keeps its matrix out of a card's own memory, GPU lets it lie there whatever
     n_gpu_layers says. Matrices that are stacked stay together. It has no effect on unified memory. n_parallel:
     sequences that run at once, at most; None: as many as cost the first one nothing (`for_many` in `plan.py`). spec:
-    how tokens are drafted (`SPECULATION`).
+    how tokens are drafted (`SPECULATION`): "mtp" loads the file's head for further tokens, "auto" does where it costs
+    no context and no speed, "off" and "ngram" do not.
     """
 
     type_k: str = "f16"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from vkllm.errors import InvalidParameter, OutOfDeviceMemory, counted
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import weight_format
+from vkllm.model.layers.prediction import can_predict, with_predictors
 from vkllm.model.memory.kernel_sizes import KV_BLOCK
 from vkllm.model.memory.limits import EXPERTS_LAYERS, DeviceLimits, Tier, without_margin
 from vkllm.model.memory.memory_plan import MemoryPlan, TierPlan
@@ -59,14 +60,40 @@ def plan(
     """
     options = options or PlanOptions()
     check_cache(spec, options.type_k, options.type_v)
-    needs = Needs(spec, tensors, max_rows, head_rows, options.type_k, options.type_v)
-    planner = _Planner(needs, limits, options)
+    planners = [
+        _Planner(
+            Needs(with_predictors(spec, n), tensors, max_rows, head_rows, options.type_k, options.type_v),
+            *(limits, options),
+        )
+        for n in _n_predictors(spec, options)
+    ]
     if room is not None:
-        return planner.for_room(room)
-    alone = planner.automatic() if n_ctx == 0 else planner.attempt(n_ctx)
-    if alone is None:
-        raise planner.refusal(n_ctx or min(SHORTEST_CONTEXT, spec.n_ctx_train))
-    return planner.for_many(alone)
+        return planners[-1].for_room(room)
+    plans = [planner.automatic() if n_ctx == 0 else planner.attempt(n_ctx) for planner in planners]
+    if (without := plans[-1]) is None:
+        raise planners[-1].refusal(n_ctx or min(SHORTEST_CONTEXT, spec.n_ctx_train))
+    if (first := plans[0]) is None or _costs_room(first, without):
+        return planners[-1].for_many(without)
+    return planners[0].for_many(first)
+
+
+def _n_predictors(spec: ModelSpec, options: PlanOptions) -> tuple[int, ...]:
+    """How many heads for further tokens may be loaded; the first number that costs nothing else is best."""
+    if options.spec == "mtp" and not can_predict(spec):
+        heads = "heads for further tokens that do not run here" if spec.predictors else "no heads for further tokens"
+        raise InvalidParameter(f"the model has {heads}, so --spec mtp is not possible; choose auto, ngram or off")
+    if options.spec == "mtp":
+        return (1,)
+    return (1, 0) if options.spec == "auto" and can_predict(spec) else (0,)
+
+
+def _costs_room(made: MemoryPlan, without: MemoryPlan) -> bool:
+    """Whether a plan with heads has a shorter context than one without, or more in slower memory."""
+
+    def slow_bytes(plan: MemoryPlan) -> int:
+        return sum(tier.used_bytes for tier in plan.tiers if tier.bytes_per_s < plan.tiers[0].bytes_per_s)
+
+    return made.n_ctx < without.n_ctx or slow_bytes(made) > slow_bytes(without)
 
 
 @dataclass(frozen=True)
@@ -137,7 +164,7 @@ class _Planner:
             + needs.layer_states_bytes(room, layer)
             - needs.layer_cache_bytes(one, layer)
             - needs.layer_states_bytes(one, layer)
-            for layer in needs.spec.layers
+            for layer in needs.spec.all_layers
         )
 
     def _with_room(self, room: Room, one: Room | None = None, *, is_fast_only: bool = False) -> MemoryPlan | None:
@@ -230,10 +257,10 @@ class _Planner:
         rooms = [(tier, n - in_tables if tier is limits.spill_tier else n) for tier, n in capacities]
         tiers = Tiers(rooms, limits.max_buffer_bytes)
         arena_bytes, vectors_bytes = needs.arena_bytes(room.n_ctx), needs.vectors_bytes()
-        states_bytes = [needs.layer_states_bytes(room, layer) for layer in needs.spec.layers]
-        kept_bytes = [needs.layer_cache_bytes(room, layer) for layer in needs.spec.layers]
+        states_bytes = [needs.layer_states_bytes(room, layer) for layer in needs.spec.all_layers]
+        kept_bytes = [needs.layer_cache_bytes(room, layer) for layer in needs.spec.all_layers]
         spare_bytes = [
-            n - needs.layer_cache_bytes(one, layer) for layer, n in zip(needs.spec.layers, kept_bytes, strict=True)
+            n - needs.layer_cache_bytes(one, layer) for layer, n in zip(needs.spec.all_layers, kept_bytes, strict=True)
         ]
         cache_bytes = [kept + states for kept, states in zip(kept_bytes, states_bytes, strict=True)]
         arena_tier = tiers.place(arena_bytes + vectors_bytes)
@@ -273,6 +300,7 @@ class _Planner:
             ),
             overhead_s=(n_layers + EXPERTS_LAYERS * n_mixtures) * limits.speeds.layer_s,
             n_state_slots=room.n_state_slots,
+            n_predictors=len(needs.spec.predictors),
             n_sequences=room.n_sequences,
             n_blocks=room.n_blocks,
             n_window_blocks=room.n_window_blocks,
