@@ -282,11 +282,10 @@ class Softcap(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class AllReduce(Op):
-    """[add +] the sum of the inputs that all devices have, in the order of their ranks: the same bits on each.
+    """The sum of the inputs that all devices have, in the order of their ranks: the same bits on each.
 
-    It stands behind a product with a matrix of which each device has some columns (LayerSpec.parts). On one device it
-    is [add +] input.
+    It stands behind a product with a matrix of which each device has some columns (LayerSpec.parts); what is added to
+    the product is in the first rank's input. On one device it is the input.
     """
 
     kind: ClassVar[Kind] = "all_reduce"
-    add: str | None = None

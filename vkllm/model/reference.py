@@ -282,7 +282,7 @@ class Reference:
             case Softcap():
                 return softcap(values[op.input], op.scale, op.cap)
             case AllReduce():
-                return values[op.input] if op.add is None else values[op.add] + values[op.input]
+                return values[op.input]
         raise AssertionError(op.kind)
 
     def _matvec(self, op: Matvec, values: dict[str, Floats]) -> Floats:

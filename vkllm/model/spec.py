@@ -236,7 +236,8 @@ class LayerSpec:
     d_per_layer: columns of this layer's own embedding of the token (Gemma 4 E), 0 if there is none. has_output_scale:
     all that leaves the layer is multiplied by a number.
     parts: names of the matrices that it has only some columns of, because other devices have the others: what all of
-    them make of these is added up (`AllReduce`).
+    them make of these is added up (`AllReduce`). adds_residual: whether what it makes has the residual stream in it:
+    of several devices, the first one's.
     """
 
     n_heads: int
@@ -271,6 +272,7 @@ class LayerSpec:
     d_per_layer: int = 0
     has_output_scale: bool = False
     parts: tuple[str, ...] = ()
+    adds_residual: bool = True
 
     @property
     def has_attention(self) -> bool:

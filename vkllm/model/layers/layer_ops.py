@@ -109,5 +109,6 @@ class LayerOps:
         if name not in self.layer.parts:
             return [op]
         part = f"{op.output}_part"
-        total = AllReduce(output=op.output, width=op.width, input=part, add=op.add, layer=self.number)
-        return [replace(op, output=part, add=None), total]
+        add = op.add if self.layer.adds_residual else None
+        total = AllReduce(output=op.output, width=op.width, input=part, layer=self.number)
+        return [replace(op, output=part, add=add), total]

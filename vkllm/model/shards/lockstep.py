@@ -48,8 +48,7 @@ class _Rank(Reference):
         positions = np.arange(self.n_past, self.n_past + len(token_ids))
         for op in (*decoder(self.spec), *head(self.spec)):
             if isinstance(op, AllReduce):
-                total = yield values[op.input]
-                values[op.output] = total if op.add is None else values[op.add] + total
+                values[op.output] = yield values[op.input]
             else:
                 values[op.output] = self._run_op(op, values, token_ids, positions)
         self.n_past += len(token_ids)

@@ -81,7 +81,7 @@ class _Division:
         return RankModel(spec, tensors, vocabulary)
 
     def _layer(self, number: int, layer: LayerSpec, rank: int) -> RankLayer:
-        found = RankLayer(layer, {})
+        found = RankLayer(replace(layer, adds_residual=rank == 0), {})
         if (heads := self._heads.get(number)) is not None:
             found = found.then(attention_of(found.layer, heads[rank], rank))
         if layer.mixer is not None and (parts := self._mixer_parts(number, layer.mixer)) is not None:
