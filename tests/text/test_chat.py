@@ -138,6 +138,12 @@ def test_templates_with_names_for_today_get_it(make_metadata: MakeMetadata) -> N
     assert template.render(HELLO, date_string="1 May", datetime="then") == "1 May, then"
 
 
+def test_a_template_with_a_name_for_the_json_text_of_tools_gets_it(make_metadata: MakeMetadata) -> None:
+    template = template_of(make_metadata, "{{ 'Functions: ' + functions }}")
+    assert template.takes_tools and template.render(HELLO) == "Functions: "
+    assert json.loads(template.render(HELLO, tools=[WEATHER]).removeprefix("Functions: ")) == [WEATHER]
+
+
 def test_variables_are_for_chats_that_do_not_give_them(make_metadata: MakeMetadata) -> None:
     template = template_of(make_metadata, "{{ enable_thinking }} {{ '<|im_end|>' }} {{ more }}")
     template.variables = {"enable_thinking": True, "more": "<|im_end|>"}

@@ -185,8 +185,9 @@ class Prompts:
                 raise InvalidParameter(f"{what} is empty and has no embedding; give at least one token of it")
             if len(token_ids) > self.n_ctx:
                 raise ContextOverflow(
-                    f"{what} has {counted(len(token_ids), 'token')} and the context holds {self.n_ctx}; cut it into "
-                    f"parts or load the model with a larger context (the model's limit is {self._n_ctx_train})",
+                    f"{what} has {counted(len(token_ids), 'token')} and the context holds {self.n_ctx}, so it is too "
+                    "large; cut it into parts or load the model with a larger context (the model's limit is "
+                    f"{self._n_ctx_train})",
                     n_prompt=len(token_ids),
                     n_ctx=self.n_ctx,
                 )

@@ -61,6 +61,9 @@ _CHATML = (
 _TOOLS_NAMES = ("tools", "xml_tools")
 """What templates call the tools that they describe to the model; the second is SmolLM3's."""
 
+_FUNCTIONS = "functions"
+"""What Firefunction's template has for them: their JSON text."""
+
 _PROBE = "probe_argument"  # see _prints_arguments_of
 
 
@@ -117,7 +120,7 @@ class ChatTemplate:
     def takes_tools(self) -> bool:
         """Whether the template has a place for tools."""
         program = self._tool_program
-        return any(name in program.reads for name in _TOOLS_NAMES) or "tools" in program.names
+        return any(name in program.reads for name in (*_TOOLS_NAMES, _FUNCTIONS)) or "tools" in program.names
 
     def render(
         self,
@@ -175,7 +178,8 @@ class ChatTemplate:
         program = self._tool_program if described else self._program
         tools_name = next((name for name in _TOOLS_NAMES if name in program.reads), None)
         tools_text = ""
-        if described and tools_name is None:
+        functions = json.dumps(described, ensure_ascii=False, indent=2) if described else ""
+        if described and tools_name is None and _FUNCTIONS not in program.reads:
             if "tools" not in program.names:
                 raise _no_place_for_tools()
             tools_text = json.dumps(described, ensure_ascii=False)
@@ -189,7 +193,8 @@ class ChatTemplate:
         refusal: InvalidParameter | None = None
         for form, tools_in_form in forms(plain, described):
             try:
-                text = self._run(program, form, {**given, tools_name or "tools": tools_in_form or None})
+                tools_given = {_FUNCTIONS: functions, tools_name or "tools": tools_in_form or None}
+                text = self._run(program, form, {**given, **tools_given})
             except InvalidParameter as error:
                 refusal = refusal or error
                 continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, create_model
@@ -21,6 +21,7 @@ from vkllm.api.openai.completions import ChatCompletion, Completion, EmbeddingRe
 from vkllm.api.openai.options import ChatCompletionOptions, EmbeddingOptions, TextOptions, TransportOptions
 from vkllm.faces.server.answers import Json
 from vkllm.faces.server.guard import dialect_of
+from vkllm.faces.server.settings import ServerSettings
 
 _MESSAGES = {"type": "array", "items": {"type": "object"}}
 _TEXT_OR_IDS = {
@@ -68,8 +69,9 @@ _REFUSED = {
     "/api/push",
     "/slots/{slot}",
     "/favicon.ico",
+    "POST /lora-adapters",
 }
-"""What only says that it is not there."""
+"""What only says that it is not there: all of a path, or a method of it."""
 _PLACE = "#/components/schemas/{model}"
 _ANSWERS: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatCompletion,
@@ -78,14 +80,16 @@ _ANSWERS: dict[str, type[BaseModel]] = {
 }
 
 
-def described(routes: Sequence[Route], version: str) -> dict[str, Any]:
-    """The description of an application with these routes."""
+def described(routes: Sequence[Route], version: str, without: Collection[str] = ()) -> dict[str, Any]:
+    """The description of an application with these routes. without: paths that are switched off."""
     paths: dict[str, Any] = {}
     for route in routes:
         path = re.sub(r"{(\w+):\w+}", r"{\1}", route.path)
-        if path in _REFUSED:
+        if path in _REFUSED or path in without:
             continue
         for method in sorted((route.methods or set()) - {"HEAD", "OPTIONS"}):
+            if f"{method} {path}" in _REFUSED:
+                continue
             paths.setdefault(path, {})[method.lower()] = _operation(route, path, method)
     return {
         "openapi": "3.1.0",
@@ -169,7 +173,9 @@ async def openapi(request: Request) -> Response:
     """This description."""
     from vkllm import __version__
 
-    return Json(described(request.app.routes, __version__))
+    settings: ServerSettings = request.app.state.settings
+    has = {"/metrics": settings.has_metrics, "/slots": settings.has_slots, "/": settings.has_page}
+    return Json(described(request.app.routes, __version__, [path for path, is_there in has.items() if not is_there]))
 
 
 ROUTES = [Route("/openapi.json", openapi)]
