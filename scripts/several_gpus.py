@@ -21,7 +21,7 @@ from vkllm.gpu.program.buffers import HEAD_ROWS
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.model.memory.limits import CHAINED_LAYER_S, LAYER_S, NOMINAL_SHARE, DeviceLimits, Speeds
 from vkllm.model.memory.split_plan import MODES, Member, SplitMode, SplitPlans, plan_splits
-from vkllm.model.memory.step_time import EXCHANGE_S, HANDOVER_S, HOST_MEMORY_BYTES_PER_S, ExchangeSpeed
+from vkllm.model.memory.step_time import EXCHANGE_S, HANDOVER_S, HOST_MEMORY_BYTES_PER_S, ROW_WRITES, ExchangeSpeed
 from vkllm.model.spec import ModelSpec
 
 PAGE = Path(__file__).parents[1] / "docs" / "several_gpus.md"
@@ -224,9 +224,10 @@ def _assumptions() -> list[str]:
         f"**Fixed time.** A layer takes {1e6 * LAYER_S:.0f} us besides reading, or {1e6 * CHAINED_LAYER_S:.0f} us with "
         "NVIDIA's driver, in which its dispatches start and drain. More cards do not shorten it: so eight cards are "
         "not eight times as fast.",
-        "**Exchanges.** Two a layer, each of one row in float32. A card writes its own part to system memory and reads "
-        f"the others' over its own PCIe link. {1e6 * EXCHANGE_S:.1f} us pass until the others see it, as measured "
-        "with flags alone between two H200s, and each exchange is one more dispatch. All cards together move at most "
+        "**Exchanges.** Two a layer, each of one row in float32. A card writes its own part to system memory, with "
+        f"flags and a second copy {ROW_WRITES} times as many bytes, and reads the others' over its own PCIe link. "
+        f"{1e6 * EXCHANGE_S:.1f} us pass until the others see it, as measured with flags alone between two H200s, and "
+        "each exchange is one more dispatch. All cards together move at most "
         f"{HOST_MEMORY_BYTES_PER_S / 1e9:.0f} GB/s through a desktop's memory, {SERVER_BYTES_PER_S / 1e9:.0f} GB/s "
         "through a server's.",
         f"**Layers.** Cards run one after the other, and {1e3 * HANDOVER_S:.1f} ms pass from one to the next, as a "

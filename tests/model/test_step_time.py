@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from vkllm.gpu.program.exchange import GROUP_FOURS, N_LINES
 from vkllm.model.memory.limits import CHAINED_LAYER_S
 from vkllm.model.memory.step_time import (
     EXCHANGE_S,
     HANDOVER_S,
+    ROW_WRITES,
     ExchangeSpeed,
     between_ranks_s,
     handovers_s,
@@ -42,7 +44,12 @@ def test_a_flag_takes_what_it_took_between_two_h200s() -> None:
     # prototype: 2.1 us an exchange of flags; here with the 16 KB of a row of 4096 numbers and 43.8 GB/s
     speed = ExchangeSpeed(bytes_per_s=43.8e9, host_bytes_per_s=1e15)
     assert speed.sum_s(0, 2) == EXCHANGE_S == 2.1e-6
-    assert speed.sum_s(4 * 4096, 2) == pytest.approx(2.1e-6 + 2 * 16384 / 43.8e9)
+    assert speed.sum_s(4 * 4096, 2) == pytest.approx(2.1e-6 + (ROW_WRITES + 1) * 16384 / 43.8e9)
+
+
+def test_a_row_is_written_as_often_as_the_kernel_does() -> None:
+    flags = N_LINES * 48 / (16 * GROUP_FOURS)
+    assert pytest.approx(2 + flags, abs=0.05) == ROW_WRITES
 
 
 def test_many_cards_wait_for_system_memory() -> None:

@@ -27,6 +27,11 @@ DISPATCHES_PER_LAYER = 5
 """Dispatches that a layer's fixed time is for (docs/design.md); an exchange is one more."""
 
 
+ROW_WRITES = 2.4
+"""Bytes that a rank writes for each byte of a row that it hands over: two copies, and flags, of which each workgroup
+writes 68 of 16 bytes (some 48 on the bus) for 8 KiB (shaders/lib/exchange.glsl). Rows of prompts are written once."""
+
+
 @dataclass(frozen=True)
 class ExchangeSpeed:
     """How fast devices pass numbers to each other through system memory.
@@ -40,19 +45,23 @@ class ExchangeSpeed:
     host_bytes_per_s: float = HOST_MEMORY_BYTES_PER_S
     is_measured: bool = False
 
-    def sum_s(self, n_bytes: int, n_ranks: int) -> float:
-        """Seconds until n_ranks ranks have the sum of n_bytes of each: a rank writes its own and reads the others'."""
-        return self.latency_s + self.transfer_s(n_bytes, n_ranks)
+    def sum_s(self, row_bytes: int, n_ranks: int) -> float:
+        """Seconds until all of n_ranks ranks have the sum of a row of each of them."""
+        return self.latency_s + self._moved_s(row_bytes, n_ranks, ROW_WRITES)
 
     def transfer_s(self, n_bytes: int, n_ranks: int) -> float:
-        """The same without the latency: what long exchanges take."""
-        one = n_ranks * n_bytes
+        """What n_bytes add to a long exchange, as of prompts."""
+        return self._moved_s(n_bytes, n_ranks, 1.0)
+
+    def _moved_s(self, n_bytes: int, n_ranks: int, writes: float) -> float:
+        """A rank writes its own and then reads those of the others; reads wait for the writes before them."""
+        one = (writes + n_ranks - 1) * n_bytes
         return max(one / self.bytes_per_s, n_ranks * one / self.host_bytes_per_s)
 
 
-def between_ranks_s(n_exchanges: int, n_bytes: int, n_ranks: int, layer_s: float, speed: ExchangeSpeed) -> float:
-    """Seconds that a token's exchanges take, of n_bytes each. layer_s: the slowest rank's fixed time a layer."""
-    return n_exchanges * (speed.sum_s(n_bytes, n_ranks) + layer_s / DISPATCHES_PER_LAYER)
+def between_ranks_s(n_exchanges: int, row_bytes: int, n_ranks: int, layer_s: float, speed: ExchangeSpeed) -> float:
+    """Seconds that a token's exchanges take, of a row each. layer_s: the slowest rank's fixed time a layer."""
+    return n_exchanges * (speed.sum_s(row_bytes, n_ranks) + layer_s / DISPATCHES_PER_LAYER)
 
 
 def handovers_s(n_bytes: int, n_ranks: int, speed: ExchangeSpeed) -> float:
