@@ -6,7 +6,7 @@ import http.client
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ def serving(models: Models, settings: ServerSettings | None = None, *, waits: bo
             is_loaded.wait(0.02)
         yield made[0]
     finally:
-        made[0].stop()
+        with suppress(RuntimeError):  # a test has stopped it
+            made[0].stop()
         thread.join(10)
         assert not thread.is_alive()

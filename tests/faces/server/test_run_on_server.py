@@ -8,7 +8,7 @@ import pytest
 from served import Served
 
 from vkllm.faces.cli.app import main
-from vkllm.faces.remote import server_address
+from vkllm.faces.remote import Server
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
@@ -53,4 +53,4 @@ def test_what_goes_wrong_is_one_line(
 
 def test_addresses_of_servers() -> None:
     for server in ("localhost:8080", "http://localhost:8080", "http://localhost:8080/", "http://localhost:8080/v1/"):
-        assert server_address(server) == "http://localhost:8080/v1"
+        assert Server(server).url == "http://localhost:8080" and Server(server).name == "localhost:8080"

@@ -25,6 +25,7 @@ from vkllm.faces.terminal import INTERRUPTED, complain, ending, print_json, size
 from vkllm.faces.thoughts import Thoughts
 
 if TYPE_CHECKING:
+    from vkllm.faces.remote import Server
     from vkllm.gpu.device.probe import DeviceInfo
 
 System = Annotated[
@@ -35,6 +36,16 @@ SystemFile = Annotated[
     typer.Option(
         "-sysf", "--system-prompt-file", metavar="FILE", help="A file with the system message.", show_default=False
     ),
+]
+
+ServerAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--server", metavar="URL", help="Use a server that runs, as `vkllm serve` does; no model is loaded here."
+    ),
+]
+ServerKey = Annotated[
+    str | None, typer.Option("--api-key", metavar="KEY", help="The server's key, if VKLLM_API_KEY does not have it.")
 ]
 
 app = typer.Typer(
@@ -112,6 +123,8 @@ def chat(
     system: System = None,
     system_file: SystemFile = None,
     plain: Annotated[bool, typer.Option("--plain", help="Chat line by line instead of on the whole screen.")] = False,
+    server: ServerAddress = None,
+    api_key: ServerKey = None,
 ) -> None:
     """Chat on the whole terminal; chats are kept. F1 there shows the keys.
 
@@ -121,10 +134,10 @@ def chat(
     from vkllm.faces.prompt import system_message
 
     name = chosen(model, model_option, "") or None
-    values, how = sampling.arguments(), loading.arguments()
-    found = None if name is None else models.ensure_here(name)
+    values, how, at = sampling.arguments(), loading.arguments(), _server(server, api_key, loading)
+    found = models.ensure_here(name) if name is not None and at is None else name
     message = system_message(system, system_file)
-    if not start_chat(found, sampling=values, loading=how, system=message, is_plain=plain):
+    if not start_chat(found, sampling=values, loading=how, system=message, is_plain=plain, server=at):
         raise typer.Exit(INTERRUPTED)
 
 
@@ -159,12 +172,8 @@ def run(
     skip_parsing: Annotated[
         bool, typer.Option("--skip-chat-parsing", help="Print all that the model writes, thoughts in <think> tags.")
     ] = False,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            "--server", metavar="URL", help="Ask a server that runs, as `vkllm serve` does; no model is loaded here."
-        ),
-    ] = None,
+    server: ServerAddress = None,
+    api_key: ServerKey = None,
 ) -> None:
     """Answer a prompt, or chat line by line.
 
@@ -182,8 +191,7 @@ def run(
         words = [model, *words]
         model = None
     name = chosen(model, model_option, None if server is None else "")
-    if server is not None and loading != LoadingFlags():
-        raise InvalidParameter("--server asks a server, which has loaded its model; leave the options of loading out")
+    at = _server(server, api_key, loading)
     if prompt is not None and words:
         raise InvalidParameter("the prompt is given twice, as an argument and with -p; give it once")
     if prompt is not None:
@@ -196,14 +204,27 @@ def run(
     thoughts: Thoughts = "hidden" if hide_thinking else "printed" if skip_parsing else "on a terminal"
     options = RunOptions(name, prompt, files or [], message, loading.arguments(), stats, raw, thoughts)
     how = sampling.arguments() | structure.arguments()
-    if server is not None:
+    if at is not None:
         from vkllm.faces.cli.remote import run_on_server
 
-        is_complete = run_on_server(server, options, how)
+        is_complete = run_on_server(at, options, how)
     else:
         is_complete = run_model(options, how)
     if not is_complete:
         raise typer.Exit(INTERRUPTED)
+
+
+def _server(address: str | None, key: str | None, loading: LoadingFlags) -> Server | None:
+    """Where --server says that the model runs. Raises InvalidParameter."""
+    from vkllm.faces.remote import Server
+
+    if address is None:
+        if key is not None:
+            raise InvalidParameter("--api-key is for a server; give --server too, or leave it out")
+        return None
+    if loading != LoadingFlags():
+        raise InvalidParameter("--server asks a server, which has loaded its model; leave the options of loading out")
+    return Server(address, key)
 
 
 def plan(loading: LoadingFlags, model: ModelName = None, model_option: ModelOption = None, json: Json = False) -> None:
@@ -281,7 +302,14 @@ add_command(
     "vkllm run -m smollm2 -f notes.txt -p 'Sum up:' -n 128 --temp 0",
     """vkllm run smollm2 "Name a colour." --json-schema '{"enum": ["red", "blue"]}'""",
 )
-add_command(app, chat, "vkllm chat", "vkllm chat smollm2 -sys 'Be short.'", "vkllm chat smollm2 --plain -c 2048")
+add_command(
+    app,
+    chat,
+    "vkllm chat",
+    "vkllm chat smollm2 -sys 'Be short.'",
+    "vkllm chat smollm2 --plain -c 2048",
+    "vkllm chat --server localhost:8080",
+)
 serve.add_commands(app)
 models.add_commands(app)
 add_command(app, plan, "vkllm plan smollm2", "vkllm plan smollm2 -c 8192 -ctk q8_0 -ctv q8_0", panel="Devices")

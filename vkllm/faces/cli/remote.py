@@ -12,11 +12,11 @@ from vkllm.errors import InvalidParameter
 from vkllm.faces.cli.checks import check_form, messages_of
 from vkllm.faces.cli.opening import RunOptions
 from vkllm.faces.prompt import whole_prompt
-from vkllm.faces.remote import RemoteAnswer
+from vkllm.faces.remote import RemoteAnswer, Server
 from vkllm.faces.terminal import counted, show, visible
 
 
-def run_on_server(server: str, options: RunOptions, sampling: dict[str, Any]) -> bool:
+def run_on_server(server: Server, options: RunOptions, sampling: dict[str, Any]) -> bool:
     """Prints the answer to a prompt; False if Ctrl-C cut it. Raises VkllmError.
 
     sampling: fields of SamplingParams by name, checked (vkllm.faces.sampling).
@@ -26,10 +26,10 @@ def run_on_server(server: str, options: RunOptions, sampling: dict[str, Any]) ->
     check_form(sampling)
     prompt = whole_prompt(options.prompt, options.files)
     if prompt is None:
-        raise InvalidParameter("--server answers a prompt; give one, or chat without --server")
+        raise InvalidParameter("--server answers a prompt; give one, or chat with `vkllm chat --server`")
     body: dict[str, Any] = {**sampling, **({"model": str(options.model)} if options.model else {})}
     body |= {"prompt": prompt} if options.is_raw else {"messages": messages_of(prompt, options.system)}
-    answer = RemoteAnswer(server, body)
+    answer = RemoteAnswer(server, body).begin()
     is_complete = show(answer, options.thoughts)
     if options.wants_stats and sys.stderr is not None:
         for title, text in _stats(server, answer).items():
@@ -37,13 +37,13 @@ def run_on_server(server: str, options: RunOptions, sampling: dict[str, Any]) ->
     return is_complete
 
 
-def _stats(server: str, answer: RemoteAnswer) -> dict[str, str]:
+def _stats(server: Server, answer: RemoteAnswer) -> dict[str, str]:
     """Counts and speeds of an answer, as far as the server tells them."""
     n_cached = (answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
     prompt = f"{counted(answer.usage.get('prompt_tokens', 0), 'token')} ({n_cached} cached)"
     generated = counted(answer.usage.get("completion_tokens", 0), "token")
     return {
-        "server": server,
+        "server": server.url,
         "model": answer.model,
         "prompt": prompt + _speed(answer.timings.get("prompt_per_second")),
         "answer": generated + _speed(answer.timings.get("predicted_per_second")),

@@ -22,11 +22,13 @@ from textual.screen import Screen
 from vkllm import LLM, VkllmError
 from vkllm.faces.chat.model_check import OnProgress, check_model
 from vkllm.faces.chat.store import ChatStore, chats_path
+from vkllm.faces.remote import Server
+from vkllm.faces.remote_model import RemoteModel, open_remote
 from vkllm.faces.terminal import complain
 from vkllm.faces.tui.chat_screen import ChatScreen
 from vkllm.faces.tui.clipboard import copy_by_program, terminal_doubt
 from vkllm.faces.tui.fits import Fits
-from vkllm.faces.tui.jobs import CheckModel, OpenModel
+from vkllm.faces.tui.jobs import CheckModel, Model, OpenModel
 from vkllm.faces.tui.key_order import KeyOrder
 from vkllm.faces.tui.parameters_screen import Parameters
 from vkllm.faces.tui.printable import PrintableLines, without_controls
@@ -46,6 +48,7 @@ class ChatOptions:
     n_ctx: int | None = None
     device: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+    server: Server | None = None
 
 
 class ChatApp(App[None]):
@@ -64,8 +67,13 @@ class ChatApp(App[None]):
         check: CheckModel | None = None,
     ) -> None:
         super().__init__()
-        fits = fits or Fits({"device": options.device})
-        self.session = Session(open_model, fits, n_ctx=options.n_ctx, device=options.device, check=check)
+        if options.server is not None:
+            open_model, check, fits = partial(_open_remote, options.server), None, None
+        else:
+            fits = fits or Fits({"device": options.device})
+        self.session = Session(
+            open_model, fits, n_ctx=options.n_ctx, device=options.device, check=check, server=options.server
+        )
         self._store = store
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self._printable = PrintableLines()
@@ -75,7 +83,7 @@ class ChatApp(App[None]):
         stored = store.setting("parameters", {"system": "", "sampling": {}})
         system = stored["system"] if options.system is None else options.system
         self._parameters = Parameters(system, stored["sampling"] | options.sampling, options.n_ctx)
-        recent = store.setting("recent_models", [])
+        recent = store.setting("recent_models", []) if options.server is None else [""]  # "": the server's own
         self._model = options.model or (recent[0] if recent else None)
         self._first_theme = store.setting("theme", self.theme)
 
@@ -197,9 +205,10 @@ def run_chat(options: ChatOptions, loading: Mapping[str, Any]) -> None:
     """
     store = ChatStore(chats_path())
     loading = {**loading, "device": options.device}
-    fits = Fits(loading)
+    fits = None if options.server is not None else Fits(loading)
 
-    def check(model: str, n_ctx: int | None, open_llm: LLM, on_progress: OnProgress) -> FoundModel:
+    def check(model: str, n_ctx: int | None, open_llm: Model, on_progress: OnProgress) -> FoundModel:
+        assert isinstance(open_llm, LLM)
         return check_model(model, {**loading, "n_ctx": n_ctx}, open_llm, on_progress)
 
     try:
@@ -213,6 +222,13 @@ def run_chat(options: ChatOptions, loading: Mapping[str, Any]) -> None:
         store.close()
     if app.return_code:
         sys.exit(app.return_code)
+
+
+def _open_remote(
+    server: Server, model: str, *, n_ctx: int | None, device: str | None, on_progress: OnProgress
+) -> RemoteModel:
+    """Opens a model of a server, which alone decides on its context and device."""
+    return open_remote(server, model, on_progress)
 
 
 def _end(session: Session) -> None:

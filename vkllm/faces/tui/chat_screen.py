@@ -13,15 +13,17 @@ from textual import on
 from textual.binding import Binding
 from textual.widgets import Footer
 
-from vkllm import LLM, Generation, SamplingParams
+from vkllm import Generation, SamplingParams
 from vkllm.faces.chat.reasoning import prompt_messages
 from vkllm.faces.chat.store import ChatMessage, ChatStore, State, title_of
+from vkllm.faces.remote import Ended
+from vkllm.faces.remote_model import RemoteModel
 from vkllm.faces.sampling import FORMS
 from vkllm.faces.slow_device import why_slow
 from vkllm.faces.tui.cells import cut
 from vkllm.faces.tui.errors_shown import context_is_full, notice_for, sentence
 from vkllm.faces.tui.footer_keys import NARROW
-from vkllm.faces.tui.jobs import AnswerJob
+from vkllm.faces.tui.jobs import AnswerJob, Model
 from vkllm.faces.tui.live_answer import LiveAnswer
 from vkllm.faces.tui.load_bar import LoadBar
 from vkllm.faces.tui.models_screen import ModelsScreen
@@ -171,12 +173,12 @@ class ChatScreen(ReadingScreen):
         self._speed = answer.speed
         notice = None if job.error is None else notice_for(job.error, self.session)
         state: State = "failed"
-        if job.generation is not None:
-            is_cut = job.generation.finish_reason == "length"
+        if job.ended is not None:
+            is_cut = job.ended.finish_reason == "length"
             state = "cut" if is_cut else "done"
             if self.session.llm is not None:
-                self._used = _used_by(job.generation, self.session.llm.n_ctx)
-                if is_cut and self._used.n_tokens >= self.session.llm.n_ctx:
+                self._used = _used_by(job.ended, self.session.llm.n_ctx)
+                if is_cut and self._used.n_tokens >= self.session.llm.n_ctx > 0:
                     notice = context_is_full(self.session)
         try:
             answer.end(state)
@@ -238,7 +240,8 @@ class ChatScreen(ReadingScreen):
             return
         await self._halt_answer()
         path = Path(model).expanduser()
-        self.session.load(str(path.resolve()) if path.exists() else model)
+        is_file = self.session.server is None and path.exists()
+        self.session.load(str(path.resolve()) if is_file else model)
         self.show_title()
         self._timer.resume()
 
@@ -258,9 +261,10 @@ class ChatScreen(ReadingScreen):
         if job.kept is not None:
             self.parameters = Parameters(self.parameters.system, self.parameters.sampling, job.kept.n_ctx)
         elif job.llm is not None:
-            self._remember(job.model)
-            for reason in why_slow(job.llm):
-                self.notify(sentence(reason), severity="warning", timeout=8, markup=False)
+            if not isinstance(job.llm, RemoteModel):
+                self._remember(job.model)
+                for reason in why_slow(job.llm):
+                    self.notify(sentence(reason), severity="warning", timeout=8, markup=False)
             if self._is_answer_due:
                 await self._answer_last()
             else:
@@ -298,7 +302,8 @@ class ChatScreen(ReadingScreen):
         """The panel of parameters; they hold from the next answer on."""
         llm = self.session.llm
         defaults = SamplingParams() if llm is None else llm.default_params
-        self.app.push_screen(ParametersScreen(self.parameters, defaults), self._take_changed)
+        n_ctx = "the server's" if self.session.server is not None else None
+        self.app.push_screen(ParametersScreen(self.parameters, defaults, n_ctx), self._take_changed)
 
     def _take_changed(self, changed: Parameters | None) -> None:
         if changed is not None:
@@ -321,11 +326,11 @@ class ChatScreen(ReadingScreen):
             work = partial(self._count_in_thread, self.session.llm, self._prompt_messages())
             self.run_worker(work, thread=True, group="count", exclusive=True, exit_on_error=False)
 
-    def _count_in_thread(self, llm: LLM, messages: list[dict[str, str]]) -> None:
+    def _count_in_thread(self, llm: Model, messages: list[dict[str, str]]) -> None:
         used = ContextUsed.estimate(llm.count_tokens(messages), llm.n_ctx)
         self.app.call_from_thread(self._counted, llm, len(messages), used)
 
-    def _counted(self, llm: LLM, n_messages: int, used: ContextUsed) -> None:
+    def _counted(self, llm: Model, n_messages: int, used: ContextUsed) -> None:
         if self._answer is None and self.session.llm is llm and len(self._prompt_messages()) == n_messages:
             self._used = used
             self._show_lines()
@@ -340,8 +345,8 @@ class ChatScreen(ReadingScreen):
         self.query_one(StatusBar).show(self.session, job, self._speed, self._used)
 
 
-def _used_by(generation: Generation, n_ctx: int) -> ContextUsed:
+def _used_by(answer: Generation | Ended, n_ctx: int) -> ContextUsed:
     """What an answer has left in the context; each shift dropped its older half, as nearly as it can be told here."""
-    n_shifts = generation.stats.n_shifts
-    n_tokens = len(generation.prompt_token_ids) + len(generation.token_ids) - n_shifts * (n_ctx // 2)
-    return ContextUsed(min(max(n_tokens, 0), n_ctx), n_shifts, is_estimate=n_shifts > 0)
+    stats = answer.stats
+    n_tokens = max(stats.n_prompt + stats.n_generated - stats.n_shifts * (n_ctx // 2), 0)
+    return ContextUsed(min(n_tokens, n_ctx) if n_ctx else n_tokens, stats.n_shifts, is_estimate=stats.n_shifts > 0)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from vkllm import ContextOverflow, InvalidParameter, OutOfDeviceMemory, VkllmError
 from vkllm.errors import counted
-from vkllm.faces.terminal import file_title
+from vkllm.faces.remote_model import RemoteModel
 from vkllm.faces.tui.jobs import OpenedModel
 from vkllm.faces.tui.message_view import Notice, WayOn
-from vkllm.faces.tui.session import MIN_N_CTX, Session
+from vkllm.faces.tui.session import MIN_N_CTX, Session, model_title
 
 _RETRY = WayOn("Try again (^R)", "regenerate")
 _MODEL = WayOn("Other model (F3)", "models")
@@ -18,8 +18,8 @@ _PARAMETERS = WayOn("Parameters (F4)", "parameters")
 def notice_for(error: VkllmError, session: Session, kept: OpenedModel | None = None) -> Notice:
     """The card for an error of the engine, or of opening a model. kept: the model that is open in its place."""
     if kept is not None:
-        context, title = counted(kept.llm.n_ctx, "token"), file_title(kept.llm).removesuffix(".gguf")
-        text = f"{sentence(str(error))} {title} stays open, with {context} of context."
+        context = counted(kept.llm.n_ctx, "token")
+        text = f"{sentence(str(error))} {model_title(kept.llm)} stays open, with {context} of context."
         return Notice(text, [_MODEL, _PARAMETERS])
     match error:
         case ContextOverflow():
@@ -42,7 +42,9 @@ def context_is_full(session: Session) -> Notice:
 
 
 def _larger_context(session: Session) -> list[WayOn]:
-    if session.llm is None or session.llm.n_ctx >= session.llm.spec.n_ctx_train:
+    if session.llm is None or isinstance(session.llm, RemoteModel):
+        return []
+    if session.llm.n_ctx >= session.llm.spec.n_ctx_train:
         return []
     n_ctx = min(2 * session.llm.n_ctx, session.llm.spec.n_ctx_train)
     return [WayOn(f"Load with {counted(n_ctx, 'token')}", f"load_with_context({n_ctx})")]

@@ -17,17 +17,21 @@ from typing import Any, NamedTuple
 from vkllm import LLM, Generation, Stream, VkllmError
 from vkllm.api.llm import Message
 from vkllm.errors import counted
+from vkllm.faces.remote import Ended, RemoteAnswer
+from vkllm.faces.remote_model import RemoteModel
 from vkllm.faces.thoughts import KeptText
 from vkllm.faces.tui.cells import speed
 from vkllm.store import FoundModel
 
 _PATIENCE_S = 2.0  # with a load that was cancelled
 
-OpenModel = Callable[..., LLM]
+Model = LLM | RemoteModel
+"""What a chat talks to."""
+
+OpenModel = Callable[..., Model]
 """Opens a model as `LLM` does: (model, n_ctx=, device=, on_progress=)."""
 
-
-CheckModel = Callable[[str, int | None, LLM, Callable[[str, int, int], None]], FoundModel]
+CheckModel = Callable[[str, int | None, Model, Callable[[str, int, int], None]], FoundModel]
 """Raises VkllmError for what can be known to be wrong before a model is opened, and returns what is to be opened:
 (model, n_ctx, the model that is open, on_progress)."""
 
@@ -37,7 +41,7 @@ class OpenedModel(NamedTuple):
 
     model: str
     n_ctx: int | None
-    llm: LLM
+    llm: Model
 
 
 class Progress(NamedTuple):
@@ -71,7 +75,7 @@ class LoadJob:
     ) -> None:
         self.model = model
         self.progress = Progress(f"opening {model}", 0, 0)
-        self.llm: LLM | None = None
+        self.llm: Model | None = None
         self.error: VkllmError | None = None
         self.is_over = False
         self.kept: OpenedModel | None = None
@@ -136,7 +140,7 @@ class LoadJob:
             self.leave()
             self.is_over = True
 
-    def _open(self, model: str | FoundModel, n_ctx: int | None) -> LLM:
+    def _open(self, model: str | FoundModel, n_ctx: int | None) -> Model:
         return self._open_model(model, n_ctx=n_ctx, device=self._device, on_progress=self._on_progress)
 
     def _open_again(self, previous: OpenedModel) -> None:
@@ -149,16 +153,16 @@ class LoadJob:
 class AnswerJob:
     """Answers a conversation. messages and sampling: as for `LLM.chat`.
 
-    `take()` is what came since the last call. Once `is_over`: `generation`, or `error`, or neither if it was stopped
+    `take()` is what came since the last call. Once `is_over`: `ended`, or `error`, or neither if it was stopped
     before it began. n_prompt: of all messages, also of those that a context shift leaves out.
     """
 
-    def __init__(self, llm: LLM, messages: Sequence[Message], sampling: dict[str, Any]) -> None:
+    def __init__(self, llm: Model, messages: Sequence[Message], sampling: dict[str, Any]) -> None:
         self.n_prompt = 0
         self.n_generated = 0
         self.begun_s = time.monotonic()
         self.first_s: float | None = None
-        self.generation: Generation | None = None
+        self.ended: Generation | Ended | None = None
         self.error: VkllmError | None = None
         self.is_over = False
         self._llm = llm
@@ -166,7 +170,7 @@ class AnswerJob:
         self._sampling = sampling
         self._lock = threading.Lock()  # guards the next three
         self._pieces: list[str] = []
-        self._stream: Stream | None = None
+        self._stream: Stream | RemoteAnswer | None = None
         self._is_stopped = False
         threading.Thread(target=self._run, name="vkllm-answer", daemon=True).start()
 
@@ -217,10 +221,10 @@ class AnswerJob:
             for piece in stream:
                 with self._lock:
                     self._pieces.append(text.add(piece.reasoning, piece))
-                self.n_generated += len(piece.token_ids)
+                self.n_generated += len(piece.token_ids) or 1  # a server does not say how many
                 if self.first_s is None:
                     self.first_s = time.monotonic()
-            self.generation = stream.result()
+            self.ended = stream.result()
 
 
 def _leave_to_rest() -> None:

@@ -65,8 +65,8 @@ class LiveAnswer:
     @property
     def speed(self) -> str:
         """Tokens a second: the engine's own figure where there is one."""
-        generation = self.job.generation
-        per_s = generation.stats.generate_per_s if generation is not None else self.job.generate_per_s
+        ended = self.job.ended
+        per_s = ended.stats.generate_per_s if ended is not None else self.job.generate_per_s
         return speed(per_s)
 
     @property

@@ -13,10 +13,12 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from vkllm import VkllmError
 from vkllm.faces.terminal import size
 from vkllm.faces.tui.cells import cut, padded
+from vkllm.faces.tui.errors_shown import sentence
 from vkllm.faces.tui.fit import Fit
-from vkllm.faces.tui.session import KnownModel, Session, known_models
+from vkllm.faces.tui.session import KnownModel, Session
 
 _LOOK_S = 0.1
 _NARROW = 60  # below, whether a model is here is only in the lines below the list
@@ -44,6 +46,7 @@ class ModelsScreen(ModalScreen[str | None]):
         self._n_found = -1
         self._has_asked = False
         self._found: list[KnownModel] | None = None
+        self._problem = ""
         self._moves_due: list[int] = []  # keys that were pressed before the list was there
         self._is_choice_due = False
 
@@ -51,7 +54,8 @@ class ModelsScreen(ModalScreen[str | None]):
         """The search line above the list."""
         with Vertical(classes="dialog large") as box:
             box.border_title = "Models"
-            yield Input(placeholder="Search, or the path of a .gguf file", compact=True)
+            what = "Search" if self._session.server is not None else "Search, or the path of a .gguf file"
+            yield Input(placeholder=what, compact=True)
             yield OptionList(markup=False)
             yield Static("Looking for models…", id="about", markup=False)
             yield Footer(show_command_palette=False)
@@ -103,9 +107,9 @@ class ModelsScreen(ModalScreen[str | None]):
 
     def _look_for_models(self) -> None:
         try:
-            self._found = known_models(self._recent)
-        except OSError:  # folders that may not be read
-            self._found = []
+            self._found = self._session.known_models(self._recent)
+        except (OSError, VkllmError) as error:  # folders that may not be read, a server that does not answer
+            self._found, self._problem = [], str(error) if isinstance(error, VkllmError) else ""
 
     def _look(self) -> None:
         """Shows the models as soon as they are known, and how they fit, one by one."""
@@ -118,14 +122,15 @@ class ModelsScreen(ModalScreen[str | None]):
             if self._is_choice_due:
                 self.action_choose()
                 return
-        if self._all is not None:
+        if self._all is not None and fits is not None:
             if not self._has_asked:  # once, because a driver that crashes does so again
                 models = [model.to_fit for model in self._all]
                 self._has_asked = fits.look(models, self._session.n_ctx, self._session.held_bytes)
             if fits.n_found != self._n_found:
                 self._n_found = fits.n_found
                 self._draw_rows()
-        box, subtitle = self.query_one(".dialog"), "looking where they fit…" if fits.is_looking else ""
+        is_looking = fits is not None and fits.is_looking
+        box, subtitle = self.query_one(".dialog"), "looking where they fit…" if is_looking else ""
         if box.border_subtitle != subtitle:  # setting it draws the whole dialog again
             box.border_subtitle = subtitle
 
@@ -157,7 +162,8 @@ class ModelsScreen(ModalScreen[str | None]):
         return self._session.model is not None and self._session.model in (model.name, model.path)
 
     def _fit(self, model: KnownModel) -> Fit | None:
-        return self._session.fits.of(model.to_fit, self._session.n_ctx)
+        fits = self._session.fits
+        return None if fits is None else fits.of(model.to_fit, self._session.n_ctx)
 
     def _describe(self) -> None:
         about = self.query_one("#about", Static)
@@ -165,22 +171,23 @@ class ModelsScreen(ModalScreen[str | None]):
         if self._all is None:
             return
         if model is None:
-            about.update("No model of that name. Enter loads it as the path of a file.")
+            how = "Enter asks the server for it." if self._session.server else "Enter loads it as the path of a file."
+            about.update(f"{sentence(self._problem)}" if self._problem else f"No model of that name. {how}")
             return
         fit = self._fit(model)
         if fit is None:
-            where: str | Content = self._session.fits.problem
+            where: str | Content = "" if self._session.fits is None else self._session.fits.problem
         else:
             advice = f"; {fit.advice}" if fit.advice and not fit.is_fitting else ""
             where = Content.styled(f"{fit.in_words}{advice}", fit.style)
-        state = f"here, {size(model.n_bytes)}" if model.is_here else f"to fetch, {size(model.n_bytes)}"
+        state = f"{model.state}, {size(model.n_bytes)}" if model.n_bytes else model.state
         about.update(Content("\n").join([f"{model.name} · {state}", model.description, where]))
 
     def _row(self, model: KnownModel) -> Content:
         """One line: what is open, the name, its size, whether it is here, and how it fits."""
         width = self.query_one(OptionList).scrollable_content_region.width - 2  # a blank at each end
-        state = "" if width < _NARROW else "here    " if model.is_here else "to fetch"
-        others = f"{size(model.n_bytes):>9}  {state}{'  ' * bool(state)}"
+        state = "" if width < _NARROW else f"{model.state:8}"
+        others = f"{size(model.n_bytes) if model.n_bytes else '':>9}  {state}{'  ' * bool(state)}"
         name_width = max(12, min(_NAME_WIDTH, width - 2 - len(others) - _FIT_WIDTH))
         mark = "● " if self._is_open(model) else "  "
         row = Content(mark + padded(model.name.rsplit("/", 1)[-1], name_width) + others)

@@ -47,8 +47,10 @@ class ParametersScreen(ModalScreen[Parameters | None]):
         Binding("escape,f4", "dismiss(None)", "Cancel"),
     ]
 
-    def __init__(self, parameters: Parameters, defaults: SamplingParams) -> None:
+    def __init__(self, parameters: Parameters, defaults: SamplingParams, fixed_n_ctx: str | None = None) -> None:
+        """fixed_n_ctx: what is said where the length of the context cannot be changed."""
         super().__init__()
+        self._fixed_n_ctx = fixed_n_ctx
         self._defaults = defaults
         self._parameters = parameters
 
@@ -74,6 +76,8 @@ class ParametersScreen(ModalScreen[Parameters | None]):
                 default = field.default_of(self._defaults)
                 if field.name in ("json_schema", "grammar"):  # they may have several lines
                     yield TextArea(text, id=field.name, placeholder=default, compact=True, highlight_cursor_line=False)
+                elif field.name == "n_ctx" and self._fixed_n_ctx is not None:
+                    yield Input(placeholder=self._fixed_n_ctx, id=field.name, compact=True, disabled=True)
                 else:
                     yield Input(text, placeholder=default, id=field.name, compact=True)
         yield Static("", id=f"problem-{fields[0].name}", classes="problem", markup=False)

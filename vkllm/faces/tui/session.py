@@ -1,6 +1,6 @@
 """The model that the chat talks to: which one is open, which is being opened, and what can be told of both.
 
-It knows the public API and jobs, not widgets or chats.
+It knows the public API, servers and jobs, not widgets or chats.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vkllm import LLM
 from vkllm.faces.chat.model_check import held_bytes
+from vkllm.faces.remote import Server
+from vkllm.faces.remote_model import RemoteModel, listed_models
 from vkllm.faces.terminal import file_title
 from vkllm.faces.tui.fit import ModelToFit
 from vkllm.faces.tui.fits import Fits
-from vkllm.faces.tui.jobs import CheckModel, LoadJob, OpenedModel, OpenModel
+from vkllm.faces.tui.jobs import CheckModel, LoadJob, Model, OpenedModel, OpenModel
 from vkllm.store import installed
 from vkllm.store.catalog import catalog
 
@@ -26,6 +27,7 @@ class KnownModel:
     """A model that can be chosen. name: what `LLM` takes. n_bytes: of its files.
 
     path: of its file, None if it would have to be fetched. memory_bytes: what the catalogue says that it needs.
+    status: of a model on a server, as that says it; None for others.
     """
 
     name: str
@@ -33,11 +35,19 @@ class KnownModel:
     n_bytes: int
     path: str | None = None
     memory_bytes: int = 0
+    status: str | None = None
 
     @property
     def is_here(self) -> bool:
         """Whether it need not be fetched."""
         return self.path is not None
+
+    @property
+    def state(self) -> str:
+        """Where it is, in a word or two."""
+        if self.status is not None:
+            return self.status
+        return "here" if self.is_here else "to fetch"
 
     @property
     def to_fit(self) -> ModelToFit:
@@ -66,26 +76,34 @@ def known_models(recent: list[str]) -> list[KnownModel]:
     ]
 
 
+def model_title(llm: Model) -> str:
+    """What to call an open model."""
+    return llm.name if isinstance(llm, RemoteModel) else file_title(llm).removesuffix(".gguf")
+
+
 class Session:
     """At most one open model. n_ctx: tokens of context to ask for, None for the model's own choice.
 
-    fits: how models fit, for the list of models. check: is asked before the open model is closed for another one.
+    fits: how models fit, for the list of models; None where that is nobody's concern here. check: is asked before the
+    open model is closed for another one. server: where the models are, if they are not on this machine.
     """
 
     def __init__(
         self,
         open_model: OpenModel,
-        fits: Fits,
+        fits: Fits | None,
         *,
         n_ctx: int | None = None,
         device: str | None = None,
         check: CheckModel | None = None,
+        server: Server | None = None,
     ) -> None:
         self.model: str | None = None
-        self.llm: LLM | None = None
+        self.llm: Model | None = None
         self.loading: LoadJob | None = None
         self.n_ctx = n_ctx
         self.fits = fits
+        self.server = server
         self._open_model = open_model
         self._device = device
         self._check = check
@@ -95,13 +113,22 @@ class Session:
     def name(self) -> str:
         """What to call the model on the screen."""
         if self.llm is not None:
-            return file_title(self.llm).removesuffix(".gguf")
-        return "no model" if self.model is None else Path(self.model).stem if "/" in self.model else self.model
+            return model_title(self.llm)
+        return "no model" if not self.model else Path(self.model).stem if "/" in self.model else self.model
 
     @property
     def held_bytes(self) -> dict[str, int]:
         """By tier, what the open model holds, and gives back before another one is opened."""
-        return held_bytes(self.llm)
+        return {} if isinstance(self.llm, RemoteModel) else held_bytes(self.llm)
+
+    def known_models(self, recent: list[str]) -> list[KnownModel]:
+        """The models that can be chosen, as `known_models` has it. Raises VkllmError where a server does not tell."""
+        if self.server is None:
+            return known_models(recent)
+        where = f"on {self.server.name}"
+        return [
+            KnownModel(model.name, where, model.n_bytes, status=model.status) for model in listed_models(self.server)
+        ]
 
     def load(self, model: str) -> None:
         """Begins to open a model in place of the one that is open; call `finish_loading` once `loading.is_over`."""
@@ -130,7 +157,8 @@ class Session:
 
     def close(self) -> None:
         """Ends all that runs. A load is given up; should it hang, its process is ended when Python exits."""
-        self.fits.close()
+        if self.fits is not None:
+            self.fits.close()
         if self.loading is not None:
             self.loading.cancel()
             self.loading.join(_ABANDON_S)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from textual.widgets import Static
 
+from vkllm.faces.remote_model import RemoteModel
 from vkllm.faces.terminal import size
-from vkllm.faces.tui.jobs import AnswerJob
+from vkllm.faces.tui.jobs import AnswerJob, Model
 from vkllm.faces.tui.session import Session
 from vkllm.model.memory.limits import Tier
 
@@ -25,13 +26,15 @@ class ContextUsed:
     def estimate(cls, n_tokens: int, n_ctx: int) -> ContextUsed:
         """What is left in the context of so many tokens that went through it."""
         n_shifts = 0
-        while n_tokens > n_ctx:
+        while n_tokens > n_ctx > 0:
             n_tokens -= max(n_ctx // 2, 1)
             n_shifts += 1
         return cls(n_tokens, n_shifts, is_estimate=True)
 
     def texts(self, n_ctx: int) -> list[str]:
         """The longest text first."""
+        if not n_ctx:  # a server that does not say
+            return [f"context {'~' * self.is_estimate}{self.n_tokens}"]
         figure = f"context {'~' * self.is_estimate}{min(self.n_tokens, n_ctx)}/{n_ctx}"
         share = f"{figure} ({100 * min(self.n_tokens, n_ctx) / n_ctx:.0f} %)"
         return [f"{share}, shifted {self.n_shifts}×", share, figure] if self.n_shifts else [share, figure]
@@ -53,8 +56,8 @@ class StatusBar(Static):
             if answer is not None:
                 used = ContextUsed.estimate(answer.n_prompt + answer.n_generated, n_ctx)
             lefts = [f"{activity} · {text}" for text in used.texts(n_ctx)]
-            memory, device = memory_in_use(session), session.llm.device_name.split(" (")[0]
-            rights = [f"{text} · {device}" for text in memory] + memory + [""]
+            memory, device = memory_in_use(session), _place(session.llm)
+            rights = [f"{text} · {device}" for text in memory] + (memory or [device]) + [""]
         # Memory is said before the device's name, and both before all of the context's figures.
         room = self.size.width - 2
         pairs = [(left, right) for left in lefts for right in rights if right or left is lefts[-1]]
@@ -72,7 +75,7 @@ def memory_in_use(session: Session) -> list[str]:
     All of it is taken when the model is loaded: the cache for the whole context too.
     """
     llm, held = session.llm, session.held_bytes
-    if llm is None:
+    if llm is None or isinstance(llm, RemoteModel):
         return []
     own, total = held.get(Tier.LOCAL, 0), sum(held.values())
     if llm.is_cpu_device:
@@ -80,6 +83,11 @@ def memory_in_use(session: Session) -> list[str]:
     shared = f" · shared {size(total - own)}" if total > own else ""
     available = sum(tier.available_bytes for tier in llm.plan.tiers if tier.tier is Tier.LOCAL)
     return [f"VRAM {size(own)} of {size(available)}{shared}", f"VRAM {size(own)}{shared}"]
+
+
+def _place(llm: Model) -> str:
+    """Where the model runs."""
+    return llm.server.name if isinstance(llm, RemoteModel) else llm.device_name.split(" (")[0]
 
 
 def _activity(session: Session, answer: AnswerJob | None, speed: str) -> str:
