@@ -28,7 +28,15 @@ from vkllm.engine.events import (
     TokenLogprob,
 )
 from vkllm.engine.requests import EngineConfig, Request, StateQuery
-from vkllm.errors import ContextOverflow, DeviceLost, InvalidParameter, NoDevice, OutOfDeviceMemory, StateFileError
+from vkllm.errors import (
+    ContextOverflow,
+    DeviceLost,
+    InvalidParameter,
+    NoDevice,
+    OutOfDeviceMemory,
+    QueueFull,
+    StateFileError,
+)
 from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.measure.step_times import KernelTime, KernelWork, StepTimes
 from vkllm.gpu.program.choices import GPU
@@ -104,6 +112,7 @@ class FakeEngine:
         self.plan = MemoryPlan(config.n_ctx or 256, {}, (), Tier.LOCAL, (tier,), 0.0)
         self.moved_bytes = 0
         self.slow_paths: tuple[str, ...] = ("dot products", "matrices") if config.device == "wrong" else ()
+        self._queue = config.queue
         self._requests: list[Request | StateQuery] = []
         self._n_generated = 0
         self._cancelled: set[int] = set()
@@ -120,6 +129,8 @@ class FakeEngine:
     def submit(self, request: Request | StateQuery) -> None:
         if isinstance(request, Request) and request.prompt_token_ids[0] == REFUSE:
             raise ContextOverflow("refused")
+        if self._queue is not None and len(self._requests) > self._queue:
+            raise QueueFull(f"{len(self._requests) - 1} requests wait already and the queue holds no more")
         self._requests.append(request)
 
     def cancel(self, request_id: int) -> None:

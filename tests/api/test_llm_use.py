@@ -14,7 +14,7 @@ import fake_engine as fake
 import pytest
 from tiny_gguf import IM_END, IM_START, N_VOCAB
 
-from vkllm import LLM, ContextOverflow, InvalidParameter, Piece
+from vkllm import LLM, ContextOverflow, InvalidParameter, Piece, QueueFull
 
 MakeLLM = Callable[..., LLM]
 SLOW = chr(fake.SLOW)  # a slow request that is not cancelled keeps the engine busy for ten seconds
@@ -54,6 +54,20 @@ def test_tokens_are_counted_in_texts_and_in_conversations(fake_llm: MakeLLM) -> 
     assert llm.count_tokens("a" * 1000) == 1000, "more than the context holds is no error"
     with pytest.raises(InvalidParameter, match="message 0"):
         llm.count_tokens([1, 2])  # type: ignore[list-item]
+
+
+def test_more_requests_than_the_queue_holds_are_refused(fake_llm: MakeLLM) -> None:
+    llm = fake_llm(queue=1)
+    running = [llm.stream(SLOW + "ab", max_tokens=50) for _ in range(2)]
+    next(running[0])
+    with pytest.raises(QueueFull, match="1 requests wait already and the queue holds no more"):
+        llm.generate("Xab", max_tokens=2)
+    for stream in running:
+        stream.close()
+        stream.result()
+    assert llm.generate("Xab", max_tokens=2).text == "ab"
+    with pytest.raises(InvalidParameter, match="queue must be a whole number between 0 and 1000000, not -1"):
+        fake_llm(queue=-1)
 
 
 def test_a_list_of_prompts_is_answered_in_order(fake_llm: MakeLLM) -> None:

@@ -47,6 +47,7 @@ class LLM:
     vram_limit, ram_limit: bytes that may be taken of a card's own and of system memory (`plan_model`).
     override_tensor: where tensors lie, as llama.cpp's -ot has it: "exps=CPU" (docs/configuration.md).
     n_parallel: requests that run at once, others wait; the default is as many as cost one alone nothing, at most 32.
+    queue: requests that may wait, or QueueFull is raised; the default is any number.
     spec: how tokens are drafted that one step verifies: "ngram" (earlier text), "mtp" (the file's head), "auto", "off".
     chat_template: Jinja in place of the file's. variables: what it is given in chats that do not give it themselves.
     sampling: values of `SamplingParams` for requests that name none; seed: of these, else random. on_progress(what,
@@ -74,6 +75,7 @@ class LLM:
         ram_limit: int | None = None,
         override_tensor: str | None = None,
         n_parallel: int | None = None,
+        queue: int | None = None,
         spec: str = "auto",
         chat_template: str | None = None,
         variables: Mapping[str, Any] | None = None,
@@ -93,6 +95,7 @@ class LLM:
                 ram_limit=ram_limit,
                 override_tensor=override_tensor,
                 n_parallel=n_parallel,
+                queue=queue,
                 spec=spec,
                 chat_template=chat_template,
                 variables=variables,
@@ -199,9 +202,6 @@ class LLM:
         >>> both = llm.generate(["The capital of France is", "The capital of Italy is"], max_tokens=1, temperature=0)
         >>> [answer.text for answer in both]
         [' Paris', ' Rome']
-        >>> answer = llm.generate("The capital of France is", max_tokens=2, temperature=0, on_token=print)
-         Paris
-        .
         """
         prompts, is_batch = as_batch(prompt, on_token)
         answers = [self._prompts.of_text(each, params, options) for each in prompts]

@@ -22,7 +22,7 @@ from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo, main_format
 from vkllm.model.architectures import model_spec, pooling
 from vkllm.model.memory.plan import PlanOptions, chosen_context
 from vkllm.model.spec import ModelSpec
-from vkllm.parameters import one_device
+from vkllm.parameters import one_device, whole_number
 from vkllm.store import FoundModel, find_model, look_up
 from vkllm.store.downloads.files import OnProgress
 from vkllm.text.chat import ChatTemplate
@@ -42,6 +42,7 @@ class LoadOptions(TypedDict, total=False):
     ram_limit: int | None
     override_tensor: str | None
     n_parallel: int | None
+    queue: int | None
     spec: str
     chat_template: str | None
     variables: Mapping[str, Any] | None
@@ -99,6 +100,7 @@ class Loading:
         ram_limit: int | None = None,
         override_tensor: str | None = None,
         n_parallel: int | None = None,
+        queue: int | None = None,
         spec: str = "auto",
         chat_template: str | None = None,
         variables: Mapping[str, Any] | None = None,
@@ -120,6 +122,9 @@ class Loading:
             raise InvalidParameter(f"chat_template must be the text of a Jinja template, not {chat_template!r:.60}")
         if not isinstance(sampling, Mapping | None):
             raise InvalidParameter(f"sampling must map parameters to values, not be {sampling!r:.60}")
+        if queue is not None:
+            whole_number("queue", queue, 0, 10**6)
+        self._queue = queue
         self._chat_template = chat_template
         self._variables: dict[str, Any] = plain_value(checked_variables(variables), "a variable")
         self._sampling = dict(sampling or {})
@@ -149,6 +154,7 @@ class Loading:
             options=self._options,
             token_bytes=tokenizer.answer_bytes(),
             end_ids=tokenizer.stop_ids,
+            queue=self._queue,
         )
         what = f"loading {path.name}"
         engine = self._engine = EngineProcess(config, lambda done, total: self._on_progress(what, done, total))

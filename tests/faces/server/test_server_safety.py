@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fake_engine as fake
+import openai
 import pytest
 from served import Served, serving, single
 
@@ -240,15 +241,26 @@ def test_a_body_that_does_not_come_is_not_waited_for(guarded: Served) -> None:
         assert b" 408 " in client.recv(4096)
 
 
-def test_a_full_queue_answers_503(tiny_gguf: Path, fake_engines: None) -> None:
-    with serving(single(tiny_gguf, queue=1)) as server:
+def test_a_full_queue_answers_429_in_each_form(tiny_gguf: Path, fake_engines: None) -> None:
+    with serving(single(tiny_gguf, queue=0)) as server:
         raw = json.dumps(SLOW).encode()
         with socket.create_connection((server.host, server.port)) as client:
             head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(raw)}\r\n\r\n"
             client.sendall(head.encode() + raw)
             wait_until(lambda: server.models.only is not None and server.models.only.n_users == 1)
             status, headers, body = server.request("POST", CHAT, {"messages": HI})
-            assert status == 503 and headers["retry-after"] == "1" and "as many as may wait" in body["error"]["message"]
+            assert status == 429 and headers["retry-after"] == "1"
+            told = f"{server.models.only.name} has 1 requests, as many as may wait for it; try again later"
+            kinds = {"type": "rate_limit_error", "code": "rate_limit_exceeded", "param": None}
+            assert body == {"error": {"message": told, **kinds}}
+            asked = {"messages": HI, "max_tokens": 9, "model": "m"}
+            status, headers, body = server.request("POST", "/v1/messages", {**asked, "stream": True})
+            assert (status, body["error"]) == (429, {"type": "rate_limit_error", "message": told})
+            assert server.request("POST", "/api/chat", asked)[::2] == (429, {"error": told})
+            with pytest.raises(openai.RateLimitError, match="as many as may wait"):
+                openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0).completions.create(
+                    model="m", prompt="X"
+                )
         wait_until(lambda: server.models.only is not None and server.models.only.n_users == 0)
         assert server.request("POST", CHAT, {"messages": HI})[0] == 200
 

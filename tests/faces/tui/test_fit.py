@@ -261,7 +261,7 @@ MODELS = [
 async def test_the_list_shows_for_each_model_where_it_fits(
     open_chat: OpenChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vkllm.faces.tui.models_screen.known_models", lambda recent: MODELS)
+    monkeypatch.setattr("vkllm.faces.tui.session.Session.known_models", lambda self, recent: MODELS)
     async with open_chat(size=(120, 30)) as scene:
         await scene.press("f3")
         await scene.until(lambda: isinstance(scene.app.screen, ModelsScreen) and "1.0 GiB" not in scene.shown)
@@ -286,7 +286,7 @@ async def test_the_list_shows_for_each_model_where_it_fits(
 async def test_a_driver_that_crashes_is_asked_once_for_each_time_the_list_is_opened(
     open_chat: OpenChat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("vkllm.faces.tui.models_screen.known_models", lambda recent: MODELS)
+    monkeypatch.setattr("vkllm.faces.tui.session.Session.known_models", lambda self, recent: MODELS)
     body = f"open({str(tmp_path / 'n')!r}, 'a').write('x')\nos.kill(os.getpid(), 11)"
     async with open_chat() as scene:
         scene.app.session.fits = Fits({}, worker(tmp_path, body))
@@ -298,7 +298,7 @@ async def test_a_driver_that_crashes_is_asked_once_for_each_time_the_list_is_ope
 
 @pytest.mark.asyncio
 async def test_a_look_that_fails_is_told_below_the_list(open_chat: OpenChat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vkllm.faces.tui.models_screen.known_models", lambda recent: MODELS)
+    monkeypatch.setattr("vkllm.faces.tui.session.Session.known_models", lambda self, recent: MODELS)
     async with open_chat() as scene:
         fits = scene.app.session.fits
         fits.problem = "no Vulkan device was found"

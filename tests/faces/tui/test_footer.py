@@ -27,7 +27,7 @@ WIDTHS = [120, 80, 75, 60, 46]
 @pytest.fixture(autouse=True)
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "vkllm.faces.tui.models_screen.known_models",
+        "vkllm.faces.tui.session.known_models",
         lambda recent: [KnownModel("tiny", "", 98_362_432, "/m/tiny.gguf")],
     )
 

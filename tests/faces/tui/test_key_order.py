@@ -10,7 +10,7 @@ from conftest import OpenChat
 from textual import events
 from textual.widgets import Input, TextArea
 
-from vkllm.faces.tui import models_screen
+from vkllm.faces.tui import session
 from vkllm.faces.tui.chats_screen import ChatsScreen
 from vkllm.faces.tui.help_screen import HelpScreen
 from vkllm.faces.tui.models_screen import ModelsScreen
@@ -24,7 +24,7 @@ MODELS = [KnownModel(name, "", 98_362_432, f"/models/{name}.gguf") for name in (
 
 @pytest.fixture(autouse=True)
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vkllm.faces.tui.models_screen.known_models", lambda recent: MODELS)
+    monkeypatch.setattr("vkllm.faces.tui.session.known_models", lambda recent: MODELS)
 
 
 async def test_f2_and_enter_at_once_open_the_chosen_chat(open_chat: OpenChat) -> None:
@@ -86,7 +86,7 @@ async def test_a_model_is_chosen_before_the_list_is_there(
             asyncio.run_coroutine_threadsafe(found.wait(), loop).result(60)
             return MODELS
 
-        monkeypatch.setattr(models_screen, "known_models", slow)
+        monkeypatch.setattr(session, "known_models", slow)
         scene.press_at_once("f3", *"t", *["down"] * moves, "enter")
         await scene.until(lambda: isinstance(scene.app.screen, ModelsScreen) and scene.app.keys.is_idle)
         assert scene.app.screen.query_one(Input).value == "t"

@@ -29,7 +29,7 @@ MODELS = [
 
 @pytest.fixture(autouse=True)
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vkllm.faces.tui.models_screen.known_models", lambda recent: MODELS)
+    monkeypatch.setattr("vkllm.faces.tui.session.Session.known_models", lambda self, recent: MODELS)
 
 
 def test_models_here_come_first_also_files_used_before(tiny_gguf: Path, tmp_path: Path) -> None:

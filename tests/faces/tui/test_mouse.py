@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio
 @pytest.fixture(autouse=True)
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [KnownModel("tiny", "", 98_362_432, "/models/tiny.gguf"), KnownModel("other", "", 4_000_000, "/o.gguf")]
-    monkeypatch.setattr("vkllm.faces.tui.models_screen.known_models", lambda recent: found)
+    monkeypatch.setattr("vkllm.faces.tui.session.Session.known_models", lambda self, recent: found)
 
 
 async def test_a_click_chooses_a_message_and_another_one_the_prompt(open_chat: OpenChat) -> None:

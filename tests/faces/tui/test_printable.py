@@ -99,7 +99,7 @@ async def test_names_of_models_and_files_draw_no_control_characters(
     open_chat: OpenChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = [KnownModel(f"/models/[red]{ESCAPES}\n.gguf", f"{ESCAPES}\n{MARKUP}", 98_362_432, "/models/x.gguf")]
-    monkeypatch.setattr("vkllm.faces.tui.models_screen.known_models", lambda recent: known)
+    monkeypatch.setattr("vkllm.faces.tui.session.Session.known_models", lambda self, recent: known)
     async with open_chat(size=(120, 40)) as scene:
         scene.llm.path = Path(f"/models/{ESCAPES}\n[bold].gguf")
         scene.llm.device_name = f"{ESCAPES} card"

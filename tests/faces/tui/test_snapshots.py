@@ -46,7 +46,7 @@ SIZES = [(80, 24), (120, 40), (60, 20)]  # the last one is a Steam Deck's screen
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChatApp:
     """A chat with a past, whose clock stands still and whose cursor does not blink."""
-    monkeypatch.setattr("vkllm.faces.tui.models_screen.known_models", lambda recent: MODELS)
+    monkeypatch.setattr("vkllm.faces.tui.session.Session.known_models", lambda self, recent: MODELS)
     monkeypatch.setattr("vkllm.faces.tui.prompt.Prompt.cursor_blink", False)
     monkeypatch.setattr("textual.widgets.Input.cursor_blink", False)
     monkeypatch.setattr("vkllm.faces.tui.chats_screen._when", lambda chat: f"2026-01-0{chat.id} 12:00")

@@ -19,7 +19,7 @@ USUAL = [(80, 24), (120, 40), (160, 50), (106, 40), (60, 20), (200, 60)]
 @pytest.fixture(autouse=True)
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [KnownModel(name, "What it is", 98_362_432, f"/models/{name}.gguf") for name in ("smollm2", "spilling")]
-    monkeypatch.setattr("vkllm.faces.tui.models_screen.known_models", lambda recent: found)
+    monkeypatch.setattr("vkllm.faces.tui.session.Session.known_models", lambda self, recent: found)
 
 
 @pytest.mark.parametrize("size", USUAL, ids=lambda size: f"{size[0]}x{size[1]}")

@@ -20,7 +20,7 @@ LONG = "/a/long/path/of/a/file: the chat cannot be written (No space left on dev
 @pytest.fixture(autouse=True)
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [KnownModel(name, "What it is", 98_362_432, f"/models/{name}.gguf") for name in ("smollm2", "spilling")]
-    monkeypatch.setattr("vkllm.faces.tui.models_screen.known_models", lambda recent: found)
+    monkeypatch.setattr("vkllm.faces.tui.session.Session.known_models", lambda self, recent: found)
 
 
 def drawn(screen: Screen[object], selector: str) -> list[Region]:

@@ -308,7 +308,6 @@ add_command(
     "vkllm chat",
     "vkllm chat smollm2 -sys 'Be short.'",
     "vkllm chat smollm2 --plain -c 2048",
-    "vkllm chat --server localhost:8080",
 )
 serve.add_commands(app)
 models.add_commands(app)

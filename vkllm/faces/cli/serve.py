@@ -170,7 +170,10 @@ def serve(
         ),
     ] = True,
     queue: Annotated[
-        int, _option("--queue", metavar="N", min=1, help="Requests that may wait for a model.", show_default=True)
+        int,
+        _option(
+            "--queue", metavar="N", min=0, help="Requests that may wait for a model beside -np.", show_default=True
+        ),
     ] = 512,
     sleep_idle: Annotated[
         float | None,

@@ -44,7 +44,10 @@ def start_chat(
         run_chat(ChatOptions(name, system, n_ctx, device, sampling, server), loading)
         return True
     if server is not None:
-        if has_screen():
-            raise InvalidParameter("--plain chats with a model that is loaded here; leave it or --server out")
+        if is_terminal(sys.stdin):
+            raise InvalidParameter(
+                "a chat with a server is on the whole terminal, which has to be one that can be drawn on; "
+                "`vkllm run --server URL PROMPT` answers without one"
+            )
         return run_on_server(server, RunOptions(model or "", system=system), sampling)
     return run_model(RunOptions(model or "smollm2", system=system, loading=loading), sampling)

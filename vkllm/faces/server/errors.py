@@ -136,7 +136,7 @@ def problem_of(error: BaseException) -> Problem:
         case UnsupportedModel():
             return Problem(501, message, "not_supported_error")
         case QueueFull():
-            return Problem(503, message, "unavailable_error", headers={"Retry-After": "1"})
+            return Problem(429, message, "rate_limit_error", "rate_limit_exceeded", headers={"Retry-After": "1"})
         case DeadlineExceeded():
             return Problem(408, message, "timeout_error", headers={"x-should-retry": "false"})
         case DeviceError():

@@ -18,7 +18,7 @@ from vkllm.api.async_llm import AsyncLLM
 from vkllm.api.file_facts import file_facts
 from vkllm.api.loading import LoadOptions
 from vkllm.engine.events import EngineStats
-from vkllm.errors import ModelNotFound, VkllmError
+from vkllm.errors import ModelNotFound, QueueFull, VkllmError
 from vkllm.faces.server.errors import HttpError
 from vkllm.faces.server.fitting import Fitting
 from vkllm.faces.server.names import Known, KnownModels
@@ -30,6 +30,8 @@ Status = Literal["unloaded", "loading", "loaded", "sleeping", "failed"]
 """sleeping: it was loaded, and unloaded because nobody used it for some time."""
 
 DEFAULT_QUEUE = 512
+MOST_OF_ONE = 2048
+"""Sequences of one request that may wait: a list of texts is one request here, and as many as it has for the engine."""
 
 
 def sum_of(one: EngineStats, other: EngineStats) -> EngineStats:
@@ -97,7 +99,7 @@ class Models:
 
     only: the model to serve, whatever name a request gives, as llama-server does; without it any model on this machine
     is served by its name. aliases: other names of `only`, the first of which answers give. options: of `AsyncLLM`.
-    sleep_s: after how long without requests a model is unloaded. queue: requests that may use a model or wait for it.
+    sleep_s: after how long without requests a model is unloaded. queue: requests that may wait for a model.
     most: models that may be loaded at a time; None is as many as fit. loads_on_request: whether a request for a model
     loads it; else only `load` does. on_change: called when a model's status changes.
     """
@@ -115,7 +117,7 @@ class Models:
         loads_on_request: bool = True,
         fitting: Fitting | None = None,
     ) -> None:
-        self.options: LoadOptions = {} if options is None else options
+        self.options: LoadOptions = {"queue": queue + MOST_OF_ONE, **(options or {})}
         self.sleep_s = sleep_s
         self.queue = queue
         self.most = most
@@ -171,16 +173,12 @@ class Models:
         """A loaded model, which stays loaded until the block ends.
 
         n_ctx: tokens of context that it must have at least; it is loaded again if it has fewer. keep_s: how long it
-        stays loaded after this, instead of the server's own time. Raises HttpError for unknown names and full queues,
-        and what loading raises.
+        stays loaded after this, instead of the server's own time. Raises HttpError for unknown names, QueueFull, and
+        what loading raises.
         """
         model = await self.find(name)
-        if model.n_users >= self.queue:
-            raise HttpError(
-                503,
-                f"{model.name} has {model.n_users} requests, as many as may wait for it; try again soon",
-                retry_after_s=1,
-            )
+        if model.n_users >= self.queue + model.n_parallel:
+            raise QueueFull(f"{model.name} has {model.n_users} requests, as many as may wait for it; try again later")
         if not (self.loads_on_request or model.is_loaded or model.status in ("loading", "sleeping")):
             raise HttpError(
                 400, f"{model.name} is not loaded; this server loads a model when POST /models/load names it"

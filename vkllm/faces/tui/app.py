@@ -208,7 +208,7 @@ def run_chat(options: ChatOptions, loading: Mapping[str, Any]) -> None:
     fits = None if options.server is not None else Fits(loading)
 
     def check(model: str, n_ctx: int | None, open_llm: Model, on_progress: OnProgress) -> FoundModel:
-        assert isinstance(open_llm, LLM)
+        assert not isinstance(open_llm, RemoteModel)
         return check_model(model, {**loading, "n_ctx": n_ctx}, open_llm, on_progress)
 
     try:
