@@ -24,7 +24,7 @@ class Served:
         self.url = url
         self.models = models
         self.stop = stop
-        self.host, _, port = url.removeprefix("http://").rpartition(":")
+        self.host, _, port = url.partition("://")[2].rpartition(":")
         self.port = int(port)
 
     def request(

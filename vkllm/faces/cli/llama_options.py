@@ -148,7 +148,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
     _SERVER: (
         """
         --server-base --kv-unified-per-slot --path --ui-config --webui-config --ui-config-file --webui-config-file
-        --tools --tools-runtime --mcp-servers-config --mcp-servers-json --ssl-key-file --ssl-cert-file --slot-save-path
+        --tools --tools-runtime --mcp-servers-config --mcp-servers-json --slot-save-path
         --media-path --models-preset --log-prompts-dir --api-prefix --tags
         """,
         """

@@ -36,6 +36,10 @@ _VALUES = {
     "LLAMA_ARG_CORS_METHODS": "--cors-methods",
     "LLAMA_ARG_CORS_HEADERS": "--cors-headers",
     "LLAMA_ARG_API_KEY_FILE": "--api-key-file",
+    "LLAMA_ARG_SSL_KEY_FILE": "--ssl-key-file",
+    "LLAMA_ARG_SSL_CERT_FILE": "--ssl-cert-file",
+    "LLAMA_ARG_CHAT_TEMPLATE": "--chat-template",
+    "LLAMA_ARG_CHAT_TEMPLATE_FILE": "--chat-template-file",
     "LLAMA_API_KEY": "--api-key",
 }
 _SWITCHES = {

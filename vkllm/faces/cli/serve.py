@@ -73,6 +73,13 @@ class HttpFlags:
     api_key_file: Annotated[
         Path | None, _option("--api-key-file", metavar="FILE", help="A file with a key a line.", panel="Safety")
     ] = None
+    ssl_key_file: Annotated[
+        Path | None,
+        _option("--ssl-key-file", metavar="FILE", help="The private key of TLS (PEM), for https.", panel="Safety"),
+    ] = None
+    ssl_cert_file: Annotated[
+        Path | None, _option("--ssl-cert-file", metavar="FILE", help="Its certificate (PEM).", panel="Safety")
+    ] = None
     allowed_hosts: Annotated[
         str | None,
         _option("--allowed-hosts", metavar="NAME,...", help="Names that the server is reached by.", panel="Safety"),
@@ -115,6 +122,8 @@ class HttpFlags:
         return ServerSettings(
             host=self.host,
             port=self.port,
+            ssl_key_file=_expanded(self.ssl_key_file),
+            ssl_cert_file=_expanded(self.ssl_cert_file),
             api_keys=_keys(self.api_key or [], self.api_key_file),
             allowed_hosts=_listed(self.allowed_hosts),
             cors_origins=_listed(self.cors_origins),
@@ -283,6 +292,10 @@ class _JsonLines(logging.Formatter):
 
 def _template(text: str | None, file: Path | None) -> str | None:
     if file is None:
+        if text is not None and "{" not in text:
+            raise InvalidParameter(
+                f"--chat-template takes a Jinja template, not {text!r:.60}; llama.cpp's templates have no names here"
+            )
         return text
     if text is not None:
         raise InvalidParameter("--chat-template and --chat-template-file are the same; give one of them")
@@ -301,6 +314,10 @@ def _variables(text: str | None) -> dict[str, Any]:
     if not isinstance(variables, dict):
         raise InvalidParameter("--chat-template-kwargs must be a JSON object, such as '{\"enable_thinking\": false}'")
     return variables
+
+
+def _expanded(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser()
 
 
 def _listed(text: str | None) -> tuple[str, ...]:

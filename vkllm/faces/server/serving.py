@@ -10,6 +10,7 @@ import contextlib
 import json
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,9 +46,10 @@ def serve(
 ) -> None:
     """Serves until SIGTERM or SIGINT. on_listening: called before any model is loaded.
 
-    Raises InvalidParameter where the server cannot listen, and what loading raises where its only model cannot be
-    loaded.
+    Raises InvalidParameter where the server cannot listen or its certificate cannot be used, and what loading raises
+    where its only model cannot be loaded.
     """
+    check_certificate(settings)
     sockets = listening(settings)
     try:
         asyncio.run(_serve(models, settings, sockets, on_listening))
@@ -73,6 +75,8 @@ async def _serve(
         timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         backlog=_BACKLOG,
+        ssl_keyfile=settings.ssl_key_file,
+        ssl_certfile=settings.ssl_cert_file,
     )
     server = _Server(config, settings.grace_s, app.state.closing)
     failures: list[VkllmError] = []
@@ -88,10 +92,31 @@ async def _serve(
     if models.is_single:
         models.on_change.append(on_change)
     loop = asyncio.get_running_loop()
-    on_listening(addresses(sockets), lambda: loop.call_soon_threadsafe(server.end))
+    on_listening(addresses(sockets, is_safe=config.is_ssl), lambda: loop.call_soon_threadsafe(server.end))
     await server.serve(sockets)
     if failures:
         raise failures[0]
+
+
+def check_certificate(settings: ServerSettings) -> None:
+    """Raises InvalidParameter for a key and a certificate of TLS that cannot be used, or one without the other."""
+    key, certificate = settings.ssl_key_file, settings.ssl_cert_file
+    if key is None and certificate is None:
+        return
+    if key is None or certificate is None:
+        raise InvalidParameter("--ssl-key-file and --ssl-cert-file belong together; give both, or none for plain HTTP")
+
+    def no_password() -> str:  # else it would be asked for at the terminal
+        raise ValueError("it has a password; give a key without one")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, no_password)
+    except (OSError, ValueError) as error:  # ssl's errors are OSErrors
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise InvalidParameter(
+            f"--ssl-key-file {key} and --ssl-cert-file {certificate} cannot be used ({reason}); "
+            "both have to be PEM, and belong together"
+        ) from None
 
 
 def listening(settings: ServerSettings) -> list[socket.socket]:
@@ -122,12 +147,12 @@ def listening(settings: ServerSettings) -> list[socket.socket]:
     return sockets
 
 
-def addresses(sockets: Sequence[socket.socket]) -> list[str]:
+def addresses(sockets: Sequence[socket.socket], *, is_safe: bool = False) -> list[str]:
     """Where the server can be reached, as browsers write it."""
-    made = []
+    made, scheme = [], "https" if is_safe else "http"
     for each in sockets:
         host, port = each.getsockname()[:2]
-        made.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        made.append(f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
     return made
 
 

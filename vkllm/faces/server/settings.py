@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
 class ServerSettings:
     """The options of a server besides its models.
 
-    host: an address or a name; several are joined by commas. api_keys: one of them is needed where there are any.
+    host: an address or a name; several are joined by commas. ssl_key_file, ssl_cert_file: of TLS, which is spoken where
+    both are given. api_keys: one of them is needed where there are any.
     allowed_hosts: names in `Host` besides the loopback ones and host; "*" is all. cors_origins: websites whose pages
     may use the server; "localhost" are those of this machine, "*" is all. max_body_bytes: of one request.
     max_bodies_bytes: of all requests that are being read or answered. max_connections: open at a time. read_s: how long
@@ -21,6 +23,8 @@ class ServerSettings:
 
     host: str = "127.0.0.1"
     port: int = 8080
+    ssl_key_file: Path | None = None
+    ssl_cert_file: Path | None = None
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ("localhost",)
