@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vkllm.errors import ModelFileError
-from vkllm.formats import tensor_bytes
+from vkllm.formats import quants, tensor_bytes
 from vkllm.formats.gguf import TensorInfo, read_tensor
 from vkllm.formats.gguf_header import Excerpt
 from vkllm.formats.quants import weight_format
@@ -52,6 +53,27 @@ def test_whole_rows_and_parts_of_a_vector(tmp_path: Path) -> None:
     assert read_tensor(tmp_path / "tensors", rows).view(np.float32).tolist() == [*range(10, 20), *range(45, 50)]
     part = TensorInfo("part", (4,), "F32", 40, 16, excerpt=Excerpt(20, (range(1),), (range(3, 5), range(17, 19))))
     assert read_tensor(tmp_path / "tensors", part).view(np.float32).tolist() == [13, 14, 27, 28]
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_ranges_below_0_are_zeros(tmp_path: Path, fmt: str) -> None:
+    info, wanted = excerpt_of(tmp_path / "tensors", fmt)
+    assert info.excerpt is not None
+    rows = (range(-3, -1), *info.excerpt.rows, range(-2, -1))
+    with_rows = replace(info, shape=(8, info.n_columns), n_bytes=wanted.size // 5 * 8)
+    read = read_tensor(tmp_path / "tensors", replace(with_rows, excerpt=replace(info.excerpt, rows=rows)))
+    assert np.array_equal(read.reshape(8, -1), np.pad(wanted.reshape(5, -1), ((2, 1), (0, 0))))
+    block = weight_format(fmt).block
+    columns = (range(-1 - block, -1), *info.excerpt.columns)
+    with_columns = replace(info, shape=(5, 4 * block), n_bytes=wanted.size // 3 * 4)
+    read = read_tensor(tmp_path / "tensors", replace(with_columns, excerpt=replace(info.excerpt, columns=columns)))
+    assert np.array_equal(read.reshape(wanted.shape[0], 4, -1), np.pad(wanted, ((0, 0), (1, 0), (0, 0))))
+
+
+@pytest.mark.parametrize("fmt", quants.FORMATS)
+def test_bytes_of_zero_are_numbers_of_zero(fmt: str) -> None:
+    block = weight_format(fmt).block
+    assert not quants.dequantize(np.zeros(weight_format(fmt).block_bytes, np.uint8), fmt, (block,)).any()
 
 
 def test_a_file_that_has_become_shorter(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from vkllm.model.shards.attention import divided_heads
 from vkllm.model.shards.lockstep import LockstepReference
 from vkllm.model.shards.partition import divided
 from vkllm.model.shards.rank_model import RankModel, Tensors, rank_models
-from vkllm.model.spec import DeltaNet, HeadNorm, LatentAttention, Mamba2, ModelSpec, Rope, ShortConvolution
+from vkllm.model.spec import DeltaNet, Experts, HeadNorm, LatentAttention, Mamba2, ModelSpec, Rope, ShortConvolution
 
 TINY = Path(__file__).parents[3] / "shared" / "tiny"
 FORMATS = ("quant-q4_0", "quant-mxfp4", "quant-nvfp4")
@@ -104,11 +104,45 @@ def test_parallel_layers_have_one_sum(tmp_path: Path) -> None:
     assert sums(models[0]) == [0, 1]
 
 
+def test_ranks_share_blocks_where_there_are_too_few(tmp_path: Path) -> None:
+    """Two super-blocks of hidden columns for three and more ranks: each has one, and zeros for the others' rows."""
+    names = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+    experts = (
+        Experts(4, 2, 512, function="swiglu_oai", biases=names, d_ff_shared=256),
+        Experts(4, 2, 768, has_fused_gate_up=True, function="gelu"),
+    )
+    spec = of_layers(
+        *(replace(LAYER, d_ff=0, experts=each) for each in experts),
+        replace(LAYER, d_ff=512, function="relu2", is_gated=False, biases=("ffn_up", "ffn_down")),
+        replace(LAYER, d_ff=512, has_fused_gate_up=True),
+        d_model=256,
+    )
+    matrices = (*names, "ffn_gate_up_exps", "ffn_up", "ffn_down", "ffn_down_shexp")
+    path = write_random_model(tmp_path / "model.gguf", spec, dict.fromkeys(matrices, "Q4_K"))
+    for models in check(path, spec, ModelFile.open(path).tensors, [1, 1, 1], [1] * 5):
+        for model in models:
+            first, second, *dense = model.spec.layers
+            assert first.experts is not None and second.experts is not None
+            assert (first.experts.d_ff, second.experts.d_ff) == (256, 256)
+            assert [layer.d_ff for layer in dense] == [256, 256]
+        shared = [layer.experts.d_ff_shared for model in models if (layer := model.spec.layers[0]).experts]
+        assert shared == [256, *[0] * (len(models) - 1)]
+
+
+def test_layers_take_turns_with_what_is_left(tmp_path: Path) -> None:
+    """Three super-blocks for two ranks, and three key/value heads."""
+    spec = of_layers(*2 * [replace(LAYER, n_heads=6, n_kv_heads=3, d_ff=768)], d_model=256)
+    path = write_random_model(tmp_path / "model.gguf", spec, {"ffn_down": "Q4_K"})
+    (models,) = check(path, spec, ModelFile.open(path).tensors, [1, 1])
+    assert [[layer.d_ff for layer in model.spec.layers] for model in models] == [[512, 256], [256, 512]]
+    assert [[layer.n_kv_heads for layer in model.spec.layers] for model in models] == [[2, 1], [1, 2]]
+
+
 def test_what_has_too_few_parts_is_on_every_rank() -> None:
     spec = of_layers(
-        replace(LAYER, head_norm=HeadNorm(over="row"), d_ff=16),
-        replace(STATE, mixer=Mamba2(4, 16, 16, 1, 4), d_ff=16),
-        replace(STATE, mixer=DeltaNet(2, 4, 16, 4), d_ff=16),
+        replace(LAYER, head_norm=HeadNorm(over="row"), d_ff=8),
+        replace(STATE, mixer=Mamba2(4, 16, 16, 1, 4), d_ff=8),
+        replace(STATE, mixer=DeltaNet(2, 4, 16, 4), d_ff=8),
         n_vocab=20,
     )
     tensors = {name: TensorInfo(name, shape, "F32", 0, 0) for name, shape in expected_shapes(spec).items()}

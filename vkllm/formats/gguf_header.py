@@ -34,7 +34,8 @@ _HEADER = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number o
 @dataclass(frozen=True)
 class Excerpt:
     """Which rows and columns of a tensor in the file make a smaller one, in order; of experts, the rows of all are
-    counted. n_columns: of the file's rows. Columns begin and end at blocks of the format."""
+    counted. n_columns: of the file's rows. Columns begin and end at blocks of the format. A range below 0 is as many
+    zeros, which the file does not have."""
 
     n_columns: int
     rows: tuple[range, ...]

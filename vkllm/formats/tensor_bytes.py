@@ -51,14 +51,19 @@ def read_part(path: Path, info: TensorInfo, file: int, first: int, target: Bytes
         start, stop = max(first, row * row_bytes), min(end, (row + n_rows) * row_bytes)
         wanted, skipped = target[start - first : stop - first], start - row * row_bytes
         offset = info.offset + file_row * file_row_bytes
+        if file_row < 0:
+            wanted[:] = 0
+            continue
         if excerpt.has_whole_rows:
             read_range(path, info.name, file, offset + skipped, wanted)
             continue
         raw = np.empty((n_rows, file_row_bytes), np.uint8)
         read_range(path, info.name, file, offset, raw.reshape(-1))
-        spans = [slice(*(n * row_bytes // info.n_columns for n in (span.start, span.stop))) for span in excerpt.columns]
-        columns = np.concatenate([raw[:, span] for span in spans], axis=1).reshape(-1)
-        wanted[:] = columns[skipped : skipped + len(wanted)]
+        parts = []
+        for columns in excerpt.columns:
+            start, stop = (n * row_bytes // info.n_columns for n in (columns.start, columns.stop))
+            parts.append(raw[:, start:stop] if start >= 0 else np.zeros((n_rows, stop - start), np.uint8))
+        wanted[:] = np.concatenate(parts, axis=1).reshape(-1)[skipped : skipped + len(wanted)]
 
 
 def _runs(rows: Iterable[range], first: int, end: int, most: int) -> Iterator[tuple[int, int, int]]:

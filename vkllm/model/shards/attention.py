@@ -24,17 +24,18 @@ class Heads:
     keys: tuple[range, ...]
 
 
-def divided_heads(layer: LayerSpec, border: int, proportions: Sequence[float]) -> list[Heads] | None:
+def divided_heads(layer: LayerSpec, border: int, proportions: Sequence[float], turn: int = 0) -> list[Heads] | None:
     """The heads of each rank: whole groups, or fewer heads where there are more ranks than key/value heads.
 
-    border: their columns begin and end at multiples of it. None where a norm needs all heads, or there are too few.
+    border: their columns begin and end at multiples of it. turn: see `shares`.
+    None where a norm needs all heads, or there are too few.
     """
     if layer.head_norm is not None and layer.head_norm.over == "row":
         return None
     group = layer.n_heads // layer.n_kv_heads
     for least in (group, 1):
         for multiple in (math.lcm(border, BLOCK), border):
-            parts = divided_pieces(layer.n_heads // least, least * layer.head_dim, multiple, proportions)
+            parts = divided_pieces(layer.n_heads // least, least * layer.head_dim, multiple, proportions, turn)
             if parts is None:
                 continue
             queries = [range(part.start * least, part.stop * least) for part in parts]

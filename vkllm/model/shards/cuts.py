@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.gguf_header import Excerpt
 from vkllm.formats.quants import weight_format
-from vkllm.model.shards.partition import Ranges, length
+from vkllm.model.shards.partition import Ranges, length, moved
 from vkllm.model.spec import LayerSpec
 
 
@@ -30,7 +30,7 @@ class Cut:
         columns = self.columns or (range(n_columns),)
         numbers = (number for part in self.matrices or (range(n_matrices),) for number in part)
         own_rows = self.rows or (range(n_rows),)
-        rows = _joined(range(n * n_rows + own.start, n * n_rows + own.stop) for n in numbers for own in own_rows)
+        rows = _joined(own if own.start < 0 else moved(own, n * n_rows) for n in numbers for own in own_rows)
         sizes = [*([length(self.matrices)] if self.matrices else info.shape[:-2]), length(own_rows), length(columns)]
         shape, fmt = tuple(sizes[-len(info.shape) :]), weight_format(info.format)
         n_bytes = math.prod(shape) * fmt.block_bytes // fmt.block

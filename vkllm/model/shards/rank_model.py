@@ -16,7 +16,7 @@ from vkllm.model.shards.attention import Heads, attention_of, divided_heads
 from vkllm.model.shards.cuts import Cut, RankLayer
 from vkllm.model.shards.feed_forward import experts_of, feed_forward_of
 from vkllm.model.shards.mixers import divided_mixer, last_matrix, mixer_of
-from vkllm.model.shards.partition import SIZES, divided
+from vkllm.model.shards.partition import SIZES, Hidden, divided, divided_hidden
 from vkllm.model.spec import LayerSpec, Mixer, ModelSpec
 
 VOCABULARY_ROWS = (2048, 256, 32)
@@ -86,16 +86,16 @@ class _Division:
             found = found.then(attention_of(found.layer, heads[rank], rank))
         if layer.mixer is not None and (parts := self._mixer_parts(number, layer.mixer)) is not None:
             found = found.then(mixer_of(found.layer, parts[rank]))
-        if layer.d_ff and (hidden := self._columns(number, "ffn_down", layer.d_ff)):
+        if layer.d_ff and (hidden := self._hidden(number, "ffn_down", layer.d_ff)):
             found = found.then(feed_forward_of(found.layer, hidden[rank], rank))
-        if layer.experts is not None and (hidden := self._columns(number, "ffn_down_exps", layer.experts.d_ff)):
-            shared = self._columns(number, "ffn_down_shexp", layer.experts.d_ff_shared)
+        if layer.experts is not None and (hidden := self._hidden(number, "ffn_down_exps", layer.experts.d_ff)):
+            shared = self._hidden(number, "ffn_down_shexp", layer.experts.d_ff_shared)
             found = found.then(experts_of(found.layer, hidden[rank], None if shared is None else shared[rank], rank))
         return found
 
-    def _columns(self, number: int, name: str, n: int) -> list[range] | None:
+    def _hidden(self, number: int, name: str, n: int) -> list[Hidden] | None:
         """The columns of a matrix of n columns, by rank."""
-        return divided(n, self._border(number, name), self._proportions) if n else None
+        return divided_hidden(n, self._border(number, name), self._proportions, number) if n else None
 
     def _mixer_parts(self, number: int, mixer: Mixer) -> list[range] | None:
         """The heads, groups or columns of what stands in place of attention, by rank."""
@@ -112,7 +112,11 @@ class _Division:
         layers = {i: layer for i, layer in enumerate(self._spec.layers) if layer.n_heads and layer.mixer is None}
         # layers with equal heads are divided alike, because some read the caches of others
         border = max((self._border(i, "attn_output") for i in layers), default=1)
-        found = {i: divided_heads(layer, border, self._proportions) for i, layer in layers.items()}
+        have_own_caches = all(layer.cache_layer is None for layer in layers.values())
+        found = {
+            i: divided_heads(layer, border, self._proportions, i if have_own_caches else 0)
+            for i, layer in layers.items()
+        }
         kept = {i: heads for i, heads in found.items() if heads is not None}
         for owner in {layer.cache_layer for layer in layers.values() if layer.cache_layer is not None}:
             readers = [i for i, layer in layers.items() if owner in (i, layer.cache_layer)]
