@@ -1,7 +1,8 @@
 // sample: draws a token: top-k, top-p, min-p, temperature; kept on the device for the next step and written to the host
 // bindings: largest next_token chosen step
-// constants: local_size n_vocab
-// dispatch: x = 1, y = results (with several, those that are not drawn are left out), local_size at least 64
+// constants: local_size n_vocab n_lists
+// dispatch: x = 1, y = results (with several, those that are not drawn are left out), local_size at least 64; n_lists: of
+//   candidates of all ranks (all_gather), from which greedy results are chosen too; 0: those of n_vocab logits
 // numerics: that of `pick` in vkllm/engine/sampler.py, step by step: a float32 difference and a product, rounded to
 // nearest, then integers only; so both choose the same token of the same logits
 #version 450
@@ -10,6 +11,7 @@
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint LOCAL_SIZE = 256;
 layout(constant_id = 1) const uint N_VOCAB = 32000;
+layout(constant_id = 2) const uint GATHERED_LISTS = 0;
 layout(std430, binding = 0) readonly buffer Largest { uvec2 largest[]; };
 layout(std430, binding = 1) writeonly buffer NextToken { uint next_token[]; };
 layout(std430, binding = 2) writeonly buffer Chosen { uint chosen[]; };
@@ -83,9 +85,11 @@ uvec2 sums(uint rank, uint weight) {
 
 void main() {
   uint result = gl_WorkGroupID.y;
-  if (gl_NumWorkGroups.y > 1 && (result >= n_results || !is_drawn(result))) return;
+  uint left_out = RESULT_LOGITS | (GATHERED_LISTS == 0 ? RESULT_GREEDY : 0);
+  if (gl_NumWorkGroups.y > 1 && (result >= n_results || (step_results[2 * result].z & left_out) != 0)) return;
   uvec4 of_result = step_results[2 * result], draw = step_results[2 * result + 1];
-  uint n_lists = (N_VOCAB + TOP_LOGITS - 1) / TOP_LOGITS; // one of each workgroup of top_logits
+  // one of each workgroup of top_logits
+  uint n_lists = GATHERED_LISTS != 0 ? GATHERED_LISTS : (N_VOCAB + TOP_LOGITS - 1) / TOP_LOGITS;
   uint first = result * n_lists * TOP_K;
   uint n_done = 0;
   for (uint n_kept = 0; n_done < n_lists; n_kept = 1) { // the first list stays from pass to pass
@@ -111,7 +115,8 @@ void main() {
   weight = is_kept ? weight_of(behind, uintBitsToFloat(draw.z)) : 0;
   sum = sums(rank, weight);
   uint place = high_product(sum.y, draw.w);
-  if (rank < TOP_K && sum.x <= place && place < sum.x + weight) {
+  bool is_likeliest = GATHERED_LISTS != 0 && (of_result.z & RESULT_GREEDY) != 0;
+  if (is_likeliest ? rank == 0 : rank < TOP_K && sum.x <= place && place < sum.x + weight) {
     if ((of_result.z & RESULT_LAST) != 0) next_token[of_result.y] = own.y;
     chosen[step_slot * MAX_NARROW + result] = own.y;
   }

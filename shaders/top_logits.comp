@@ -1,14 +1,15 @@
 // top_logits: the 64 largest of each 2048 logits, in falling order, for `sample`
 // bindings: logits largest step
-// constants: local_size n_vocab
-// dispatch: x = logits / 2048, y = results (with several, those that are not drawn are left out), local_size a power of
-//   two, at least 64
+// constants: local_size n_vocab takes_greedy
+// dispatch: x = logits / 2048, y = results (with several, those that are not drawn are left out, but greedy ones if
+//   takes_greedy is 1), local_size a power of two, at least 64
 // numerics: exact; of equal logits the lowest index wins, as in numpy
 #version 450
 #extension GL_GOOGLE_include_directive : require
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint LOCAL_SIZE = 256;
 layout(constant_id = 1) const uint N_VOCAB = 32000;
+layout(constant_id = 2) const uint TAKES_GREEDY = 0;
 layout(std430, binding = 0) readonly buffer Logits { uint logits[]; };
 layout(std430, binding = 1) writeonly buffer Largest { uvec2 largest[]; };
 #define STEP_BINDING 2
@@ -30,9 +31,13 @@ uvec2 candidate(uint i) {
   return uvec2(index < N_VOCAB ? key_of(logits[gl_WorkGroupID.y * N_VOCAB + index]) : 0, index);
 }
 
+bool is_wanted(uint result) {
+  return TAKES_GREEDY != 0 ? (step_results[2 * result].z & RESULT_LOGITS) == 0 : is_drawn(result);
+}
+
 void main() {
   uint self = gl_LocalInvocationID.x, result = gl_WorkGroupID.y, list = result * N_LISTS + gl_WorkGroupID.x;
-  if (gl_NumWorkGroups.y > 1 && (result >= n_results || !is_drawn(result))) return;
+  if (gl_NumWorkGroups.y > 1 && (result >= n_results || !is_wanted(result))) return;
   uvec2 own = candidate(self);
   for (uint i = self + LOCAL_SIZE; i < TOP_LOGITS; i += LOCAL_SIZE) {
     uvec2 other = candidate(i);

@@ -40,6 +40,12 @@ LAVAPIPE = replace(
 # The loops that vkllm/gpu/program/rounds.py counts: of each file, their heads as they stand there. A loop that is not
 # here, or stands here otherwise, needs its rounds counted there first.
 LOOPS = {
+    "all_gather.comp": [
+        "uint i = gl_LocalInvocationIndex; i < n; i += LOCAL_SIZE",
+        "uint i = gl_LocalInvocationIndex; i < n; i += LOCAL_SIZE",
+        "uint copy = 1; copy < N_COPIES; copy++",
+        "uint copy = 0; is_sound && copy < N_COPIES; copy++",
+    ],
     "all_reduce.comp": [
         "uint i = gl_LocalInvocationIndex; i < n; i += LOCAL_SIZE",
         "uint i = gl_LocalInvocationIndex; i < n; i += LOCAL_SIZE",

@@ -31,7 +31,7 @@ def drawer(device: Device, n_vocab: int, local_size: int) -> Drawn:
     logits, largest = poisoned(device, n_vocab), poisoned(device, 2 * TOP_K * n_lists)
     next_token, chosen = poisoned(device, 4), poisoned(device, 4)
     slots = StepSlots(device, 1, 1)
-    constants = (local_size, n_vocab)
+    constants = (local_size, n_vocab, 0)
     step = slots.buffer
     top_logits = device.dispatch(
         KERNELS["top_logits"], (logits, largest, step), constants=constants, groups=(n_lists, 1)
@@ -149,7 +149,7 @@ def test_top_logits_are_sorted_and_exact(device: Device, n_vocab: int) -> None:
     logits = np.round(np.random.default_rng(5).normal(0, 3, n_vocab), 1).astype(np.float32)
     largest = poisoned(device, 2 * TOP_K * 3)
     buffers = (filled(device, logits), largest, step_buffer(device, [0], [0]))
-    device.run([device.dispatch(KERNELS["top_logits"], buffers, constants=(64, n_vocab), groups=(3, 1))])
+    device.run([device.dispatch(KERNELS["top_logits"], buffers, constants=(64, n_vocab, 0), groups=(3, 1))])
     got = words(largest, (3, TOP_K, 2))[:, :, 1]
     for i, start in enumerate(range(0, n_vocab, TOP_LOGITS)):
         wanted = start + np.argsort(-logits[start : start + TOP_LOGITS], kind="stable")[:TOP_K]

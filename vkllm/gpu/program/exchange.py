@@ -7,13 +7,14 @@ need. Which operations exchange something, and when a step is submitted, is for 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from vkllm.errors import DeviceError, DeviceTimeout
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.device.shared_memory import SharedHostMemory
 from vkllm.gpu.program.exchange_kernels import LINE_FOURS, MOST_RANKS
-from vkllm.gpu.program.kernels import KERNELS, MAX_NARROW
+from vkllm.gpu.program.kernels import KERNELS, MAX_NARROW, TOP_K, TOP_LOGITS
 
 LINE_BYTES: Final = 16 * LINE_FOURS
 
@@ -34,6 +35,22 @@ LOCAL_SIZE, CPU_LOCAL_SIZE = 256, 128
 
 _MISSING, _DAMAGED, _FAILED_MARK = 0, 256, 0x464B4C56
 """As in shaders/lib/exchange.glsl."""
+
+
+@dataclass(frozen=True)
+class VocabularyPart:
+    """The part of a vocabulary of n_vocab tokens whose logits a rank computes: n_part tokens, from first_token on.
+    most: tokens of the largest part of all ranks."""
+
+    n_vocab: int
+    first_token: int
+    n_part: int
+    most: int
+
+    @property
+    def most_lists(self) -> int:
+        """Lists of candidates that `top_logits` makes of the largest part."""
+        return -(-self.most // TOP_LOGITS)
 
 
 class Exchange:
@@ -89,7 +106,7 @@ class Exchange:
 
 
 class RankExchange:
-    """Makes the dispatches of one rank.
+    """Makes the dispatches of one rank. n_ranks: of all.
 
     Their numbers count the exchanges of a step, from 1 on without gaps, the same on all ranks; the step says how many
     were in all steps before (`StepSlots.write`). Between two exchanges there must be a barrier. A rank waits for two or
@@ -99,6 +116,7 @@ class RankExchange:
     def __init__(self, exchange: Exchange, rank: int) -> None:
         self._exchange = exchange
         self._rank = rank
+        self.n_ranks = len(exchange.devices)
         self._device = exchange.devices[rank]
         self._is_cpu = self._device.info.type == "cpu"
         self._shared = self._device.shared_buffer(exchange.memory)
@@ -121,6 +139,29 @@ class RankExchange:
             constants=(self._local_size, columns, int(add is not None), *self._constants(n_copies)),
             groups=(self._groups(width * columns // 4, n_copies), 1),
             push=(number, width, self._rank),
+        )
+
+    def all_gather(
+        self,
+        largest: Buffer,
+        gathered: Buffer,
+        step: Buffer,
+        vocabulary: VocabularyPart,
+        width: int,
+        number: int,
+    ) -> Dispatch:
+        """The candidates of all ranks, from those of this rank's part of the vocabulary, for steps of up to `width`
+        results. gathered: (width, n_ranks * most_lists, TOP_K) candidates, for `sample`."""
+        n_copies, n_fours = self._exchange.n_copies(width), width * vocabulary.most_lists * TOP_K // 2
+        return self._device.dispatch(
+            KERNELS["all_gather"],
+            (largest, gathered, step, self._shared, self._state, self._failure),
+            constants=(
+                *(self._local_size, vocabulary.n_part, vocabulary.most_lists),
+                *self._constants(n_copies),
+            ),
+            groups=(self._groups(n_fours, n_copies), 1),
+            push=(number, width, self._rank, vocabulary.first_token),
         )
 
     def check(self) -> None:

@@ -22,4 +22,11 @@ EXCHANGE_KERNELS: Final = (
         ("number", "width", "own_rank"),
         surplus="loops",
     ),
+    KernelSpec(
+        "all_gather",
+        ("largest", "gathered", "step", "shared", "state", "failure"),
+        ("local_size", "n_vocab", "most_lists", *_EXCHANGE),
+        ("number", "width", "own_rank", "first_token"),
+        surplus="loops",
+    ),
 )

@@ -375,7 +375,7 @@ KERNELS = {
             subgroup=("arithmetic",),
             chains=True,
         ),
-        KernelSpec("sample", ("largest", "next_token", "chosen", "step"), ("local_size", "n_vocab")),
+        KernelSpec("sample", ("largest", "next_token", "chosen", "step"), ("local_size", "n_vocab", "n_lists")),
         KernelSpec(
             "split_planes",
             ("raw", "quants", "scales"),
@@ -402,7 +402,7 @@ KERNELS = {
             ("local_size", "n_parts", "adds", "has_bias", "factor"),
             ("n_weight_rows", "y_offset", "y_stride", "part_rows"),
         ),
-        KernelSpec("top_logits", ("logits", "largest", "step"), ("local_size", "n_vocab")),
+        KernelSpec("top_logits", ("logits", "largest", "step"), ("local_size", "n_vocab", "takes_greedy")),
         *EXCHANGE_KERNELS,
     )
 }

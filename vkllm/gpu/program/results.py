@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
+from vkllm.gpu.program.exchange import RankExchange, VocabularyPart
 from vkllm.gpu.program.kernels import KERNELS, MAX_NARROW, TOP_K, TOP_LOGITS
 from vkllm.gpu.program.step import Result
 
@@ -56,6 +57,15 @@ class Place:
     first_logits: int = 0
 
 
+@dataclass(frozen=True)
+class Gathering:
+    """How ranks choose the same tokens, each with the logits of a part of the vocabulary. number: of the exchange."""
+
+    exchange: RankExchange
+    vocabulary: VocabularyPart
+    number: int
+
+
 class Results:
     """Makes the dispatches. logits: (rows, V), of the results of a step. step: the step buffer on the device.
 
@@ -63,9 +73,17 @@ class Results:
     """
 
     def __init__(
-        self, device: Device, logits: Buffer, n_vocab: int, n_sequences: int, n_slots: int, step: Buffer
+        self,
+        device: Device,
+        logits: Buffer,
+        n_vocab: int,
+        n_sequences: int,
+        n_slots: int,
+        step: Buffer,
+        gathering: Gathering | None = None,
     ) -> None:
-        """Raises OutOfDeviceMemory."""
+        """n_vocab: of these logits, which are a part of the vocabulary where there is a gathering. Raises
+        OutOfDeviceMemory."""
         self._device = device
         self._logits = logits
         self._n_vocab = n_vocab
@@ -74,9 +92,16 @@ class Results:
         self._n_lists = -(-n_vocab // TOP_LOGITS)
         self._mask_words = -(-n_vocab // 32)
         self._n_rows = min(logits.n_words // n_vocab, MAX_NARROW)
+        self._gathering = gathering
+        self._part = gathering.vocabulary if gathering else VocabularyPart(n_vocab, 0, n_vocab, n_vocab)
+        assert self._part.n_part == n_vocab and self._part.first_token % 32 == 0
         self.next_token = device.buffer(max(n_sequences, MAX_NARROW))
         self._chosen = device.buffer(n_slots * MAX_NARROW, is_host=True)
-        self._largest = device.buffer(2 * TOP_K * self._n_lists * self._n_rows)
+        self._largest = self._candidates = device.buffer(2 * TOP_K * self._n_lists * self._n_rows)
+        self._n_gathered = 0
+        if gathering is not None:
+            self._n_gathered = gathering.exchange.n_ranks * self._part.most_lists
+            self._candidates = device.buffer(2 * TOP_K * self._n_gathered * self._n_rows)
         self._masks = device.buffer(n_slots * MAX_NARROW * self._mask_words, is_host=True)
         self.n_places = 1
         self._host_logits = device.buffer(n_slots * n_vocab, is_host=True)
@@ -86,7 +111,7 @@ class Results:
         assert len(results) <= self._n_rows
         for result in results:
             assert result.draw is None or (0 < result.draw.top_k <= TOP_K and not result.wants_logits)
-            assert result.mask is None or (not result.wants_logits and len(result.mask) == self._mask_words)
+            assert result.mask is None or (not result.wants_logits and len(result.mask) == -(-self._part.n_vocab // 32))
         n_wanted = sum(result.wants_logits for result in results)
         if n_wanted > self.n_places:  # steps in flight keep the other buffer
             n_places = next(width for width in HEAD_WIDTHS if width >= n_wanted)
@@ -100,7 +125,8 @@ class Results:
         masks = self._masks.words[: self._n_slots * MAX_NARROW * self._mask_words]
         for i, result in enumerate(place.results):
             if result.mask is not None:
-                masks.reshape(self._n_slots, MAX_NARROW, -1)[place.slot, i] = result.mask
+                own = result.mask[self._part.first_token // 32 :][: self._mask_words]
+                masks.reshape(self._n_slots, MAX_NARROW, -1)[place.slot, i] = own
 
     def tokens(self, place: Place) -> list[int]:
         """What the results of a finished step have chosen, -1 for those that want logits."""
@@ -117,18 +143,23 @@ class Results:
     def dispatches(self, kinds: Kinds, local_size: int) -> list[Dispatch]:
         """What follows the vocabulary projection, in order."""
         masking = [self._loop_over_logits("mask_logits", self._masks, kinds, local_size)] if kinds.is_masked else []
-        top_logits, sample = self._sample(kinds, local_size)
+        first, *then = self._sample(kinds, local_size)
+        is_sampled = kinds.is_drawn or self.n_exchanges(kinds) > 0
         reading = [
-            *([self._argmax(kinds, local_size)] if kinds.is_greedy else []),
+            *([self._argmax(kinds, local_size)] if kinds.is_greedy and self._gathering is None else []),
             *(
                 [self._loop_over_logits("read_logits", self._host_logits, kinds, local_size)]
                 if kinds.wants_logits
                 else []
             ),
-            *([top_logits] if kinds.is_drawn else []),
+            *([first] if is_sampled else []),
         ]
         side_by_side = [replace(dispatch, is_independent=i > 0) for i, dispatch in enumerate(reading)]
-        return [*masking, *side_by_side, *([sample] if kinds.is_drawn else [])]
+        return [*masking, *side_by_side, *(then if is_sampled else [])]
+
+    def n_exchanges(self, kinds: Kinds) -> int:
+        """How many of the dispatches are exchanges between ranks."""
+        return int(self._gathering is not None and (kinds.is_greedy or kinds.is_drawn))
 
     def _loop_over_logits(self, kernel: str, host: Buffer, kinds: Kinds, local_size: int) -> Dispatch:
         """Masks or reads logits, with a buffer in host memory."""
@@ -140,21 +171,26 @@ class Results:
             push=(self.n_places,) if kernel == "read_logits" else (),
         )
 
-    def _sample(self, kinds: Kinds, local_size: int) -> tuple[Dispatch, Dispatch]:
-        constants = (4 * local_size, self._n_vocab)
+    def _sample(self, kinds: Kinds, local_size: int) -> list[Dispatch]:
+        """The candidates of each result, those of other ranks too, and the choice among them."""
         top_logits = self._device.dispatch(
             KERNELS["top_logits"],
             (self._logits, self._largest, self._step),
-            constants=constants,
+            constants=(4 * local_size, self._n_vocab, int(self._gathering is not None)),
             groups=(self._n_lists, kinds.width),
         )
         sample = self._device.dispatch(
             KERNELS["sample"],
-            (self._largest, self.next_token, self._chosen, self._step),
-            constants=constants,
+            (self._candidates, self.next_token, self._chosen, self._step),
+            constants=(4 * local_size, self._part.n_vocab, self._n_gathered),
             groups=(1, kinds.width),
         )
-        return top_logits, sample
+        if self._gathering is None:
+            return [top_logits, sample]
+        gathered = self._gathering.exchange.all_gather(
+            self._largest, self._candidates, self._step, self._part, kinds.width, self._gathering.number
+        )
+        return [top_logits, gathered, sample]
 
     def _argmax(self, kinds: Kinds, local_size: int) -> Dispatch:
         most = min(16 * local_size, self._device.info.max_workgroup_invocations)

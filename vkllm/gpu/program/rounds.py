@@ -61,6 +61,9 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "all_reduce":
             share = _up(_up(v["width"] * v["columns"] // 4, dispatch.groups[0]), size)
             return 2 * v["n_copies"] * (share + 1 + v["n_ranks"]) + _exchange(v)
+        case "all_gather":
+            n_fours = v["width"] * v["most_lists"] * TOP_K // 2
+            return 2 * v["n_copies"] * (_up(_up(n_fours, dispatch.groups[0]), size) + 1 + v["n_ranks"]) + _exchange(v)
         case "argmax":
             return _up(v["n_vocab"], 8 * size) + size.bit_length()
         case "attention" | "attention_fused":
@@ -136,7 +139,8 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             return 3 * _up(v["columns"] // 4, size) + 2 * (size // subgroup_size) + v["most_polls"]
         case "sample":
             merges = sum(3 + _up(m * TOP_K, size) + 6 * (2 + _up(m * TOP_K // 2, size)) for m in (16, 8, 4, 2, 1))
-            return _up(_up(v["n_vocab"], TOP_LOGITS), 31) * (3 + _up(32 * TOP_K, size) + merges) + 2 * TOP_K
+            n_lists = v["n_lists"] or _up(v["n_vocab"], TOP_LOGITS)
+            return _up(n_lists, 31) * (3 + _up(32 * TOP_K, size) + merges) + 2 * TOP_K
         case "score":
             return 2 * (_up(v["n_vocab"], size) + size.bit_length())
         case "split_planes":
