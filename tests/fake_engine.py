@@ -21,6 +21,7 @@ from vkllm.engine.events import (
     Event,
     Failed,
     Finished,
+    PromptProgress,
     RunStats,
     Scores,
     StateAnswer,
@@ -169,7 +170,12 @@ class FakeEngine:
         self._n_generated += 1
         top = tuple(TokenLogprob(token_id + i, -0.5 - i) for i in range(request.params.logprobs or 0))
         logprob = None if request.params.logprobs is None else -0.5
-        events: list[Event] = [Token(request.id, token_id, logprob, top)]
+        events: list[Event] = []
+        if request.tells_progress and self._n_generated == 1:
+            n = len(request.prompt_token_ids)
+            told = ((min(1, n), 0.0), (n, 0.25))  # its first token was cached, it says
+            events += [PromptProgress(request.id, n, min(1, n), done, run_s) for done, run_s in told]
+        events.append(Token(request.id, token_id, logprob, top))
         if token_id in request.stop_token_ids:
             events.append(self._finish("stop"))
         elif self._n_generated == request.params.max_tokens:

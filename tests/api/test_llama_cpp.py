@@ -16,7 +16,7 @@ from vkllm.api.llama_cpp.answers import CompletionAnswer, generation_settings, t
 from vkllm.api.llama_cpp.probabilities import sampled_probabilities
 from vkllm.api.llama_cpp.prompts import can_fill, infill_tokens, pieces_of, prompts_of, token_ids_of
 from vkllm.api.llama_cpp.requests import completion_request
-from vkllm.engine.events import RunStats
+from vkllm.engine.events import PromptProgress, RunStats
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.errors import InvalidParameter
@@ -147,9 +147,12 @@ def test_chunks_have_tokens_and_probabilities(tokenizer: Tokenizer) -> None:
     assert made["timings"]["predicted_n"] == 1 and made["timings"]["predicted_per_second"] == 0
     last = answer.whole(generation(logprobs=logprobs), is_last_chunk=True)
     assert last["content"] == "" and "completion_probabilities" not in last
-    first = answer.progress(0)
-    assert first["prompt_progress"] == {"total": 3, "cache": 0, "processed": 0, "time_ms": 0}
-    assert first["timings"]["prompt_ms"] == 0 and answer.progress(3)["timings"]["prompt_n"] == 3
+    first = answer.progress(PromptProgress(1, 9, 4, 4, 0.5))
+    assert first["prompt_progress"] == {"total": 9, "cache": 4, "processed": 4, "time_ms": 0}
+    assert first["timings"]["prompt_ms"] == 0 and first["timings"]["prompt_n"] == 0
+    second = answer.progress(PromptProgress(1, 9, 4, 6, 0.5))
+    assert second["prompt_progress"] == {"total": 9, "cache": 4, "processed": 6, "time_ms": 500}
+    assert second["timings"]["prompt_n"] == 2 and second["timings"]["prompt_per_second"] == 4
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vkllm.engine.constraint import Constraint
-from vkllm.engine.events import EngineStats, Failed, Finished, Scores, StateAnswer
+from vkllm.engine.events import EngineStats, Failed, Finished, PromptProgress, Scores, StateAnswer, Token
 from vkllm.engine.requests import Request, StateQuery
 from vkllm.engine.scheduler import MOST_ROWS
 from vkllm.errors import DeadlineExceeded, InvalidParameter, QueueFull
@@ -221,6 +222,20 @@ def test_the_sequence_that_came_last_is_put_back_and_computed_again() -> None:
     assert len(chunks) > 3, "a prompt ran again"
     ends = [next(time for time, e in session.events if isinstance(e, Finished) and e.request_id == i) for i in range(3)]
     assert ends == sorted(ends)
+
+
+def test_a_prompts_progress_is_told_chunk_by_chunk_to_who_asks() -> None:
+    session = Session(PLAIN)
+    session.run(request(0, ids(1, 40), 1))
+    wanted = replace(request(1, ids(1, 40) + ids(2, 200), 3), tells_progress=True)
+    session.run(wanted, request(2, ids(3, 300), 3))
+    told = [event for _, event in session.events if isinstance(event, PromptProgress)]
+    assert {(each.request_id, each.n_prompt, each.n_cached) for each in told} == {(1, 240, told[0].n_processed)}
+    counts = [each.n_processed for each in told]
+    assert 32 <= counts[0] <= 40 and counts[-1] == 240 and len(counts) > 3
+    assert counts == sorted(set(counts)) and [each.run_s for each in told] == sorted(each.run_s for each in told)
+    kinds = [type(event) for _, event in session.events if event.request_id == 1]
+    assert kinds == [PromptProgress] * len(told) + [Token] * 3 + [Finished]
 
 
 def test_a_full_queue_refuses_and_the_others_go_on() -> None:

@@ -7,10 +7,10 @@ an answer is made of text/answers finds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Self, TypedDict
 
-from vkllm.engine.events import Event, Failed, Finished, RunStats, Token
+from vkllm.engine.events import Event, Failed, Finished, PromptProgress, RunStats, Token
 from vkllm.engine.requests import Request
 from vkllm.errors import VkllmError, counted
 from vkllm.text.answers.forced import ForcedCall
@@ -125,7 +125,7 @@ class Piece(str):
     """Some text of an answer, with the tokens received since the piece before it.
 
     reasoning, tool_calls: what else came of a chat's answer; the text is empty where only that came. A call comes when
-    it is complete.
+    it is complete. progress: how far the prompt has been run, where that was asked for; nothing else comes with it.
 
     >>> for piece in llm.stream("The capital of France is", max_tokens=2, temperature=0):
     ...     print(repr(piece), len(piece.token_ids))
@@ -137,6 +137,7 @@ class Piece(str):
     logprobs: list[Logprob] | None
     reasoning: str
     tool_calls: list[ToolCall]
+    progress: PromptProgress | None
 
     def __new__(
         cls,
@@ -145,6 +146,7 @@ class Piece(str):
         logprobs: Sequence[Logprob] | None = None,
         reasoning: str = "",
         tool_calls: Sequence[ToolCall] = (),
+        progress: PromptProgress | None = None,
     ) -> Self:
         """A str, so that it prints and joins like one."""
         piece = super().__new__(cls, text)
@@ -152,6 +154,7 @@ class Piece(str):
         piece.logprobs = None if logprobs is None else list(logprobs)
         piece.reasoning = reasoning
         piece.tool_calls = list(tool_calls)
+        piece.progress = progress
         return piece
 
 
@@ -194,6 +197,10 @@ class AnswerText:
         self._logprobs: list[Logprob] = []
         self._n_in_pieces = 0
 
+    def tell_progress(self) -> None:
+        """Asks for pieces that say how far the prompt is, before the request is sent."""
+        self.request = replace(self.request, tells_progress=True)
+
     @property
     def is_stopped(self) -> bool:
         """Whether a stop string came, or as many calls of tools as there may be."""
@@ -220,6 +227,8 @@ class AnswerText:
             case Failed(error=error):
                 self.is_over, self.error = True, error
                 raise error
+            case PromptProgress() if not self.is_over:
+                return Piece("", progress=event)
             case Finished():
                 text = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
                 parts = self._take_apart(text, is_last=True)

@@ -56,6 +56,7 @@ class AsyncStream(AsyncIterator[Piece]):
         self._start: asyncio.Task[AnswerText] | None = None
         self._cancel: Callable[[], None] | None = None  # once the request was sent
         self._is_closed = False
+        self._tells_progress = False
 
     def __repr__(self) -> str:
         if self._is_closed:
@@ -142,6 +143,8 @@ class AsyncStream(AsyncIterator[Piece]):
 
         def send() -> AnswerText:
             answer = self._make_answer(prompts)
+            if self._tells_progress:
+                answer.tell_progress()
             engine.send(answer.request, on_event)
 
             def cancel() -> None:
@@ -175,6 +178,12 @@ async def all_answers(streams: Sequence[AsyncStream]) -> list[Generation]:
         for stream in streams:
             await stack.enter_async_context(stream)
         return [await stream.result() for stream in streams]
+
+
+def telling_progress(streams: Sequence[AsyncStream]) -> None:
+    """Asks for pieces that say how far the prompt is, before anything is sent."""
+    for stream in streams:
+        stream._tells_progress = True
 
 
 async def request_of(stream: AsyncStream) -> Request:

@@ -235,7 +235,7 @@ class Batching:
     def _submit_step(self, rows: list[Rows]) -> None:
         now_s = self._clock()
         for part in rows:
-            part.sequence.takes_part(len(rows), now_s)
+            self._events += part.sequence.takes_part(len(rows), now_s, part.start)
         self.doing = doing = doing_of(rows)
         n_rows = sum(part.n_rows for part in rows)
         submitted = self._program.submit(
@@ -280,6 +280,8 @@ class Batching:
             n_read += part.n_results
             if sequence.is_over:
                 continue
+            if part.is_prompt:
+                self._events += sequence.progress(part.start + part.n_rows, done_s)
             sequence.n_in_flight -= part.n_results
             if not sequence.request.is_answered:
                 self._report(part)

@@ -36,6 +36,21 @@ class Token:
 
 
 @dataclass(frozen=True)
+class PromptProgress:
+    """How far a prompt has been run, for requests that want to know.
+
+    n_processed: tokens of the prompt whose keys and values are there; n_cached: of these, those that were there before.
+    run_s: seconds since the request was started. n_prompt: all of its tokens.
+    """
+
+    request_id: int
+    n_prompt: int
+    n_cached: int
+    n_processed: int
+    run_s: float
+
+
+@dataclass(frozen=True)
 class RunStats:
     """Counts and seconds of one request.
 
@@ -211,4 +226,4 @@ class StateAnswer:
 Answer = DeviceAnswer | TuningAnswer | KernelAnswer | StateAnswer
 
 
-Event = Token | Scores | Embedded | TuningTrial | Answer | Finished | Failed
+Event = Token | PromptProgress | Scores | Embedded | TuningTrial | Answer | Finished | Failed

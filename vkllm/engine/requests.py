@@ -24,7 +24,7 @@ class Request:
     `Embedded`), made of its rows in this way. n_keep: prompt tokens, from the first on, that no context shift
     drops. grammar: llguidance's grammar of the answer, from params' json_schema, regex or grammar. origin: whose text
     it is; what is cached of one origin is never used for another. deadline_s: seconds from its submission; a request
-    that has not ended by then fails.
+    that has not ended by then fails. tells_progress: `PromptProgress` is reported while the prompt runs.
     """
 
     id: int
@@ -37,6 +37,7 @@ class Request:
     grammar: str | None = None
     origin: str = ""
     deadline_s: float | None = None
+    tells_progress: bool = False
 
     @property
     def is_answered(self) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vkllm.engine.constraint import Constraint
-from vkllm.engine.events import RunStats, Token
+from vkllm.engine.events import PromptProgress, RunStats, Token
 from vkllm.engine.prefix_cache import Held
 from vkllm.engine.requests import Request
 from vkllm.engine.sampler import Sampler
@@ -29,7 +29,7 @@ class TokenSequence:
     once, for the GPU. choosing: the CPU's work for the next token. hidden_sum: of the rows that its embedding is made
     of. n_reported: rows of a prompt without an answer whose results are known. is_drafting: the step in flight has
     drafts. row_before: as in `vkllm.gpu.program.step.Part`, of the next step. stepped_at: a count that grows with each
-    step. n_drafts, n_steps, step_share: see `RunStats`.
+    step. n_told: tokens of the prompt whose run was reported. n_drafts, n_steps, step_share: see `RunStats`.
     """
 
     request: Request
@@ -57,6 +57,7 @@ class TokenSequence:
     n_steps: int = 0
     step_share: float = 0.0
     n_reported: int = 0
+    n_told: int = -1
     stepped_at: int = 0
     started_s: float = 0.0
     first_token_s: float = 0.0
@@ -112,11 +113,21 @@ class TokenSequence:
         """Known tokens whose keys and values are cached when all submitted steps have run."""
         return min(len(self.tokens), self.n_run)
 
-    def takes_part(self, n_sequences: int, now_s: float) -> None:
-        """A step of so many sequences is submitted, this one among them."""
-        self.started_s = self.started_s or now_s
+    def takes_part(self, n_sequences: int, now_s: float, start: int) -> list[PromptProgress]:
+        """A step of so many sequences is submitted, this one among them from token `start` on. Returns what to tell."""
+        is_first, self.started_s = not self.started_s, self.started_s or now_s
         self.n_steps += 1
         self.step_share += 1 / n_sequences
+        return self.progress(start, now_s) if is_first else []
+
+    def progress(self, n_processed: int, now_s: float) -> list[PromptProgress]:
+        """What is to be told of so many tokens of the prompt, if they are more than those that were told already."""
+        request = self.request
+        if not request.tells_progress or self.n_generated or n_processed <= self.n_told:
+            return []
+        self.n_told = n_processed
+        n_prompt, n_cached = len(request.prompt_token_ids), self.n_cached or 0
+        return [PromptProgress(request.id, n_prompt, n_cached, n_processed, now_s - self.started_s)]
 
     def stats(self) -> RunStats:
         """Counts and seconds so far."""

@@ -21,7 +21,8 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 """What clients and templates call the thoughts before an answer."""
 
 _MAX_DEPTH = 50
-_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+_TEXT_KINDS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
+_TEXT_PARTS = {**dict.fromkeys(_TEXT_KINDS, "text"), "refusal": "refusal"}
 """Types of parts that are text -> the key that holds it."""
 
 
@@ -152,11 +153,15 @@ def _plain_message(message: Any, where: str) -> dict[str, Any]:
     has_content = "content" in plain or hasattr(message, "content")  # objects leave out what is None
     if not (has_content or calls or any(map(plain.get, REASONING))):
         raise InvalidParameter(f"{where} has neither content nor tool_calls")
-    plain["content"] = _content_text(plain.get("content"), where)
+    plain["content"] = content_text(plain.get("content"), where)
     return plain
 
 
-def _content_text(content: Any, where: str) -> str:
+def content_text(content: Any, where: str, *, between: str = "\n") -> str:
+    """The text of a message's content, which may be null or a list of parts. between: what joins these.
+
+    Raises InvalidParameter, with `where` in its message.
+    """
     if content is None:
         return ""
     if isinstance(content, str):
@@ -164,7 +169,7 @@ def _content_text(content: Any, where: str) -> str:
     if not isinstance(content, list):
         found = type(content).__name__
         raise InvalidParameter(f"{where} has content of type {found}; pass text or a list of text parts")
-    return "\n".join(_part_text(part, where) for part in content)
+    return between.join(_part_text(part, where) for part in content)
 
 
 def _part_text(part: Any, where: str) -> str:

@@ -55,9 +55,32 @@ def test_several_texts_are_a_list(served: Served) -> None:
     assert [(each["index"], each["content"]) for each in made] == [(0, "bc"), (1, "bc"), (2, "bb"), (3, "bb")]
 
 
+PROGRESS = [{"total": 3, "cache": 1, "processed": n, "time_ms": ms} for n, ms in ((1, 0), (3, 250))]
+
+
+def test_streams_of_openai_tell_the_progress_of_prompts_too(served: Served) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    asked = {"prompt": "abc", "max_tokens": 2, "messages": messages, "stream": True, "return_progress": True}
+    response = {"input": "Hi", "stream": True, "return_progress": True}
+    first, second, *others, done = served.events("/v1/completions", asked)
+    assert [first["prompt_progress"], second["prompt_progress"]] == PROGRESS and done == "[DONE]"
+    assert (first["choices"][0]["text"], first["timings"]["prompt_n"], second["timings"]["prompt_n"]) == ("", 0, 2)
+    assert "".join(each["choices"][0]["text"] for each in others) == "bc"
+    first, second, *others, done = served.events("/v1/chat/completions", asked)
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": None}
+    assert second["choices"][0]["delta"] == {} and second["prompt_progress"]["processed"] == 21
+    assert "".join(each["choices"][0]["delta"].get("content") or "" for each in others) == "us"
+    found = [each for each in served.events("/v1/responses", response) if "prompt_progress" in each]
+    assert [each["type"] for each in found] == ["response.in_progress"] * 2
+    assert [each["prompt_progress"]["processed"] for each in found] == [1, 21]
+    for path in ("/v1/completions", "/v1/chat/completions", "/completion"):
+        told = served.events(path, asked | {"return_progress": False})
+        assert not any("prompt_progress" in each for each in told)
+
+
 def test_a_stream_has_chunks_and_ends_with_counts(served: Served) -> None:
     events = served.events("/completion", {"prompt": "abc", "n_predict": 3, "stream": True, "return_progress": True})
-    assert [event["prompt_progress"]["processed"] for event in events[:2]] == [0, 3]
+    assert [event["prompt_progress"] for event in events[:2]] == PROGRESS
     *parts, last = events[2:]
     assert [(part["content"], part["tokens"], part["stop"]) for part in parts] == [
         ("b", [98], False),

@@ -83,7 +83,7 @@ def test_a_cut_response_is_incomplete(client: openai.OpenAI) -> None:
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "refers to an earlier request"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
-            "vkllm reads text only",
+            "vkllm reads parts of type 'text' only",
         ),
         ({"input": []}, "with at least one"),
         ({"input": [3]}, "item 0 of input must be an object"),

@@ -10,7 +10,7 @@ from typing import Any
 from vkllm.api.answer import Generation, Logprob, Piece
 from vkllm.api.llama_cpp.probabilities import probabilities, sampled_probabilities
 from vkllm.api.llama_cpp.requests import CompletionRequest
-from vkllm.engine.events import RunStats
+from vkllm.engine.events import PromptProgress, RunStats
 from vkllm.engine.params import RANDOM_SEED, SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.text.tokenizer import Tokenizer
@@ -32,18 +32,9 @@ class CompletionAnswer:
     _first_s: float | None = None
     _n_generated: int = 0
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether no token has come yet."""
-        return self._first_s is None
-
-    def progress(self, n_processed: int) -> dict[str, Any]:
+    def progress(self, progress: PromptProgress) -> dict[str, Any]:
         """A chunk that says how many tokens of the prompt were read."""
-        n_prompt = len(self.request.prompt_token_ids)
-        spent_ms = (time.monotonic() - self._start_s) * 1000 if n_processed else 0.0
-        progress = {"total": n_prompt, "cache": 0, "processed": n_processed, "time_ms": round(spent_ms)}
-        stats = RunStats(n_processed, 0, 0, spent_ms / 1000, 0.0, 0.0)
-        return {**self._chunk("", []), "prompt_progress": progress, "timings": timings(stats)}
+        return self._chunk("", []) | progress_fields(progress)
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         """A part of the text."""
@@ -106,6 +97,14 @@ class CompletionAnswer:
             "tokens_predicted": self._n_generated,
             "tokens_evaluated": len(self.request.prompt_token_ids),
         }
+
+
+def progress_fields(progress: PromptProgress) -> dict[str, Any]:
+    """What chunks of any kind say of the progress of a prompt."""
+    run_s = progress.run_s if progress.n_processed > progress.n_cached else 0.0
+    counts = {"total": progress.n_prompt, "cache": progress.n_cached, "processed": progress.n_processed}
+    stats = RunStats(progress.n_processed, progress.n_cached, 0, run_s, 0.0, 0.0)
+    return {"prompt_progress": {**counts, "time_ms": round(run_s * 1000)}, "timings": timings(stats)}
 
 
 def timings(stats: RunStats) -> dict[str, Any]:

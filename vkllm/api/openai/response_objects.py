@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vkllm.api.answer import Generation, Piece
@@ -67,6 +67,10 @@ class ResponseAnswer:
         """Before the first piece."""
         begun = self.response("in_progress")
         return [self._event(f"response.{kind}", response=begun) for kind in ("created", "in_progress")]
+
+    def progress(self, fields: Mapping[str, Any]) -> Event:
+        """That the prompt is being read. fields: how far."""
+        return self._event("response.in_progress", response=self.response("in_progress"), **fields)
 
     def push(self, piece: Piece) -> list[Event]:
         """A piece of the answer."""

@@ -23,13 +23,13 @@ from vkllm.api.openai.options import (
 from vkllm.api.prompts import Prompts
 from vkllm.errors import InvalidParameter
 from vkllm.text.answers.tool_choice import ToolChoice
+from vkllm.text.messages import content_text
 
 _STATELESS = "this server keeps nothing between requests; send the whole conversation as input"
 _REFUSED = {"previous_response_id": _STATELESS, "conversation": _STATELESS, "prompt": _STATELESS}
 _SAME = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "logit_bias", "frequency_penalty",
          "presence_penalty", "repeat_penalty", "chat_template_kwargs", "enable_thinking", "tool_choice",
          "parallel_tool_calls", "grammar", "regex", "json_schema")  # fmt: skip
-_TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal")
 _ROLES = ("user", "assistant", "system", "developer")
 
 
@@ -109,7 +109,7 @@ def _functions(tools: Any) -> list[dict[str, Any]]:
 def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if (instructions := body.get("instructions")) is not None:
-        messages.append({"role": "system", "content": _text(instructions, "instructions")})
+        messages.append({"role": "system", "content": content_text(instructions, "instructions", between="")})
     items = body.get("input")
     if isinstance(items, str):
         return [*messages, {"role": "user", "content": items}]
@@ -130,7 +130,7 @@ def _take(messages: list[dict[str, Any]], item: Mapping[str, Any], where: str) -
             role = item.get("role")
             if role not in _ROLES:
                 raise InvalidParameter(f"{where}: role must be one of {', '.join(_ROLES)}, not {role!r:.60}")
-            text = _text(item.get("content"), f"{where}: content")
+            text = content_text(item.get("content"), where, between="")
             if role == "assistant":
                 turn = _turn(messages)
                 turn["content"] = turn["content"] + text
@@ -138,7 +138,7 @@ def _take(messages: list[dict[str, Any]], item: Mapping[str, Any], where: str) -
                 messages.append({"role": role, "content": text})
         case "reasoning":
             parts = [*(item.get("content") or ()), *(item.get("summary") or ())]
-            if text := _text(parts, f"{where}: content"):
+            if text := content_text(parts, where, between=""):
                 _turn(messages, is_new=True)["reasoning_content"] = text
         case "function_call" | "custom_tool_call" as kind:
             arguments = item.get("arguments") if kind == "function_call" else {"input": item.get("input")}
@@ -146,7 +146,7 @@ def _take(messages: list[dict[str, Any]], item: Mapping[str, Any], where: str) -
             call = {"id": item.get("call_id"), "type": "function", "function": function}
             _turn(messages).setdefault("tool_calls", []).append(call)
         case "function_call_output" | "custom_tool_call_output":
-            text = _text(item.get("output"), f"{where}: output")
+            text = content_text(item.get("output"), where, between="")
             messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
         case "item_reference":
             raise InvalidParameter(f"{where} refers to an earlier request: {_STATELESS}")
@@ -160,26 +160,3 @@ def _turn(messages: list[dict[str, Any]], *, is_new: bool = False) -> dict[str, 
     if last is None or last["role"] != "assistant" or (is_new and (last["content"] or last.get("tool_calls"))):
         messages.append(last := {"role": "assistant", "content": ""})
     return last
-
-
-def _text(content: Any, where: str) -> str:
-    """The text of a content, which may be a list of parts. Raises InvalidParameter."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidParameter(f"{where} must be a text or a list of parts, not {content!r:.60}")
-    texts = []
-    for part in content:
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in _TEXTS:
-            raise InvalidParameter(f"{where} has a part of type {kind!r:.60}; vkllm reads text only, so leave it out")
-        text = part.get("refusal") if kind == "refusal" else part.get("text")
-        if not isinstance(text, str):
-            raise InvalidParameter(f"{where} has a part without text")
-        texts.append(text)
-    return "".join(texts)

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from vkllm.api.answer import Piece
 from vkllm.api.async_llm import opening
-from vkllm.api.async_stream import AsyncStream, all_answers, request_of
+from vkllm.api.async_stream import AsyncStream, all_answers, request_of, telling_progress
 from vkllm.api.llama_cpp.answers import CompletionAnswer
 from vkllm.api.llama_cpp.prompts import can_fill, infill_tokens, pieces_of, prompts_of, token_ids_of
 from vkllm.api.llama_cpp.requests import CompletionRequest, completion_request
@@ -178,17 +178,13 @@ async def _chunks(models: Models, name: str | None, make_request: MakeRequest) -
         streams = await _streams(model, asked)
         answers: dict[int, CompletionAnswer] = {}
         if asked.reports_progress:
-            for index, stream in enumerate(streams):
-                answers[index] = await _begun(model, asked, index, stream)
-                yield event(answers[index].progress(0))
+            telling_progress(streams)
         async for index, part in merged(streams):
-            told = b""
             if index not in answers:
                 answers[index] = await _begun(model, asked, index, streams[index])
             if isinstance(part, Piece):
-                if asked.reports_progress and answers[index].is_waiting:
-                    told = event(answers[index].progress(len(answers[index].request.prompt_token_ids)))
-                yield told + event(answers[index].chunk(part))
+                progress = part.progress
+                yield event(answers[index].chunk(part) if progress is None else answers[index].progress(progress))
             else:
                 yield event(answers[index].whole(part, is_last_chunk=True))
 

@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 from vkllm.api.answer import AnswerText, Generation, Piece
 from vkllm.api.async_llm import opening
-from vkllm.api.async_stream import AsyncStream, all_answers
-from vkllm.api.llama_cpp.answers import timings
+from vkllm.api.async_stream import AsyncStream, all_answers, telling_progress
+from vkllm.api.llama_cpp.answers import progress_fields, timings
 from vkllm.api.openai.calls import Call, ChatCall, TextCall
 from vkllm.api.openai.options import ChatCompletionOptions, TextOptions, TransportOptions
 from vkllm.api.prompts import Prompts
@@ -109,17 +109,25 @@ async def _whole(models: Models, body: Mapping[str, Any], make_call: MakeCall) -
 
 async def _chunks(models: Models, body: Mapping[str, Any], make_call: MakeCall) -> AsyncGenerator[bytes]:
     """The answer as server-sent events."""
+    tells_progress = truth_in(body, "return_progress")
     async with models.use(text_in(body, "model")) as model:
         call, streams = await sent_call(model, make_call)
+        if tells_progress:
+            telling_progress(streams)
         generations: dict[int, Generation] = {}
         has_begun: set[int] = set()
         texts = TextChunks()
         async for index, piece in merged(streams):
-            sent = b""
+            begin: dict[str, Any] = {}
             if index not in has_begun:
                 has_begun.add(index)
                 if (first := call.first_chunk(index)) is not None:
-                    sent = event(texts.like(as_sent(first, model), index))
+                    begin = texts.like(as_sent(first, model), index)
+            if isinstance(piece, Piece) and piece.progress is not None:
+                begin = begin or as_sent(call.chunk(index, piece), model)
+                yield event(begin | progress_fields(piece.progress))
+                continue
+            sent = event(begin) if begin else b""
             if isinstance(piece, Piece):
                 text = texts.event(index, piece)
                 yield sent + (text or event(as_sent(call.chunk(index, piece), model)))

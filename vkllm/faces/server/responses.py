@@ -14,8 +14,8 @@ from starlette.routing import Route
 
 from vkllm.api.answer import Piece
 from vkllm.api.async_llm import opening
-from vkllm.api.async_stream import AsyncStream
-from vkllm.api.llama_cpp.answers import timings
+from vkllm.api.async_stream import AsyncStream, telling_progress
+from vkllm.api.llama_cpp.answers import progress_fields, timings
 from vkllm.api.openai.response_objects import ResponseAnswer
 from vkllm.api.openai.response_requests import ResponseRequest, response_request
 from vkllm.faces.server.answers import Json, Streamed, answered, event
@@ -31,9 +31,9 @@ async def responses(request: Request) -> Response:
     """Answers a conversation."""
     body = await body_of(request)
     models: Models = request.app.state.models
-    asked, name = response_request(body), text_in(body, "model")
+    asked, name, tells = response_request(body), text_in(body, "model"), truth_in(body, "return_progress")
     if truth_in(body, "stream"):
-        pieces = _events(models, name, asked)
+        pieces = _events(models, name, asked, tells_progress=tells)
         return Streamed(request, pieces, dialect="openai", on_error=_failed, ping=_PING)
     return Json(await answered(request, _whole(models, name, asked)))
 
@@ -68,16 +68,22 @@ async def _whole(models: Models, name: str | None, asked: ResponseRequest) -> di
         return made.whole(generation) | {"timings": timings(generation.stats)}
 
 
-async def _events(models: Models, name: str | None, asked: ResponseRequest) -> AsyncGenerator[bytes]:
+async def _events(
+    models: Models, name: str | None, asked: ResponseRequest, *, tells_progress: bool
+) -> AsyncGenerator[bytes]:
     async with models.use(name) as model:
         made = ResponseAnswer(asked, model.name, model.llm.llm.tokenizer)
         stream = AsyncStream(opening(model.llm), asked.answer)
+        if tells_progress:
+            telling_progress([stream])
         has_begun = False
         async for _, piece in merged([stream]):
             events = [] if has_begun else made.begin()
             has_begun = True
             if isinstance(piece, Piece):
                 events += made.push(piece)
+                if piece.progress is not None:
+                    events.append(made.progress(progress_fields(piece.progress)))
             else:
                 events += made.finish(piece)
                 events[-1]["timings"] = timings(piece.stats)
