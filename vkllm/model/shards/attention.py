@@ -16,6 +16,11 @@ LEAST_COLUMNS = BLOCK // 2 + 1
 """Of queries: the padding of fewer could be taken for more of them."""
 
 
+MOST_KEYS = 2
+"""Groups that are cut in pieces take a key head for each piece: at most so many times the heads of the whole layer. A
+rank would read more of its cache than it saves of weights."""
+
+
 @dataclass(frozen=True)
 class Heads:
     """Query heads of a rank, and the key/value head of each of its groups of them; ranks may have the same ones."""
@@ -39,8 +44,11 @@ def divided_heads(layer: LayerSpec, border: int, proportions: Sequence[float], t
             if parts is None:
                 continue
             queries = [range(part.start * least, part.stop * least) for part in parts]
-            if min(map(len, queries)) * layer.head_dim >= LEAST_COLUMNS:
-                return [Heads(heads, _keys(heads, group)) for heads in queries]
+            if min(map(len, queries)) * layer.head_dim < LEAST_COLUMNS:
+                continue
+            found = [Heads(heads, _keys(heads, group)) for heads in queries]
+            if max(len(heads.keys) for heads in found) <= MOST_KEYS * layer.n_kv_heads:
+                return found
     return None
 
 
