@@ -166,7 +166,7 @@ def test_the_server_tells_what_it_is(served: Served, several: Served) -> None:
         ("POST", "/slots/0?action=save", 501),
         ("POST", "/rerank", 501),
         ("POST", "/v1/rerank", 501),
-        ("POST", "/lora-adapters", 501),
+        ("POST", "/lora-adapters", 400),
         ("GET", "/lora-adapters", 200),
     ],
 )

@@ -104,6 +104,14 @@ def server(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         process.wait()
 
 
+@pytest.fixture(autouse=True)
+def what_the_server_said(server: Server) -> Iterator[None]:
+    """Its log during a test, which pytest shows if the test fails."""
+    before = len(server.log.read_text())
+    yield
+    print(server.log.read_text()[before:])
+
+
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{server.url}/v1", api_key="any", timeout=LONG_S, max_retries=0) as made:

@@ -73,7 +73,8 @@ async def no_slot_files(request: Request) -> Response:
 async def adapters(request: Request) -> Response:
     """There are none."""
     if request.method == "POST":
-        raise HttpError(501, "adapters (LoRA) are not in vkllm; take a model that they are merged into")
+        message = "adapters (LoRA) are not in vkllm; take a model that they are merged into"
+        raise HttpError(400, message, kind="not_supported_error")
     return Json([])
 
 
