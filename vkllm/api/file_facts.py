@@ -17,7 +17,8 @@ from vkllm.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class FileFacts:
-    """A model's file. capabilities: in ollama's words. problem: why vkllm cannot run it, None if it can."""
+    """A model's file. template: of chats, the one that is used. capabilities: in ollama's words. problem: why vkllm
+    cannot run it, None if it can."""
 
     path: Path
     title: str
@@ -43,23 +44,30 @@ class FileFacts:
         return f"{n / 1e9:.1f}B" if n >= 1e9 else f"{n / 1e6:.2f}M"
 
 
-def file_facts(path: Path) -> FileFacts:
-    """The facts of a model's file. Raises ModelNotFound, ModelFileError, UnsupportedModel."""
+def file_facts(path: Path, chat_template: str | None = None) -> FileFacts:
+    """The facts of a model's file. chat_template: Jinja that is used in place of the file's.
+
+    Raises ModelNotFound, ModelFileError, UnsupportedModel.
+    """
     stat = path.stat() if path.exists() else None
-    return _read(path, stat and (stat.st_mtime_ns, stat.st_size))
+    return _read(path, stat and (stat.st_mtime_ns, stat.st_size), chat_template)
 
 
 @functools.lru_cache(maxsize=256)
-def _read(path: Path, version: tuple[int, int] | None) -> FileFacts:
+def _read(path: Path, version: tuple[int, int] | None, chat_template: str | None) -> FileFacts:
     file = ModelFile.open(path)
     metadata = file.metadata
     architecture = metadata.string("general.architecture", "unknown")
     capabilities: tuple[str, ...] = ()
     bos_token = eos_token = ""
+    source = metadata.string("tokenizer.chat_template", "")
     problem = None
     try:
         spec = model_spec(metadata, file.tensors)
         tokenizer, template = read_text(path, metadata, spec)
+        if chat_template is not None:
+            template = ChatTemplate.of_text(chat_template, tokenizer)
+        source = template.source
         capabilities = _capabilities(metadata, tokenizer, template)
         bos_token, eos_token = (
             "" if token is None else tokenizer.token_text(token) for token in (tokenizer.bos_id, tokenizer.eos_id)
@@ -77,7 +85,7 @@ def _read(path: Path, version: tuple[int, int] | None) -> FileFacts:
         d_model=metadata.integer(f"{architecture}.embedding_length", 0),
         n_vocab=len(metadata.strings("tokenizer.ggml.tokens")) if "tokenizer.ggml.tokens" in metadata else 0,
         licence=metadata.string("general.license", ""),
-        template=metadata.string("tokenizer.chat_template", ""),
+        template=source,
         bos_token=bos_token,
         eos_token=eos_token,
         capabilities=capabilities,

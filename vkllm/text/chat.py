@@ -73,13 +73,14 @@ _PLAIN_ROLE = re.compile("[A-Za-z0-9_-]+")
 class ChatTemplate:
     """Renders chat messages. `is_fallback`: the file has no template, so one is guessed, which may not fit.
 
-    answers: the form in which the model writes reasoning and calls of tools. variables: what the template is given in
-    every chat that does not give it itself.
+    source: its Jinja. answers: the form in which the model writes reasoning and calls of tools. variables: what the
+    template is given in every chat that does not give it itself.
     """
 
     def __init__(self, tokenizer: Tokenizer, source: str, tool_source: str | None = None, *, is_fallback: bool) -> None:
         """Parses the template, and the one to use when tools are given; raises jinja2.TemplateSyntaxError."""
         self._tokenizer = tokenizer
+        self.source = source
         self._program = Program(source)
         self._tool_program = self._program if tool_source is None else Program(tool_source)
         self.answers = answer_form(source + (tool_source or ""), lambda text: tokenizer.whole_token(text) is not None)

@@ -159,6 +159,21 @@ def test_the_server_tells_what_it_is(served: Served, several: Served) -> None:
     assert several.request("GET", "/props?model=nothing")[0] == 404
 
 
+def test_what_is_told_of_a_model_is_what_it_was_started_with(tiny_gguf: Path, fake_engines: None) -> None:
+    template = "{% if tools %}{% endif %}<think></think>{{ messages[0].content }}"
+    options = {"chat_template": template, "sampling": {"top_k": 7}, "n_ctx": 128}
+    with serving(Models(KnownModels(tiny_gguf.parent), options=options)) as server:
+        for is_loaded in (False, True):
+            props = server.request("GET", "/props?model=tiny")[2]
+            assert props["chat_template"] == template and props["chat_template_caps"]["supports_tools"] is True
+            assert props["default_generation_settings"]["params"]["top_k"] == 7
+            assert props["default_generation_settings"]["n_ctx"] == 128 and ("memory" in props) is is_loaded
+            shown = posted(server, "/api/show", {"model": "tiny"})
+            assert shown["template"] == template and "top_k" in shown["parameters"]
+            assert shown["capabilities"] == ["completion", "tools", "thinking"]
+            posted(server, "/tokenize", {"model": "tiny", "content": "x"})
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from vkllm.api.file_facts import FileFacts, file_facts
 from vkllm.api.llama_cpp.answers import generation_settings
 from vkllm.api.llm import LLM
+from vkllm.api.loading import LoadOptions
 from vkllm.engine.file_sampling import file_sampling
 from vkllm.engine.params import SamplingParams
 from vkllm.errors import VkllmError
@@ -47,7 +48,7 @@ async def props(request: Request) -> Response:
                 "build_info": build_info(),
             }
         )
-    return Json(await asyncio.to_thread(_props, await models.find(name), settings))
+    return Json(await asyncio.to_thread(_props, await models.find(name), models.options, settings))
 
 
 async def slots(request: Request) -> Response:
@@ -170,12 +171,13 @@ async def sse(request: Request) -> Response:
     return Streamed(request, events.stream(), dialect="llama.cpp", on_error=event, ping=b": ping\n\n")
 
 
-def _props(model: ServedModel, settings: ServerSettings) -> dict[str, Any]:
+def _props(model: ServedModel, options: LoadOptions, settings: ServerSettings) -> dict[str, Any]:
     llm = model.llm.llm if model.is_loaded else None
     path = model.known.path if llm is None else llm.path
-    facts = None if path is None else file_facts(path)
-    defaults = SamplingParams() if facts is None else SamplingParams(**file_sampling(facts.metadata).values)
-    n_ctx = min(facts.n_ctx_train, 4096) if facts is not None else 0
+    facts = None if path is None else file_facts(path, options.get("chat_template"))
+    recommended: dict[str, Any] = {} if facts is None else file_sampling(facts.metadata).values
+    defaults = SamplingParams(**recommended | dict(options.get("sampling") or {}))
+    n_ctx = options.get("n_ctx") or (min(facts.n_ctx_train, 4096) if facts is not None else 0)
     return {
         "default_generation_settings": {
             "params": generation_settings(defaults if llm is None else llm.default_params),

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from vkllm.api.file_facts import FileFacts, file_facts
+from vkllm.api.loading import LoadOptions
 from vkllm.api.ollama import descriptions
 from vkllm.api.ollama.options import is_stream, model_name
 from vkllm.engine.file_sampling import file_sampling
@@ -53,7 +54,7 @@ async def show(request: Request) -> Response:
     models: Models = request.app.state.models
     model = await models.find(model_name(body))
     is_verbose = truth("verbose", body.get("verbose") or False)
-    return Json(await asyncio.to_thread(_shown, model, is_verbose))
+    return Json(await asyncio.to_thread(_shown, model, models.options, is_verbose))
 
 
 async def processes(request: Request) -> Response:
@@ -136,11 +137,12 @@ def _facts_or_none(path: Path | None) -> FileFacts | None:
         return None
 
 
-def _shown(model: ServedModel, is_verbose: bool) -> dict[str, Any]:
+def _shown(model: ServedModel, options: LoadOptions, is_verbose: bool) -> dict[str, Any]:
     if model.known.path is None:
         raise ModelNotFound(f"{model.name} is not on this machine yet")
-    facts = file_facts(model.known.path)
-    return descriptions.shown(facts, file_sampling(facts.metadata).values, is_verbose=is_verbose)
+    facts = file_facts(model.known.path, options.get("chat_template"))
+    parameters = {**file_sampling(facts.metadata).values, **(options.get("sampling") or {})}
+    return descriptions.shown(facts, parameters, is_verbose=is_verbose)
 
 
 async def _running(model: ServedModel) -> dict[str, Any]:
