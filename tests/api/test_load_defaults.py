@@ -32,6 +32,9 @@ def test_a_template_of_the_user_is_taken_instead_of_the_files(fake_llm: Callable
     ("options", "message"),
     [
         ({"chat_template": "{% if %}"}, "chat_template is not valid Jinja"),
+        ({"chat_template": "llama3"}, "must be Jinja that shows messages .*, but 'llama3' shows none"),
+        ({"variables": {"messages": []}}, "'messages' is no variable"),
+        ({"variables": 5}, "must be a mapping"),
         ({"chat_template": 5}, "chat_template must be the text"),
         ({"sampling": {"temperature": -1}}, "temperature must be a number"),
         ({"sampling": {"temprature": 1}}, "temprature is no parameter"),

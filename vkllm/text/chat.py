@@ -111,11 +111,18 @@ class ChatTemplate:
 
     @classmethod
     def of_text(cls, source: str, tokenizer: Tokenizer) -> ChatTemplate:
-        """A template that a user gives in place of the file's. Raises InvalidParameter if it is not valid Jinja."""
+        """A template that a user gives in place of the file's. Raises InvalidParameter for what is not valid Jinja, or
+        shows nothing of a chat, as the names of llama.cpp's templates."""
         try:
-            return cls(tokenizer, source, is_fallback=False)
+            made = cls(tokenizer, source, is_fallback=False)
         except Exception as error:  # also RecursionError and TemplateLimit
             raise InvalidParameter(f"chat_template is not valid Jinja ({_short(error)})") from None
+        if "{{" not in source:
+            raise InvalidParameter(
+                f"chat_template must be Jinja that shows messages in {{{{ }}}}, but {source!r:.60} shows none; give "
+                "the text of a template"
+            )
+        return made
 
     @property
     def takes_tools(self) -> bool:

@@ -38,7 +38,7 @@ def test_sampling_and_template_are_those_of_requests_that_name_none(
     options = options_of(monkeypatch, "--temp", "0", "-s", "5", "-n", "7", "--chat-template-file", str(file))
     assert options["sampling"] == {"temperature": 0.0, "seed": 5, "max_tokens": 7}
     assert options["chat_template"] == "{{ messages }}"
-    plain = options_of(monkeypatch)
+    plain = options_of(monkeypatch, "--embedding", "--tags", "small,chat")
     assert plain["sampling"] == {} and plain["chat_template"] is None
 
 

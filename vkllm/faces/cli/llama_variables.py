@@ -43,6 +43,7 @@ _VALUES = {
     "LLAMA_API_KEY": "--api-key",
 }
 _SWITCHES = {
+    "LLAMA_ARG_EMBEDDINGS": ("--embeddings", None),
     "LLAMA_ARG_ENDPOINT_METRICS": ("--metrics", None),
     "LLAMA_ARG_ENDPOINT_SLOTS": ("--slots", "--no-slots"),
     "LLAMA_ARG_UI": ("--ui", "--no-ui"),

@@ -54,6 +54,9 @@ class HttpFlags:
     metrics: Annotated[bool, _option("--metrics", help="Counts for Prometheus at /metrics.")] = False
     slots: Annotated[bool, _option("--slots/--no-slots", help="What runs, at /slots.")] = True
     page: Annotated[bool, _option("--ui/--no-ui", help="The page at /.")] = True
+    embeddings: Annotated[
+        bool, _option("--embeddings", "--embedding", help="As llama-server has it; every model makes embeddings.")
+    ] = False
     tags: Annotated[
         str | None, _option("--tags", metavar="TAG,...", help="Words about the models, for lists of them.")
     ] = None
