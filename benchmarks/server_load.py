@@ -27,10 +27,6 @@ from urllib.parse import urlsplit
 import httpx
 
 HEALTH_EVERY_S = 0.1
-PATIENCE_S = 300.0
-"""How long after the last request was sent answers may still come; later ones are lost."""
-SETTLED_S = 60.0
-"""After how long memory should not grow any more; half of the time in shorter runs."""
 WORDS = ("the", "of", "a", "sea", "light", "and", "stone", "old", "green", "river", "house", "to", "walks", "slowly")
 
 
@@ -66,12 +62,12 @@ class Load:
         limits = httpx.Limits(max_connections=self.options.connections)
         headers = {"Authorization": f"Bearer {self.options.api_key}"} if self.options.api_key else {}
         async with httpx.AsyncClient(
-            base_url=self.options.url, limits=limits, timeout=PATIENCE_S, headers=headers
+            base_url=self.options.url, limits=limits, timeout=self.options.patience, headers=headers
         ) as http_client:
             self._start_s = time.perf_counter()
             watching = asyncio.create_task(self._watch_memory())
             clients = [asyncio.create_task(self._client(http_client)) for _ in range(self.options.connections)]
-            _, late = await asyncio.wait(clients, timeout=self.options.seconds + PATIENCE_S)
+            _, late = await asyncio.wait(clients, timeout=self.options.seconds + self.options.patience)
             for task in late:
                 task.cancel()
             self.problems["no answer in time"] += len(late)
@@ -87,7 +83,7 @@ class Load:
             answer = Answer(self._now_s())
             self.answers.append(answer)
             hangs_up = self._random.random() < self.options.cancel
-            patience_s = self._random.random() * self._typical_s if hangs_up else PATIENCE_S
+            patience_s = self._random.random() * self._typical_s if hangs_up else self.options.patience
             try:
                 async with asyncio.timeout(patience_s):
                     await self._ask(http_client, answer)
@@ -227,15 +223,12 @@ def report(load: Load, health_s: list[float], n_unhealthy: int) -> None:
     print(f"a token after it, ms {shares(gaps_s, 1000)}")
     slow = sum(each > 0.1 for each in health_s) / max(len(health_s), 1)
     print(f"health, ms           {shares(health_s, 1000)}  over 100 ms {slow:.1%}  failed {n_unhealthy}")
-    settled_s = min(SETTLED_S, options.seconds / 2)
     for name in dict.fromkeys(name for _, sizes in load.memory for name in sizes):
-        mib = [(at_s, sizes[name] / 2**20) for at_s, sizes in load.memory if name in sizes]
-        settled = max((size for at_s, size in mib if at_s <= settled_s), default=0.0)
-        later = max((size for at_s, size in mib if at_s > settled_s), default=0.0)
-        print(
-            f"{name + ', MiB':20} {mib[0][1]:.1f} first, {settled:.1f} at most until {settled_s:.0f} s, "
-            f"{later:.1f} at most after it, {mib[-1][1]:.1f} last"
-        )
+        most: dict[int, float] = {}
+        for at_s, sizes in load.memory:
+            minute = int(at_s // 60)
+            most[minute] = max(most.get(minute, 0.0), sizes.get(name, 0) / 2**20)
+        print(f"{name + ', MiB':20} {'  '.join(f'{size:.1f}' for size in most.values())}  (most in each minute)")
     for problem, count in load.problems.items():
         if count:
             print(f"{count} x {problem}")
@@ -264,6 +257,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=32, help="of each answer")
     parser.add_argument("--prompt-words", type=int, default=24, help="of each prompt, chosen at random")
     parser.add_argument("--cancel", type=float, default=0.25, help="the share of requests that hang up; 0 is none")
+    parser.add_argument("--patience", type=float, default=300, help="seconds after which an answer is lost")
     parser.add_argument("--model", help="the name in requests, if the server has several models")
     parser.add_argument("--api-key", help="if the server needs one")
     parser.add_argument("--pid", type=int, help="the server's process, if it is not the one that listens at the port")
