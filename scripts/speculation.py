@@ -1,22 +1,25 @@
 """How fast answers are with drafts and without: a text that is repeated with small edits, and a free text.
 
-Run: python scripts/speculation.py [--model smollm2] [-n 400] [--free 256] [--device NAME]
+Run: python scripts/speculation.py [--model smollm2] [-n 400] [--free 256] [--pairs 3] [--spec auto,mtp] [--device NAME]
 
 The prompt of the repeated text is the text and the first quarter of its copy with edits, which the model goes on with.
-Each answer is greedy, by a model that was loaded for it and has answered a short prompt before. Prints tokens a second,
-their ratio, drafts, and whether the text is the same.
+Each answer is greedy, by a model that was loaded for it and has answered a short prompt before; answers with drafts
+and without take turns, because other programs may have the machine. Prints, for each way of drafting, tokens a second
+without drafts and with them (medians), their ratio (median and least), drafts, and whether the text is the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from vkllm import LLM, RunStats
+from vkllm import LLM, RunStats, plan_model
 
 PROSE = Path(__file__).parents[1] / "docs" / "design.md"
 
@@ -55,6 +58,26 @@ def run(options: argparse.Namespace, spec: str, prompt: str, n: int) -> Run:
         return Run(tuple(answer.token_ids), answer.stats)
 
 
+def has_head(options: argparse.Namespace) -> bool:
+    """Whether the model's file has a head for further tokens that fits."""
+    made = plan_model(options.model, options.ctx, device=options.device, measures=False)
+    return made.plan.n_predictors > 0
+
+
+def row(name: str, spec: str, pairs: Sequence[tuple[Run, Run]]) -> str:
+    """A line of the table. pairs: an answer without drafts, and one with them right behind it."""
+    ratios = [with_drafts.stats.generate_per_s / off.stats.generate_per_s for off, with_drafts in pairs]
+    off, last = pairs[-1]
+    places = enumerate(zip(off.token_ids, last.token_ids, strict=False))
+    n_same = next((i for i, (a, b) in places if a != b), len(off.token_ids))
+    same = "yes" if off.token_ids == last.token_ids else f"first {n_same} tokens"
+    speeds = [median(each[i].stats.generate_per_s for each in pairs) for i in (0, 1)]
+    return (
+        f"{name:9} {spec:5} {speeds[0]:7.1f} {speeds[1]:7.1f}  {median(ratios):5.2f}  {min(ratios):5.2f}  "
+        f"{last.stats.n_drafted:7} {last.stats.n_accepted:9}  {same}"
+    )
+
+
 def main() -> None:
     """Measures and prints both texts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,6 +86,8 @@ def main() -> None:
     parser.add_argument("--free", type=int, default=256, help="tokens of the free text")
     parser.add_argument("--ctx", type=int, default=4096)
     parser.add_argument("--bytes", type=int, default=4096, help="length of the text that is repeated")
+    parser.add_argument("--pairs", type=int, default=3, help="answers without and with drafts, in turn")
+    parser.add_argument("--spec", help="modes with commas; the default is auto, and mtp where the file has a head")
     parser.add_argument("--device")
     options = parser.parse_args()
     text = text_of(options.bytes)
@@ -71,18 +96,12 @@ def main() -> None:
         "repeated": (f"{text}\n\nThe same with small edits:\n\n{copied[: len(copied) // 4]}", options.n),
         "free": (FREE, options.free),
     }
-    print("text      spec  tok/s   ratio  drafted  accepted  same text")
+    modes = options.spec.split(",") if options.spec else ["auto", *(["ngram", "mtp"] if has_head(options) else [])]
+    print("text      spec      off    with  ratio  least  drafted  accepted  same text")
     for name, (prompt, n) in cases.items():
-        off, auto = (run(options, spec, prompt, n) for spec in ("off", "auto"))
-        for spec, each in (("off", off), ("auto", auto)):
-            ratio = each.stats.generate_per_s / off.stats.generate_per_s
-            n_same = next((i for i, (a, b) in enumerate(zip(off.token_ids, each.token_ids, strict=False)) if a != b), n)
-            same = "yes" if off.token_ids == each.token_ids else f"first {n_same} tokens"
-            print(
-                f"{name:9} {spec:5} {each.stats.generate_per_s:6.1f}  {ratio:5.2f}  {each.stats.n_drafted:7} "
-                f"{each.stats.n_accepted:9}  {same}",
-                flush=True,
-            )
+        for spec in modes:
+            pairs = [(run(options, "off", prompt, n), run(options, spec, prompt, n)) for _ in range(options.pairs)]
+            print(row(name, spec, pairs), flush=True)
 
 
 if __name__ == "__main__":
