@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, spec: str, prompt: str, n: int) -> Run:
 
 def has_head(options: argparse.Namespace) -> bool:
     """Whether the model's file has a head for further tokens that fits."""
-    made = plan_model(options.model, options.ctx, device=options.device, measures=False)
+    made = plan_model(options.model, n_ctx=options.ctx, device=options.device, measures=False)
     return made.plan.n_predictors > 0
 
 

@@ -45,7 +45,9 @@ class Guesses(Speculation):
         super().__init__((1, 2, 4, 8, 16, 32))
         self._answers, self._share, self._dice = answers, share, random.Random(seed)
 
-    def drafter(self, origin: str, prompt_token_ids: Sequence[int]) -> Guesser:  # type: ignore[override]
+    def drafter(  # type: ignore[override]
+        self, origin: str, prompt_token_ids: Sequence[int], *, has_head: bool = True
+    ) -> Guesser:
         return Guesser(self._answers[tuple(prompt_token_ids)], self._share, self._dice)
 
 
@@ -73,7 +75,7 @@ class Guesser:
     def n_predicted(self, most: int) -> int:
         return 0
 
-    def draft(self, most: int, n_rows: int) -> list[int]:
+    def draft(self, most: int, n_rows: int, constraint: None = None) -> list[int]:
         most = min(self._dice.randrange(9), self.n_worthwhile(most, n_rows))
         right = (self._answer[self._n :] + 31 * [1])[:most]
         return [token if self._dice.random() < self._share else self._dice.randrange(1, N_VOCAB) for token in right]

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Literal
 
 from vkllm.engine.blocks import n_blocks_of
 from vkllm.engine.choosing import Choosing
@@ -20,13 +19,12 @@ from vkllm.engine.constraint import Constraint, Vocabulary
 from vkllm.engine.events import Event, Failed, Finished, RunStats, Token
 from vkllm.engine.prefix_cache import PrefixCache
 from vkllm.engine.requests import Request, StateQuery
-from vkllm.engine.sampler import Floats
 from vkllm.engine.scheduler import Rows, Scheduler, doing_of
 from vkllm.engine.sequence import TokenSequence, refusal, shifted
 from vkllm.engine.speculation.drafter import Speculation
 from vkllm.engine.speculation.heads import Head
+from vkllm.engine.steps import ReportsRows, Step, Steps
 from vkllm.errors import DeadlineExceeded, InvalidParameter, VkllmError, counted
-from vkllm.gpu.program.program import Submitted
 from vkllm.gpu.program.step import Part
 
 IN_FLIGHT = 3
@@ -41,49 +39,6 @@ stay in one step, and then for any, before messages are read."""
 
 MOST_ORIGINS = 256
 """Origins whose last tokens are remembered, so that they can be saved."""
-
-
-class Steps(Protocol):
-    """What runs the steps; `vkllm.gpu.program.program.Program` is the real one."""
-
-    def submit(
-        self, parts: Sequence[Part], *, is_prompt: bool = False, n_submits: int = 1, is_read: bool = False
-    ) -> Submitted:
-        """Submits a step and returns at once."""
-
-    def predict(self, part: Part, *, goes_on: bool = False) -> Submitted:
-        """Submits a guess of the head for further tokens."""
-
-    def tokens(self, submitted: Submitted) -> list[int]:
-        """Waits for a step; the tokens of all its results, -1 for those that want logits."""
-
-    def logits(self, submitted: Submitted, i: int) -> Floats:
-        """The logits (V,) of result i of a step."""
-
-
-class ReportsRows(Protocol):
-    """Reports about the rows of the last step; `vkllm.engine.prompt_rows.PromptRows` is the real one."""
-
-    def events(self, run: TokenSequence, start: int, end: int) -> list[Event]:
-        """What there is to report after the rows start to end - 1 of a prompt have run."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A step in flight. doing: for the error if the device is lost in it."""
-
-    rows: list[Rows]
-    submitted: Submitted
-    doing: str
-
-    @property
-    def n_rows(self) -> int:
-        return sum(part.n_rows for part in self.rows)
-
-    @property
-    def is_chunk(self) -> bool:
-        """Whether it is of one prompt only."""
-        return len(self.rows) == 1 and self.rows[0].is_prompt
 
 
 class Batching:
@@ -126,7 +81,7 @@ class Batching:
         self._cancelled: set[int] = set()
         self._deadlines: dict[int, float] = {}
         self._events: list[Event] = []
-        self._in_flight: deque[_Step] = deque()
+        self._in_flight: deque[Step] = deque()
         self._last_done_s = 0.0
 
     @property
@@ -146,8 +101,9 @@ class Batching:
             return
         sequence = TokenSequence(request, self._n_ctx, self._clock())
         self.scheduler.add(sequence)
-        if self._speculation is not None and request.is_answered and sequence.can_run_ahead:
-            sequence.drafter = self._speculation.drafter(request.origin, request.prompt_token_ids)
+        if self._speculation is not None and request.is_answered and not sequence.needs_logits:
+            has_head = sequence.can_run_ahead
+            sequence.drafter = self._speculation.drafter(request.origin, request.prompt_token_ids, has_head=has_head)
         is_alone = not self._open
         self._open[request.id] = sequence
         if request.grammar is not None:
@@ -244,7 +200,7 @@ class Batching:
             n_submits=self._lengths.n_submits(n_rows) if rows[0].is_prompt else 1,
             is_read=any(part.sequence.drafter is not None and part.sequence.drafter.head is not None for part in rows),
         )
-        self._in_flight.append(_Step(rows, submitted, doing))
+        self._in_flight.append(Step(rows, submitted, doing))
         for part in rows:  # while the step runs
             if part.sequence.drafter is not None:
                 part.sequence.drafter.catch_up()
@@ -261,7 +217,7 @@ class Batching:
             window_blocks=rows.held.window_blocks[: n_blocks_of(end)],
             state_slot=rows.state_slot,
             stored=rows.stored,
-            results=[self._choosing.result(sequence, n + i) for i in range(rows.n_results)],
+            results=[self._choosing.result(sequence, n + i, i) for i in range(rows.n_results)],
             row_before=rows.row_before,
         )
 
@@ -274,7 +230,7 @@ class Batching:
         if step.is_chunk:
             self._lengths.measured(step.n_rows, done_s - max(step.submitted.submitted_s, self._last_done_s))
         before_s, self._last_done_s = self._last_done_s, done_s
-        n_read = n_taken = n_drafted = 0
+        n_read = n_taken = n_drafted = n_followed = 0
         for part in step.rows:
             sequence, first = part.sequence, n_read
             n_read += part.n_results
@@ -289,12 +245,15 @@ class Batching:
                 logits = self._program.logits(step.submitted, first)
                 self._choosing.choose(sequence, logits, at_once=self._is_alone)
             elif sequence.constraint is not None and part.n_results:
-                self._choosing.follow(sequence, tokens[first], at_once=self._is_alone)
+                self._choosing.follow(sequence, self._right(part, tokens[first:n_read]), at_once=self._is_alone)
+                n_followed += not part.is_prompt
             else:
                 n_taken += self._take_tokens(part, tokens[first:n_read])
                 n_drafted += len(part.drafts)
-        if self._speculation is not None and n_taken >= step.n_rows - n_drafted:  # a token of each sequence
-            is_ahead, took_s = step.submitted.submitted_s <= before_s, done_s - before_s
+        is_ahead, took_s = step.submitted.submitted_s <= before_s, done_s - before_s
+        if self._speculation is not None and n_followed == len(step.rows):
+            self._speculation.lengths.timed(step.n_rows, took_s)
+        elif self._speculation is not None and n_taken >= step.n_rows - n_drafted:  # a token of each sequence
             if self._speculation.head is not None and step.rows[0].are_predicted:
                 self._speculation.head.counted(n_drafted, n_taken - 1, took_s)
             else:
@@ -304,10 +263,9 @@ class Batching:
     def _is_alone(self) -> bool:
         return len(self._open) == 1
 
-    def _take_tokens(self, part: Rows, token_ids: list[int]) -> int:
-        """Takes the tokens of a part of a step, those behind drafts only where the drafts were right; returns how many.
-
-        The caches of the other rows are written again by the next step, their states are forgotten."""
+    def _right(self, part: Rows, token_ids: list[int]) -> list[int]:
+        """The tokens of a part of a step with which its sequence goes on: those behind drafts only where the drafts
+        were right. The caches of the other rows are written again by the next step, their states are forgotten."""
         sequence, drafts = part.sequence, part.drafts
         n_right = next((i for i, draft in enumerate(drafts) if draft != token_ids[i]), len(drafts))
         sequence.n_drafted += len(drafts)
@@ -316,7 +274,11 @@ class Batching:
         if drafts and part.held is sequence.held is not None:
             sequence.n_run, sequence.row_before = part.start + 1 + n_right, n_right
             self._cache.cut(part.held, sequence.n_run)
-        token_ids = token_ids[: n_right + 1]
+        return token_ids[: n_right + 1]
+
+    def _take_tokens(self, part: Rows, token_ids: list[int]) -> int:
+        """Takes the tokens of a part of a step; returns how many."""
+        sequence, token_ids = part.sequence, self._right(part, token_ids)
         for n_taken, token_id in enumerate(token_ids, 1):
             self._take(sequence, Token(sequence.request.id, token_id))
             if sequence.is_over:
@@ -332,13 +294,16 @@ class Batching:
             match chosen:
                 case Constraint():
                     sequence.constraint = chosen
-                case Token():
-                    self._take(sequence, chosen)
+                case list():
+                    for i, token in enumerate(chosen, 1):
+                        self._take(sequence, token, is_last=i == len(chosen))
+                        if sequence.is_over:
+                            break
                 case InvalidParameter():  # the answer cannot follow its grammar
                     self._fail(sequence, chosen)
 
-    def _take(self, sequence: TokenSequence, token: Token) -> None:
-        """A sequence goes on with a token."""
+    def _take(self, sequence: TokenSequence, token: Token, *, is_last: bool = True) -> None:
+        """A sequence goes on with a token. is_last: whether its constraint has followed no more than that."""
         request, params = sequence.request, sequence.request.params
         self._events.append(token)
         sequence.last_token_s = self._clock()
@@ -350,7 +315,7 @@ class Batching:
         if sequence.held is not None:
             self._cache.known(sequence.held, sequence.tokens, sequence.n_run)
         is_eos = token.token_id in request.stop_token_ids and not params.ignore_eos
-        is_complete = sequence.constraint is not None and sequence.constraint.is_complete
+        is_complete = is_last and sequence.constraint is not None and sequence.constraint.is_complete
         if is_eos or is_complete or token.token_id in params.stop_token_ids:
             self._finish(sequence, "stop")
         elif sequence.n_generated == params.max_tokens:

@@ -7,7 +7,7 @@ there are penalties, biases or log-probabilities. A sequence that waits for the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from vkllm.engine.constraint import Constraint, Vocabulary
@@ -19,7 +19,8 @@ from vkllm.gpu.program.step import Result
 
 N_THREADS = min(8, os.cpu_count() or 1)
 
-Job = Callable[[], Token | Constraint]
+Chosen = list[Token] | Constraint
+Job = Callable[[], Chosen]
 
 
 class Choosing:
@@ -28,7 +29,7 @@ class Choosing:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._threads: ThreadPoolExecutor | None = None
-        self._open: dict[Future[Token | Constraint], TokenSequence] = {}
+        self._open: dict[Future[Chosen], TokenSequence] = {}
 
     @property
     def is_busy(self) -> bool:
@@ -41,47 +42,53 @@ class Choosing:
         assert grammar is not None
         self._run(sequence, lambda: self._vocabulary.constraint(grammar), at_once)
 
-    def result(self, sequence: TokenSequence, n: int) -> Result:
-        """What a step is to make of the row behind which the n-th token of an answer comes."""
+    def result(self, sequence: TokenSequence, n: int, n_ahead: int = 0) -> Result:
+        """What a step is to make of the row behind which the n-th token of an answer comes. n_ahead: drafts before that
+        token, over which its constraint has looked ahead."""
         if sequence.needs_logits:
             return Result(wants_logits=True)
         draw = None if sequence.request.params.temperature == 0 else sequence.sampler.draw(n)
-        return Result(draw, None if sequence.constraint is None else sequence.constraint.mask())
+        return Result(draw, None if sequence.constraint is None else sequence.constraint.mask(n_ahead))
 
     def choose(self, sequence: TokenSequence, logits: Floats, *, at_once: bool) -> None:
         """Chooses the next token from logits (V,)."""
 
-        def job() -> Token:
+        def job() -> list[Token]:
             constraint, params = sequence.constraint, sequence.request.params
             token_id = sequence.sampler.choose(logits, None if constraint is None else constraint.mask())
             if constraint is not None:
                 constraint.accept(token_id)
             if params.logprobs is None:
-                return Token(sequence.request.id, token_id)
-            return Token(sequence.request.id, token_id, *logprobs(logits, token_id, params.logprobs))
+                return [Token(sequence.request.id, token_id)]
+            return [Token(sequence.request.id, token_id, *logprobs(logits, token_id, params.logprobs))]
 
         self._run(sequence, job, at_once)
 
-    def follow(self, sequence: TokenSequence, token_id: int, *, at_once: bool) -> None:
-        """Lets the grammar of a sequence follow a token that the GPU has chosen."""
+    def follow(self, sequence: TokenSequence, token_ids: Sequence[int], *, at_once: bool) -> None:
+        """Lets the grammar of a sequence follow tokens that the GPU has chosen, as far as it goes."""
 
-        def job() -> Token:
-            assert sequence.constraint is not None
-            sequence.constraint.accept(token_id)
-            return Token(sequence.request.id, token_id)
+        def job() -> list[Token]:
+            constraint, taken = sequence.constraint, []
+            assert constraint is not None
+            for token_id in token_ids:
+                constraint.accept(token_id)
+                taken.append(Token(sequence.request.id, token_id))
+                if constraint.is_complete:
+                    break
+            return taken
 
         self._run(sequence, job, at_once)
 
     def taken(
         self, *, settle_s: float = 0.0, patience_s: float = 0.0
-    ) -> list[tuple[TokenSequence, Token | Constraint | InvalidParameter]]:
+    ) -> list[tuple[TokenSequence, Chosen | InvalidParameter]]:
         """What is done since the last call. settle_s: how long to wait for all; patience_s: how long then for any."""
         if settle_s:
             wait(self._open, settle_s)
         done = [future for future in self._open if future.done()]
         if not done and patience_s:
             done = [*wait(self._open, patience_s, FIRST_COMPLETED).done]
-        results: list[tuple[TokenSequence, Token | Constraint | InvalidParameter]] = []
+        results: list[tuple[TokenSequence, Chosen | InvalidParameter]] = []
         for future in done:
             sequence = self._open.pop(future)
             sequence.choosing = None
@@ -97,7 +104,7 @@ class Choosing:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, sequence: TokenSequence, job: Job, at_once: bool) -> None:
-        future: Future[Token | Constraint]
+        future: Future[Chosen]
         if at_once:
             future = Future()
             try:

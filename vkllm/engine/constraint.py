@@ -7,6 +7,7 @@ requests, logits or devices; `masked` in engine/sampler.py and the kernel `mask_
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -30,6 +31,8 @@ _TOO_COMPLEX = re.compile(r"too (many|big|large|complex)|max is|fuel|limit", re.
 # Of a thread's own time: for compiling with the first mask, which takes longest, and for each later step. What
 # text/grammar.py accepts compiles in less than 0.3 s, as far as is known, and a step usually takes 0.02 to 0.08 ms.
 _PATIENCE_S = 1.0
+# A constraint one of whose tokens took longer does not look ahead, which holds up other sequences.
+_QUICK_S = 0.002
 _WHAT = "the grammar of the answer"
 Words = npt.NDArray[np.uint32]
 
@@ -70,15 +73,47 @@ class Constraint:
         self._limit = limit
         self._check()
         self._mask = self._next_mask()
+        self._ahead: list[Words] = []
+        self._is_quick = True
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing but an end token may follow, or one came."""
         return self._matcher.is_stopped()
 
-    def mask(self) -> Words:
-        """The tokens that may come next: bit t % 32 of word t // 32 for token t; ceil(V / 32) words."""
-        return self._mask
+    def mask(self, n_ahead: int = 0) -> Words:
+        """The tokens that may come next: bit t % 32 of word t // 32 for token t; ceil(V / 32) words. n_ahead: behind so
+        many of the tokens that `look_ahead` has returned last."""
+        return self._ahead[n_ahead - 1] if n_ahead else self._mask
+
+    def look_ahead(self, guess: Sequence[int], most: int) -> tuple[list[int], set[int]]:
+        """Up to `most` tokens that may come next, and which of them must, by place: those that are guessed, as far as
+        they may come, and each other that must, because no other may. An end is not among them."""
+        self._ahead = []
+        token_ids: list[int] = []
+        forced: set[int] = set()
+        matcher: LLMatcher | None = None
+        mask = self._mask
+        while self._is_quick and len(token_ids) < most:
+            only = _only_token(mask)
+            guessed = guess[len(token_ids)] if len(token_ids) < len(guess) else None
+            if only is not None:
+                if guessed != only:
+                    guess = ()
+                forced.add(len(token_ids))
+            elif guessed is None or not mask[guessed // 32] >> guessed % 32 & 1:
+                break
+            token_id = guessed if only is None else only
+            matcher = matcher or self._matcher.deep_copy()
+            matcher.consume_token(token_id)
+            if matcher.is_stopped() or matcher.is_error():
+                break
+            mask = np.frombuffer(matcher.compute_bitmask(), np.uint32)[: self._n_words]
+            if matcher.is_error():
+                break
+            token_ids.append(token_id)
+            self._ahead.append(mask)
+        return token_ids, forced
 
     def accept(self, token_id: int) -> None:
         """Advances by a token.
@@ -89,10 +124,13 @@ class Constraint:
         self._limit.result(lambda: self._accept(token_id), _WHAT, "for one token")
 
     def _accept(self, token_id: int) -> None:
+        start_s = time.thread_time()
+        self._ahead = []
         self._matcher.consume_token(token_id)
         self._check()
         if not self.is_complete:
             self._mask = self._next_mask()
+        self._is_quick &= time.thread_time() - start_s < _QUICK_S
 
     def _next_mask(self) -> Words:
         words = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: self._n_words]
@@ -109,6 +147,14 @@ class Constraint:
                     "the grammar of the answer is too complex; make it smaller, with fewer choices or repetitions"
                 )
             raise InvalidParameter(f"the grammar of the answer cannot be followed: {reason}")
+
+
+def _only_token(mask: Words) -> int | None:
+    """The only token that a mask allows, if there is just one."""
+    (places,) = mask.nonzero()
+    if len(places) != 1 or (word := int(mask[places[0]])) & (word - 1):
+        return None
+    return 32 * int(places[0]) + word.bit_length() - 1
 
 
 class _Tokens(TokenizerWrapper):

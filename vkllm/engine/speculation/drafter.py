@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vkllm.engine.constraint import Constraint
 from vkllm.engine.speculation.gain import DraftLengths
 from vkllm.engine.speculation.heads import HeadGain
 from vkllm.engine.speculation.history import Histories
@@ -19,6 +20,9 @@ MOST_DRAFTED = 31
 FIRST_DRAFTED = 3
 """A draft is at most as long as the match behind it, or this."""
 
+
+MOST_CONSTRAINED = 15
+"""Tokens of a draft where a grammar has to look ahead over them."""
 
 MOST_AT_ONCE = 2048
 """Tokens of a prompt that are taken in at once, which takes some milliseconds."""
@@ -33,11 +37,12 @@ class Speculation:
         self.head = HeadGain(self.lengths.seconds) if has_head else None
         self._histories = Histories() if has_lookup else None
 
-    def drafter(self, origin: str, prompt_token_ids: Sequence[int]) -> Drafter:
-        """A drafter for a new sequence, which only copies from texts of its own origin."""
+    def drafter(self, origin: str, prompt_token_ids: Sequence[int], *, has_head: bool = True) -> Drafter:
+        """A drafter for a new sequence, which only copies from texts of its own origin. has_head: whether the head may
+        draft for it."""
         self.lengths.begin()
         lookup = Lookup(self._histories, origin) if self._histories is not None else None
-        head = self.head if self.head is not None and self.head.begin() else None
+        head = self.head if has_head and self.head is not None and self.head.begin() else None
         return Drafter(self.lengths, lookup, head, prompt_token_ids)
 
     def measured(self, n_rows: int, n_drafted: int, n_taken: int, seconds: float, *, is_ahead: bool) -> None:
@@ -92,9 +97,24 @@ class Drafter:
         most = min(most, max(n_matched, FIRST_DRAFTED), MOST_DRAFTED + 1 - n_rows)
         return self._lengths.best(self._lengths.acceptance.probabilities(n_matched, most), n_rows)
 
-    def draft(self, most: int = MOST_DRAFTED, n_rows: int = 1) -> list[int]:
-        """Up to `most` tokens that are likely to come next, as many as pay in a step of n_rows rows without them."""
+    def draft(self, most: int = MOST_DRAFTED, n_rows: int = 1, constraint: Constraint | None = None) -> list[int]:
+        """Up to `most` tokens that are likely to come next, as many as pay in a step of n_rows rows without them.
+
+        constraint: of the sequence, which then looks ahead over the drafts; tokens that must come are drafted too.
+        """
+        if constraint is not None:
+            return self._draft_within(constraint, min(most, MOST_CONSTRAINED), n_rows)
         return self._lookup.guess(self.n_worthwhile(most, n_rows)) if self._lookup is not None else []
+
+    def _draft_within(self, constraint: Constraint, most: int, n_rows: int) -> list[int]:
+        guess: list[int] = []
+        probabilities: list[float] = []
+        if self._lookup is not None and self._lookup.n_matched and not self._pending:
+            guess = self._lookup.guess(min(most, max(self._lookup.n_matched, FIRST_DRAFTED)))
+            probabilities = self._lengths.acceptance.probabilities(self._lookup.n_matched, len(guess))
+        token_ids, forced = constraint.look_ahead(guess, most)
+        likely = [1.0 if i in forced else probabilities[i] for i in range(len(token_ids))]
+        return token_ids[: self._lengths.best(likely, n_rows, waits=True)]
 
     def n_predicted(self, most: int) -> int:
         """How many tokens the head is to draft, for a sequence that runs alone."""

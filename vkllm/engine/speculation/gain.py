@@ -129,14 +129,18 @@ class DraftLengths:
         if self._room_s < FIRST_LOSS * plain_s:
             self._room_s += LOSS_SHARE * seconds
 
-    def best(self, probabilities: Sequence[float], n_rows: int = 1) -> int:
+    def timed(self, n_rows: int, seconds: float) -> None:
+        """Records the seconds of a step of sequences that wait for each token in any case."""
+        self.seconds.measured(self._width(n_rows), seconds, is_ahead=False)
+
+    def best(self, probabilities: Sequence[float], n_rows: int = 1, *, waits: bool = False) -> int:
         """How many of the guessed tokens to draft in a step of n_rows rows without them, each of which makes a token.
 
         probabilities: of each guess, that it is right if those before it are. Beside other sequences, a sequence with
-        drafts misses every second step, because those go on while it waits for its token.
+        drafts misses every second step, because those go on while it waits for its token. waits: it waits in any case.
         """
-        plain_s = self.seconds.of(self._width(n_rows), is_ahead=True)
-        if plain_s is None or self._room_s <= 0:
+        plain_s = self.seconds.of(self._width(n_rows), is_ahead=not waits)
+        if plain_s is None or (self._room_s <= 0 and not waits):
             return 0
         best, best_gain, likely, n_accepted = 0, LEAST_GAIN, 1.0, 0.0
         for n, probability in enumerate(probabilities, 1):
@@ -144,13 +148,14 @@ class DraftLengths:
             n_accepted += likely
             is_end = n == len(probabilities) or n_rows + n in self._widths
             step_s = self.seconds.of(self._width(n_rows + n), is_ahead=False) if is_end else None
-            if step_s is None or step_s > self._room_s + MOST_RISKED * plain_s:
+            if step_s is None or (step_s > self._room_s + MOST_RISKED * plain_s and not waits):
                 continue
-            n_expected = 1 + n_accepted if n_rows == 1 else n_rows - 1 + (1 + n_accepted) / 2
+            shares_turns = n_rows > 1 and not waits
+            n_expected = n_rows - 1 + (1 + n_accepted) / (2 if shares_turns else 1)
             gain = n_expected / n_rows * plain_s / step_s
             if gain > best_gain:
                 best, best_gain = n, gain
-        return 0 if self._n_rounds >= MOST_ROUNDS and best_gain < SURE_GAIN else best
+        return 0 if self._n_rounds >= MOST_ROUNDS and best_gain < SURE_GAIN and not waits else best
 
     def _width(self, n_rows: int) -> int:
         return next(width for width in self._widths if width >= n_rows)
