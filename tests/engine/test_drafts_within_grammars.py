@@ -1,4 +1,4 @@
-"""Drafts of answers with a grammar: tokens that must come, and copied ones as far as they may; the answers are the same."""
+"""Drafts of answers with a grammar: tokens that must come, and copied ones as far as they may; the same answers."""
 
 from __future__ import annotations
 
