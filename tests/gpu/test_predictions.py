@@ -12,10 +12,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 
+from expert_models import EXPERT_VARIANTS
 from file_reference import file_reference
-from hybrid_models import HYBRIDS
+from hybrid_models import HYBRIDS, with_predictor
 from kernel_case import nmse
-from variant import write
+from variant import D, write
 
 from vkllm.formats.gguf import ModelFile
 from vkllm.gpu.device.kompute import Device
@@ -28,7 +29,12 @@ pytestmark = pytest.mark.gpu
 
 BOUND = 4e-6  # see test_kinds_of_layers.py
 
-NAMES = [name for name in HYBRIDS if "predicts" in name]
+GLM = EXPERT_VARIANTS["glm4moe, as its 355B"]
+LISTED = GLM._replace(of_layer=GLM.n_layers * [GLM.of_layer], fields=GLM.fields | {"embedding_length": D})
+OWN = ("shared_head_norm", "embed_tokens", "shared_head_head")
+MODELS = {name: variant for name, variant in HYBRIDS.items() if "predicts" in name} | {
+    "glm4moe that predicts": with_predictor(LISTED, GLM.of_layer, *OWN)
+}
 
 
 def predicted(path: Path, tokens: list[int], guessed: list[int]) -> list[np.ndarray]:
@@ -45,9 +51,9 @@ def predicted(path: Path, tokens: list[int], guessed: list[int]) -> list[np.ndar
     return all_logits
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODELS)
 def test_what_a_head_predicts_is_what_the_reference_predicts(device: Device, tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / "model.gguf", HYBRIDS[name])
+    path = write(tmp_path / "model.gguf", MODELS[name])
     file = ModelFile.open(path)
     spec = model_spec(file.metadata, file.tensors)
     program = Program(device, spec, path, file.tensors, 256, options=PlanOptions(spec="mtp", n_parallel=2))
