@@ -96,14 +96,13 @@ class Constraint:
         mask = self._mask
         while self._is_quick and len(token_ids) < most:
             only = _only_token(mask)
-            guessed = guess[len(token_ids)] if len(token_ids) < len(guess) else None
+            token_id = guess[len(token_ids)] if len(token_ids) < len(guess) else None
             if only is not None:
-                if guessed != only:
+                if token_id != only:
                     guess = ()
-                forced.add(len(token_ids))
-            elif guessed is None or not mask[guessed // 32] >> guessed % 32 & 1:
+                token_id = only
+            elif token_id is None or not mask[token_id // 32] >> token_id % 32 & 1:
                 break
-            token_id = guessed if only is None else only
             matcher = matcher or self._matcher.deep_copy()
             matcher.consume_token(token_id)
             if matcher.is_stopped() or matcher.is_error():
@@ -111,6 +110,8 @@ class Constraint:
             mask = np.frombuffer(matcher.compute_bitmask(), np.uint32)[: self._n_words]
             if matcher.is_error():
                 break
+            if only is not None:
+                forced.add(len(token_ids))
             token_ids.append(token_id)
             self._ahead.append(mask)
         return token_ids, forced
