@@ -35,6 +35,7 @@ layout(std430, binding = SHARED_BINDING) coherent buffer SharedWords { uint shar
 layout(std430, binding = STATE_BINDING) coherent buffer State {
   uint failed;        // why the first exchange failed; 0: none has
   uint unused_result; // of delays, which compilers would take out if nobody could see it
+  uint n_retries;     // by workgroups, because numbers came after their flag
 };
 layout(std430, binding = FAILURE_BINDING) writeonly buffer Failure { uint failure[2]; }; // the same, and its number: for the host
 
@@ -164,7 +165,10 @@ bool fits(bool is_last) {
   barrier();
   if (wrong == 0) return true;
   if (gl_LocalInvocationIndex < N_RANKS && gl_LocalInvocationIndex != own_rank) sums[gl_LocalInvocationIndex] = 0;
-  if (gl_LocalInvocationIndex == 0 && is_last) failure_code = DAMAGED | wrong;
+  if (gl_LocalInvocationIndex == 0) {
+    atomicAdd(n_retries, 1);
+    if (is_last) failure_code = DAMAGED | wrong;
+  }
   uint value = delayed(POLLS_IN_PLACE != 0 ? 0 : RETRY_DELAY, wrong);
   if (value == FAILED_MARK) unused_result = value;
   barrier();

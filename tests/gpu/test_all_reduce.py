@@ -89,6 +89,7 @@ def test_numbers_that_come_after_their_flag_are_read_from_the_second_place(
         device.run([exchange.ranks[0].all_reduce(rank.part, rank.y, rank.step, COLUMNS, 2, n_damaged)])
         if n_damaged == 1:
             exchange.ranks[0].check()
+            assert exchange.ranks[0].n_retries() == 1
             np.testing.assert_array_equal(floats(rank.y, rank.shape), added_up(parts))
     with pytest.raises(DeviceError, match=r"\(rank 0\) read other numbers than .*\(rank 1\) had written in exchange 2"):
         exchange.ranks[0].check()

@@ -48,6 +48,16 @@ ServerKey = Annotated[
     str | None, typer.Option("--api-key", metavar="KEY", help="The server's key, if VKLLM_API_KEY does not have it.")
 ]
 
+MeasuresExchange = Annotated[
+    bool, typer.Option("--exchange", help="Measure how fast GPUs hand each other numbers: each pair, then all.")
+]
+ExchangingDevices = Annotated[
+    str | None,
+    typer.Option(
+        "-dev", "--device", metavar="0,1", help="What --exchange measures, if not all GPUs.", show_default=False
+    ),
+]
+
 app = typer.Typer(
     cls=Commands,
     help="Large language models on any GPU with a Vulkan driver. Without a command: chat.",
@@ -242,12 +252,18 @@ def plan(loading: LoadingFlags, model: ModelName = None, model_option: ModelOpti
     print_plan(name, how, as_json=json)
 
 
-def devices(json: Json = False) -> None:
+def devices(json: Json = False, exchange: MeasuresExchange = False, device: ExchangingDevices = None) -> None:
     """List the Vulkan devices; the one marked * is the default."""
+    from vkllm.faces.cli.device_exchange import advice, print_exchanges
     from vkllm.gpu.device.probe import choose_device
     from vkllm.gpu.device.probe import devices as probe
 
     found = probe()
+    if device is not None and not exchange:
+        raise InvalidParameter("-dev chooses what --exchange measures; give both, or neither")
+    if json and exchange:
+        print_exchanges(found, device, as_json=True)
+        return
     if json:
         from dataclasses import asdict
 
@@ -260,8 +276,12 @@ def devices(json: Json = False) -> None:
         )
         return
     default = choose_device(found, None)
-    for device in found:
-        print("\n".join(_description(device, is_default=device == default)))
+    for info in found:
+        print("\n".join(_description(info, is_default=info == default)))
+    if exchange:
+        print_exchanges(found, device, as_json=False)
+    else:
+        print("".join(f"{line}\n" for line in advice(found)), end="")
 
 
 def _description(device: DeviceInfo, *, is_default: bool) -> list[str]:

@@ -122,10 +122,7 @@ class RankExchange:
         self._shared = self._device.shared_buffer(exchange.memory)
         self._failure = self._device.buffer(4, is_host=True)
         self._state = self._device.buffer(4)
-        copy = KERNELS["copy_words"]
-        self._device.run(
-            [self._device.dispatch(copy, (self._failure, self._state), constants=(64,), groups=(1, 1), push=(4, 0, 0))]
-        )
+        self._device.run([self._copy(self._failure, self._state)])
 
     def all_reduce(
         self, part: Buffer, y: Buffer, step: Buffer, columns: int, width: int, number: int, add: Buffer | None = None
@@ -164,6 +161,13 @@ class RankExchange:
             push=(number, width, self._rank, vocabulary.first_token),
         )
 
+    def n_retries(self) -> int:
+        """How often a workgroup has read numbers again, as they came after their flag. Nothing may be in flight."""
+        seen = self._device.buffer(4, is_host=True)
+        self._device.run([self._copy(self._state, seen)])
+        assert seen.words is not None
+        return int(seen.words[2])
+
     def check(self) -> None:
         """Raises what became of an exchange that failed, of those of steps that have ended: DeviceTimeout if a rank was
         missing, DeviceError if what it handed over was not what it had written."""
@@ -182,6 +186,10 @@ class RankExchange:
             f"{names[0]} waited in vain for {names[1]} in exchange {number}: that device hangs, was lost or is too "
             "slow; try again, or split the model by layers (`-sm layer`)"
         )
+
+    def _copy(self, source: Buffer, target: Buffer) -> Dispatch:
+        kernel = KERNELS["copy_words"]
+        return self._device.dispatch(kernel, (source, target), constants=(64,), groups=(1, 1), push=(4, 0, 0))
 
     @property
     def _local_size(self) -> int:

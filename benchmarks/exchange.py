@@ -1,0 +1,139 @@
+"""Times the exchange of numbers between devices, and tries whether it is right, on real GPUs.
+
+    python benchmarks/exchange.py 0,1        also 0,1,2,3; 0,0 opens one GPU twice, which then takes turns
+
+Each line: ranks, rows and columns of an exchange; in how much memory (exchanges of this size that a half has room for:
+with few, the same lines are read again in a submit); time of one exchange, and bytes that a rank hands over a second;
+how often numbers came after their flag; and whether all sums were right. Takes about half a minute.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+import numpy as np
+
+from vkllm.errors import VkllmError
+from vkllm.gpu.device.kompute import Buffer, Device, Recording
+from vkllm.gpu.device.requirements import described
+from vkllm.gpu.measure.exchange import exchange_times, groups_of
+from vkllm.gpu.program.exchange import Exchange
+from vkllm.gpu.program.kernels import KERNELS
+from vkllm.gpu.program.step import Part, StepSlots
+
+N_PARTS = 7
+"""Different numbers to exchange in turn: what a line held before is seldom what it should hold."""
+
+N_SUBMITS = 8
+
+
+def copied(device: Device, source: Buffer, target: Buffer, n_words: int) -> None:
+    device.run(
+        [
+            device.dispatch(
+                KERNELS["copy_words"], (source, target), constants=(64,), groups=(256, 1), push=(n_words, 0, 0)
+            )
+        ]
+    )
+
+
+class Rank:
+    """A device with numbers to exchange, in its own memory."""
+
+    def __init__(self, exchange: Exchange, rank: int, drawn: np.ndarray, n_exchanges: int) -> None:
+        self.device = exchange.devices[rank]
+        self.made = exchange.ranks[rank]
+        self.n_rows, self.columns = drawn.shape[1:]
+        self.slots = StepSlots(self.device, 1, 1)
+        n_words = self.n_rows * self.columns
+        self.host = self.device.buffer(n_words, is_host=True)
+        parts = [self.device.buffer(n_words) for _ in range(N_PARTS)]
+        self.sums = [self.device.buffer(n_words) for _ in range(N_PARTS)]
+        for part, numbers in zip(parts, drawn, strict=True):
+            assert self.host.words is not None
+            self.host.words[:] = numbers.reshape(-1).view(np.uint32)
+            copied(self.device, self.host, part, n_words)
+        begin = self.device.dispatch(
+            KERNELS["copy_words"],
+            (self.slots.buffer, self.slots.on_device),
+            constants=(64,),
+            groups=(1, 1),
+            push=(self.slots.slot_words, 0, 0),
+        )
+        dispatches = [
+            self.made.all_reduce(
+                parts[i % N_PARTS], self.sums[i % N_PARTS], self.slots.on_device, self.columns, self.n_rows, i + 1
+            )
+            for i in range(n_exchanges)
+        ]
+        self.recording: Recording = self.device.record([begin, *dispatches])
+
+    def sum(self, i: int) -> np.ndarray:
+        copied(self.device, self.sums[i], self.host, self.n_rows * self.columns)
+        assert self.host.words is not None
+        return self.host.words.view(np.float32).reshape(self.n_rows, self.columns)
+
+
+def tried(devices: list[Device], n_rows: int, columns: int, most_rows: int, n_exchanges: int) -> str:
+    """A line of the table. most_rows: that the memory has room for."""
+    exchange = Exchange(devices, most_rows * columns // 4)
+    rng = np.random.default_rng(1)
+    drawn = rng.normal(size=(len(devices), N_PARTS, n_rows, columns)).astype(np.float32)
+    ranks = [Rank(exchange, rank, drawn[rank], n_exchanges) for rank in range(len(devices))]
+    room = exchange.half_lines // exchange.lines(n_rows * columns // 4, exchange.n_copies(n_rows))
+    seconds, said = [], "right"
+    try:
+        for submit in range(N_SUBMITS):
+            for rank in ranks:
+                rank.slots.write(0, [Part(0, [0] * n_rows, 0, [0])], submit * n_exchanges)
+            start_s = time.perf_counter()
+            tickets = [rank.device.submit(rank.recording) for rank in ranks]
+            for rank, ticket in zip(ranks, tickets, strict=True):
+                rank.device.wait(ticket)
+            seconds.append(time.perf_counter() - start_s)
+            for rank in ranks:
+                rank.made.check()
+        expected = drawn[0].copy()
+        for part in drawn[1:]:
+            expected += part
+        n_wrong = sum(int((rank.sum(i) != expected[i]).sum()) for rank in ranks for i in range(N_PARTS))
+        said = "right" if n_wrong == 0 else f"{n_wrong} WRONG NUMBERS"
+    except VkllmError as error:
+        said = f"{type(error).__name__}: {error}"
+    retries = sum(rank.made.n_retries() for rank in ranks)
+    one_s = statistics.median(seconds or [float("nan")]) / n_exchanges
+    speed = 4 * n_rows * columns / one_s
+    return (
+        f"{len(devices):5d} {n_rows:5d} {columns:7d} {room:8d} {exchange.memory.n_bytes / 2**20:7.1f} MiB "
+        f"{1e6 * one_s:9.2f} us {speed / 1e9:8.3f} GB/s {retries:7d} {said}"
+    )
+
+
+def main(wanted: str) -> None:
+    devices = [Device(index) for index in wanted.split(",")]
+    for rank, device in enumerate(devices):
+        print(f"rank {rank}: {described(device.info)}")
+    print("ranks  rows columns  in half      memory  exchange    hands over retries sums")
+    is_cpu = any(device.info.type == "cpu" for device in devices)
+    n = 8 if is_cpu else 160
+    for group in groups_of(len(devices)):
+        chosen = [devices[rank] for rank in group]
+        for n_rows, columns, most_rows, n_exchanges in (
+            (1, 4096, 64, n),
+            (1, 8192, 64, n),
+            (1, 8192, 1, n),
+            (8, 4096, 64, n),
+            (32, 4096, 64, n),
+            (*((32, 1024, 32) if is_cpu else (512, 4096, 512)), max(n // 8, N_PARTS)),
+            (*((32, 1024, 64) if is_cpu else (512, 4096, 1536)), max(n // 8, N_PARTS)),
+        ):
+            print(tried(chosen, n_rows, columns, most_rows, n_exchanges), flush=True)
+        print(f"as `vkllm devices --exchange` measures it: {exchange_times(chosen)}", flush=True)
+    for device in devices:
+        device.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "0,1")
