@@ -67,12 +67,16 @@ def checks_names(*options: type[Any]) -> Callable[[FunctionT], FunctionT]:
         known -= {"self", "cls"}
         known.update(*(each.__annotations__ for each in options))
         placed = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
-        named = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-        named.sort(key=lambda parameter: parameter.default is not parameter.empty)
+        keywords = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        keywords.sort(key=lambda parameter: parameter.default is not parameter.empty)
+        named = [
+            *(parameter.name for parameter in keywords),
+            *(key for each in options for key in each.__annotations__),
+        ]
 
         def check(args: Sequence[Any], kwargs: dict[str, Any]) -> None:
             if named and len(args) > len(placed):
-                raise _no_name(function, [name for name in placed if name != "self"], named[0].name)
+                raise _no_name(function, [name for name in placed if name != "self"], named[0])
             check_names(kwargs, known)
 
         if inspect.iscoroutinefunction(function):
@@ -136,10 +140,32 @@ def one_device(name: str, value: Any) -> str | None:
     text = str(value).strip()
     if not text or re.fullmatch(r"[A-Za-z]*\d*(\s*[,;/]\s*[A-Za-z]*\d*)+", text):
         raise InvalidParameter(
-            f"{name} takes one device, as its index or a part of its name (`vkllm devices` lists them), not {value!r}: "
-            "vkllm runs a model on one GPU"
+            f"{name} takes one device here, as its index or a part of its name (`vkllm devices` lists them), not "
+            f"{value!r}"
         )
     return re.sub(r"^Vulkan(?=\d+$)", "", text)
+
+
+def named_devices(name: str, value: Any) -> tuple[str, ...]:
+    """The devices that a parameter or option names, in order: one, or several with commas between them or in a list.
+
+    None names none. One device may be named more than once. Raises InvalidParameter.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, list | tuple):
+        if not value:
+            raise InvalidParameter(f"{name} must name a device, not be an empty list")
+        return tuple(device for each in value for device in named_devices(name, each))
+    if not isinstance(value, str):
+        return (one_device(name, value) or "",)
+    texts = [text.strip() for text in re.split(r",(?![^(]*\))", value)]  # names have commas in parentheses
+    if not all(texts) or any(re.fullmatch(r"[A-Za-z]*\d*(\s*[;/]\s*[A-Za-z]*\d*)+", text) for text in texts):
+        raise InvalidParameter(
+            f"{name} takes devices as their indices or parts of their names, with commas between them (`vkllm devices` "
+            f"lists them), not {value!r}"
+        )
+    return tuple(re.sub(r"^Vulkan(?=\d+$)", "", text) for text in texts)
 
 
 def number(name: str, value: Any, low: float, high: float, *, also: str = "") -> float:

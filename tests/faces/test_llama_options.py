@@ -132,6 +132,16 @@ def test_a_device_may_have_llama_cpps_name(asked: list[Any], text: str, device: 
     assert asked[0][0].loading["device"] == (device or text)
 
 
+def test_several_devices_are_handed_on(asked: list[Any]) -> None:
+    run(
+        "m", "Hi", "-dev", "Vulkan0,RTX 4090 (24 GB, PCIe)", "-sm", "row", "-ts", "3,1", "-mg", "1", "--num-shards", "2"
+    )
+    loading = asked[0][0].loading
+    assert loading["device"] == ("0", "RTX 4090 (24 GB, PCIe)")
+    assert (loading["split_mode"], loading["tensor_split"], loading["main_gpu"]) == ("row", (3.0, 1.0), 1)
+    assert loading["num_shards"] == 2
+
+
 # --- Refused ---------------------------------------------------------------------------------------------------------
 
 
@@ -140,17 +150,11 @@ def test_a_device_may_have_llama_cpps_name(asked: list[Any], text: str, device: 
     [
         ("m Hi -md draft.gguf", "-md is not in vkllm: vkllm drafts from earlier text"),
         ("m Hi --draft 16", "--draft is not in vkllm"),
-        ("m Hi -sm row", "-sm is not in vkllm: vkllm runs a model on one GPU; choose it with -dev"),
-        ("m Hi -ts 3,1", "-ts is not in vkllm"),
-        ("m Hi -mg 1", "-mg is not in vkllm: vkllm runs a model on one GPU"),
-        (
-            "m Hi -dev 0,1",
-            "-dev takes one device, as its index or a part of its name (`vkllm devices` lists them), not",
-        ),
-        ("m Hi -dev Vulkan0,Vulkan1", "not 'Vulkan0,Vulkan1': vkllm runs a model on one GPU"),
-        ("m Hi -dev 0,", "not '0,': vkllm runs a model on one GPU"),
-        ("m Hi -dev 0/1", "not '0/1': vkllm runs a model on one GPU"),
-        ("m Hi -dev=", "-dev takes one device"),
+        ("m Hi --rpc host:1", "--rpc is not in vkllm: vkllm runs a model on the GPUs of one machine; choose them with"),
+        ("m Hi -ts 3;1", "-ts takes shares such as 3,1, one for each GPU, not '3;1'"),
+        ("m Hi -dev 0,", "-dev takes devices as their indices or parts of their names, with commas between them"),
+        ("m Hi -dev 0/1", "(`vkllm devices` lists them), not '0/1'"),
+        ("m Hi -dev=", "-dev takes devices"),
         ("m Hi --device none", "-dev none is not in vkllm"),
         ("m Hi --lora a.gguf", "--lora is not in vkllm: vkllm cannot apply adapters yet"),
         ("m Hi --image a.png", "--image is not in vkllm: vkllm reads and writes text only"),
@@ -230,4 +234,4 @@ def test_every_name_stands_in_one_table_only_and_leads_to_an_option() -> None:
     tables = [set(LLAMA_OPTIONS), set(OTHER_NAMES), HUB_REPO, HUB_FILE]
     assert sum(map(len, tables)) == len(set().union(*tables)) > 450
     assert set(OTHER_NAMES.values()) - {"--help"} <= set(own("run")) | set(own("serve"))
-    assert {"-tb", "-md", "-sm", "-bs", "-cnv", "-fa", "--mlock"} <= set(LLAMA_OPTIONS)
+    assert {"-tb", "-md", "-rpc", "-bs", "-cnv", "-fa", "--mlock"} <= set(LLAMA_OPTIONS)

@@ -15,7 +15,7 @@ from vkllm.api.answer import Generation, OnToken, SamplingOptions
 from vkllm.api.benchmark import BatchTimes
 from vkllm.api.chat import SyncChat, sync_chat
 from vkllm.api.embedding import embeddings
-from vkllm.api.loading import LoadedModel, Loading
+from vkllm.api.loading import LoadedModel, Loading, LoadOptions
 from vkllm.api.prompts import Message as Message
 from vkllm.api.prompts import as_batch, checked_origin
 from vkllm.api.stream import Stream, all_answers
@@ -27,7 +27,6 @@ from vkllm.formats.gguf import main_format
 from vkllm.model.memory.plan import MemoryPlan
 from vkllm.parameters import checks_names
 from vkllm.store import FoundModel
-from vkllm.store.downloads.files import OnProgress
 
 if TYPE_CHECKING:
     from vkllm.api.openai.create import SyncCompletions, SyncEmbeddings
@@ -41,7 +40,8 @@ class LLM:
 
     model: a name from `vkllm list`, a path to a .gguf file, or a folder with one.
     n_ctx: tokens of prompt and answer; 0 takes the longest that costs no speed; by default the model's own, up to 4096.
-    device: index or part of the name of a GPU (`vkllm devices`); the default is the best one.
+    device: index or part of the name of a GPU (`vkllm devices`), or of several: "0,1"; the default is the best one.
+    num_shards, split_mode, tensor_split, main_gpu: how a model is split over several (docs/several_gpus.md).
     type_k, type_v: how keys and values are cached, "f16" or "q8_0", which takes a little over half the memory.
     n_gpu_layers: layers, counted from the last, whose weights may lie in a card's own memory; None or -1 is all.
     vram_limit, ram_limit: bytes that may be taken of a card's own and of system memory (`plan_model`).
@@ -61,48 +61,12 @@ class LLM:
      Paris
     """
 
-    @checks_names()
+    @checks_names(LoadOptions)
     def __init__(
-        self,
-        model: str | Path | FoundModel | LoadedModel = "smollm2",
-        *,
-        n_ctx: int | None = None,
-        device: str | int | None = None,
-        type_k: str = "f16",
-        type_v: str = "f16",
-        n_gpu_layers: int | None = None,
-        vram_limit: int | None = None,
-        ram_limit: int | None = None,
-        override_tensor: str | None = None,
-        n_parallel: int | None = None,
-        queue: int | None = None,
-        spec: str = "auto",
-        chat_template: str | None = None,
-        variables: Mapping[str, Any] | None = None,
-        sampling: Mapping[str, Any] | None = None,
-        seed: int | None = None,
-        on_progress: OnProgress | None = None,
+        self, model: str | Path | FoundModel | LoadedModel = "smollm2", **options: Unpack[LoadOptions]
     ) -> None:
         if not isinstance(model, LoadedModel):  # which AsyncLLM passes
-            model = Loading(
-                model,
-                n_ctx=n_ctx,
-                device=device,
-                type_k=type_k,
-                type_v=type_v,
-                n_gpu_layers=n_gpu_layers,
-                vram_limit=vram_limit,
-                ram_limit=ram_limit,
-                override_tensor=override_tensor,
-                n_parallel=n_parallel,
-                queue=queue,
-                spec=spec,
-                chat_template=chat_template,
-                variables=variables,
-                sampling=sampling,
-                seed=seed,
-                on_progress=on_progress,
-            ).run()
+            model = Loading(model, **options).run()
         self._model, self._engine, self._prompts = model, model.engine, model.prompts
         self.path, self.name, self.spec = model.path, model.name, model.spec
         self.tokenizer, self.tensors = model.tokenizer, model.tensors

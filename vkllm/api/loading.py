@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 from vkllm.api.prompts import Prompts, checked_variables
 from vkllm.engine.file_sampling import file_sampling
@@ -22,7 +22,7 @@ from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo, main_format
 from vkllm.model.architectures import model_spec, pooling
 from vkllm.model.memory.plan import PlanOptions, chosen_context
 from vkllm.model.spec import ModelSpec
-from vkllm.parameters import one_device, whole_number
+from vkllm.parameters import named_devices, whole_number
 from vkllm.store import FoundModel, find_model, look_up
 from vkllm.store.downloads.files import OnProgress
 from vkllm.text.chat import ChatTemplate
@@ -30,11 +30,11 @@ from vkllm.text.messages import plain_value
 from vkllm.text.tokenizer import Tokenizer
 
 
-class LoadOptions(TypedDict, total=False):
-    """The options of `LLM`."""
+class PlacingOptions(TypedDict, total=False):
+    """The options that decide where a model lies; those of `plan_model`."""
 
     n_ctx: int | None
-    device: str | int | None
+    device: str | int | Sequence[str | int] | None
     type_k: str
     type_v: str
     n_gpu_layers: int | None
@@ -42,8 +42,17 @@ class LoadOptions(TypedDict, total=False):
     ram_limit: int | None
     override_tensor: str | None
     n_parallel: int | None
-    queue: int | None
     spec: str
+    num_shards: int | None
+    split_mode: str | None
+    tensor_split: Sequence[float] | None
+    main_gpu: int
+
+
+class LoadOptions(PlacingOptions, total=False):
+    """The options of `LLM`."""
+
+    queue: int | None
     chat_template: str | None
     variables: Mapping[str, Any] | None
     sampling: Mapping[str, Any] | None
@@ -73,6 +82,15 @@ class LoadedModel:
         return f"{self.name} in {main_format(self.tensors)}, {state}"
 
 
+_PLANNED = tuple(field.name for field in fields(PlanOptions) if field.name != "devices")
+
+
+def plan_options(given: Mapping[str, Any]) -> PlanOptions:
+    """What is asked of a plan by options of `LLM`, of which others are left out. Raises InvalidParameter."""
+    devices = named_devices("device", given.get("device"))
+    return PlanOptions(devices=devices, **{name: given[name] for name in _PLANNED if name in given})
+
+
 def read_text(path: Path, metadata: Metadata, spec: ModelSpec) -> tuple[Tokenizer, ChatTemplate]:
     """What a model's file says of text. Raises ModelFileError, UnsupportedModel."""
     tokenizer = Tokenizer.from_gguf(metadata)
@@ -87,37 +105,16 @@ def read_text(path: Path, metadata: Metadata, spec: ModelSpec) -> tuple[Tokenize
 class Loading:
     """The loading of one model. Raises InvalidParameter for options that are wrong whatever the model."""
 
-    def __init__(
-        self,
-        model: str | Path | FoundModel,
-        *,
-        n_ctx: int | None = None,
-        device: str | int | None = None,
-        type_k: str = "f16",
-        type_v: str = "f16",
-        n_gpu_layers: int | None = None,
-        vram_limit: int | None = None,
-        ram_limit: int | None = None,
-        override_tensor: str | None = None,
-        n_parallel: int | None = None,
-        queue: int | None = None,
-        spec: str = "auto",
-        chat_template: str | None = None,
-        variables: Mapping[str, Any] | None = None,
-        sampling: Mapping[str, Any] | None = None,
-        seed: int | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> None:
+    def __init__(self, model: str | Path | FoundModel, **options: Unpack[LoadOptions]) -> None:
+        on_progress, chat_template = options.get("on_progress"), options.get("chat_template")
+        sampling, queue = options.get("sampling"), options.get("queue")
         if not isinstance(model, str | Path | FoundModel):
             raise InvalidParameter(f"model must be a name or a path, not {model!r}")
         if on_progress is not None and not callable(on_progress):
             raise InvalidParameter(f"on_progress must be a function, not {on_progress!r}")
         self._model = str(model) if isinstance(model, Path) else model
-        self._n_ctx = n_ctx
-        self._device = one_device("device", device)
-        self._options = PlanOptions(
-            type_k, type_v, n_gpu_layers, vram_limit, ram_limit, override_tensor, n_parallel, spec=spec
-        )
+        self._n_ctx = options.get("n_ctx")
+        self._options = plan_options(options)
         if not isinstance(chat_template, str | None):
             raise InvalidParameter(f"chat_template must be the text of a Jinja template, not {chat_template!r:.60}")
         if not isinstance(sampling, Mapping | None):
@@ -126,9 +123,9 @@ class Loading:
             whole_number("queue", queue, 0, 10**6)
         self._queue = queue
         self._chat_template = chat_template
-        self._variables: dict[str, Any] = plain_value(checked_variables(variables), "a variable")
+        self._variables: dict[str, Any] = plain_value(checked_variables(options.get("variables")), "a variable")
         self._sampling = dict(sampling or {})
-        self._defaults = replace(SamplingParams(seed=seed), **self._sampling)  # wrong ones are found now
+        self._defaults = replace(SamplingParams(seed=options.get("seed")), **self._sampling)  # wrong ones are found now
         self._tell = on_progress
         self._is_cancelled = threading.Event()
         self._engine: EngineProcess | None = None
@@ -150,7 +147,6 @@ class Loading:
             tensors=file.tensors,
             spec=replace(spec, n_vocab=tokenizer.n_vocab),  # rows beyond it are padding
             n_ctx=n_ctx,
-            device=self._device,
             options=self._options,
             token_bytes=tokenizer.answer_bytes(),
             end_ids=tokenizer.stop_ids,

@@ -5,24 +5,27 @@ It joins what other files know: where models are, what they hold, what a device 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, Unpack
 
-from vkllm.api.loading import read_text
+from vkllm.api.loading import PlacingOptions, plan_options, read_text
 from vkllm.errors import InvalidParameter
 from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo
 from vkllm.gpu.device.limits import device_limits
-from vkllm.gpu.device.probe import choose_device, devices
+from vkllm.gpu.device.probe import devices
+from vkllm.gpu.device.several import chosen_devices, joined_names, members
 from vkllm.gpu.measure.speeds import measured_speeds
 from vkllm.gpu.program.buffers import HEAD_ROWS
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.model.architectures import model_spec
 from vkllm.model.memory.limits import DeviceLimits
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, chosen_context, plan
+from vkllm.model.memory.ranks import Division, divide
+from vkllm.model.memory.split_plan import Member
 from vkllm.model.spec import ModelSpec
-from vkllm.parameters import checks_names, one_device
+from vkllm.parameters import checks_names
 from vkllm.store import find_model, headers_of, look_up
 from vkllm.store.catalog import WheelSource
 from vkllm.store.downloads.headers import FetchedHeaders
@@ -34,7 +37,8 @@ from vkllm.text.tokenizer import Tokenizer
 class ModelPlan:
     """The plan of a model on a device, with the limits and options that it was made from.
 
-    missing_bytes: of the model's files where they are not on this machine; then path is only their name.
+    missing_bytes: of the model's files where they are not on this machine; then path is only their name. division: how
+    it is spread over devices, where several were asked for; limits is then of the first, plan is of all.
 
     >>> made = plan_model("smollm2", n_ctx=1024, measures=False)
     >>> made.path.name, made.plan.n_ctx
@@ -48,23 +52,15 @@ class ModelPlan:
     options: PlanOptions
     plan: MemoryPlan
     missing_bytes: int = 0
+    division: Division | None = None
 
 
-@checks_names()
+@checks_names(PlacingOptions)
 def plan_model(
     model: str | Path,
     *,
-    n_ctx: int | None = None,
-    device: str | int | None = None,
-    type_k: str = "f16",
-    type_v: str = "f16",
-    n_gpu_layers: int | None = None,
-    vram_limit: int | None = None,
-    ram_limit: int | None = None,
-    override_tensor: str | None = None,
-    n_parallel: int | None = None,
-    spec: str = "auto",
     measures: bool = True,
+    **placing: Unpack[PlacingOptions],
 ) -> ModelPlan:
     """Says where each part of a model would lie and how fast it would be, without loading it.
 
@@ -77,22 +73,28 @@ def plan_model(
     n_ctx: tokens of context; 0 takes the longest that costs no speed; the default is what the model was trained
     for, at most 4096. device: index or part of the name. type_k, type_v: of the cache. n_gpu_layers: layers,
     counted from the last, whose weights may lie in a card's own memory. vram_limit, ram_limit: bytes.
-    override_tensor, n_parallel, spec: see `LLM`. measures: times the device's memory, which takes seconds first;
-    otherwise a typical speed of its kind is assumed.
+    override_tensor, n_parallel, spec, several devices: see `LLM`. measures: times the device's memory, which takes
+    seconds first; otherwise a typical speed of its kind is assumed.
 
     Raises ModelNotFound, ModelFileError, UnsupportedModel, NoDevice, InvalidParameter, and OutOfDeviceMemory with what
     would fit.
     """
     if not isinstance(model, str | Path):
         raise InvalidParameter(f"model must be a name or a path, not {model!r}")
-    placing = (n_gpu_layers, vram_limit, ram_limit, override_tensor, n_parallel)
-    options = PlanOptions(type_k, type_v, *placing, spec=spec)  # wrong ones fail first
-    wanted = one_device("device", device)
-    found = _to_plan(str(model), n_ctx)
-    info = choose_device(devices(), wanted)
-    limits = device_limits(info, measured_speeds(info) if measures else None)
-    made = found.plan(limits, options)
-    return ModelPlan(found.path, found.spec, info.name, limits, options, made, found.missing_bytes)
+    options = plan_options(placing)  # wrong ones fail first
+    found = _to_plan(str(model), placing.get("n_ctx"))
+    chosen = chosen_devices(devices(), options)
+    infos, options = chosen.infos, chosen.options
+    speeds = {info.index: measured_speeds(info) if measures else None for info in infos}
+    if len(infos) == 1:
+        limits = device_limits(infos[0], speeds[infos[0].index])
+        made = found.plan(limits, options)
+        return ModelPlan(found.path, found.spec, infos[0].name, limits, options, made, found.missing_bytes)
+    division = found.divide(members(infos, speeds), options)
+    used = [infos[rank.member] for rank in division.ranks]
+    limits = division.splits.members[division.ranks[0].member].limits
+    name, made = joined_names([info.name for info in used]), division.plan
+    return ModelPlan(found.path, found.spec, name, limits, options, made, found.missing_bytes, division)
 
 
 def _to_plan(name: str, n_ctx: int | None) -> ModelToPlan:
@@ -144,3 +146,7 @@ class ModelToPlan:
     def plan(self, limits: DeviceLimits, options: PlanOptions) -> MemoryPlan:
         """Where its parts lie within limits that are known. Raises OutOfDeviceMemory, InvalidParameter."""
         return plan(self.spec, self.tensors, limits, self.n_ctx, MAX_ROWS, HEAD_ROWS, options)
+
+    def divide(self, devices: Sequence[Member], options: PlanOptions) -> Division:
+        """The same on several devices, or on the best of them. Raises UnsupportedDevice too."""
+        return divide(self.spec, self.tensors, devices, self.n_ctx, MAX_ROWS, HEAD_ROWS, options)

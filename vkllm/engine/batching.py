@@ -37,12 +37,12 @@ SETTLE_S, PATIENCE_S = 0.002, 0.05
 """How long to wait for the CPU's choices of tokens where nothing is in flight: for all of them, so that their sequences
 stay in one step, and then for any, before messages are read."""
 
-MOST_ORIGINS = 256
-"""Origins whose last tokens are remembered, so that they can be saved."""
+MOST_ORIGINS = 256  # whose last tokens are remembered, so that they can be saved
 
 
 class Batching:
-    """The open requests of a program. move_state: answers queries about states, while nothing is in flight.
+    """The open requests of a program. move_state: answers queries about states, while nothing is in flight. n_in_turn:
+    steps that the program runs at the same time, each on another device.
 
     doing: what the device does, for errors. last_tokens: those that were cached last of each origin.
     """
@@ -61,11 +61,11 @@ class Batching:
         n_queue: int | None = None,
         is_causal: bool = True,
         speculation: Speculation | None = None,
+        n_in_turn: int = 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        has_head = speculation is not None and speculation.head is not None
-        head = Head(program) if has_head else None
-        self.scheduler = Scheduler(cache, lengths, n_sequences, n_queue, is_causal, head)
+        head = Head(program) if speculation is not None and speculation.head is not None else None
+        self.scheduler = Scheduler(cache, lengths, n_sequences, n_queue, is_causal, head, n_in_turn)
         self.doing = "starting"
         self.last_tokens: OrderedDict[str, list[int]] = OrderedDict()
         self._program = program
@@ -76,6 +76,7 @@ class Batching:
         self._move_state = move_state
         self._n_ctx = n_ctx
         self._speculation = speculation
+        self._n_in_turn = n_in_turn
         self._clock = clock
         self._open: dict[int, TokenSequence | StateQuery] = {}
         self._cancelled: set[int] = set()
@@ -169,12 +170,13 @@ class Batching:
 
     @property
     def _most_in_flight(self) -> int:
-        """How many steps may be in flight now."""
+        """How many steps may be in flight now: at least one on each device, and one that waits for a device."""
+        of_many = IN_FLIGHT_OF_MANY + self._n_in_turn - 1
         if len(self._open) > 1:
-            return IN_FLIGHT_OF_MANY
+            return of_many
         if self._in_flight and self._in_flight[-1].is_chunk:  # a cancel waits for its end
             is_short = self._lengths.expected_s(self._in_flight[-1].n_rows) <= BUSY_CHUNK_S
-            return IN_FLIGHT_OF_MANY if is_short else 1
+            return of_many if is_short else self._n_in_turn
         return IN_FLIGHT
 
     def _submit_steps(self, most: int) -> bool:

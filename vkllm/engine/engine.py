@@ -6,15 +6,17 @@ what becomes of their steps, is `engine/batching.py`'s.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 from vkllm.engine.batching import Batching
 from vkllm.engine.blocks import n_blocks_of
 from vkllm.engine.chunks import CHUNK_WIDTHS, ChunkLengths, longest_submit_s
 from vkllm.engine.constraint import Vocabulary
 from vkllm.engine.events import DeviceReport, Event, Failed, Finished, StateAnswer
+from vkllm.engine.opening import opened, told
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.prefix_cache import Held, PrefixCache
 from vkllm.engine.prompt_rows import PromptRows
@@ -23,7 +25,6 @@ from vkllm.engine.sampler import Sampler
 from vkllm.engine.saved_state import SavedStates
 from vkllm.engine.speculation.drafter import Speculation
 from vkllm.errors import ContextOverflow, DeviceLost, DeviceTimeout, InvalidParameter, VkllmError, counted
-from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.measure.arithmetic import product_rate
 from vkllm.gpu.measure.bandwidth import read_bandwidth
 from vkllm.gpu.measure.kernel_times import step_times
@@ -31,11 +32,8 @@ from vkllm.gpu.measure.step_times import StepTimes
 from vkllm.gpu.program.cached_blocks import CachePlace
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.gpu.program.program import WIDTHS, Program
-from vkllm.gpu.program.self_check import check_kernels
 from vkllm.gpu.program.step import LIKELIEST, Part, Result
-from vkllm.gpu.tuning.cache import kept_choice
 from vkllm.gpu.tuning.search import Trial
-from vkllm.gpu.tuning.space import model_kind
 from vkllm.gpu.tuning.tuner import TuningReport, tune
 
 TIMED = "timing"
@@ -48,34 +46,26 @@ class Engine:
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Loads the model; on_progress is called with bytes done and bytes in all. Raises any VkllmError."""
         total = sum(info.n_bytes for info in config.tensors.values())
-        done = 0
+        done, lock = 0, threading.Lock()
 
         def on_bytes(n_bytes: int) -> None:
             nonlocal done
-            done += n_bytes
-            if on_progress is not None:
-                on_progress(min(done, total), total)
+            with lock:  # devices are loaded side by side
+                done += n_bytes
+                if on_progress is not None:
+                    on_progress(min(done, total), total)
 
         self._lengths = ChunkLengths(longest_submit_s())
-        self._device = Device(config.device)
-        self.device_name = self._device.info.name
-        with ExitStack() as undo, self._telling(f"loading {config.path.name}"):
-            undo.callback(self._device.close)
-            self.slow_paths = check_kernels(self._device)
-            self._program = Program(
-                self._device,
-                config.spec,
-                config.path,
-                config.tensors,
-                config.n_ctx,
-                on_bytes,
-                config.options,
-                kept_choice(self._device.info, model_kind(config.spec, config.tensors)),
-            )
+        with ExitStack() as undo:
+            self._opened = undo.enter_context(closing(opened(config, on_bytes)))
+            self.device_name = self._opened.name
+            self._device = self._opened.devices[0]
+            self._program = self._opened.program
+            self.slow_paths = self._opened.slow_paths
             self.plan = self._program.plan
             self.moved_bytes = self._program.moved_bytes
-            self.is_cpu_device = self._device.info.type == "cpu"
-            self._prompt_rows = PromptRows(self._program)
+            self.is_cpu_device = self._opened.has_cpu_device
+            self._prompt_rows = PromptRows(self._program.ranks[-1])
             self._saved_states = SavedStates(config, self._program)
             self._vocabulary = Vocabulary(config.token_bytes, config.end_ids)
             self._product_rate: float | None = None
@@ -85,7 +75,8 @@ class Engine:
             drafts = config.spec.is_causal and (has_lookup or has_head)
             self._speculation = Speculation(WIDTHS, has_lookup=has_lookup, has_head=has_head) if drafts else None
             self._forget()
-            self._warm_up()
+            with self._telling(f"loading {config.path.name}"):
+                self._warm_up()
             undo.pop_all()
 
     def _forget(self) -> None:
@@ -105,6 +96,7 @@ class Engine:
             n_queue=config.queue,
             is_causal=config.spec.is_causal,
             speculation=self._speculation,
+            n_in_turn=program.n_in_turn,
             clock=lambda: time.perf_counter(),
         )
 
@@ -125,7 +117,7 @@ class Engine:
             held = self._cache.begin(TIMED, [0] * width, 0)
             self._run_chunk(held, [0] * width, 0)
             self._cache.end(held, (), is_kept=False)
-        self._device.save_pipelines()
+        self._opened.save_pipelines()
 
     def submit(self, request: Request | StateQuery) -> None:
         """Queues a request. Its events come from `step`. Raises QueueFull."""
@@ -147,7 +139,7 @@ class Engine:
         except (DeviceLost, DeviceTimeout) as error:
             raise self._told(error, self._batching.doing) from error
         if any(isinstance(event, Finished) for event in events):
-            self._device.save_pipelines()  # a killed process would save nothing
+            self._opened.save_pipelines()  # a killed process would save nothing
         return events
 
     def measure_device(self) -> DeviceReport:
@@ -164,11 +156,12 @@ class Engine:
         """
         if self.has_work:
             raise InvalidParameter("the model is answering a request; tune when it is idle")
-        self._prompt_rows, self._product_rate = PromptRows(self._program), None
+        program = self._on_one_device("tuned")
+        self._prompt_rows, self._product_rate = PromptRows(self._program.ranks[-1]), None
         self._forget()  # what is cached is overwritten
         try:
             with self._telling("tuning"):
-                report = tune(self._program, budget_s, on_trial=on_trial, is_interrupted=is_interrupted)
+                report = tune(program, budget_s, on_trial=on_trial, is_interrupted=is_interrupted)
         finally:
             self._lengths.forget()
         self._warm_up()
@@ -181,6 +174,7 @@ class Engine:
         """
         if self.has_work:
             raise InvalidParameter("the model is answering a request; time kernels when it is idle")
+        program = self._on_one_device("timed kernel by kernel")
         if not (0 < n_rows <= MAX_ROWS and n_depth >= 0):
             raise InvalidParameter(
                 f"there is no step of {counted(n_rows, 'row')} at depth {n_depth}; take 1 to {MAX_ROWS} rows"
@@ -190,7 +184,6 @@ class Engine:
                 f"a step of {counted(n_rows, 'row')} at depth {n_depth} is longer than the context of {self._n_ctx} "
                 "tokens; load the model with a larger one"
             )
-        program = self._program
         token_ids = [i % program.spec.n_vocab for i in range(n_depth)]
         held = self._filled(token_ids, n_depth + n_rows)
         if self._product_rate is None:
@@ -202,10 +195,16 @@ class Engine:
             self._forget()  # the timed steps have overwritten some
         return made
 
+    def _on_one_device(self, done: str) -> Program:
+        """The program, if it is on one device. done: what is to be done with it. Raises InvalidParameter."""
+        if isinstance(self._program, Program):
+            return self._program
+        raise InvalidParameter(f"a model on several devices cannot be {done}; load it on one device (-dev)")
+
     def close(self) -> None:
         """Releases the device. Safe to call twice."""
         self._batching.close()
-        self._device.close()
+        self._opened.close()
 
     def _run_chunk(self, held: Held, token_ids: Sequence[int], start: int) -> None:
         """Runs the tokens of a sequence that nothing runs beside, from `start` on, and waits for them."""
@@ -280,4 +279,4 @@ class Engine:
             raise self._told(error, doing) from error
 
     def _told(self, error: VkllmError, doing: str) -> VkllmError:
-        return type(error)(f"{self.device_name}, {doing}: {error}")
+        return told(error, self.device_name, doing)

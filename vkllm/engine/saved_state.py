@@ -20,6 +20,7 @@ from vkllm.engine.requests import EngineConfig
 from vkllm.errors import ContextOverflow, InvalidParameter, StateFileError, counted
 from vkllm.formats.state_file import reading, unsound, writing
 from vkllm.gpu.program.cached_blocks import CachedBlocks, CachePlace
+from vkllm.gpu.program.group import ProgramGroup
 from vkllm.gpu.program.kernels import KV_BLOCK
 from vkllm.gpu.program.program import Program
 
@@ -32,7 +33,7 @@ SAMPLE_BYTES = 4096
 class SavedStates:
     """Saves and restores the cache of one loaded model."""
 
-    def __init__(self, config: EngineConfig, program: Program) -> None:
+    def __init__(self, config: EngineConfig, program: Program | ProgramGroup) -> None:
         self._config = config
         self._program = program
         self._fingerprint = ""

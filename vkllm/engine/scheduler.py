@@ -79,6 +79,7 @@ def doing_of(rows: list[Rows]) -> str:
 @dataclass
 class Scheduler:
     """The sequences of a program. n_sequences: most that run at once. n_queue: most that wait; None: any number.
+    n_in_turn: steps that run at the same time, each on another device, so that each has a share of the sequences.
 
     head: drafts for a sequence that runs alone. running: in the order in which they came. waiting: in that order too,
     with queries about states between them.
@@ -90,6 +91,7 @@ class Scheduler:
     n_queue: int | None = None
     is_causal: bool = True
     head: Head | None = None
+    n_in_turn: int = 1
     running: list[TokenSequence] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
 
@@ -163,6 +165,7 @@ class Scheduler:
         decoding = [sequence for sequence in self.running if sequence.can_decode]
         is_alone = len(self.running) == 1
         decoding = [s for s in decoding if not _waits_to_draft(s, len(decoding), is_alone=is_alone)]
+        decoding = self._share(decoding)
         prompts = [sequence for sequence in self.running if sequence.n_prompt_rows]
         if not (decoding or prompts):
             return []
@@ -180,6 +183,14 @@ class Scheduler:
         for part in rows:
             self._submitted(part)
         return rows
+
+    def _share(self, decoding: list[TokenSequence]) -> list[TokenSequence]:
+        """Of sequences that could decode, those of the next step: where steps run side by side, those that have waited
+        longest, as many as each of the steps has."""
+        if self.n_in_turn == 1:
+            return decoding
+        n_share = -(-sum(sequence.is_decoding for sequence in self.running) // self.n_in_turn)
+        return sorted(decoding, key=lambda sequence: sequence.stepped_at)[:n_share]
 
     def _runs_alone(self, sequence: TokenSequence, n_chunk: int, n_decoding: int) -> bool:
         """Whether the next rows of a prompt have to be a step of their own."""

@@ -18,24 +18,28 @@ from vkllm.model.layers.latent_attention import latent_attention
 from vkllm.model.layers.per_layer import per_layer_embeddings, per_layer_input, scaled
 from vkllm.model.layers.prediction import HIDDEN, UNSHIFTED, joined
 from vkllm.model.layers.recurrent import delta_net, mamba2, short_convolution
-from vkllm.model.ops import AllReduce, Embed, Matvec, Norm, Op, Shapes, Softcap
+from vkllm.model.ops import AllReduce, Embed, Matvec, MoveRows, Norm, Op, Shapes, Softcap
 from vkllm.model.spec import DeltaNet, LatentAttention, LayerSpec, Mamba2, ModelSpec, Predictor, ShortConvolution
 
 
 @lru_cache(maxsize=8)
 def decoder(spec: ModelSpec) -> tuple[Op, ...]:
-    """All operations from token ids to the last layer's residual stream `x`."""
-    ops: list[Op] = [
-        Embed(
-            output="x",
-            width=spec.d_model,
-            weights=("token_embd.weight",),
-            n_rows=spec.n_embeddings or spec.n_vocab,
-            scale=spec.embedding_scale,
+    """All operations from token ids, or from what is received, to the last layer's residual stream `x`."""
+    ops: list[Op] = []
+    if not spec.receives or spec.d_per_layer:
+        ops.append(
+            Embed(
+                output="x",
+                width=spec.d_model,
+                weights=("token_embd.weight",),
+                n_rows=spec.n_embeddings or spec.n_vocab,
+                scale=spec.embedding_scale,
+            )
         )
-    ]
     if spec.d_per_layer:
         ops += per_layer_embeddings(spec)
+    if spec.receives:
+        ops.append(MoveRows(output="x", width=spec.d_model, is_sent=False))
     for number, layer in enumerate(spec.layers):
         own = [*_mixing(spec, layer, number), *_feed_forward(spec, layer, number)]
         ops += _with_one_sum(own) if layer.is_parallel else own
@@ -43,6 +47,8 @@ def decoder(spec: ModelSpec) -> tuple[Op, ...]:
             ops += per_layer_input(spec, layer, number)
         elif layer.has_output_scale:
             ops[-1] = scaled(ops[-1], number)
+    if spec.sends:
+        ops.append(MoveRows(output="x", width=spec.d_model, input="x", is_sent=True))
     return tuple(ops)
 
 
@@ -93,7 +99,9 @@ def head_of(spec: ModelSpec, predictor: Predictor) -> tuple[Op, ...]:
 
 @lru_cache(maxsize=8)
 def head(spec: ModelSpec) -> tuple[Op, ...]:
-    """From the residual stream of one row to its logits."""
+    """From the residual stream of one row to its logits; nothing where that is sent on."""
+    if spec.sends:
+        return ()
     final = Norm(
         output="final",
         width=spec.d_model,

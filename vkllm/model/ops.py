@@ -29,6 +29,7 @@ Kind = Literal[
     "gated_norm",
     "latent_rope",
     "all_reduce",
+    "move_rows",
 ]
 
 Shapes = dict[str, tuple[int, ...]]
@@ -289,3 +290,11 @@ class AllReduce(Op):
     """
 
     kind: ClassVar[Kind] = "all_reduce"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveRows(Op):
+    """Moves the rows of an activation to a place in host memory that each step in flight has, or from there."""
+
+    kind: ClassVar[Kind] = "move_rows"
+    is_sent: bool

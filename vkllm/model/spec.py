@@ -306,6 +306,10 @@ class LayerSpec:
         return 0, 0
 
 
+NO_LAYER = LayerSpec(0, 0, 0, 0, None, 0.0, attn_norm=None, ffn_norm=None)
+"""A layer without operations."""
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A head that predicts the token after the next one (multi-token prediction; DeepSeek-V3, arXiv 2412.19437).
@@ -337,6 +341,8 @@ class ModelSpec:
     predictors: heads that predict further tokens; no part of the decoder. unread: tensors that the file has and no
     operation needs. n_embeddings: rows of the tables of embeddings where they are more than n_vocab, because other
     devices make the logits of the others; 0 if they are as many.
+    receives, sends: of a part of a model's layers (`stages.py`): its first layer reads what the part
+    before it has sent, and what its last layer leaves is sent on, so that it has no vocabulary projection.
     """
 
     architecture: str
@@ -358,6 +364,8 @@ class ModelSpec:
     predictors: tuple[Predictor, ...] = ()
     unread: tuple[str, ...] = ()
     n_embeddings: int = 0
+    receives: bool = False
+    sends: bool = False
 
     @property
     def n_layers(self) -> int:

@@ -40,17 +40,33 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How a model is spread over devices, as arguments of `LLM`."""
+
+    split_mode: str | None = None
+    tensor_split: tuple[float, ...] | None = None
+    main_gpu: int = 0
+    num_shards: int | None = None
+
+
+@dataclass(frozen=True)
 class Setup:
-    """One way to load a model. device: None is the best one. n_gpu_layers: None is all."""
+    """One way to load a model. device: one or several; None is the best one. n_gpu_layers: None is all."""
 
     model: str
-    device: str | None = None
+    device: str | tuple[str, ...] | None = None
     type_k: str = "f16"
     type_v: str = "f16"
     n_gpu_layers: int | None = None
     override_tensor: str | None = None
     n_parallel: int | None = None
     spec: str = "off"
+    split: Split = Split()
+
+    @property
+    def devices(self) -> str:
+        """The devices as llama-bench writes them."""
+        return self.device if isinstance(self.device, str) else "/".join(self.device or ("auto",))
 
     def check(self, n_ctx: int | None) -> None:
         """Raises what loading would raise for its file and a context of n_ctx tokens, if the file is here."""
@@ -76,6 +92,10 @@ class Setup:
                 override_tensor=self.override_tensor,
                 n_parallel=self.n_parallel,
                 spec=self.spec,
+                split_mode=self.split.split_mode,
+                tensor_split=self.split.tensor_split,
+                main_gpu=self.split.main_gpu,
+                num_shards=self.split.num_shards,
                 on_progress=on_progress,
             )
 
@@ -100,19 +120,26 @@ class Measured(NamedTuple):
 def setups(
     models: Sequence[str],
     n_gpu_layers: Sequence[int | None],
-    devices: Sequence[str | None],
+    devices: Sequence[str | tuple[str, ...] | None],
     types_k: Sequence[str],
     types_v: Sequence[str],
     override_tensor: str | None = None,
     spec: str = "off",
+    split: Split | None = None,
 ) -> list[Setup]:
     """All combinations in llama-bench's order. Raises InvalidParameter for an unknown type or way of drafting."""
-    PlanOptions(spec=spec)
+    split = split or Split()
+    PlanOptions(
+        spec=spec,
+        split_mode=split.split_mode,
+        tensor_split=split.tensor_split or (),
+        num_shards=split.num_shards,
+    )
     for option, types in (("-ctk", types_k), ("-ctv", types_v)):
         for unknown in set(types) - CACHE_TYPES.keys():
             raise InvalidParameter(f"{option} takes {' or '.join(CACHE_TYPES)}, not {unknown!r}")
     return [
-        Setup(model, device, type_k, type_v, layers, override_tensor, spec=spec)
+        Setup(model, device, type_k, type_v, layers, override_tensor, spec=spec, split=split)
         for model, layers, device, type_k, type_v in itertools.product(models, n_gpu_layers, devices, types_k, types_v)
     ]
 
@@ -261,12 +288,12 @@ def _fields(
         "type_v": setup.type_v,
         "n_gpu_layers": n_gpu_layers(llm, setup),
         "n_cpu_moe": 0,
-        "split_mode": "none",
+        "split_mode": setup.split.split_mode or "none",
         "main_gpu": report.info.index,
         "no_kv_offload": False,
         "flash_attn": 1,
-        "devices": setup.device or "auto",
-        "tensor_split": "0.00",
+        "devices": setup.devices,
+        "tensor_split": "/".join(f"{share:.2f}" for share in setup.split.tensor_split or (0.0,)),
         "tensor_buft_overrides": "none",
         "load_mode": "mmap",
         "lazy_mode": "none",

@@ -93,7 +93,7 @@ def _fields(llm: LLM, report: DeviceReport, setup: Setup, times: StepTimes) -> d
         "build_commit": f"vkllm-{__version__}",
         "gpu_info": report.info.name,
         "driver": driver(report),
-        "devices": setup.device or "auto",
+        "devices": setup.devices,
         "model_filename": str(llm.path),
         "model_type": model_type(llm),
         "model_size": llm.n_bytes,

@@ -106,7 +106,7 @@ _IGNORED_FLAGS = """
 _SPECULATION = "vkllm drafts from earlier text and by heads in the file, with no other model; see --spec"
 _SERVER = "the server of vkllm has no such option; see `vkllm serve --help`"
 _SAMPLER = "the samplers of vkllm are penalties, top-k, top-p, min-p and temperature, in this order"
-_ONE_DEVICE = "vkllm runs a model on one GPU; choose it with -dev"
+_ONE_MACHINE = "vkllm runs a model on the GPUs of one machine; choose them with -dev"
 _PLACES = "vkllm places the parts of a model itself; set the limits with -ngl, -ot, --vram-limit and --ram-limit"
 _TEXT_ONLY = "vkllm reads and writes text only"
 _FROM_FILE = "vkllm takes this from the model's file"
@@ -163,7 +163,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
         "--mirostat-lr --mirostat-ent -l --logit-bias --cfg-scale --cfg-negative-prompt",
         "",
     ),
-    _ONE_DEVICE: ("-sm --split-mode -ts --tensor-split -mg --main-gpu --rpc -rpc", ""),
+    _ONE_MACHINE: ("--rpc -rpc", ""),
     _PLACES: (
         "-ncffn --n-cpu-ffn -fitp --fit-print -fitt --fit-target -fitc --fit-ctx",
         "",
@@ -245,8 +245,6 @@ _OFF = {
     "--dry-multiplier": "0",
     "--dynatemp-range": "0",
     "--cfg-scale": "1",
-    "-sm": "none layer",
-    "--split-mode": "none layer",
     "-rea": "auto",
     "--reasoning": "auto",
     "--reasoning-format": "auto deepseek",

@@ -5,6 +5,7 @@ Several commands share these options; they become arguments of `LLM` and `plan_m
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 from vkllm.errors import InvalidParameter
 from vkllm.faces.cli.options import DeviceName
 from vkllm.faces.terminal import complain
-from vkllm.parameters import one_device
+from vkllm.parameters import named_devices
 
 if TYPE_CHECKING:
     from vkllm import LLM
@@ -78,6 +79,28 @@ class PlacementFlags:
         int | None,
         _option("-np", "--parallel", metavar="N", min=-1, help="How many requests run at once; -1 is the default."),
     ] = None
+    split_mode: Annotated[
+        str | None,
+        _option(
+            "-sm",
+            "--split-mode",
+            metavar="none|layer|tensor",
+            help="How to split the model over several GPUs; row is tensor.",
+            autocompletion=lambda: ["none", "layer", "tensor"],
+        ),
+    ] = None
+    tensor_split: Annotated[
+        str | None,
+        _option("-ts", "--tensor-split", metavar="3,1", help="Share of each GPU of the model."),
+    ] = None
+    main_gpu: Annotated[
+        int,
+        _option("-mg", "--main-gpu", metavar="N", min=0, help="Which of the GPUs runs all of it, with -sm none."),
+    ] = 0
+    num_shards: Annotated[
+        int | None,
+        _option("--num-shards", metavar="N", min=1, help="Over how many GPUs to split the model."),
+    ] = None
     cpu_moe: Annotated[bool, _option("-cmoe", "--cpu-moe", help="Keep all experts in system memory.")] = False
     spec: Annotated[
         str,
@@ -92,7 +115,7 @@ class PlacementFlags:
     def arguments(self) -> dict[str, Any]:
         """Arguments of `LLM` by name. Raises InvalidParameter."""
         return {
-            "device": device_named(self.device),
+            "device": devices_named(self.device),
             "type_k": self.cache_type_k,
             "type_v": self.cache_type_v,
             "n_gpu_layers": layers(self.gpu_layers),
@@ -101,6 +124,10 @@ class PlacementFlags:
             "override_tensor": placed(self.override_tensor, self.n_cpu_moe, is_all=self.cpu_moe),
             "n_parallel": None if self.n_parallel in (None, -1) else self.n_parallel,
             "spec": self.spec,
+            "split_mode": self.split_mode,
+            "tensor_split": shares(self.tensor_split),
+            "main_gpu": self.main_gpu,
+            "num_shards": self.num_shards,
         }
 
 
@@ -128,11 +155,22 @@ def _size(text: str | None, option: str) -> int | None:
     return None if text is None else memory_bytes(text, option)
 
 
-def device_named(text: str | None) -> str | None:
-    """The device of -dev. Raises InvalidParameter."""
+def devices_named(text: str | None) -> str | tuple[str, ...] | None:
+    """The device of -dev, or several. Raises InvalidParameter."""
     if text == "none":
         raise InvalidParameter("-dev none is not in vkllm: it runs on Vulkan; -dev llvmpipe is the driver on the CPU")
-    return one_device("-dev", text)
+    names = named_devices("-dev", text)
+    return names if len(names) > 1 else next(iter(names), None)
+
+
+def shares(text: str | None) -> tuple[float, ...] | None:
+    """The shares of -ts, such as 3,1 or 3/1. Raises InvalidParameter."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(share) for share in re.split("[,/]", text))
+    except ValueError:
+        raise InvalidParameter(f"-ts takes shares such as 3,1, one for each GPU, not {text!r}") from None
 
 
 def layers(text: str | None) -> int | None:

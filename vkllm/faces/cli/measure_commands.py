@@ -13,7 +13,7 @@ import typer
 
 from vkllm.errors import InvalidParameter
 from vkllm.faces.cli import completion
-from vkllm.faces.cli.loading import PlacementFlags, device_named, placed
+from vkllm.faces.cli.loading import PlacementFlags, devices_named, placed, shares
 from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.cli.options import Json, ModelName, ModelOption, add_command, chosen
 from vkllm.faces.terminal import say
@@ -104,7 +104,18 @@ def bench(
         ),
     ] = "off",
     device: Annotated[
-        list[str] | None, typer.Option("-dev", "--device", metavar="DEVICE", help="Indices or names of devices.")
+        list[str] | None,
+        typer.Option("-dev", "--device", metavar="DEVICE", help="Indices or names; 0/1 is one test on two devices."),
+    ] = None,
+    split_mode: Annotated[
+        str | None, typer.Option("-sm", "--split-mode", metavar="none|layer|tensor", help="As for `vkllm run`.")
+    ] = None,
+    tensor_split: Annotated[
+        str | None, typer.Option("-ts", "--tensor-split", metavar="3/1", help="As for `vkllm run`.")
+    ] = None,
+    main_gpu: Annotated[int, typer.Option("-mg", "--main-gpu", metavar="N", min=0, help="As for `vkllm run`.")] = 0,
+    num_shards: Annotated[
+        int | None, typer.Option("--num-shards", metavar="N", min=1, help="As for `vkllm run`.")
     ] = None,
     no_warmup: Annotated[bool, typer.Option("--no-warmup", help="Skip the warm-up run before each test.")] = False,
     kernels: Annotated[
@@ -118,7 +129,7 @@ def bench(
 
     Options that take several values take a list with commas, or are given several times.
     """
-    from vkllm.faces.cli.bench import BenchOptions, cases, layer_counts, measure, numbers, setups
+    from vkllm.faces.cli.bench import BenchOptions, Split, cases, layer_counts, measure, numbers, setups
     from vkllm.faces.cli.bench_output import FORMATS, markdown
 
     def values(given: list[str] | None, default: str) -> list[str]:
@@ -131,11 +142,12 @@ def bench(
     how = setups(
         names,
         layer_counts(gpu_layers or ["all"]),
-        [device_named(text) for text in values(device, "")] if device else [None],
+        [devices_named(text.replace("/", ",")) for text in values(device, "")] if device else [None],
         types_k,
         types_v,
         placed(override_tensor, n_cpu_moe),
         spec,
+        Split(split_mode, shares(tensor_split), main_gpu, num_shards),
     )
     prompts, depths = numbers(n_prompt or ["512"], "-p"), numbers(n_depth or ["0"], "-d")
     generated = numbers(n_gen or ["128"], "-n")

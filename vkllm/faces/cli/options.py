@@ -42,7 +42,7 @@ DeviceName = Annotated[
         "-dev",
         "--device",
         metavar="DEVICE",
-        help="Index or part of the name, see `vkllm devices`.",
+        help="Index or part of the name, see `vkllm devices`; several with commas.",
         rich_help_panel="Loading",
         autocompletion=completion.devices,
     ),

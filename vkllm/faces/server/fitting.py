@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vkllm.api.loading import LoadOptions
+from vkllm.api.loading import LoadOptions, plan_options
 from vkllm.api.planning import ModelToPlan
 from vkllm.errors import OutOfDeviceMemory
 from vkllm.gpu.device.limits import limits_from_child
 from vkllm.model.memory.limits import DeviceLimits, Tier
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions
-from vkllm.parameters import one_device
+from vkllm.parameters import named_devices
 from vkllm.store import FoundModel
 
 _SPEED_SHARE = 0.9
@@ -32,7 +32,8 @@ class Fitting:
     def look(self) -> None:
         """Finds out what the device can hold; called while it holds none of the models. Takes about a second."""
         if self._limits is None:
-            self._limits = limits_from_child(one_device("device", self._options.get("device")))
+            named = named_devices("device", self._options.get("device"))
+            self._limits = limits_from_child(named[0] if named else None)
 
     def fits(self, model: FoundModel, n_ctx: int | None, others: Sequence[MemoryPlan]) -> bool:
         """Whether a model can be loaded beside others without becoming slow or short. Raises what opening it raises."""
@@ -48,16 +49,7 @@ class Fitting:
         return beside.n_ctx >= alone.n_ctx and beside.tokens_per_s >= _SPEED_SHARE * alone.tokens_per_s
 
     def _plan_options(self) -> PlanOptions:
-        given = self._options
-        return PlanOptions(
-            given.get("type_k", "f16"),
-            given.get("type_v", "f16"),
-            given.get("n_gpu_layers"),
-            given.get("vram_limit"),
-            given.get("ram_limit"),
-            given.get("override_tensor"),
-            given.get("n_parallel"),
-        )
+        return plan_options(self._options)
 
 
 def _used(others: Sequence[MemoryPlan], is_local: bool) -> int:

@@ -254,8 +254,7 @@ def choose_device(devices: Iterable[DeviceInfo], wanted: str | None) -> DeviceIn
         matches = [device for device in known if wanted.casefold() in device.name.casefold()]
     if not matches:
         names = ", ".join(f"{device.name} (index {device.index})" for device in known)
-        several = ", and a model runs on one device" if "," in wanted else ""
-        raise NoDevice(f"No Vulkan device is called {wanted!r}{several}; choose among {names}.")
+        raise NoDevice(f"No Vulkan device is called {wanted!r}; choose among {names}.")
     return matches[0]
 
 

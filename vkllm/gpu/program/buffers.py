@@ -22,6 +22,7 @@ from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.layer.memory import LayerTier
 from vkllm.gpu.program.fragments import most_words
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_NARROW, MAX_ROWS
+from vkllm.gpu.program.step import N_SLOTS
 from vkllm.gpu.program.weights import Tensor, Uploader, WeightPlanes
 from vkllm.model.expert_ops import ExpertMatvec, Route
 from vkllm.model.graph import loaded, widths
@@ -67,6 +68,8 @@ class ModelBuffers:
     partials: where attention leaves parts of its results in narrow steps, from word first_partial on. arrived: a
     number for each row and head of these steps, 0 between dispatches.
     states: of each layer plan.n_state_slots slots, if it has a state.
+    received, sent: of a part of a model's layers, the rows of the residual stream on the host, (N_SLOTS, MAX_ROWS,
+    d_model).
     moved_bytes: planned for the device's own memory, but refused there by the driver.
     """
 
@@ -99,6 +102,9 @@ class ModelBuffers:
             for number, (layer, tier) in enumerate(zip(spec.all_layers, plan.cache_tiers, strict=True))
             if slot_words(layer)[1]
         }
+        n_moved = N_SLOTS * MAX_ROWS * spec.d_model
+        self.received = device.buffer(n_moved, tier="readback") if spec.receives else None
+        self.sent = device.buffer(n_moved, tier="readback") if spec.sends else None
         self.vectors: dict[str, Buffer] = {}
         self.biases: dict[tuple[str, ...], Buffer] = {}
         self.expert_scales: dict[tuple[str, ...], Buffer] = {}

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vkllm.gpu.device.kompute import Buffer, Words
+from vkllm.gpu.program.group import ProgramGroup
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
 from vkllm.gpu.program.program import Program
 from vkllm.model.memory.states import slot_words
@@ -119,11 +120,41 @@ class _State:
 
 
 class CachedBlocks:
-    """What the cache holds of a sequence of n_tokens tokens. names: of the parts, the keys and the values of each
-    layer, or its state."""
+    """What the cache holds of a sequence of n_tokens tokens, on all devices of a program. names: of the parts, the keys
+    and the values of each layer, or its state."""
+
+    def __init__(self, program: Program | ProgramGroup, n_tokens: int, place: CachePlace) -> None:
+        """Waits for what was submitted. Raises DeviceError."""
+        program.settle()
+        self._blocks: dict[str, _BlocksOfDevice] = {}
+        for rank in program.ranks:
+            blocks = _BlocksOfDevice(rank, n_tokens, place)
+            self._blocks |= dict.fromkeys(blocks.names, blocks)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parts."""
+        return list(self._blocks)
+
+    def read(self, name: str) -> Words:
+        """The words of a part (n_blocks, n_kv_heads, words of a unit), of a state (words,), valid until the next call.
+
+        Rows that hold none of the tokens are zero. Raises DeviceError.
+        """
+        return self._blocks[name].read(name)
+
+    def write(self, name: str, fill: Callable[[Words], None]) -> None:
+        """Replaces a part by what `fill` writes into an array of the shape that `read` returns.
+
+        Raises DeviceError, what `fill` raises, and ValueError for a number that no model computes: infinity or NaN.
+        """
+        self._blocks[name].write(name, fill)
+
+
+class _BlocksOfDevice:
+    """What one device has of it."""
 
     def __init__(self, program: Program, n_tokens: int, place: CachePlace) -> None:
-        """Raises OutOfDeviceMemory."""
         self._device = program.device
         self._parts: dict[str, _Part | _State] = {}
         for number, (layer, buffers) in enumerate(zip(program.spec.layers, program.caches, strict=True)):
@@ -146,14 +177,9 @@ class CachedBlocks:
 
     @property
     def names(self) -> list[str]:
-        """Names of the parts."""
         return list(self._parts)
 
     def read(self, name: str) -> Words:
-        """The words of a part (n_blocks, n_kv_heads, words of a unit), of a state (words,), valid until the next call.
-
-        Rows that hold none of the tokens are zero. Raises DeviceError.
-        """
         part = self._parts[name]
         self._copy(part.buffer, self._staging, part.pieces)
         words = self._staged(part)
@@ -161,10 +187,6 @@ class CachedBlocks:
         return words
 
     def write(self, name: str, fill: Callable[[Words], None]) -> None:
-        """Replaces a part by what `fill` writes into an array of the shape that `read` returns.
-
-        Raises DeviceError, what `fill` raises, and ValueError for a number that no model computes: infinity or NaN.
-        """
         part = self._parts[name]
         words = self._staged(part)
         fill(words)

@@ -15,6 +15,7 @@ LINE_FOURS: Final = 8
 _EXCHANGE: Final = ("n_ranks", "n_lines", "polls_in_place", "n_copies", "half_lines")
 
 EXCHANGE_KERNELS: Final = (
+    KernelSpec("move_rows", ("x", "host", "step"), ("local_size", "columns", "is_sent"), surplus="loops"),
     KernelSpec(
         "all_reduce",
         ("part", "add", "y", "step", "shared", "state", "failure"),

@@ -22,8 +22,7 @@ ATTENTION_TILE_ROWS = 64
 ACTIVATIONS = ("none", "silu", "gelu", "relu2", "swiglu_oai")
 """Activation functions by their number in shaders/lib/activations.glsl."""
 
-GATINGS = ("softmax", "sigmoid", "softmax_of_chosen")
-"""What a router's logits become, by the number in shaders/lib/routing.glsl."""
+GATINGS = ("softmax", "sigmoid", "softmax_of_chosen")  # by the number in shaders/lib/routing.glsl
 
 _ROUTING = (
     *("n_experts", "n_used", "gating", "has_selection_bias", "n_groups", "n_groups_used"),

@@ -35,7 +35,7 @@ from vkllm.gpu.program.stored_forms import HALVES, NOTHING, StoredForms
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
 from vkllm.model.graph import widths
-from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, Norm, Op, Rotation, Softcap
+from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, MoveRows, Norm, Op, Rotation, Softcap
 from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, LatentRotation, Mamba2Step
 
 
@@ -111,6 +111,8 @@ class Operations:
                 return self._experts.expert_matvec(op, width)
             case ExpertSum():
                 return [self._experts.expert_sum(op, width)]
+            case MoveRows():
+                return [self._move_rows(op, width)]
         raise AssertionError(op.kind)
 
     def _embed(self, op: Embed, width: int) -> list[Dispatch]:
@@ -347,4 +349,14 @@ class Operations:
             (self._buffers.activations[op.output].values,),
             constants=(self._local_size, op.width, float_bits(op.scale), float_bits(op.cap)),
             groups=(min(1024, -(-op.width // self._local_size)), width),
+        )
+
+    def _move_rows(self, op: MoveRows, width: int) -> Dispatch:
+        host = self._buffers.sent if op.is_sent else self._buffers.received
+        assert host is not None
+        return self._device.dispatch(
+            KERNELS["move_rows"],
+            (self._buffers.activations[op.output].values, host, self.step),
+            constants=(self._local_size, op.width, int(op.is_sent)),
+            groups=(-(-op.width // self._local_size), width),
         )

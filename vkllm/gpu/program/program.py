@@ -7,12 +7,15 @@ every kind of results of the head and what follows it. What changes from token t
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from vkllm.formats.gguf import TensorInfo
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch, Recording
@@ -27,18 +30,15 @@ from vkllm.gpu.program.operations import Operations
 from vkllm.gpu.program.predictions import Predictions, kept_rows
 from vkllm.gpu.program.results import HEAD_WIDTHS, Floats, Kinds, Place, Results
 from vkllm.gpu.program.rounds import check_rounds
-from vkllm.gpu.program.step import LIKELIEST, Draw, Part, Result, StepSlots
+from vkllm.gpu.program.step import LIKELIEST, N_SLOTS, Draw, Part, Result, StepSlots
 from vkllm.model.graph import decoder, head
 from vkllm.model.layers.prediction import with_predictors
-from vkllm.model.memory.plan import PlanOptions, plan
+from vkllm.model.memory.plan import MemoryPlan, PlanOptions, plan
 from vkllm.model.memory.sequences import longest_window
 from vkllm.model.spec import ModelSpec
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 256, MAX_ROWS)
 """Numbers of rows that steps are recorded for; a step runs in the smallest that holds it."""
-
-N_SLOTS = 3
-"""Steps that may be in flight."""
 
 
 def step_width(n_rows: int, *, is_prompt: bool) -> int:
@@ -50,11 +50,13 @@ def step_width(n_rows: int, *, is_prompt: bool) -> int:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A step on its way. place: of its results. submitted_s: when, by time.perf_counter, after it was recorded."""
+    """A step on its way. place: of its results. submitted_s: when, by time.perf_counter, after it was recorded. n_rows:
+    of the step."""
 
     ticket: int
     place: Place
     submitted_s: float
+    n_rows: int = 0
 
 
 class Program:
@@ -70,14 +72,15 @@ class Program:
         on_bytes: Callable[[int], None] = lambda n_bytes: None,
         options: PlanOptions | None = None,
         choices: Tuning | None = None,
+        planned: MemoryPlan | None = None,
     ) -> None:
         """n_ctx: tokens of context, or 0 for the longest that costs no speed; `plan.n_ctx` says which. choices: for
-        this device; the table's by default.
+        this device; the table's by default. planned: where parts lie, if that is known.
 
         Raises OutOfDeviceMemory before anything is loaded, DeviceError or ModelFileError while loading.
         """
         info, options = device.info, options or PlanOptions()
-        self.plan = plan(spec, tensors, device_limits(info), n_ctx, MAX_ROWS, HEAD_ROWS, options)
+        self.plan = planned or plan(spec, tensors, device_limits(info), n_ctx, MAX_ROWS, HEAD_ROWS, options)
         self.device = device
         self.spec = spec = with_predictors(spec, self.plan.n_predictors)
         self.tensors = tensors
@@ -86,8 +89,11 @@ class Program:
         self.n_blocks = self.plan.n_blocks
         n_table = self.n_sequences * -(-self.plan.n_ctx // KV_BLOCK)
         self._slots = StepSlots(device, N_SLOTS, max(n_table, self.n_blocks), has_windows=self.window > 0)
-        self._logits = self._buffers.activations["logits"].values
-        self._results = Results(device, self._logits, spec.n_vocab, self.n_sequences, N_SLOTS, self._slots.on_device)
+        self._results: Results | None = None
+        if not spec.sends:
+            logits = self._buffers.activations["logits"].values
+            self._results = Results(device, logits, spec.n_vocab, self.n_sequences, N_SLOTS, self._slots.on_device)
+        self._next_token = self._results.next_token if self._results else device.buffer(1)
         self._kept = kept_rows(device, spec, self.n_sequences)
         self._recordings: dict[Hashable, list[Recording]] = {}
         # what the last two choices recorded: choices that are tried in turn share the pipelines
@@ -116,16 +122,22 @@ class Program:
             self._predictions = Predictions(self.spec, self._buffers, self.operations, self._kept, self._local_size)
 
     def submit(
-        self, parts: Sequence[Part], *, is_prompt: bool = False, n_submits: int = 1, is_read: bool = False
+        self,
+        parts: Sequence[Part],
+        *,
+        is_prompt: bool = False,
+        n_submits: int = 1,
+        is_read: bool = False,
+        received: Floats | None = None,
     ) -> Submitted:
         """Submits a step and returns at once: of up to MAX_NARROW rows of any sequences, or of more rows of one.
 
         is_prompt: the rows of a prompt, which are computed alike however they are cut into steps. n_submits: pieces of
         about as many layers that a prompt's step is cut into, each a submit. is_read: whether the head for further
         tokens reads the rows too, behind the results. Where a step of one part names no slots of states, states go on
-        from the last such step, unless its first row has position 0. Where a part names no blocks
-        for layers with a window, they are blocks_in_turn. At most N_SLOTS steps are in flight; one more waits for the
-        oldest. Raises DeviceError.
+        from the last such step, unless its first row has position 0. Where a part names no blocks for layers with a
+        window, they are blocks_in_turn. At most N_SLOTS steps are in flight; one more waits for the oldest. received:
+        what the part of the model before this one has sent, (rows, d_model). Raises DeviceError.
         """
         width = step_width(sum(len(part.tokens) for part in parts), is_prompt=is_prompt)
         if self.states and len(parts) == 1 and parts[0].state_slot is None and not parts[0].stored:
@@ -134,7 +146,9 @@ class Program:
         if is_read and (predictions := self._predictions) is not None:
             least = max(width, WIDTHS[1])
             reading = self._recorded((least, "read"), lambda: predictions.reading(least))
-        return self._submit(parts, lambda kinds, slot: self._recorded_step(width, kinds, slot, n_submits), reading)
+        return self._submit(
+            parts, lambda kinds, slot: self._recorded_step(width, kinds, slot, n_submits), reading, received
+        )
 
     def predict(self, part: Part, *, goes_on: bool = False) -> Submitted:
         """Submits a guess of the head for further tokens and returns at once.
@@ -154,11 +168,14 @@ class Program:
         return self._submit([part], recordings)
 
     def _recorded_guess(self, predictions: Predictions, kinds: Kinds, *, goes_on: bool) -> list[Recording]:
+        results = self._results
+        assert results is not None
+
         def dispatches() -> list[Dispatch]:
             guess = predictions.guess(self._head_width(kinds), goes_on=goes_on)
-            return [*guess, *self._results.dispatches(kinds, self._local_size)]
+            return [*guess, *results.dispatches(kinds, self._local_size)]
 
-        place = kinds.wants_logits and self._results.n_places
+        place = kinds.wants_logits and results.n_places
         return self._recorded(("guess", goes_on, kinds, place), dispatches)
 
     def _submit(
@@ -166,11 +183,13 @@ class Program:
         parts: Sequence[Part],
         recordings_of: Callable[[Kinds | None, int], list[Recording]],
         reading: Sequence[Recording] = (),
+        received: Floats | None = None,
     ) -> Submitted:
         """Submits what is recorded for kinds of results and a slot; reading: what nobody waits for behind it."""
         results = [result for part in parts for result in part.results]
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
-        place = self._results.take(slot, results)
+        assert self._results is not None or not results
+        place = self._results.take(slot, results) if self._results else Place((), slot)
         recordings = recordings_of(Kinds.of(results), slot)
         self._wait(self._slot_tickets[slot])
         if self.window:
@@ -179,13 +198,30 @@ class Program:
                 for part in parts
             ]
         self._slots.write(slot, parts)
-        self._results.write_masks(place)
+        if self._results is not None:
+            self._results.write_masks(place)
+        n_rows = sum(len(part.tokens) for part in parts)
+        if received is not None:
+            assert self._buffers.received is not None
+            self._rows(self._buffers.received, slot, n_rows)[:] = received
         submitted_s = time.perf_counter()
         for recording in recordings:
             ticket = self._slot_tickets[slot] = self.device.submit(recording)
         for recording in reading:
             self._slot_tickets[slot] = self.device.submit(recording)
-        return Submitted(ticket, place, submitted_s)
+        return Submitted(ticket, place, submitted_s, n_rows)
+
+    def sent(self, submitted: Submitted) -> Floats:
+        """Waits for a step and returns a copy of what it sends on to the next part of the model, (rows, d_model)."""
+        self._wait(submitted.ticket)
+        assert self._buffers.sent is not None
+        return self._rows(self._buffers.sent, submitted.place.slot, submitted.n_rows).copy()
+
+    def _rows(self, host: Buffer, slot: int, n_rows: int) -> Floats:
+        """The first rows of a slot, (n_rows, d_model)."""
+        assert host.words is not None
+        shape = (N_SLOTS, MAX_ROWS, self.spec.d_model)
+        return host.words[: math.prod(shape)].view(np.float32).reshape(shape)[slot, :n_rows]
 
     def _continued(self, part: Part) -> Part:
         """The part, its states stored in one of two slots in turn, and read from where the last one has stored them."""
@@ -208,23 +244,42 @@ class Program:
     def tokens(self, submitted: Submitted) -> list[int]:
         """Waits for a step and returns what its results have chosen, -1 for those that want logits."""
         self._wait(submitted.ticket)
-        return self._results.tokens(submitted.place)
+        return self._results.tokens(submitted.place) if self._results else []
 
     def logits(self, submitted: Submitted, i: int = 0) -> Floats:
         """Waits for a step and returns a copy of the logits (V,) of its result i, which wanted them."""
         self._wait(submitted.ticket)
+        assert self._results is not None
         return self._results.logits(submitted.place, i)
 
     def head_of(self, first_row: int) -> tuple[list[Dispatch], Buffer]:
         """Dispatches that make the logits of HEAD_ROWS rows of the last step, from first_row on; (HEAD_ROWS, V)."""
         norm, *projection = (d for op in head(self.spec) for d in self.operations.of(op, HEAD_ROWS))
-        return [norm.with_push(first_row, 0, 0), *projection], self._logits
+        return [norm.with_push(first_row, 0, 0), *projection], self._buffers.activations["logits"].values
 
     def final_norm_of(self, first_row: int) -> tuple[Dispatch, Buffer]:
         """The dispatch that makes the normed hidden states of HEAD_ROWS rows of the last step, from first_row on;
         (HEAD_ROWS, d_model)."""
         (norm,) = self.operations.of(head(self.spec)[0], HEAD_ROWS)
         return norm.with_push(first_row, 0, 0), self._buffers.activations["final"].values
+
+    def settle(self) -> None:
+        """Waits until all steps that were submitted have run. Raises DeviceError."""
+        for ticket in self._slot_tickets:
+            self._wait(ticket)
+
+    def close(self) -> None:
+        """Nothing is to be ended; the device stays open."""
+
+    @property
+    def ranks(self) -> list[Program]:
+        """The programs that it consists of: itself."""
+        return [self]
+
+    @property
+    def n_in_turn(self) -> int:
+        """Steps that run at the same time, each on another device."""
+        return 1
 
     @property
     def n_sequences(self) -> int:
@@ -266,7 +321,7 @@ class Program:
         """Records the dispatches that choose tokens, for every slot, so that the first answers do not wait for that."""
         drawn = Result(Draw(1, 0, 0, 0.0, 0))
         for slot in range(N_SLOTS):
-            for results in (LIKELIEST, (drawn,)):
+            for results in (LIKELIEST, (drawn,)) if self._results else ((),):
                 for width in WIDTHS[:2]:
                     self._recorded_step(width, Kinds.of(results), slot, n_submits=1)
         if (predictions := self._predictions) is not None and (kinds := Kinds.of(LIKELIEST)) is not None:
@@ -289,7 +344,7 @@ class Program:
     def _recorded_step(self, width: int, kinds: Kinds | None, slot: int, n_submits: int) -> list[Recording]:
         """A step of one row is one submit. Others are several: all slots and results share the layers of a width, and
         all widths and slots what follows for a kind of results."""
-        place = kinds and kinds.wants_logits and self._results.n_places
+        place = kinds and kinds.wants_logits and self._results and self._results.n_places
         if width == 1:
             return self._recorded(
                 (width, slot, kinds, place),
@@ -326,6 +381,7 @@ class Program:
             return []
         ops = head(self.spec) if has_head else ()
         projection = [d for op in ops for d in self.operations.of(op, self._head_width(kinds))]
+        assert self._results is not None
         return [*projection, *self._results.dispatches(kinds, self._local_size)]
 
     def _head_width(self, kinds: Kinds) -> int:
@@ -337,7 +393,7 @@ class Program:
             KERNELS["begin_step"],
             (
                 self._slots.buffer,
-                self._results.next_token,
+                self._next_token,
                 self._slots.on_device,
                 self._decode.chain,
                 self._decode.failure,

@@ -111,6 +111,8 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
             return _up(v["columns"], n)
         case "mask_logits" | "read_logits" | "softcap":
             return _up(v["n_vocab"], n)
+        case "move_rows":
+            return _up(v["columns"], n)
         case "matmul_narrow":
             steps = _up(_up(v["columns"] // 32, v["n_splits"]), v["steps_ahead"])
             fours = v["matrix_m"] * v["matrix_n"] * v["token_tiles"] // 4

@@ -21,6 +21,9 @@ Words = npt.NDArray[np.uint32]
 
 HEADER_WORDS = 8
 
+N_SLOTS = 3
+"""Steps that may be in flight."""
+
 PARTS_WORD: Final = HEADER_WORDS + 4 * MAX_ROWS
 RESULTS_WORD: Final = PARTS_WORD + 4 * MAX_NARROW
 TABLE_WORD: Final = RESULTS_WORD + 8 * MAX_NARROW

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from vkllm.errors import DeviceError, InvalidParameter
 from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
-from vkllm.gpu.program.program import N_SLOTS, Program
-from vkllm.gpu.program.step import LIKELIEST, LOGITS, Part, Result
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.step import LIKELIEST, LOGITS, N_SLOTS, Part, Result
 from vkllm.gpu.tuning.cache import KeptTuning, TokenSpeeds, TuningKey, keep, tuning_key
 from vkllm.gpu.tuning.search import MIN_GAIN, Trial, search
 from vkllm.gpu.tuning.space import DECODE_FIELDS, PREFILL_FIELDS, fields_to_try, is_possible, model_kind

@@ -14,7 +14,7 @@ from vkllm.errors import InvalidParameter
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.model.expert_ops import ExpertMatvec
-from vkllm.model.graph import expected_shapes, head, loaded, widths
+from vkllm.model.graph import expected_shapes, loaded, widths
 from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_PARTS
 from vkllm.model.memory.sequences import Room, room_for_one
 from vkllm.model.memory.states import n_state_slots, slot_bytes, slot_words
@@ -89,7 +89,7 @@ class Needs:
         wholes = [weights for weights, share in shares.items() if share == 1]
         parts = [weights for weights, share in shares.items() if 0 < share < 1]
         tables = [weights for weights, share in shares.items() if share == 0]
-        return [(self.spec.output_weight,), *reversed(wholes[:-1]), *reversed(parts), *tables]
+        return [*reversed(wholes), *reversed(parts), *tables]
 
     def read_share(self, weights: tuple[str, ...]) -> float:
         """The share of a matrix that a token reads: all of it, the chosen experts, or a row, which is next to none."""
@@ -148,7 +148,7 @@ class Needs:
         values = {name: rows[name] * width for name, width in widths(spec).items()}
         if lends_to_logits(spec, self.max_rows, self.head_rows):
             del values["logits"]
-        floats = [4 * n for n in (*values.values(), spec.n_vocab)]
+        floats = [4 * n for n in (*values.values(), 0 if spec.sends else spec.n_vocab)]
         integers = [Q16_BYTES * -(-n // BLOCK) for name, n in values.items() if name != "logits"]
         return sum(aligned(n_bytes) for n_bytes in (*floats, *integers, *self._context_buffers(n_ctx).values()))
 
@@ -187,7 +187,7 @@ class Needs:
 def read_shares(spec: ModelSpec) -> dict[tuple[str, ...], float]:
     """Of each matrix, by the weights of its operation in reading order, the share that a token reads.
 
-    The last one is the vocabulary projection.
+    The last one that is read whole is the vocabulary projection, where there is one.
     """
     shares: dict[tuple[str, ...], float] = {}
     for op in loaded(spec):
@@ -204,13 +204,13 @@ def read_shares(spec: ModelSpec) -> dict[tuple[str, ...], float]:
 
 def widest_of_layers(spec: ModelSpec) -> str:
     """The widest activation that nothing reads behind the layers."""
-    others = ("logits", "final", head(spec)[0].input)
+    others = ("logits", "final", "x")
     return max((name for name in widths(spec) if name not in others), key=lambda name: widths(spec)[name])
 
 
 def lends_to_logits(spec: ModelSpec, max_rows: int, head_rows: int) -> bool:
     """Whether logits lie where the widest activation of the layers does, which is large enough."""
-    return max_rows * widths(spec)[widest_of_layers(spec)] >= head_rows * spec.n_vocab
+    return not spec.sends and max_rows * widths(spec)[widest_of_layers(spec)] >= head_rows * spec.n_vocab
 
 
 def aligned(n_bytes: int) -> int:

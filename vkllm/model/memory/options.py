@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vkllm.errors import InvalidParameter
 from vkllm.model.memory.needs import CACHE_TYPES
 from vkllm.model.memory.overrides import overrides
 from vkllm.model.memory.sequences import MOST_SEQUENCES
-from vkllm.parameters import whole_number
+from vkllm.parameters import number, whole_number
 
 SPECULATION = ("auto", "off", "ngram", "mtp")
 """How tokens may be drafted: copied from texts that were there before ("ngram"), or by a head that the file has for
 that ("mtp", multi-token prediction); "auto" is both, where they pay."""
+
+SPLITS = ("none", "layer", "tensor")
+"""How a model may be split over devices: not at all, by layers, or every matrix; "row" is "tensor"."""
+
+MOST_DEVICES = 8
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,10 @@ class PlanOptions:
     sequences that run at once, at most; None: as many as cost the first one nothing (`for_many` in `plan.py`). spec:
     how tokens are drafted (`SPECULATION`): "mtp" loads the file's head for further tokens, "auto" does where it costs
     no context and no speed, "off" and "ngram" do not.
+    devices: index or part of the name of each device that a model is split over, in order; none: the best ones.
+    num_shards: how many of them; None: all that are named, else one. split_mode: how (`SPLITS`); None: the plan's
+    choice. tensor_split: the share of each device, such as (3, 1); none: by speed and room. main_gpu: which of the
+    devices has all with split_mode "none".
     """
 
     type_k: str = "f16"
@@ -39,6 +50,11 @@ class PlanOptions:
     override_tensor: str | None = None
     n_parallel: int | None = None
     spec: str = "auto"
+    devices: tuple[str, ...] = ()
+    num_shards: int | None = None
+    split_mode: str | None = None
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0
 
     def __post_init__(self) -> None:
         """Raises InvalidParameter for options that no device could meet."""
@@ -57,3 +73,34 @@ class PlanOptions:
         if self.n_parallel is not None:
             most = whole_number("n_parallel (-np)", self.n_parallel, 1, MOST_SEQUENCES)
             object.__setattr__(self, "n_parallel", most)
+        self._check_split()
+
+    def _check_split(self) -> None:
+        mode = self.split_mode.lower() if isinstance(self.split_mode, str) else self.split_mode
+        mode = "tensor" if mode == "row" else mode
+        if mode is not None and mode not in SPLITS:
+            raise InvalidParameter(
+                f"split_mode (-sm) must be one of {', '.join(SPLITS)} or row, which is tensor, not {self.split_mode!r}"
+            )
+        object.__setattr__(self, "split_mode", mode)
+        object.__setattr__(self, "tensor_split", _shares(self.tensor_split))
+        object.__setattr__(self, "main_gpu", whole_number("main_gpu (-mg)", self.main_gpu, 0))
+        if self.num_shards is not None:
+            shards = whole_number("num_shards (--num-shards)", self.num_shards, 1, MOST_DEVICES)
+            object.__setattr__(self, "num_shards", shards)
+        if len(self.devices) > MOST_DEVICES:
+            raise InvalidParameter(
+                f"device (-dev) names {len(self.devices)} devices; a model runs on {MOST_DEVICES} at most"
+            )
+
+
+def _shares(given: Any) -> tuple[float, ...]:
+    """The shares of -ts as numbers. Raises InvalidParameter."""
+    if given is None:
+        return ()
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise InvalidParameter(f"tensor_split (-ts) must be shares such as (3, 1), one for each device, not {given!r}")
+    shares = tuple(number("each share of tensor_split (-ts)", share, 0, 1e9) for share in given)
+    if shares and not any(shares):
+        raise InvalidParameter("tensor_split (-ts) must have a share above 0")
+    return shares

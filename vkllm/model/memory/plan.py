@@ -23,7 +23,7 @@ from vkllm.model.memory.options import PlanOptions
 from vkllm.model.memory.order import Order, order_on_card
 from vkllm.model.memory.placement import DoesNotFit, MatrixRows, Tiers
 from vkllm.model.memory.sequences import MOST_SEQUENCES, SPARE_SHARE, Room, room_for, with_blocks
-from vkllm.model.spec import ModelSpec
+from vkllm.model.spec import NO_LAYER, ModelSpec
 from vkllm.parameters import whole_number
 from vkllm.sizes import size
 
@@ -249,7 +249,8 @@ class _Planner:
 
     def _place(self, room: Room, one: Room, capacities: list[tuple[Tier, int]]) -> MemoryPlan:
         """The plan with that room. one: the room for one sequence."""
-        needs, limits, n_layers = self.needs, self.limits, self.needs.spec.n_layers
+        needs, limits = self.needs, self.limits
+        n_layers = sum(layer != NO_LAYER for layer in needs.spec.layers)
         n_mixtures = sum(layer.experts is not None for layer in needs.spec.layers)
         order = self._order()
         matrices = self._tables(order)

@@ -1,0 +1,128 @@
+"""Opens the devices of a model and loads it: on one as a program, on several as a group of programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+from vkllm.engine.requests import EngineConfig
+from vkllm.errors import DeviceLost, DeviceTimeout, VkllmError
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.device.probe import devices
+from vkllm.gpu.device.several import chosen_devices, joined_names, members
+from vkllm.gpu.program.buffers import HEAD_ROWS
+from vkllm.gpu.program.group import ProgramGroup
+from vkllm.gpu.program.kernels import MAX_ROWS
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.self_check import check_kernels
+from vkllm.gpu.tuning.cache import kept_choice
+from vkllm.gpu.tuning.space import model_kind
+from vkllm.model.memory.options import PlanOptions
+from vkllm.model.memory.ranks import Division, Rank, divide
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Open devices and the model on them. slow_paths: what any of the devices computes wrongly, so that slower kernels
+    do it."""
+
+    devices: tuple[Device, ...]
+    program: Program | ProgramGroup
+    slow_paths: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The names of the devices, for people."""
+        return joined_names([device.info.name for device in self.devices])
+
+    @property
+    def has_cpu_device(self) -> bool:
+        """Whether one of the devices is a Vulkan driver on the CPU."""
+        return any(device.info.type == "cpu" for device in self.devices)
+
+    def close(self) -> None:
+        """Releases the devices. Safe to call twice."""
+        self.program.close()
+        for device in self.devices:
+            device.close()
+
+    def save_pipelines(self) -> None:
+        """Writes the pipeline caches to disk, if they grew."""
+        for device in self.devices:
+            device.save_pipelines()
+
+
+def told(error: VkllmError, name: str, doing: str) -> VkllmError:
+    """The same error, with the devices and what they were doing."""
+    return type(error)(f"{name}, {doing}: {error}")
+
+
+@contextmanager
+def _telling(name: str, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except (DeviceLost, DeviceTimeout) as error:
+        raise told(error, name, doing) from error
+
+
+def opened(config: EngineConfig, on_bytes: Callable[[int], None]) -> Opened:
+    """Opens the devices and loads the model. on_bytes: called with bytes loaded since the last call, by any thread.
+
+    Raises any VkllmError.
+    """
+    options = config.options
+    if config.device is not None:
+        options = replace(options, devices=(config.device,))
+    chosen = chosen_devices(devices(), options)
+    infos, division = chosen.infos, None
+    if len(infos) > 1:
+        sizes = (config.n_ctx, MAX_ROWS, HEAD_ROWS)
+        unmeasured = {info.index: None for info in infos}
+        division = divide(config.spec, config.tensors, members(infos, unmeasured), *sizes, chosen.options)
+        infos = tuple(infos[rank.member] for rank in division.ranks)
+    with ExitStack() as undo, _telling(joined_names([info.name for info in infos]), f"loading {config.path.name}"):
+        opened_devices: list[Device] = []
+        for info in infos:
+            opened_devices.append(Device(str(info.index)))
+            undo.callback(opened_devices[-1].close)
+        slow_paths = tuple(dict.fromkeys(kind for device in opened_devices for kind in check_kernels(device)))
+        program: Program | ProgramGroup
+        if division is None or len(division.ranks) == 1:
+            program = _program(opened_devices[0], config, chosen.options, on_bytes)
+        else:
+            program = _group(opened_devices, config, chosen.options, on_bytes, division)
+        undo.pop_all()
+    return Opened(tuple(opened_devices), program, slow_paths)
+
+
+def _program(
+    device: Device,
+    config: EngineConfig,
+    options: PlanOptions,
+    on_bytes: Callable[[int], None],
+    rank: Rank | None = None,
+) -> Program:
+    """The model, or a rank's part of it, on a device."""
+    spec, tensors = (config.spec, config.tensors) if rank is None else (rank.spec, rank.tensors)
+    choice = kept_choice(device.info, model_kind(config.spec, config.tensors))
+    planned = None if rank is None else rank.plan
+    return Program(device, spec, config.path, tensors, config.n_ctx, on_bytes, options, choice, planned)
+
+
+def _group(
+    opened_devices: Sequence[Device],
+    config: EngineConfig,
+    options: PlanOptions,
+    on_bytes: Callable[[int], None],
+    division: Division,
+) -> ProgramGroup:
+    """All ranks, loaded side by side."""
+    with ThreadPoolExecutor(len(opened_devices), "vkllm-load") as pool:
+        loading = [
+            pool.submit(_program, device, config, options, on_bytes, rank)
+            for device, rank in zip(opened_devices, division.ranks, strict=True)
+        ]
+        ranks = [each.result() for each in loading]
+    return ProgramGroup(ranks, config.spec, config.tensors, division.plan)
