@@ -44,7 +44,8 @@ class Opened:
 
     def close(self) -> None:
         """Releases the devices. Safe to call twice."""
-        self.program.close()
+        if isinstance(self.program, ProgramGroup):
+            self.program.close()
         for device in self.devices:
             device.close()
 

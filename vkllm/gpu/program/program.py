@@ -268,9 +268,6 @@ class Program:
         for ticket in self._slot_tickets:
             self._wait(ticket)
 
-    def close(self) -> None:
-        """Nothing is to be ended; the device stays open."""
-
     @property
     def ranks(self) -> list[Program]:
         """The programs that it consists of: itself."""
