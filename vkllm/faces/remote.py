@@ -117,7 +117,7 @@ class RemoteAnswer(Iterator[Piece]):
         self.usage: dict[str, Any] = {}
         self.model = ""
         self._server = server
-        self._body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        self._body = {**_as_others_write(body), "stream": True, "stream_options": {"include_usage": True}}
         self._connection = server.connection(_ANSWER_S)
         self._response: http.client.HTTPResponse | None = None
         self._reason: str | None = None
@@ -215,6 +215,16 @@ class RemoteAnswer(Iterator[Piece]):
     ) -> None:
         self.close()
         self._connection.close()
+
+
+def _as_others_write(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A body whose parameters other servers understand too, where vkllm's takes both ways of writing."""
+    made = dict(body)
+    if "repetition_penalty" in made:
+        made["repeat_penalty"] = made.pop("repetition_penalty")
+    if isinstance(schema := made.get("json_schema"), str):
+        made["json_schema"] = json.loads(schema)
+    return made
 
 
 def _number(value: Any) -> float:

@@ -30,6 +30,7 @@ from vkllm.faces.tui.chat_screen import ChatScreen
 
 ECHO = "{# <think></think> #}{{ '<|im_start|>' + messages[-1].content + '<|im_end|>' }}"
 KEY = "a-key"
+HI = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ async def test_a_chat_uses_the_servers_model_and_is_kept(echo: Served, tmp_path:
         await chat.pilot.press("escape", "f3")
         await chat.until(lambda: chat.app.screen.query_one(OptionList).option_count == 1)
         assert "loaded" in chat.shown and f"on {name}" in chat.shown
-        assert chat.app.session.fits is None
+        assert chat.app.session.fits is None and "● echo" in chat.shown
     store = ChatStore(tmp_path / "chats.db")
     assert [message.role for message in store.messages(store.chats()[0].id)] == ["user", "assistant"] * 2
     assert store.setting("recent_models", []) == []  # the models of this machine
@@ -167,6 +168,14 @@ async def test_a_server_that_goes_away_is_told(folder: Path, fake_engines: None,
             await chat.until(lambda: "does not answer (Connection refused)" in chat.words)
             await chat.pilot.press("f3")
             await chat.until(lambda: "does not answer" in str(chat.app.screen.query_one("#about").render()))
+
+
+def test_parameters_are_written_as_other_servers_read_them(echo: Served) -> None:
+    asked = {"messages": [], "repetition_penalty": 3, "json_schema": '{"type": "null"}'}
+    sent = RemoteAnswer(Server(echo.url, KEY), asked)._body
+    assert sent["repeat_penalty"] == 3 and sent["json_schema"] == {"type": "null"} and "repetition_penalty" not in sent
+    with pytest.raises(InvalidParameter, match="repetition_penalty must be"):
+        RemoteAnswer(Server(echo.url, KEY), asked | {"messages": HI, "repetition_penalty": -1}).begin()
 
 
 def test_errors_have_their_types(echo: Served) -> None:

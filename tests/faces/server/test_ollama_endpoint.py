@@ -57,6 +57,7 @@ def test_a_chat_is_answered_whole_and_as_a_stream(client: ollama.Client) -> None
     made = client.chat("tiny", HI)
     assert (made.message.role, made.message.content, made.done_reason) == ("assistant", "user\nHi", "stop")
     assert (made.prompt_eval_count, made.eval_count) == (21, 8)
+    assert (made.total_duration or 0) > (made.load_duration or 0) + 8 * 2_000_000, "eight steps of two milliseconds"
     parts = list(client.chat("tiny", HI, stream=True, options={"num_predict": 5}))
     assert "".join(part.message.content or "" for part in parts) == "user\n"
     assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]

@@ -73,8 +73,8 @@ async def _load(models: Models, asked: OllamaRequest, *, is_chat: bool) -> dict[
 
 async def _whole(models: Models, asked: OllamaRequest, *, is_chat: bool) -> dict[str, Any]:
     async with _used(models, asked.common) as (model, load_s):
-        generation = await asked.stream(model.llm).consume()
-        return _begun(asked, model, load_s, is_chat=is_chat).whole(generation)
+        answer = _begun(asked, model, load_s, is_chat=is_chat)  # its time begins here
+        return answer.whole(await asked.stream(model.llm).consume())
 
 
 async def _lines(models: Models, asked: OllamaRequest, *, is_chat: bool) -> AsyncGenerator[bytes]:

@@ -152,6 +152,8 @@ class Session:
         self.llm = job.llm
         if job.kept is not None:
             self.model, self.n_ctx = job.kept.model, job.kept.n_ctx
+        elif isinstance(self.llm, RemoteModel):
+            self.model = self.llm.name  # which the server may have chosen
         self._opened_n_ctx = self.n_ctx
         return job
 
