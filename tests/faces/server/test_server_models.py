@@ -146,6 +146,14 @@ async def test_a_larger_context_loads_a_model_again(folder: Path) -> None:
     async with models_of(folder) as (models, told):
         assert (await used(models, "a", n_ctx=64)).llm.llm.n_ctx == 64
         await used(models, "a", n_ctx=32)
+        async with models._loads:  # as while another model is loaded
+            leaves = asyncio.create_task(used(models, "a", n_ctx=128))
+            await asyncio.sleep(0.05)
+            leaves.cancel()
+        await asyncio.gather(leaves, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        model = await models.find("a")
+        assert model.status == "loaded" and model.llm.llm.n_ctx == 64  # nobody wants a longer one any more
         assert len(told) == 2
         assert (await used(models, "a", n_ctx=10_000)).llm.llm.n_ctx == 256  # what the model was trained for
         await used(models, "a", n_ctx=10_000)

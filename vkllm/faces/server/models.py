@@ -289,7 +289,8 @@ class Models:
             self._change(model, "failed")
             raise
         except asyncio.CancelledError:
-            self._change(model, "unloaded")
+            if not model.is_loaded:
+                self._change(model, "unloaded")
             raise
         finally:
             model._loading = None
