@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,14 @@ def test_shared_memory_counts_against_limits_and_outlives_whatever_uses_it(devic
     opened.wait(ticket)
     assert target.words is not None and (target.words == 7).all()
     opened.close()
+
+
+def test_shared_memory_that_a_device_cannot_bind_is_refused(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    importing(device)
+    memory = SharedHostMemory(2 * ALIGNMENT)
+    monkeypatch.setattr(device, "info", replace(device.info, max_binding_bytes=ALIGNMENT))
+    with pytest.raises(OutOfDeviceMemory, match=r"131,072 bytes of memory that devices share .* \(65,536 bytes\)"):
+        device.shared_buffer(memory)
 
 
 def test_a_driver_that_imports_no_memory_is_named_with_what_to_do(

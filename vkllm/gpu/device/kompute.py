@@ -172,6 +172,11 @@ class Device:
             raise self._cannot_import("it lacks VK_EXT_external_memory_host")
         if memory.address % alignment or memory.n_bytes % alignment:
             raise self._cannot_import(f"addresses would have to be multiples of {alignment:,} bytes")
+        if memory.n_bytes > (largest := min(self.info.max_binding_bytes, self.info.max_allocation_bytes)):
+            raise OutOfDeviceMemory(
+                f"{self.info.name}: {memory.n_bytes:,} bytes of memory that devices share are more than the device can "
+                f"bind ({largest:,} bytes); use a smaller model or fewer devices"
+            )
         self._shared.append(memory)
         self._layer.import_next(memory.address, memory.n_bytes)
         try:

@@ -67,16 +67,20 @@ class Exchange:
         polls_in_place: int = POLLS_IN_PLACE,
         n_lines: int | None = None,
         most_groups: int | None = None,
+        wide_copies: int = 1,
     ) -> None:
         """most_fours: 16-byte words that a rank hands over in the largest exchange. polls_in_place: of CPU devices; 0:
-        they poll like GPUs. n_lines: of a flag. most_groups: workgroups; None chooses both by the devices."""
+        they poll like GPUs. n_lines: of a flag. most_groups: workgroups; None chooses both by the devices. wide_copies:
+        how often GPUs write what they hand over in wide steps."""
         assert 0 < len(devices) <= MOST_RANKS
         are_cpus = [device.info.type == "cpu" for device in devices]
         self.devices = tuple(devices)
         self.most_groups = most_groups or (MOST_CPU_GROUPS if any(are_cpus) else MOST_GROUPS)
         self.n_lines = n_lines or (1 if all(are_cpus) else N_LINES)
         self.polls_in_place = polls_in_place
-        most = self.lines(most_fours, self.n_copies(MAX_NARROW)) + self.lines(GROUP_FOURS, 2)
+        self._wide_copies = wide_copies
+        n_copies = max(self.n_copies(MAX_NARROW), wide_copies)
+        most = self.lines(most_fours, n_copies) + self.lines(GROUP_FOURS, 2)
         self.memory = SharedHostMemory(2 * most * LINE_BYTES)
         self.half_lines = self.memory.n_bytes // LINE_BYTES // 2
         self.ranks = [RankExchange(self, rank) for rank in range(len(devices))]
@@ -87,7 +91,9 @@ class Exchange:
 
     def n_copies(self, width: int) -> int:
         """How often ranks write what they hand over in steps of `width` rows."""
-        return 1 if self.n_lines == 1 or width > MAX_NARROW else 2
+        if self.n_lines == 1:
+            return 1
+        return self._wide_copies if width > MAX_NARROW else 2
 
     def lines(self, n_fours: int, n_copies: int) -> int:
         """Lines of an exchange of so many fours of each rank."""
