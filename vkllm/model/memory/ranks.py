@@ -68,6 +68,10 @@ def divide(
     if made.mode == "none":
         (place,) = made.members
         return Division("none", (Rank(place, spec, tensors, made.plans[0]),), splits)
+    if made.mode == "tensor":
+        raise InvalidParameter(
+            "split_mode (-sm) tensor is planned, but cannot be loaded yet; choose layer, or one device with -dev"
+        )
     if options.spec == "mtp":
         raise InvalidParameter(
             "spec (--spec) mtp drafts on one device only, not on several; choose auto, or one device with -dev"

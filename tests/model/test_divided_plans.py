@@ -1,0 +1,68 @@
+"""Plans of the ranks of a model whose layers are divided: real parts, one room for all, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vkllm.errors import InvalidParameter
+from vkllm.model.memory.limits import DeviceLimits, Speeds
+from vkllm.model.memory.plan import PlanOptions
+from vkllm.model.memory.ranks import Division, divide
+from vkllm.model.memory.split_plan import Member
+from vkllm.model.spec import NO_LAYER, ModelSpec
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from machines import llama, tensors
+
+PLAIN = llama(6, 512, 1536, 8, 8, 2048)
+WINDOWS = replace(
+    PLAIN,
+    layers=tuple(
+        replace(layer, window=window) for layer, window in zip(PLAIN.layers, (0, 64, 0, 0, 0, 512), strict=True)
+    ),
+)
+
+
+def divided(model: ModelSpec = PLAIN, n: int = 2, **asked: object) -> Division:
+    limits = DeviceLimits(2**31, 2**32 - 1, speeds=Speeds(400e9))
+    members = [Member(f"GPU {i}", limits, str(i)) for i in range(n)]
+    options = PlanOptions(**{"split_mode": "layer"} | asked)  # type: ignore[arg-type]
+    return divide(model, tensors(model, "Q4_0"), members, 1024, 512, 32, options)
+
+
+def test_ranks_hold_neighbouring_layers_and_together_all() -> None:
+    made = divided(n=3, tensor_split=(3, 2, 1))
+    held = [[i for i, layer in enumerate(rank.spec.layers) if layer != NO_LAYER] for rank in made.ranks]
+    assert [number for own in held for number in own] == list(range(6)) and len(held[0]) > len(held[2])
+    assert [rank.spec.receives for rank in made.ranks] == [False, True, True]
+    assert [rank.spec.sends for rank in made.ranks] == [True, True, False]
+    outside = [{name for weights in rank.plan.matrices for name in weights if not name.startswith("blk.")}
+               for rank in made.ranks]  # fmt: skip
+    assert outside == [{"token_embd.weight"}, set(), {"output.weight"}]
+    assert made.plan.weights_bytes == sum(rank.plan.weights_bytes for rank in made.ranks)
+
+
+def test_all_ranks_have_room_for_the_longest_window_of_the_model() -> None:
+    made = divided(WINDOWS, n_parallel=3)
+    rooms = {(p.n_ctx, p.n_sequences, p.n_blocks, p.n_window_blocks) for p in (rank.plan for rank in made.ranks)}
+    assert len(rooms) == 1
+    ((_, n_sequences, n_blocks, n_window_blocks),) = rooms
+    assert n_sequences == 3 and n_blocks >= 32 and n_window_blocks >= (512 + 512) // 32
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"n": 7}, "at most 6 devices, not 7"),
+        ({"split_mode": "tensor"}, r"split_mode \(-sm\) tensor is planned, but cannot be loaded yet; choose layer"),
+        ({"spec": "mtp"}, "no heads for further tokens|drafts on one device only"),
+    ],
+)
+def test_what_cannot_be_divided_is_told(asked: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidParameter, match=message):
+        divided(**asked)  # type: ignore[arg-type]
