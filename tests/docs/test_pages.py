@@ -55,6 +55,11 @@ def test_what_is_not_run_is_little_and_known() -> None:
     assert [(name(snippet.page), snippet.code.split("  ")[0].strip()) for snippet in left_out] == [
         ("README.md", "make run"),
         ("docs/hardware.md", "distrobox create --image debian:12 --name vkllm"),
+        ("docs/several_gpus.md", "vkllm devices --exchange"),
+        (
+            "docs/several_gpus.md",
+            'llm = LLM("llama-3.1-8b", device="0,1", split_mode="layer", tensor_split=(3, 1))',
+        ),
     ]
 
 

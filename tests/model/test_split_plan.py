@@ -118,9 +118,9 @@ def test_a_small_model_stays_on_one_card() -> None:
 def test_cards_that_cannot_exchange_are_split_by_layers() -> None:
     made = splits(member("a", device(24)), member("b", device(24), can_exchange=False), model="Llama-2 70B", n_ctx=512)
     assert made.chosen == "layer"
-    with pytest.raises(UnsupportedDevice, match=r"GPU b has no VK_EXT_external_memory_host; -sm layer would fit"):
+    with pytest.raises(UnsupportedDevice, match=r"GPU b has no VK_EXT_external_memory_host; -sm layer would work"):
         made.of("tensor")
-    with pytest.raises(OutOfDeviceMemory, match=r"the model needs .* are missing; .* -sm layer would fit"):
+    with pytest.raises(OutOfDeviceMemory, match=r"the model needs .* are missing; .* -sm layer would work"):
         made.of("none")
 
 

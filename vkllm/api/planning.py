@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Self, Unpack
 
 from vkllm.api.loading import PlacingOptions, plan_options, read_text
-from vkllm.errors import InvalidParameter
+from vkllm.errors import InvalidParameter, OutOfDeviceMemory
 from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo
 from vkllm.gpu.device.limits import device_limits
-from vkllm.gpu.device.probe import devices
+from vkllm.gpu.device.probe import DeviceInfo, devices
 from vkllm.gpu.device.several import chosen_devices, joined_names, members
 from vkllm.gpu.measure.speeds import measured_speeds
 from vkllm.gpu.program.buffers import HEAD_ROWS
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.model.architectures import model_spec
 from vkllm.model.memory.limits import DeviceLimits
+from vkllm.model.memory.options import MOST_DEVICES
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, chosen_context, plan
 from vkllm.model.memory.ranks import Division, divide
-from vkllm.model.memory.split_plan import Member
+from vkllm.model.memory.split_plan import Member, SplitPlans, plan_splits
 from vkllm.model.spec import ModelSpec
 from vkllm.parameters import checks_names
 from vkllm.store import find_model, headers_of, look_up
@@ -38,7 +39,8 @@ class ModelPlan:
     """The plan of a model on a device, with the limits and options that it was made from.
 
     missing_bytes: of the model's files where they are not on this machine; then path is only their name. division: how
-    it is spread over devices, where several were asked for; limits is then of the first, plan is of all.
+    it is spread over devices, where several were asked for; limits is then of the first, plan is of all. others: how it
+    could be spread over other_devices, all GPUs of the best kind, where there are several and none was asked for.
 
     >>> made = plan_model("smollm2", n_ctx=1024, measures=False)
     >>> made.path.name, made.plan.n_ctx
@@ -53,6 +55,8 @@ class ModelPlan:
     plan: MemoryPlan
     missing_bytes: int = 0
     division: Division | None = None
+    others: SplitPlans | None = None
+    other_devices: tuple[str, ...] = ()
 
 
 @checks_names(PlacingOptions)
@@ -83,18 +87,45 @@ def plan_model(
         raise InvalidParameter(f"model must be a name or a path, not {model!r}")
     options = plan_options(placing)  # wrong ones fail first
     found = _to_plan(str(model), placing.get("n_ctx"))
-    chosen = chosen_devices(devices(), options)
+    known = devices()
+    chosen = chosen_devices(known, options)
     infos, options = chosen.infos, chosen.options
     speeds = {info.index: measured_speeds(info) if measures else None for info in infos}
     if len(infos) == 1:
         limits = device_limits(infos[0], speeds[infos[0].index])
-        made = found.plan(limits, options)
-        return ModelPlan(found.path, found.spec, infos[0].name, limits, options, made, found.missing_bytes)
+        others, other_devices = _others(found, known, options, measures=measures)
+        try:
+            made = found.plan(limits, options)
+        except OutOfDeviceMemory as error:
+            if others is None or others.chosen == "none":
+                raise
+            named = ",".join(other_devices)
+            raise OutOfDeviceMemory(f"{error}; or -dev {named}, which splits the model ({others.chosen})") from error
+        missing = found.missing_bytes
+        return ModelPlan(
+            found.path, found.spec, infos[0].name, limits, options, made, missing, None, others, other_devices
+        )
     division = found.divide(members(infos, speeds), options)
     used = [infos[rank.member] for rank in division.ranks]
     limits = division.splits.members[division.ranks[0].member].limits
     name, made = joined_names([info.name for info in used]), division.plan
     return ModelPlan(found.path, found.spec, name, limits, options, made, found.missing_bytes, division)
+
+
+def _others(
+    found: ModelToPlan, known: Sequence[DeviceInfo], options: PlanOptions, *, measures: bool
+) -> tuple[SplitPlans | None, tuple[str, ...]]:
+    """How a model could be split over all discrete GPUs, if nothing is asked for and there are several; their names."""
+    is_asked = options.devices or options.num_shards or options.split_mode or options.tensor_split
+    cards = [info for info in known if info.type == "discrete"][:MOST_DEVICES]
+    if is_asked or len(cards) < 2:
+        return None, ()
+    speeds = {info.index: measured_speeds(info) if measures else None for info in cards}
+    try:
+        splits = found.splits(members(cards, speeds), options)
+    except OutOfDeviceMemory:
+        return None, ()
+    return splits, tuple(str(info.index) for info in cards)
 
 
 def _to_plan(name: str, n_ctx: int | None) -> ModelToPlan:
@@ -146,6 +177,10 @@ class ModelToPlan:
     def plan(self, limits: DeviceLimits, options: PlanOptions) -> MemoryPlan:
         """Where its parts lie within limits that are known. Raises OutOfDeviceMemory, InvalidParameter."""
         return plan(self.spec, self.tensors, limits, self.n_ctx, MAX_ROWS, HEAD_ROWS, options)
+
+    def splits(self, members: Sequence[Member], options: PlanOptions) -> SplitPlans:
+        """All ways of splitting it between members. Raises OutOfDeviceMemory where none fits."""
+        return plan_splits(self.spec, self.tensors, members, self.n_ctx, MAX_ROWS, HEAD_ROWS, options)
 
     def divide(self, devices: Sequence[Member], options: PlanOptions) -> Division:
         """The same on several devices, or on the best of them. Raises UnsupportedDevice too."""

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vkllm import ModelPlan, plan_model
+from vkllm.faces.cli.split_plan import several_line, split_fields, split_lines
 from vkllm.faces.terminal import counted, say
 from vkllm.model.memory.kernel_sizes import KV_BLOCK
 from vkllm.model.memory.plan import MemoryPlan
@@ -31,6 +32,16 @@ def print_plan(model: str, loading: dict[str, Any], *, as_json: bool) -> None:
 def lines(made: ModelPlan, model: str) -> list[str]:
     """The plan for people. model: its name, as asked for."""
     plan, speeds = made.plan, made.limits.speeds
+    head = [
+        f"{made.path.name if made.path.suffix == '.gguf' else model} on {made.device_name}",
+        f"context   {counted(plan.n_ctx, 'token')} (keys {made.options.type_k}, values {made.options.type_v})",
+        *([_parallel(plan)] if made.options.n_parallel else []),
+        *([f"states    {size(plan.states_bytes)} of the cache, whatever the context"] if plan.n_state_slots else []),
+        "",
+    ]
+    if made.division is not None:
+        is_asked = made.options.split_mode is not None
+        return [*head, *split_lines(made.division.splits, made.division.mode, is_asked=is_asked)]
     contents = weights_by_tier(made)
     rows: list[tuple[str, ...]] = [("memory", "weights", "cache", "working", "used", "free")]
     for tier in plan.tiers:
@@ -47,16 +58,13 @@ def lines(made: ModelPlan, model: str) -> list[str]:
     basis = "measured" if speeds.is_measured else "assumed"
     reads = ", ".join(f"{tier.tier} {tier.bytes_per_s / 1e9:.3g} GB/s" for tier in plan.tiers if tier.used_bytes)
     return [
-        f"{made.path.name if made.path.suffix == '.gguf' else model} on {made.device_name}",
-        f"context   {counted(plan.n_ctx, 'token')} (keys {made.options.type_k}, values {made.options.type_v})",
-        *([_parallel(plan)] if made.options.n_parallel else []),
-        *([f"states    {size(plan.states_bytes)} of the cache, whatever the context"] if plan.n_state_slots else []),
-        "",
+        *head,
         *table,
         "",
         *holdings,
         f"expected  {1 / plan.token_s(0):.1f} tok/s, {plan.tokens_per_s:.1f} with half of the context in use",
         f"reading   {reads} ({basis})",
+        *([several_line(made.others, ",".join(made.other_devices))] if made.others is not None else []),
     ]
 
 
@@ -70,6 +78,7 @@ def _parallel(plan: MemoryPlan) -> str:
 def fields(made: ModelPlan) -> dict[str, Any]:
     """The plan for programs."""
     plan = made.plan
+    speeds = plan if made.division is None else made.division.splits.plans[made.division.mode]
     contents = weights_by_tier(made)
     return {
         "model": str(made.path),
@@ -104,10 +113,18 @@ def fields(made: ModelPlan) -> dict[str, Any]:
             for parts in plan.matrices.values()
             for part in parts
         ],
+        **_split(made),
         "is_measured": made.limits.speeds.is_measured,
-        "tokens_per_s": plan.tokens_per_s,
-        "tokens_per_s_empty": 1 / plan.token_s(0),
+        "tokens_per_s": speeds.tokens_per_s,
+        "tokens_per_s_empty": 1 / speeds.token_s(0),
     }
+
+
+def _split(made: ModelPlan) -> dict[str, Any]:
+    """How it is split, or could be."""
+    if made.division is not None:
+        return {"split": {"taken": made.division.mode, **split_fields(made.division.splits)}}
+    return {} if made.others is None else {"split": {"taken": "none", **split_fields(made.others)}}
 
 
 def weights_by_tier(made: ModelPlan) -> dict[str, list[str]]:

@@ -144,8 +144,10 @@ class Needs:
         """Bytes of activations, as float32 and at most in 16-bit integers, of a row of logits on the host, and of what
         grows with the context."""
         spec = self.spec
-        rows = {name: self.head_rows if name in ("final", "logits") else self.max_rows for name in widths(spec)}
-        values = {name: rows[name] * width for name, width in widths(spec).items()}
+        values = {
+            name: width * (self.head_rows if name in ("final", "logits") else self.max_rows)
+            for name, width in widths(spec).items()
+        }
         if lends_to_logits(spec, self.max_rows, self.head_rows):
             del values["logits"]
         floats = [4 * n for n in (*values.values(), 0 if spec.sends else spec.n_vocab)]
@@ -204,8 +206,8 @@ def read_shares(spec: ModelSpec) -> dict[tuple[str, ...], float]:
 
 def widest_of_layers(spec: ModelSpec) -> str:
     """The widest activation that nothing reads behind the layers."""
-    others = ("logits", "final", "x")
-    return max((name for name in widths(spec) if name not in others), key=lambda name: widths(spec)[name])
+    inner = {name: width for name, width in widths(spec).items() if name not in ("logits", "final", "x")}
+    return max(inner, key=lambda name: inner[name])
 
 
 def lends_to_logits(spec: ModelSpec, max_rows: int, head_rows: int) -> bool:

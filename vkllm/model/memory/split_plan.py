@@ -20,12 +20,17 @@ from vkllm.model.memory.memory_plan import MemoryPlan
 from vkllm.model.memory.needs import Needs, tensor_bytes
 from vkllm.model.memory.options import PlanOptions
 from vkllm.model.memory.plan import USUAL_CONTEXT, plan
-from vkllm.model.memory.rank_sizes import EMBEDDING, Part, layers_part
 from vkllm.model.memory.sequences import Room
 from vkllm.model.memory.step_time import ExchangeSpeed, between_ranks_s, handovers_s, layer_step_s, tensor_step_s
 from vkllm.model.ops import AllReduce
 from vkllm.model.shards.rank_model import rank_models
 from vkllm.model.spec import ModelSpec
+from vkllm.model.stages import stages
+
+Part = tuple[ModelSpec, Mapping[str, TensorInfo]]
+"""What a rank has: a model of its own."""
+
+EMBEDDING = "token_embd.weight"
 
 SplitMode = Literal["none", "layer", "tensor"]
 MODES: tuple[SplitMode, ...] = ("none", "layer", "tensor")
@@ -54,8 +59,8 @@ class Member:
 @dataclass(frozen=True)
 class SplitPlan:
     """One way of splitting. By rank: members (places in the list of devices), parts (of the whole, together 1), layers
-    and plans. between_s: seconds a token that pass between the devices. most_prompt_rows_per_s: tokens of prompts a
-    second that the exchanges let through; None where nothing is exchanged."""
+    and plans. between_s: seconds a token that pass between the devices, in n_exchanges. most_prompt_rows_per_s: tokens
+    of prompts a second that the exchanges let through; None where nothing is exchanged."""
 
     mode: SplitMode
     members: tuple[int, ...]
@@ -63,6 +68,7 @@ class SplitPlan:
     layers: tuple[range, ...]
     plans: tuple[MemoryPlan, ...]
     between_s: float = 0.0
+    n_exchanges: int = 0
     most_prompt_rows_per_s: float | None = None
 
     @property
@@ -84,11 +90,13 @@ class SplitPlan:
 
 @dataclass(frozen=True)
 class SplitPlans:
-    """All ways of splitting a model between members: the plan of each or why there is none. chosen: the default."""
+    """All ways of splitting a model between members: the plan of each or why there is none. speed: of exchanges between
+    them. chosen: the default."""
 
     members: tuple[Member, ...]
     plans: Mapping[SplitMode, SplitPlan]
     refusals: Mapping[SplitMode, VkllmError]
+    speed: ExchangeSpeed
     chosen: SplitMode
     reason: str
 
@@ -99,7 +107,7 @@ class SplitPlans:
             return self.plans[mode]
         error = self.refusals[mode]
         others = " or ".join(f"-sm {other}" for other in MODES if other in self.plans)
-        raise type(error)(f"{error}; {others} would fit" if others else str(error))
+        raise type(error)(f"{error}; {others} would work" if others else str(error))
 
 
 def plan_splits(
@@ -121,7 +129,7 @@ def plan_splits(
     main_device: the place of the member that holds all with "none"; by default the one that would be fastest. Raises
     InvalidParameter for numbers that do not suit the members. A split that is impossible is among the refusals.
     """
-    options = options or PlanOptions()
+    options, speed = options or PlanOptions(), speed or ExchangeSpeed()
     if main_device is not None and not 0 <= main_device < len(members):
         raise InvalidParameter(
             f"main_device (-mg) is the place of one of {counted(len(members), 'device')}, from 0, not {main_device}"
@@ -132,14 +140,14 @@ def plan_splits(
     refusals: dict[SplitMode, VkllmError] = {}
     for mode in MODES:
         try:
-            plans[mode] = splitter.plan(mode, speed or ExchangeSpeed())
+            plans[mode] = splitter.plan(mode, speed)
         except (OutOfDeviceMemory, UnsupportedDevice, InvalidParameter) as error:
             refusals[mode] = error
     if not plans:
         raise OutOfDeviceMemory(
             f"the model fits neither one of these devices nor all of them together: {refusals['layer']}"
         )
-    return SplitPlans(tuple(members), plans, refusals, *_choice(members, plans))
+    return SplitPlans(tuple(members), plans, refusals, speed, *_choice(members, plans))
 
 
 @dataclass(frozen=True)
@@ -187,7 +195,8 @@ class _Splitter:
             n_bytes[number] += tensor_bytes(info)
         members, parts, limits = self._ranks(max(n_bytes), is_at_once=False)
         layers = layer_ranges(self.spec, parts, n_bytes)
-        plans = self._plans(members, limits, [layers_part(self.spec, self.tensors, part) for part in layers])
+        spec = replace(self.spec, predictors=())  # which draft on one device only
+        plans = self._plans(members, limits, [(part, self.tensors) for part in stages(spec, layers)])
         between_s = handovers_s(4 * self.spec.d_model, len(members), speed)
         return SplitPlan("layer", members, parts, layers, plans, between_s)
 
@@ -210,6 +219,7 @@ class _Splitter:
             (range(self.spec.n_layers),) * n,
             plans,
             between_ranks_s(n_exchanges, row_bytes, n, layer_s, speed),
+            n_exchanges,
             1 / (n_exchanges * speed.transfer_s(row_bytes, n)),
         )
 
@@ -283,7 +293,7 @@ def _choice(members: Sequence[Member], plans: Mapping[SplitMode, SplitPlan]) -> 
             continue
         factor = plans[mode].tokens_per_s / plans[chosen].tokens_per_s
         if factor > WORTH_IT:
-            reason = f"{factor:.1f} times as fast as {chosen}, as expected"
+            reason = f"it is expected to be {factor:.1f} times as fast as {chosen}"
             chosen = mode
     return chosen, reason
 
