@@ -13,7 +13,7 @@ from kernel_case import floats
 from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.layer import Layer
-from vkllm.gpu.program.exchange import Exchange
+from vkllm.gpu.program.exchange import N_LINES, Exchange, exchanged_fours
 from vkllm.gpu.program.kernels import KERNELS
 
 pytestmark = pytest.mark.gpu
@@ -119,6 +119,18 @@ def test_a_rank_that_does_not_come_is_named_and_later_exchanges_end_at_once(
     device.run([exchange.ranks[0].all_reduce(again.part, again.y, again.step, COLUMNS, 1, 2)])
     with pytest.raises(DeviceTimeout, match=r"\(rank 0\) waited in vain for .*\(rank 2\) in exchange 2"):
         exchange.ranks[0].check()
+
+
+def test_the_memory_has_room_for_the_largest_exchange_and_for_many_rows(device: Device, others: list[Device]) -> None:
+    """With 68 lines a flag, as on GPUs: of rows for each token, at least half of a step's exchanges fit into a half."""
+    for d_model, n_layers, most_lists in ((576, 30, 12), (2048, 32, 16)):
+        wide, narrow = exchanged_fours(d_model, most_lists)
+        assert (wide, narrow) == (128 * d_model, max(8 * d_model, 1024 * most_lists))
+        exchange = Exchange([device] * 2, wide, narrow, n_lines=N_LINES, most_groups=32)
+        assert exchange.lines(wide, 1) <= exchange.half_lines
+        assert exchange.lines(narrow, 2) <= exchange.half_lines
+        assert exchange.half_lines // exchange.lines(d_model // 4, 2) > n_layers
+        assert exchange.memory.n_bytes < 1.4 * (2 * 2 * 16 * wide)  # two halves, two ranks, and flags
 
 
 @pytest.mark.parametrize("n_ranks", [2, 3])

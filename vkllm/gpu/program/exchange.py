@@ -14,7 +14,7 @@ from vkllm.errors import DeviceError, DeviceTimeout
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.device.shared_memory import SharedHostMemory
 from vkllm.gpu.program.exchange_kernels import LINE_FOURS, MOST_RANKS
-from vkllm.gpu.program.kernels import KERNELS, MAX_NARROW, TOP_K, TOP_LOGITS
+from vkllm.gpu.program.kernels import KERNELS, MAX_NARROW, MAX_ROWS, TOP_K, TOP_LOGITS
 
 LINE_BYTES: Final = 16 * LINE_FOURS
 
@@ -35,6 +35,15 @@ LOCAL_SIZE, CPU_LOCAL_SIZE = 256, 128
 
 _MISSING, _DAMAGED, _FAILED_MARK = 0, 256, 0x464B4C56
 """As in shaders/lib/exchange.glsl."""
+
+
+def exchanged_fours(d_model: int, most_lists: int) -> tuple[int, int]:
+    """16-byte words that a rank of a model hands over in its largest exchange, and in that of a narrow step.
+
+    They are rows of d_model numbers, or most_lists lists of candidates for each result (`VocabularyPart`).
+    """
+    candidates = MAX_NARROW * most_lists * TOP_K // 2
+    return max(MAX_ROWS * d_model // 4, candidates), max(MAX_NARROW * d_model // 4, candidates)
 
 
 @dataclass(frozen=True)
@@ -63,15 +72,17 @@ class Exchange:
         self,
         devices: Sequence[Device],
         most_fours: int,
+        narrow_fours: int | None = None,
         *,
         polls_in_place: int = POLLS_IN_PLACE,
         n_lines: int | None = None,
         most_groups: int | None = None,
         wide_copies: int = 1,
     ) -> None:
-        """most_fours: 16-byte words that a rank hands over in the largest exchange. polls_in_place: of CPU devices; 0:
-        they poll like GPUs. n_lines: of a flag. most_groups: workgroups; None chooses both by the devices. wide_copies:
-        how often GPUs write what they hand over in wide steps."""
+        """most_fours: 16-byte words that a rank hands over in the largest exchange of all; narrow_fours: of a narrow
+        step, which GPUs write twice; None takes as many. polls_in_place: of CPU devices; 0: they poll like GPUs.
+        n_lines: of a flag. most_groups: workgroups; None chooses both by the devices. wide_copies: how often GPUs write
+        what they hand over in wide steps."""
         assert 0 < len(devices) <= MOST_RANKS
         are_cpus = [device.info.type == "cpu" for device in devices]
         self.devices = tuple(devices)
@@ -79,8 +90,8 @@ class Exchange:
         self.n_lines = n_lines or (1 if all(are_cpus) else N_LINES)
         self.polls_in_place = polls_in_place
         self._wide_copies = wide_copies
-        n_copies = max(self.n_copies(MAX_NARROW), wide_copies)
-        most = self.lines(most_fours, n_copies) + self.lines(GROUP_FOURS, 2)
+        narrow = self.lines(most_fours if narrow_fours is None else narrow_fours, self.n_copies(MAX_NARROW))
+        most = max(self.lines(most_fours, self.n_copies(MAX_ROWS)), narrow) + self.lines(GROUP_FOURS, 2)
         self.memory = SharedHostMemory(2 * most * LINE_BYTES)
         self.half_lines = self.memory.n_bytes // LINE_BYTES // 2
         self.ranks = [RankExchange(self, rank) for rank in range(len(devices))]
