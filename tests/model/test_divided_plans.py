@@ -60,7 +60,7 @@ def test_all_ranks_have_room_for_the_longest_window_of_the_model() -> None:
     [
         ({"n": 7}, "at most 6 devices, not 7"),
         ({"split_mode": "tensor"}, r"split_mode \(-sm\) tensor is planned, but cannot be loaded yet; choose layer"),
-        ({"spec": "mtp"}, "no heads for further tokens|drafts on one device only"),
+        ({"spec": "mtp"}, r"spec \(--spec\) mtp drafts on one device only, not on several; choose auto"),
     ],
 )
 def test_what_cannot_be_divided_is_told(asked: dict[str, object], message: str) -> None:

@@ -62,6 +62,10 @@ def divide(
 
     Raises OutOfDeviceMemory, UnsupportedDevice, InvalidParameter.
     """
+    if options.spec == "mtp":
+        raise InvalidParameter(
+            "spec (--spec) mtp drafts on one device only, not on several; choose auto, or one device with -dev"
+        )
     splits = plan_splits(spec, tensors, members, n_ctx, max_rows, head_rows, options, tensor_split=options.tensor_split)
     made = splits.of(_mode(splits, options))
     limits = shared_limits(members, is_at_once=made.mode == "tensor")
@@ -71,10 +75,6 @@ def divide(
     if made.mode == "tensor":
         raise InvalidParameter(
             "split_mode (-sm) tensor is planned, but cannot be loaded yet; choose layer, or one device with -dev"
-        )
-    if options.spec == "mtp":
-        raise InvalidParameter(
-            "spec (--spec) mtp drafts on one device only, not on several; choose auto, or one device with -dev"
         )
     spec = replace(spec, predictors=())
     models: list[Model] = [(part, tensors) for part in stages(spec, made.layers)]
