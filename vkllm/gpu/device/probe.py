@@ -47,10 +47,7 @@ _FEATURE_FLAGS: Final = {
     "subgroup_size_control": ("VkPhysicalDeviceSubgroupSizeControlFeatures", "subgroupSizeControl"),
     "compute_full_subgroups": ("VkPhysicalDeviceSubgroupSizeControlFeatures", "computeFullSubgroups"),
 }
-_FEATURE_EXTENSIONS: Final = {
-    "memory_budget": "VK_EXT_memory_budget",
-    "external_memory_host": "VK_EXT_external_memory_host",
-}
+_FEATURE_EXTENSIONS: Final = {name: f"VK_EXT_{name}" for name in ("memory_budget", "external_memory_host")}
 _PROPERTY_STRUCTURES: Final[tuple[Structure, ...]] = (
     ("VkPhysicalDeviceIDProperties", (1, 1), ""),
     ("VkPhysicalDeviceSubgroupProperties", (1, 1), ""),
@@ -182,11 +179,8 @@ def devices(limits: MemoryLimits | None = None) -> list[DeviceInfo]:
 
 
 def check_device(index: int) -> None:
-    """Opens a device and closes it again.
-
-    Raises OutOfDeviceMemory or DeviceError if the driver refuses; inside Kompute the same failure would end the
-    process.
-    """
+    """Opens a device and closes it again. Raises OutOfDeviceMemory or DeviceError if the driver refuses; inside Kompute
+    the same failure would end the process."""
     gpu, info = _found()[index]
     try:
         gpu.open_and_close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from vkllm.formats.quants import FORMATS
 from vkllm.gpu.device.kernel import QUANTIZED_FORMATS, KernelSpec
 from vkllm.gpu.program.exchange_kernels import EXCHANGE_KERNELS
+from vkllm.gpu.program.state_kernels import STATE_KERNELS
 from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE as ATTENTION_PIECE
 from vkllm.model.memory.kernel_sizes import KV_BLOCK as KV_BLOCK
 from vkllm.model.memory.kernel_sizes import MAX_NARROW as MAX_NARROW
@@ -138,57 +139,11 @@ KERNELS = {
             ("slot_word",),
         ),
         KernelSpec(
-            "convolution",
-            ("x", "weight", "bias", "states", "y", "y_q16", "y_scales", "step"),
-            (
-                *("local_size", "columns", "x_columns", "n_kernel", "has_silu", "is_gated", "has_bias", "slot_words"),
-                "quantizes",
-            ),
-            ("first_column", "first_word"),
-            subgroup=("shuffle",),
-            has_plain=True,
-        ),
-        KernelSpec(
             "copy_words",
             ("source", "target"),
             ("local_size",),
             ("n_words", "target_word", "source_word"),
             surplus="loops",
-        ),
-        KernelSpec(
-            "delta_net",
-            ("qkv", "gates", "dt", "a", "states", "y", "step"),
-            (
-                *("local_size", "lanes", "n_k_heads", "n_v_heads", "head_dim", "is_grouped", "gates_columns"),
-                *("beta_column", "alpha_column", "has_fused_gates", "eps", "slot_words"),
-            ),
-            ("first_word",),
-            subgroup=("shuffle",),
-            has_plain=True,
-        ),
-        KernelSpec(
-            "delta_net_chunks",
-            ("qkv", "gates", "dt", "a", "states", "y", "step"),
-            (
-                *("local_size", "n_k_heads", "n_v_heads", "head_dim", "columns", "is_grouped", "gates_columns"),
-                *("beta_column", "alpha_column", "has_fused_gates", "eps", "slot_words"),
-                *("matrix_m", "matrix_n", "matrix_k", "n_subgroups"),
-            ),
-            ("first_word",),
-            subgroup=("basic", "shuffle"),
-            has_plain=True,
-        ),
-        KernelSpec(
-            "delta_net_fused",
-            ("projected", "conv_weight", "states", "dt", "a", "norm_weight", "y", "step", "chain", "failure"),
-            (
-                *("local_size", "lanes", "n_k_heads", "n_v_heads", "head_dim", "n_kernel", "is_grouped"),
-                *("z_column", "beta_column", "alpha_column", "has_fused_gates", "eps", "norm_eps", "slot_words"),
-                *("state_word", "most_polls"),
-            ),
-            ("link", "n_awaited"),
-            subgroup=("arithmetic", "shuffle"),
-            chains=True,
         ),
         KernelSpec(
             "embed",
@@ -197,17 +152,6 @@ KERNELS = {
             ("first_row", "n_table_rows"),
             WEIGHT_FORMATS,
             surplus="loops",
-        ),
-        KernelSpec(
-            "gated_norm",
-            ("x", "gates", "weight", "y", "y_q16", "y_scales", "step"),
-            (
-                *("local_size", "columns", "group", "span", "gates_columns", "eps", "is_gated_first"),
-                *("has_weight_per_group", "quantizes"),
-            ),
-            ("first_column",),
-            subgroup=("arithmetic", "shuffle"),
-            has_plain=True,
         ),
         KernelSpec(
             "expert_matmul",
@@ -248,17 +192,6 @@ KERNELS = {
                 *("eps", "form", "has_weight", "is_weight_of_group", "q_stride", "n_v_groups", "are_values_keys"),
             ),
             subgroup=("arithmetic",),
-            has_plain=True,
-        ),
-        KernelSpec(
-            "mamba2",
-            ("xbc", "gates", "dt_bias", "a", "d", "states", "y", "step"),
-            (
-                *("local_size", "lanes", "n_heads", "head_dim", "d_state", "n_groups", "gates_columns", "dt_column"),
-                "slot_words",
-            ),
-            ("first_word",),
-            subgroup=("shuffle",),
             has_plain=True,
         ),
         KernelSpec(
@@ -403,5 +336,6 @@ KERNELS = {
         ),
         KernelSpec("top_logits", ("logits", "largest", "step"), ("local_size", "n_vocab", "takes_greedy")),
         *EXCHANGE_KERNELS,
+        *STATE_KERNELS,
     )
 }
