@@ -108,7 +108,7 @@ while found.is_looking:
 """,
     "speeds": """
 from vkllm.gpu.measure.speeds import _measure_in_child
-_measure_in_child(99)  # no such device: it imports all and ends
+_measure_in_child("99")  # no such device: it imports all and ends
 """,
     "pip": """
 from pathlib import Path

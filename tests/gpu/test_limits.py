@@ -13,7 +13,7 @@ import pytest
 from vkllm.gpu.device.limits import HOST_RESERVE_BYTES, available_host_bytes, device_limits
 from vkllm.gpu.device.probe import DeviceInfo, devices
 from vkllm.gpu.measure import speeds as module
-from vkllm.gpu.measure.speeds import measured_speeds
+from vkllm.gpu.measure.speeds import measured_exchange, measured_speeds
 from vkllm.model.memory.limits import Speeds, Tier
 
 GIB = 2**30
@@ -33,11 +33,11 @@ def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[DeviceInfo
     yield replace(devices()[0], type="discrete", name="A card", heaps=())
 
 
-def measuring(monkeypatch: pytest.MonkeyPatch, answer: tuple[float, float] | None) -> list[int]:
-    asked: list[int] = []
+def measuring(monkeypatch: pytest.MonkeyPatch, answer: tuple[float, float] | None) -> list[tuple[str, ...]]:
+    asked: list[tuple[str, ...]] = []
 
-    def measure(index: int) -> tuple[float, float] | None:
-        asked.append(index)
+    def measure(*indices: str) -> tuple[float, float] | None:
+        asked.append(indices)
         return answer
 
     monkeypatch.setattr(module, "_measure_in_child", measure)
@@ -66,8 +66,23 @@ def test_a_speed_is_measured_once_and_kept(card: DeviceInfo, monkeypatch: pytest
     for _ in range(2):
         speeds = measured_speeds(card)
         assert (speeds.local_bytes_per_s, speeds.host_bytes_per_s, speeds.is_measured) == (5e11, 2e10, True)
-    assert asked == [card.index]
+    assert asked == [(str(card.index),)]
     assert device_limits(card, speeds).bytes_per_s(Tier.LOCAL) == 5e11
+
+
+@pytest.mark.gpu
+def test_the_exchange_of_two_gpus_is_measured_once_and_kept(card: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = measuring(monkeypatch, (4e-6, 2e10))
+    features = card.features | {"external_memory_host"}
+    pair = [replace(card, index=index, features=features) for index in (3, 5)]
+    for _ in range(2):
+        speed = measured_exchange(pair)
+        assert (speed.latency_s, speed.bytes_per_s, speed.is_measured) == (4e-6, 2e10, True)
+    assert asked == [("3", "5")]
+    without = replace(pair[1], features=features - {"external_memory_host"})
+    for others in ([pair[0], pair[0]], pair[:1], [pair[0], without], [pair[0], replace(pair[1], type="cpu")]):
+        assert not measured_exchange(others).is_measured
+    assert len(asked) == 1
 
 
 @pytest.mark.gpu
@@ -109,7 +124,7 @@ def test_a_driver_on_the_cpu_is_not_measured(info: DeviceInfo, monkeypatch: pyte
 
 @pytest.mark.gpu
 def test_the_measurement_in_a_process_of_its_own_is_two_numbers(info: DeviceInfo) -> None:
-    measured = module._measure_in_child(info.index)
+    measured = module._measure_in_child(str(info.index))
     assert measured is not None and all(1e8 < bytes_per_s < 1e14 for bytes_per_s in measured)
 
 
@@ -119,4 +134,4 @@ def test_a_crash_while_measuring_is_no_answer(monkeypatch: pytest.MonkeyPatch) -
 
     real = subprocess.run
     monkeypatch.setattr(module.subprocess, "run", crash)
-    assert module._measure_in_child(0) is None
+    assert module._measure_in_child("0") is None

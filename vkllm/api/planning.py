@@ -16,7 +16,7 @@ from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo
 from vkllm.gpu.device.limits import device_limits
 from vkllm.gpu.device.probe import DeviceInfo, devices
 from vkllm.gpu.device.several import chosen_devices, joined_names, members
-from vkllm.gpu.measure.speeds import measured_speeds
+from vkllm.gpu.measure.speeds import measured_exchange, measured_speeds
 from vkllm.gpu.program.buffers import HEAD_ROWS
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.model.architectures import model_spec
@@ -25,6 +25,7 @@ from vkllm.model.memory.options import MOST_DEVICES
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, chosen_context, plan
 from vkllm.model.memory.ranks import Division, divide
 from vkllm.model.memory.split_plan import Member, SplitPlans, plan_splits
+from vkllm.model.memory.step_time import ExchangeSpeed
 from vkllm.model.spec import ModelSpec
 from vkllm.parameters import checks_names
 from vkllm.store import find_model, headers_of, look_up
@@ -105,7 +106,8 @@ def plan_model(
         return ModelPlan(
             found.path, found.spec, infos[0].name, limits, options, made, missing, None, others, other_devices
         )
-    division = found.divide(members(infos, speeds), options)
+    speed = measured_exchange(infos) if measures else None
+    division = found.divide(members(infos, speeds), options, speed)
     used = [infos[rank.member] for rank in division.ranks]
     limits = division.splits.members[division.ranks[0].member].limits
     name, made = joined_names([info.name for info in used]), division.plan
@@ -122,7 +124,7 @@ def _others(
         return None, ()
     speeds = {info.index: measured_speeds(info) if measures else None for info in cards}
     try:
-        splits = found.splits(members(cards, speeds), options)
+        splits = found.splits(members(cards, speeds), options, measured_exchange(cards) if measures else None)
     except OutOfDeviceMemory:
         return None, ()
     return splits, tuple(str(info.index) for info in cards)
@@ -178,10 +180,10 @@ class ModelToPlan:
         """Where its parts lie within limits that are known. Raises OutOfDeviceMemory, InvalidParameter."""
         return plan(self.spec, self.tensors, limits, self.n_ctx, MAX_ROWS, HEAD_ROWS, options)
 
-    def splits(self, members: Sequence[Member], options: PlanOptions) -> SplitPlans:
+    def splits(self, members: Sequence[Member], options: PlanOptions, speed: ExchangeSpeed | None = None) -> SplitPlans:
         """All ways of splitting it between members. Raises OutOfDeviceMemory where none fits."""
-        return plan_splits(self.spec, self.tensors, members, self.n_ctx, MAX_ROWS, HEAD_ROWS, options)
+        return plan_splits(self.spec, self.tensors, members, self.n_ctx, MAX_ROWS, HEAD_ROWS, options, speed=speed)
 
-    def divide(self, devices: Sequence[Member], options: PlanOptions) -> Division:
+    def divide(self, devices: Sequence[Member], options: PlanOptions, speed: ExchangeSpeed | None = None) -> Division:
         """The same on several devices, or on the best of them. Raises UnsupportedDevice too."""
-        return divide(self.spec, self.tensors, devices, self.n_ctx, MAX_ROWS, HEAD_ROWS, options)
+        return divide(self.spec, self.tensors, devices, self.n_ctx, MAX_ROWS, HEAD_ROWS, options, speed)

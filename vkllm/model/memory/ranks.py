@@ -18,6 +18,7 @@ from vkllm.model.memory.options import PlanOptions
 from vkllm.model.memory.plan import plan
 from vkllm.model.memory.sequences import Room, room_for, with_blocks
 from vkllm.model.memory.split_plan import MODES, Member, SplitMode, SplitPlans, plan_splits, shared_limits
+from vkllm.model.memory.step_time import ExchangeSpeed
 from vkllm.model.spec import ModelSpec
 from vkllm.model.stages import stages
 
@@ -57,8 +58,10 @@ def divide(
     max_rows: int,
     head_rows: int,
     options: PlanOptions,
+    speed: ExchangeSpeed | None = None,
 ) -> Division:
     """Divides a model between devices as options ask for, or as is expected to be fastest; arguments as of `plan`.
+    speed: of exchanges between them.
 
     Raises OutOfDeviceMemory, UnsupportedDevice, InvalidParameter.
     """
@@ -66,7 +69,8 @@ def divide(
         raise InvalidParameter(
             "spec (--spec) mtp drafts on one device only, not on several; choose auto, or one device with -dev"
         )
-    splits = plan_splits(spec, tensors, members, n_ctx, max_rows, head_rows, options, tensor_split=options.tensor_split)
+    sizes, parts = (n_ctx, max_rows, head_rows), options.tensor_split
+    splits = plan_splits(spec, tensors, members, *sizes, options, tensor_split=parts, speed=speed)
     made = splits.of(_mode(splits, options))
     limits = shared_limits(members, is_at_once=made.mode == "tensor")
     if made.mode == "none":
