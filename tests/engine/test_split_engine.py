@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_program import Fake, Session, request
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
 
@@ -16,6 +17,7 @@ from vkllm.engine.engine import Engine
 from vkllm.engine.events import Embedded, Event, Failed, Scores, StateAnswer, Token
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import EngineConfig, Request, StateQuery
+from vkllm.engine.scheduler import Rows
 from vkllm.errors import DeviceLost, InvalidParameter, NoDevice
 from vkllm.gpu.device.kompute import Device
 from vkllm.model.memory.plan import PlanOptions
@@ -45,8 +47,8 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, 
 
 
 def run(engine: Engine, *requests: Request | StateQuery) -> list[Event]:
-    for request in requests:
-        engine.submit(request)
+    for each in requests:
+        engine.submit(each)
     events: list[Event] = []
     while engine.has_work:
         events += engine.step()
@@ -124,3 +126,32 @@ def test_a_lost_device_is_named_with_what_was_running(
     with pytest.raises(DeviceLost, match=message):
         events = run(two, Request(9, PROMPT, SamplingParams(max_tokens=1), STOP))
         assert not [event for event in events if isinstance(event, Failed)]
+
+
+@pytest.mark.parametrize("n_in_turn", [2, 3])
+def test_sequences_take_turns_so_that_every_device_has_a_step(n_in_turn: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six sequences that decode are shared by as many steps as there are devices, all of them in flight at once."""
+    session = Session(Fake(n_blocks=200, n_sequences=6))
+    batching = session.batching
+    batching.scheduler.n_in_turn = batching._n_in_turn = n_in_turn
+    for i in range(6):
+        session.submit(request(i, [i + 1] * 3, 12))
+    steps: list[list[int]] = []
+    most_in_flight = 0
+    submit_step = batching._submit_step
+
+    def noted(rows: list[Rows]) -> None:
+        nonlocal most_in_flight
+        if all(not part.is_prompt for part in rows):
+            steps.append(sorted(part.sequence.request.id for part in rows))
+        submit_step(rows)
+        most_in_flight = max(most_in_flight, len(batching._in_flight))
+
+    monkeypatch.setattr(batching, "_submit_step", noted)
+    session.run()
+    middle = steps[2 * n_in_turn : 5 * n_in_turn]
+    assert {len(step) for step in middle} == {6 // n_in_turn}
+    for i in range(0, len(middle), n_in_turn):
+        assert sorted(number for step in middle[i : i + n_in_turn] for number in step) == list(range(6))
+    assert most_in_flight == n_in_turn + 1
+    assert all(len(session.tokens(i)) == 12 for i in range(6))
