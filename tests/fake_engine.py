@@ -95,7 +95,8 @@ class FakeEngine:
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None) -> None:
         print("driver noise", file=sys.stderr, flush=True)
-        match config.device:
+        device = config.device or next(iter(config.options.devices or ()), None)
+        match device:
             case "none" | "missing":
                 raise NoDevice("no Vulkan device was found; install a driver")
             case "crash":
@@ -108,20 +109,20 @@ class FakeEngine:
         for done in (0, 50, 100):
             on_progress(done, 100)
         self.device_name = "fake device"
-        self.is_cpu_device = config.device == "cpu"
+        self.is_cpu_device = device == "cpu"
         tier = TierPlan(Tier.LOCAL, 2**30, 0, 0, 0, 0, 1e9)
         self.plan = MemoryPlan(config.n_ctx or 256, {}, (), Tier.LOCAL, (tier,), 0.0)
         self.moved_bytes = 0
-        self.slow_paths: tuple[str, ...] = ("dot products", "matrices") if config.device == "wrong" else ()
+        self.slow_paths: tuple[str, ...] = ("dot products", "matrices") if device == "wrong" else ()
         self._queue = config.queue
         self._requests: list[Request | StateQuery] = []
         self._n_generated = 0
         self._cancelled: set[int] = set()
         self._cached: tuple[int, ...] = ()
-        self._has_memory = config.device != "full"
-        self._close_s = 0.5 if config.device == "slow close" else 0.0
-        self._never_ends = config.device == "no end"  # of answers: only who stops them goes on
-        self._is_slow = config.device == "slow steps"
+        self._has_memory = device != "full"
+        self._close_s = 0.5 if device == "slow close" else 0.0
+        self._never_ends = device == "no end"  # of answers: only who stops them goes on
+        self._is_slow = device == "slow steps"
 
     @property
     def has_work(self) -> bool:

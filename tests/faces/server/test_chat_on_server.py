@@ -81,6 +81,16 @@ class Chat:
     def words(self) -> str:
         return " ".join(self.shown.split())
 
+    @property
+    def said(self) -> str:
+        """The answer that is being written, as far as it is shown."""
+        return self.screen.conversation.views[-1].text if self.screen.is_answering else ""
+
+    @property
+    def n_listed(self) -> int:
+        """Models in the list, if that is shown."""
+        return sum(each.option_count for each in self.app.screen.query(OptionList))
+
     async def until(self, holds: Callable[[], Any]) -> None:
         deadline = time.monotonic() + 60
         while not holds():
@@ -127,7 +137,7 @@ async def test_a_chat_uses_the_servers_model_and_is_kept(echo: Served, tmp_path:
         await chat.pilot.press("f4")
         assert chat.app.screen.query_one("#n_ctx", Input).disabled
         await chat.pilot.press("escape", "f3")
-        await chat.until(lambda: chat.app.screen.query_one(OptionList).option_count == 1)
+        await chat.until(lambda: chat.n_listed == 1)
         assert "loaded" in chat.shown and f"on {name}" in chat.shown
         assert chat.app.session.fits is None and "● echo" in chat.shown
     store = ChatStore(tmp_path / "chats.db")
@@ -139,13 +149,15 @@ async def test_a_chat_uses_the_servers_model_and_is_kept(echo: Served, tmp_path:
 @pytest.mark.asyncio
 async def test_stopping_an_answer_stops_its_sequence(endless: Served, tmp_path: Path) -> None:
     async with chat_on(endless, tmp_path) as chat:
+        await chat.until(lambda: chat.n_listed >= 2)
+        await chat.pilot.press("escape")
         await chat.until(lambda: "has several models; choose one; there are echo, other" in chat.words)
     async with chat_on(endless, tmp_path, model="echo") as chat:
         await chat.until(lambda: chat.screen.session.llm is not None)  # the server has loaded it
         model = next(each for each in endless.models.served if each.name == "echo")
         for key in ("escape", "ctrl+c"):
             await chat.ask("word", waits=False)
-            await chat.until(lambda: "word" in chat.screen.conversation.views[-1].text)
+            await chat.until(lambda: "word" in chat.said)
             assert model.n_users == 1
             await chat.pilot.press(key)
             await chat.until(lambda: not chat.screen.is_answering)
@@ -159,7 +171,7 @@ async def test_a_server_that_goes_away_is_told(folder: Path, fake_engines: None,
         async with chat_on(server, tmp_path) as chat:
             await chat.until(lambda: chat.screen.session.llm is not None)
             await chat.ask("word", waits=False)
-            await chat.until(lambda: "word" in chat.screen.conversation.views[-1].text)
+            await chat.until(lambda: "word" in chat.said)
             server.stop()
             await chat.until(lambda: "the server was told to end" in chat.words)
             assert chat.screen.messages[-1].state == "failed"
@@ -167,15 +179,18 @@ async def test_a_server_that_goes_away_is_told(folder: Path, fake_engines: None,
             await chat.ask("again", waits=False)
             await chat.until(lambda: "does not answer (Connection refused)" in chat.words)
             await chat.pilot.press("f3")
-            await chat.until(lambda: "does not answer" in str(chat.app.screen.query_one("#about").render()))
+            await chat.until(
+                lambda: any("does not answer" in str(each.render()) for each in chat.app.screen.query("#about"))
+            )
 
 
 def test_parameters_are_written_as_other_servers_read_them(echo: Served) -> None:
     asked = {"messages": [], "repetition_penalty": 3, "json_schema": '{"type": "null"}'}
     sent = RemoteAnswer(Server(echo.url, KEY), asked)._body
     assert sent["repeat_penalty"] == 3 and sent["json_schema"] == {"type": "null"} and "repetition_penalty" not in sent
+    model = open_remote(Server(echo.url, KEY), "", lambda *_: None)
     with pytest.raises(InvalidParameter, match="repetition_penalty must be"):
-        RemoteAnswer(Server(echo.url, KEY), asked | {"messages": HI, "repetition_penalty": -1}).begin()
+        model.chat(HI, repetition_penalty=-1).begin()
 
 
 def test_errors_have_their_types(echo: Served) -> None:

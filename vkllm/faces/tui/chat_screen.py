@@ -13,7 +13,7 @@ from textual import on
 from textual.binding import Binding
 from textual.widgets import Footer
 
-from vkllm import Generation, SamplingParams
+from vkllm import Generation, ModelNotFound, SamplingParams
 from vkllm.faces.chat.reasoning import prompt_messages
 from vkllm.faces.chat.store import ChatMessage, ChatStore, State, title_of
 from vkllm.faces.remote import Ended
@@ -258,6 +258,8 @@ class ChatScreen(ReadingScreen):
         await self.conversation.show_notice(
             None if job.error is None else notice_for(job.error, self.session, job.kept)
         )
+        if isinstance(job.error, ModelNotFound) and not job.model:  # a server that has several
+            self.action_models()
         if job.kept is not None:
             self.parameters = Parameters(self.parameters.system, self.parameters.sampling, job.kept.n_ctx)
         elif job.llm is not None:
