@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import inspect
 import os
 import threading
 import time
@@ -28,7 +27,6 @@ from vkllm import (
     NoDevice,
     Piece,
 )
-from vkllm.api.async_llm import LoadOptions
 from vkllm.engine.process.handle import EngineProcess
 
 pytestmark = pytest.mark.asyncio
@@ -339,8 +337,3 @@ async def test_a_model_that_is_loaded_is_shared(make: MakeLLM, tiny_gguf: Path) 
         llm.generate("a")
     with pytest.raises(InvalidParameter, match="loaded already; n_ctx cannot"):
         make(model=llm, n_ctx=10)
-
-
-async def test_the_options_are_those_of_llm() -> None:
-    parameters = inspect.signature(LLM).parameters
-    assert LoadOptions.__annotations__.keys() == parameters.keys() - {"model"}

@@ -41,6 +41,8 @@ SCHEMA = {
 }
 JSON = answer_grammar(json_schema=json.dumps(SCHEMA))
 OPEN_END = answer_grammar(regex="[ab]+")
+SEED = 1
+"""One with which the model goes on for some tokens."""
 PROMPT = tuple(int(t) for t in np.random.default_rng(3).integers(0, 256, 20))
 
 
@@ -114,7 +116,7 @@ def test_a_grammar_that_takes_too_long_ends_its_own_request_only(
     with monkeypatch.context() as patch:
         patch.setattr(Constraint, "_next_mask", waiting)
         patch.setattr(limit, "_seconds", 0.5)
-        *before, failed = run(engine, OPEN_END)
+        *before, failed = run(engine, OPEN_END, seed=SEED)
     assert isinstance(failed, Failed) and "takes longer than 0.5 s" in str(failed.error)
     assert len(tokens(before)) == max(n_before - 1, 0), "the tokens of the masks in time"
     assert ended(run(engine, None, max_tokens=3)) == "length"

@@ -275,7 +275,7 @@ def test_a_longest_submit_that_is_none_is_refused_before_a_device_is_opened(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setenv("VKLLM_SUBMIT_MS", text)
-    monkeypatch.setattr(engine_module, "Device", lambda wanted: pytest.fail("a device was opened"))
+    monkeypatch.setattr(engine_module, "opened", lambda *arguments: pytest.fail("a device was opened"))
     with pytest.raises(InvalidParameter, match=f"VKLLM_SUBMIT_MS is '{text}'; give milliseconds"):
         Engine(engine_config(engine.path, TINY_SPEC))
 

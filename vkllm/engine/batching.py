@@ -298,6 +298,9 @@ class Batching:
                     sequence.constraint = chosen
                 case list():
                     for i, token in enumerate(chosen, 1):
+                        if isinstance(token, InvalidParameter):
+                            self._fail(sequence, token)
+                            break
                         self._take(sequence, token, is_last=i == len(chosen))
                         if sequence.is_over:
                             break

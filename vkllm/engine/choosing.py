@@ -19,7 +19,7 @@ from vkllm.gpu.program.step import Result
 
 N_THREADS = min(8, os.cpu_count() or 1)
 
-Chosen = list[Token] | Constraint
+Chosen = list[Token | InvalidParameter] | Constraint
 Job = Callable[[], Chosen]
 
 
@@ -53,7 +53,7 @@ class Choosing:
     def choose(self, sequence: TokenSequence, logits: Floats, *, at_once: bool) -> None:
         """Chooses the next token from logits (V,)."""
 
-        def job() -> list[Token]:
+        def job() -> Chosen:
             constraint, params = sequence.constraint, sequence.request.params
             token_id = sequence.sampler.choose(logits, None if constraint is None else constraint.mask())
             if constraint is not None:
@@ -67,11 +67,15 @@ class Choosing:
     def follow(self, sequence: TokenSequence, token_ids: Sequence[int], *, at_once: bool) -> None:
         """Lets the grammar of a sequence follow tokens that the GPU has chosen, as far as it goes."""
 
-        def job() -> list[Token]:
-            constraint, taken = sequence.constraint, []
+        def job() -> list[Token | InvalidParameter]:
+            constraint = sequence.constraint
+            taken: list[Token | InvalidParameter] = []
             assert constraint is not None
             for token_id in token_ids:
-                constraint.accept(token_id)
+                try:
+                    constraint.accept(token_id)
+                except InvalidParameter as error:  # the tokens before it stay
+                    return [*taken, error]
                 taken.append(Token(sequence.request.id, token_id))
                 if constraint.is_complete:
                     break

@@ -43,7 +43,7 @@ class TokenSequence:
     is_over: bool = False
     held: Held | None = None
     number: int = -1
-    choosing: Future[list[Token] | Constraint] | None = None
+    choosing: Future[list[Token | InvalidParameter] | Constraint] | None = None
     constraint: Constraint | None = None
     drafter: Drafter | None = None
     row_before: int | None = None
