@@ -35,7 +35,8 @@ from vkllm.gpu.device.kompute import Device, Dispatch, Recording  # noqa: E402
 from vkllm.gpu.program import program as program_module  # noqa: E402
 from vkllm.gpu.program.choices import tuning  # noqa: E402
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK  # noqa: E402
-from vkllm.gpu.program.program import Program, Submitted  # noqa: E402
+from vkllm.gpu.program.program import Program  # noqa: E402
+from vkllm.gpu.program.recordings import Submitted  # noqa: E402
 from vkllm.gpu.program.results import Place  # noqa: E402
 from vkllm.gpu.program.step import LIKELIEST, Part  # noqa: E402
 from vkllm.model.architectures.llama import llama_spec  # noqa: E402

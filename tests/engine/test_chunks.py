@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vkllm.engine.chunks import CHUNK_S, FIRST_RETRY_S, LAST_RETRY_S, ChunkLengths
-from vkllm.gpu.program.program import WIDTHS
+from vkllm.gpu.program.step import WIDTHS
 
 
 class Machine:

@@ -19,7 +19,8 @@ from vkllm.engine.requests import Request
 from vkllm.engine.sampler import Sampler
 from vkllm.errors import ContextOverflow, InvalidParameter, NoDevice
 from vkllm.gpu.program import program as program_module
-from vkllm.gpu.program.program import Program, Submitted
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.recordings import Submitted
 from vkllm.gpu.program.step import Part
 
 pytestmark = pytest.mark.gpu

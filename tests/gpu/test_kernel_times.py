@@ -23,8 +23,8 @@ from vkllm.gpu.program import program as program_module
 from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.decode import Decode
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
-from vkllm.gpu.program.program import WIDTHS, Program
-from vkllm.gpu.program.step import LIKELIEST, Part
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.step import LIKELIEST, WIDTHS, Part
 from vkllm.model.memory.plan import PlanOptions, decode_bytes
 
 pytestmark = pytest.mark.gpu

@@ -20,8 +20,8 @@ from vkllm.gpu.program import program as program_module
 from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.decode import Decode
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_ROWS
-from vkllm.gpu.program.program import WIDTHS, Program
-from vkllm.gpu.program.step import KEEP_ALL, LIKELIEST, LOGITS, Draw, Part, Result
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.step import KEEP_ALL, LIKELIEST, LOGITS, WIDTHS, Draw, Part, Result
 from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.plan import PlanOptions
 from vkllm.model.spec import Rope

@@ -22,9 +22,8 @@ from vkllm.gpu.device.kompute import Device, Dispatch
 from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.device.requirements import without_subgroups
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, NO_EXPERTS
-from vkllm.gpu.program.program import WIDTHS
 from vkllm.gpu.program.rounds import BUDGET, PORTION_ROUNDS, check_rounds, rounds
-from vkllm.gpu.program.step import LIKELIEST, LOGITS, Draw, Part, Result
+from vkllm.gpu.program.step import LIKELIEST, LOGITS, WIDTHS, Draw, Part, Result
 from vkllm.model.spec import Rope
 
 SHADERS = Path(__file__).parents[2] / "shaders"

@@ -19,9 +19,10 @@ from vkllm.errors import DeviceError
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.hidden_states import HiddenStates
 from vkllm.gpu.program.kernels import KERNELS, MAX_ROWS
-from vkllm.gpu.program.program import WIDTHS, Program, Submitted
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.recordings import Submitted
 from vkllm.gpu.program.scoring import Scorer
-from vkllm.gpu.program.step import LIKELIEST, LOGITS, Draw, Part, Result
+from vkllm.gpu.program.step import LIKELIEST, LOGITS, WIDTHS, Draw, Part, Result
 
 SHADERS = Path(__file__).parents[2] / "shaders"
 sys.path.insert(0, str(SHADERS))

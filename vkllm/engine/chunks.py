@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from vkllm.errors import InvalidParameter
 from vkllm.gpu.program.kernels import MAX_ROWS
-from vkllm.gpu.program.program import step_width
+from vkllm.gpu.program.step import step_width
 
 CHUNK_S = 1.0
 """How long a chunk of a prompt may take: a cancel waits for its end."""

@@ -31,8 +31,8 @@ from vkllm.gpu.measure.kernel_times import step_times
 from vkllm.gpu.measure.step_times import StepTimes
 from vkllm.gpu.program.cached_blocks import CachePlace
 from vkllm.gpu.program.kernels import MAX_ROWS
-from vkllm.gpu.program.program import WIDTHS, Program
-from vkllm.gpu.program.step import LIKELIEST, Part, Result
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.step import LIKELIEST, WIDTHS, Part, Result
 from vkllm.gpu.tuning.search import Trial
 from vkllm.gpu.tuning.tuner import TuningReport, tune
 

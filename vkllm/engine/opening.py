@@ -13,8 +13,11 @@ from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.device.probe import devices
 from vkllm.gpu.device.several import chosen_devices, joined_names, members
 from vkllm.gpu.program.buffers import HEAD_ROWS
-from vkllm.gpu.program.group import ProgramGroup
+from vkllm.gpu.program.exchange import Exchange, Share, VocabularyPart, exchanged_fours
+from vkllm.gpu.program.group import ProgramGroup, Runner
 from vkllm.gpu.program.kernels import MAX_ROWS
+from vkllm.gpu.program.lockstep import Lockstep
+from vkllm.gpu.program.pipeline import Pipeline
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.self_check import check_kernels
 from vkllm.gpu.tuning.cache import kept_choice
@@ -104,12 +107,13 @@ def _program(
     options: PlanOptions,
     on_bytes: Callable[[int], None],
     rank: Rank | None = None,
+    share: Share | None = None,
 ) -> Program:
     """The model, or a rank's part of it, on a device."""
     spec, tensors = (config.spec, config.tensors) if rank is None else (rank.spec, rank.tensors)
     choice = kept_choice(device.info, model_kind(config.spec, config.tensors))
     planned = None if rank is None else rank.plan
-    return Program(device, spec, config.path, tensors, config.n_ctx, on_bytes, options, choice, planned)
+    return Program(device, spec, config.path, tensors, config.n_ctx, on_bytes, options, choice, planned, share)
 
 
 def _group(
@@ -120,10 +124,32 @@ def _group(
     division: Division,
 ) -> ProgramGroup:
     """All ranks, loaded side by side."""
+    ranks, n = division.ranks, len(division.ranks)
+    exchange, shares = _shares(opened_devices, division) if division.mode == "tensor" else (None, [None] * n)
     with ThreadPoolExecutor(len(opened_devices), "vkllm-load") as pool:
         loading = [
-            pool.submit(_program, device, config, options, on_bytes, rank)
-            for device, rank in zip(opened_devices, division.ranks, strict=True)
+            pool.submit(_program, device, config, options, on_bytes, rank, share)
+            for device, rank, share in zip(opened_devices, ranks, shares, strict=True)
         ]
-        ranks = [each.result() for each in loading]
-    return ProgramGroup(ranks, config.spec, config.tensors, division.plan)
+        programs = [each.result() for each in loading]
+    names = [f"{device.info.name} (device {i} of {n})" for i, device in enumerate(opened_devices, 1)]
+    heads = programs[-1:]
+    runner: Runner
+    if exchange is None:
+        runner = Pipeline(programs, names)
+    else:
+        heads = programs if len(ranks[0].vocabulary) < config.spec.n_vocab else programs[:1]
+        runner = Lockstep(programs, heads, names, exchange)
+    return ProgramGroup(programs, config.spec, config.tensors, division.plan, runner, heads)
+
+
+def _shares(opened_devices: Sequence[Device], division: Division) -> tuple[Exchange, list[Share | None]]:
+    """What ranks that compute every step together need for that. Raises UnsupportedDevice, OutOfDeviceMemory."""
+    owned, d_model = [rank.vocabulary for rank in division.ranks], division.ranks[0].spec.d_model
+    n_vocab, most = max(part.stop for part in owned), max(map(len, owned))
+    if most == n_vocab:
+        exchange = Exchange(opened_devices, *exchanged_fours(d_model, 0))
+        return exchange, [Share(rank, None) for rank in exchange.ranks]
+    parts = [VocabularyPart(n_vocab, part.start, len(part), most) for part in owned]
+    exchange = Exchange(opened_devices, *exchanged_fours(d_model, parts[0].most_lists))
+    return exchange, [Share(rank, part) for rank, part in zip(exchange.ranks, parts, strict=True)]

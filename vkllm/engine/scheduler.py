@@ -21,7 +21,7 @@ from vkllm.engine.sequence import TokenSequence
 from vkllm.engine.speculation.heads import Head
 from vkllm.errors import QueueFull, counted
 from vkllm.gpu.program.kernels import MAX_NARROW
-from vkllm.gpu.program.program import WIDTHS
+from vkllm.gpu.program.step import WIDTHS
 
 MOST_ROWS = max(width for width in WIDTHS if width <= MAX_NARROW)
 """Rows of a step of several sequences: wider ones are of one."""

@@ -10,7 +10,7 @@ from vkllm.engine.events import Event
 from vkllm.engine.sampler import Floats
 from vkllm.engine.scheduler import Rows
 from vkllm.engine.sequence import TokenSequence
-from vkllm.gpu.program.program import Submitted
+from vkllm.gpu.program.recordings import Submitted
 from vkllm.gpu.program.step import Part
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from vkllm.engine.blocks import n_blocks_of
 from vkllm.engine.prefix_cache import Held
 from vkllm.engine.speculation.gain import FIRST_LOSS, KEPT, LEAST_GAIN, LOSS_SHARE, MOST_LOSS, StepSeconds
-from vkllm.gpu.program.program import Submitted
+from vkllm.gpu.program.recordings import Submitted
 from vkllm.gpu.program.step import LIKELIEST, Part
 
 MOST_PREDICTED = 3

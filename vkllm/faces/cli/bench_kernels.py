@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from vkllm import LLM, DeviceReport, InvalidParameter, KernelTime, StepTimes, __version__
 from vkllm.faces.cli.bench import Measured, Setup, device_line, driver, each_loaded, model_type, n_gpu_layers
 from vkllm.gpu.program.kernels import MAX_ROWS
-from vkllm.gpu.program.program import WIDTHS
+from vkllm.gpu.program.step import WIDTHS
 from vkllm.model.memory.plan import USUAL_CONTEXT
 
 LONGEST_STEP_S = 0.1

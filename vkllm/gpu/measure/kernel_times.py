@@ -15,8 +15,8 @@ from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.gpu.device.kompute import Dispatch
 from vkllm.gpu.measure.step_times import KernelTime, KernelWork, StepTimes
 from vkllm.gpu.measure.timing import MEASURE_S, interval_s, pass_s
-from vkllm.gpu.program.program import Program, step_width
-from vkllm.gpu.program.step import LIKELIEST, N_SLOTS, Draw, Part, Result
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.step import LIKELIEST, N_SLOTS, Draw, Part, Result, step_width
 from vkllm.model.memory.needs import CACHE_TYPES
 
 

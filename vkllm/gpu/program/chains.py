@@ -36,8 +36,10 @@ room."""
 
 
 def can_chain(device: Device) -> bool:
-    """Whether dispatches may wait for each other in the shader on this device. Raises DeviceError."""
-    return not is_off() and starts_in_order(device)
+    """Whether dispatches may wait for each other in the shader on this device, which has to have the modules for that.
+    Raises DeviceError."""
+    has_modules = device.has_integer_dot or not device.has_memory_model
+    return has_modules and not is_off() and starts_in_order(device)
 
 
 def is_off() -> bool:

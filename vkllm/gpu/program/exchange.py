@@ -33,6 +33,8 @@ MOST_GROUPS, MOST_CPU_GROUPS = 32, 1
 
 LOCAL_SIZE, CPU_LOCAL_SIZE = 256, 128
 
+_EXCHANGES: Final = ("all_reduce", "all_gather")
+
 _MISSING, _DAMAGED, _FAILED_MARK = 0, 256, 0x464B4C56
 """As in shaders/lib/exchange.glsl."""
 
@@ -60,6 +62,28 @@ class VocabularyPart:
     def most_lists(self) -> int:
         """Lists of candidates that `top_logits` makes of the largest part."""
         return -(-self.most // TOP_LOGITS)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What makes a program one of several ranks that compute every step together. vocabulary: whose logits it computes;
+    None where each rank computes all of them."""
+
+    exchange: RankExchange
+    vocabulary: VocabularyPart | None
+
+
+def numbered(dispatches: Sequence[Dispatch]) -> list[Dispatch]:
+    """The same, with numbers from 1 on for the exchanges among them."""
+    found: list[Dispatch] = []
+    number = 0
+    for dispatch in dispatches:
+        if dispatch.kernel.name in _EXCHANGES:
+            number += 1
+            _, *others = dispatch.push.tolist()
+            dispatch = dispatch.with_push(number, *others)
+        found.append(dispatch)
+    return found
 
 
 class Exchange:

@@ -15,6 +15,7 @@ from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.attention_operations import AttentionOperations
 from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
+from vkllm.gpu.program.exchange import RankExchange
 from vkllm.gpu.program.expert_operations import ExpertOperations
 from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS, NORM_FORMS, RESULT_ROWS
 from vkllm.gpu.program.matmul_tiles import (
@@ -35,16 +36,37 @@ from vkllm.gpu.program.stored_forms import HALVES, NOTHING, StoredForms
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
 from vkllm.model.graph import widths
-from vkllm.model.ops import Activate, Attention, Embed, HeadNormalization, Matvec, MoveRows, Norm, Op, Rotation, Softcap
+from vkllm.model.ops import (
+    Activate,
+    AllReduce,
+    Attention,
+    Embed,
+    HeadNormalization,
+    Matvec,
+    MoveRows,
+    Norm,
+    Op,
+    Rotation,
+    Softcap,
+)
 from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, LatentRotation, Mamba2Step
 
 
 class Operations:
-    """Makes and keeps dispatches. step: the step buffer on the device, which nearly every kernel reads."""
+    """Makes and keeps dispatches. step: the step buffer on the device, which nearly every kernel reads. exchange: with
+    other ranks, if there are any."""
 
-    def __init__(self, device: Device, buffers: ModelBuffers, step: Buffer, tuning: Tuning) -> None:
+    def __init__(
+        self,
+        device: Device,
+        buffers: ModelBuffers,
+        step: Buffer,
+        tuning: Tuning,
+        exchange: RankExchange | None = None,
+    ) -> None:
         self._device = device
         self._buffers = buffers
+        self._exchange = exchange
         self.step = step
         self._tuning = tuning
         self._local_size = tuning.local_size
@@ -113,6 +135,8 @@ class Operations:
                 return [self._experts.expert_sum(op, width)]
             case MoveRows():
                 return [self._move_rows(op, width)]
+            case AllReduce():
+                return [self._all_reduce(op, width)]
         raise AssertionError(op.kind)
 
     def _embed(self, op: Embed, width: int) -> list[Dispatch]:
@@ -350,6 +374,12 @@ class Operations:
             constants=(self._local_size, op.width, float_bits(op.scale), float_bits(op.cap)),
             groups=(min(1024, -(-op.width // self._local_size)), width),
         )
+
+    def _all_reduce(self, op: AllReduce, width: int) -> Dispatch:
+        """Its number is given where the exchanges of a step are known."""
+        assert self._exchange is not None and op.input is not None
+        part, y = (self._buffers.activations[name].values for name in (op.input, op.output))
+        return self._exchange.all_reduce(part, y, self.step, op.width, width, number=0)
 
     def _move_rows(self, op: MoveRows, width: int) -> Dispatch:
         host = self._buffers.sent if op.is_sent else self._buffers.received

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
 from vkllm.errors import DeviceError
-from vkllm.gpu.program.program import Program, Submitted
+from vkllm.gpu.program.program import Program
+from vkllm.gpu.program.recordings import Submitted
 from vkllm.gpu.program.results import Floats
 from vkllm.gpu.program.step import N_SLOTS, Part
 
@@ -42,6 +43,16 @@ class Passage:
         if self.error is not None:
             raise self.error
 
+    def chosen(self) -> list[int]:
+        """Waits for the step and returns what its results have chosen, -1 for those that want logits."""
+        self.wait()
+        return self.tokens
+
+    def logits_of(self, i: int) -> Floats:
+        """Waits for the step and returns the logits (V,) of its result i, which wanted them."""
+        self.wait()
+        return self.logits[i]
+
     def take_tokens(self) -> None:
         """Waits for the tokens that other steps choose for this one. Raises what went wrong there."""
         parts = list(self.parts)
@@ -53,9 +64,11 @@ class Passage:
 
 
 class Pipeline:
-    """Runs steps. ranks: a program for each part of the model, in order. names: of their devices, for errors."""
+    """Runs steps. ranks: a program for each part of the model, in order. names: of their devices, for errors.
+    n_in_turn: steps that run at the same time, each on another device."""
 
     def __init__(self, ranks: Sequence[Program], names: Sequence[str]) -> None:
+        self.n_in_turn = len(ranks)
         self._stages = [_Stage(rank, name) for rank, name in zip(ranks, names, strict=True)]
         for stage, following in zip(self._stages, [*self._stages[1:], None], strict=True):
             stage.start(following)

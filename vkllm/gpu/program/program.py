@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,39 +22,20 @@ from vkllm.gpu.program.buffers import HEAD_ROWS, ModelBuffers
 from vkllm.gpu.program.chains import can_chain
 from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.program.decode import Decode
+from vkllm.gpu.program.exchange import Share, numbered
 from vkllm.gpu.program.fitting import fitted_to_layers
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.operations import Operations
 from vkllm.gpu.program.predictions import Predictions, kept_rows
-from vkllm.gpu.program.results import HEAD_WIDTHS, Floats, Kinds, Place, Results
-from vkllm.gpu.program.rounds import check_rounds
-from vkllm.gpu.program.step import LIKELIEST, N_SLOTS, Draw, Part, Result, StepSlots
+from vkllm.gpu.program.recordings import Ready, Recordings, Submitted
+from vkllm.gpu.program.results import HEAD_WIDTHS, Floats, Gathering, Kinds, Place, Results
+from vkllm.gpu.program.step import LIKELIEST, N_SLOTS, WIDTHS, Draw, Part, Result, StepSlots, step_width
 from vkllm.model.graph import decoder, head
 from vkllm.model.layers.prediction import with_predictors
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, plan
 from vkllm.model.memory.sequences import longest_window
+from vkllm.model.ops import AllReduce
 from vkllm.model.spec import ModelSpec
-
-WIDTHS = (1, 2, 4, 8, 16, 32, 64, 256, MAX_ROWS)
-"""Numbers of rows that steps are recorded for; a step runs in the smallest that holds it."""
-
-
-def step_width(n_rows: int, *, is_prompt: bool) -> int:
-    """The width of WIDTHS in which a step of n_rows runs."""
-    # decode's own kernels may round differently, so prompts never use them
-    least = max(n_rows, WIDTHS[1]) if is_prompt else n_rows
-    return next(width for width in WIDTHS if width >= least)
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """A step on its way. place: of its results. submitted_s: when, by time.perf_counter, after it was recorded. n_rows:
-    of the step."""
-
-    ticket: int
-    place: Place
-    submitted_s: float
-    n_rows: int = 0
 
 
 class Program:
@@ -73,9 +52,11 @@ class Program:
         options: PlanOptions | None = None,
         choices: Tuning | None = None,
         planned: MemoryPlan | None = None,
+        share: Share | None = None,
     ) -> None:
         """n_ctx: tokens of context, or 0 for the longest that costs no speed; `plan.n_ctx` says which. choices: for
-        this device; the table's by default. planned: where parts lie, if that is known.
+        this device; the table's by default. planned: where parts lie, if that is known. share: of one rank of several
+        that compute every step together.
 
         Raises OutOfDeviceMemory before anything is loaded, DeviceError or ModelFileError while loading.
         """
@@ -83,6 +64,9 @@ class Program:
         self.plan = planned or plan(spec, tensors, device_limits(info), n_ctx, MAX_ROWS, HEAD_ROWS, options)
         self.device = device
         self.spec = spec = with_predictors(spec, self.plan.n_predictors)
+        self.share = share
+        self._n_exchanges = 0  # of all steps so far
+        self._n_sums = sum(isinstance(op, AllReduce) for op in decoder(spec))
         self.tensors = tensors
         self._buffers = ModelBuffers(device, spec, path, tensors, self.plan, options, on_bytes)
         self.moved_bytes = self._buffers.moved_bytes
@@ -92,12 +76,11 @@ class Program:
         self._results: Results | None = None
         if not spec.sends:
             logits = self._buffers.activations["logits"].values
-            self._results = Results(device, logits, spec.n_vocab, self.n_sequences, N_SLOTS, self._slots.on_device)
+            sizes = spec.n_vocab, self.n_sequences, N_SLOTS
+            self._results = Results(device, logits, *sizes, self._slots.on_device, self._gathering())
         self._next_token = self._results.next_token if self._results else device.buffer(1)
         self._kept = kept_rows(device, spec, self.n_sequences)
-        self._recordings: dict[Hashable, list[Recording]] = {}
-        # what the last two choices recorded: choices that are tried in turn share the pipelines
-        self._earlier: deque[dict[Hashable, list[Recording]]] = deque(maxlen=2)
+        self._recordings = Recordings(device, self.plan.n_ctx)
         self._can_chain: bool | None = None
         self._last_state_slot: int | None = None
         self._slot_tickets = [0] * N_SLOTS
@@ -110,12 +93,12 @@ class Program:
             self.device.wait(ticket)
         if choices.decode.is_chained and not self._may_chain():
             choices = replace(choices, decode=replace(choices.decode, is_chained=False))
-        self._earlier.append(dict(self._recordings))
-        self._recordings.clear()
+        self._recordings.begin_again()
         self.tuning = choices
         self._local_size = choices.local_size
         step = self._slots.on_device
-        self.operations = Operations(self.device, self._buffers, step, choices)
+        exchange = self.share.exchange if self.share else None
+        self.operations = Operations(self.device, self._buffers, step, choices, exchange)
         self._decode = Decode(self.device, self.spec, self._buffers, step, choices.decode, self.operations)
         self._predictions = None
         if self.spec.predictors:
@@ -139,14 +122,20 @@ class Program:
         window, they are blocks_in_turn. At most N_SLOTS steps are in flight; one more waits for the oldest. received:
         what the part of the model before this one has sent, (rows, d_model). Raises DeviceError.
         """
+        return self.send(self.ready(parts, is_prompt, n_submits, is_read, received))
+
+    def ready(
+        self, parts: Sequence[Part], is_prompt: bool, n_submits: int, is_read: bool, received: Floats | None
+    ) -> Ready:
+        """Does all that `submit` does before the device has to; the step must be the next that is sent."""
         width = step_width(sum(len(part.tokens) for part in parts), is_prompt=is_prompt)
         if self.states and len(parts) == 1 and parts[0].state_slot is None and not parts[0].stored:
             parts = [self._continued(parts[0])]
         reading: list[Recording] = []
         if is_read and (predictions := self._predictions) is not None:
             least = max(width, WIDTHS[1])
-            reading = self._recorded((least, "read"), lambda: predictions.reading(least))
-        return self._submit(
+            reading = self._recordings.of((least, "read"), lambda: predictions.reading(least))
+        return self._ready(
             parts, lambda kinds, slot: self._recorded_step(width, kinds, slot, n_submits), reading, received
         )
 
@@ -162,10 +151,10 @@ class Program:
 
         def recordings(kinds: Kinds | None, slot: int) -> list[Recording]:
             assert kinds is not None
-            begin = self._recorded(slot, lambda: [self._begin_step(slot)])
+            begin = self._recordings.of(slot, lambda: [self._begin_step(slot)])
             return [*begin, *self._recorded_guess(predictions, kinds, goes_on=goes_on)]
 
-        return self._submit([part], recordings)
+        return self.send(self._ready([part], recordings))
 
     def _recorded_guess(self, predictions: Predictions, kinds: Kinds, *, goes_on: bool) -> list[Recording]:
         results = self._results
@@ -176,40 +165,52 @@ class Program:
             return [*guess, *results.dispatches(kinds, self._local_size)]
 
         place = kinds.wants_logits and results.n_places
-        return self._recorded(("guess", goes_on, kinds, place), dispatches)
+        return self._recordings.of(("guess", goes_on, kinds, place), dispatches)
 
-    def _submit(
+    def _ready(
         self,
         parts: Sequence[Part],
         recordings_of: Callable[[Kinds | None, int], list[Recording]],
         reading: Sequence[Recording] = (),
         received: Floats | None = None,
-    ) -> Submitted:
-        """Submits what is recorded for kinds of results and a slot; reading: what nobody waits for behind it."""
+    ) -> Ready:
+        """A step of what is recorded for kinds of results and a slot."""
         results = [result for part in parts for result in part.results]
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
         assert self._results is not None or not results
         place = self._results.take(slot, results) if self._results else Place((), slot)
-        recordings = recordings_of(Kinds.of(results), slot)
+        kinds = Kinds.of(results)
+        recordings = recordings_of(kinds, slot)
         self._wait(self._slot_tickets[slot])
         if self.window:
             parts = [
                 part if part.window_blocks else replace(part, window_blocks=self.blocks_in_turn(len(part.blocks)))
                 for part in parts
             ]
-        self._slots.write(slot, parts)
+        self._slots.write(slot, parts, self._n_exchanges)
+        self._n_exchanges += self._n_sums
         if self._results is not None:
             self._results.write_masks(place)
+            self._n_exchanges += self._results.n_exchanges(kinds) if kinds else 0
         n_rows = sum(len(part.tokens) for part in parts)
         if received is not None:
             assert self._buffers.received is not None
             self._rows(self._buffers.received, slot, n_rows)[:] = received
+        return Ready(recordings, reading, place, n_rows)
+
+    def send(self, ready: Ready) -> Submitted:
+        """Submits a step that is ready and returns at once. Raises DeviceError."""
         submitted_s = time.perf_counter()
-        for recording in recordings:
-            ticket = self._slot_tickets[slot] = self.device.submit(recording)
-        for recording in reading:
-            self._slot_tickets[slot] = self.device.submit(recording)
-        return Submitted(ticket, place, submitted_s, n_rows)
+        for recording in ready.recordings:
+            ticket = self.send_piece(ready, recording)
+        for recording in ready.reading:
+            self.send_piece(ready, recording)
+        return Submitted(ticket, ready.place, submitted_s, ready.n_rows)
+
+    def send_piece(self, ready: Ready, recording: Recording) -> int:
+        """Submits one of the recordings of a step, the next one, and returns its ticket. Raises DeviceError."""
+        ticket = self._slot_tickets[ready.place.slot] = self.device.submit(recording)
+        return ticket
 
     def sent(self, submitted: Submitted) -> Floats:
         """Waits for a step and returns a copy of what it sends on to the next part of the model, (rows, d_model)."""
@@ -274,6 +275,11 @@ class Program:
         return [self]
 
     @property
+    def heads(self) -> list[Program]:
+        """The programs that compute logits: itself."""
+        return [self]
+
+    @property
     def n_in_turn(self) -> int:
         """Steps that run at the same time, each on another device."""
         return 1
@@ -322,14 +328,12 @@ class Program:
                 for width in WIDTHS[:2]:
                     self._recorded_step(width, Kinds.of(results), slot, n_submits=1)
         if (predictions := self._predictions) is not None and (kinds := Kinds.of(LIKELIEST)) is not None:
-            self._recorded((WIDTHS[1], "read"), lambda: predictions.reading(WIDTHS[1]))
+            self._recordings.of((WIDTHS[1], "read"), lambda: predictions.reading(WIDTHS[1]))
             for goes_on in (False, True):
                 self._recorded_guess(predictions, kinds, goes_on=goes_on)
 
     def _may_chain(self) -> bool:
-        """Whether the device passes the test for chains, tried once, and has the modules for them."""
-        if self.device.has_memory_model and not self.device.has_integer_dot:
-            return False
+        """Whether the device can chain, tried once."""
         if self._can_chain is None:
             self._can_chain = can_chain(self.device)
         return self._can_chain
@@ -343,34 +347,24 @@ class Program:
         all widths and slots what follows for a kind of results."""
         place = kinds and kinds.wants_logits and self._results and self._results.n_places
         if width == 1:
-            return self._recorded(
+            return self._recordings.of(
                 (width, slot, kinds, place),
                 lambda: [self._begin_step(slot), *self._decode_layers(kinds), *self._end(kinds, has_head=False)],
             )
-        begin = self._recorded(slot, lambda: [self._begin_step(slot)])
-        layers = self._recorded((width, n_submits), lambda: self._layers(width), n_submits)
+        begin = self._recordings.of(slot, lambda: [self._begin_step(slot)])
+        layers = self._recordings.of((width, n_submits), lambda: self._layers(width), n_submits)
         if kinds is None:
             return [*begin, *layers]
-        end = self._recorded((kinds, place), lambda: self._end(kinds, has_head=True))
+        end = self._recordings.of((kinds, place), lambda: self._end(kinds, has_head=True))
         return [*begin, *layers, *end]
 
-    def _recorded(self, key: Hashable, dispatches: Callable[[], list[Dispatch]], n_submits: int = 1) -> list[Recording]:
-        """Dispatches in n_submits recordings, made once for a key. Raises DeviceError."""
-        if key not in self._recordings:
-            made = dispatches()
-            for dispatch in made:
-                check_rounds(dispatch, self.device.info, self.plan.n_ctx)
-            cuts = [len(made) * i // n_submits for i in range(n_submits + 1)]
-            self._recordings[key] = [self.device.record(made[i:j]) for i, j in pairwise(cuts)]
-        return self._recordings[key]
-
     def _layers(self, width: int) -> list[Dispatch]:
-        return self.operations.of_all(decoder(self.spec), width)
+        return numbered(self.operations.of_all(decoder(self.spec), width))
 
     def _decode_layers(self, kinds: Kinds | None) -> list[Dispatch]:
         """The layers of a step of one row, and its head if it has a result."""
         ops = decoder(self.spec) if kinds is None else (*decoder(self.spec), *head(self.spec))
-        return self._decode.dispatches(ops)
+        return numbered(self._decode.dispatches(ops))
 
     def _end(self, kinds: Kinds | None, *, has_head: bool) -> list[Dispatch]:
         """What is made of results. has_head: with the head, for as many rows as they need."""
@@ -380,6 +374,12 @@ class Program:
         projection = [d for op in ops for d in self.operations.of(op, self._head_width(kinds))]
         assert self._results is not None
         return [*projection, *self._results.dispatches(kinds, self._local_size)]
+
+    def _gathering(self) -> Gathering | None:
+        """How tokens are chosen where ranks have parts of the vocabulary: by the last exchange of a step."""
+        if self.share is None or self.share.vocabulary is None:
+            return None
+        return Gathering(self.share.exchange, self.share.vocabulary, self._n_sums + 1)
 
     def _head_width(self, kinds: Kinds) -> int:
         # matrices round otherwise, so a row alone takes them too

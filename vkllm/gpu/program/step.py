@@ -29,6 +29,9 @@ RESULTS_WORD: Final = PARTS_WORD + 4 * MAX_NARROW
 TABLE_WORD: Final = RESULTS_WORD + 8 * MAX_NARROW
 """Where the parts, the results and the table of blocks begin in a slot."""
 
+WIDTHS = (1, 2, 4, 8, 16, 32, 64, 256, MAX_ROWS)
+"""Numbers of rows that steps are recorded for; a step runs in the smallest that holds it."""
+
 TO_HOST, IS_MASKED, IS_GREEDY, IS_LAST = 1, 2, 4, 8
 """Flags of results; `RESULT_` in shaders/lib/step.glsl."""
 
@@ -167,3 +170,10 @@ def _draw_words(result: Result, place: int) -> tuple[int, int, int, int, int]:
     if (draw := result.draw) is None:
         return 0, 0, 0, 0, place
     return draw.top_k, draw.top_p, draw.min_p, float_bits(draw.slope), draw.number
+
+
+def step_width(n_rows: int, *, is_prompt: bool) -> int:
+    """The width of WIDTHS in which a step of n_rows runs."""
+    # decode's own kernels may round differently, so prompts never use them
+    least = max(n_rows, WIDTHS[1]) if is_prompt else n_rows
+    return next(width for width in WIDTHS if width >= least)

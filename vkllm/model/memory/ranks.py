@@ -19,6 +19,7 @@ from vkllm.model.memory.plan import plan
 from vkllm.model.memory.sequences import Room, room_for, with_blocks
 from vkllm.model.memory.split_plan import MODES, Member, SplitMode, SplitPlans, plan_splits, shared_limits
 from vkllm.model.memory.step_time import ExchangeSpeed
+from vkllm.model.shards.rank_model import rank_models
 from vkllm.model.spec import ModelSpec
 from vkllm.model.stages import stages
 
@@ -28,12 +29,13 @@ Model = tuple[ModelSpec, Mapping[str, TensorInfo]]
 @dataclass(frozen=True)
 class Rank:
     """One device's share. member: its place in the list of devices. spec, tensors: the part of the model that it has,
-    a model of its own."""
+    a model of its own. vocabulary: the tokens whose logits it makes, if it has the head."""
 
     member: int
     spec: ModelSpec
     tensors: Mapping[str, TensorInfo]
     plan: MemoryPlan
+    vocabulary: range
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Division:
     @property
     def plan(self) -> MemoryPlan:
         """The plan of all ranks together; its tiers are those of the first device, then those of the next."""
-        return joined([rank.plan for rank in self.ranks])
+        plans = [rank.plan for rank in self.ranks]
+        return side_by_side(plans, self.splits.plans["tensor"].between_s) if self.mode == "tensor" else joined(plans)
 
 
 def divide(
@@ -75,17 +78,20 @@ def divide(
     limits = shared_limits(members, is_at_once=made.mode == "tensor")
     if made.mode == "none":
         (place,) = made.members
-        return Division("none", (Rank(place, spec, tensors, made.plans[0]),), splits)
-    if made.mode == "tensor":
-        raise InvalidParameter(
-            "split_mode (-sm) tensor is planned, but cannot be loaded yet; choose layer, or one device with -dev"
-        )
+        return Division("none", (Rank(place, spec, tensors, made.plans[0], range(spec.n_vocab)),), splits)
     spec = replace(spec, predictors=())
-    models: list[Model] = [(part, tensors) for part in stages(spec, made.layers)]
+    models: list[Model]
+    if made.mode == "tensor":
+        parted = rank_models(spec, tensors, made.parts)
+        models, vocabularies = [(each.spec, each.tensors) for each in parted], [each.vocabulary for each in parted]
+    else:
+        models = [(part, tensors) for part in stages(spec, made.layers)]
+        vocabularies = [range(spec.n_vocab)] * len(models)
     plans = _plans(
         (spec, tensors), models, [limits[place] for place in made.members], n_ctx, max_rows, head_rows, options
     )
-    ranks = (Rank(place, *model, one) for place, model, one in zip(made.members, models, plans, strict=True))
+    shares = zip(made.members, models, plans, vocabularies, strict=True)
+    ranks = (Rank(place, *model, one, vocabulary) for place, model, one, vocabulary in shares)
     return Division(made.mode, tuple(ranks), splits)
 
 
@@ -93,9 +99,12 @@ def _mode(splits: SplitPlans, options: PlanOptions) -> SplitMode | None:
     """What is asked for; where only a number of devices is, the faster way to use them."""
     if options.split_mode is not None:
         return next(mode for mode in MODES if mode == options.split_mode)
-    if options.num_shards is None and not options.tensor_split and splits.chosen == "none":
-        return "none"
-    return "layer"
+    if options.num_shards is None and not options.tensor_split:
+        return splits.chosen
+    several = [mode for mode in MODES if mode in splits.plans and mode != "none"]
+    if splits.chosen in several or not several:
+        return splits.chosen
+    return several[0]
 
 
 def _plans(
@@ -129,8 +138,21 @@ def _plans(
     return planned(1, one.n_blocks)
 
 
+def side_by_side(plans: Sequence[MemoryPlan], between_s: float) -> MemoryPlan:
+    """The plan of ranks that compute every token together, and meanwhile exchange numbers for between_s seconds: each
+    tier is read as much faster as ranks read at the same time."""
+    halfway = plans[0].n_ctx / 2
+    times = [plan.token_s(halfway) - plan.overhead_s for plan in plans]
+    factor = sum(times) / max(times)
+    return replace(
+        plans[0],
+        tiers=tuple(replace(t, bytes_per_s=factor * t.bytes_per_s) for plan in plans for t in plan.tiers),
+        overhead_s=max(plan.overhead_s for plan in plans) + between_s,
+    )
+
+
 def joined(plans: Sequence[MemoryPlan]) -> MemoryPlan:
-    """The plan of all ranks together."""
+    """The plan of ranks that compute one after the other, each some of the layers."""
     first = plans[0]
     return replace(
         first,

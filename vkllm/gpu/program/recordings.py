@@ -1,0 +1,59 @@
+"""Recordings of a program's dispatches, made once, and the steps that are submitted with them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vkllm.gpu.device.kompute import Device, Dispatch, Recording
+from vkllm.gpu.program.results import Place
+from vkllm.gpu.program.rounds import check_rounds
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A step on its way. place: of its results. submitted_s: when, by time.perf_counter, after it was recorded. n_rows:
+    of the step."""
+
+    ticket: int
+    place: Place
+    submitted_s: float
+    n_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A step that is recorded and written, but not submitted. reading: what nobody waits for, behind the recordings."""
+
+    recordings: Sequence[Recording]
+    reading: Sequence[Recording]
+    place: Place
+    n_rows: int
+
+
+class Recordings:
+    """What is recorded, by keys. n_keys: cached tokens, at most."""
+
+    def __init__(self, device: Device, n_keys: int) -> None:
+        self._device = device
+        self._n_keys = n_keys
+        self._made: dict[Hashable, list[Recording]] = {}
+        # what the last two choices recorded: choices that are tried in turn share the pipelines
+        self._earlier: deque[dict[Hashable, list[Recording]]] = deque(maxlen=2)
+
+    def of(self, key: Hashable, dispatches: Callable[[], list[Dispatch]], n_submits: int = 1) -> list[Recording]:
+        """Dispatches in n_submits recordings, made once for a key. Raises DeviceError."""
+        if key not in self._made:
+            made = dispatches()
+            for dispatch in made:
+                check_rounds(dispatch, self._device.info, self._n_keys)
+            cuts = [len(made) * i // n_submits for i in range(n_submits + 1)]
+            self._made[key] = [self._device.record(made[i:j]) for i, j in pairwise(cuts)]
+        return self._made[key]
+
+    def begin_again(self) -> None:
+        """Forgets all, for other choices."""
+        self._earlier.append(self._made)
+        self._made = {}
