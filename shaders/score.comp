@@ -1,5 +1,5 @@
-// score: the log-probability of a given token under each row of logits
-// bindings: logits targets logprobs
+// score: the log-probability of a given token under each row of logits, and the log of the sum that it is made with
+// bindings: logits targets logprobs log_sums
 // constants: local_size n_vocab
 // push: first_row
 // dispatch: x = rows (logits' row i is scored for target first_row + i)
@@ -13,6 +13,7 @@ layout(push_constant) uniform Push { uint first_row; };
 layout(std430, binding = 0) readonly buffer Logits { float logits[]; };
 layout(std430, binding = 1) readonly buffer Targets { uint targets[]; };
 layout(std430, binding = 2) writeonly buffer Logprobs { float logprobs[]; };
+layout(std430, binding = 3) writeonly buffer LogSums { float log_sums[]; };
 
 shared float partial[LOCAL_SIZE];
 
@@ -40,5 +41,6 @@ void main() {
   if (self == 0) {
     uint row = first_row + gl_WorkGroupID.x;
     logprobs[row] = logits[start + min(targets[row], N_VOCAB - 1)] - largest - log(partial[0]);
+    log_sums[row] = largest + log(partial[0]);
   }
 }

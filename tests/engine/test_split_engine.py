@@ -1,5 +1,5 @@
-"""The engine with a model whose layers lie on several devices: answers, scores, embeddings and states are those of one
-device, and several requests keep all devices busy."""
+"""The engine with a model that lies on several devices, by layers and by tensors: answers, scores, embeddings and states
+are those of one device, and several requests keep all devices busy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_program import Fake, Session, request
+from fake_program import Fake, Session
+from fake_program import request as fake_request
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
 
@@ -28,17 +29,19 @@ STOP: frozenset[int] = frozenset()
 PROMPT = tuple(np.random.default_rng(3).integers(0, TINY_SPEC.n_vocab, 40).tolist())
 
 
-def split(config: EngineConfig, n_devices: int) -> EngineConfig:
+def split(config: EngineConfig, n_devices: int, mode: str) -> EngineConfig:
     names = (Device().info.name,) * n_devices
-    return replace(config, options=PlanOptions(devices=names, split_mode="layer", n_parallel=4))
+    return replace(config, options=PlanOptions(devices=names, split_mode=mode, n_parallel=4))
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Engine]]:
+@pytest.fixture(scope="module", params=["layer", "tensor"])
+def engines(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Engine, Engine]]:
     """A model on one device, and on two."""
     path = write_random_model(tmp_path_factory.mktemp("random") / "model.gguf", TINY_SPEC, {"ffn_up": "Q8_0"})
     try:
-        one, two = (Engine(split(engine_config(path, TINY_SPEC), n)) for n in (1, 2))
+        one, two = (Engine(split(engine_config(path, TINY_SPEC), n, request.param)) for n in (1, 2))
     except NoDevice as error:
         pytest.skip(str(error))
     yield one, two
@@ -74,7 +77,7 @@ def test_requests_side_by_side_have_the_answers_of_one_device(engines: tuple[Eng
         return [tokens(events, i) for i in range(len(kinds))]
 
     one, two = engines
-    assert two._program.n_in_turn == 2 and two.device_name.startswith("2 x ")
+    assert two.device_name.startswith("2 x ")
     wanted = answers(one)
     assert answers(two) == wanted and all(len(answer) == 8 for answer in wanted)
 
@@ -83,16 +86,17 @@ def test_scores_embeddings_and_saved_states_are_those_of_one_device(
     engines: tuple[Engine, Engine], tmp_path: Path
 ) -> None:
     one, two = engines
+    bound = 1e-5 if two._program.n_in_turn > 1 else 2e-3  # sums over ranks are rounded in another order
 
     def reported(engine: Engine, **wanted: object) -> Event:
         return run(engine, Request(1, PROMPT, SamplingParams(), STOP, **wanted))[0]  # type: ignore[arg-type]
 
     scores = [reported(engine, score_from=1) for engine in engines]
     assert isinstance(scores[0], Scores) and isinstance(scores[1], Scores)
-    assert scores[1].logprobs == pytest.approx(scores[0].logprobs, abs=1e-5)
+    assert scores[1].logprobs == pytest.approx(scores[0].logprobs, abs=bound)
     found, wanted_vector = (reported(engine, pooling="mean") for engine in engines)
     assert isinstance(found, Embedded) and isinstance(wanted_vector, Embedded)
-    assert np.allclose(found.vector, wanted_vector.vector, atol=1e-6)
+    assert np.allclose(found.vector, wanted_vector.vector, atol=bound / 10)
     greedy = SamplingParams(temperature=0, max_tokens=6)
     wanted = tokens(run(one, Request(1, PROMPT, greedy, STOP, origin="a")), 1)
     (saved,) = run(two, Request(2, PROMPT, greedy, STOP, origin="b"), StateQuery(3, "save", tmp_path / "s.npz", "b"))[
@@ -121,7 +125,8 @@ def test_a_lost_device_is_named_with_what_was_running(
         raise DeviceLost("it fell off the bus")
 
     two = engines[1]
-    monkeypatch.setattr(two._program.ranks[1], "submit", lost)
+    for how in ("submit", "send_piece"):
+        monkeypatch.setattr(two._program.ranks[1], how, lost)
     message = r"2 x .*, running the end of a prompt \(.*\) at position .*\(device 2 of 2\): it fell off the bus"
     with pytest.raises(DeviceLost, match=message):
         events = run(two, Request(9, PROMPT, SamplingParams(max_tokens=1), STOP))
@@ -135,7 +140,7 @@ def test_sequences_take_turns_so_that_every_device_has_a_step(n_in_turn: int, mo
     batching = session.batching
     batching.scheduler.n_in_turn = batching._n_in_turn = n_in_turn
     for i in range(6):
-        session.submit(request(i, [i + 1] * 3, 12))
+        session.submit(fake_request(i, [i + 1] * 3, 12))
     steps: list[list[int]] = []
     most_in_flight = 0
     submit_step = batching._submit_step

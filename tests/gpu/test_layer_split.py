@@ -37,9 +37,11 @@ N_CTX = 128
 
 
 @contextmanager
-def program(device: Device, config: EngineConfig, n_devices: int) -> Iterator[Program | ProgramGroup]:
+def program(
+    device: Device, config: EngineConfig, n_devices: int, mode: str = "layer"
+) -> Iterator[Program | ProgramGroup]:
     names = (str(device.info.index),) * n_devices
-    options = PlanOptions(n_parallel=2, devices=names, split_mode="layer")
+    options = PlanOptions(n_parallel=2, devices=names, split_mode=mode)
     with closing(opened(replace(config, options=options), lambda n_bytes: None)) as made:
         yield made.program
 
@@ -122,8 +124,8 @@ def test_rows_are_scored_and_cached_blocks_move_on_every_device(split: ProgramGr
     step = split.submit([Part(0, prompt[:3], 0, [0, 1], [0, 1], results=every)], is_prompt=True)
     logits = np.array([split.logits(step, i) for i in range(3)], np.float64)
     expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    last = split.ranks[-1]
-    assert Scorer(last).score(0, [7, 8, 9]) == pytest.approx(expected[[0, 1, 2], [7, 8, 9]], abs=1e-4)
+    (last,) = split.heads
+    assert Scorer([last]).score(0, [7, 8, 9]) == pytest.approx(expected[[0, 1, 2], [7, 8, 9]], abs=1e-4)
     assert HiddenStates(last).rows(0, 3).shape == (3, TINY_SPEC.d_model)
 
     def logits_behind() -> np.ndarray:

@@ -54,7 +54,7 @@ def test_no_dispatch_of_a_program_has_more_workgroups_than_any_device_allows(
     kinds = (None, None, True), (None, None), (None, mask), (draw, None), (draw, mask)
     for width, result in itertools.product(WIDTHS, kinds):
         program.submit([Part(0, [0] * width, 0, [0], results=[Result(*result)])])
-    Scorer(program).score(0, [1])
+    Scorer(program.heads).score(0, [1])
     HiddenStates(program).rows(0, 1)
     uses = [use for step in device.steps for use in step]
     found = {use.kernel for use in uses}

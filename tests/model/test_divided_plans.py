@@ -55,11 +55,24 @@ def test_all_ranks_have_room_for_the_longest_window_of_the_model() -> None:
     assert n_sequences == 3 and n_blocks >= 32 and n_window_blocks >= (512 + 512) // 32
 
 
+def test_ranks_that_work_together_hold_parts_of_every_layer_and_take_the_time_of_the_slowest() -> None:
+    made = divided(WINDOWS, n=2, split_mode="tensor", tensor_split=(3, 1), n_parallel=3)
+    assert made.mode == "tensor" and [len(rank.vocabulary) for rank in made.ranks] == [24576, 7424]
+    for rank, n_heads in zip(made.ranks, (6, 2), strict=True):
+        assert rank.spec.layers[0].n_kv_heads == len(rank.keys[0]) == n_heads
+    plans = [rank.plan for rank in made.ranks]
+    assert len({(p.n_ctx, p.n_sequences, p.n_blocks, p.n_window_blocks, p.n_state_slots) for p in plans}) == 1
+    assert made.plan.weights_bytes == sum(plan.weights_bytes for plan in plans)
+    between_s = made.splits.plans["tensor"].between_s
+    assert made.plan.token_s(512) == pytest.approx(max(plan.token_s(512) for plan in plans) + between_s)
+    alone = divided(PLAIN, n=1, split_mode="none")
+    assert between_s > 0 and made.plan.weights_bytes > alone.plan.weights_bytes, "the embedding is on each"
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
         ({"n": 7}, "at most 6 devices, not 7"),
-        ({"split_mode": "tensor"}, r"split_mode \(-sm\) tensor is planned, but cannot be loaded yet; choose layer"),
         ({"spec": "mtp"}, r"spec \(--spec\) mtp drafts on one device only, not on several; choose auto"),
     ],
 )

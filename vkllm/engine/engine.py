@@ -65,7 +65,7 @@ class Engine:
             self.plan = self._program.plan
             self.moved_bytes = self._program.moved_bytes
             self.is_cpu_device = self._opened.has_cpu_device
-            self._prompt_rows = PromptRows(self._program.ranks[-1])
+            self._prompt_rows = PromptRows(self._program.heads)
             self._saved_states = SavedStates(config, self._program)
             self._vocabulary = Vocabulary(config.token_bytes, config.end_ids)
             self._product_rate: float | None = None
@@ -157,7 +157,7 @@ class Engine:
         if self.has_work:
             raise InvalidParameter("the model is answering a request; tune when it is idle")
         program = self._on_one_device("tuned")
-        self._prompt_rows, self._product_rate = PromptRows(self._program.ranks[-1]), None
+        self._prompt_rows, self._product_rate = PromptRows(self._program.heads), None
         self._forget()  # what is cached is overwritten
         try:
             with self._telling("tuning"):

@@ -149,7 +149,8 @@ def _shares(opened_devices: Sequence[Device], division: Division) -> tuple[Excha
     n_vocab, most = max(part.stop for part in owned), max(map(len, owned))
     if most == n_vocab:
         exchange = Exchange(opened_devices, *exchanged_fours(d_model, 0))
-        return exchange, [Share(rank, None) for rank in exchange.ranks]
+        return exchange, [Share(one, None, rank.keys) for one, rank in zip(exchange.ranks, division.ranks, strict=True)]
     parts = [VocabularyPart(n_vocab, part.start, len(part), most) for part in owned]
     exchange = Exchange(opened_devices, *exchanged_fours(d_model, parts[0].most_lists))
-    return exchange, [Share(rank, part) for rank, part in zip(exchange.ranks, parts, strict=True)]
+    owners = zip(exchange.ranks, parts, division.ranks, strict=True)
+    return exchange, [Share(one, part, rank.keys) for one, part, rank in owners]

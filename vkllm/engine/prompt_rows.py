@@ -5,6 +5,8 @@ Knows which rows of a prompt these are made of and how. Which chunks run when is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from vkllm.engine.events import Embedded, Event, Scores
@@ -15,10 +17,10 @@ from vkllm.gpu.program.scoring import Scorer
 
 
 class PromptRows:
-    """Reads the rows of a program's last step."""
+    """Reads the rows of the last step. heads: of the programs of a model, those that compute logits."""
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
+    def __init__(self, heads: Sequence[Program]) -> None:
+        self._heads = heads
         self._scorer: Scorer | None = None
         self._hidden_states: HiddenStates | None = None
 
@@ -30,10 +32,10 @@ class PromptRows:
             return []
         run.n_reported = end
         if request.score_from is not None:
-            self._scorer = self._scorer or Scorer(self._program)
+            self._scorer = self._scorer or Scorer(self._heads)
             targets = request.prompt_token_ids[first + 1 : end + 1]
             return [Scores(request.id, tuple(self._scorer.score(first - start, targets)))]
-        self._hidden_states = self._hidden_states or HiddenStates(self._program)
+        self._hidden_states = self._hidden_states or HiddenStates(self._heads[0])
         run.hidden_sum = run.hidden_sum + self._hidden_states.rows(first - start, end - start).sum(0, np.float64)
         if end < wanted.stop:
             return []

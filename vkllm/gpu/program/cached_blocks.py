@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from vkllm.errors import InvalidParameter
 from vkllm.gpu.device.kompute import Buffer, Words
 from vkllm.gpu.program.group import ProgramGroup
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
@@ -124,12 +126,18 @@ class CachedBlocks:
     and the values of each layer, or its state."""
 
     def __init__(self, program: Program | ProgramGroup, n_tokens: int, place: CachePlace) -> None:
-        """Waits for what was submitted. Raises DeviceError."""
+        """Waits for what was submitted. Raises DeviceError, and InvalidParameter where devices have parts of states."""
         program.settle()
-        self._blocks: dict[str, _BlocksOfDevice] = {}
+        self._blocks: dict[str, list[_BlocksOfDevice]] = {}
         for rank in program.ranks:
+            if any(slot_words(program.spec.layers[i]) != slot_words(rank.spec.layers[i]) for i in rank.states):
+                raise InvalidParameter(
+                    "this model's layers have states of which each device has a part, which can be neither saved nor "
+                    "loaded; split it by layers (-sm layer), or load it on one device (-dev)"
+                )
             blocks = _BlocksOfDevice(rank, n_tokens, place)
-            self._blocks |= dict.fromkeys(blocks.names, blocks)
+            for name in blocks.names:
+                self._blocks.setdefault(name, []).append(blocks)
 
     @property
     def names(self) -> list[str]:
@@ -141,14 +149,35 @@ class CachedBlocks:
 
         Rows that hold none of the tokens are zero. Raises DeviceError.
         """
-        return self._blocks[name].read(name)
+        holders = self._blocks[name]
+        if (own := holders[0].heads(name)) is None:  # whole on each of them
+            return holders[0].read(name)
+        parts = [(own, words) for each in holders if (own := each.heads(name)) for words in [each.read(name)]]
+        n_heads = 1 + max(head for own, _ in parts for head in own)
+        joined = np.empty((len(parts[0][1]), n_heads, parts[0][1].shape[2]), np.uint32)
+        for own, words in parts:
+            joined[:, list(own)] = words
+        return joined
 
     def write(self, name: str, fill: Callable[[Words], None]) -> None:
         """Replaces a part by what `fill` writes into an array of the shape that `read` returns.
 
         Raises DeviceError, what `fill` raises, and ValueError for a number that no model computes: infinity or NaN.
         """
-        self._blocks[name].write(name, fill)
+        holders = self._blocks[name]
+        if len(holders) == 1:
+            holders[0].write(name, fill)
+            return
+        words = self.read(name).copy()
+        fill(words)
+        for each in holders:
+            own = each.heads(name)
+            part = words if own is None else words[:, list(own)]
+            each.write(name, partial(_copy_to, part))
+
+
+def _copy_to(source: Words, target: Words) -> None:
+    np.copyto(target, source)
 
 
 class _BlocksOfDevice:
@@ -156,6 +185,7 @@ class _BlocksOfDevice:
 
     def __init__(self, program: Program, n_tokens: int, place: CachePlace) -> None:
         self._device = program.device
+        self._share = program.share
         self._parts: dict[str, _Part | _State] = {}
         for number, (layer, buffers) in enumerate(zip(program.spec.layers, program.caches, strict=True)):
             # the next token sees those before it and itself, in its window
@@ -178,6 +208,11 @@ class _BlocksOfDevice:
     @property
     def names(self) -> list[str]:
         return list(self._parts)
+
+    def heads(self, name: str) -> tuple[int, ...] | None:
+        """Which of the key/value heads of the whole model a part has; None is all."""
+        kind, number = name.split(".")
+        return None if kind == "state" or self._share is None else self._share.keys.get(int(number))
 
     def read(self, name: str) -> Words:
         part = self._parts[name]

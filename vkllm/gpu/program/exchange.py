@@ -6,7 +6,7 @@ need. Which operations exchange something, and when a step is submitted, is for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,7 +31,7 @@ GROUP_FOURS: Final = 512
 MOST_GROUPS, MOST_CPU_GROUPS = 32, 1
 """Most workgroups of an exchange: they must run at once. A CPU device has threads for other devices, too."""
 
-LOCAL_SIZE, CPU_LOCAL_SIZE = 256, 128
+LOCAL_SIZE, CPU_LOCAL_SIZE = 256, 512
 
 _EXCHANGES: Final = ("all_reduce", "all_gather")
 
@@ -67,10 +67,11 @@ class VocabularyPart:
 @dataclass(frozen=True)
 class Share:
     """What makes a program one of several ranks that compute every step together. vocabulary: whose logits it computes;
-    None where each rank computes all of them."""
+    None where each rank computes all of them. keys: its key/value heads of layers whose heads are divided."""
 
     exchange: RankExchange
     vocabulary: VocabularyPart | None
+    keys: Mapping[int, tuple[int, ...]]
 
 
 def numbered(dispatches: Sequence[Dispatch]) -> list[Dispatch]:

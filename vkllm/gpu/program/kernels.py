@@ -316,7 +316,7 @@ KERNELS = {
             QUANTIZED_FORMATS,
             surplus="loops",
         ),
-        KernelSpec("score", ("logits", "targets", "logprobs"), ("local_size", "n_vocab"), ("first_row",)),
+        KernelSpec("score", ("logits", "targets", "logprobs", "log_sums"), ("local_size", "n_vocab"), ("first_row",)),
         KernelSpec(
             "shift_hidden",
             ("hidden", "kept", "shifted", "step"),

@@ -7,7 +7,7 @@ states for the same sequences, so a place in the cache has the same number on al
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vkllm.errors import InvalidParameter, OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
@@ -29,13 +29,15 @@ Model = tuple[ModelSpec, Mapping[str, TensorInfo]]
 @dataclass(frozen=True)
 class Rank:
     """One device's share. member: its place in the list of devices. spec, tensors: the part of the model that it has,
-    a model of its own. vocabulary: the tokens whose logits it makes, if it has the head."""
+    a model of its own. vocabulary: the tokens whose logits it makes, if it has the head. keys: its key/value heads of
+    layers whose heads are divided."""
 
     member: int
     spec: ModelSpec
     tensors: Mapping[str, TensorInfo]
     plan: MemoryPlan
     vocabulary: range
+    keys: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,17 +83,19 @@ def divide(
         return Division("none", (Rank(place, spec, tensors, made.plans[0], range(spec.n_vocab)),), splits)
     spec = replace(spec, predictors=())
     models: list[Model]
+    owned: list[tuple[range, Mapping[int, tuple[int, ...]]]]
     if made.mode == "tensor":
         parted = rank_models(spec, tensors, made.parts)
-        models, vocabularies = [(each.spec, each.tensors) for each in parted], [each.vocabulary for each in parted]
+        models = [(each.spec, each.tensors) for each in parted]
+        owned = [(each.vocabulary, each.keys) for each in parted]
     else:
         models = [(part, tensors) for part in stages(spec, made.layers)]
-        vocabularies = [range(spec.n_vocab)] * len(models)
+        owned = [(range(spec.n_vocab), {})] * len(models)
     plans = _plans(
         (spec, tensors), models, [limits[place] for place in made.members], n_ctx, max_rows, head_rows, options
     )
-    shares = zip(made.members, models, plans, vocabularies, strict=True)
-    ranks = (Rank(place, *model, one, vocabulary) for place, model, one, vocabulary in shares)
+    shares = zip(made.members, models, plans, owned, strict=True)
+    ranks = (Rank(place, *model, one, *own) for place, model, one, own in shares)
     return Division(made.mode, tuple(ranks), splits)
 
 

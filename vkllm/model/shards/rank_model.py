@@ -7,7 +7,7 @@ rows. What cannot be divided, every rank has and computes. Knows no devices and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import weight_format
@@ -31,11 +31,13 @@ Tensors = Mapping[str, TensorInfo]
 @dataclass(frozen=True)
 class RankModel:
     """What one rank has: a specification, a tensor table with parts of the file's tensors, and the tokens whose logits
-    it makes, which all ranks do where the vocabulary is too small to divide."""
+    it makes, which all ranks do where the vocabulary is too small to divide. keys: its key/value heads of layers whose
+    heads are divided."""
 
     spec: ModelSpec
     tensors: dict[str, TensorInfo]
     vocabulary: range
+    keys: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 def rank_models(spec: ModelSpec, tensors: Tensors, proportions: Sequence[float]) -> list[RankModel]:
@@ -78,7 +80,8 @@ class _Division:
             else:
                 cut = cuts.get(name)
             tensors[name] = info if cut is None else cut.of(info)
-        return RankModel(spec, tensors, vocabulary)
+        keys = {i: tuple(head for own in heads[rank].keys for head in own) for i, heads in self._heads.items()}
+        return RankModel(spec, tensors, vocabulary, keys)
 
     def _layer(self, number: int, layer: LayerSpec, rank: int) -> RankLayer:
         found = RankLayer(replace(layer, adds_residual=rank == 0), {})

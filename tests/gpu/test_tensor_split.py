@@ -1,0 +1,174 @@
+"""Models of which every device has a part of each matrix, here devices that are one named more than once, compute what
+they do on one device."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernel_case import nmse
+from model_specs import LAYER, TINY_SPEC, of_layers
+from random_model import engine_config, write_random_model
+from test_layer_split import N_CTX, TINY, answers, program
+
+from vkllm.engine import opening
+from vkllm.engine.requests import EngineConfig
+from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout, InvalidParameter
+from vkllm.formats.gguf import ModelFile
+from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.cached_blocks import CachedBlocks, CachePlace
+from vkllm.gpu.program.exchange import Exchange
+from vkllm.gpu.program.group import ProgramGroup
+from vkllm.gpu.program.step import LIKELIEST, Part, Result
+from vkllm.model.architectures import model_spec
+
+pytestmark = pytest.mark.gpu
+
+FILES = {"llama": 4, "qwen3moe": 3, "gemma3": 2, "qwen3next": 2}
+"""Files by name, and over how many devices they are split."""
+
+BOUND = 1e-7
+"""Sums over ranks are rounded in another order than sums over columns, and keys and values to float16 after that."""
+
+
+@pytest.fixture(autouse=True)
+def _needs_shared_memory(device: Device) -> None:
+    if "external_memory_host" not in device.info.features:
+        pytest.skip("the driver imports no memory")
+
+
+def check(device: Device, config: EngineConfig, n_devices: int) -> None:
+    """Compares what several devices make of a model with what one does; all of them hold less than one."""
+    n_vocab = config.spec.n_vocab
+    with program(device, config, 1) as one:
+        wanted, n_bytes = answers(one, n_vocab), one.plan.weights_bytes
+    with program(device, config, n_devices, "tensor") as several:
+        assert isinstance(several, ProgramGroup) and several.n_in_turn == 1
+        assert all(rank.plan.weights_bytes < n_bytes and rank._n_sums > 0 for rank in several.ranks)
+        found = answers(several, n_vocab)
+        assert several.heads == several.ranks[: n_devices if n_vocab > 32 else 1]
+    assert len(several.ranks) == n_devices
+    for a, b in zip(found, wanted, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert x == y if isinstance(x, int) else nmse(x, y) < BOUND
+
+
+@pytest.mark.parametrize(("name", "n_devices"), FILES.items())
+def test_several_devices_give_what_one_device_gives(device: Device, name: str, n_devices: int) -> None:
+    path = TINY / f"{name}.gguf"
+    if not path.exists():
+        pytest.skip("needs the small models beside the checkout")
+    file = ModelFile.open(path)
+    check(device, EngineConfig(path, file.tensors, model_spec(file.metadata, file.tensors), N_CTX), n_devices)
+
+
+def test_a_vocabulary_too_small_to_divide_is_whole_on_every_device(device: Device, tmp_path: Path) -> None:
+    spec = of_layers(LAYER, n_vocab=30)
+    check(device, engine_config(write_random_model(tmp_path / "model.gguf", spec, {}), spec, N_CTX), 2)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> EngineConfig:
+    return engine_config(write_random_model(tmp_path / "model.gguf", TINY_SPEC, {}), TINY_SPEC, N_CTX)
+
+
+def test_a_mask_is_for_the_whole_vocabulary(device: Device, config: EngineConfig) -> None:
+    with program(device, config, 2, "tensor") as several:
+        assert [rank.spec.n_vocab for rank in several.ranks] == [160, 141]
+        for allowed in (7, 299):
+            mask = np.zeros(-(-TINY_SPEC.n_vocab // 32), np.uint32)
+            mask[allowed // 32] = 1 << allowed % 32
+            part = Part(0, [3, 1, 4], 0, [0], results=[Result(mask=mask)])
+            assert several.tokens(several.submit([part], is_prompt=True)) == [allowed]
+
+
+def test_a_device_that_is_lost_ends_all_at_once_and_others_can_begin_anew(
+    device: Device, config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> int:
+        raise DeviceLost("it fell off the bus")
+
+    part = Part(0, [5], 0, [0], results=LIKELIEST)
+    with program(device, config, 2, "tensor") as several:
+        wanted = several.tokens(several.submit([part]))
+        steps = [several.submit([part])]
+        monkeypatch.setattr(several.ranks[1], "send_piece", lost)
+        begin = time.monotonic()
+        for _ in range(2):
+            with pytest.raises(DeviceLost, match=r"\(device 2 of 2\): it fell off the bus"):
+                steps.append(several.submit([part]))
+        with pytest.raises(DeviceLost, match=r"\(device 2 of 2\): it fell off the bus"):
+            several.tokens(steps[0])
+        for rank in several.ranks:
+            rank.settle()  # the first device, which was waiting, has been told
+        assert time.monotonic() - begin < 1.5
+    with program(device, config, 2, "tensor") as several:
+        assert several.tokens(several.submit([part])) == wanted
+
+
+def test_a_device_that_never_comes_is_named_in_time(
+    device: Device, config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "Exchange", partial(Exchange, polls_in_place=500))
+    with program(device, config, 2, "tensor") as several:
+        monkeypatch.setattr(several.ranks[1], "send_piece", lambda *_: 0)
+        step = several.submit([Part(0, [5], 0, [0], results=LIKELIEST)])
+        for _ in range(2):
+            with pytest.raises(DeviceTimeout, match=r"rank 0\) waited in vain for .* \(rank 1\) in exchange 1: "):
+                several.tokens(step)
+        with pytest.raises(DeviceTimeout):
+            several.settle()
+
+
+def test_devices_that_choose_other_tokens_are_told(
+    device: Device, config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with program(device, config, 2, "tensor") as several:
+        step = several.submit([Part(0, [5], 0, [0], results=LIKELIEST)])
+        monkeypatch.setattr(several.ranks[1], "tokens", lambda _: [-5])
+        with pytest.raises(DeviceError, match=r"device 2 of 2\): it chose other tokens than "):
+            several.tokens(step)
+
+
+def test_cached_blocks_are_those_of_one_device(device: Device, tmp_path: Path) -> None:
+    spec = of_layers(LAYER, LAYER)
+    config = engine_config(write_random_model(tmp_path / "model.gguf", spec, {}), spec, N_CTX)
+    prompt = np.random.default_rng(2).integers(0, spec.n_vocab, 40).tolist()
+    place = CachePlace([0, 1])
+    kept = []
+    for n_devices in (1, 3):  # two of which have the same key/value head
+        with program(device, config, n_devices, "tensor" if n_devices > 1 else "layer") as made:
+            made.submit([Part(0, prompt, 0, [0, 1])], is_prompt=True)
+            blocks = CachedBlocks(made, 40, place)
+            kept.append({name: blocks.read(name).copy() for name in blocks.names})
+            if n_devices > 1:
+                made.submit([Part(0, prompt[::-1], 0, [0, 1])], is_prompt=True)
+                blocks = CachedBlocks(made, 40, place)
+                for name, words in kept[0].items():
+                    blocks.write(name, partial(_copy, words))
+                again = CachedBlocks(made, 40, place)
+                assert all(np.array_equal(again.read(name), words) for name, words in kept[0].items())
+    for name, words in kept[0].items():
+        assert nmse(kept[1][name].view(np.float16), words.view(np.float16)) < 1e-5, name
+
+
+def _copy(source: np.ndarray, target: np.ndarray) -> None:
+    np.copyto(target, source)
+
+
+def test_states_of_which_devices_have_parts_are_not_saved(device: Device) -> None:
+    path = TINY / "qwen3next.gguf"
+    if not path.exists():
+        pytest.skip("needs the small models beside the checkout")
+    file = ModelFile.open(path)
+    config = EngineConfig(path, file.tensors, model_spec(file.metadata, file.tensors), N_CTX)
+    with (
+        program(device, config, 2, "tensor") as several,
+        pytest.raises(
+            InvalidParameter, match=r"states of which each device has a part.*split it by layers \(-sm layer\)"
+        ),
+    ):
+        CachedBlocks(several, 1, CachePlace([0], state_slot=0))
