@@ -1,4 +1,4 @@
-"""The engine with a model that lies on several devices, by layers and by tensors: answers, scores, embeddings and states
+"""The engine with a model on several devices, split by layers and by tensors: answers, scores, embeddings and states
 are those of one device, and several requests keep all devices busy."""
 
 from __future__ import annotations
