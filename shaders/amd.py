@@ -32,8 +32,14 @@ from vkllm.gpu.device.kernel import KernelSpec  # noqa: E402
 from vkllm.gpu.device.probe import DeviceInfo, devices  # noqa: E402
 from vkllm.gpu.program.choices import tuning  # noqa: E402
 from vkllm.gpu.program.kernels import KERNELS, WEIGHT_FORMATS  # noqa: E402
-from vkllm.gpu.program.program import WIDTHS  # noqa: E402
-from vkllm.gpu.program.step import LIKELIEST, LOGITS, Draw, Part, Result  # noqa: E402
+from vkllm.gpu.program.step import (  # noqa: E402
+    LIKELIEST,
+    LOGITS,
+    WIDTHS,
+    Draw,
+    Part,
+    Result,
+)
 from vkllm.model.spec import ModelSpec  # noqa: E402
 
 

@@ -23,7 +23,8 @@ N_LINES: Final = 68
 the longest is about half a second, and all together take two or three."""
 
 POLLS_IN_PLACE: Final = 40_000
-"""Polls of an invocation on a CPU device: of 128 invocations about two seconds, if nothing else runs."""
+"""Polls of an invocation on a CPU device: of CPU_LOCAL_SIZE invocations about eight seconds, if nothing else runs. Its
+driver compiles a kernel when it first runs, while other ranks wait."""
 
 GROUP_FOURS: Final = 512
 """Fours (16-byte words) that make another workgroup worth while."""

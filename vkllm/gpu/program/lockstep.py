@@ -1,6 +1,6 @@
 """Steps of a model of which every device has a part of each matrix: all devices compute every step together.
 
-They exchange sums within their dispatches (`exchange.py`), and wait there for two or three seconds only. So a step is
+They exchange sums within their dispatches (`exchange.py`), and wait there for some seconds only. So a step is
 recorded on all of them before it is submitted on any. The first failure ends the group.
 """
 
