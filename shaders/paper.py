@@ -94,7 +94,11 @@ class PaperDevice(Device):
 def paper_program(device: PaperDevice, spec: ModelSpec, fmt: str) -> Program:
     """A model whose matrices have one format, but routers F32, loaded on such a device."""
     # the file has zeros enough for a vector; matrices are not read, since what they hold changes no dispatch
-    with tempfile.NamedTemporaryFile() as file, patch("vkllm.formats.tensor_bytes.read_range"):
+    with (
+        tempfile.NamedTemporaryFile() as file,
+        patch("vkllm.formats.tensor_bytes.read_range"),
+        patch("vkllm.gpu.device.limits.available_host_bytes", return_value=1 << 40),
+    ):
         tensors = {}
         matrices = {name for op in (*decoder(spec), *head(spec)) for name in op.matrices if "gate_inp" not in name}
         for name, shape in expected_shapes(spec).items():

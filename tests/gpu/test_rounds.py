@@ -91,6 +91,7 @@ LOOPS = {
         "uint i = gl_LocalInvocationID.x; i < results_end + n_table; i += gl_WorkGroupSize.x",
     ],
     "read_logits.comp": ["uint i = gl_GlobalInvocationID.x; i < N_VOCAB; i += stride"],
+    "shift_hidden.comp": ["uint c = gl_GlobalInvocationID.x; c < COLUMNS; c += stride"],
     "move_rows.comp": ["uint i = gl_GlobalInvocationID.x; i < COLUMNS; i += stride"],
     "copy_words.comp": ["uint i = gl_GlobalInvocationID.x; i < n_words; i += stride"],
     "delta_net.comp": ["uint row = first_row; row < end_row; row++"],

@@ -99,7 +99,7 @@ def test_a_step_reaches_the_device_with_the_token_of_the_last_one(device: Device
     got = read_back(device, slots.on_device, slots.slot_words)
     assert list(got[:8]) == [3, 10, 2, 3, 1, 0, 0, 0]
     assert got[HEADER_WORDS:][:12].tolist() == [11, 40, 0, 0, 12, 41, 0, 7, 73, 70, 2, 1 << 16]
-    assert got[PARTS_WORD:][:8].tolist() == [0, 2, 5, 0, 2, 1, 0, 0]
+    assert got[PARTS_WORD:][:8].tolist() == [0, 2, 5, 1 << 16, 2, 1, 0, 3 << 16]
     results = [0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 9, 0, 0, 0, 0, 1, 2, 3, 10, 5, 6, 7, 0x3F800000, 9]
     assert got[RESULTS_WORD:][:24].tolist() == results
     assert got[TABLE_WORD:][:10].tolist() == [3, 8, 1, 9, 2, 0, 5, 4, 7, 6]
