@@ -115,9 +115,9 @@ def test_a_grammar_that_takes_too_long_ends_its_own_request_only(
     limit = engine._vocabulary._limit
     with monkeypatch.context() as patch:
         patch.setattr(Constraint, "_next_mask", waiting)
-        patch.setattr(limit, "_seconds", 0.5)
+        patch.setattr(limit, "_seconds", 0.1)
         *before, failed = run(engine, OPEN_END, seed=SEED)
-    assert isinstance(failed, Failed) and "takes longer than 0.5 s" in str(failed.error)
+    assert isinstance(failed, Failed) and "takes longer than 0.1 s" in str(failed.error)
     assert len(tokens(before)) == max(n_before - 1, 0), "the tokens of the masks in time"
     assert ended(run(engine, None, max_tokens=3)) == "length"
     [failed] = run(engine, OPEN_END)
