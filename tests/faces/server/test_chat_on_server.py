@@ -231,6 +231,9 @@ def test_answers_that_break_off_or_are_none(sent: bytes, problem: str) -> None:
             with connection:
                 connection.recv(65536)
                 connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):  # closed with something unread, it would be reset
+                    pass
 
         thread = threading.Thread(target=serve)
         thread.start()
