@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from model_specs import HYBRID_SPEC, TINY_SPEC
 from random_model import engine_config, write_random_model
+from running import run, tokens
 
 from vkllm.engine.engine import Engine
-from vkllm.engine.events import Event, Finished, Scores, Token
+from vkllm.engine.events import Event, Finished, Scores
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.errors import NoDevice
@@ -39,19 +40,6 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def ids(seed: int, n: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng(seed).integers(0, N_VOCAB, n).tolist())
-
-
-def run(engine: Engine, *requests: Request) -> list[Event]:
-    for request in requests:
-        engine.submit(request)
-    events: list[Event] = []
-    while engine.has_work:
-        events += engine.step()
-    return events
-
-
-def tokens(events: list[Event], request_id: int) -> list[int]:
-    return [event.token_id for event in events if isinstance(event, Token) and event.request_id == request_id]
 
 
 def scores(events: list[Event]) -> list[float]:

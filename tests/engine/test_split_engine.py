@@ -13,9 +13,10 @@ from fake_program import Fake, Session
 from fake_program import request as fake_request
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
+from running import run, tokens
 
 from vkllm.engine.engine import Engine
-from vkllm.engine.events import Embedded, Event, Failed, Scores, StateAnswer, Token
+from vkllm.engine.events import Embedded, Event, Failed, Scores, StateAnswer
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import EngineConfig, Request, StateQuery
 from vkllm.engine.scheduler import Rows
@@ -47,19 +48,6 @@ def engines(
     yield one, two
     one.close()
     two.close()
-
-
-def run(engine: Engine, *requests: Request | StateQuery) -> list[Event]:
-    for each in requests:
-        engine.submit(each)
-    events: list[Event] = []
-    while engine.has_work:
-        events += engine.step()
-    return events
-
-
-def tokens(events: list[Event], request_id: int) -> list[int]:
-    return [event.token_id for event in events if isinstance(event, Token) and event.request_id == request_id]
 
 
 def test_requests_side_by_side_have_the_answers_of_one_device(engines: tuple[Engine, Engine]) -> None:

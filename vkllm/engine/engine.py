@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
 
 from vkllm.engine.batching import Batching
 from vkllm.engine.blocks import n_blocks_of
 from vkllm.engine.chunks import CHUNK_WIDTHS, ChunkLengths, longest_submit_s
 from vkllm.engine.constraint import Vocabulary
 from vkllm.engine.events import DeviceReport, Event, Failed, Finished, StateAnswer
-from vkllm.engine.opening import opened, told
+from vkllm.engine.opening import opened, telling, told
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.prefix_cache import Held, PrefixCache
 from vkllm.engine.prompt_rows import PromptRows
@@ -137,7 +137,7 @@ class Engine:
         try:
             events = self._batching.step()
         except (DeviceLost, DeviceTimeout) as error:
-            raise self._told(error, self._batching.doing) from error
+            raise told(error, self.device_name, self._batching.doing) from error
         if any(isinstance(event, Finished) for event in events):
             self._opened.save_pipelines()  # a killed process would save nothing
         return events
@@ -270,13 +270,6 @@ class Engine:
     def _place(self, held: Held, n_tokens: int) -> CachePlace:
         return CachePlace(held.blocks, held.window_blocks, self._cache.states.slot(held.chain, n_tokens))
 
-    @contextmanager
-    def _telling(self, doing: str) -> Iterator[None]:
-        """Around what the device does: if it is lost or hangs, the error says what it was doing."""
-        try:
-            yield
-        except (DeviceLost, DeviceTimeout) as error:
-            raise self._told(error, doing) from error
-
-    def _told(self, error: VkllmError, doing: str) -> VkllmError:
-        return told(error, self.device_name, doing)
+    def _telling(self, doing: str) -> AbstractContextManager[None]:
+        """Around what the devices do."""
+        return telling(self.device_name, doing)

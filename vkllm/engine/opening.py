@@ -64,7 +64,8 @@ def told(error: VkllmError, name: str, doing: str) -> VkllmError:
 
 
 @contextmanager
-def _telling(name: str, doing: str) -> Iterator[None]:
+def telling(name: str, doing: str) -> Iterator[None]:
+    """Around what devices do: if one is lost or hangs, the error says what they were doing."""
     try:
         yield
     except (DeviceLost, DeviceTimeout) as error:
@@ -86,7 +87,7 @@ def opened(config: EngineConfig, on_bytes: Callable[[int], None]) -> Opened:
         unmeasured = {info.index: None for info in infos}
         division = divide(config.spec, config.tensors, members(infos, unmeasured), *sizes, chosen.options)
         infos = tuple(infos[rank.member] for rank in division.ranks)
-    with ExitStack() as undo, _telling(joined_names([info.name for info in infos]), f"loading {config.path.name}"):
+    with ExitStack() as undo, telling(joined_names([info.name for info in infos]), f"loading {config.path.name}"):
         opened_devices: list[Device] = []
         for info in infos:
             opened_devices.append(Device(str(info.index)))
@@ -147,10 +148,8 @@ def _shares(opened_devices: Sequence[Device], division: Division) -> tuple[Excha
     """What ranks that compute every step together need for that. Raises UnsupportedDevice, OutOfDeviceMemory."""
     owned, d_model = [rank.vocabulary for rank in division.ranks], division.ranks[0].spec.d_model
     n_vocab, most = max(part.stop for part in owned), max(map(len, owned))
-    if most == n_vocab:
-        exchange = Exchange(opened_devices, *exchanged_fours(d_model, 0))
-        return exchange, [Share(one, None, rank.keys) for one, rank in zip(exchange.ranks, division.ranks, strict=True)]
-    parts = [VocabularyPart(n_vocab, part.start, len(part), most) for part in owned]
-    exchange = Exchange(opened_devices, *exchanged_fours(d_model, parts[0].most_lists))
+    parts = [None if most == n_vocab else VocabularyPart(n_vocab, part.start, len(part), most) for part in owned]
+    most_lists = 0 if parts[0] is None else parts[0].most_lists
+    exchange = Exchange(opened_devices, *exchanged_fours(d_model, most_lists))
     owners = zip(exchange.ranks, parts, division.ranks, strict=True)
     return exchange, [Share(one, part, rank.keys) for one, part, rank in owners]
