@@ -2,14 +2,16 @@
 
 `FakeFits` knows how models fit without a look at any device.
 
-The question chooses the answer (`ANSWERS`); the model's name chooses how opening it goes.
+The question chooses the answer (`ANSWERS`; that to "endless" ends only when it is stopped); the model's name chooses
+how opening it goes.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -34,7 +36,7 @@ from vkllm.text.answers.parser import AnswerParser
 
 CODE = "Here is one:\n\n```python\ndef double(x):\n    return 2 * x\n```\n\nAnd another:\n\n```sh\nls -l\n```\n"
 THOUGHT = "<think>\nLet me see. Two and two.\n</think>\n\nIt is **four**."
-ANSWERS = {"code": CODE, "think": THOUGHT, "endless": "word " * 20_000, "word " * 4000: "word " * 20_000}
+ANSWERS = {"code": CODE, "think": THOUGHT, "word " * 4000: "word " * 20_000}
 LOST = DeviceLost("the fake device was lost while answering; try again")
 
 FITS = {
@@ -61,7 +63,7 @@ class FakeFits(Fits):
 class FakeStream(Iterator[Piece]):
     """Says words until it is closed; from word `gate_at` on it waits for the `gate`."""
 
-    def __init__(self, words: list[str], n_prompt: int, llm: FakeLLM) -> None:
+    def __init__(self, words: Iterable[str], n_prompt: int, llm: FakeLLM) -> None:
         self._words = iter(words)
         self._parser = AnswerParser(answer_form("</think>", lambda text: False))
         self._said: list[str] = []
@@ -140,7 +142,7 @@ class FakeLLM:
         self.gate.set()
         self.gate_at = 0
         self.step_s = 0.0
-        self.shifts = False
+        self.shifts = True  # a full context forgets its older half
         self.fails_after: int | None = None
         self.error: VkllmError = LOST
         self.is_closed = False
@@ -154,6 +156,8 @@ class FakeLLM:
         if n_prompt >= self.n_ctx:
             raise ContextOverflow(f"the prompt has {n_prompt} tokens, but the context holds {self.n_ctx}")
         question = messages[-1]["content"]
+        if question == "endless":
+            return FakeStream(itertools.repeat("word "), n_prompt, self)
         text = ANSWERS.get(question, f"You said: {question} (answer {len(self.asked)})")
         return FakeStream([word for word in text.replace(" ", " \0").split("\0") if word], n_prompt, self)
 

@@ -204,6 +204,7 @@ async def test_a_prompt_that_is_too_long_is_answered_with_a_larger_context(open_
 @pytest.mark.asyncio
 async def test_an_answer_cut_by_a_full_context_says_so(open_chat: OpenChat) -> None:
     async with open_chat(n_ctx=8) as scene:
+        scene.llm.shifts = False
         await scene.ask("a b c", waits=False)
         await scene.until(lambda: scene.notice is not None)
         assert "The context of 8 tokens is full" in scene.shown

@@ -59,7 +59,6 @@ async def until_answered(scene: Scene) -> None:
 @pytest.mark.asyncio
 async def test_the_context_never_shows_more_than_it_holds(open_chat: OpenChat) -> None:
     async with open_chat(n_ctx=100) as scene:
-        scene.llm.shifts = True
         scene.llm.step_s = 0.001
         await scene.ask("endless", waits=False)
         shares = set()
@@ -77,7 +76,6 @@ async def test_what_was_used_is_the_engine_s_count_after_an_answer(open_chat: Op
         await scene.ask("one two three")
         assert "context 10/100 (10 %)" in scene.shown  # 3 words asked and 7 said
         assert "VRAM 99.0 MiB of 8.0 GiB · fake device" in scene.shown
-        scene.llm.shifts = True
         scene.chat.session.llm.n_ctx = 8  # type: ignore[union-attr]
         await scene.press("ctrl+r")
         await scene.until(lambda: "shifted 1×" in scene.shown and not scene.chat.is_answering)
