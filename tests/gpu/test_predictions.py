@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,9 @@ from variant import D, write
 
 from vkllm.formats.gguf import ModelFile
 from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program.kernels import KV_BLOCK
 from vkllm.gpu.program.program import Program
-from vkllm.gpu.program.step import LIKELIEST, LOGITS, Part
+from vkllm.gpu.program.step import LIKELIEST, LOGITS, N_SLOTS, Part
 from vkllm.model.architectures import model_spec
 from vkllm.model.memory.options import PlanOptions
 
@@ -99,3 +101,28 @@ def test_what_a_head_predicts_is_what_the_reference_predicts(device: Device, tmp
     ids = [program.tokens(guess)[0] for guess in guesses]
     for got, wanted in zip(ids, predicted(path, texts[0][:position], [texts[0][position], ids[0]]), strict=True):
         assert wanted[got] > wanted.max() - 1e-3
+
+
+@pytest.mark.parametrize("name", ["deepseek2 that predicts", "qwen35 that predicts with a head of its own"])
+def test_the_plan_counts_what_a_head_takes_of_memory(device: Device, tmp_path: Path, name: str) -> None:
+    """Its weights and cache, and the rows of each sequence that it reads again. Tables of blocks in the slots of steps
+    are left to the margin of plans."""
+    path = write(tmp_path / "model.gguf", MODELS[name])
+    file = ModelFile.open(path)
+    spec = model_spec(file.metadata, file.tensors)
+
+    def planned_and_taken(options: PlanOptions) -> tuple[int, int]:
+        gc.collect()
+        before = sum(heap.used_bytes for heap in device.memory())
+        program = Program(device, spec, path, file.tensors, 256, options=options)
+        gc.collect()
+        return program.plan.total_bytes, sum(heap.used_bytes for heap in device.memory()) - before
+
+    of_one = planned_and_taken(PlanOptions(spec="mtp", n_parallel=1))
+    of_many = planned_and_taken(PlanOptions(spec="mtp", n_parallel=32))
+    without = planned_and_taken(PlanOptions(spec="off", n_parallel=32))
+    table_bytes = (N_SLOTS + 1) * 32 * 256 // KV_BLOCK * 4
+    assert all(planned >= taken for planned, taken in (of_one, of_many, without))
+    assert of_many[1] - of_one[1] <= of_many[0] - of_one[0] + table_bytes
+    assert of_many[1] - without[1] <= of_many[0] - without[0]
+    assert of_many[0] - of_one[0] <= of_many[1] - of_one[1], "no more than is taken"

@@ -84,7 +84,7 @@ class MemoryPlan:
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes of activations, rope table and attention's intermediate results."""
+        """Bytes of activations, rope table, attention's intermediate results and rows that a head reads again."""
         return sum(tier.arena_bytes for tier in self.tiers)
 
     @property

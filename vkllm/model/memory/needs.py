@@ -15,7 +15,7 @@ from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.model.expert_ops import ExpertMatvec
 from vkllm.model.graph import expected_shapes, loaded, widths
-from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_PARTS
+from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_NARROW, MAX_PARTS
 from vkllm.model.memory.sequences import Room, room_for_one
 from vkllm.model.memory.states import n_state_slots, slot_bytes, slot_words
 from vkllm.model.ops import Embed, Matvec
@@ -106,7 +106,7 @@ class Needs:
             "weights": self.matrices_bytes + self.vectors_bytes(),
             "cache": sum(self.layer_cache_bytes(room, layer) for layer in self.spec.all_layers),
             **({"states": states} if states else {}),
-            "working memory": self.arena_bytes(room.n_ctx),
+            "working memory": self.arena_bytes(room),
         }
 
     @cached_property
@@ -140,9 +140,9 @@ class Needs:
         """Bytes of the keys and values of a layer."""
         return sum(aligned(n_bytes) for n_bytes in self._cache_buffers(room, layer))
 
-    def arena_bytes(self, n_ctx: int) -> int:
-        """Bytes of activations, as float32 and at most in 16-bit integers, of a row of logits on the host, and of what
-        grows with the context."""
+    def arena_bytes(self, room: Room) -> int:
+        """Bytes of activations, as float32 and at most in 16-bit integers, of a row of logits on the host, of what
+        grows with the context, and of the rows of each sequence that a head for further tokens reads again."""
         spec = self.spec
         values = {
             name: width * (self.head_rows if name in ("final", "logits") else self.max_rows)
@@ -152,7 +152,9 @@ class Needs:
             del values["logits"]
         floats = [4 * n for n in (*values.values(), 0 if spec.sends else spec.n_vocab)]
         integers = [Q16_BYTES * -(-n // BLOCK) for name, n in values.items() if name != "logits"]
-        return sum(aligned(n_bytes) for n_bytes in (*floats, *integers, *self._context_buffers(n_ctx).values()))
+        kept = 4 * room.n_sequences * MAX_NARROW * spec.d_model if spec.predictors else 0
+        buffers = *floats, *integers, kept, *self._context_buffers(room.n_ctx).values()
+        return sum(aligned(n_bytes) for n_bytes in buffers)
 
     def largest_buffers(self, room: Room) -> dict[str, int]:
         """Bytes of the largest buffers that cannot be cut, by name."""

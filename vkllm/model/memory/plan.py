@@ -147,7 +147,7 @@ class _Planner:
             return plan if is_as_fast else None
 
         rooms = [room_for(n, one, spec) for n in range(1, (wanted or MOST_SEQUENCES) + 1)]
-        if not wanted and not self._more_bytes(rooms[-1], one):
+        if not (wanted or self.needs.spec.predictors or self._more_bytes(rooms[-1], one)):
             return replace(alone, n_sequences=len(rooms))
         room = rooms[_last(len(rooms), lambda i: made(rooms[i]) is not None)]
         if wanted:
@@ -257,7 +257,7 @@ class _Planner:
         in_tables = sum(part.n_bytes for rows in matrices.values() for part in rows)
         rooms = [(tier, n - in_tables if tier is limits.spill_tier else n) for tier, n in capacities]
         tiers = Tiers(rooms, limits.max_buffer_bytes)
-        arena_bytes, vectors_bytes = needs.arena_bytes(room.n_ctx), needs.vectors_bytes()
+        arena_bytes, vectors_bytes = needs.arena_bytes(room), needs.vectors_bytes()
         states_bytes = [needs.layer_states_bytes(room, layer) for layer in needs.spec.all_layers]
         kept_bytes = [needs.layer_cache_bytes(room, layer) for layer in needs.spec.all_layers]
         spare_bytes = [

@@ -234,7 +234,7 @@ class _Splitter:
         n_ctx, max_rows, head_rows, options = self.how
         needs = Needs(self.spec, self.tensors, max_rows, head_rows, options.type_k, options.type_v)
         room = needs.room_for_one(n_ctx or min(USUAL_CONTEXT, self.spec.n_ctx_train))
-        working_bytes, all_bytes = needs.arena_bytes(room.n_ctx), sum(needs.by_part(room).values())
+        working_bytes, all_bytes = needs.arena_bytes(room), sum(needs.by_part(room).values())
         parts = self.asked or proportions(limits, all_bytes - working_bytes, working_bytes + extra_bytes)
         places = tuple(place for place, part in enumerate(parts) if part)
         if len(places) < 2:
