@@ -194,6 +194,28 @@ def test_tokens_of_others_come_in_time_while_a_long_prompt_runs_and_short_ones_p
     assert end_s - start_s < 30_000 * model.row_s * 1.1, "and the long one is hardly slower"
 
 
+@pytest.mark.parametrize("n_decoding", [0, 3])
+def test_a_short_prompt_passes_a_long_one_on_a_device_that_is_slow(n_decoding: int) -> None:
+    """Chunks are so short there that they run beside the others, in the same steps."""
+    model = Fake(n_blocks=200, n_ctx=2000, step_s=0.09, row_s=0.02)
+    session = Session(model)
+    decoding(session, n_decoding)
+    session.submit(request(50, ids(50, 1500), 2))
+    for _ in range(3):
+        session.step()
+    start_s = session.program.now_s
+    session.submit(request(51, ids(51, 16), 2))
+    while not (session.tokens(50) or session.tokens(51)):
+        session.step()
+    assert session.tokens(51) and session.times(51)[0] - start_s < 7 * model.step_s
+    n_before = len(session.program.steps)
+    for i in range(60, 66):  # and those that go on coming do not stop it
+        session.submit(request(i, ids(i, 16), 2))
+    session.run(most_steps=3000)
+    firsts = [parts for parts in session.program.steps[n_before : n_before + 12]]
+    assert any(len(part.tokens) > 1 and part.position > 16 for parts in firsts for part in parts)
+
+
 def test_a_prompt_does_not_trickle_through_the_few_rows_that_others_leave() -> None:
     session = Session(Fake(n_blocks=512, n_sequences=MOST_ROWS + 2))
     decoding(session, MOST_ROWS - 1)

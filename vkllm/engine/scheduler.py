@@ -200,14 +200,10 @@ class Scheduler:
         return is_slow or not sequence.request.is_answered
 
     def _chunk(self, prompts: list[TokenSequence], n_chunk: int) -> list[Rows]:
-        """A chunk of the oldest prompt, or, in turn, of one that this chunk ends; short prompts run together."""
-        self._is_oldest_turn = not self._is_oldest_turn
-        order = prompts
-        if not self._is_oldest_turn:
-            order = sorted(prompts, key=lambda sequence: sequence.n_prompt_rows > n_chunk)
+        """A chunk of the oldest prompt, or, in turn, of one that fewer chunks end; short prompts run together."""
         rows: list[Rows] = []
         n_free = n_chunk
-        for sequence in order:
+        for sequence in self._in_turn(prompts, n_chunk):
             if sequence.held is None or (rows and not self._goes_along(sequence, n_free)):
                 continue
             if (part := self._prompt_rows(sequence, n_free)) is not None:
@@ -216,6 +212,14 @@ class Scheduler:
                     break
                 n_free = MOST_ROWS - sum(part.n_rows for part in rows)  # short prompts run together
         return [part for part in rows if part.sequence.held is part.held]
+
+    def _in_turn(self, prompts: list[TokenSequence], n_rows: int) -> list[TokenSequence]:
+        """The oldest first; where a step of n_rows does not end it, in turn, those that fewer such steps end."""
+        if prompts and prompts[0].n_prompt_rows > n_rows:
+            self._is_oldest_turn = not self._is_oldest_turn
+            if not self._is_oldest_turn:
+                return sorted(prompts, key=lambda sequence: -(-sequence.n_prompt_rows // n_rows))
+        return prompts
 
     def _goes_along(self, sequence: TokenSequence, n_free: int) -> bool:
         """Whether all that is left of a prompt fits into a step of another one."""
@@ -234,7 +238,7 @@ class Scheduler:
                 rows.append(part)
                 n_free -= part.n_rows
         n_free = min(n_free, n_chunk)
-        for sequence in prompts:
+        for sequence in self._in_turn(prompts, n_free):
             if not n_free:
                 break
             if sequence.held is not None and (part := self._prompt_rows(sequence, n_free)) is not None:
