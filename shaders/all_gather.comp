@@ -60,7 +60,7 @@ void write_copy(uint copy, uint first, uint n) {
     shared_fours[at + i] = four;
     sum += sum_of(four);
   }
-  if (copy == 0) atomicAdd(sums[own_rank], sum);
+  if (copy == 0) atomicAdd(own_sums[0], sum);
 }
 
 void read_all(uint copy, uint first, uint n) {
@@ -85,14 +85,14 @@ void read_all(uint copy, uint first, uint n) {
 void main() {
   uint n_all = min(n_results, width) * RANK_FOURS, share = share_of(n_all), room = share_of(width * RANK_FOURS);
   uint first = min(gl_WorkGroupID.x * share, n_all), n = min(share, n_all - first);
-  if (!begin_exchange(room)) {
-    write_flag(true);
+  if (!begin_exchange(room, 0)) {
+    write_flags(true, 1);
     return;
   }
   write_copy(0, first, n);
-  write_flag(false);
+  write_flags(false, 1);
   for (uint copy = 1; copy < N_COPIES; copy++) write_copy(copy, first, n);
-  bool is_sound = await_flags();
+  bool is_sound = await_flags(0);
   for (uint copy = 0; is_sound && copy < N_COPIES; copy++) {
     read_all(copy, first, n);
     if (fits(copy == N_COPIES - 1)) return;

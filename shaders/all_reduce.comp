@@ -1,11 +1,12 @@
 // all_reduce: y = the sum of the parts of all ranks (+ add)
 // bindings: part add y step shared state failure
-// constants: local_size columns adds n_ranks n_lines polls_in_place n_copies half_lines
+// constants: local_size columns adds n_ranks n_lines polls_in_place n_copies half_lines is_scattered
 // push: number width own_rank
 // dispatch: x = workgroups, on all ranks the same number, and as many as run at once
 // numerics: float32, rank by rank, then add: the same bits on all ranks
 //
-// columns is a multiple of 4; y must not be add.
+// columns is a multiple of 4; y must be neither part nor add. With is_scattered, each rank adds up a piece of every slice and
+// hands over the sums in a second phase: of many ranks' large slices, fewer numbers have to be read.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
@@ -18,6 +19,7 @@ layout(constant_id = 4) const uint N_LINES = 1;
 layout(constant_id = 5) const uint POLLS_IN_PLACE = 0;
 layout(constant_id = 6) const uint N_COPIES = 2;
 layout(constant_id = 7) const uint HALF_LINES = 65536;
+layout(constant_id = 8) const uint IS_SCATTERED = 0;
 layout(push_constant) uniform Push {
   uint number;
   uint width;
@@ -25,7 +27,7 @@ layout(push_constant) uniform Push {
 };
 layout(std430, binding = 0) readonly buffer Part { vec4 part[]; };
 layout(std430, binding = 1) readonly buffer Add { vec4 add[]; };
-layout(std430, binding = 2) writeonly buffer Y { vec4 y[]; };
+layout(std430, binding = 2) buffer Y { vec4 y[]; };
 #define STEP_BINDING 3
 #define SHARED_BINDING 4
 #define STATE_BINDING 5
@@ -33,25 +35,36 @@ layout(std430, binding = 2) writeonly buffer Y { vec4 y[]; };
 #include "lib/step.glsl"
 #include "lib/exchange.glsl"
 
-uint share_of(uint n_fours) { return (n_fours + gl_NumWorkGroups.x - 1) / gl_NumWorkGroups.x; }
+const uint N_PIECES = IS_SCATTERED != 0 ? N_RANKS : 1;
 
-void write_copy(uint copy, uint first, uint n) {
-  uint at = numbers_of(own_rank, copy), sum = 0;
-  for (uint i = gl_LocalInvocationIndex; i < n; i += LOCAL_SIZE) {
-    uvec4 four = floatBitsToUint(part[first + i]);
-    shared_fours[at + i] = four;
-    sum += sum_of(four);
+uint part_of(uint n_fours, uint n_parts) { return (n_fours + n_parts - 1) / n_parts; }
+
+// The slice of the workgroup, in fours; it consists of pieces, the last of which may be shorter.
+uint first, n, piece;
+
+uint begin_of(uint which) { return min(which * piece, n); }
+
+void write_copy(uint copy) {
+  uint at = numbers_of(own_rank, copy);
+  for (uint which = 0; which < N_PIECES; which++) {
+    uint sum = 0;
+    for (uint i = begin_of(which) + gl_LocalInvocationIndex; i < begin_of(which + 1); i += LOCAL_SIZE) {
+      uvec4 four = floatBitsToUint(part[first + i]);
+      shared_fours[at + i] = four;
+      sum += sum_of(four);
+    }
+    if (copy == 0) atomicAdd(own_sums[which], sum);
   }
-  if (copy == 0) atomicAdd(sums[own_rank], sum);
 }
 
-void add_up(uint copy, uint first, uint n) {
+// Adds up the slice, or this rank's piece of it, there without `add`.
+void add_up(uint copy, uint begin, uint end) {
   uint at[MOST_RANKS], sum[MOST_RANKS];
   [[unroll]] for (uint rank = 0; rank < MOST_RANKS; rank++) {
     at[rank] = numbers_of(rank, copy);
     sum[rank] = 0;
   }
-  for (uint i = gl_LocalInvocationIndex; i < n; i += LOCAL_SIZE) {
+  for (uint i = begin + gl_LocalInvocationIndex; i < end; i += LOCAL_SIZE) {
     uvec4 parts[MOST_RANKS]; // all on their way together
     [[unroll]] for (uint rank = 0; rank < MOST_RANKS; rank++)
       if (rank < N_RANKS) parts[rank] = rank == own_rank ? floatBitsToUint(part[first + i]) : shared_fours[at[rank] + i];
@@ -60,27 +73,87 @@ void add_up(uint copy, uint first, uint n) {
       if (rank < N_RANKS) total += uintBitsToFloat(parts[rank]);
     [[unroll]] for (uint rank = 0; rank < MOST_RANKS; rank++)
       if (rank < N_RANKS) sum[rank] += sum_of(parts[rank]);
-    y[first + i] = ADDS != 0 ? add[first + i] + total : total;
+    y[first + i] = ADDS != 0 && IS_SCATTERED == 0 ? add[first + i] + total : total;
   }
   [[unroll]] for (uint rank = 0; rank < MOST_RANKS; rank++)
     if (rank < N_RANKS && rank != own_rank) atomicAdd(sums[rank], sum[rank]);
 }
 
-void main() {
-  uint n_all = n_rows * COLUMNS / 4, share = share_of(n_all), room = share_of(width * COLUMNS / 4);
-  uint first = min(gl_WorkGroupID.x * share, n_all), n = min(share, n_all - first);
-  if (!begin_exchange(room)) {
-    write_flag(true);
-    return;
+// Hands over the sums of this rank's piece.
+void write_sums(uint copy, uint begin, uint end) {
+  uint at = numbers_of(own_rank, copy), sum = 0;
+  for (uint i = begin + gl_LocalInvocationIndex; i < end; i += LOCAL_SIZE) {
+    uvec4 four = floatBitsToUint(y[first + i]);
+    shared_fours[at + i - begin] = four;
+    sum += sum_of(four);
   }
-  write_copy(0, first, n);
-  write_flag(false);
-  for (uint copy = 1; copy < N_COPIES; copy++) write_copy(copy, first, n);
-  bool is_sound = await_flags();
+  if (copy == 0) atomicAdd(own_sums[0], sum);
+}
+
+void read_sums(uint copy) {
+  uint sum[MOST_RANKS];
+  [[unroll]] for (uint rank = 0; rank < MOST_RANKS; rank++) sum[rank] = 0;
+  for (uint i = gl_LocalInvocationIndex; i < piece; i += LOCAL_SIZE) {
+    uvec4 fours[MOST_RANKS]; // all on their way together
+    [[unroll]] for (uint rank = 0; rank < MOST_RANKS; rank++)
+      if (rank < N_RANKS && rank != own_rank && rank * piece + i < n) fours[rank] = shared_fours[numbers_of(rank, copy) + i];
+    [[unroll]] for (uint rank = 0; rank < MOST_RANKS; rank++) {
+      if (rank >= N_RANKS || rank == own_rank || rank * piece + i >= n) continue;
+      uint at = first + rank * piece + i;
+      vec4 total = uintBitsToFloat(fours[rank]);
+      y[at] = ADDS != 0 ? add[at] + total : total;
+      sum[rank] += sum_of(fours[rank]);
+    }
+  }
+  [[unroll]] for (uint rank = 0; rank < MOST_RANKS; rank++)
+    if (rank < N_RANKS && rank != own_rank) atomicAdd(sums[rank], sum[rank]);
+}
+
+// Whether the slice, or this rank's piece of it, is added up.
+bool have_added(uint begin, uint end) {
+  write_copy(0);
+  write_flags(false, N_PIECES);
+  for (uint copy = 1; copy < N_COPIES; copy++) write_copy(copy);
+  bool is_sound = await_flags(IS_SCATTERED != 0 ? own_rank : 0);
   for (uint copy = 0; is_sound && copy < N_COPIES; copy++) {
-    add_up(copy, first, n);
-    if (fits(copy == N_COPIES - 1)) return;
+    add_up(copy, begin, end);
+    if (fits(copy == N_COPIES - 1)) return true;
     is_sound = failure_code == 0;
   }
-  tell_failure();
+  return false;
+}
+
+// Whether the sums of all other pieces have come.
+bool have_gathered(uint begin, uint end) {
+  write_sums(0, begin, end);
+  write_flags(false, 1);
+  for (uint copy = 1; copy < N_COPIES; copy++) write_sums(copy, begin, end);
+  bool is_sound = await_flags(0);
+  for (uint copy = 0; is_sound && copy < N_COPIES; copy++) {
+    read_sums(copy);
+    if (fits(copy == N_COPIES - 1)) return true;
+    is_sound = failure_code == 0;
+  }
+  return false;
+}
+
+void main() {
+  uint n_all = n_rows * COLUMNS / 4, n_groups = gl_NumWorkGroups.x;
+  uint share = part_of(n_all, n_groups), room = part_of(width * COLUMNS / 4, n_groups);
+  uint second_room = IS_SCATTERED != 0 ? part_of(room, N_RANKS) : 0;
+  first = min(gl_WorkGroupID.x * share, n_all);
+  n = min(share, n_all - first);
+  piece = part_of(n, N_PIECES);
+  uint own = IS_SCATTERED != 0 ? own_rank : 0, begin = begin_of(own), end = begin_of(own + 1);
+  bool is_first = begin_exchange(room, second_room), is_sound = is_first && have_added(begin, end);
+  if (!is_first) write_flags(true, N_PIECES);
+  if (IS_SCATTERED != 0) {
+    bool is_told = !is_sound; // the others, instead of sums
+    begin_second_phase(second_room);
+    if (is_told) write_flags(true, 1);
+    is_sound = !is_told && have_gathered(begin, end);
+    for (uint i = begin + gl_LocalInvocationIndex; is_sound && ADDS != 0 && i < end; i += LOCAL_SIZE)
+      y[first + i] = add[first + i] + y[first + i];
+  }
+  if (is_first && !is_sound) tell_failure();
 }

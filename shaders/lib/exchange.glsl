@@ -8,7 +8,7 @@
 // GPUs keep what they have read from host memory, even by volatile or atomic reads, at least until the dispatch ends. So a
 // flag is written to N_LINES lines (of 128 bytes), and each poll reads the next one: after longer and longer delays, so
 // that few lines are enough for some seconds. A CPU device (lavapipe) keeps nothing, but its threads may be held up for
-// long: there POLLS_IN_PLACE is not 0, and the first line alone is polled so often, by atomics. Its invocations poll one
+// long: there POLLS_IN_PLACE is not 0, and the first line alone is polled so often, by atomics, in both phases together. Its invocations poll one
 // after another, since each can go through so many rounds only.
 //
 // Vulkan orders memory for one device only, so another may see a flag before all numbers that were written before it. A
@@ -19,6 +19,10 @@
 // Odd ones use one half of the memory, even ones the other: who writes the next but one has seen the flags of the next one,
 // so all have read what is overwritten. A half has room for several exchanges of a width, which take turns, so that few lines
 // are read twice in a submit.
+//
+// An exchange may have a second phase, with flags and numbers of its own behind those of the first in each block: a rank
+// then adds up a piece of all slices and hands over the sums. A line of flags has a flag for each reader: in a first phase
+// whose readers each read another piece, it tells the sum of that piece; otherwise all read the first one.
 //
 // A wait ends when its polls are used up. The exchange then fails: all later ones fail at once, the other ranks are told in
 // place of a flag, and the host finds out which rank was missing (vkllm/gpu/program/exchange.py).
@@ -47,6 +51,7 @@ layout(std430, binding = FAILURE_BINDING) writeonly buffer Failure { uint failur
 const uint FIRST_DELAY = 16;
 const uint RETRY_DELAY = 4096;
 
+shared uint own_sums[MOST_RANKS];  // of what was written, for each flag of a line
 shared uint flag_sums[MOST_RANKS]; // as the flags tell
 shared uint has_flag[MOST_RANKS];
 shared uint sums[MOST_RANKS]; // of what was read
@@ -54,10 +59,13 @@ shared uint failure_code;     // 0: none
 
 uint exchange_number() { return spare[0] + number; }
 
-// Blocks of the exchange, in fours: of each rank and workgroup its flag, then the copies of its numbers.
-uint blocks_at, block_fours, copy_fours;
+// Blocks of the exchange, in fours: of each rank and workgroup, for each phase, its flags, then the copies of its numbers.
+// phase_at: where the phase begins in a block.
+uint blocks_at, block_fours, phase_at, copy_fours;
 
-uint flag_of(uint rank) { return blocks_at + (rank * gl_NumWorkGroups.x + gl_WorkGroupID.x) * block_fours; }
+uint polls_left; // of this invocation, in place
+
+uint flag_of(uint rank) { return blocks_at + (rank * gl_NumWorkGroups.x + gl_WorkGroupID.x) * block_fours + phase_at; }
 uint numbers_of(uint rank, uint copy) { return flag_of(rank) + N_LINES * LINE_FOURS + copy * copy_fours; }
 
 uint sum_of(uvec4 four) { return four.x + four.y + four.z + four.w; }
@@ -74,28 +82,47 @@ float paused(float x) {
   return x;
 }
 
-// All invocations begin with this; room: fours of numbers that a workgroup has room for. Whether no exchange has failed yet.
-bool begin_exchange(uint room) {
-  copy_fours = (room + LINE_FOURS - 1) / LINE_FOURS * LINE_FOURS;
-  block_fours = N_LINES * LINE_FOURS + N_COPIES * copy_fours;
+uint whole_lines(uint n_fours) { return (n_fours + LINE_FOURS - 1) / LINE_FOURS * LINE_FOURS; }
+uint phase_fours(uint copy_fours) { return N_LINES * LINE_FOURS + N_COPIES * copy_fours; }
+
+void begin_phase() {
+  uint self = gl_LocalInvocationIndex;
+  if (self < MOST_RANKS) own_sums[self] = flag_sums[self] = has_flag[self] = sums[self] = 0;
+  barrier();
+}
+
+// All invocations begin with this; room: fours of numbers that a workgroup has room for, second_room: in a second phase, 0
+// where there is none. Whether no exchange has failed yet.
+bool begin_exchange(uint room, uint second_room) {
+  copy_fours = whole_lines(room);
+  phase_at = 0;
+  block_fours = phase_fours(copy_fours) + (second_room == 0 ? 0 : phase_fours(whole_lines(second_room)));
   uint exchange_fours = N_RANKS * gl_NumWorkGroups.x * block_fours;
   uint turn = (exchange_number() / 2) % (HALF_LINES * LINE_FOURS / exchange_fours);
   blocks_at = (exchange_number() % 2) * HALF_LINES * LINE_FOURS + turn * exchange_fours;
-  uint self = gl_LocalInvocationIndex;
-  if (self < MOST_RANKS) flag_sums[self] = has_flag[self] = sums[self] = 0;
-  if (self == 0) failure_code = failed;
-  barrier();
+  polls_left = POLLS_IN_PLACE;
+  if (gl_LocalInvocationIndex == 0) failure_code = failed;
+  begin_phase();
   return failure_code == 0;
 }
 
-// The flag, once the numbers of all invocations are written.
-void write_flag(bool is_failed) {
+// All invocations, when they have done with the first phase.
+void begin_second_phase(uint second_room) {
+  phase_at = phase_fours(copy_fours);
+  copy_fours = whole_lines(second_room);
+  begin_phase();
+}
+
+// The flags, once the numbers of all invocations are written: n of them in a line.
+void write_flags(bool is_failed, uint n) {
   memoryBarrierBuffer();
   barrier();
-  uint n = exchange_number(), sum = is_failed ? failure_code : sums[own_rank];
-  uvec4 flag = uvec4(n, sum, ~n, is_failed ? sum ^ FAILED_MARK : ~sum);
-  uint first = flag_of(own_rank);
-  for (uint line = gl_LocalInvocationIndex; line < N_LINES; line += LOCAL_SIZE) shared_fours[first + line * LINE_FOURS] = flag;
+  uint number = exchange_number(), first = flag_of(own_rank);
+  for (uint i = gl_LocalInvocationIndex; i < N_LINES * n; i += LOCAL_SIZE) {
+    uint reader = i % n, sum = is_failed ? failure_code : own_sums[reader];
+    shared_fours[first + i / n * LINE_FOURS + reader] =
+        uvec4(number, sum, ~number, is_failed ? sum ^ FAILED_MARK : ~sum);
+  }
   memoryBarrierBuffer();
 }
 
@@ -124,7 +151,7 @@ void poll_fresh_lines(uint rank, uint first) {
 
 void poll_in_place(uint rank, uint first) {
   float value = float(rank);
-  for (uint poll = 0; poll < POLLS_IN_PLACE && has_flag[rank] == 0 && failure_code == 0; poll++) {
+  for (; polls_left > 0 && has_flag[rank] == 0 && failure_code == 0; polls_left--) {
     uvec4 flag;
     flag.w = atomicOr(shared_words[4 * first + 3], 0);
     flag.z = atomicOr(shared_words[4 * first + 2], 0);
@@ -135,12 +162,12 @@ void poll_in_place(uint rank, uint first) {
   if (value == 99.0) unused_result = 1;
 }
 
-// Waits for the flags of all other ranks; false: the exchange has failed.
-bool await_flags() {
+// Waits for the flags of all other ranks, of each line that of a reader; false: the exchange has failed.
+bool await_flags(uint reader) {
   uint rank = gl_LocalInvocationIndex % MOST_RANKS;
   bool is_polling = POLLS_IN_PLACE != 0 || gl_LocalInvocationIndex < MOST_RANKS;
   if (is_polling && rank < N_RANKS && rank != own_rank) {
-    uint first = flag_of(rank);
+    uint first = flag_of(rank) + reader;
     if (POLLS_IN_PLACE != 0)
       poll_in_place(rank, first);
     else

@@ -24,6 +24,8 @@ def block_of(exchange: Exchange, rank: int, group: int, number: int, n_fours: in
     share = -(-n_fours // n_groups)
     copy_lines = -(-share // 8)
     block_lines = exchange.n_lines + n_copies * copy_lines
+    if exchange.is_scattered(n_fours):
+        block_lines += exchange.n_lines + n_copies * -((-share // n_ranks) // 8)
     exchange_lines = n_ranks * n_groups * block_lines
     turn = number // 2 % (exchange.half_lines // exchange_lines)
     first = number % 2 * exchange.half_lines + turn * exchange_lines
@@ -31,23 +33,54 @@ def block_of(exchange: Exchange, rank: int, group: int, number: int, n_fours: in
 
 
 def hand_over(
-    exchange: Exchange, rank: int, number: int, fours: Words, n_room: int, n_copies: int, n_damaged: int = 0
+    exchange: Exchange,
+    rank: int,
+    number: int,
+    fours: Words,
+    n_room: int,
+    n_copies: int,
+    n_damaged: int = 0,
+    totals: Words | None = None,
 ) -> None:
     """Does what a device of a rank does: writes fours (F, 4), and the flags. n_room: fours that the exchange has room
-    for. n_damaged: of the copies, from the first on, whose last word is another than was written."""
-    lines = exchange.memory.words.reshape(-1, 32)
-    n_groups = exchange.n_groups(n_room)
+    for. n_damaged: of the copies, from the first on, whose last word is another than was written. totals: the sums of
+    all ranks, where each hands over a piece of them in a second phase; then it is there that copies are damaged."""
+    n_groups, n_ranks = exchange.n_groups(n_room), len(exchange.devices)
     share = -(-len(fours) // n_groups)
     for group in range(n_groups):
         block, copy_lines = block_of(exchange, rank, group, number, n_room, n_copies)
-        own = fours[group * share : (group + 1) * share].reshape(-1)
-        for copy in range(n_copies):
-            at = block + exchange.n_lines + copy * copy_lines
-            lines[at : at + copy_lines].reshape(-1)[: len(own)] = own
-            if copy < n_damaged and len(own):
-                lines[at : at + copy_lines].reshape(-1)[len(own) - 1] ^= 1
-        total = int(own.sum(dtype=np.uint64)) % 2**32
-        lines[block : block + exchange.n_lines, :4] = (number, total, number ^ 0xFFFFFFFF, total ^ 0xFFFFFFFF)
+        own, place = fours[group * share : (group + 1) * share], (block, copy_lines)
+        if totals is None:
+            _write(exchange, number, place, own, n_copies, n_damaged, [own])
+            continue
+        n = -(-len(own) // n_ranks)
+        _write(exchange, number, place, own, n_copies, 0, [own[i * n : (i + 1) * n] for i in range(n_ranks)])
+        second = block + exchange.n_lines + n_copies * copy_lines
+        piece = totals[group * share :][: len(own)][rank * n : (rank + 1) * n]
+        room = -((-n_room // n_groups) // n_ranks)
+        _write(exchange, number, (second, -(-room // 8)), piece, n_copies, n_damaged, [piece])
+
+
+def _write(
+    exchange: Exchange,
+    number: int,
+    place: tuple[int, int],
+    own: Words,
+    n_copies: int,
+    n_damaged: int,
+    read: Sequence[Words],
+) -> None:
+    """A phase. place: first line, and lines of a copy. read: what each reader of a flag reads."""
+    lines, (block, copy_lines) = exchange.memory.words.reshape(-1, 32), place
+    for copy in range(n_copies):
+        at = block + exchange.n_lines + copy * copy_lines
+        lines[at : at + copy_lines].reshape(-1)[: own.size] = own.reshape(-1)
+        if copy < n_damaged and own.size:
+            lines[at : at + copy_lines].reshape(-1)[own.size - 1] ^= 1
+    for i, part in enumerate(read):
+        total = int(part.sum(dtype=np.uint64)) % 2**32
+        flag = (number, total, number ^ 0xFFFFFFFF, total ^ 0xFFFFFFFF)
+        lines[block : block + exchange.n_lines, 4 * i : 4 * i + 4] = flag
 
 
 def step_of_rows(device: Device, n_rows: int, first_exchange: int = 0) -> Buffer:

@@ -22,10 +22,10 @@ COLUMNS, LOST = 96, -4
 
 @pytest.fixture(scope="module")
 def others(device: Device) -> Iterator[list[Device]]:
-    """The same physical device, opened twice more."""
+    """The same physical device, opened three times more."""
     if "external_memory_host" not in device.info.features:
         pytest.skip("the driver imports no memory")
-    opened = [Device(str(device.info.index)) for _ in range(2)]
+    opened = [Device(str(device.info.index)) for _ in range(3)]
     yield opened
     for one in opened:
         one.close()
@@ -33,16 +33,19 @@ def others(device: Device) -> Iterator[list[Device]]:
 
 def alone(device: Device, others: list[Device], n_ranks: int, **options: int) -> Exchange:
     """An exchange whose ranks all are one device; a test plays all but one."""
-    return Exchange([device] * n_ranks, 32 * COLUMNS // 4, **{"polls_in_place": 50, **options})
+    return Exchange([device] * n_ranks, 64 * COLUMNS // 4, **{"polls_in_place": 50, **options})
 
 
 @pytest.mark.parametrize(
-    "n_ranks, own, n_rows, width, n_groups, polls_in_place, n_lines",
+    "n_ranks, own, n_rows, width, n_groups, polls_in_place, n_lines, is_scattered",
     [
-        (2, 0, 1, 1, 1, 50, 1),
-        (3, 1, 32, 32, 4, 0, 2),
-        (4, 3, 2, 4, 3, 50, 3),
-        (8, 5, 5, 8, 2, 0, 4),
+        (2, 0, 1, 1, 1, 50, 1, False),
+        (3, 1, 32, 32, 4, 0, 2, False),
+        (4, 3, 2, 4, 3, 50, 3, False),
+        (8, 5, 5, 8, 2, 0, 4, False),
+        (3, 2, 31, 32, 4, 0, 2, True),
+        (4, 0, 64, 64, 3, 50, 1, True),
+        (8, 7, 1, 8, 3, 0, 4, True),
     ],
 )
 def test_the_sum_of_all_parts_has_the_bits_of_numpy(
@@ -55,16 +58,28 @@ def test_the_sum_of_all_parts_has_the_bits_of_numpy(
     n_groups: int,
     polls_in_place: int,
     n_lines: int,
+    is_scattered: bool,
 ) -> None:
-    """Some rows of a wider recording, in several workgroups, polled as on CPUs and as on GPUs."""
-    exchange = alone(device, others, n_ranks, polls_in_place=polls_in_place, n_lines=n_lines, most_groups=n_groups)
+    """Some rows of a wider recording, in several workgroups, polled as on CPUs and as on GPUs, in one phase and in two;
+    in the last case, the last pieces are empty."""
+    exchange = alone(
+        device,
+        others,
+        n_ranks,
+        polls_in_place=polls_in_place,
+        n_lines=n_lines,
+        most_groups=n_groups,
+        saved_fours=0 if is_scattered else 10**6,
+    )
     parts, n_copies = drawn(n_ranks, n_rows, COLUMNS), exchange.n_copies(width)
+    totals = added_up(parts).view(np.uint32).reshape(-1, 4) if is_scattered else None
     add = drawn(1, n_rows, COLUMNS, seed=2)[0] if n_ranks % 2 == 0 else None
     rank = Rank(device, parts[own], add, first_exchange=2**32 - 2)
     for number in (1, 2, 3):  # past the largest number
         for other in {*range(n_ranks)} - {own}:
             fours = parts[other].view(np.uint32).reshape(-1, 4)
-            hand_over(exchange, other, (2**32 - 2 + number) % 2**32, fours, width * COLUMNS // 4, n_copies)
+            n_exchange = (2**32 - 2 + number) % 2**32
+            hand_over(exchange, other, n_exchange, fours, width * COLUMNS // 4, n_copies, totals=totals)
         dispatch = exchange.ranks[own].all_reduce(rank.part, rank.y, rank.step, COLUMNS, width, number, rank.add)
         assert dispatch.kernel is KERNELS["all_reduce"] and dispatch.groups[0] == exchange.n_groups(
             width * COLUMNS // 4
@@ -76,21 +91,24 @@ def test_the_sum_of_all_parts_has_the_bits_of_numpy(
         rank.y.words[:] = 0
 
 
-@pytest.mark.parametrize("polls_in_place", [0, 50])
+@pytest.mark.parametrize("polls_in_place, n_ranks", [(0, 2), (50, 2), (0, 3)])
 def test_numbers_that_come_after_their_flag_are_read_from_the_second_place(
-    device: Device, others: list[Device], polls_in_place: int
+    device: Device, others: list[Device], polls_in_place: int, n_ranks: int
 ) -> None:
-    exchange = alone(device, others, 2, n_lines=3, polls_in_place=polls_in_place)
-    parts = drawn(2, 2, COLUMNS)
-    rank = Rank(device, parts[0])
+    """With three ranks, those of the second phase."""
+    exchange = alone(device, others, n_ranks, n_lines=3, polls_in_place=polls_in_place, saved_fours=0)
+    parts, add = drawn(n_ranks, 2, COLUMNS), drawn(1, 2, COLUMNS, seed=2)[0]
+    totals = added_up(parts).view(np.uint32).reshape(-1, 4) if n_ranks > 2 else None
+    rank = Rank(device, parts[0], add)
     for n_damaged in (1, 2):
-        fours = parts[1].view(np.uint32).reshape(-1, 4)
-        hand_over(exchange, 1, n_damaged, fours, 2 * COLUMNS // 4, exchange.n_copies(2), n_damaged)
-        device.run([exchange.ranks[0].all_reduce(rank.part, rank.y, rank.step, COLUMNS, 2, n_damaged)])
+        for other in range(1, n_ranks):
+            fours, n = parts[other].view(np.uint32).reshape(-1, 4), n_damaged if other == 1 else 0
+            hand_over(exchange, other, n_damaged, fours, 2 * COLUMNS // 4, exchange.n_copies(2), n, totals)
+        device.run([exchange.ranks[0].all_reduce(rank.part, rank.y, rank.step, COLUMNS, 2, n_damaged, rank.add)])
         if n_damaged == 1:
             exchange.ranks[0].check()
             assert exchange.ranks[0].n_retries() == 1
-            np.testing.assert_array_equal(floats(rank.y, rank.shape), added_up(parts))
+            np.testing.assert_array_equal(floats(rank.y, rank.shape), added_up(parts, add))
     with pytest.raises(DeviceError, match=r"\(rank 0\) read other numbers than .*\(rank 1\) had written in exchange 2"):
         exchange.ranks[0].check()
 
@@ -133,11 +151,16 @@ def test_the_memory_has_room_for_the_largest_exchange_and_for_many_rows(device: 
         assert exchange.memory.n_bytes < 1.4 * (2 * 2 * 16 * wide)  # two halves, two ranks, and flags
 
 
-@pytest.mark.parametrize("n_ranks", [2, 3])
-def test_devices_that_run_at_once_all_get_the_same_sums(device: Device, others: list[Device], n_ranks: int) -> None:
-    """Many exchanges in a submit, narrow and wide ones in turn in the same memory, each of what the last one gave."""
+@pytest.mark.parametrize("n_ranks, saved_fours", [(2, 0), (3, 400), (4, 0)])
+def test_devices_that_run_at_once_all_get_the_same_sums(
+    device: Device, others: list[Device], n_ranks: int, saved_fours: int
+) -> None:
+    """Many exchanges in a submit, narrow and wide ones in turn in the same memory, each of what the last one gave; of
+    three ranks, the wide ones in two phases, of four all."""
     devices = [device, *others][:n_ranks]
-    exchange = Exchange(devices, 40 * COLUMNS // 4)
+    exchange = Exchange(devices, 64 * COLUMNS // 4, saved_fours=saved_fours)
+    is_scattered = [exchange.is_scattered(n * COLUMNS // 4) for n in (40, 64)]
+    assert is_scattered == {2: [False, False], 3: [False, True], 4: [True, True]}[n_ranks]
     parts, add = drawn(n_ranks, 40, COLUMNS) / 100, drawn(1, 40, COLUMNS, seed=3)[0]
     expected = parts
     n_steps, n_exchanges = 2, 6
@@ -147,7 +170,7 @@ def test_devices_that_run_at_once_all_get_the_same_sums(device: Device, others: 
             [
                 made.all_reduce(rank.part, rank.y, rank.step, COLUMNS, 40, number, rank.add)
                 if number % 2
-                else made.all_reduce(rank.y, rank.part, rank.step, COLUMNS, 64, number)
+                else made.all_reduce(rank.y, rank.part, rank.step, COLUMNS, 64, number, rank.add)
                 for number in range(1, n_exchanges + 1)
             ]
         )
@@ -160,10 +183,18 @@ def test_devices_that_run_at_once_all_get_the_same_sums(device: Device, others: 
         run_at_once(devices, recordings)
         for _ in range(n_exchanges // 2):
             summed = added_up(expected, add)
-            expected = np.stack([added_up(np.stack([summed] * n_ranks))] * n_ranks)
+            expected = np.stack([added_up(np.stack([summed] * n_ranks), add)] * n_ranks)
     for made, rank in zip(exchange.ranks, ranks, strict=True):
         made.check()
         np.testing.assert_array_equal(floats(rank.part, rank.shape), expected[0])
+
+
+def test_what_ranks_save_decides_whether_sums_have_two_phases(device: Device, others: list[Device]) -> None:
+    """Of 4096 columns: two ranks would move more; eight gain from few rows."""
+    for n_ranks, least in ((2, None), (3, 64), (4, 16), (8, 4)):
+        exchange = Exchange([device] * n_ranks, 64 * 1024)
+        scattered = [n_rows for n_rows in (1, 2, 4, 8, 16, 32, 64) if exchange.is_scattered(n_rows * 1024)]
+        assert (scattered[0] if scattered else None) == least
 
 
 @pytest.mark.parametrize("is_told", [True, False])

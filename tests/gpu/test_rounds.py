@@ -46,10 +46,13 @@ LOOPS = {
         "uint copy = 0; is_sound && copy < N_COPIES; copy++",
     ],
     "all_reduce.comp": [
-        "uint i = gl_LocalInvocationIndex; i < n; i += LOCAL_SIZE",
-        "uint i = gl_LocalInvocationIndex; i < n; i += LOCAL_SIZE",
-        "uint copy = 1; copy < N_COPIES; copy++",
-        "uint copy = 0; is_sound && copy < N_COPIES; copy++",
+        "uint which = 0; which < N_PIECES; which++",
+        "uint i = begin_of(which) + gl_LocalInvocationIndex; i < begin_of(which + 1); i += LOCAL_SIZE",
+        "uint i = begin + gl_LocalInvocationIndex; i < end; i += LOCAL_SIZE",
+        "uint i = begin + gl_LocalInvocationIndex; i < end; i += LOCAL_SIZE",
+        "uint i = gl_LocalInvocationIndex; i < piece; i += LOCAL_SIZE",
+        *2 * ["uint copy = 1; copy < N_COPIES; copy++", "uint copy = 0; is_sound && copy < N_COPIES; copy++"],
+        "uint i = begin + gl_LocalInvocationIndex; is_sound && ADDS != 0 && i < end; i += LOCAL_SIZE",
     ],
     "argmax.comp": [
         "uint i = self; i < N_VOCAB; i += AT_ONCE * LOCAL_SIZE",
@@ -235,9 +238,9 @@ LOOPS = {
     "lib/chain.glsl": ["uint polls = 1; polls <= MOST_POLLS && !has_ended; polls++"],
     "lib/exchange.glsl": [
         "uint i = 0; i < rounds; i++",  # delays of GPUs
-        "uint line = gl_LocalInvocationIndex; line < N_LINES; line += LOCAL_SIZE",
+        "uint i = gl_LocalInvocationIndex; i < N_LINES * n; i += LOCAL_SIZE",
         "uint poll = 0; poll < N_LINES; poll++",
-        "uint poll = 0; poll < POLLS_IN_PLACE && has_flag[rank] == 0 && failure_code == 0; poll++",
+        "; polls_left > 0 && has_flag[rank] == 0 && failure_code == 0; polls_left--",
         "uint other = N_RANKS; other > 0; other--",
         "uint rank = 0; rank < N_RANKS; rank++",
     ],

@@ -48,9 +48,7 @@ class ExchangeTimes:
     def speed(self) -> ExchangeSpeed:
         """The same as plans take it: a fixed time, and the speed of a device at which the rest goes."""
         columns, row_s = min(self.row_s.items())
-        bytes_per_s = (
-            self.n_ranks * self.wide_bytes / self.wide_s
-        )  # a rank writes its own and reads those of the others
+        bytes_per_s = ExchangeSpeed(0.0, 1.0, self.n_ranks).transfer_s(self.wide_bytes, self.n_ranks) / self.wide_s
         moving = ExchangeSpeed(0.0, bytes_per_s, self.n_ranks * bytes_per_s)
         latency_s = max(row_s - moving.sum_s(4 * columns, self.n_ranks), 0.0)
         return replace(moving, latency_s=latency_s, is_measured=True)

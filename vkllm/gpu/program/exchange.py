@@ -34,6 +34,10 @@ MOST_GROUPS, MOST_CPU_GROUPS = 32, 1
 
 LOCAL_SIZE, CPU_LOCAL_SIZE = 256, 512
 
+SAVED_FOURS: Final = 16_384
+"""Fours that a rank has to write and read less for a second phase, which takes a few microseconds, to be worth while:
+at PCIe's speed they take ten."""
+
 _EXCHANGES: Final = ("all_reduce", "all_gather")
 
 _MISSING, _DAMAGED, _FAILED_MARK = 0, 256, 0x464B4C56
@@ -104,11 +108,12 @@ class Exchange:
         n_lines: int | None = None,
         most_groups: int | None = None,
         wide_copies: int = 1,
+        saved_fours: int = SAVED_FOURS,
     ) -> None:
         """most_fours: 16-byte words that a rank hands over in the largest exchange of all; narrow_fours: of a narrow
         step, which GPUs write twice; None takes as many. polls_in_place: of CPU devices; 0: they poll like GPUs.
         n_lines: of a flag. most_groups: workgroups; None chooses both by the devices. wide_copies: how often GPUs write
-        what they hand over in wide steps."""
+        what they hand over in wide steps. saved_fours: what sums in two phases have to save."""
         assert 0 < len(devices) <= MOST_RANKS
         are_cpus = [device.info.type == "cpu" for device in devices]
         self.devices = tuple(devices)
@@ -116,6 +121,7 @@ class Exchange:
         self.n_lines = n_lines or (1 if all(are_cpus) else N_LINES)
         self.polls_in_place = polls_in_place
         self._wide_copies = wide_copies
+        self._saved_fours = saved_fours
         narrow = self.lines(most_fours if narrow_fours is None else narrow_fours, self.n_copies(MAX_NARROW))
         most = max(self.lines(most_fours, self.n_copies(MAX_ROWS)), narrow) + self.lines(GROUP_FOURS, 2)
         self.memory = SharedHostMemory(2 * most * LINE_BYTES)
@@ -132,12 +138,22 @@ class Exchange:
             return 1
         return self._wide_copies if width > MAX_NARROW else 2
 
+    def is_scattered(self, n_fours: int) -> bool:
+        """Whether sums of so many fours of each rank have two phases: each rank adds up a piece, then hands it over.
+
+        In one, a rank writes them once and reads those of all others. In two, it also writes its piece, and reads the
+        others' parts of its piece and then their pieces; so only three ranks or more have less to do.
+        """
+        n = len(self.devices)
+        return n_fours * (n + 1 / n - 3) > self._saved_fours
+
     def lines(self, n_fours: int, n_copies: int) -> int:
-        """Lines of an exchange of so many fours of each rank."""
+        """Lines of an exchange of so many fours of each rank, at most."""
         n_groups = self.n_groups(n_fours)
         share = -(-n_fours // n_groups)
-        lines = -(-share // LINE_FOURS)
-        return len(self.devices) * n_groups * (self.n_lines + n_copies * lines)
+        shares = (share, -(-share // len(self.devices))) if self.is_scattered(n_fours) else (share,)
+        phases = (self.n_lines + n_copies * -(-n // LINE_FOURS) for n in shares)
+        return len(self.devices) * n_groups * sum(phases)
 
     def abort(self, rank: int) -> None:
         """Ends all waits of exchanges under way, and all later exchanges: rank is to blame for it.
@@ -170,14 +186,19 @@ class RankExchange:
     def all_reduce(
         self, part: Buffer, y: Buffer, step: Buffer, columns: int, width: int, number: int, add: Buffer | None = None
     ) -> Dispatch:
-        """y (width, columns) = (add +) the sum of all ranks' parts, for steps of `width` rows. add must not be y."""
-        assert columns % 4 == 0 and add is not y
-        n_copies = self._exchange.n_copies(width)
+        """y (width, columns) = (add +) the sum of all ranks' parts, for steps of `width` rows. y is neither."""
+        assert columns % 4 == 0 and y not in (part, add)
+        n_copies, n_fours = self._exchange.n_copies(width), width * columns // 4
+        is_scattered = self._exchange.is_scattered(n_fours)
         return self._device.dispatch(
             KERNELS["all_reduce"],
             (part, add or part, y, step, self._shared, self._state, self._failure),
-            constants=(self._local_size, columns, int(add is not None), *self._constants(n_copies)),
-            groups=(self._groups(width * columns // 4, n_copies), 1),
+            constants=(
+                *(self._local_size, columns, int(add is not None)),
+                *self._constants(n_copies),
+                int(is_scattered),
+            ),
+            groups=(self._groups(n_fours, n_copies), 1),
             push=(number, width, self._rank),
         )
 

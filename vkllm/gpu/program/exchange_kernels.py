@@ -19,7 +19,7 @@ EXCHANGE_KERNELS: Final = (
     KernelSpec(
         "all_reduce",
         ("part", "add", "y", "step", "shared", "state", "failure"),
-        ("local_size", "columns", "adds", *_EXCHANGE),
+        ("local_size", "columns", "adds", *_EXCHANGE, "is_scattered"),
         ("number", "width", "own_rank"),
         surplus="loops",
     ),

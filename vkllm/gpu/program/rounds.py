@@ -14,6 +14,7 @@ from vkllm.formats.quants import FORMATS
 from vkllm.gpu.device.kompute import Dispatch
 from vkllm.gpu.device.probe import DeviceInfo
 from vkllm.gpu.device.requirements import described
+from vkllm.gpu.program.exchange_kernels import MOST_RANKS
 from vkllm.gpu.program.kernels import KV_BLOCK, MAX_NARROW, MAX_PARTS, MAX_ROWS, MOST_POLLS, TOP_K, TOP_LOGITS
 from vkllm.gpu.program.step import TABLE_WORD
 
@@ -59,8 +60,12 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
     n = dispatch.groups[0] * dispatch.groups[2] * size  # invocations along x
     match kernel:
         case "all_reduce":
-            share = _up(_up(v["width"] * v["columns"] // 4, dispatch.groups[0]), size)
-            return 2 * v["n_copies"] * (share + 1 + v["n_ranks"]) + _exchange(v)
+            share = _up(v["width"] * v["columns"] // 4, dispatch.groups[0])
+            if not v["is_scattered"]:
+                return v["n_copies"] * (2 * _up(share, size) + 3 + v["n_ranks"]) + _exchange(v)
+            piece = _up(_up(share, v["n_ranks"]), size)
+            per_copy = v["n_ranks"] * (1 + piece) + 3 * piece + 2 * (2 + v["n_ranks"])
+            return v["n_copies"] * per_copy + piece + _exchange(v) + _up(v["n_lines"], size) + v["n_ranks"]
         case "all_gather":
             n_fours = v["width"] * v["most_lists"] * TOP_K // 2
             return 2 * v["n_copies"] * (_up(_up(n_fours, dispatch.groups[0]), size) + 1 + v["n_ranks"]) + _exchange(v)
@@ -165,7 +170,7 @@ def _routing(v: dict[str, int]) -> int:
 
 def _exchange(v: dict[str, int]) -> int:
     """Of shaders/lib/exchange.glsl, on a device that polls in place."""
-    return _up(v["n_lines"], v["local_size"]) + v["polls_in_place"] + v["n_ranks"]
+    return _up(MOST_RANKS * v["n_lines"], v["local_size"]) + v["polls_in_place"] + v["n_ranks"]
 
 
 def portion_rounds(n_columns: int, unroll: int, subgroup_size: int) -> int:

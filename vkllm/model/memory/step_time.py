@@ -47,16 +47,19 @@ class ExchangeSpeed:
 
     def sum_s(self, row_bytes: int, n_ranks: int) -> float:
         """Seconds until all of n_ranks ranks have the sum of a row of each of them."""
-        return self.latency_s + self._moved_s(row_bytes, n_ranks, ROW_WRITES)
+        return self.latency_s + self._moved_s((ROW_WRITES + n_ranks - 1) * row_bytes, n_ranks)
 
     def transfer_s(self, n_bytes: int, n_ranks: int) -> float:
-        """What n_bytes add to a long exchange, as of prompts."""
-        return self._moved_s(n_bytes, n_ranks, 1.0)
+        """What n_bytes add to a long exchange, as of prompts.
 
-    def _moved_s(self, n_bytes: int, n_ranks: int, writes: float) -> float:
-        """A rank writes its own and then reads those of the others; reads wait for the writes before them."""
-        one = (writes + n_ranks - 1) * n_bytes
-        return max(one / self.bytes_per_s, n_ranks * one / self.host_bytes_per_s)
+        A rank writes its own and then reads those of the others; reads wait for the writes before them. In two phases,
+        where that is less, it reads the others' parts of its piece, writes the sums and reads those of other pieces.
+        """
+        return self._moved_s(min(n_ranks, 3 - 1 / n_ranks) * n_bytes, n_ranks)
+
+    def _moved_s(self, n_bytes: float, n_ranks: int) -> float:
+        """Seconds in which each rank moves n_bytes."""
+        return max(n_bytes / self.bytes_per_s, n_ranks * n_bytes / self.host_bytes_per_s)
 
 
 def between_ranks_s(n_exchanges: int, row_bytes: int, n_ranks: int, layer_s: float, speed: ExchangeSpeed) -> float:
