@@ -31,7 +31,7 @@ GREEDY: dict[str, Any] = {"temperature": 0}
 DRAWN: dict[str, Any] = {"temperature": 1.0, "seed": 3}
 
 
-def engine(path: Path, spec: str, n_parallel: int = 1) -> Engine:
+def engine(path: Path, spec: str, n_parallel: int | None = 1) -> Engine:
     file = ModelFile.open(path)
     model = model_spec(file.metadata, file.tensors)
     try:

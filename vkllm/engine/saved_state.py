@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vkllm.engine.requests import EngineConfig
 from vkllm.errors import ContextOverflow, InvalidParameter, StateFileError, counted
@@ -50,7 +51,7 @@ class SavedStates:
         with writing(path) as file:
             file.header(header)
             file.array("token_ids", np.array(token_ids, "<u4"))
-            for name in blocks.names:
+            for name in (*blocks.names, *blocks.names_of_head):
                 file.array(name, blocks.read(name))
 
     def load(self, path: Path, place_of: Callable[[Sequence[int]], CachePlace]) -> list[int]:
@@ -67,9 +68,10 @@ class SavedStates:
                 raise unsound(path, f"token id {token_ids.max()} is not in the vocabulary")
             found = [int(token_id) for token_id in token_ids]
             blocks = CachedBlocks(self._program, n_tokens, place_of(found))
-            for name in blocks.names:
+            for name in (*blocks.names, *blocks.names_of_head):
+                is_there = name in blocks.names or file.has(name)
                 try:
-                    blocks.write(name, partial(file.read_into, name))
+                    blocks.write(name, partial(file.read_into, name) if is_there else _clear)
                 except ValueError as error:
                     raise unsound(path, str(error)) from error
         return found
@@ -142,3 +144,8 @@ class SavedStates:
                     os.close(file)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+
+def _clear(words: npt.NDArray[np.uint32]) -> None:
+    """What a file without a head's keys and values leaves of them."""
+    words.fill(0)

@@ -106,6 +106,10 @@ class StateReader:
                 raise ValueError("its header is not an object")
             return fields
 
+    def has(self, name: str) -> bool:
+        """Whether there is an array of that name."""
+        return f"{name}.npy" in self._archive.NameToInfo
+
     def read_into(self, name: str, target: npt.NDArray[Any]) -> None:
         """Fills a C-ordered array with the one of that name, which must have its shape and type."""
         with _damage_told(self._path), self._member(f"{name}.npy") as stream:

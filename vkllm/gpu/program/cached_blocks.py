@@ -18,6 +18,7 @@ from vkllm.errors import InvalidParameter
 from vkllm.gpu.device.kompute import Buffer, Words
 from vkllm.gpu.program.group import ProgramGroup
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
+from vkllm.gpu.program.predictions import Predictions
 from vkllm.gpu.program.program import Program
 from vkllm.model.memory.states import slot_words
 
@@ -39,7 +40,8 @@ class CachePlace:
 class _Part:
     """The keys or the values of a layer: blocks of a buffer.
 
-    rows: which rows of these blocks hold tokens that are still needed.
+    rows: which rows of these blocks hold tokens that are still needed. of_head: the head for further tokens that the
+    layer is of.
     """
 
     buffer: Buffer
@@ -48,6 +50,7 @@ class _Part:
     head_dim: int
     blocks: Sequence[int]
     rows: npt.NDArray[np.bool_]
+    of_head: Predictions | None = None
 
     @property
     def n_blocks(self) -> int:
@@ -123,7 +126,8 @@ class _State:
 
 class CachedBlocks:
     """What the cache holds of a sequence of n_tokens tokens, on all devices of a program. names: of the parts, the keys
-    and the values of each layer, or its state."""
+    and the values of each layer, or its state. names_of_head: of the parts of a head for further tokens, if it is
+    loaded: without them, it guesses worse, and answers are the same."""
 
     def __init__(self, program: Program | ProgramGroup, n_tokens: int, place: CachePlace) -> None:
         """Waits for what was submitted. Raises DeviceError, and InvalidParameter where devices have parts of states."""
@@ -138,11 +142,9 @@ class CachedBlocks:
             blocks = _BlocksOfDevice(rank, n_tokens, place)
             for name in blocks.names:
                 self._blocks.setdefault(name, []).append(blocks)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the parts."""
-        return list(self._blocks)
+        heads = {f".{predictor.number}" for rank in program.ranks for predictor in rank.spec.predictors}
+        self.names = [name for name in self._blocks if not name.endswith(tuple(heads))]
+        self.names_of_head = [name for name in self._blocks if name not in self.names]
 
     def read(self, name: str) -> Words:
         """The words of a part (n_blocks, n_kv_heads, words of a unit), of a state (words,), valid until the next call.
@@ -187,16 +189,19 @@ class _BlocksOfDevice:
         self._device = program.device
         self._share = program.share
         self._parts: dict[str, _Part | _State] = {}
-        for number, (layer, buffers) in enumerate(zip(program.spec.layers, program.caches, strict=True)):
+        for number, (layer, buffers) in enumerate(zip(program.spec.all_layers, program.caches, strict=True)):
             # the next token sees those before it and itself, in its window
             first = max(n_tokens - layer.window + 1, 0) if layer.window else 0
             all_blocks = place.window_blocks if layer.window else place.blocks
             blocks = all_blocks[first // KV_BLOCK : -(-n_tokens // KV_BLOCK)]
             rows = np.zeros(len(blocks) * KV_BLOCK, np.bool_)
             rows[first % KV_BLOCK :][: n_tokens - first] = True
+            of_head = program.predictions if number >= program.spec.n_layers else None
+            if of_head is not None:
+                rows &= np.repeat([block in of_head.read_blocks for block in blocks], KV_BLOCK)
             for name, buffer, cache_type in zip(("keys", "values"), buffers, program.cache_types, strict=False):
                 self._parts[f"{name}.{number}"] = _Part(
-                    buffer, cache_type, layer.n_kv_heads, layer.head_dim, blocks, rows
+                    buffer, cache_type, layer.n_kv_heads, layer.head_dim, blocks, rows, of_head
                 )
         for number, buffer in program.states.items():
             n_words = slot_words(program.spec.layers[number])[1]
@@ -228,6 +233,8 @@ class _BlocksOfDevice:
         if not part.is_finite(words):
             raise ValueError(f"{name} has a number that is not finite")
         self._copy(self._staging, part.buffer, part.pieces)
+        if isinstance(part, _Part) and part.of_head is not None:
+            part.of_head.read_blocks.update(part.blocks)
 
     def _staged(self, part: _Part | _State) -> Words:
         assert self._staging.words is not None

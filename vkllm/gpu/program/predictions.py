@@ -6,10 +6,13 @@ a sequence begins, that is zeros. What it made of one token it can read for the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.buffers import ModelBuffers
-from vkllm.gpu.program.kernels import KERNELS, MAX_NARROW
+from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, MAX_NARROW
 from vkllm.gpu.program.operations import Operations
+from vkllm.gpu.program.step import Part
 from vkllm.model.graph import head_of, hidden, prediction
 from vkllm.model.layers.prediction import HIDDEN, UNSHIFTED
 from vkllm.model.spec import ModelSpec
@@ -26,7 +29,9 @@ def kept_rows(device: Device, spec: ModelSpec, n_sequences: int) -> Buffer | Non
 
 
 class Predictions:
-    """Makes the dispatches of a model's first head. kept: as `kept_rows` makes it."""
+    """Makes the dispatches of a model's first head. kept: as `kept_rows` makes it.
+
+    read_blocks: the blocks of its cache whose rows it has all read, so that nothing is left there of another text."""
 
     def __init__(
         self, spec: ModelSpec, buffers: ModelBuffers, operations: Operations, kept: Buffer | None, local_size: int
@@ -39,6 +44,18 @@ class Predictions:
         self._buffers = buffers
         self._operations = operations
         self._kept = kept
+        self.read_blocks: set[int] = set()
+
+    def note(self, parts: Sequence[Part], *, is_read: bool) -> None:
+        """A step with these parts is submitted. is_read: the head reads it."""
+        has_window = self._predictor.layer.window > 0
+        for part in parts:
+            first, end = part.position, part.position + len(part.tokens)
+            blocks = part.window_blocks if has_window else part.blocks
+            if not is_read:
+                self.read_blocks.difference_update(blocks[first // KV_BLOCK : -(-end // KV_BLOCK)])
+            else:  # what is in the middle of a block stays as it was
+                self.read_blocks.update(blocks[-(-first // KV_BLOCK) : -(-end // KV_BLOCK)])
 
     def reading(self, width: int) -> list[Dispatch]:
         """The head reads the rows of the step that has just run, and keeps them for the next one."""

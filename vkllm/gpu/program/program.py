@@ -95,14 +95,12 @@ class Program:
             choices = replace(choices, decode=replace(choices.decode, is_chained=False))
         self._recordings.begin_again()
         self.tuning = choices
-        self._local_size = choices.local_size
         step = self._slots.on_device
         exchange = self.share.exchange if self.share else None
         self.operations = Operations(self.device, self._buffers, step, choices, exchange)
         self._decode = Decode(self.device, self.spec, self._buffers, step, choices.decode, self.operations)
-        self._predictions = None
-        if self.spec.predictors:
-            self._predictions = Predictions(self.spec, self._buffers, self.operations, self._kept, self._local_size)
+        made = self.spec, self._buffers, self.operations, self._kept, self.tuning.local_size
+        self.predictions = Predictions(*made) if self.spec.predictors else None
 
     def submit(
         self,
@@ -132,7 +130,9 @@ class Program:
         if self.states and len(parts) == 1 and parts[0].state_slot is None and not parts[0].stored:
             parts = [self._continued(parts[0])]
         reading: list[Recording] = []
-        if is_read and (predictions := self._predictions) is not None:
+        if (predictions := self.predictions) is not None:
+            predictions.note(parts, is_read=is_read)
+        if is_read and predictions is not None:
             least = max(width, WIDTHS[1])
             reading = self._recordings.of((least, "read"), lambda: predictions.reading(least))
         return self._ready(
@@ -146,8 +146,8 @@ class Program:
         end of a prompt, has run its row_before with is_read; that row decides the guess. goes_on: the guess before
         does, which was the last thing that was submitted. Raises DeviceError.
         """
-        assert self._predictions is not None and len(part.tokens) == len(part.results) == 1
-        predictions = self._predictions
+        predictions = self.predictions
+        assert predictions is not None and len(part.tokens) == len(part.results) == 1
 
         def recordings(kinds: Kinds | None, slot: int) -> list[Recording]:
             assert kinds is not None
@@ -162,7 +162,7 @@ class Program:
 
         def dispatches() -> list[Dispatch]:
             guess = predictions.guess(self._head_width(kinds), goes_on=goes_on)
-            return [*guess, *results.dispatches(kinds, self._local_size)]
+            return [*guess, *results.dispatches(kinds, self.tuning.local_size)]
 
         place = kinds.wants_logits and results.n_places
         return self._recordings.of(("guess", goes_on, kinds, place), dispatches)
@@ -291,8 +291,8 @@ class Program:
 
     @property
     def caches(self) -> list[tuple[Buffer, ...]]:
-        """Keys and values of each layer, as far as it has them, as shaders/lib/kvcache.glsl lays them out."""
-        return self._buffers.caches[: self.spec.n_layers]
+        """Keys and values of each layer, if any, and of a loaded head, as shaders/lib/kvcache.glsl lays them out."""
+        return self._buffers.caches
 
     @property
     def window(self) -> int:
@@ -327,7 +327,7 @@ class Program:
             for results in (LIKELIEST, (drawn,)) if self._results else ((),):
                 for width in WIDTHS[:2]:
                     self._recorded_step(width, Kinds.of(results), slot, n_submits=1)
-        if (predictions := self._predictions) is not None and (kinds := Kinds.of(LIKELIEST)) is not None:
+        if (predictions := self.predictions) is not None and (kinds := Kinds.of(LIKELIEST)) is not None:
             self._recordings.of((WIDTHS[1], "read"), lambda: predictions.reading(WIDTHS[1]))
             for goes_on in (False, True):
                 self._recorded_guess(predictions, kinds, goes_on=goes_on)
@@ -373,7 +373,7 @@ class Program:
         ops = head(self.spec) if has_head else ()
         projection = [d for op in ops for d in self.operations.of(op, self._head_width(kinds))]
         assert self._results is not None
-        return [*projection, *self._results.dispatches(kinds, self._local_size)]
+        return [*projection, *self._results.dispatches(kinds, self.tuning.local_size)]
 
     def _gathering(self) -> Gathering | None:
         """How tokens are chosen where ranks have parts of the vocabulary: by the last exchange of a step."""
@@ -395,6 +395,6 @@ class Program:
                 self._decode.chain,
                 self._decode.failure,
             ),
-            constants=(4 * self._local_size, self._decode.chain.n_words),
+            constants=(4 * self.tuning.local_size, self._decode.chain.n_words),
             push=(slot * self._slots.slot_words,),
         )
