@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,10 @@ from vkllm.store import find_model
 # Tests of what a device runs by default must not depend on what a developer has tuned.
 os.environ["VKLLM_TUNING"] = "off"
 
+# Tests start hundreds of processes, and each would compile all modules again: half a second of processor time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # A test run in CI tells about the change under test: it draws the same examples each time. Other runs explore.
 # None has a deadline of its own: how long an example takes depends on what else runs on the machine.
 settings.register_profile("exploring", deadline=None)
@@ -31,6 +37,17 @@ settings.load_profile("repeatable" if os.environ.get("CI") else "exploring")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with the real model take longest, so their files begin: at the end a worker would be alone with them."""
     items.sort(key=lambda item: item.get_closest_marker("weights") is None)
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Collecting makes millions of objects, of which hardly any is garbage."""
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """They stay to the end, so the garbage collector need not look at them again after each test."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
