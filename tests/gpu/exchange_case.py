@@ -20,12 +20,12 @@ FAILED_MARK = 0x464B4C56
 
 def block_of(exchange: Exchange, rank: int, group: int, number: int, n_fours: int, n_copies: int) -> tuple[int, int]:
     """Where a rank's block of a workgroup begins, in lines, and the lines of a copy, as lib/exchange.glsl says."""
-    n_ranks, n_groups = len(exchange.devices), exchange.n_groups(n_fours)
+    n_ranks, n_groups = len(exchange.devices), exchange.layout.n_groups(n_fours)
     share = -(-n_fours // n_groups)
     copy_lines = -(-share // 8)
-    block_lines = exchange.n_lines + n_copies * copy_lines
-    if exchange.is_scattered(n_fours):
-        block_lines += exchange.n_lines + n_copies * -((-share // n_ranks) // 8)
+    block_lines = exchange.layout.n_lines + n_copies * copy_lines
+    if exchange.layout.is_scattered(n_fours):
+        block_lines += exchange.layout.n_lines + n_copies * -((-share // n_ranks) // 8)
     exchange_lines = n_ranks * n_groups * block_lines
     turn = number // 2 % (exchange.half_lines // exchange_lines)
     first = number % 2 * exchange.half_lines + turn * exchange_lines
@@ -45,7 +45,7 @@ def hand_over(
     """Does what a device of a rank does: writes fours (F, 4), and the flags. n_room: fours that the exchange has room
     for. n_damaged: of the copies, from the first on, whose last word is another than was written. totals: the sums of
     all ranks, where each hands over a piece of them in a second phase; then it is there that copies are damaged."""
-    n_groups, n_ranks = exchange.n_groups(n_room), len(exchange.devices)
+    n_groups, n_ranks = exchange.layout.n_groups(n_room), len(exchange.devices)
     share = -(-len(fours) // n_groups)
     for group in range(n_groups):
         block, copy_lines = block_of(exchange, rank, group, number, n_room, n_copies)
@@ -55,7 +55,7 @@ def hand_over(
             continue
         n = -(-len(own) // n_ranks)
         _write(exchange, number, place, own, n_copies, 0, [own[i * n : (i + 1) * n] for i in range(n_ranks)])
-        second = block + exchange.n_lines + n_copies * copy_lines
+        second = block + exchange.layout.n_lines + n_copies * copy_lines
         piece = totals[group * share :][: len(own)][rank * n : (rank + 1) * n]
         room = -((-n_room // n_groups) // n_ranks)
         _write(exchange, number, (second, -(-room // 8)), piece, n_copies, n_damaged, [piece])
@@ -73,14 +73,14 @@ def _write(
     """A phase. place: first line, and lines of a copy. read: what each reader of a flag reads."""
     lines, (block, copy_lines) = exchange.memory.words.reshape(-1, 32), place
     for copy in range(n_copies):
-        at = block + exchange.n_lines + copy * copy_lines
+        at = block + exchange.layout.n_lines + copy * copy_lines
         lines[at : at + copy_lines].reshape(-1)[: own.size] = own.reshape(-1)
         if copy < n_damaged and own.size:
             lines[at : at + copy_lines].reshape(-1)[own.size - 1] ^= 1
     for i, part in enumerate(read):
         total = int(part.sum(dtype=np.uint64)) % 2**32
         flag = (number, total, number ^ 0xFFFFFFFF, total ^ 0xFFFFFFFF)
-        lines[block : block + exchange.n_lines, 4 * i : 4 * i + 4] = flag
+        lines[block : block + exchange.layout.n_lines, 4 * i : 4 * i + 4] = flag
 
 
 def step_of_rows(device: Device, n_rows: int, first_exchange: int = 0) -> Buffer:

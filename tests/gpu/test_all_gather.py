@@ -47,7 +47,7 @@ def test_every_rank_gets_the_lists_of_all_ranks(device: Device, own: int, n_resu
     n_room = width * TOP_K  # two lists of 32 fours
     for rank in {0, 1, 2} - {own}:
         fours = padded(lists[rank], rank).reshape(-1, 4)
-        hand_over(exchange, rank, 6, fours, n_room, exchange.n_copies(width))
+        hand_over(exchange, rank, 6, fours, n_room, exchange.layout.n_copies(width))
     largest, gathered = filled(device, lists[own]), poisoned(device, width * 3 * 2 * TOP_K * 2)
     step = step_buffer(device, range(width), range(width), [0], n_results)
     assert step.words is not None

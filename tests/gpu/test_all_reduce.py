@@ -13,8 +13,9 @@ from kernel_case import floats
 from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.layer import Layer
-from vkllm.gpu.program.exchange import N_LINES, Exchange, exchanged_fours
+from vkllm.gpu.program.exchange import Exchange
 from vkllm.gpu.program.kernels import KERNELS
+from vkllm.model.memory.exchange_memory import N_LINES, Exchanged
 
 pytestmark = pytest.mark.gpu
 COLUMNS, LOST = 96, -4
@@ -71,7 +72,7 @@ def test_the_sum_of_all_parts_has_the_bits_of_numpy(
         most_groups=n_groups,
         saved_fours=0 if is_scattered else 10**6,
     )
-    parts, n_copies = drawn(n_ranks, n_rows, COLUMNS), exchange.n_copies(width)
+    parts, n_copies = drawn(n_ranks, n_rows, COLUMNS), exchange.layout.n_copies(width)
     totals = added_up(parts).view(np.uint32).reshape(-1, 4) if is_scattered else None
     add = drawn(1, n_rows, COLUMNS, seed=2)[0] if n_ranks % 2 == 0 else None
     rank = Rank(device, parts[own], add, first_exchange=2**32 - 2)
@@ -81,7 +82,7 @@ def test_the_sum_of_all_parts_has_the_bits_of_numpy(
             n_exchange = (2**32 - 2 + number) % 2**32
             hand_over(exchange, other, n_exchange, fours, width * COLUMNS // 4, n_copies, totals=totals)
         dispatch = exchange.ranks[own].all_reduce(rank.part, rank.y, rank.step, COLUMNS, width, number, rank.add)
-        assert dispatch.kernel is KERNELS["all_reduce"] and dispatch.groups[0] == exchange.n_groups(
+        assert dispatch.kernel is KERNELS["all_reduce"] and dispatch.groups[0] == exchange.layout.n_groups(
             width * COLUMNS // 4
         )
         device.run([dispatch])
@@ -103,7 +104,7 @@ def test_numbers_that_come_after_their_flag_are_read_from_the_second_place(
     for n_damaged in (1, 2):
         for other in range(1, n_ranks):
             fours, n = parts[other].view(np.uint32).reshape(-1, 4), n_damaged if other == 1 else 0
-            hand_over(exchange, other, n_damaged, fours, 2 * COLUMNS // 4, exchange.n_copies(2), n, totals)
+            hand_over(exchange, other, n_damaged, fours, 2 * COLUMNS // 4, exchange.layout.n_copies(2), n, totals)
         device.run([exchange.ranks[0].all_reduce(rank.part, rank.y, rank.step, COLUMNS, 2, n_damaged, rank.add)])
         if n_damaged == 1:
             exchange.ranks[0].check()
@@ -121,7 +122,7 @@ def test_a_rank_that_does_not_come_is_named_and_later_exchanges_end_at_once(
     parts = drawn(4, 1, COLUMNS)
     rank, n_fours = Rank(device, parts[1]), COLUMNS // 4
     for other in (0, 3):
-        hand_over(exchange, other, 1, parts[other].view(np.uint32).reshape(-1, 4), n_fours, exchange.n_copies(1))
+        hand_over(exchange, other, 1, parts[other].view(np.uint32).reshape(-1, 4), n_fours, exchange.layout.n_copies(1))
     reduced = [exchange.ranks[1].all_reduce(rank.part, rank.y, rank.step, COLUMNS, 1, number) for number in (1, 2)]
     device.run(reduced)
     for _ in range(2):
@@ -130,7 +131,7 @@ def test_a_rank_that_does_not_come_is_named_and_later_exchanges_end_at_once(
         ):
             exchange.ranks[1].check()
     # the others are told in place of the flag of the next exchange, with the rank that was missing
-    line, _ = block_of(exchange, 1, 0, 2, n_fours, exchange.n_copies(1))
+    line, _ = block_of(exchange, 1, 0, 2, n_fours, exchange.layout.n_copies(1))
     told = exchange.memory.words.reshape(-1, 32)[line : line + n_lines, :4]
     np.testing.assert_array_equal(told, [[2, 3, 2**32 - 3, 3 ^ FAILED_MARK]] * n_lines)
     again = Rank(device, parts[0])
@@ -142,12 +143,13 @@ def test_a_rank_that_does_not_come_is_named_and_later_exchanges_end_at_once(
 def test_the_memory_has_room_for_the_largest_exchange_and_for_many_rows(device: Device, others: list[Device]) -> None:
     """With 68 lines a flag, as on GPUs: of rows for each token, at least half of a step's exchanges fit into a half."""
     for d_model, n_layers, most_lists in ((576, 30, 12), (2048, 32, 16)):
-        wide, narrow = exchanged_fours(d_model, most_lists)
+        most = Exchanged.of(d_model, most_lists)
+        wide, narrow = most.most_fours, most.narrow_fours
         assert (wide, narrow) == (128 * d_model, max(8 * d_model, 1024 * most_lists))
         exchange = Exchange([device] * 2, wide, narrow, n_lines=N_LINES, most_groups=32)
-        assert exchange.lines(wide, 1) <= exchange.half_lines
-        assert exchange.lines(narrow, 2) <= exchange.half_lines
-        assert exchange.half_lines // exchange.lines(d_model // 4, 2) > n_layers
+        assert exchange.layout.lines(wide, 1) <= exchange.half_lines
+        assert exchange.layout.lines(narrow, 2) <= exchange.half_lines
+        assert exchange.half_lines // exchange.layout.lines(d_model // 4, 2) > n_layers
         assert exchange.memory.n_bytes < 1.4 * (2 * 2 * 16 * wide)  # two halves, two ranks, and flags
 
 
@@ -159,7 +161,7 @@ def test_devices_that_run_at_once_all_get_the_same_sums(
     three ranks, the wide ones in two phases, of four all."""
     devices = [device, *others][:n_ranks]
     exchange = Exchange(devices, 64 * COLUMNS // 4, saved_fours=saved_fours)
-    is_scattered = [exchange.is_scattered(n * COLUMNS // 4) for n in (40, 64)]
+    is_scattered = [exchange.layout.is_scattered(n * COLUMNS // 4) for n in (40, 64)]
     assert is_scattered == {2: [False, False], 3: [False, True], 4: [True, True]}[n_ranks]
     parts, add = drawn(n_ranks, 40, COLUMNS) / 100, drawn(1, 40, COLUMNS, seed=3)[0]
     expected = parts
@@ -193,7 +195,7 @@ def test_what_ranks_save_decides_whether_sums_have_two_phases(device: Device, ot
     """Of 4096 columns: two ranks would move more; eight gain from few rows."""
     for n_ranks, least in ((2, None), (3, 64), (4, 16), (8, 4)):
         exchange = Exchange([device] * n_ranks, 64 * 1024)
-        scattered = [n_rows for n_rows in (1, 2, 4, 8, 16, 32, 64) if exchange.is_scattered(n_rows * 1024)]
+        scattered = [n_rows for n_rows in (1, 2, 4, 8, 16, 32, 64) if exchange.layout.is_scattered(n_rows * 1024)]
         assert (scattered[0] if scattered else None) == least
 
 

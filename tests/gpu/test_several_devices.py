@@ -14,9 +14,10 @@ import pytest
 from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout, OutOfDeviceMemory, UnsupportedDevice
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.device.probe import MemoryLimits
-from vkllm.gpu.device.shared_memory import ALIGNMENT, SharedHostMemory
+from vkllm.gpu.device.shared_memory import SharedHostMemory
 from vkllm.gpu.layer import INJECTIONS, Layer
 from vkllm.gpu.program.kernels import KERNELS
+from vkllm.model.memory.exchange_memory import PAGE_BYTES
 
 pytestmark = pytest.mark.gpu
 LOST, TIMEOUT, INVALID_HANDLE = -4, 2, -1000072003
@@ -49,7 +50,7 @@ def copy(device: Device, source: Buffer, target: Buffer, n_words: int, target_wo
 def test_what_one_device_writes_into_shared_memory_the_others_and_the_cpu_read(pair: tuple[Device, Device]) -> None:
     importing(pair[0])
     memory = SharedHostMemory(100_000)
-    assert (memory.address % ALIGNMENT, memory.n_bytes, len(memory.words)) == (0, 131_072, 32_768)
+    assert (memory.address % PAGE_BYTES, memory.n_bytes, len(memory.words)) == (0, 131_072, 32_768)
     assert not memory.words.any()
     shared = [device.shared_buffer(memory) for device in pair]
     drawn = np.random.default_rng(1).integers(0, 2**32, (2, 1000), dtype=np.uint32)
@@ -89,8 +90,8 @@ def test_shared_memory_counts_against_limits_and_outlives_whatever_uses_it(devic
 
 def test_shared_memory_that_a_device_cannot_bind_is_refused(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     importing(device)
-    memory = SharedHostMemory(2 * ALIGNMENT)
-    monkeypatch.setattr(device, "info", replace(device.info, max_binding_bytes=ALIGNMENT))
+    memory = SharedHostMemory(2 * PAGE_BYTES)
+    monkeypatch.setattr(device, "info", replace(device.info, max_binding_bytes=PAGE_BYTES))
     with pytest.raises(OutOfDeviceMemory, match=r"131,072 bytes of memory that devices share .* \(65,536 bytes\)"):
         device.shared_buffer(memory)
 

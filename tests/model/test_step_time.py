@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vkllm.gpu.program.exchange import GROUP_FOURS, N_LINES
+from vkllm.model.memory.exchange_memory import GROUP_FOURS, N_LINES
 from vkllm.model.memory.limits import CHAINED_LAYER_S
 from vkllm.model.memory.step_time import (
     EXCHANGE_S,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vkllm.gpu.device.kernel import QUANTIZED_FORMATS
-from vkllm.gpu.program.exchange_kernels import LINE_FOURS, MOST_RANKS
+from vkllm.gpu.program.exchange_kernels import MOST_RANKS
 from vkllm.gpu.program.kernels import (
     ATTENTION_PIECE,
     KERNELS,
@@ -21,6 +21,7 @@ from vkllm.gpu.program.kernels import (
     TOP_LOGITS,
 )
 from vkllm.gpu.program.step import HEADER_WORDS
+from vkllm.model.memory.exchange_memory import LINE_FOURS
 
 SHADERS = Path(__file__).parents[2] / "shaders"
 

@@ -13,7 +13,7 @@ from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.device.probe import devices
 from vkllm.gpu.device.several import chosen_devices, joined_names, members
 from vkllm.gpu.program.buffers import HEAD_ROWS
-from vkllm.gpu.program.exchange import Exchange, Share, VocabularyPart, exchanged_fours
+from vkllm.gpu.program.exchange import Exchange, Share, VocabularyPart
 from vkllm.gpu.program.group import ProgramGroup, Runner
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.gpu.program.lockstep import Lockstep
@@ -22,6 +22,7 @@ from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.self_check import check_kernels
 from vkllm.gpu.tuning.cache import kept_choice
 from vkllm.gpu.tuning.space import model_kind
+from vkllm.model.memory.exchange_memory import Exchanged
 from vkllm.model.memory.options import PlanOptions
 from vkllm.model.memory.ranks import Division, Rank, divide
 
@@ -150,6 +151,7 @@ def _shares(opened_devices: Sequence[Device], division: Division) -> tuple[Excha
     n_vocab, most = max(part.stop for part in owned), max(map(len, owned))
     parts = [None if most == n_vocab else VocabularyPart(n_vocab, part.start, len(part), most) for part in owned]
     most_lists = 0 if parts[0] is None else parts[0].most_lists
-    exchange = Exchange(opened_devices, *exchanged_fours(d_model, most_lists))
+    exchanged = Exchanged.of(d_model, most_lists)
+    exchange = Exchange(opened_devices, exchanged.most_fours, exchanged.narrow_fours)
     owners = zip(exchange.ranks, parts, division.ranks, strict=True)
     return exchange, [Share(one, part, rank.keys) for one, part, rank in owners]

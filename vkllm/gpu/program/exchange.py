@@ -7,50 +7,26 @@ need. Which operations exchange something, and when a step is submitted, is for 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from vkllm.errors import DeviceError, DeviceTimeout
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.device.shared_memory import SharedHostMemory
-from vkllm.gpu.program.exchange_kernels import LINE_FOURS, MOST_RANKS
-from vkllm.gpu.program.kernels import KERNELS, MAX_NARROW, MAX_ROWS, TOP_K, TOP_LOGITS
-
-LINE_BYTES: Final = 16 * LINE_FOURS
-
-N_LINES: Final = 68
-"""Lines that a flag is written to, and so polls of a GPU that waits. Each delay is a quarter longer than the last one;
-the longest is about half a second, and all together take two or three."""
+from vkllm.gpu.program.exchange_kernels import MOST_RANKS
+from vkllm.gpu.program.kernels import KERNELS, TOP_K
+from vkllm.model.memory.exchange_memory import LINE_BYTES, Exchanged, ExchangeLayout, n_lists
 
 POLLS_IN_PLACE: Final = 40_000
 """Polls of an invocation on a CPU device: of CPU_LOCAL_SIZE invocations about eight seconds, if nothing else runs. Its
 driver compiles a kernel when it first runs, while other ranks wait."""
 
-GROUP_FOURS: Final = 512
-"""Fours (16-byte words) that make another workgroup worth while."""
-
-MOST_GROUPS, MOST_CPU_GROUPS = 32, 1
-"""Most workgroups of an exchange: they must run at once. A CPU device has threads for other devices, too."""
-
 LOCAL_SIZE, CPU_LOCAL_SIZE = 256, 512
-
-SAVED_FOURS: Final = 16_384
-"""Fours that a rank has to write and read less for a second phase, which takes a few microseconds, to be worth while:
-at PCIe's speed they take ten."""
 
 _EXCHANGES: Final = ("all_reduce", "all_gather")
 
 _MISSING, _DAMAGED, _FAILED_MARK = 0, 256, 0x464B4C56
 """As in shaders/lib/exchange.glsl."""
-
-
-def exchanged_fours(d_model: int, most_lists: int) -> tuple[int, int]:
-    """16-byte words that a rank of a model hands over in its largest exchange, and in that of a narrow step.
-
-    They are rows of d_model numbers, or most_lists lists of candidates for each result (`VocabularyPart`).
-    """
-    candidates = MAX_NARROW * most_lists * TOP_K // 2
-    return max(MAX_ROWS * d_model // 4, candidates), max(MAX_NARROW * d_model // 4, candidates)
 
 
 @dataclass(frozen=True)
@@ -66,7 +42,7 @@ class VocabularyPart:
     @property
     def most_lists(self) -> int:
         """Lists of candidates that `top_logits` makes of the largest part."""
-        return -(-self.most // TOP_LOGITS)
+        return n_lists(self.most)
 
 
 @dataclass(frozen=True)
@@ -105,55 +81,19 @@ class Exchange:
         narrow_fours: int | None = None,
         *,
         polls_in_place: int = POLLS_IN_PLACE,
-        n_lines: int | None = None,
-        most_groups: int | None = None,
-        wide_copies: int = 1,
-        saved_fours: int = SAVED_FOURS,
+        **layout: int,
     ) -> None:
         """most_fours: 16-byte words that a rank hands over in the largest exchange of all; narrow_fours: of a narrow
         step, which GPUs write twice; None takes as many. polls_in_place: of CPU devices; 0: they poll like GPUs.
-        n_lines: of a flag. most_groups: workgroups; None chooses both by the devices. wide_copies: how often GPUs write
-        what they hand over in wide steps. saved_fours: what sums in two phases have to save."""
+        layout: fields of `ExchangeLayout` that are not to be as they are for these devices."""
         assert 0 < len(devices) <= MOST_RANKS
-        are_cpus = [device.info.type == "cpu" for device in devices]
         self.devices = tuple(devices)
-        self.most_groups = most_groups or (MOST_CPU_GROUPS if any(are_cpus) else MOST_GROUPS)
-        self.n_lines = n_lines or (1 if all(are_cpus) else N_LINES)
+        self.layout = replace(ExchangeLayout.of([device.info.type == "cpu" for device in devices]), **layout)
         self.polls_in_place = polls_in_place
-        self._wide_copies = wide_copies
-        self._saved_fours = saved_fours
-        narrow = self.lines(most_fours if narrow_fours is None else narrow_fours, self.n_copies(MAX_NARROW))
-        most = max(self.lines(most_fours, self.n_copies(MAX_ROWS)), narrow) + self.lines(GROUP_FOURS, 2)
-        self.memory = SharedHostMemory(2 * most * LINE_BYTES)
+        exchanged = Exchanged(most_fours, most_fours if narrow_fours is None else narrow_fours)
+        self.memory = SharedHostMemory(self.layout.n_bytes(exchanged))
         self.half_lines = self.memory.n_bytes // LINE_BYTES // 2
         self.ranks = [RankExchange(self, rank) for rank in range(len(devices))]
-
-    def n_groups(self, n_fours: int) -> int:
-        """Workgroups of an exchange of so many fours of each rank: on all ranks the same."""
-        return min(max(-(-n_fours // GROUP_FOURS), 1), self.most_groups)
-
-    def n_copies(self, width: int) -> int:
-        """How often ranks write what they hand over in steps of `width` rows."""
-        if self.n_lines == 1:
-            return 1
-        return self._wide_copies if width > MAX_NARROW else 2
-
-    def is_scattered(self, n_fours: int) -> bool:
-        """Whether sums of so many fours of each rank have two phases: each rank adds up a piece, then hands it over.
-
-        In one, a rank writes them once and reads those of all others. In two, it also writes its piece, and reads the
-        others' parts of its piece and then their pieces; so only three ranks or more have less to do.
-        """
-        n = len(self.devices)
-        return n_fours * (n + 1 / n - 3) > self._saved_fours
-
-    def lines(self, n_fours: int, n_copies: int) -> int:
-        """Lines of an exchange of so many fours of each rank, at most."""
-        n_groups = self.n_groups(n_fours)
-        share = -(-n_fours // n_groups)
-        shares = (share, -(-share // len(self.devices))) if self.is_scattered(n_fours) else (share,)
-        phases = (self.n_lines + n_copies * -(-n // LINE_FOURS) for n in shares)
-        return len(self.devices) * n_groups * sum(phases)
 
     def abort(self, rank: int) -> None:
         """Ends all waits of exchanges under way, and all later exchanges: rank is to blame for it.
@@ -188,8 +128,8 @@ class RankExchange:
     ) -> Dispatch:
         """y (width, columns) = (add +) the sum of all ranks' parts, for steps of `width` rows. y is neither."""
         assert columns % 4 == 0 and y not in (part, add)
-        n_copies, n_fours = self._exchange.n_copies(width), width * columns // 4
-        is_scattered = self._exchange.is_scattered(n_fours)
+        n_copies, n_fours = self._exchange.layout.n_copies(width), width * columns // 4
+        is_scattered = self._exchange.layout.is_scattered(n_fours)
         return self._device.dispatch(
             KERNELS["all_reduce"],
             (part, add or part, y, step, self._shared, self._state, self._failure),
@@ -213,7 +153,7 @@ class RankExchange:
     ) -> Dispatch:
         """The candidates of all ranks, from those of this rank's part of the vocabulary, for steps of up to `width`
         results. gathered: (width, n_ranks * most_lists, TOP_K) candidates, for `sample`."""
-        n_copies, n_fours = self._exchange.n_copies(width), width * vocabulary.most_lists * TOP_K // 2
+        n_copies, n_fours = self._exchange.layout.n_copies(width), width * vocabulary.most_lists * TOP_K // 2
         return self._device.dispatch(
             KERNELS["all_gather"],
             (largest, gathered, step, self._shared, self._state, self._failure),
@@ -262,8 +202,8 @@ class RankExchange:
     def _constants(self, n_copies: int) -> tuple[int, ...]:
         exchange = self._exchange
         polls = exchange.polls_in_place if self._is_cpu else 0
-        return len(exchange.devices), exchange.n_lines, polls, n_copies, exchange.half_lines
+        return len(exchange.devices), exchange.layout.n_lines, polls, n_copies, exchange.half_lines
 
     def _groups(self, n_fours: int, n_copies: int) -> int:
-        assert self._exchange.lines(n_fours, n_copies) <= self._exchange.half_lines
-        return self._exchange.n_groups(n_fours)
+        assert self._exchange.layout.lines(n_fours, n_copies) <= self._exchange.half_lines
+        return self._exchange.layout.n_groups(n_fours)

@@ -9,9 +9,6 @@ from vkllm.gpu.device.kernel import KernelSpec
 MOST_RANKS: Final = 8
 """Devices that exchange numbers, at most; `MOST_RANKS` in shaders/lib/exchange.glsl."""
 
-LINE_FOURS: Final = 8
-"""16-byte words of a line, the least that devices write and read as a whole; `LINE_FOURS` there."""
-
 _EXCHANGE: Final = ("n_ranks", "n_lines", "polls_in_place", "n_copies", "half_lines")
 
 EXCHANGE_KERNELS: Final = (

@@ -14,6 +14,9 @@ from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE as ATTENTION_PIECE
 from vkllm.model.memory.kernel_sizes import KV_BLOCK as KV_BLOCK
 from vkllm.model.memory.kernel_sizes import MAX_NARROW as MAX_NARROW
 from vkllm.model.memory.kernel_sizes import MAX_PARTS as MAX_PARTS
+from vkllm.model.memory.kernel_sizes import MAX_ROWS as MAX_ROWS
+from vkllm.model.memory.kernel_sizes import TOP_K as TOP_K
+from vkllm.model.memory.kernel_sizes import TOP_LOGITS as TOP_LOGITS
 
 WEIGHT_FORMATS = tuple(FORMATS)
 
@@ -50,20 +53,11 @@ HEAD_VALUES = ("as they are", "norm", "keys")
 NORM_FORMS = ("rms", "layer", "none")
 """Forms of a norm by their number in shaders/norm.comp; "none" only quantizes."""
 
-MAX_ROWS = 512
-"""Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
-
 STATE_ROWS = 64
 """Steps of prompts store the states of layers only behind their last row, and behind multiples of so many."""
 
 RESULT_ROWS = 0xFFFFFFFF
 """The `first_row` of `norm` that stands for the rows of the step's results."""
-
-TOP_K = 64
-"""Most candidates that a token is drawn from on the GPU; `TOP_K` in shaders/lib/largest.glsl."""
-
-TOP_LOGITS = 2048
-"""Logits that a workgroup of `top_logits` takes; `TOP_LOGITS` in shaders/lib/largest.glsl."""
 
 LINK_WORDS = 8
 """Words of a link of a chain, and of what comes before the first; `LINK_WORDS` in shaders/lib/chain.glsl."""

@@ -16,13 +16,11 @@ import numpy.typing as npt
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.program.kernels import MAX_NARROW, MAX_ROWS
+from vkllm.model.memory.kernel_sizes import N_SLOTS as N_SLOTS
 
 Words = npt.NDArray[np.uint32]
 
 HEADER_WORDS = 8
-
-N_SLOTS = 3
-"""Steps that may be in flight."""
 
 PARTS_WORD: Final = HEADER_WORDS + 4 * MAX_ROWS
 RESULTS_WORD: Final = PARTS_WORD + 4 * MAX_NARROW

@@ -13,3 +13,15 @@ MAX_PARTS = 128
 
 MAX_NARROW = 32
 """Rows of a step of several sequences, and sequences and results of any step; `MAX_NARROW` in shaders/lib/step.glsl."""
+
+MAX_ROWS = 512
+"""Tokens that one step can hold; `MAX_ROWS` in shaders/lib/step.glsl."""
+
+TOP_K = 64
+"""Most candidates that a token is drawn from on the GPU; `TOP_K` in shaders/lib/largest.glsl."""
+
+TOP_LOGITS = 2048
+"""Logits that a workgroup of `top_logits` takes; `TOP_LOGITS` in shaders/lib/largest.glsl."""
+
+N_SLOTS = 3
+"""Steps that may be in flight on a device."""

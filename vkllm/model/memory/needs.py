@@ -15,7 +15,8 @@ from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.model.expert_ops import ExpertMatvec
 from vkllm.model.graph import expected_shapes, loaded, widths
-from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_NARROW, MAX_PARTS
+from vkllm.model.memory.exchange_memory import NO_EXCHANGE, ExchangeShare
+from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_NARROW, MAX_PARTS, N_SLOTS
 from vkllm.model.memory.sequences import Room, room_for_one
 from vkllm.model.memory.states import n_state_slots, slot_bytes, slot_words
 from vkllm.model.ops import Embed, Matvec
@@ -70,7 +71,7 @@ def stacks(names: Iterable[str], tensors: Mapping[str, TensorInfo]) -> list[Stac
 @dataclass(frozen=True)
 class Needs:
     """The buffers of a model. max_rows: rows of a step. head_rows: rows whose logits the device holds at once.
-    type_k, type_v: keys of CACHE_TYPES."""
+    type_k, type_v: keys of CACHE_TYPES. exchange: what it needs as one of several ranks that compute together."""
 
     spec: ModelSpec
     tensors: Mapping[str, TensorInfo]
@@ -78,6 +79,7 @@ class Needs:
     head_rows: int
     type_k: str
     type_v: str
+    exchange: ExchangeShare = NO_EXCHANGE
 
     def matrices(self) -> list[tuple[str, ...]]:
         """All matrices, by the weights of their operation; those that gain most from fast memory come first.
@@ -102,12 +104,21 @@ class Needs:
     def by_part(self, room: Room) -> dict[str, int]:
         """Bytes of everything that is allocated, by purpose."""
         states = sum(self.layer_states_bytes(room, layer) for layer in self.spec.all_layers)
+        moved = self.moved_bytes
         return {
             "weights": self.matrices_bytes + self.vectors_bytes(),
             "cache": sum(self.layer_cache_bytes(room, layer) for layer in self.spec.all_layers),
             **({"states": states} if states else {}),
             "working memory": self.arena_bytes(room),
+            **({"what passes between devices": moved} if moved else {}),
         }
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of system memory for what passes between devices: rows before and behind a part of the layers, in every
+        slot, and a rank's share of the memory of exchanges."""
+        rows = aligned(4 * N_SLOTS * self.max_rows * self.spec.d_model)
+        return (self.spec.receives + self.spec.sends) * rows + self.exchange.host_bytes
 
     @cached_property
     def matrices_bytes(self) -> int:
@@ -153,7 +164,7 @@ class Needs:
         floats = [4 * n for n in (*values.values(), 0 if spec.sends else spec.n_vocab)]
         integers = [Q16_BYTES * -(-n // BLOCK) for name, n in values.items() if name != "logits"]
         kept = 4 * room.n_sequences * MAX_NARROW * spec.d_model if spec.predictors else 0
-        buffers = *floats, *integers, kept, *self._context_buffers(room.n_ctx).values()
+        buffers = *floats, *integers, kept, self.exchange.device_bytes, *self._context_buffers(room.n_ctx).values()
         return sum(aligned(n_bytes) for n_bytes in buffers)
 
     def largest_buffers(self, room: Room) -> dict[str, int]:

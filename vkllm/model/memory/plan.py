@@ -15,6 +15,7 @@ from vkllm.errors import InvalidParameter, OutOfDeviceMemory, counted
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import weight_format
 from vkllm.model.layers.prediction import can_predict, with_predictors
+from vkllm.model.memory.exchange_memory import NO_EXCHANGE, ExchangeShare
 from vkllm.model.memory.kernel_sizes import KV_BLOCK
 from vkllm.model.memory.limits import EXPERTS_LAYERS, DeviceLimits, Tier, without_margin
 from vkllm.model.memory.memory_plan import MemoryPlan, TierPlan
@@ -49,9 +50,11 @@ def plan(
     head_rows: int = 1,
     options: PlanOptions | None = None,
     room: Room | None = None,
+    exchange: ExchangeShare = NO_EXCHANGE,
 ) -> MemoryPlan:
     """Plans a model. max_rows: rows of a step. head_rows: rows whose logits the device holds at once. room: what caches
-    and states have to have room for, instead of n_ctx, where several devices plan for the same sequences.
+    and states have to have room for, instead of n_ctx, where several devices plan for the same sequences. exchange:
+    what the device needs besides, as one of several that compute together.
 
     n_ctx 0 takes the longest context, up to the model's own, that moves no more out of the fastest memory than
     USUAL_CONTEXT does. Everything is planned for one sequence first; others run beside it as far as that costs it
@@ -60,9 +63,10 @@ def plan(
     """
     options = options or PlanOptions()
     check_cache(spec, options.type_k, options.type_v)
+    sizes = max_rows, head_rows, options.type_k, options.type_v
     planners = [
         _Planner(
-            Needs(with_predictors(spec, n), tensors, max_rows, head_rows, options.type_k, options.type_v),
+            Needs(with_predictors(spec, n), tensors, *sizes, exchange),
             *(limits, options),
         )
         for n in _n_predictors(spec, options)
@@ -255,7 +259,10 @@ class _Planner:
         order = self._order()
         matrices = self._tables(order)
         in_tables = sum(part.n_bytes for rows in matrices.values() for part in rows)
-        rooms = [(tier, n - in_tables if tier is limits.spill_tier else n) for tier, n in capacities]
+        moved = self._moved()
+        rooms = [(tier, n - moved[tier] - (in_tables if tier is limits.spill_tier else 0)) for tier, n in capacities]
+        if min(n for _, n in rooms) < 0:
+            raise DoesNotFit
         tiers = Tiers(rooms, limits.max_buffer_bytes)
         arena_bytes, vectors_bytes = needs.arena_bytes(room), needs.vectors_bytes()
         states_bytes = [needs.layer_states_bytes(room, layer) for layer in needs.spec.all_layers]
@@ -291,7 +298,7 @@ class _Planner:
                     weights_bytes=held[tier],
                     read_bytes=read[tier],
                     cache_bytes=sum(n for n, cached in zip(cache_bytes, cache_tiers, strict=True) if cached is tier),
-                    arena_bytes=arena_bytes if tier is arena_tier else 0,
+                    arena_bytes=(arena_bytes if tier is arena_tier else 0) + moved[tier],
                     bytes_per_s=limits.bytes_per_s(tier),
                     states_bytes=sum(n for n, kept in zip(states_bytes, cache_tiers, strict=True) if kept is tier),
                     spare_bytes=sum(n for n, kept in zip(spare_bytes, cache_tiers, strict=True) if kept is tier),
@@ -310,6 +317,14 @@ class _Planner:
     def _rows(self, tiers: Tiers, weights: tuple[str, ...]) -> tuple[MatrixRows, ...]:
         return tuple(rows for stack in stacks(weights, self.needs.tensors) for rows in tiers.place_rows(stack))
 
+    def _moved(self) -> dict[Tier, int]:
+        """Where what passes between devices lies: in system memory. Where a card's plan has no room for it there, it
+        lies in what no plan uses."""
+        (local, _), (spill, room) = self.capacities()
+        behind = min(self.needs.moved_bytes, room)
+        rest = 0 if self.limits.kind == "discrete" else self.needs.moved_bytes - behind
+        return {local: rest, spill: behind}
+
     def _order(self) -> Order:
         if self.limits.kind != "discrete":
             return Order(tuple(self.needs.matrices()))
@@ -317,7 +332,8 @@ class _Planner:
 
     def _tables(self, order: Order) -> dict[tuple[str, ...], tuple[MatrixRows, ...]]:
         """Tables that lie in system memory, if it has room for them."""
-        tiers = Tiers(self.capacities()[1:], self.limits.max_buffer_bytes)
+        moved, (tier, n) = self._moved(), self.capacities()[1]
+        tiers = Tiers([(tier, n - moved[tier])], self.limits.max_buffer_bytes)
         try:
             return {weights: self._rows(tiers, weights) for weights in order.tables}
         except DoesNotFit:

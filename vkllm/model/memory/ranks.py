@@ -11,13 +11,22 @@ from dataclasses import dataclass, field, replace
 
 from vkllm.errors import InvalidParameter, OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
+from vkllm.model.memory.exchange_memory import NO_EXCHANGE, ExchangeShare
 from vkllm.model.memory.limits import DeviceLimits, Tier
 from vkllm.model.memory.memory_plan import MemoryPlan
 from vkllm.model.memory.needs import Needs
 from vkllm.model.memory.options import PlanOptions
 from vkllm.model.memory.plan import plan
 from vkllm.model.memory.sequences import Room, room_for, with_blocks
-from vkllm.model.memory.split_plan import MODES, Member, SplitMode, SplitPlans, plan_splits, shared_limits
+from vkllm.model.memory.split_plan import (
+    MODES,
+    Member,
+    SplitMode,
+    SplitPlans,
+    exchange_share,
+    plan_splits,
+    shared_limits,
+)
 from vkllm.model.memory.step_time import ExchangeSpeed
 from vkllm.model.shards.rank_model import rank_models
 from vkllm.model.spec import ModelSpec
@@ -84,16 +93,17 @@ def divide(
     spec = replace(spec, predictors=())
     models: list[Model]
     owned: list[tuple[range, Mapping[int, tuple[int, ...]]]]
+    share = NO_EXCHANGE
     if made.mode == "tensor":
         parted = rank_models(spec, tensors, made.parts)
+        share = exchange_share(parted, [members[place] for place in made.members])
         models = [(each.spec, each.tensors) for each in parted]
         owned = [(each.vocabulary, each.keys) for each in parted]
     else:
         models = [(part, tensors) for part in stages(spec, made.layers)]
         owned = [(range(spec.n_vocab), {})] * len(models)
-    plans = _plans(
-        (spec, tensors), models, [limits[place] for place in made.members], n_ctx, max_rows, head_rows, options
-    )
+    used = [limits[place] for place in made.members]
+    plans = _plans((spec, tensors), models, used, n_ctx, max_rows, head_rows, options, share)
     shares = zip(made.members, models, plans, owned, strict=True)
     ranks = (Rank(place, *model, one, *own) for place, model, one, own in shares)
     return Division(made.mode, tuple(ranks), splits)
@@ -119,12 +129,13 @@ def _plans(
     max_rows: int,
     head_rows: int,
     options: PlanOptions,
+    share: ExchangeShare,
 ) -> tuple[MemoryPlan, ...]:
     """A plan for each rank, with as many sequences and blocks as all have room for."""
 
     def of_each(n_ctx: int, room: Room | None = None) -> tuple[MemoryPlan, ...]:
         ranks = zip(models, limits, strict=True)
-        return tuple(plan(*model, limit, n_ctx, max_rows, head_rows, options, room) for model, limit in ranks)
+        return tuple(plan(*model, limit, n_ctx, max_rows, head_rows, options, room, share) for model, limit in ranks)
 
     alone = of_each(n_ctx)
     needs = Needs(*whole, max_rows, head_rows, options.type_k, options.type_v)

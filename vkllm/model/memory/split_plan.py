@@ -15,6 +15,7 @@ from vkllm.errors import InvalidParameter, OutOfDeviceMemory, UnsupportedDevice,
 from vkllm.formats.gguf import TensorInfo
 from vkllm.model.graph import decoder
 from vkllm.model.memory.division import asked_proportions, layer_ranges, proportions
+from vkllm.model.memory.exchange_memory import NO_EXCHANGE, Exchanged, ExchangeLayout, ExchangeShare, n_lists
 from vkllm.model.memory.limits import DeviceLimits
 from vkllm.model.memory.memory_plan import MemoryPlan
 from vkllm.model.memory.needs import Needs, tensor_bytes
@@ -23,9 +24,10 @@ from vkllm.model.memory.plan import USUAL_CONTEXT, plan
 from vkllm.model.memory.sequences import Room
 from vkllm.model.memory.step_time import ExchangeSpeed, between_ranks_s, handovers_s, layer_step_s, tensor_step_s
 from vkllm.model.ops import AllReduce
-from vkllm.model.shards.rank_model import rank_models
+from vkllm.model.shards.rank_model import RankModel, rank_models
 from vkllm.model.spec import ModelSpec
 from vkllm.model.stages import stages
+from vkllm.sizes import size
 
 Part = tuple[ModelSpec, Mapping[str, TensorInfo]]
 """What a rank has: a model of its own."""
@@ -209,7 +211,8 @@ class _Splitter:
                 f"{unable[0]} has no VK_EXT_external_memory_host"
             )
         ranks = rank_models(self.spec, self.tensors, parts)
-        plans = self._plans(members, limits, [(rank.spec, rank.tensors) for rank in ranks])
+        share = exchange_share(ranks, [self.members[place] for place in members])
+        plans = self._plans(members, limits, [(rank.spec, rank.tensors) for rank in ranks], share)
         row_bytes, n, n_exchanges = 4 * self.spec.d_model, len(members), n_exchanges_of(ranks[0].spec)
         layer_s = max(limit.speeds.layer_s for limit in limits)
         return SplitPlan(
@@ -242,7 +245,11 @@ class _Splitter:
         return places, tuple(parts[place] for place in places), [limits[place] for place in places]
 
     def _plans(
-        self, members: Sequence[int], limits: Sequence[DeviceLimits], parts: Sequence[Part]
+        self,
+        members: Sequence[int],
+        limits: Sequence[DeviceLimits],
+        parts: Sequence[Part],
+        share: ExchangeShare = NO_EXCHANGE,
     ) -> tuple[MemoryPlan, ...]:
         """The plan of each rank, with the room that all of them have. Raises OutOfDeviceMemory that names the rank."""
         made: list[MemoryPlan] = []
@@ -251,12 +258,12 @@ class _Splitter:
                 made.append(made[-1])
                 continue
             try:
-                made.append(plan(part[0], part[1], limit, *self.how))
+                made.append(plan(part[0], part[1], limit, *self.how, exchange=share))
             except OutOfDeviceMemory as error:
                 raise OutOfDeviceMemory(f"rank {rank} ({self.members[place].name}): {error}") from error
         room = _common_room(made)
         return tuple(
-            one if _room_of(one) == room else plan(spec, tensors, limit, *self.how, room=room)
+            one if _room_of(one) == room else plan(spec, tensors, limit, *self.how, room, share)
             for one, limit, (spec, tensors) in zip(made, limits, parts, strict=True)
         )
 
@@ -277,6 +284,22 @@ def shared_limits(members: Sequence[Member], *, is_at_once: bool) -> list[Device
             speeds = replace(speeds, local_bytes_per_s=speeds.local_bytes_per_s / n)
         limits.append(replace(limit, memory_bytes=limit.memory_bytes // n, spill_bytes=spill, speeds=speeds))
     return limits
+
+
+def exchange_share(ranks: Sequence[RankModel], members: Sequence[Member]) -> ExchangeShare:
+    """What each of these ranks needs for exchanges with the others. Raises OutOfDeviceMemory where a device cannot bind
+    the memory that all share."""
+    n_vocab, most = ranks[-1].vocabulary.stop, max(len(rank.vocabulary) for rank in ranks)
+    most_lists = 0 if most == n_vocab else n_lists(most)
+    layout = ExchangeLayout.of([member.limits.kind == "cpu" for member in members])
+    n_bytes = layout.n_bytes(Exchanged.of(ranks[0].spec.d_model, most_lists))
+    least = min(members, key=lambda member: member.limits.max_buffer_bytes)
+    if n_bytes > least.limits.max_buffer_bytes:
+        raise OutOfDeviceMemory(
+            f"-sm tensor needs {size(n_bytes)} of system memory that {counted(len(members), 'device')} share, and "
+            f"{least.name} can bind {size(least.limits.max_buffer_bytes)} at once; name fewer with -dev"
+        )
+    return ExchangeShare.of(n_bytes, len(ranks), most_lists)
 
 
 def n_exchanges_of(rank: ModelSpec) -> int:
