@@ -1,6 +1,6 @@
 // attention: attention of a few queries (heads, tokens) that share a key head, over the cached tokens that they see
 // bindings: q k_cache v_cache y y_q16 y_scales step sinks gates partials arrived
-// constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup tokens_per_workgroup keys_at_once k_q8_0 v_q8_0 scale softcap window table is_causal quantizes chunk has_sinks gates_columns latent_dim part_keys log2_parts n_sharing most_parts first_partial
+// constants: local_size n_heads n_kv_heads head_dim lanes heads_per_workgroup tokens_per_workgroup keys_at_once k_q8_0 v_q8_0 scale softcap window table ahead quantizes chunk has_sinks gates_columns latent_dim part_keys log2_parts n_sharing most_parts first_partial
 // push:
 // dispatch: x = n_heads / heads_per_workgroup * n_sharing: so many workgroups take the parts of a token's keys in turn; the
 //   last that ends puts them together; y = tokens / tokens_per_workgroup, rounded up; the tokens of a workgroup are of one
@@ -34,7 +34,7 @@ layout(constant_id = 10) const uint SCALE = 0x3db504f3; // of scores: 0.088, for
 layout(constant_id = 11) const uint SOFTCAP = 0;        // of scores; 0: none
 layout(constant_id = 12) const uint WINDOW = 0;         // keys that a token sees, the last ones; 0: all
 layout(constant_id = 13) const uint TABLE = 0;
-layout(constant_id = 14) const uint IS_CAUSAL = 1; // 0: tokens see those behind them in the step, too, within WINDOW
+layout(constant_id = 14) const uint AHEAD = 0; // lib/seen.glsl
 layout(constant_id = 15) const uint QUANTIZES = 1; // y, to y_q16 and y_scales
 layout(constant_id = 16) const uint CHUNK = 0; // tokens see only those of their own chunk of so many positions; 0: all
 layout(constant_id = 17) const uint HAS_SINKS = 0;

@@ -1,6 +1,6 @@
 // attention_tiled: attention of a tile of queries (tokens, heads that share a key head) by cooperative matrices
 // bindings: q k_cache v_cache y y_q16 y_scales step sinks gates
-// constants: local_size n_heads n_kv_heads head_dim k_q8_0 v_q8_0 matrix_m matrix_n matrix_k scale softcap window table is_causal n_splits chunk has_sinks gates_columns quantizes
+// constants: local_size n_heads n_kv_heads head_dim k_q8_0 v_q8_0 matrix_m matrix_n matrix_k scale softcap window table ahead n_splits chunk has_sinks gates_columns quantizes
 // push:
 // dispatch: x = n_kv_heads * n_splits, each with its part of the dimensions of values; y = tokens / (TILE_ROWS / (n_heads / n_kv_heads)), rounded up; the tokens of a workgroup are
 //   of one sequence, in order
@@ -32,7 +32,7 @@ layout(constant_id = 9) const uint SCALE = 0x3db504f3; // as in attention.comp
 layout(constant_id = 10) const uint SOFTCAP = 0;
 layout(constant_id = 11) const uint WINDOW = 0;
 layout(constant_id = 12) const uint TABLE = 0;
-layout(constant_id = 13) const uint IS_CAUSAL = 1;
+layout(constant_id = 13) const uint AHEAD = 0;
 layout(constant_id = 14) const uint N_SPLITS = 1; // of values, whose sums would take too many registers
 layout(constant_id = 15) const uint CHUNK = 0; // as in attention.comp
 layout(constant_id = 16) const uint HAS_SINKS = 0;

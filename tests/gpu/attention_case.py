@@ -50,7 +50,7 @@ class AttentionCase:
             keys, values = cached(k, formats[0]), cached(v, formats[1])
             if s.latent_dim:
                 values = keys[..., : s.latent_dim]
-            of_scores = (s.scale, s.softcap, s.window, s.is_causal, s.chunk, sinks)
+            of_scores = (s.scale, s.softcap, s.window, s.ahead, s.chunk, sinks)
             wanted = attention(q, keys, values, np.array(positions), *of_scores)
             own_gates = None
             if gates is not None:

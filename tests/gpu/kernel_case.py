@@ -11,8 +11,9 @@ import numpy.typing as npt
 from vkllm.formats.quants import split_planes
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device
-from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
+from vkllm.gpu.program.kernels import AHEAD, KERNELS, KV_BLOCK
 from vkllm.gpu.program.step import Part, Result, StepSlots
+from vkllm.model.ops import Ahead
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Scores:
     softcap: float = 0.0
     window: int = 0
     n_window_blocks: int = 0
-    is_causal: bool = True
+    ahead: Ahead = "none"
     chunk: int = 0
     has_sinks: bool = False
     has_gates: bool = False
@@ -48,7 +49,7 @@ class Scores:
             softcap=float_bits(self.softcap) if self.softcap else 0,
             window=self.window,
             table=2 if self.n_window_blocks else 0,
-            is_causal=self.is_causal,
+            ahead=AHEAD.index(self.ahead),
             chunk=self.chunk,
             has_sinks=self.has_sinks,
             gates_columns=2 * (n_heads + 1) * head_dim if self.has_gates else 0,

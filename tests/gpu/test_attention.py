@@ -46,8 +46,8 @@ def test_attention(
         ((4, 2, 80), 2, 300, 3, Scores(0.1, softcap=30.0, window=64, n_window_blocks=4)),
         ((4, 1, 96), 4, 10, 3, Scores(0.1, window=1000, n_window_blocks=2)),
         ((2, 1, 256), 2, 62, 4, Scores(0.0625, window=1)),
-        ((4, 2, 64), 2, 0, 7, Scores(0.125, is_causal=False)),
-        ((4, 2, 64), 2, 0, 77, Scores(0.125, window=9, is_causal=False)),
+        ((4, 2, 64), 2, 0, 7, Scores(0.125, ahead="all")),
+        ((4, 2, 64), 2, 0, 77, Scores(0.125, window=9, ahead="window")),
         ((4, 2, 64), 2, 0, 3, Scores(0.125, has_sinks=True)),
         ((3, 1, 40), 3, 128, 5, Scores(0.3, window=20, n_window_blocks=3, has_sinks=True, has_gates=True)),
         ((4, 2, 64), 2, 200, 5, Scores(0.125, has_gates=True)),
@@ -103,14 +103,16 @@ SEQUENCES = [range(700, 701), range(0, 3), range(310, 312), range(95, 96)]
         ((4, 4, 64), 1, ("f16", "f16"), Scores(0.125, window=200, n_window_blocks=8, has_sinks=True)),
         ((3, 1, 40), 3, ("f16", "f16"), Scores(0.3, chunk=300)),
         ((4, 1, 48), 2, ("f16", "f16"), Scores(0.14, latent_dim=32)),
-        ((4, 2, 64), 2, ("q8_0", "q8_0"), Scores(0.125, is_causal=False)),
+        ((4, 2, 64), 2, ("q8_0", "q8_0"), Scores(0.125, ahead="all")),
     ],
     ids=str,
 )
 def test_rows_of_several_sequences(
     device: Device, shape: tuple[int, int, int], heads: int, formats: tuple[str, str], scores: Scores
 ) -> None:
-    sequences = SEQUENCES if scores.is_causal else [range(12), range(1), range(7)]  # all of a sequence is in the step
+    sequences = (
+        SEQUENCES if scores.ahead == "none" else [range(12), range(1), range(7)]
+    )  # all of a sequence is in the step
     case = AttentionCase(device, shape, sequences, formats, scores)
     shared, q16 = case.run(heads, n_sharing=3)
     for y, wanted in zip(shared, case.wanted, strict=True):

@@ -56,7 +56,7 @@ def attended(
         caches.append(cache)
     seen = (cached(k, formats[0]), cached(v, formats[1]), np.array(positions))
     sinks, gates = scores.sinks(n_heads), scores.gates(len(positions), n_heads, head_dim)
-    of_scores = (scores.scale, scores.softcap, scores.window, scores.is_causal, scores.chunk, sinks)
+    of_scores = (scores.scale, scores.softcap, scores.window, scores.ahead, scores.chunk, sinks)
     wanted = attention(q, *seen, *of_scores)
     n_rows = n_rows or len(positions)
     if gates is not None:
@@ -123,8 +123,8 @@ def test_attention_tiled(
         ((4, 1, 128), 10, 90, Scores(0.1, window=64)),
         ((4, 2, 256), 95, 100, Scores(0.0625, softcap=50.0, window=1)),
         ((4, 4, 96), 33, 3, Scores(0.1, window=1000, n_window_blocks=3)),
-        ((4, 2, 64), 0, 100, Scores(0.125, is_causal=False)),
-        ((4, 2, 64), 0, 100, Scores(0.125, window=9, is_causal=False)),
+        ((4, 2, 64), 0, 100, Scores(0.125, ahead="all")),
+        ((4, 2, 64), 0, 100, Scores(0.125, window=9, ahead="window")),
         ((8, 2, 64), 0, 70, Scores(0.125, has_sinks=True)),
         ((8, 1, 64), 100, 70, Scores(0.125, window=40, n_window_blocks=4, has_sinks=True)),
         ((4, 1, 256), 30, 40, Scores(0.0625, has_gates=True)),

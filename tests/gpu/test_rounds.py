@@ -216,7 +216,6 @@ LOOPS = {
         "uint four = gl_LocalInvocationIndex; four < PART; four += LOCAL_SIZE",
     ],
     "matrix_layout.comp": ["uint i = 0; i < 32; i++"],
-    "lib/seen.glsl": ["uint p = 1; p < n_step_parts && step_parts[p].x <= row; p++"],
     "lib/routing.glsl": [
         "uint group = self; group < N_GROUPS; group += LOCAL_SIZE",
         "uint i = 0; i < GROUP_SIZE; i++",

@@ -42,7 +42,7 @@ MOST_ORIGINS = 256  # whose last tokens are remembered, so that they can be save
 
 class Batching:
     """The open requests of a program. move_state: answers queries about states, while nothing is in flight. n_in_turn:
-    steps that the program runs at the same time, each on another device.
+    steps that the program runs at the same time, each on another device. longest_text: as in `sequence.refusal`.
 
     doing: what the device does, for errors. last_tokens: those that were cached last of each origin.
     """
@@ -59,13 +59,13 @@ class Batching:
         n_ctx: int,
         n_sequences: int,
         n_queue: int | None = None,
-        is_causal: bool = True,
+        longest_text: int | None = None,
         speculation: Speculation | None = None,
         n_in_turn: int = 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         head = Head(program) if speculation is not None and speculation.head is not None else None
-        self.scheduler = Scheduler(cache, lengths, n_sequences, n_queue, is_causal, head, n_in_turn)
+        self.scheduler = Scheduler(cache, lengths, n_sequences, n_queue, longest_text is None, head, n_in_turn)
         self.doing = "starting"
         self.last_tokens: OrderedDict[str, list[int]] = OrderedDict()
         self._program = program
@@ -75,6 +75,7 @@ class Batching:
         self._prompt_rows = prompt_rows
         self._move_state = move_state
         self._n_ctx = n_ctx
+        self._longest_text = longest_text
         self._speculation = speculation
         self._n_in_turn = n_in_turn
         self._clock = clock
@@ -96,11 +97,11 @@ class Batching:
             self.scheduler.add(request)
             self._open[request.id] = request
             return
-        problem = refusal(request, self._n_ctx, is_causal=self.scheduler.is_causal)
+        problem = refusal(request, self._n_ctx, self._longest_text)
         if problem is not None:
             self._events.append(Failed(request.id, problem))
             return
-        sequence = TokenSequence(request, self._n_ctx, self._clock())
+        sequence = TokenSequence(request, self._n_ctx, self._clock(), not self.scheduler.is_causal)
         self.scheduler.add(sequence)
         if self._speculation is not None and request.is_answered and not sequence.needs_logits:
             has_head = sequence.can_run_ahead
@@ -346,7 +347,7 @@ class Batching:
         sequence, end = part.sequence, part.start + part.n_rows
         self._events += self._prompt_rows.events(sequence, part.start, end)
         sequence.last_token_s = sequence.first_token_s = self._clock()
-        if end == sequence.wanted_rows().stop:
+        if end >= sequence.wanted_rows().stop:
             self._finish(sequence, "length")
 
     def _finish(self, entry: TokenSequence | StateQuery, reason: Literal["stop", "length", "cancelled"]) -> None:

@@ -98,7 +98,7 @@ class ChunkLengths:
 
     def expected_s(self, n_rows: int) -> float:
         """About how long a chunk takes, as far as is known."""
-        width = step_width(n_rows, is_prompt=True)
+        width = step_width(min(n_rows, MAX_ROWS), is_prompt=True)  # longer texts are several steps
         known = [w for w in CHUNK_WIDTHS if w <= width and w in self.took_s]
         return self.took_s[known[-1]] * width / known[-1] if known else 0.0
 

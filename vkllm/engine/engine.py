@@ -94,7 +94,7 @@ class Engine:
             n_ctx=self._n_ctx,
             n_sequences=program.n_sequences,
             n_queue=config.queue,
-            is_causal=config.spec.is_causal,
+            longest_text=program.longest_text,
             speculation=self._speculation,
             n_in_turn=program.n_in_turn,
             clock=lambda: time.perf_counter(),

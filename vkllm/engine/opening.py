@@ -20,6 +20,7 @@ from vkllm.gpu.program.lockstep import Lockstep
 from vkllm.gpu.program.pipeline import Pipeline
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.self_check import check_kernels
+from vkllm.gpu.program.whole_texts import WholeTexts
 from vkllm.gpu.tuning.cache import kept_choice
 from vkllm.gpu.tuning.space import model_kind
 from vkllm.model.memory.exchange_memory import Exchanged
@@ -115,7 +116,8 @@ def _program(
     spec, tensors = (config.spec, config.tensors) if rank is None else (rank.spec, rank.tensors)
     choice = kept_choice(device.info, model_kind(config.spec, config.tensors))
     planned = None if rank is None else rank.plan
-    return Program(device, spec, config.path, tensors, config.n_ctx, on_bytes, options, choice, planned, share)
+    kind = Program if rank is not None or spec.is_causal else WholeTexts
+    return kind(device, spec, config.path, tensors, config.n_ctx, on_bytes, options, choice, planned, share)
 
 
 def _group(

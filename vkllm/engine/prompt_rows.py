@@ -5,15 +5,17 @@ Knows which rows of a prompt these are made of and how. Which chunks run when is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from vkllm.engine.events import Embedded, Event, Scores
 from vkllm.engine.sequence import TokenSequence
-from vkllm.gpu.program.hidden_states import HiddenStates
+from vkllm.gpu.program.hidden_states import Floats, HiddenStates
+from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.scoring import Scorer
+from vkllm.gpu.program.whole_texts import WholeTexts
 
 
 class PromptRows:
@@ -27,18 +29,30 @@ class PromptRows:
     def events(self, run: TokenSequence, start: int, end: int) -> list[Event]:
         """What there is to report after the rows start to end - 1 of its prompt have run. Raises DeviceError."""
         request, wanted = run.request, run.wanted_rows()
-        first = max(start, run.n_reported)
-        if first >= end:
+        first, last = max(start, run.n_reported), min(end, wanted.stop)
+        if first >= last:
             return []
-        run.n_reported = end
+        run.n_reported = last
         if request.score_from is not None:
             self._scorer = self._scorer or Scorer(self._heads)
             targets = request.prompt_token_ids[first + 1 : end + 1]
             return [Scores(request.id, tuple(self._scorer.score(first - start, targets)))]
         self._hidden_states = self._hidden_states or HiddenStates(self._heads[0])
-        run.hidden_sum = run.hidden_sum + self._hidden_states.rows(first - start, end - start).sum(0, np.float64)
-        if end < wanted.stop:
+        for rows in self._hidden_rows(self._hidden_states, range(start, end), range(first, last)):
+            run.hidden_sum = run.hidden_sum + rows.sum(0, np.float64)
+        if last < wanted.stop:
             return []
         # the mean has the direction of the sum, and the embedding has length 1
         length = np.linalg.norm(run.hidden_sum)
         return [Embedded(request.id, tuple((run.hidden_sum / (length or 1.0)).tolist()))]
+
+    def _hidden_rows(self, hidden_states: HiddenStates, of_step: range, wanted: range) -> Iterator[Floats]:
+        """Some of the rows of the last step; of a text of several steps, those of one after the other."""
+        if len(of_step) <= MAX_ROWS:
+            yield hidden_states.rows(wanted.start - of_step.start, wanted.stop - of_step.start)
+            return
+        program = self._heads[0]
+        assert isinstance(program, WholeTexts)
+        for start in range(wanted.start // MAX_ROWS * MAX_ROWS, wanted.stop, MAX_ROWS):
+            program.recall(start)
+            yield hidden_states.rows(max(wanted.start - start, 0), min(wanted.stop - start, MAX_ROWS))

@@ -15,12 +15,12 @@ from vkllm.engine.requests import Request
 from vkllm.engine.sampler import Sampler
 from vkllm.engine.speculation.drafter import Drafter
 from vkllm.errors import ContextOverflow, InvalidParameter, VkllmError, counted
-from vkllm.gpu.program.kernels import MAX_ROWS
 
 
 @dataclass(eq=False)
 class TokenSequence:
-    """A request with its tokens. n_ctx: how many it may have.
+    """A request with its tokens. n_ctx: how many it may have. is_whole: all rows run at once, even those behind
+    the last that is wanted, because each token sees all others.
 
     tokens: those that are known: the prompt and what was generated, less what shifts dropped. n_run: how many tokens,
     known or not, steps have run that were submitted. n_in_flight: tokens that submitted steps choose. A step that runs
@@ -35,6 +35,7 @@ class TokenSequence:
     request: Request
     n_ctx: int
     submitted_s: float
+    is_whole: bool = False
     order: int = 0
     tokens: list[int] = field(default_factory=list)
     n_run: int = 0
@@ -91,7 +92,8 @@ class TokenSequence:
         """Rows of its prompt, or of what has to be computed again, that are still to be run."""
         if self.is_decoding or self.n_in_flight or self.choosing is not None:
             return 0
-        end = len(self.tokens) if self.request.is_answered else self.wanted_rows().stop
+        has_all = self.request.is_answered or self.is_whole
+        end = len(self.tokens) if has_all else self.wanted_rows().stop
         return end - self.n_run
 
     @property
@@ -155,8 +157,9 @@ def shifted(tokens: list[int], n_keep: int) -> list[int]:
     return [*kept, *others[-(-len(others) // 2) :]]
 
 
-def refusal(request: Request, n_ctx: int, *, is_causal: bool) -> VkllmError | None:
-    """Why a request cannot be run with a context of n_ctx tokens, if so. is_causal: whether the model's is."""
+def refusal(request: Request, n_ctx: int, longest_text: int | None) -> VkllmError | None:
+    """Why a request cannot be run with a context of n_ctx tokens, if so. longest_text: tokens of a text that reads in
+    both directions; None where the model does not."""
     n_tokens = len(request.prompt_token_ids)
     # an answer needs room for at least one token
     if not 0 < n_tokens <= n_ctx - request.is_answered:
@@ -164,12 +167,13 @@ def refusal(request: Request, n_ctx: int, *, is_causal: bool) -> VkllmError | No
             f"the prompt has {counted(n_tokens, 'token')} and the context holds {n_ctx}; "
             "shorten the prompt or load the model with a larger context"
         )
-    if is_causal:
+    if longest_text is None:
         return None
     if request.pooling is None:
         return InvalidParameter("this model makes embeddings only, because it reads a text in both directions")
-    if n_tokens > MAX_ROWS:
+    if n_tokens > longest_text:
         return ContextOverflow(
-            f"the text has {counted(n_tokens, 'token')}; a model that reads in both directions takes at most {MAX_ROWS}"
+            f"the text has {counted(n_tokens, 'token')}; a model that reads in both directions takes at most "
+            f"{longest_text} on several devices: cut the text into parts, or take one device"
         )
     return None

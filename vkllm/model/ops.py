@@ -32,6 +32,9 @@ Kind = Literal[
     "move_rows",
 ]
 
+Ahead = Literal["none", "window", "all"]
+"""Which of the keys behind it a row sees: none, those less than a window away, or all of its sequence."""
+
 Shapes = dict[str, tuple[int, ...]]
 """Tensors by name in the file, with their shapes (rows, columns) or (columns,)."""
 
@@ -230,6 +233,7 @@ class Rotation(Op):
 class Attention(Op):
     """Attention of queries to a layer's cache. scale, softcap, window, chunk: see LayerSpec.
 
+    ahead: which of the keys behind it a row sees.
     cache_layer: whose cache it reads. sinks: a tensor (n_heads,): one more score for each head, without a value. gates:
     the activation (T, query | gate of each head | ...) whose gates' sigmoid multiplies the result. value_dim: size of a
     head's values and result. is_latent: the values are the first value_dim numbers of the keys, and there is no
@@ -243,7 +247,7 @@ class Attention(Op):
     scale: float
     softcap: float = 0.0
     window: int = 0
-    is_causal: bool = True
+    ahead: Ahead = "none"
     chunk: int = 0
     cache_layer: int = -1
     sinks: str | None = None

@@ -16,6 +16,7 @@ from vkllm.model.graph import decoder, head, head_of, prediction
 from vkllm.model.layers.prediction import HIDDEN
 from vkllm.model.ops import (
     Activate,
+    Ahead,
     AllReduce,
     Attention,
     Embed,
@@ -120,15 +121,15 @@ def attention(
     scale: float | None = None,
     softcap: float = 0.0,
     window: int = 0,
-    is_causal: bool = True,
+    ahead: Ahead = "none",
     chunk: int = 0,
     sinks: Floats | None = None,
 ) -> Floats:
     """Grouped-query attention. q (T, H, D), k (S, KV, D), v (S, KV, E), positions (T,) -> (T, H, E).
 
-    scale: of the scores, 1 / sqrt(D) by default. softcap: see LayerSpec. Row t sees the keys 0 to positions[t], all
-    keys if it is not causal; with a window, of these only those less than `window` away; with a chunk, only those from
-    the last multiple of `chunk` on. sinks (H,): one more score for each head, without a value.
+    scale: of the scores, 1 / sqrt(D) by default. softcap: see LayerSpec. Row t sees the keys 0 to positions[t], with a
+    window of these only those less than `window` away, with a chunk only those from the last multiple of `chunk` on;
+    and what `ahead` says of the keys behind it. sinks (H,): one more score for each head, without a value.
     Ainslie et al. 2023, arXiv 2305.13245; sinks: Xiao et al. 2023, arXiv 2309.17453.
     """
     group = q.shape[1] // k.shape[1]
@@ -137,9 +138,9 @@ def attention(
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
     distance = positions[:, None] - np.arange(len(k))
-    is_seen = (distance >= 0) | (not is_causal)
+    is_seen = (distance >= 0) | (ahead != "none")
     if window:
-        is_seen &= np.abs(distance) < window
+        is_seen &= (np.abs(distance) if ahead == "window" else distance) < window
     if chunk:
         is_seen &= np.arange(len(k)) >= (positions // chunk * chunk)[:, None]
     scores = np.where(is_seen, scores, -np.inf)
@@ -379,7 +380,7 @@ class Reference:
         k, v = self._keys[op.cache_layer], self._values[op.cache_layer]
         q = values[op.input].reshape(len(positions), op.n_heads, op.head_dim)
         sinks = None if op.sinks is None else self.weight(op.sinks)
-        out = attention(q, k, v, positions, op.scale, op.softcap, op.window, op.is_causal, op.chunk, sinks)
+        out = attention(q, k, v, positions, op.scale, op.softcap, op.window, op.ahead, op.chunk, sinks)
         if op.gates is not None:
             queries = values[op.gates][:, : 2 * op.n_heads * op.head_dim]
             out = out * sigmoid(queries.reshape(len(q), op.n_heads, -1)[..., op.head_dim :])

@@ -333,6 +333,7 @@ class Predictor:
 class ModelSpec:
     """A decoder-only transformer; with is_causal = False every token sees all others.
 
+    has_symmetric_windows: then windows also end what a token sees of those behind it, otherwise only of those before.
     norm_form, norm_eps: of all its norms. n_vocab: tokens that can be chosen; a caller may lower it to the tokenizer's
     number where the matrices have padding rows. embedding_scale: embeddings are multiplied by it. output_weight: the
     tensor of the vocabulary projection, which is the token embedding itself where the file ties them.
@@ -359,6 +360,7 @@ class ModelSpec:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     is_causal: bool = True
+    has_symmetric_windows: bool = False
     output_norm: str = "output_norm"
     d_per_layer: int = 0
     predictors: tuple[Predictor, ...] = ()

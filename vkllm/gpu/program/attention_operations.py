@@ -11,7 +11,15 @@ from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.attention_parts import partial_words, parts_of
 from vkllm.gpu.program.buffers import Activation, ModelBuffers
 from vkllm.gpu.program.choices import Tuning
-from vkllm.gpu.program.kernels import ATTENTION_TILE_ROWS, HEAD_WEIGHTS, KERNELS, KV_BLOCK, MAX_NARROW, NORM_FORMS
+from vkllm.gpu.program.kernels import (
+    AHEAD,
+    ATTENTION_TILE_ROWS,
+    HEAD_WEIGHTS,
+    KERNELS,
+    KV_BLOCK,
+    MAX_NARROW,
+    NORM_FORMS,
+)
 from vkllm.gpu.program.stored_forms import NOTHING, StoredForms
 from vkllm.model.ops import Attention, HeadNormalization, Rotation
 from vkllm.model.state_ops import LatentRotation
@@ -130,7 +138,7 @@ class AttentionOperations:
                 *(self._tuning.attention_size, op.n_heads, op.n_kv_heads, op.head_dim),
                 *(lanes, heads, tokens, self._tuning.keys_at_once),
                 *(*cache_constants(self._buffers, is_latent=op.is_latent), *score_constants(self._buffers, op)),
-                *(int(op.is_causal), self._forms.of(op.output, width) if quantizes(op, y) else NOTHING),
+                *(AHEAD.index(op.ahead), self._forms.of(op.output, width) if quantizes(op, y) else NOTHING),
                 *(op.chunk, int(sinks is not None), gates_columns, latent_dim(op)),
                 *(parts.keys, parts.log2_parts, n_sharing, parts.most, self._buffers.first_partial // 4),
             ),
@@ -156,7 +164,7 @@ class AttentionOperations:
                 *(
                     *info.matrix_shape,
                     *score_constants(self._buffers, op),
-                    int(op.is_causal),
+                    AHEAD.index(op.ahead),
                     value_splits(op.head_dim),
                 ),
                 *(op.chunk, int(sinks is not None), gates_columns, self._forms.of(op.output, width)),

@@ -42,7 +42,7 @@ def parts_of(op: Attention, stride: int, n_ctx: int, part_keys: int) -> Parts:
     """The parts of a layer. stride: keys that a workgroup takes together; a part is of whole ones. part_keys: of the
     first parts, at least."""
     keys = _up(part_keys, stride) * stride
-    n_seen = (op.window if op.is_causal else 2 * op.window) or op.chunk
+    n_seen = {"none": op.window, "window": 2 * op.window, "all": 0}[op.ahead] or op.chunk
     if not n_seen:
         return Parts(keys, LOG2_PARTS, part_of(n_ctx - 1, keys, LOG2_PARTS) + 1)
     keys = _up(n_seen, WINDOW_PARTS * keys) * keys

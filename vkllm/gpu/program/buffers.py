@@ -27,7 +27,7 @@ from vkllm.gpu.program.weights import Tensor, Uploader, WeightPlanes
 from vkllm.model.expert_ops import ExpertMatvec, Route
 from vkllm.model.graph import loaded, widths
 from vkllm.model.memory.limits import Tier
-from vkllm.model.memory.needs import CACHE_TYPES, lends_to_logits, whole_blocks, widest_of_layers
+from vkllm.model.memory.needs import CACHE_TYPES, lends_to_logits, products_inputs, whole_blocks, widest_of_layers
 from vkllm.model.memory.placement import MatrixRows
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions
 from vkllm.model.memory.states import slot_words
@@ -137,8 +137,7 @@ class ModelBuffers:
 
     def _allocate_activations(self) -> dict[str, Activation]:
         activations, tier = {}, self._plan.arena_tier
-        products = (Matvec, ExpertMatvec)
-        multiplied = {op.input for op in loaded(self.spec) if isinstance(op, products)}
+        multiplied = products_inputs(self.spec)
         lends = lends_to_logits(self.spec, MAX_ROWS, HEAD_ROWS)
         for name, columns in widths(self.spec).items():
             if name == "logits" and lends:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from vkllm.formats.gguf import TensorInfo
 from vkllm.gpu.device.kompute import Buffer
+from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.recordings import Submitted
 from vkllm.gpu.program.results import Floats, Place
@@ -60,8 +61,8 @@ class SubmittedToGroup(Submitted):
 class ProgramGroup:
     """A loaded model that lies on several devices. ranks: a program for each of them, in order.
 
-    spec, plan: of the whole model. heads: the ranks that compute logits, each of a part of the vocabulary in its order.
-    It is used as a Program is, from one thread.
+    spec, plan: of the whole model. longest_text: as of Program. heads: the ranks that compute logits, each of a part of
+    the vocabulary in its order. It is used as a Program is, from one thread.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class ProgramGroup:
         self.plan = plan
         self.n_blocks = plan.n_blocks
         self.moved_bytes = sum(rank.moved_bytes for rank in ranks)
+        self.longest_text = None if spec.is_causal else MAX_ROWS
         self._runner = runner
 
     def submit(

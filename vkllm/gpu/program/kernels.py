@@ -26,6 +26,8 @@ ATTENTION_TILE_ROWS = 64
 ACTIVATIONS = ("none", "silu", "gelu", "relu2", "swiglu_oai")
 """Activation functions by their number in shaders/lib/activations.glsl."""
 
+AHEAD = ("none", "window", "all")  # what `model.ops.Ahead` says, by the number in shaders/lib/seen.glsl
+
 GATINGS = ("softmax", "sigmoid", "softmax_of_chosen")  # by the number in shaders/lib/routing.glsl
 
 _ROUTING = (
@@ -92,7 +94,7 @@ KERNELS = {
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "lanes"),
                 *("heads_per_workgroup", "tokens_per_workgroup", "keys_at_once", "k_q8_0", "v_q8_0"),
-                *("scale", "softcap", "window", "table", "is_causal", "quantizes"),
+                *("scale", "softcap", "window", "table", "ahead", "quantizes"),
                 *("chunk", "has_sinks", "gates_columns", "latent_dim"),
                 *("part_keys", "log2_parts", "n_sharing", "most_parts", "first_partial"),
             ),
@@ -121,7 +123,7 @@ KERNELS = {
             ("q", "k_cache", "v_cache", "y", "y_q16", "y_scales", "step", "sinks", "gates"),
             (
                 *("local_size", "n_heads", "n_kv_heads", "head_dim", "k_q8_0", "v_q8_0"),
-                *("matrix_m", "matrix_n", "matrix_k", "scale", "softcap", "window", "table", "is_causal"),
+                *("matrix_m", "matrix_n", "matrix_k", "scale", "softcap", "window", "table", "ahead"),
                 *("n_splits", "chunk", "has_sinks", "gates_columns", "quantizes"),
             ),
             subgroup=("basic", "shuffle"),

@@ -32,6 +32,7 @@ from vkllm.gpu.program.results import HEAD_WIDTHS, Floats, Gathering, Kinds, Pla
 from vkllm.gpu.program.step import LIKELIEST, N_SLOTS, WIDTHS, Draw, Part, Result, StepSlots, step_width
 from vkllm.model.graph import decoder, head
 from vkllm.model.layers.prediction import with_predictors
+from vkllm.model.memory.needs import n_text_steps
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, plan
 from vkllm.model.memory.sequences import longest_window
 from vkllm.model.ops import AllReduce
@@ -40,6 +41,8 @@ from vkllm.model.spec import ModelSpec
 
 class Program:
     """A loaded model. tensors: the file's tensor table. on_bytes: called with bytes loaded since the last call."""
+
+    longest_text: int | None = None  # tokens of a text that is read in both directions, at most; None: it is not
 
     def __init__(
         self,
@@ -54,9 +57,8 @@ class Program:
         planned: MemoryPlan | None = None,
         share: Share | None = None,
     ) -> None:
-        """n_ctx: tokens of context, or 0 for the longest that costs no speed; `plan.n_ctx` says which. choices: for
-        this device; the table's by default. planned: where parts lie, if that is known. share: of one rank of several
-        that compute every step together.
+        """n_ctx: tokens of context, or 0 for the longest that costs no speed. choices: for this device; the table's by
+        default. planned: where parts lie, if known. share: of one rank of several that compute every step together.
 
         Raises OutOfDeviceMemory before anything is loaded, DeviceError or ModelFileError while loading.
         """
@@ -72,7 +74,8 @@ class Program:
         self.moved_bytes = self._buffers.moved_bytes
         self.n_blocks = self.plan.n_blocks
         n_table = self.n_sequences * -(-self.plan.n_ctx // KV_BLOCK)
-        self._slots = StepSlots(device, N_SLOTS, max(n_table, self.n_blocks), has_windows=self.window > 0)
+        n_slots = N_SLOTS + n_text_steps(spec, self.plan.n_ctx, MAX_ROWS)
+        self._slots = StepSlots(device, n_slots, max(n_table, self.n_blocks), has_windows=self.window > 0)
         self._results: Results | None = None
         if not spec.sends:
             logits = self._buffers.activations["logits"].values
@@ -271,13 +274,10 @@ class Program:
 
     @property
     def ranks(self) -> list[Program]:
-        """The programs that it consists of: itself."""
+        """The programs that it consists of, and those that compute logits: itself."""
         return [self]
 
-    @property
-    def heads(self) -> list[Program]:
-        """The programs that compute logits: itself."""
-        return [self]
+    heads = ranks
 
     @property
     def n_in_turn(self) -> int:

@@ -118,11 +118,12 @@ class StepSlots:
         self.buffer: Buffer = device.buffer(n_slots * self.slot_words, is_host=True)
         self.on_device: Buffer = device.buffer(self.slot_words)
 
-    def write(self, slot: int, parts: Sequence[Part], first_exchange: int = 0) -> None:
+    def write(self, slot: int, parts: Sequence[Part], first_exchange: int = 0, n_text: int = 0) -> None:
         """Fills a slot with up to MAX_ROWS rows, of several sequences up to MAX_NARROW.
 
         The i-th result that wants logits gets place i of those of the slot. first_exchange: how many exchanges all
-        steps before had (shaders/lib/exchange.glsl)."""
+        steps before had (shaders/lib/exchange.glsl). n_text: tokens of the text that the rows are
+        a part of, where its steps go through the layers together (shaders/lib/seen.glsl)."""
         assert self.buffer.words is not None
         words = self.buffer.words[slot * self.slot_words : (slot + 1) * self.slot_words]
         # arrays are filled faster than lists become arrays
@@ -149,7 +150,7 @@ class StepSlots:
         assert 0 < n_rows <= MAX_ROWS and len(parts) <= MAX_NARROW >= n_results and len(table) <= self._n_table
         assert len(parts) == 1 or n_rows <= MAX_NARROW
         n_table = self._entry_words * len(table)
-        words[:HEADER_WORDS] = (n_rows, n_table, len(parts), n_results, slot, first_exchange % 2**32, 0, 0)
+        words[:HEADER_WORDS] = (n_rows, n_table, len(parts), n_results, slot, first_exchange % 2**32, n_text, 0)
         for first_word, fours in ((HEADER_WORDS, rows), (PARTS_WORD, heads), (RESULTS_WORD, results)):
             words[first_word : first_word + len(fours)] = np.asarray(fours)
         entries = words[TABLE_WORD : TABLE_WORD + n_table]

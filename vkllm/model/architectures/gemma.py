@@ -49,7 +49,8 @@ def gemma_embedding(header: Header) -> ModelSpec:
             return layer
         return replace(layer, window=windows[number] // 2 + 1, rope=replace(layer.rope, theta=theta, scale=1.0))
 
-    return replace(_model(header, dense_layers(header, "half", change=change), 0.0), is_causal=False)
+    model = _model(header, dense_layers(header, "half", change=change), 0.0)
+    return replace(model, is_causal=False, has_symmetric_windows=True)
 
 
 def _gemma(header: Header, layer: LayerSpec, n_layers_27b: int) -> LayerSpec:

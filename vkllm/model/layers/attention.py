@@ -7,7 +7,7 @@ from typing import Literal
 
 from vkllm.formats.quants import BLOCK
 from vkllm.model.layers.layer_ops import LayerOps
-from vkllm.model.ops import Attention, HeadNormalization, Op, Rotation
+from vkllm.model.ops import Ahead, Attention, HeadNormalization, Op, Rotation
 from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec
 
 
@@ -57,7 +57,7 @@ def attention(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
             scale=layer.attention_scale,
             softcap=layer.softcap,
             window=layer.window,
-            is_causal=spec.is_causal,
+            ahead=_ahead(spec, layer),
             chunk=layer.chunk,
             cache_layer=number if layer.cache_layer is None else layer.cache_layer,
             sinks=make.tensor("attn_sinks") if layer.has_sinks else None,
@@ -74,6 +74,13 @@ def attention(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
         ops.append(make.copy("attended", "rounded", q_width))
         attended = "rounded"
     return ops + make.ending("attn_output", attended, q_width, layer.post_attention_norm)
+
+
+def _ahead(spec: ModelSpec, layer: LayerSpec) -> Ahead:
+    """Which of the keys behind it a row sees."""
+    if spec.is_causal:
+        return "none"
+    return "window" if layer.window and spec.has_symmetric_windows else "all"
 
 
 def _projections(layer: LayerSpec, q_width: int, kv_width: int) -> dict[str, int]:

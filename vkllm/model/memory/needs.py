@@ -20,6 +20,7 @@ from vkllm.model.memory.kernel_sizes import ATTENTION_PIECE, KV_BLOCK, MAX_NARRO
 from vkllm.model.memory.sequences import Room, room_for_one
 from vkllm.model.memory.states import n_state_slots, slot_bytes, slot_words
 from vkllm.model.ops import Embed, Matvec
+from vkllm.model.segments import carried
 from vkllm.model.spec import LayerSpec, ModelSpec
 
 CACHE_TYPES = {"f16": 64, "q8_0": 36}
@@ -195,7 +196,34 @@ class Needs:
                 for number in range(len({layer.query_temperature for layer in spec.layers} - {None}))
             },
             "the working memory of attention": 4 * spec.n_heads * n_pieces * (spec.head_dim + 4),
+            **{
+                f"{name} of all steps of a text": n_bytes
+                for name, n_bytes in kept_bytes(spec, n_ctx, self.max_rows).items()
+            },
         }
+
+
+def kept_bytes(spec: ModelSpec, n_ctx: int, max_rows: int) -> dict[str, int]:
+    """Bytes of what is kept between the layers where a text is of several steps that go through them together, by
+    activation: as float32, and behind that, if a product reads it, in 16-bit integers."""
+    n_rows = n_text_steps(spec, n_ctx, max_rows) * max_rows
+    columns, multiplied = widths(spec), products_inputs(spec)
+    return {
+        name: n_rows * (4 * columns[name] + (Q16_BYTES * columns[name] // BLOCK if name in multiplied else 0))
+        for name in (carried(spec) if n_rows else ())
+    }
+
+
+def n_text_steps(spec: ModelSpec, n_ctx: int, max_rows: int) -> int:
+    """Of how many steps texts may be that go through the layers together, because each token sees all others; 0 if
+    there are none."""
+    is_wide = not spec.is_causal and n_ctx > max_rows and not (spec.receives or spec.sends)
+    return -(-n_ctx // max_rows) if is_wide else 0
+
+
+def products_inputs(spec: ModelSpec) -> frozenset[str]:
+    """The activations that are multiplied with matrices."""
+    return frozenset(op.input for op in loaded(spec) if isinstance(op, Matvec | ExpertMatvec))
 
 
 @lru_cache(maxsize=8)

@@ -41,7 +41,9 @@ def room_for_one(spec: ModelSpec, n_ctx: int, max_rows: int, n_state_slots: int)
     """Room for one sequence of n_ctx tokens, with steps of up to max_rows rows."""
     n_blocks = -(-n_ctx // KV_BLOCK)
     window = longest_window(spec)
-    return Room(n_ctx, 1, n_blocks, min(_window_blocks(window, max_rows), n_blocks) if window else 0, n_state_slots)
+    # where tokens see what follows them, all of a text is cached before any of it is read
+    n_window_blocks = min(_window_blocks(window, max_rows), n_blocks) if spec.is_causal else n_blocks
+    return Room(n_ctx, 1, n_blocks, n_window_blocks if window else 0, n_state_slots)
 
 
 def room_for(n_sequences: int, one: Room, spec: ModelSpec) -> Room:
@@ -52,6 +54,8 @@ def room_for(n_sequences: int, one: Room, spec: ModelSpec) -> Room:
     """
     n_more, window = n_sequences - 1, longest_window(spec)
     n_window_blocks = one.n_window_blocks + (n_more * _window_blocks(window, MAX_NARROW) if window else 0)
+    if window and not spec.is_causal:
+        n_window_blocks = one.n_blocks
     return replace(
         one,
         n_sequences=n_sequences,
