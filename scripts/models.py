@@ -64,8 +64,9 @@ NOTES = """- `phi3`: like llama.cpp, every layer sees all keys, whatever sliding
 - `gpt-oss` and `olmo2`: files of ollama's registry, which name them `gptoss` and `olmo3`, run too.
 - `mistral4`: decoding is compared at all positions but one, where two experts are equally good within what float16 keys
   change, so that another one is chosen there.
-- `gemma-embedding`, and others with `attention.causal` = false, read in both directions: embeddings only, of texts of
-  at most 512 tokens. Their embeddings are compared with llama.cpp's instead (tests/model/test_family_models.py).
+- `gemma-embedding`, and others with `attention.causal` = false, read in both directions: embeddings only, of texts as
+  long as the context (512 tokens on several devices). Their embeddings are compared with llama.cpp's instead
+  (tests/model/test_family_models.py), with the dense layers behind pooling that EmbeddingGemma's files may have.
 - Layers with a sliding window cache that window and some more. A conversation that goes back by more than about 512
   tokens is therefore read again from its beginning.
 - Layers with a state (`lfm2`, `qwen35`, `qwen3next`, `granitehybrid`, `nemotron_h` and theirs) keep a few states of

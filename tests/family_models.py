@@ -72,6 +72,17 @@ VARIANTS: dict[str, Variant] = {
                                      "attention.value_length": 16, "rope.freq_base": 700.0},
         LLAMA | HEAD_NORMS | POST_NORMS,
     ),
+    "gemma-embedding with dense layers": Variant(
+        "gemma-embedding", 6, RMS | {"attention.sliding_window": 20, "pooling_type": 1, "attention.key_length": 16,
+                                     "attention.value_length": 16, "dense_2_feat_in": D, "dense_2_feat_out": 3 * D,
+                                     "dense_3_feat_in": 3 * D, "dense_3_feat_out": D},
+        LLAMA | HEAD_NORMS | POST_NORMS, {"dense_2.weight": (3 * D, D), "dense_3.weight": (D, 3 * D)},
+    ),
+    "gemma3 in both directions": Variant(
+        "gemma3", 6, RMS | {"attention.causal": False, "pooling_type": 1, "attention.sliding_window": 11,
+                            "attention.key_length": 16, "attention.value_length": 16},
+        LLAMA | HEAD_NORMS | POST_NORMS,
+    ),
     "qwen2 in both directions": Variant(
         "qwen2", 2, RMS | {"attention.causal": False, "pooling_type": 1, "rope.freq_base": 700.0}, LLAMA,
     ),

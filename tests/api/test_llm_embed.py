@@ -21,7 +21,7 @@ from vkllm import LLM, AsyncLLM, ContextOverflow, DeviceLost, InvalidParameter, 
 from vkllm.engine.process.handle import EngineProcess
 from vkllm.formats.gguf import ModelFile
 from vkllm.formats.quants import dequantize
-from vkllm.model.architectures import pooling
+from vkllm.model.pooling import pooling
 from vkllm.model.reference import Reference
 
 MakeLLM = Callable[..., LLM]
@@ -145,7 +145,7 @@ def test_the_file_says_how_rows_are_pooled(tmp_path: Path, number: int | None, k
 
 def test_a_model_that_is_made_for_ranks_generates_but_makes_no_embeddings(fake_llm: MakeLLM, tmp_path: Path) -> None:
     llm = fake_llm(model=write_tiny_gguf(tmp_path / "ranks.gguf", pooling=4))
-    with pytest.raises(UnsupportedModel, match="ranks: the model's file asks for embeddings of a kind"):
+    with pytest.raises(UnsupportedModel, match="ranks: the model's file asks for ranks of texts, as a reranker"):
         llm.embed("a")
     assert llm.generate("Xab", max_tokens=2).text == "ab"
 

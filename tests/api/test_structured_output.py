@@ -97,7 +97,7 @@ def test_a_space_at_the_beginning_is_a_part_of_an_answer_with_a_grammar(tmp_path
         itertools.count(),
         model="tiny",
         pooling=None,
-        d_model=64,
+        d_embedding=64,
         n_ctx=256,
         n_ctx_train=256,
     )

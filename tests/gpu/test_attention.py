@@ -48,6 +48,7 @@ def test_attention(
         ((2, 1, 256), 2, 62, 4, Scores(0.0625, window=1)),
         ((4, 2, 64), 2, 0, 7, Scores(0.125, ahead="all")),
         ((4, 2, 64), 2, 0, 77, Scores(0.125, window=9, ahead="window")),
+        ((4, 2, 64), 2, 0, 77, Scores(0.125, window=9, ahead="all")),
         ((4, 2, 64), 2, 0, 3, Scores(0.125, has_sinks=True)),
         ((3, 1, 40), 3, 128, 5, Scores(0.3, window=20, n_window_blocks=3, has_sinks=True, has_gates=True)),
         ((4, 2, 64), 2, 200, 5, Scores(0.125, has_gates=True)),

@@ -125,6 +125,7 @@ def test_attention_tiled(
         ((4, 4, 96), 33, 3, Scores(0.1, window=1000, n_window_blocks=3)),
         ((4, 2, 64), 0, 100, Scores(0.125, ahead="all")),
         ((4, 2, 64), 0, 100, Scores(0.125, window=9, ahead="window")),
+        ((4, 2, 64), 0, 100, Scores(0.125, window=9, ahead="all")),
         ((8, 2, 64), 0, 70, Scores(0.125, has_sinks=True)),
         ((8, 1, 64), 100, 70, Scores(0.125, window=40, n_window_blocks=4, has_sinks=True)),
         ((4, 1, 256), 30, 40, Scores(0.0625, has_gates=True)),

@@ -10,7 +10,8 @@ from pathlib import Path
 from vkllm.api.loading import read_text
 from vkllm.errors import VkllmError
 from vkllm.formats.gguf import Metadata, ModelFile, main_format
-from vkllm.model.architectures import model_spec, pooling
+from vkllm.model.architectures import model_spec
+from vkllm.model.pooling import pooling
 from vkllm.text.chat import ChatTemplate
 from vkllm.text.tokenizer import Tokenizer
 
@@ -97,7 +98,7 @@ def _read(path: Path, version: tuple[int, int] | None, chat_template: str | None
 def _capabilities(metadata: Metadata, tokenizer: Tokenizer, template: ChatTemplate) -> tuple[str, ...]:
     """What a model can do, in ollama's words."""
     makes_embeddings = f"{metadata.string('general.architecture')}.pooling_type" in metadata
-    if makes_embeddings and pooling(metadata) is not None:
+    if makes_embeddings and pooling(metadata) not in ("rank", None):
         return ("embedding",)
     return (
         "completion",

@@ -19,8 +19,9 @@ from vkllm.engine.process.handle import EngineProcess
 from vkllm.engine.requests import EngineConfig
 from vkllm.errors import DeviceLost, InvalidParameter, ModelFileError
 from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo, main_format
-from vkllm.model.architectures import model_spec, pooling
+from vkllm.model.architectures import model_spec
 from vkllm.model.memory.plan import PlanOptions, chosen_context
+from vkllm.model.pooling import d_embedding, pooling
 from vkllm.model.spec import ModelSpec
 from vkllm.parameters import named_devices, whole_number
 from vkllm.store import FoundModel, find_model, look_up
@@ -166,7 +167,7 @@ class Loading:
             pooling=pooling(file.metadata),
             n_ctx=engine.ready.plan.n_ctx,
             n_ctx_train=spec.n_ctx_train,
-            d_model=spec.d_model,
+            d_embedding=d_embedding(spec, file.tensors),
         )
         return LoadedModel(path, name, spec, file.tensors, tokenizer, template, prompts, engine)
 

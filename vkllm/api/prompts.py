@@ -15,7 +15,7 @@ from vkllm.api.answer import AnswerText, OnToken, SamplingOptions
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.errors import ContextOverflow, InvalidParameter, UnsupportedModel, counted
-from vkllm.model.spec import Pooling
+from vkllm.model.pooling import PoolingOfFile
 from vkllm.parameters import whole_number
 from vkllm.text.answers.forced import ForcedCall, schema_of_call
 from vkllm.text.answers.parser import AnswerParser
@@ -59,7 +59,7 @@ class Prompts:
     """Makes the requests of one loaded model. Safe to use from several threads.
 
     defaults: the options of requests that name none. request_ids: numbers no two open requests share. model: its name.
-    pooling: how it makes embeddings, of d_model numbers; None if that is not supported.
+    pooling: how it makes embeddings, of d_embedding numbers; `rank` and None are not supported.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class Prompts:
         request_ids: Iterator[int],
         *,
         model: str,
-        pooling: Pooling | None,
+        pooling: PoolingOfFile,
         n_ctx: int,
         n_ctx_train: int,
-        d_model: int,
+        d_embedding: int,
     ) -> None:
         self.model = model
         self.n_ctx = n_ctx
-        self.d_model = d_model
+        self.d_embedding = d_embedding
         self.tokenizer = tokenizer
         self.defaults = defaults
         self._template = template
@@ -171,10 +171,11 @@ class Prompts:
 
     def of_embeddings(self, texts: Sequence[str | Sequence[int]], origin: str = "") -> list[Request]:
         """The requests for the embeddings of texts, or of token ids. Errors as in `LLM.embed`."""
-        if self._pooling is None:
+        if self._pooling is None or self._pooling == "rank":
+            kind = "embeddings of an unknown kind" if self._pooling is None else "ranks of texts, as a reranker,"
             raise UnsupportedModel(
-                f"{self.model}: the model's file asks for embeddings of a kind that is not supported; "
-                "supported: the mean of all tokens, the first token, the last token"
+                f"{self.model}: the model's file asks for {kind} which is not supported; supported: embeddings "
+                "that are the mean of all tokens, the first token or the last token; take an embedding model"
             )
         requests = []
         for place, text in enumerate(texts):

@@ -35,6 +35,7 @@ from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.step import LIKELIEST, WIDTHS, Part, Result
 from vkllm.gpu.tuning.search import Trial
 from vkllm.gpu.tuning.tuner import TuningReport, tune
+from vkllm.model.pooling import Projection
 
 TIMED = "timing"
 """The origin of what is run to time kernels."""
@@ -65,7 +66,8 @@ class Engine:
             self.plan = self._program.plan
             self.moved_bytes = self._program.moved_bytes
             self.is_cpu_device = self._opened.has_cpu_device
-            self._prompt_rows = PromptRows(self._program.heads)
+            self._projection = Projection(config.path, config.spec, config.tensors)
+            self._prompt_rows = PromptRows(self._program.heads, self._projection)
             self._saved_states = SavedStates(config, self._program)
             self._vocabulary = Vocabulary(config.token_bytes, config.end_ids)
             self._product_rate: float | None = None
@@ -157,7 +159,7 @@ class Engine:
         if self.has_work:
             raise InvalidParameter("the model is answering a request; tune when it is idle")
         program = self._on_one_device("tuned")
-        self._prompt_rows, self._product_rate = PromptRows(self._program.heads), None
+        self._prompt_rows, self._product_rate = PromptRows(self._program.heads, self._projection), None
         self._forget()  # what is cached is overwritten
         try:
             with self._telling("tuning"):

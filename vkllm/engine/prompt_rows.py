@@ -16,13 +16,16 @@ from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.scoring import Scorer
 from vkllm.gpu.program.whole_texts import WholeTexts
+from vkllm.model.pooling import Projection
 
 
 class PromptRows:
-    """Reads the rows of the last step. heads: of the programs of a model, those that compute logits."""
+    """Reads the rows of the last step. heads: of the programs of a model, those that compute logits. projection: what
+    makes embeddings of pooled rows."""
 
-    def __init__(self, heads: Sequence[Program]) -> None:
+    def __init__(self, heads: Sequence[Program], projection: Projection) -> None:
         self._heads = heads
+        self._projection = projection
         self._scorer: Scorer | None = None
         self._hidden_states: HiddenStates | None = None
 
@@ -42,9 +45,8 @@ class PromptRows:
             run.hidden_sum = run.hidden_sum + rows.sum(0, np.float64)
         if last < wanted.stop:
             return []
-        # the mean has the direction of the sum, and the embedding has length 1
-        length = np.linalg.norm(run.hidden_sum)
-        return [Embedded(request.id, tuple((run.hidden_sum / (length or 1.0)).tolist()))]
+        # the mean has the direction of the sum
+        return [Embedded(request.id, tuple(self._projection(run.hidden_sum).tolist()))]
 
     def _hidden_rows(self, hidden_states: HiddenStates, of_step: range, wanted: range) -> Iterator[Floats]:
         """Some of the rows of the last step; of a text of several steps, those of one after the other."""

@@ -137,6 +137,8 @@ def _refuse_others(spec: ModelSpec, metadata: Metadata, others: list[str]) -> No
         reason = f", of a layer behind the {spec.n_layers} that its metadata counts"
     elif match is not None and _ONE_EXPERT.fullmatch(match[2]):
         reason = ", of one expert, as files made before April 2024 have them"
+    elif others[0].startswith("cls"):
+        reason = ", of a reranker or a classifier"
     raise UnsupportedModel(
         f"{metadata.path}: it has the tensor {shown(others[0])}{more}{reason}, which vkllm does not compute for "
         f"{spec.architecture} models, so its answers would be wrong; take another model, or another file of it."

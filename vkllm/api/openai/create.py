@@ -223,9 +223,9 @@ class Embeddings(Generic[WholeT]):
             raise InvalidParameter(f'encoding_format must be "float" or "base64", not {encoding!r}')
 
         def requests(prompts: Prompts) -> list[Request]:
-            if (n := given.get("dimensions", prompts.d_model)) != prompts.d_model:
+            if (n := given.get("dimensions", prompts.d_embedding)) != prompts.d_embedding:
                 raise InvalidParameter(
-                    f"dimensions must be {prompts.d_model}, which the model's embeddings have, not {n!r}"
+                    f"dimensions must be {prompts.d_embedding}, which the model's embeddings have, not {n!r}"
                 )
             return prompts.of_embeddings(as_batch(input)[0], given.get("origin", ""))
 

@@ -49,7 +49,7 @@ def check_room(
         pooling=None,
         n_ctx=most,
         n_ctx_train=found.spec.n_ctx_train,
-        d_model=found.spec.d_model,
+        d_embedding=found.spec.d_model,
     )
     how: Any = {key: value for key, value in sampling.items() if key not in FORMS}
     if is_raw or template.is_fallback:

@@ -35,7 +35,7 @@ from vkllm.model.architectures.seed_oss import seed_oss
 from vkllm.model.architectures.smollm3 import smollm3
 from vkllm.model.checks import check_numbers, check_tensors
 from vkllm.model.keys import check_is_model, check_keys, shown
-from vkllm.model.spec import ModelSpec, Pooling
+from vkllm.model.spec import ModelSpec
 
 FAMILIES: dict[str, Family] = {
     "cohere2": Family("Command R7B, Command A", cohere2),
@@ -109,10 +109,3 @@ def model_spec(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelSp
     check_keys(spec, metadata, header.keys)
     check_tensors(spec, metadata, tensors)
     return spec
-
-
-def pooling(metadata: Metadata) -> Pooling | None:
-    """How a model makes embeddings: what its file says, the mean where it says nothing, None for what is not supported,
-    such as a rank."""
-    kinds: dict[int, Pooling] = {0: "mean", 1: "mean", 2: "cls", 3: "last"}  # llama.cpp's numbers; 0 is none
-    return kinds.get(metadata.integer(f"{metadata.string('general.architecture')}.pooling_type", 0))

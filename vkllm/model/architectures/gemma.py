@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from vkllm.errors import ModelFileError
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
+from vkllm.model.pooling import PROJECTIONS
 from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec
 
 _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
@@ -39,7 +41,7 @@ def gemma3(header: Header) -> ModelSpec:
 
 
 def gemma_embedding(header: Header) -> ModelSpec:
-    """Gemma 3 that reads in both directions, for embeddings: a row also sees half a window of what follows it."""
+    """Gemma 3 that reads in both directions, for embeddings: a row sees half a window before and behind it."""
     windows = header.windows(period=6)
     theta = header.number("rope.freq_base_swa", 10000.0)
 
@@ -50,7 +52,27 @@ def gemma_embedding(header: Header) -> ModelSpec:
         return replace(layer, window=windows[number] // 2 + 1, rope=replace(layer.rope, theta=theta, scale=1.0))
 
     model = _model(header, dense_layers(header, "half", change=change), 0.0)
-    return replace(model, is_causal=False, has_symmetric_windows=True)
+    unread = _projections(header, model.d_model)
+    return replace(model, is_causal=False, has_symmetric_windows=True, unread=unread)
+
+
+def _projections(header: Header, d_model: int) -> tuple[str, ...]:
+    """The matrices behind pooling that the file has. Raises ModelFileError where they do not fit together."""
+    found, n_columns = [], d_model
+    for name in PROJECTIONS:
+        key = name.removesuffix(".weight")
+        said = [header.integer(f"{key}_feat_{side}", 0) for side in ("out", "in")]
+        if not header.has(name):
+            continue
+        shape = header.tensors[name].shape
+        if len(shape) != 2 or shape[1] != n_columns or any(n not in (0, m) for n, m in zip(said, shape, strict=True)):
+            raise ModelFileError(
+                f"{header.metadata.path}: tensor {name} has shape {shape}, expected {said[0] or 'any'} rows and "
+                f"{n_columns} columns; the file is damaged"
+            )
+        found.append(name)
+        n_columns = shape[0]
+    return tuple(found)
 
 
 def _gemma(header: Header, layer: LayerSpec, n_layers_27b: int) -> LayerSpec:
