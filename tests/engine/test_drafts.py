@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
+from running import run
 
 from vkllm.engine.engine import Engine
 from vkllm.engine.events import Finished, Token
@@ -36,6 +37,14 @@ MODELS = {
     "few slots": Fake(n_state_slots=6, n_sequences=1),
     "both, few blocks": Fake(n_blocks=17, window=10, n_window_blocks=24, n_state_slots=24),
 }
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 1.0, "seed": 7},
+    {"temperature": 1.0, "seed": 3, "top_k": 0, "repetition_penalty": 1.3, "frequency_penalty": 0.5, "logprobs": 2},
+]
+"""Of the requests for each text; the CPU chooses the tokens of the last one."""
 
 
 class Guesses(Speculation):
@@ -75,7 +84,7 @@ class Guesser:
     def n_predicted(self, most: int) -> int:
         return 0
 
-    def draft(self, most: int, n_rows: int, constraint: None = None) -> list[int]:
+    def draft(self, most: int, n_rows: int, constraint: None = None, *, waits: bool = False) -> list[int]:
         most = min(self._dice.randrange(9), self.n_worthwhile(most, n_rows))
         right = (self._answer[self._n :] + 31 * [1])[:most]
         return [token if self._dice.random() < self._share else self._dice.randrange(1, N_VOCAB) for token in right]
@@ -100,12 +109,10 @@ def test_answers_with_drafts_are_those_without(
 ) -> None:
     model = MODELS[name]
     texts = [np.random.default_rng(i).integers(1, N_VOCAB, 130).tolist() for i in range(3)]
-    wanted = [
-        request(i, texts[text][:n_prompt], n, **({"temperature": 1.0, "seed": 7} if text else {}))
-        for i, (text, n_prompt, n) in enumerate(prompts)
-    ]
+    wanted = [request(i, texts[text][:n_prompt], n, **OPTIONS[text]) for i, (text, n_prompt, n) in enumerate(prompts)]
     answers = {
-        each.prompt_token_ids: alone(model, request(0, each.prompt_token_ids, 60, **_drawn(each))) for each in wanted
+        each.prompt_token_ids: alone(model, request(0, each.prompt_token_ids, 60, **OPTIONS[text]))
+        for each, (text, _, _) in zip(wanted, prompts, strict=True)
     }
     session = Session(model, speculation=Guesses(answers, share, seed))
     session.run(*wanted)
@@ -120,10 +127,6 @@ def test_answers_with_drafts_are_those_without(
     session.run(*after)
     for each in after:
         assert session.tokens(each.id) == alone(model, each), "what drafts leave in the caches is what belongs there"
-
-
-def _drawn(wanted: Request) -> dict[str, float]:
-    return {"temperature": 1.0, "seed": 7} if wanted.params.temperature else {}
 
 
 @pytest.mark.parametrize("name", ["plain", "states"])
@@ -200,26 +203,38 @@ def test_tokens_that_are_drawn_behind_drafts_have_the_distribution_of_the_model(
 def test_an_engine_s_answers_are_the_same_with_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_random_model(tmp_path / "model.gguf", TINY_SPEC, {})
     prompt = tuple(int(t) for t in np.random.default_rng(3).integers(0, TINY_SPEC.n_vocab, 20))
-    monkeypatch.setattr(DraftLengths, "best", lambda self, probabilities, n_rows=1: len(probabilities))
-    answers: dict[str, list[list[int]]] = {}
-    n_accepted = 0
+    monkeypatch.setattr(DraftLengths, "best", lambda self, probabilities, n_rows=1, waits=False: len(probabilities))
+    answers: dict[str, list[list[Token]]] = {}
     for spec in ("off", "auto"):
         config = engine_config(path, TINY_SPEC)
         try:
             engine = Engine(replace(config, options=replace(config.options, spec=spec)))
         except NoDevice as error:
             pytest.skip(str(error))
-        for options in (GREEDY, GREEDY, DRAWN, DRAWN):  # the second answer is drafted from the first
-            engine.submit(Request(1, prompt, SamplingParams(max_tokens=40, **options), frozenset()))
-            events = []
-            while engine.has_work:
-                events += engine.step()
-            answers.setdefault(spec, []).append([e.token_id for e in events if isinstance(e, Token)])
-            n_accepted += events[-1].stats.n_accepted
-            assert spec != "off" or events[-1].stats.n_drafted == 0
+        n_accepted: list[int] = []
+        # the second answer is drafted from the first
+        for n_together, options in ((1, GREEDY), (1, DRAWN), (1, PENALIZED), (2, PENALIZED), (1, REPORTED)):
+            for _ in range(2):
+                requests = [
+                    Request(i, prompt[i:], SamplingParams(max_tokens=32, **options), frozenset())
+                    for i in range(n_together)
+                ]
+                events = run(engine, *requests)
+                answers.setdefault(spec, []).extend(
+                    [e for e in events if isinstance(e, Token) and e.request_id == request.id] for request in requests
+                )
+            ends = [event.stats for event in events if isinstance(event, Finished)]
+            n_accepted.append(sum(stats.n_accepted for stats in ends))
+            assert spec != "off" or not any(stats.n_drafted for stats in ends)
         engine.close()
-    assert answers["off"] == answers["auto"] and n_accepted > 60
+    ids = {spec: [[token.token_id for token in answer] for answer in found] for spec, found in answers.items()}
+    assert ids["off"] == ids["auto"] and min(n_accepted) > 10
+    assert ids["off"][0] != ids["off"][4], "penalties have an effect"
+    for off, drafted in zip(answers["off"][-1], answers["auto"][-1], strict=True):
+        assert off.logprob is not None and drafted.logprob == pytest.approx(off.logprob, abs=1e-3)
 
 
 GREEDY: dict[str, Any] = {"temperature": 0}
 DRAWN: dict[str, Any] = {"temperature": 0.8, "seed": 3}
+PENALIZED: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1.5, "frequency_penalty": 0.3, "ignore_eos": True}
+REPORTED: dict[str, Any] = {"temperature": 0.8, "seed": 4, "top_k": 0, "presence_penalty": 0.5, "logprobs": 2}

@@ -82,6 +82,7 @@ class Batching:
         self._open: dict[int, TokenSequence | StateQuery] = {}
         self._cancelled: set[int] = set()
         self._deadlines: dict[int, float] = {}
+        self._waiting: dict[TokenSequence, Rows] = {}  # for the tokens that the CPU chooses
         self._events: list[Event] = []
         self._in_flight: deque[Step] = deque()
         self._last_done_s = 0.0
@@ -103,7 +104,7 @@ class Batching:
             return
         sequence = TokenSequence(request, self._n_ctx, self._clock(), not self.scheduler.is_causal)
         self.scheduler.add(sequence)
-        if self._speculation is not None and request.is_answered and not sequence.needs_logits:
+        if self._speculation is not None and request.is_answered:
             has_head = sequence.can_run_ahead
             sequence.drafter = self._speculation.drafter(request.origin, request.prompt_token_ids, has_head=has_head)
         is_alone = not self._open
@@ -245,8 +246,10 @@ class Batching:
             if not sequence.request.is_answered:
                 self._report(part)
             elif sequence.needs_logits and part.n_results:
-                logits = self._program.logits(step.submitted, first)
-                self._choosing.choose(sequence, logits, at_once=self._is_alone)
+                rows = (self._program.logits(step.submitted, i) for i in range(first, n_read))
+                self._waiting[sequence] = part
+                self._choosing.choose(sequence, rows, part.drafts, at_once=self._is_alone)
+                n_followed += not part.is_prompt
             elif sequence.constraint is not None and part.n_results:
                 self._choosing.follow(sequence, self._right(part, tokens[first:n_read]), at_once=self._is_alone)
                 n_followed += not part.is_prompt
@@ -270,7 +273,8 @@ class Batching:
         """The tokens of a part of a step with which its sequence goes on: those behind drafts only where the drafts
         were right. The caches of the other rows are written again by the next step, their states are forgotten."""
         sequence, drafts = part.sequence, part.drafts
-        n_right = next((i for i, draft in enumerate(drafts) if draft != token_ids[i]), len(drafts))
+        pairs = [*zip(drafts, token_ids, strict=False)]
+        n_right = next((i for i, (draft, token_id) in enumerate(pairs) if draft != token_id), len(pairs))
         sequence.n_drafted += len(drafts)
         sequence.n_drafts += bool(drafts)
         sequence.n_accepted += n_right
@@ -292,12 +296,15 @@ class Batching:
         if not self._choosing.is_busy:
             return
         for sequence, chosen in self._choosing.taken(settle_s=settle_s, patience_s=patience_s):
+            part = self._waiting.pop(sequence, None)
             if sequence.is_over:
                 continue
             match chosen:
                 case Constraint():
                     sequence.constraint = chosen
                 case list():
+                    if part is not None:
+                        self._right(part, [token.token_id for token in chosen if isinstance(token, Token)])
                     for i, token in enumerate(chosen, 1):
                         if isinstance(token, InvalidParameter):
                             self._fail(sequence, token)

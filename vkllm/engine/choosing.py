@@ -7,7 +7,7 @@ there are penalties, biases or log-probabilities. A sequence that waits for the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from vkllm.engine.constraint import Constraint, Vocabulary
@@ -50,18 +50,27 @@ class Choosing:
         draw = None if sequence.request.params.temperature == 0 else sequence.sampler.draw(n)
         return Result(draw, None if sequence.constraint is None else sequence.constraint.mask(n_ahead))
 
-    def choose(self, sequence: TokenSequence, logits: Floats, *, at_once: bool) -> None:
-        """Chooses the next token from logits (V,)."""
+    def choose(self, sequence: TokenSequence, rows: Iterable[Floats], drafts: Sequence[int], *, at_once: bool) -> None:
+        """Chooses the next tokens from logits (V,): of the row of the last known token, and of those of drafts behind
+        it as far as the tokens before them are the drafts."""
 
-        def job() -> Chosen:
+        def job() -> list[Token | InvalidParameter]:
             constraint, params = sequence.constraint, sequence.request.params
-            token_id = sequence.sampler.choose(logits, None if constraint is None else constraint.mask())
-            if constraint is not None:
-                constraint.accept(token_id)
-            if params.logprobs is None:
-                return [Token(sequence.request.id, token_id)]
-            return [Token(sequence.request.id, token_id, *logprobs(logits, token_id, params.logprobs))]
+            chosen: list[Token | InvalidParameter] = []
+            for i, logits in enumerate(waiting):
+                token_id = sequence.sampler.choose(logits, None if constraint is None else constraint.mask())
+                if constraint is not None:
+                    try:
+                        constraint.accept(token_id)
+                    except InvalidParameter as error:  # the tokens before it stay
+                        return [*chosen, error]
+                likely = () if params.logprobs is None else logprobs(logits, token_id, params.logprobs)
+                chosen.append(Token(sequence.request.id, token_id, *likely))
+                if [token_id] != [*drafts[i : i + 1]] or (constraint is not None and constraint.is_complete):
+                    break
+            return chosen
 
+        waiting = rows if at_once else [*rows]  # later steps overwrite them
         self._run(sequence, job, at_once)
 
     def follow(self, sequence: TokenSequence, token_ids: Sequence[int], *, at_once: bool) -> None:

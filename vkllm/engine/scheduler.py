@@ -252,7 +252,8 @@ class Scheduler:
         if self.cache.states.are_there:  # each row needs a slot
             most = min(most, self.cache.states.n_available - 1, MOST_STATES - 1)
         if sequence.drafter is not None and not sequence.n_in_flight:
-            drafts = sequence.drafter.draft(most, 1 + MOST_ROWS - n_free, sequence.constraint)
+            n_rows, waits = 1 + MOST_ROWS - n_free, sequence.needs_logits
+            drafts = sequence.drafter.draft(most, n_rows, sequence.constraint, waits=waits)
         predicted = [] if drafts or len(self.running) > 1 else self._predicted(sequence, most)
         drafted = tuple(drafts or predicted)
         rows = self._rows(sequence, 1 + len(drafted), is_prompt=False, is_end=False, drafts=drafted)

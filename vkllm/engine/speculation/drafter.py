@@ -21,8 +21,8 @@ FIRST_DRAFTED = 3
 """A draft is at most as long as the match behind it, or this."""
 
 
-MOST_CONSTRAINED = 15
-"""Tokens of a draft where a grammar has to look ahead over them."""
+MOST_WAITING = 15
+"""Tokens of a draft where a grammar has to look ahead over them, or the logits behind each of them come to the host."""
 
 MOST_AT_ONCE = 2048
 """Tokens of a prompt that are taken in at once, which takes some milliseconds."""
@@ -97,22 +97,30 @@ class Drafter:
         most = min(most, max(n_matched, FIRST_DRAFTED), MOST_DRAFTED + 1 - n_rows)
         return self._lengths.best(self._lengths.acceptance.probabilities(n_matched, most), n_rows)
 
-    def draft(self, most: int = MOST_DRAFTED, n_rows: int = 1, constraint: Constraint | None = None) -> list[int]:
+    def draft(
+        self,
+        most: int = MOST_DRAFTED,
+        n_rows: int = 1,
+        constraint: Constraint | None = None,
+        *,
+        waits: bool = False,
+    ) -> list[int]:
         """Up to `most` tokens that are likely to come next, as many as pay in a step of n_rows rows without them.
 
         constraint: of the sequence, which then looks ahead over the drafts; tokens that must come are drafted too.
+        waits: whether the sequence waits for each token in any case, as it does with a constraint.
         """
-        if constraint is not None:
-            return self._draft_within(constraint, min(most, MOST_CONSTRAINED), n_rows)
+        if waits or constraint is not None:
+            return self._draft_waiting(constraint, min(most, MOST_WAITING), n_rows)
         return self._lookup.guess(self.n_worthwhile(most, n_rows)) if self._lookup is not None else []
 
-    def _draft_within(self, constraint: Constraint, most: int, n_rows: int) -> list[int]:
+    def _draft_waiting(self, constraint: Constraint | None, most: int, n_rows: int) -> list[int]:
         guess: list[int] = []
         probabilities: list[float] = []
-        if self._lookup is not None and self._lookup.n_matched and not self._pending:
+        if self._lookup is not None and self._lookup.n_matched and not self._pending and most > 0:
             guess = self._lookup.guess(min(most, max(self._lookup.n_matched, FIRST_DRAFTED)))
             probabilities = self._lengths.acceptance.probabilities(self._lookup.n_matched, len(guess))
-        token_ids, forced = constraint.look_ahead(guess, most)
+        token_ids, forced = (guess, set()) if constraint is None else constraint.look_ahead(guess, most)
         likely = [1.0 if i in forced else probabilities[i] for i in range(len(token_ids))]
         return token_ids[: self._lengths.best(likely, n_rows, waits=True)]
 
