@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from vkllm.engine.requests import EngineConfig
 from vkllm.errors import DeviceLost, DeviceTimeout, VkllmError
 from vkllm.gpu.device.kompute import Device
-from vkllm.gpu.device.probe import devices
+from vkllm.gpu.device.probe import DeviceInfo, devices
 from vkllm.gpu.device.several import chosen_devices, joined_names, members
+from vkllm.gpu.measure.speeds import measured_exchange, measured_speeds
 from vkllm.gpu.program.buffers import HEAD_ROWS
 from vkllm.gpu.program.exchange import Exchange, Share, VocabularyPart
 from vkllm.gpu.program.group import ProgramGroup, Runner
@@ -85,9 +86,7 @@ def opened(config: EngineConfig, on_bytes: Callable[[int], None]) -> Opened:
     chosen = chosen_devices(devices(), options)
     infos, division = chosen.infos, None
     if len(infos) > 1:
-        sizes = (config.n_ctx, MAX_ROWS, HEAD_ROWS)
-        unmeasured = {info.index: None for info in infos}
-        division = divide(config.spec, config.tensors, members(infos, unmeasured), *sizes, chosen.options)
+        division = divided(config, infos, chosen.options)
         infos = tuple(infos[rank.member] for rank in division.ranks)
     with ExitStack() as undo, telling(joined_names([info.name for info in infos]), f"loading {config.path.name}"):
         opened_devices: list[Device] = []
@@ -102,6 +101,18 @@ def opened(config: EngineConfig, on_bytes: Callable[[int], None]) -> Opened:
             program = _group(opened_devices, config, chosen.options, on_bytes, division)
         undo.pop_all()
     return Opened(tuple(opened_devices), program, slow_paths)
+
+
+def divided(config: EngineConfig, infos: Sequence[DeviceInfo], options: PlanOptions) -> Division:
+    """The model on several devices, as `plan_model` plans it: by measured speeds, where the division depends on them;
+    the first time with these devices, that takes seconds. Raises OutOfDeviceMemory, UnsupportedDevice,
+    InvalidParameter."""
+    depends_on_speeds = options.split_mode is None or not options.tensor_split
+    each = {info.index: info for info in infos}
+    speeds = {index: measured_speeds(info) if depends_on_speeds else None for index, info in each.items()}
+    speed = measured_exchange(infos) if options.split_mode is None else None
+    sizes = config.n_ctx, MAX_ROWS, HEAD_ROWS
+    return divide(config.spec, config.tensors, members(infos, speeds), *sizes, options, speed)
 
 
 def _program(
