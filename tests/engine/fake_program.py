@@ -134,7 +134,7 @@ class FakeProgram:
 class FakePromptRows:
     """Scores are the prompt's token ids."""
 
-    def events(self, run: TokenSequence, start: int, end: int) -> list[Event]:
+    def events(self, run: TokenSequence, start: int, end: int, first_row: int = 0) -> list[Event]:
         first = max(start, run.n_reported)
         if first >= end:
             return []

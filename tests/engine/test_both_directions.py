@@ -70,6 +70,17 @@ def test_an_embedding_is_llama_cpp_s_whatever_was_read_before(engine: Engine) ->
     assert np.array_equal(vector(engine, tokens), embedded)
 
 
+def test_texts_of_one_step_do_not_see_each_other(engine: Engine) -> None:
+    texts = [LONG[i : i + n] for i, n in enumerate((50, 20, 7))]
+    alone = [vector(engine, text) for text in texts]
+    for i, text in enumerate(texts):
+        engine.submit(Request(i, tuple(text), SamplingParams(), frozenset(), pooling="mean"))
+    found = {}
+    while engine.has_work:
+        found |= {event.request_id: event.vector for event in engine.step() if isinstance(event, Embedded)}
+    assert all(np.allclose(found[i], alone[i], rtol=0, atol=BOUND) for i in range(3))
+
+
 def test_steps_of_a_text_go_through_the_layers_together(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from vkllm.engine.events import Embedded, Event, Failed, Finished, Token
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.errors import ContextOverflow, NoDevice
+from vkllm.gpu.program.program import Program
 from vkllm.model.spec import Pooling
 
 pytestmark = pytest.mark.gpu
@@ -114,6 +115,25 @@ def test_the_last_row_alone_needs_no_cached_rows_again(engine: Engine) -> None:
     assert isinstance(finished, Finished) and finished.stats.n_cached >= 40
     _, finished = run(engine, Request(1, TEXT[:50], SamplingParams(), frozenset(), pooling="mean"))
     assert isinstance(finished, Finished) and finished.stats.n_cached == 0
+
+
+def test_many_texts_share_steps(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [TEXT[i : i + n] for i, n in enumerate((9, 40, 1, 64, 33, 3, 70, 20, 5, 256, 12, 31))]
+    asked = [(text, POOLINGS[i % 3]) for i, text in enumerate(texts)]
+    engine._forget()
+    alone = [embedding(engine, *each) for each in asked]
+    engine._forget()
+    monkeypatch.setattr(ChunkLengths, "n_rows", lambda self, *_: 256)
+    monkeypatch.setattr(engine._batching.scheduler, "rows_apart", 8 * engine._program.rows_apart)
+    submit, steps = Program.submit, []
+    monkeypatch.setattr(Program, "submit", lambda self, parts, **how: steps.append(parts) or submit(self, parts, **how))
+    for i, (text, pooling) in enumerate(asked):
+        engine.submit(Request(i, text, SamplingParams(), frozenset(), pooling=pooling))
+    found = {}
+    while engine.has_work:
+        found |= {event.request_id: event.vector for event in engine.step() if isinstance(event, Embedded)}
+    assert all(np.allclose(found[i], vector, rtol=0, atol=BOUND) for i, vector in enumerate(alone))
+    assert len(steps) <= 8 and any(part.n_padding for parts in steps for part in parts[:-1])
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

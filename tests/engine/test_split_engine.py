@@ -19,7 +19,7 @@ from vkllm.engine.engine import Engine
 from vkllm.engine.events import Embedded, Event, Failed, Scores, StateAnswer
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import EngineConfig, Request, StateQuery
-from vkllm.engine.scheduler import Rows
+from vkllm.engine.rows import Rows
 from vkllm.errors import DeviceLost, InvalidParameter, NoDevice
 from vkllm.gpu.device.kompute import Device
 from vkllm.model.memory.plan import PlanOptions

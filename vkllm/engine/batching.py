@@ -19,7 +19,8 @@ from vkllm.engine.constraint import Constraint, Vocabulary
 from vkllm.engine.events import Event, Failed, Finished, RunStats, Token
 from vkllm.engine.prefix_cache import PrefixCache
 from vkllm.engine.requests import Request, StateQuery
-from vkllm.engine.scheduler import Rows, Scheduler, doing_of
+from vkllm.engine.rows import Rows, doing_of
+from vkllm.engine.scheduler import Scheduler
 from vkllm.engine.sequence import TokenSequence, refusal, shifted
 from vkllm.engine.speculation.drafter import Speculation
 from vkllm.engine.speculation.heads import Head
@@ -60,12 +61,14 @@ class Batching:
         n_sequences: int,
         n_queue: int | None = None,
         longest_text: int | None = None,
+        rows_apart: int = 0,
         speculation: Speculation | None = None,
         n_in_turn: int = 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         head = Head(program) if speculation is not None and speculation.head is not None else None
-        self.scheduler = Scheduler(cache, lengths, n_sequences, n_queue, longest_text is None, head, n_in_turn)
+        limits = n_sequences, n_queue, longest_text is None, head, n_in_turn, rows_apart, n_ctx
+        self.scheduler = Scheduler(cache, lengths, *limits)
         self.doing = "starting"
         self.last_tokens: OrderedDict[str, list[int]] = OrderedDict()
         self._program = program
@@ -197,7 +200,7 @@ class Batching:
         for part in rows:
             self._events += part.sequence.takes_part(len(rows), now_s, part.start)
         self.doing = doing = doing_of(rows)
-        n_rows = sum(part.n_rows for part in rows)
+        n_rows = sum(part.n_rows + part.n_padding for part in rows)
         submitted = self._program.submit(
             [self._part(part) for part in rows],
             is_prompt=any(part.is_prompt for part in rows),
@@ -217,12 +220,13 @@ class Batching:
             sequence=sequence.number,
             tokens=[*(tokens or [None]), *rows.drafts],
             position=rows.start,
-            blocks=rows.held.blocks[: n_blocks_of(end)],
-            window_blocks=rows.held.window_blocks[: n_blocks_of(end)],
+            blocks=rows.held.blocks[: n_blocks_of(end + rows.n_padding)],
+            window_blocks=rows.held.window_blocks[: n_blocks_of(end + rows.n_padding)],
             state_slot=rows.state_slot,
             stored=rows.stored,
             results=[self._choosing.result(sequence, n + i, i) for i in range(rows.n_results)],
             row_before=rows.row_before,
+            n_padding=rows.n_padding,
         )
 
     def _read(self) -> None:
@@ -235,16 +239,18 @@ class Batching:
             self._lengths.measured(step.n_rows, done_s - max(step.submitted.submitted_s, self._last_done_s))
         before_s, self._last_done_s = self._last_done_s, done_s
         n_read = n_taken = n_drafted = n_followed = 0
+        first_row = 0
         for part in step.rows:
-            sequence, first = part.sequence, n_read
+            sequence, first, row = part.sequence, n_read, first_row
             n_read += part.n_results
+            first_row += part.n_rows + part.n_padding
             if sequence.is_over:
                 continue
             if part.is_prompt:
                 self._events += sequence.progress(part.start + part.n_rows, done_s)
             sequence.n_in_flight -= part.n_results
             if not sequence.request.is_answered:
-                self._report(part)
+                self._report(part, row)
             elif sequence.needs_logits and part.n_results:
                 rows = (self._program.logits(step.submitted, i) for i in range(first, n_read))
                 self._waiting[sequence] = part
@@ -349,10 +355,10 @@ class Batching:
             self.scheduler.restart(sequence, tokens)
         sequence.n_shifts += 1
 
-    def _report(self, part: Rows) -> None:
-        """Reports about a chunk of a prompt without an answer."""
+    def _report(self, part: Rows, first_row: int) -> None:
+        """Reports about a chunk of a prompt without an answer. first_row: where it begins in the step."""
         sequence, end = part.sequence, part.start + part.n_rows
-        self._events += self._prompt_rows.events(sequence, part.start, end)
+        self._events += self._prompt_rows.events(sequence, part.start, end, first_row)
         sequence.last_token_s = sequence.first_token_s = self._clock()
         if end >= sequence.wanted_rows().stop:
             self._finish(sequence, "length")

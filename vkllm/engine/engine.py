@@ -97,6 +97,7 @@ class Engine:
             n_sequences=program.n_sequences,
             n_queue=config.queue,
             longest_text=program.longest_text,
+            rows_apart=program.rows_apart,
             speculation=self._speculation,
             n_in_turn=program.n_in_turn,
             clock=lambda: time.perf_counter(),

@@ -29,8 +29,10 @@ class PromptRows:
         self._scorer: Scorer | None = None
         self._hidden_states: HiddenStates | None = None
 
-    def events(self, run: TokenSequence, start: int, end: int) -> list[Event]:
-        """What there is to report after the rows start to end - 1 of its prompt have run. Raises DeviceError."""
+    def events(self, run: TokenSequence, start: int, end: int, first_row: int = 0) -> list[Event]:
+        """What there is to report after the rows start to end - 1 of its prompt have run, from first_row of the step
+        on. Raises DeviceError.
+        """
         request, wanted = run.request, run.wanted_rows()
         first, last = max(start, run.n_reported), min(end, wanted.stop)
         if first >= last:
@@ -41,7 +43,7 @@ class PromptRows:
             targets = request.prompt_token_ids[first + 1 : end + 1]
             return [Scores(request.id, tuple(self._scorer.score(first - start, targets)))]
         self._hidden_states = self._hidden_states or HiddenStates(self._heads[0])
-        for rows in self._hidden_rows(self._hidden_states, range(start, end), range(first, last)):
+        for rows in self._hidden_rows(self._hidden_states, range(start - first_row, end), range(first, last)):
             run.hidden_sum = run.hidden_sum + rows.sum(0, np.float64)
         if last < wanted.stop:
             return []

@@ -9,7 +9,6 @@ gives back what it holds, waits again, and is computed again later. Pure: knows 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -17,10 +16,11 @@ from vkllm.engine.blocks import n_blocks_of
 from vkllm.engine.chunks import BUSY_CHUNK_S, CHUNK_S
 from vkllm.engine.prefix_cache import Held, PrefixCache
 from vkllm.engine.requests import StateQuery
+from vkllm.engine.rows import Rows
 from vkllm.engine.sequence import TokenSequence
 from vkllm.engine.speculation.heads import Head
 from vkllm.errors import QueueFull, counted
-from vkllm.gpu.program.kernels import MAX_NARROW
+from vkllm.gpu.program.kernels import MAX_NARROW, MAX_ROWS
 from vkllm.gpu.program.step import WIDTHS
 
 MOST_ROWS = max(width for width in WIDTHS if width <= MAX_NARROW)
@@ -39,50 +39,13 @@ class Lengths(Protocol):
         """Rows of a chunk that takes at most so long."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Neighbouring rows of a sequence in a step. start: tokens before them. drafts: guessed tokens, whose rows follow
-    that of the last known one. is_prompt: rows of a prompt, or of what is computed again. is_end: the last of these,
-    behind which tokens are chosen. state_slot, stored, row_before: as in `vkllm.gpu.program.step.Part`. are_predicted:
-    whether the drafts are of the model's head."""
-
-    sequence: TokenSequence
-    held: Held
-    start: int
-    n_rows: int
-    is_prompt: bool
-    is_end: bool
-    state_slot: int | None
-    stored: Mapping[int, int]
-    drafts: tuple[int, ...] = ()
-    are_predicted: bool = False
-    row_before: int | None = None
-
-    @property
-    def n_results(self) -> int:
-        """Rows behind which a token is chosen."""
-        return self.n_rows if not self.is_prompt else int(self.is_end and self.sequence.request.is_answered)
-
-
-def doing_of(rows: list[Rows]) -> str:
-    """What a step does, in words of an error."""
-    part, n_rows = rows[0], sum(part.n_rows for part in rows)
-    if len(rows) > 1:
-        return f"running a step of {len(rows)} requests ({counted(n_rows, 'token')})"
-    if not part.is_prompt:
-        return f"running a token of an answer at position {part.start}"
-    if part.is_end and part.n_results:
-        return f"running the end of a prompt ({counted(n_rows, 'token')}) at position {part.start}"
-    return f"running {counted(n_rows, 'token')} of a prompt from position {part.start} on"
-
-
 @dataclass
 class Scheduler:
     """The sequences of a program. n_sequences: most that run at once. n_queue: most that wait; None: any number.
     n_in_turn: steps that run at the same time, each on another device, so that each has a share of the sequences.
 
-    head: drafts for a sequence that runs alone. running: in the order in which they came. waiting: in that order too,
-    with queries about states between them.
+    head: drafts for a sequence that runs alone. rows_apart: where texts in a wide step may begin; 0: there is one.
+    n_ctx: tokens of a sequence. running: in the order in which they came. waiting: so too, with queries about states.
     """
 
     cache: PrefixCache
@@ -92,6 +55,8 @@ class Scheduler:
     is_causal: bool = True
     head: Head | None = None
     n_in_turn: int = 1
+    rows_apart: int = 0
+    n_ctx: int = 0
     running: list[TokenSequence] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
 
@@ -169,7 +134,7 @@ class Scheduler:
         prompts = [sequence for sequence in self.running if sequence.n_prompt_rows]
         if not (decoding or prompts):
             return []
-        n_chunk = self.lengths.n_rows(BUSY_CHUNK_S if len(self.running) > 1 else CHUNK_S)
+        n_chunk = self.lengths.n_rows(BUSY_CHUNK_S if self._has_readers else CHUNK_S)
         alone = [s for s in prompts if self._runs_alone(s, n_chunk, len(decoding))]
         rows: list[Rows] = []
         if alone and (self._is_chunk_turn or (len(alone) == len(prompts) and not decoding)):
@@ -183,6 +148,11 @@ class Scheduler:
         for part in rows:
             self._submitted(part)
         return rows
+
+    @property
+    def _has_readers(self) -> bool:
+        """Whether others than the one that a chunk is of wait for tokens."""
+        return len(self.running) > 1 and any(sequence.request.is_answered for sequence in self.running)
 
     def _share(self, decoding: list[TokenSequence]) -> list[TokenSequence]:
         """Of sequences that could decode, those of the next step: where steps run side by side, those that have waited
@@ -208,7 +178,9 @@ class Scheduler:
                 continue
             if (part := self._prompt_rows(sequence, n_free)) is not None:
                 rows.append(part)
-                if part.n_rows >= MOST_ROWS or not sequence.request.is_answered:
+                if not sequence.request.is_answered:
+                    return self._texts(part, prompts, n_chunk)
+                if part.n_rows >= MOST_ROWS:
                     break
                 n_free = MOST_ROWS - sum(part.n_rows for part in rows)  # short prompts run together
         return [part for part in rows if part.sequence.held is part.held]
@@ -220,6 +192,33 @@ class Scheduler:
             if not self._is_oldest_turn:
                 return sorted(prompts, key=lambda sequence: -(-sequence.n_prompt_rows // n_rows))
         return prompts
+
+    def _texts(self, first: Rows, prompts: list[TokenSequence], n_chunk: int) -> list[Rows]:
+        """With a whole text that is to be embedded, others in the same step, as far as it and the cache have room."""
+        rows, n_free = [first], min(n_chunk, MAX_ROWS)
+        if not (self.rows_apart and first.is_end and _is_embedded(first.sequence)):
+            return rows
+        for sequence in prompts:
+            if sequence is first.sequence or sequence.held is None or not _is_embedded(sequence):
+                continue
+            before, n_rows = rows[-1], sequence.n_prompt_rows
+            n_padding = -before.n_rows % self.rows_apart
+            n_free -= before.n_rows + n_padding
+            end = before.start + before.n_rows + n_padding
+            if len(rows) == MAX_NARROW or n_rows > n_free or end > self.n_ctx:
+                break
+            if not self.cache.can_grow(before.held, before.start, end):
+                break
+            self.cache.grow(before.held, before.start, end)
+            if not self.cache.can_grow(sequence.held, sequence.n_run, sequence.n_run + n_rows):
+                break
+            part = self._prompt_rows(sequence, n_free)
+            if part is None:
+                break
+            rows = [*rows[:-1], replace(before, n_padding=n_padding), part]
+            if not part.is_end:
+                break
+        return rows
 
     def _goes_along(self, sequence: TokenSequence, n_free: int) -> bool:
         """Whether all that is left of a prompt fits into a step of another one."""
@@ -384,6 +383,10 @@ class Scheduler:
         self._numbers.append(sequence.number)
         sequence.held, sequence.number = None, -1
         sequence.n_run, sequence.is_decoding = 0, False
+
+
+def _is_embedded(sequence: TokenSequence) -> bool:
+    return sequence.request.pooling is not None
 
 
 def _waits_to_draft(sequence: TokenSequence, n_decoding: int, *, is_alone: bool) -> bool:

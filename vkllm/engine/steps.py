@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vkllm.engine.events import Event
+from vkllm.engine.rows import Rows
 from vkllm.engine.sampler import Floats
-from vkllm.engine.scheduler import Rows
 from vkllm.engine.sequence import TokenSequence
 from vkllm.gpu.program.recordings import Submitted
 from vkllm.gpu.program.step import Part
@@ -35,8 +35,8 @@ class Steps(Protocol):
 class ReportsRows(Protocol):
     """Reports about the rows of the last step; `vkllm.engine.prompt_rows.PromptRows` is the real one."""
 
-    def events(self, run: TokenSequence, start: int, end: int) -> list[Event]:
-        """What there is to report after the rows start to end - 1 of a prompt have run."""
+    def events(self, run: TokenSequence, start: int, end: int, first_row: int = 0) -> list[Event]:
+        """What there is to report after the rows start to end - 1 of a prompt have run, from first_row of a step on."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Step:
 
     @property
     def n_rows(self) -> int:
-        return sum(part.n_rows for part in self.rows)
+        return sum(part.n_rows + part.n_padding for part in self.rows)
 
     @property
     def is_chunk(self) -> bool:

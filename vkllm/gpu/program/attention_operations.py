@@ -5,6 +5,9 @@ Knows the kernels' contracts (`kernels.py`), the model's buffers and the device'
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from vkllm.formats.quants import BLOCK
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
@@ -21,8 +24,11 @@ from vkllm.gpu.program.kernels import (
     NORM_FORMS,
 )
 from vkllm.gpu.program.stored_forms import NOTHING, StoredForms
-from vkllm.model.ops import Attention, HeadNormalization, Rotation
+from vkllm.model.ops import Attention, HeadNormalization, Op, Rotation
 from vkllm.model.state_ops import LatentRotation
+
+MOST_APART = 64
+"""Rows between the beginnings of sequences in a step, at most: those between them are wasted."""
 
 
 class AttentionOperations:
@@ -108,18 +114,13 @@ class AttentionOperations:
         """Attention of queries to the cache."""
         q, y = self._buffers.activations[op.input], self._buffers.activations[op.output]
         k_cache, v_cache = self._buffers.caches_of(op.cache_layer, q.values)
-        if (
-            self._tuning.has_tiled_attention
-            and width > MAX_NARROW
-            and suits_tiled_attention(op, self._device.info.max_shared_bytes)
-        ):
+        if width > MAX_NARROW and self._is_tiled(op):
             return self._attention_tiled(op, width)
-        # sums of parts need registers, too
-        heads = heads_together(op.n_heads // op.n_kv_heads, op.head_dim, most=4 if op.head_dim < 512 else 2)
+        heads = _heads_of_group(op)
         lanes = lanes_of_key(op.head_dim, self._device.info.subgroup_size)
         n_groups, stride = op.n_heads // heads, self._tuning.keys_at_once * self._tuning.attention_size // lanes
         parts = parts_of(op, stride, self._buffers.n_ctx, self._tuning.part_keys)
-        tokens = max(self._tuning.attention_queries // heads, 1) if op.head_dim <= 512 else 1
+        tokens = self._tokens_together(op)
         n_sharing = 1
         if width <= MAX_NARROW:  # rows may be of any sequences, and there are few
             room = self._buffers.partials.n_words - self._buffers.first_partial
@@ -144,6 +145,23 @@ class AttentionOperations:
             ),
             groups=(n_groups * n_sharing, -(-width // tokens)),
         )
+
+    def rows_apart(self, ops: Sequence[Op]) -> int:
+        """Sequences of a wide step begin at multiples of this row; 0: such steps are of one sequence."""
+        if self._buffers.states:
+            return 0
+        apart = math.lcm(*(self._tokens_together(op) for op in ops if isinstance(op, Attention)))
+        return apart if apart <= MOST_APART else 0
+
+    def _tokens_together(self, op: Attention) -> int:
+        """Neighbouring rows of a wide step that a workgroup takes, which must be of one sequence."""
+        if self._is_tiled(op):
+            return ATTENTION_TILE_ROWS // (op.n_heads // op.n_kv_heads)
+        return max(self._tuning.attention_queries // _heads_of_group(op), 1) if op.head_dim <= 512 else 1
+
+    def _is_tiled(self, op: Attention) -> bool:
+        suits = suits_tiled_attention(op, self._device.info.max_shared_bytes)
+        return self._tuning.has_tiled_attention and suits
 
     def _attention_tiled(self, op: Attention, width: int) -> Dispatch:
         """The same by cooperative matrices."""
@@ -179,6 +197,11 @@ class AttentionOperations:
             return sinks, None, 0
         n_kv_heads = op.n_kv_heads if op.cache_layer == op.layer else 0
         return sinks, self._buffers.activations[op.gates].values, 2 * (op.n_heads + n_kv_heads) * op.head_dim
+
+
+def _heads_of_group(op: Attention) -> int:
+    """Query heads of a workgroup of attention; sums of parts need registers, too."""
+    return heads_together(op.n_heads // op.n_kv_heads, op.head_dim, most=4 if op.head_dim < 512 else 2)
 
 
 def suits_tiled_attention(op: Attention, max_shared_bytes: int) -> bool:

@@ -82,6 +82,7 @@ class ProgramGroup:
         self.n_blocks = plan.n_blocks
         self.moved_bytes = sum(rank.moved_bytes for rank in ranks)
         self.longest_text = None if spec.is_causal else MAX_ROWS
+        self.rows_apart = 0  # steps of several devices that are wide are of one sequence
         self._runner = runner
 
     def submit(

@@ -71,7 +71,7 @@ class Operations:
         self._tuning = tuning
         self._local_size = tuning.local_size
         self._forms = StoredForms(buffers, tuning)
-        self._attention = AttentionOperations(device, buffers, step, tuning, self._forms)
+        self.attention = AttentionOperations(device, buffers, step, tuning, self._forms)
         self._states = StateOperations(device, buffers, step, tuning, self._forms)
         self._experts = ExpertOperations(device, buffers, step, tuning, self._forms)
         self._narrow = NarrowOperations(device, buffers, step, self._forms)
@@ -114,13 +114,13 @@ class Operations:
             case Matvec():
                 return self._matvec(op, width)
             case HeadNormalization():
-                return [self._attention.head_norm(op, width)]
+                return [self.attention.head_norm(op, width)]
             case Rotation():
-                return [self._attention.rope(op, width)]
+                return [self.attention.rope(op, width)]
             case LatentRotation():
-                return [self._attention.latent_rope(op, width)]
+                return [self.attention.latent_rope(op, width)]
             case Attention():
-                return [self._attention.attention(op, width)]
+                return [self.attention.attention(op, width)]
             case Activate():
                 return [self._activate(op, width)]
             case Softcap():

@@ -98,9 +98,9 @@ class Program:
             choices = replace(choices, decode=replace(choices.decode, is_chained=False))
         self._recordings.begin_again()
         self.tuning = choices
-        step = self._slots.on_device
-        exchange = self.share.exchange if self.share else None
+        step, exchange = self._slots.on_device, self.share.exchange if self.share else None
         self.operations = Operations(self.device, self._buffers, step, choices, exchange)
+        self.rows_apart = self.operations.attention.rows_apart(decoder(self.spec))
         self._decode = Decode(self.device, self.spec, self._buffers, step, choices.decode, self.operations)
         made = self.spec, self._buffers, self.operations, self._kept, self.tuning.local_size
         self.predictions = Predictions(*made) if self.spec.predictors else None
@@ -114,8 +114,8 @@ class Program:
         is_read: bool = False,
         received: Floats | None = None,
     ) -> Submitted:
-        """Submits a step and returns at once: of up to MAX_NARROW rows of any sequences, or of more rows of one.
-
+        """Submits a step and returns at once: of up to MAX_NARROW rows of any sequences, or of more of one, or without
+        results of several, which begin at multiples of rows_apart.
         is_prompt: the rows of a prompt, which are computed alike however they are cut into steps. n_submits: pieces of
         about as many layers that a prompt's step is cut into, each a submit. is_read: whether the head for further
         tokens reads the rows too, behind the results. Where a step of one part names no slots of states, states go on
@@ -129,7 +129,7 @@ class Program:
         self, parts: Sequence[Part], is_prompt: bool, n_submits: int, is_read: bool, received: Floats | None
     ) -> Ready:
         """Does all that `submit` does before the device has to; the step must be the next that is sent."""
-        width = step_width(sum(len(part.tokens) for part in parts), is_prompt=is_prompt)
+        width = step_width(sum(part.n_rows for part in parts), is_prompt=is_prompt)
         if self.states and len(parts) == 1 and parts[0].state_slot is None and not parts[0].stored:
             parts = [self._continued(parts[0])]
         reading: list[Recording] = []
@@ -195,7 +195,7 @@ class Program:
         if self._results is not None:
             self._results.write_masks(place)
             self._n_exchanges += self._results.n_exchanges(kinds) if kinds else 0
-        n_rows = sum(len(part.tokens) for part in parts)
+        n_rows = sum(part.n_rows for part in parts)
         if received is not None:
             assert self._buffers.received is not None
             self._rows(self._buffers.received, slot, n_rows)[:] = received

@@ -93,7 +93,8 @@ class Part:
     before the first row lie, which must not be stored there too; None: they are zeros. stored: the slots that the
     states behind rows of the part are stored in, by row; in a wide step, only behind the last row and behind multiples
     of STATE_ROWS. results: of the last rows. row_before: of the sequence's last step, the row that the first row
-    follows; 0 for the last row of a wide step, and None where there is none.
+    follows; 0 for the last row of a wide step, and None where there is none. n_padding: rows behind its own that nobody
+    reads, so that the next part of a wide step begins where it may (`Operations.rows_apart`); blocks has room for them.
     """
 
     sequence: int
@@ -105,6 +106,12 @@ class Part:
     stored: Mapping[int, int] = field(default_factory=dict)
     results: Sequence[Result] = ()
     row_before: int | None = None
+    n_padding: int = 0
+
+    @property
+    def n_rows(self) -> int:
+        """Its rows, with those that nobody reads."""
+        return len(self.tokens) + self.n_padding
 
 
 class StepSlots:
@@ -119,7 +126,7 @@ class StepSlots:
         self.on_device: Buffer = device.buffer(self.slot_words)
 
     def write(self, slot: int, parts: Sequence[Part], first_exchange: int = 0, n_text: int = 0) -> None:
-        """Fills a slot with up to MAX_ROWS rows, of several sequences up to MAX_NARROW.
+        """Fills a slot with up to MAX_ROWS rows, of several sequences with results up to MAX_NARROW.
 
         The i-th result that wants logits gets place i of those of the slot. first_exchange: how many exchanges all
         steps before had (shaders/lib/exchange.glsl). n_text: tokens of the text that the rows are
@@ -137,18 +144,22 @@ class StepSlots:
             for i, token in enumerate(part.tokens):
                 last = _slot_word(part.stored.get(i)) | number << 16 | CHOSEN_TOKEN * (token is None)
                 rows.extend((part.sequence if token is None else token, part.position + i, len(table), last))
+            end = part.position + n
+            for position in range(end, end + part.n_padding):
+                rows.extend((0, position, len(table), number << 16))
             n_rows += n
             for row, result in enumerate(part.results, n_rows - len(part.results)):
                 flags = result.flags | IS_LAST * (row == n_rows - 1)
                 results.extend((row, part.sequence, flags, *_draw_words(result, n_read)))
                 n_read += result.wants_logits
+            n_rows += part.n_padding
             n_results += len(part.results)
             table.extend(part.blocks)
             if self._entry_words > 1:
                 assert len(part.window_blocks) == len(part.blocks)
                 window_table.extend(part.window_blocks)
         assert 0 < n_rows <= MAX_ROWS and len(parts) <= MAX_NARROW >= n_results and len(table) <= self._n_table
-        assert len(parts) == 1 or n_rows <= MAX_NARROW
+        assert len(parts) == 1 or n_rows <= MAX_NARROW or n_results == 0
         n_table = self._entry_words * len(table)
         words[:HEADER_WORDS] = (n_rows, n_table, len(parts), n_results, slot, first_exchange % 2**32, n_text, 0)
         for first_word, fours in ((HEADER_WORDS, rows), (PARTS_WORD, heads), (RESULTS_WORD, results)):
