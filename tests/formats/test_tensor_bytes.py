@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,54 @@ def test_parts_begin_and_end_anywhere(tmp_path: Path) -> None:
         target = np.zeros(end - first, np.uint8)
         tensor_bytes.read_part(tmp_path / "tensors", info, file, first, target)
         assert np.array_equal(target, wanted.reshape(-1)[first:end])
+    os.close(file)
+
+
+def test_what_one_reader_has_read_others_take_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three readers of different columns of the same rows, in parts that end at different places, and of a whole
+    tensor: the file is read once."""
+    monkeypatch.setattr(tensor_bytes, "READ_BYTES", 1000)
+    raw = np.random.default_rng(1).integers(0, 256, (500, 6, 18), np.uint8)
+    path = tmp_path / "tensors"
+    path.write_bytes(b"before " + raw.tobytes())
+    whole = TensorInfo("one", (500, 192), "Q4_0", 7, raw.size)
+    infos = [
+        replace(whole, shape=(500, 64), n_bytes=raw.size // 3, excerpt=Excerpt(192, (range(500),), (columns,)))
+        for columns in (range(64), range(64, 128), range(128, 192))
+    ]
+    shared, targets = tensor_bytes.SharedReads(), [np.zeros(info.n_bytes, np.uint8) for info in (*infos, whole, whole)]
+    file = os.open(path, os.O_RDONLY)
+    with ThreadPoolExecutor(5) as pool:
+
+        def read(number: int, info: TensorInfo, target: np.ndarray) -> None:
+            n = 777 * (number + 1)
+            for first in range(0, len(target), n):
+                tensor_bytes.read_part(path, info, file, first, target[first : first + n], shared)
+
+        first = [pool.submit(read, i, *each) for i, each in enumerate(zip(infos, targets[:3], strict=True))]
+        assert not [each.result() for each in first if each.result()]
+        assert shared.n_bytes == raw.size
+        for target in targets[3:]:
+            pool.submit(read, 0, whole, target).result()
+    os.close(file)
+    assert shared.n_bytes == 2 * raw.size, "these have other pieces, which both take"
+    for i, target in enumerate(targets[:3]):
+        assert np.array_equal(target, raw[:, 2 * i : 2 * i + 2].reshape(-1))
+    assert all(np.array_equal(target, raw.reshape(-1)) for target in targets[3:])
+
+
+def test_only_the_last_pieces_are_kept_and_errors_reach_all_readers(tmp_path: Path) -> None:
+    path = tmp_path / "tensors"
+    path.write_bytes(bytes(range(100)))
+    file, shared = os.open(path, os.O_RDONLY), tensor_bytes.SharedReads(most_bytes=20)
+    for offset in (0, 10, 20, 10, 0):  # 0 is read twice
+        assert shared.piece(path, "one", file, offset, 10).tolist() == [*range(offset, offset + 10)]
+    assert shared.n_bytes == 40
+    for _ in range(2):
+        with pytest.raises(ModelFileError, match=r"tensor 'one' can no longer be read \(the file ends before it\)"):
+            shared.piece(path, "one", file, 95, 10)
+    shared.forget()
+    assert shared.piece(path, "one", file, 0, 10).tolist() == [*range(10)] and shared.n_bytes == 60
     os.close(file)
 
 

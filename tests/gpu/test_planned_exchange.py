@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
@@ -11,6 +12,7 @@ from test_layer_split import N_CTX, program
 
 from vkllm.engine.requests import EngineConfig
 from vkllm.errors import OutOfDeviceMemory
+from vkllm.formats import tensor_bytes
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.buffers import HEAD_ROWS
 from vkllm.gpu.program.kernels import MAX_ROWS
@@ -50,6 +52,26 @@ def test_memory_of_exchanges_is_planned_once_for_all(device: Device, config: Eng
     assert len(n_shared) == 1 and len(n_gathered) == n_devices
     allocated = sum(n_shared) + sum(n_gathered)
     assert allocated <= sum(planned) < allocated + n_devices
+
+
+def test_ranks_read_the_file_once(device: Device, config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three ranks, whose attn_output and ffn_down are cut by columns, so that rows have parts of all."""
+    if "external_memory_host" not in device.info.features:
+        pytest.skip("the driver imports no memory")
+    read_range, n_read = tensor_bytes.read_range, []
+
+    def counted(path: Path, name: str, file: int, offset: int, target: np.ndarray) -> None:
+        n_read.append((name, len(target)))
+        read_range(path, name, file, offset, target)
+
+    monkeypatch.setattr(tensor_bytes, "read_range", counted)
+    with program(device, config, 3, "tensor") as several:
+        kept = {rank.share.reads for rank in several.ranks if rank.share}
+        assert len(kept) == 1 and not any(reads._kept for reads in kept if reads)
+    sizes = {name: info.n_bytes for name, info in config.tensors.items() if len(info.shape) == 2}
+    for name in ("token_embd.weight", "blk.0.attn_output.weight", "blk.0.ffn_down.weight", "blk.0.ffn_up.weight"):
+        assert sum(n for other, n in n_read if other == name) == sizes[name], name
+    assert sum(n for _, n in n_read) < 1.3 * sum(sizes.values()), "three ranks share two key/value heads"
 
 
 def test_rows_that_pass_between_layers_are_planned(device: Device, config: EngineConfig) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from vkllm.engine.requests import EngineConfig
 from vkllm.errors import DeviceLost, DeviceTimeout, VkllmError
+from vkllm.formats.tensor_bytes import SharedReads
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.device.probe import DeviceInfo, devices
 from vkllm.gpu.device.several import chosen_devices, joined_names, members
@@ -140,13 +141,15 @@ def _group(
 ) -> ProgramGroup:
     """All ranks, loaded side by side."""
     ranks, n = division.ranks, len(division.ranks)
-    exchange, shares = _shares(opened_devices, division) if division.mode == "tensor" else (None, [None] * n)
+    reads = SharedReads()
+    exchange, shares = _shares(opened_devices, division, reads) if division.mode == "tensor" else (None, [None] * n)
     with ThreadPoolExecutor(len(opened_devices), "vkllm-load") as pool:
         loading = [
             pool.submit(_program, device, config, options, on_bytes, rank, share)
             for device, rank, share in zip(opened_devices, ranks, shares, strict=True)
         ]
         programs = [each.result() for each in loading]
+    reads.forget()
     names = [f"{device.info.name} (device {i} of {n})" for i, device in enumerate(opened_devices, 1)]
     heads = programs[-1:]
     runner: Runner
@@ -158,8 +161,13 @@ def _group(
     return ProgramGroup(programs, config.spec, config.tensors, division.plan, runner, heads)
 
 
-def _shares(opened_devices: Sequence[Device], division: Division) -> tuple[Exchange, list[Share | None]]:
-    """What ranks that compute every step together need for that. Raises UnsupportedDevice, OutOfDeviceMemory."""
+def _shares(
+    opened_devices: Sequence[Device], division: Division, reads: SharedReads
+) -> tuple[Exchange, list[Share | None]]:
+    """What ranks that compute every step together need for that, and to read the file once for all of them.
+
+    Raises UnsupportedDevice, OutOfDeviceMemory.
+    """
     owned, d_model = [rank.vocabulary for rank in division.ranks], division.ranks[0].spec.d_model
     n_vocab, most = max(part.stop for part in owned), max(map(len, owned))
     parts = [None if most == n_vocab else VocabularyPart(n_vocab, part.start, len(part), most) for part in owned]
@@ -167,4 +175,4 @@ def _shares(opened_devices: Sequence[Device], division: Division) -> tuple[Excha
     exchanged = Exchanged.of(d_model, most_lists)
     exchange = Exchange(opened_devices, exchanged.most_fours, exchanged.narrow_fours)
     owners = zip(exchange.ranks, parts, division.ranks, strict=True)
-    return exchange, [Share(one, part, rank.keys) for one, part, rank in owners]
+    return exchange, [Share(one, part, rank.keys, reads) for one, part, rank in owners]

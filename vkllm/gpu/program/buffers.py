@@ -18,6 +18,7 @@ import numpy.typing as npt
 from vkllm.errors import OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo, read_tensor
 from vkllm.formats.quants import BLOCK, dequantize
+from vkllm.formats.tensor_bytes import SharedReads
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.layer.memory import LayerTier
 from vkllm.gpu.program.fragments import most_words
@@ -82,8 +83,9 @@ class ModelBuffers:
         plan: MemoryPlan,
         options: PlanOptions,
         on_bytes: Callable[[int], None],
+        reads: SharedReads | None = None,
     ) -> None:
-        """Raises OutOfDeviceMemory, DeviceError or ModelFileError."""
+        """reads: of the file, shared with other ranks. Raises OutOfDeviceMemory, DeviceError or ModelFileError."""
         self.device = device
         self.spec = spec
         self.n_ctx = plan.n_ctx
@@ -112,7 +114,7 @@ class ModelBuffers:
         self.head_weights: dict[tuple[str, ...] | None, Buffer] = {}
         self.query_factors: dict[QueryTemperature, Buffer] = {}
         self.matrices: dict[tuple[str, ...], list[WeightPlanes]] = {}
-        self._load(path, tensors, on_bytes)
+        self._load(path, tensors, on_bytes, reads)
 
     def _allocate(self, n_words: int, tier: Tier) -> Buffer:
         """A buffer in a tier, or in the last tier if there is no room after all: budgets are the driver's estimate."""
@@ -160,14 +162,20 @@ class ModelBuffers:
         name = widest_of_layers(self.spec)
         return self.activations[name].values, MAX_NARROW * widths(self.spec)[name]
 
-    def _load(self, path: Path, tensors: Mapping[str, TensorInfo], on_bytes: Callable[[int], None]) -> None:
+    def _load(
+        self,
+        path: Path,
+        tensors: Mapping[str, TensorInfo],
+        on_bytes: Callable[[int], None],
+        reads: SharedReads | None,
+    ) -> None:
         spec = self.spec
 
         def vector(name: str) -> Floats:
             info = tensors[name]
-            return dequantize(read_tensor(path, info), info.format, info.shape)
+            return dequantize(read_tensor(path, info, reads), info.format, info.shape)
 
-        with closing(Uploader(self.device, on_bytes)) as uploader:
+        with closing(Uploader(self.device, on_bytes, reads)) as uploader:
             for op in loaded(spec):
                 self._load_vectors(op, vector, uploader)
                 if isinstance(op, Embed | Matvec | ExpertMatvec) and op.is_padded:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, final
 
 from vkllm.errors import DeviceError, DeviceTimeout
+from vkllm.formats.tensor_bytes import SharedReads
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.device.shared_memory import SharedHostMemory
 from vkllm.gpu.program.exchange_kernels import MOST_RANKS
@@ -45,14 +46,17 @@ class VocabularyPart:
         return n_lists(self.most)
 
 
+@final
 @dataclass(frozen=True)
 class Share:
     """What makes a program one of several ranks that compute every step together. vocabulary: whose logits it computes;
-    None where each rank computes all of them. keys: its key/value heads of layers whose heads are divided."""
+    None where each rank computes all of them. keys: its key/value heads of layers whose heads are divided. reads: the
+    file, as all ranks load it."""
 
     exchange: RankExchange
     vocabulary: VocabularyPart | None
     keys: Mapping[int, tuple[int, ...]]
+    reads: SharedReads | None = None
 
 
 def numbered(dispatches: Sequence[Dispatch]) -> list[Dispatch]:

@@ -70,7 +70,7 @@ class Program:
         self._n_exchanges = 0  # of all steps so far
         self._n_sums = sum(isinstance(op, AllReduce) for op in decoder(spec))
         self.tensors = tensors
-        self._buffers = ModelBuffers(device, spec, path, tensors, self.plan, options, on_bytes)
+        self._buffers = ModelBuffers(device, spec, path, tensors, self.plan, options, on_bytes, share and share.reads)
         self.moved_bytes = self._buffers.moved_bytes
         self.n_blocks = self.plan.n_blocks
         n_table = self.n_sequences * -(-self.plan.n_ctx // KV_BLOCK)

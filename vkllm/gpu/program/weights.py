@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import Format, weight_format
-from vkllm.formats.tensor_bytes import read_part, unreadable
+from vkllm.formats.tensor_bytes import SharedReads, read_part, unreadable
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.kernels import KERNELS
 
@@ -84,9 +84,16 @@ class _Staging:
 
 
 class Uploader:
-    """Fills buffers, in one thread. on_bytes is called with the number of bytes queued since the last call."""
+    """Fills buffers, in one thread. on_bytes is called with the number of bytes queued since the last call. shared:
+    with those that load other parts of the model."""
 
-    def __init__(self, device: Device, on_bytes: Callable[[int], None] = lambda n_bytes: None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        on_bytes: Callable[[int], None] = lambda n_bytes: None,
+        shared: SharedReads | None = None,
+    ) -> None:
+        self._shared = shared
         self._device = device
         self._on_bytes = on_bytes
         self._staging = [_Staging(device.buffer(STAGING_WORDS, tier="host")) for _ in range(N_STAGING)]
@@ -150,7 +157,7 @@ class Uploader:
             file, at = self._file(tensor), tensor.first_byte + start
 
             def fill(target: Bytes, first: int, file: int = file, at: int = at) -> None:
-                read_part(tensor.path, tensor.info, file, at + first, target)
+                read_part(tensor.path, tensor.info, file, at + first, target, self._shared)
 
             def use(
                 staging: Buffer, unit: int = first_unit + start // fmt.unit_bytes, n_bytes: int = n_bytes
