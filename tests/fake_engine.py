@@ -56,6 +56,7 @@ CRASH = 4  # ... with this one: the engine has a mistake of its own
 SLOW = 5  # ... with this one: a step takes 50 ms
 SEED = 6  # ... with this one: every token is the request's seed, or 0 without one
 HANG = 7  # ... with this one: the first step never ends, and a polite signal does not end it
+ENDLESS = 8  # ... with this one: nothing ends the request but a cancel, and others wait until then
 
 
 READ_BYTES_PER_S = 4e6
@@ -145,13 +146,15 @@ class FakeEngine:
         if request.id in self._cancelled:
             return [self._finish("cancelled")]
         kind, *script = request.prompt_token_ids
-        time.sleep(0.05 if kind == SLOW or self._is_slow or self._never_ends else STEP_S)
+        time.sleep(0.05 if kind in (SLOW, ENDLESS) or self._is_slow or self._never_ends else STEP_S)
         if kind == HANG:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(60)
         if request.score_from is not None:
             scored = request.prompt_token_ids[request.score_from :]
             return [Scores(request.id, tuple(-token_id / 100 for token_id in scored)), self._finish("length")]
+        if kind == ENDLESS and request.pooling is not None:
+            return []
         if request.pooling is not None:
             n, last = len(request.prompt_token_ids), request.prompt_token_ids[-1]
             vector = (n / math.hypot(n, last), last / math.hypot(n, last))
@@ -179,7 +182,7 @@ class FakeEngine:
         events.append(Token(request.id, token_id, logprob, top))
         if token_id in request.stop_token_ids:
             events.append(self._finish("stop"))
-        elif self._n_generated == request.params.max_tokens:
+        elif kind != ENDLESS and self._n_generated == request.params.max_tokens:
             events.append(self._finish("length"))
         return events
 

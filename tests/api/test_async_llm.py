@@ -32,7 +32,7 @@ from vkllm.engine.process.handle import EngineProcess
 pytestmark = pytest.mark.asyncio
 
 MakeLLM = Callable[..., AsyncLLM]
-SLOW = chr(fake.SLOW)  # a slow request that is not cancelled keeps the engine busy for ten seconds
+ENDLESS = chr(fake.ENDLESS)
 HI = [{"role": "user", "content": "Hi"}]
 
 
@@ -73,10 +73,8 @@ async def free_loop(limit_s: float) -> AsyncIterator[None]:
 
 
 async def assert_engine_is_free(llm: AsyncLLM) -> None:
-    """A slow request that still ran would keep it busy for ten seconds."""
-    start = time.monotonic()
+    """A request that nobody has cancelled would keep it for ever."""
     assert (await llm.generate("Xok", max_tokens=2)).text == "ok"
-    assert time.monotonic() - start < 4
 
 
 async def test_generate_and_chat_answer_as_those_of_llm(make: MakeLLM) -> None:
@@ -162,7 +160,7 @@ async def test_a_request_that_is_cancelled_while_it_is_made_is_cancelled_once_it
     may_go_on = threading.Event()
     encode = llm.llm.tokenizer.encode
     monkeypatch.setattr(llm.llm.tokenizer, "encode", lambda text: may_go_on.wait(10) and encode(text))
-    task = asyncio.create_task(llm.generate(SLOW + "abc"))
+    task = asyncio.create_task(llm.generate(ENDLESS + "abc"))
     await asyncio.sleep(0.1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -173,20 +171,20 @@ async def test_a_request_that_is_cancelled_while_it_is_made_is_cancelled_once_it
 
 async def test_closing_leaving_or_dropping_a_stream_frees_the_engine(make: MakeLLM) -> None:
     llm = make()
-    stream = llm.stream(SLOW + "abc")
+    stream = llm.stream(ENDLESS + "abc")
     assert await anext(stream) == "a"
     await stream.close()
     assert [piece async for piece in stream] == []
     assert ((await stream.result()).text, (await stream.result()).finish_reason) == ("a", "cancelled")
     await assert_engine_is_free(llm)
-    async with llm.stream(SLOW + "abc") as stream:
+    async with llm.stream(ENDLESS + "abc") as stream:
         pass
     await assert_engine_is_free(llm)
-    async for _ in llm.stream(SLOW + "abc"):
+    async for _ in llm.stream(ENDLESS + "abc"):
         break
     del stream
     await assert_engine_is_free(llm)
-    unread = llm.stream(SLOW + "abc")
+    unread = llm.stream(ENDLESS + "abc")
     await unread.close()
     assert (await unread.result()).token_ids == []
 
@@ -196,7 +194,7 @@ async def test_a_batch_comes_in_order_and_fails_together(make: MakeLLM) -> None:
     answers = await llm.generate(["Xab", "Xcd", "Xef"], max_tokens=2)
     assert [answer.text for answer in answers] == ["ab", "cd", "ef"]
     with pytest.raises(ContextOverflow, match="refused") as raised:
-        await llm.generate([chr(fake.REFUSE) + "ab", SLOW + "abc", SLOW + "abc"])
+        await llm.generate([chr(fake.REFUSE) + "ab", ENDLESS + "abc", ENDLESS + "abc"])
     assert raised.tb is not None, "which keeps the streams from being dropped"
     await assert_engine_is_free(llm)
 
@@ -213,7 +211,7 @@ async def test_embeddings_and_states_are_those_of_llm(
     with monkeypatch.context() as patch:
         patch.setattr(llm.llm._engine, "cancel", cancelled.append)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(llm.embed([SLOW + "ab"] * 20), 0.3)
+            await asyncio.wait_for(llm.embed([chr(fake.SLOW) + "ab"] * 20), 0.3)
     assert len(set(cancelled)) == 20
     await llm.generate("Xab", max_tokens=1)
     await llm.save_state(tmp_path / "state.npz")
@@ -233,7 +231,7 @@ async def test_on_token_sees_the_pieces_and_an_error_in_it_cancels(make: MakeLLM
     await llm.chat(HI, on_token=later)
     assert seen == ["a", "b", "c", *"user\nHi"]
     with pytest.raises(ZeroDivisionError):
-        await llm.generate(SLOW + "abc", on_token=lambda piece: 1 / 0)
+        await llm.generate(ENDLESS + "abc", on_token=lambda piece: 1 / 0)
     await assert_engine_is_free(llm)
 
 

@@ -34,7 +34,7 @@ from vkllm.engine.requests import Request
 
 MakeLLM = Callable[..., LLM]
 HI = [{"role": "user", "content": "Hi"}]  # the engine answers "user\nHi"
-SLOW = chr(fake.SLOW)
+ENDLESS = chr(fake.ENDLESS)
 N_HI = 21
 
 
@@ -221,26 +221,24 @@ def test_a_prompt_that_is_too_long_is_refused_before_the_stream_begins(fake_llm:
     with pytest.raises(ContextOverflow, match=f"the context holds {N_CTX}"):
         llm.chat.completions.create(messages=[{"role": "user", "content": "a" * 300}], stream=True)
     with pytest.raises(DeviceLost, match="fake device was lost"):
-        list(llm.completions.create(prompt=[chr(fake.FAIL) + "ab", SLOW + "abc"], stream=True))
+        list(llm.completions.create(prompt=[chr(fake.FAIL) + "ab", ENDLESS + "abc"], stream=True))
     assert_engine_is_free(llm)
 
 
 def test_closing_leaving_or_dropping_a_stream_frees_the_engine(fake_llm: MakeLLM) -> None:
     llm = fake_llm()
-    with llm.completions.create(prompt=SLOW + "abc", stream=True, n=3) as chunks:
+    with llm.completions.create(prompt=ENDLESS + "abc", stream=True, n=3) as chunks:
         assert next(chunks).choices[0].text == "a"
     assert list(chunks) == []
     assert_engine_is_free(llm)
-    for _ in llm.completions.create(prompt=SLOW + "abc", stream=True):
+    for _ in llm.completions.create(prompt=ENDLESS + "abc", stream=True):
         break
     assert_engine_is_free(llm)
 
 
 def assert_engine_is_free(llm: LLM) -> None:
-    """A slow request that still ran would keep it busy for ten seconds."""
-    start = time.monotonic()
+    """A request that nobody has cancelled would keep it for ever."""
     assert llm.generate("Xok", max_tokens=2).text == "ok"
-    assert time.monotonic() - start < 8
 
 
 def test_text_completions_take_one_prompt_or_several(fake_llm: MakeLLM) -> None:
@@ -293,12 +291,10 @@ async def test_async_models_have_the_same(fake_llm: MakeLLM, tiny_gguf: Any) -> 
         assert [each.embedding for each in found.data] == await llm.embed(["ab", "abc"])
         with pytest.raises(InvalidParameter, match="temprature"):
             await llm.chat.completions.create(messages=HI, temprature=1)  # type: ignore[call-overload]
-        async with await llm.completions.create(prompt=SLOW + "abc", n=2, stream=True) as slow:
+        async with await llm.completions.create(prompt=ENDLESS + "abc", n=2, stream=True) as slow:
             assert (await anext(slow)).choices[0].text == "a"
         assert [chunk async for chunk in slow] == []
-        start = time.monotonic()
-        assert (await llm.generate("Xok", max_tokens=2)).text == "ok"
-        assert time.monotonic() - start < 8
+        assert (await llm.generate("Xok", max_tokens=2)).text == "ok", "both have been cancelled"
         usage = [
             chunk.usage
             async for chunk in await llm.completions.create(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from vkllm import (
 from vkllm.engine.requests import Request
 
 MakeLLM = Callable[..., LLM]
-SLOW = chr(fake.SLOW)  # a slow request that is not cancelled keeps the engine busy for ten seconds
+ENDLESS = chr(fake.ENDLESS)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +249,7 @@ def test_a_folder_with_one_model_is_a_model(fake_llm: MakeLLM, tiny_gguf: Path) 
 
 def test_closing_a_stream_frees_the_engine_and_keeps_what_there_was(fake_llm: MakeLLM) -> None:
     llm = fake_llm()
-    stream = llm.stream(SLOW + "abc")
+    stream = llm.stream(ENDLESS + "abc")
     assert next(stream) == "a"
     stream.close()
     assert list(stream) == []
@@ -261,26 +260,26 @@ def test_closing_a_stream_frees_the_engine_and_keeps_what_there_was(fake_llm: Ma
 
 def test_leaving_the_loop_frees_the_engine(fake_llm: MakeLLM) -> None:
     llm = fake_llm()
-    for _ in llm.stream(SLOW + "abc"):
+    for _ in llm.stream(ENDLESS + "abc"):
         break
     assert_engine_is_free(llm)
 
 
 def test_a_stream_that_was_never_read_frees_the_engine(fake_llm: MakeLLM) -> None:
     llm = fake_llm()
-    llm.stream(SLOW + "abc")
+    llm.stream(ENDLESS + "abc")
     assert_engine_is_free(llm)
 
 
 def test_a_stop_string_frees_the_engine(fake_llm: MakeLLM) -> None:
     llm = fake_llm()
-    assert list(llm.stream(SLOW + "abc", stop="b")) == ["a"]
+    assert list(llm.stream(ENDLESS + "abc", stop="b")) == ["a"]
     assert_engine_is_free(llm)
 
 
 def test_ctrl_c_while_waiting_cancels(fake_llm: MakeLLM) -> None:
     llm = fake_llm()
-    stream = llm.stream(SLOW + "abc")
+    stream = llm.stream(ENDLESS + "abc")
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         list(stream)
@@ -288,10 +287,8 @@ def test_ctrl_c_while_waiting_cancels(fake_llm: MakeLLM) -> None:
 
 
 def assert_engine_is_free(llm: LLM) -> None:
-    """A slow request that still ran would keep it busy for ten seconds."""
-    start = time.monotonic()
+    """A request that nobody has cancelled would keep it for ever."""
     assert llm.generate("Xok", max_tokens=2).text == "ok"
-    assert time.monotonic() - start < 2
 
 
 def test_two_threads_get_their_own_answers(fake_llm: MakeLLM) -> None:
@@ -313,10 +310,8 @@ def test_two_threads_get_their_own_answers(fake_llm: MakeLLM) -> None:
 def test_a_lost_engine_is_a_typed_error_and_the_next_request_works(fake_llm: MakeLLM) -> None:
     llm = fake_llm()
     stream = llm.stream(chr(fake.DIE) + "ab")
-    start = time.monotonic()
     with pytest.raises(DeviceLost, match="killed by SIGKILL while answering"):
         list(stream)
-    assert time.monotonic() - start < 1
     with pytest.raises(DeviceLost):
         stream.result()
     assert llm.generate("Xok", max_tokens=2).text == "ok"

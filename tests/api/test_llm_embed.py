@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -91,29 +90,27 @@ def test_an_engine_that_dies_fails_all_and_the_next_call_works(fake_llm: MakeLLM
     assert pid is not None
     threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
     with pytest.raises(DeviceLost, match="SIGKILL"):
-        llm.embed([chr(fake.SLOW) + "a"] * 200)
+        llm.embed([chr(fake.ENDLESS) + "a"] * 200)
     assert llm.embed("Xab") == fake_vector(3, ord("b"))
 
 
 def assert_engine_is_free(llm: LLM) -> None:
-    """Slow requests that still ran would keep it busy for ten seconds."""
-    start_s = time.monotonic()
+    """A request that nobody has cancelled would keep it for ever."""
     assert llm.generate("Xok", max_tokens=2).text == "ok"
-    assert time.monotonic() - start_s < 2
 
 
 def test_ctrl_c_cancels_the_whole_batch(fake_llm: MakeLLM) -> None:
     llm = fake_llm()
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        llm.embed([chr(fake.SLOW) + "a"] * 200)
+        llm.embed([chr(fake.ENDLESS) + "a"] * 200)
     assert_engine_is_free(llm)
 
 
 def test_an_error_in_one_cancels_the_others(fake_llm: MakeLLM) -> None:
     llm = fake_llm()
     with pytest.raises(ContextOverflow, match="refused"):
-        llm.embed([chr(fake.REFUSE), *[chr(fake.SLOW) + "a"] * 200])
+        llm.embed([chr(fake.REFUSE), *[chr(fake.ENDLESS) + "a"] * 200])
     assert_engine_is_free(llm)
 
 
@@ -127,10 +124,9 @@ async def test_asyncio_goes_on_meanwhile_and_a_cancel_ends_the_batch(
         assert await llm.embed(["Xab", "c"]) == [fake_vector(3, ord("b")), fake_vector(1, ord("c"))]
         with pytest.raises(InvalidParameter, match="the text is empty"):
             await llm.embed("")
-        batch = asyncio.create_task(llm.embed([chr(fake.SLOW) + "a"] * 200))
-        start_s = time.monotonic()
+        batch = asyncio.create_task(llm.embed([chr(fake.ENDLESS) + "a"] * 200))
         await asyncio.sleep(0.3)
-        assert time.monotonic() - start_s < 1
+        assert not batch.done()
         batch.cancel()
         with pytest.raises(asyncio.CancelledError):
             await batch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,13 @@ from tiny_gguf import IM_END, IM_START, N_VOCAB
 from vkllm import LLM, ContextOverflow, InvalidParameter, Piece, QueueFull
 
 MakeLLM = Callable[..., LLM]
-SLOW = chr(fake.SLOW)  # a slow request that is not cancelled keeps the engine busy for ten seconds
+ENDLESS = chr(fake.ENDLESS)
 HI = [{"role": "user", "content": "Hi"}]
 
 
 def assert_engine_is_free(llm: LLM) -> None:
-    start = time.monotonic()
+    """A request that nobody has cancelled would keep it for ever."""
     assert llm.generate("Xok", max_tokens=2).text == "ok"
-    assert time.monotonic() - start < 4
 
 
 def test_text_becomes_tokens_and_tokens_text(fake_llm: MakeLLM) -> None:
@@ -58,7 +56,7 @@ def test_tokens_are_counted_in_texts_and_in_conversations(fake_llm: MakeLLM) -> 
 
 def test_more_requests_than_the_queue_holds_are_refused(fake_llm: MakeLLM) -> None:
     llm = fake_llm(queue=1)
-    running = [llm.stream(SLOW + "ab", max_tokens=50) for _ in range(2)]
+    running = [llm.stream(ENDLESS + "ab", max_tokens=50) for _ in range(2)]
     next(running[0])
     with pytest.raises(QueueFull, match="1 requests wait already and the queue holds no more"):
         llm.generate("Xab", max_tokens=2)
@@ -94,7 +92,7 @@ def test_a_bad_prompt_in_a_batch_is_found_before_any_is_sent(fake_llm: MakeLLM) 
     llm = fake_llm()
     for bad, error in (("", InvalidParameter), ("a" * 300, ContextOverflow), ([N_VOCAB], InvalidParameter)):
         with pytest.raises(error):
-            llm.generate([SLOW + "abc", bad])
+            llm.generate([ENDLESS + "abc", bad])
     assert_engine_is_free(llm)
     assert llm.stats().n_requests == 1
 
@@ -102,12 +100,12 @@ def test_a_bad_prompt_in_a_batch_is_found_before_any_is_sent(fake_llm: MakeLLM) 
 def test_an_error_or_ctrl_c_cancels_all_of_a_batch(fake_llm: MakeLLM) -> None:
     llm = fake_llm()
     with pytest.raises(ContextOverflow, match="refused") as raised:
-        llm.generate([chr(fake.REFUSE) + "ab", SLOW + "abc", SLOW + "abc"])
+        llm.generate([chr(fake.REFUSE) + "ab", ENDLESS + "abc", ENDLESS + "abc"])
     assert_engine_is_free(llm)
     assert raised.tb is not None, "which keeps the streams from being dropped"
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        llm.generate([SLOW + "abc"] * 3)
+        llm.generate([ENDLESS + "abc"] * 3)
     assert_engine_is_free(llm)
 
 
@@ -130,7 +128,7 @@ def test_an_exception_in_on_token_cancels_the_request_and_is_raised(fake_llm: Ma
         raise ZeroDivisionError(piece)
 
     with pytest.raises(ZeroDivisionError, match="a"):
-        llm.generate(SLOW + "abc", on_token=fail)
+        llm.generate(ENDLESS + "abc", on_token=fail)
     with pytest.raises(ZeroDivisionError):
         llm.chat(HI, on_token=fail)
     assert_engine_is_free(llm)

@@ -71,10 +71,10 @@ def test_a_large_vocabulary_opens_fast(tmp_path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    start = time.perf_counter()
+    start = time.process_time()
     model = ModelFile.open(tmp_path / "large.gguf")
     # 0.05 s on a free core; GGUFReader alone takes 10 s.
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert model.metadata.strings("tokenizer.ggml.tokens") == tokens
     assert len(model.metadata.integers("tokenizer.ggml.token_type")) == len(tokens)
 

@@ -172,10 +172,10 @@ def test_a_count_before_a_long_run_of_zeros_ends_soon(patch: Patch) -> None:
     """What a preallocated, unfinished download looks like: empty strings without end."""
     patch.put(patch.behind("test.strings") + 8, "<Q", 1 << 33)
     patch.data[patch.behind("test.strings") + 16 :] = bytes(64 << 20)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelFileError, match="array of 8589934592 strings"):
         patch.open()
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_a_key_as_long_as_a_large_file_is_not_read(patch: Patch) -> None:

@@ -214,11 +214,10 @@ def test_what_takes_too_long_to_read_is_refused_in_time(
 ) -> None:
     may_end = threading.Event()
     monkeypatch.setattr("vkllm.text.grammar._LIMIT", limit := TimeLimit(0.05))
-    monkeypatch.setattr(f"vkllm.text.grammar.{part}", lambda *_: may_end.wait(60) and "")
-    started = time.monotonic()
+    monkeypatch.setattr(f"vkllm.text.grammar.{part}", lambda *_: may_end.wait() and "")
     assert reason(**{option: text}).startswith(f"{option} takes longer than 0.05 s to read; make it smaller")
     assert reason(**{option: text}).startswith(f"{option} cannot be used while an earlier one still takes too long")
-    assert time.monotonic() - started < 30
+    assert any(worker.is_alive() for worker in limit._late), "it is refused before it has been read"
     may_end.set()
     for worker in limit._late:
         worker.join()

@@ -29,32 +29,32 @@ def with_token(fields: dict[str, Any], text: str, kind: int) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", [NORMAL, CONTROL, USER_DEFINED, UNUSED])
 def test_a_very_long_token_costs_no_square_of_its_length(make_metadata: MakeMetadata, make: Any, kind: int) -> None:
     text = "ab" * (N // 2)
-    start = time.perf_counter()
+    start = time.process_time()
     tokenizer = Tokenizer.from_gguf(make_metadata(with_token(make(), text, kind)))
     token_id = tokenizer.n_vocab - 1
     assert token_id not in tokenizer.encode(text[:-1])
     assert (token_id in tokenizer.encode(text)) is (kind in (CONTROL, USER_DEFINED))
-    assert time.perf_counter() - start < LIMIT_S
+    assert time.process_time() - start < LIMIT_S
 
 
 @pytest.mark.parametrize("text", ["a" * N, " " * N + "x", "<|im_" * (N // 5), "hello\n" * (N // 6), "🦙é" * (N // 8)])
 def test_a_very_long_text_is_encoded_in_time(bpe: Tokenizer, spm: Tokenizer, text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for tokenizer in (bpe, spm):
         ids = tokenizer.encode(text)
         assert text.startswith(tokenizer.decode(ids[:50]).rstrip("\ufffd"))
         assert b"".join(map(tokenizer.token_bytes, ids[-8:])).decode(errors="ignore")[-1] == text[-1]
-    assert time.perf_counter() - start < LIMIT_S
+    assert time.process_time() - start < LIMIT_S
 
 
 def test_many_long_pieces_are_a_model_file_error_in_time(make_metadata: MakeMetadata) -> None:
     fields = tiny_spm()
     for length in range(1000, 1900):
         with_token(fields, "a" * length, NORMAL)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelFileError, match="too many long tokens"):
         Tokenizer.from_gguf(make_metadata(fields))
-    assert time.perf_counter() - start < LIMIT_S
+    assert time.process_time() - start < LIMIT_S
 
 
 def test_tokens_are_found_whole_the_first_and_the_longest_and_within_the_part_asked_for() -> None:

@@ -89,6 +89,6 @@ def test_digits_in_groups_from_the_end_are_tokens_and_a_long_run_costs_no_square
     tokenizer = Tokenizer.from_gguf(make_metadata(fields))
     pieces = [tokenizer.token_text(i) for i in tokenizer.encode("h1212121 1")]
     assert pieces == ["h", "1", "2", "12", "12", "1", " ", "1"]
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(tokenizer.encode("1" * 200_001)) == 2 * 66_667
-    assert time.perf_counter() - start < 10  # it takes 0.5 s
+    assert time.process_time() - start < 10  # it takes 0.5 s

@@ -117,10 +117,10 @@ def largest_allocation_below(n_bytes: int) -> Iterator[None]:
 def test_what_takes_too_much_is_stopped(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_STEPS", 20_000)  # all of them would take a minute
     for source in STOPPED[kind]:
-        start = time.perf_counter()
+        start = time.process_time()
         with largest_allocation_below(LIMIT_BYTES), pytest.raises(TemplateLimit):
             Program(source).run({"messages": HELLO}, Budget())
-        assert time.perf_counter() - start < LIMIT_S, source
+        assert time.process_time() - start < LIMIT_S, source
 
 
 @pytest.mark.parametrize(
@@ -149,20 +149,20 @@ def test_a_source_that_is_too_long_or_too_deep_is_a_model_file_error_in_time(
     make_metadata: MakeMetadata, source: str
 ) -> None:
     metadata = make_metadata(tiny_bpe() | {"tokenizer.chat_template": source})
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelFileError, match=r"vocabulary\.gguf"):
         ChatTemplate.from_gguf(metadata, Tokenizer.from_gguf(metadata))
-    assert time.perf_counter() - start < LIMIT_S
+    assert time.process_time() - start < LIMIT_S
 
 
 @pytest.mark.parametrize(
     "piece", ["{", "{{", "{%", "{#", "{{ '", '{{ "', "\n", " ", "{{a}}", "{%-", "{{ a | b }}", "{{ 1.", "é"]
 )
 def test_reading_any_source_takes_time_that_grows_with_it(piece: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with contextlib.suppress(jinja2.TemplateSyntaxError, RecursionError):
         Program(piece * (20_000 // len(piece)))
-    assert time.perf_counter() - start < LIMIT_S
+    assert time.process_time() - start < LIMIT_S
 
 
 def test_chats_name_the_limit_and_the_file_s_template(make_metadata: MakeMetadata) -> None:

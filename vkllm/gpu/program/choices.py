@@ -67,8 +67,8 @@ class Tuning:
     part_keys: int = 128
 
 
-# lavapipe loads words lane by lane, which takes longer than all else, and eight rows share the loads of the activations:
-# a token of SmolLM2 Q4_1 takes 0.35 s of processor time, not 0.44 as with four rows. Of several tokens,
+# lavapipe loads words lane by lane, which takes longer than all else, and eight rows share the loads of activations:
+# a token of SmolLM2 Q4_1 takes 0.35 s of processor time, not 0.44 as with four rows. In steps of several tokens,
 # tiles of eight tokens are four times slower than of two; of four they take a quarter less time than of two with eight
 # rows (SmolLM2 Q4_1, processor time of a step: 1 row 424 ms, 4 rows 632 instead of 832, 8 rows 1.25 s instead of 1.65),
 # but 10 % more with four rows. Parts of 128 keys cost attention 15 % (8B, depth 1000).
