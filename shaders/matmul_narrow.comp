@@ -1,6 +1,6 @@
 // matmul_narrow: y = factor * activation(W x + bias) (+ add) for up to 32 tokens, by cooperative matrices
 // bindings: quants scales x add y step bias y_halves
-// constants: local_size columns n_splits row_tiles token_tiles matrix_m matrix_n matrix_k lanes is_direct steps_ahead adds has_bias factor gates activation has_halves
+// constants: local_size columns n_splits row_tiles token_tiles matrix_m matrix_n matrix_k lanes is_direct steps_ahead x_ahead adds has_bias factor gates activation has_halves
 // push: n_y_rows y_offset y_stride n_tokens
 // dispatch: x = rows of y / (matrix_m * row_tiles / (1 + gates)), rounded up
 // formats: all
@@ -11,8 +11,8 @@
 // source: own; weights that go from memory to matrices in registers as in Marlin (Frantar et al. 2024, arXiv 2408.11743)
 //
 // Each subgroup works alone on rows of the matrix and every n_splits-th step of the columns; its workgroup adds up in the
-// end. is_direct: lanes hold the elements of a matrix of rows as shaders/matrix_layout.comp must have found: element i of
-// a lane is value i % VALUES of block lane % LANES of row lane / LANES + i / VALUES * (MATRIX_M / HELD). Otherwise
+// end. is_direct: lanes hold the elements of matrices as shaders/matrix_layout.comp must have found: element i of a lane is
+// value i % VALUES of block lane % LANES of row (or token) lane / LANES + i / VALUES * (MATRIX_M / HELD). Otherwise
 // subgroups bring weights to matrices through shared memory, and LANES is 1.
 // gates = 1: W's rows are n_y_rows of the gate, then n_y_rows of up, and y = activation(gate) * up.
 #version 450
@@ -34,12 +34,13 @@ layout(constant_id = 7) const uint MATRIX_K = 16;
 layout(constant_id = 8) const uint LANES = 4;
 layout(constant_id = 9) const uint IS_DIRECT = 1;
 layout(constant_id = 10) const uint STEPS_AHEAD = 1; // steps of the loop whose loads are under way together
-layout(constant_id = 11) const uint ADDS = 0;
-layout(constant_id = 12) const uint HAS_BIAS = 0; // one number for each column of y, or of gate and up
-layout(constant_id = 13) const uint FACTOR = 0x3f800000; // 1.0
-layout(constant_id = 14) const uint GATES = 0;
-layout(constant_id = 15) const uint ACTIVATION = 0; // 0: none
-layout(constant_id = 16) const uint HAS_HALVES = 0; // whether results are stored in y_halves too, as x is
+layout(constant_id = 11) const uint X_AHEAD = 0; // whether activations are loaded as early, where is_direct
+layout(constant_id = 12) const uint ADDS = 0;
+layout(constant_id = 13) const uint HAS_BIAS = 0; // one number for each column of y, or of gate and up
+layout(constant_id = 14) const uint FACTOR = 0x3f800000; // 1.0
+layout(constant_id = 15) const uint GATES = 0;
+layout(constant_id = 16) const uint ACTIVATION = 0; // 0: none
+layout(constant_id = 17) const uint HAS_HALVES = 0; // whether results are stored in y_halves too, as x is
 layout(push_constant) uniform Push {
   uint n_y_rows;
   uint y_offset; // where these rows begin in a row of y
@@ -68,7 +69,10 @@ const uint HELD = IS_DIRECT != 0 ? MATRIX_M * LANES / SUBGROUP : 1; // rows of a
 const uint STEP_BLOCKS = SUBGROUP * HELD / MATRIX_M;                // of a row, that a subgroup takes together
 const uint STEPS = (BLOCKS + STEP_BLOCKS - 1) / STEP_BLOCKS;
 const uint Y_TILES = ROW_TILES / (1 + GATES);
-const uint VALUES = FRAGMENT_VALUES;    // of a block in a matrix of activations
+const uint HELD_TOKENS = IS_DIRECT != 0 ? MATRIX_N * LANES / SUBGROUP : 1; // of a tile, of which a lane has a block
+const uint X_PARTS = 4 * HELD_TOKENS * TOKEN_TILES;
+const uint X_STEPS = X_AHEAD != 0 ? STEPS_AHEAD : 1;
+const uint VALUES = MATRIX_K / LANES;    // of a block in a matrix
 const uint HALF_FRAGMENTS = 16 / VALUES; // matrices of half a block
 const uint STRIDE = STEP_BLOCKS * 4 + 1; // uvec4 of a row of weights in shared memory, one against bank conflicts
 const uint PART = MATRIX_M * MATRIX_N * TOKEN_TILES / 4; // uvec4 of a tile's sums
@@ -85,6 +89,7 @@ uint lane, split;
 uint first_rows[ROW_TILES * HELD]; // first block of each row that a lane has blocks of
 uint lane_block;                   // which of a step's blocks it has
 Weights w[STEPS_AHEAD * ROW_TILES * HELD];
+uvec4 x_words[X_STEPS * X_PARTS];   // of its tokens' blocks, by tiles, tokens and quarters
 Sums sums[ROW_TILES * TOKEN_TILES];
 
 // first row of W of a tile of rows, which may lie beyond the last one
@@ -100,22 +105,20 @@ void load_step(uint ahead, uint step) {
   }
 }
 
-// matrix of activations of half a block: fragment is one of the HALF_FRAGMENTS of half_
-XMatrix load_x(uint tile, uint group, uint half_, uint fragment) {
-  XMatrix part;
-  uint word = fragment_word(BLOCKS, tile, group, half_ * HALF_FRAGMENTS + fragment);
-  coopMatLoad(part, x, word / 4, MATRIX_K / 8, gl_CooperativeMatrixLayoutColumnMajor);
-  return part;
+void load_x(uint ahead, uint step) {
+  [[unroll]] for (uint i = 0; i < X_PARTS; i++) {
+    uint tile = i / (4 * HELD_TOKENS), held = i / 4 % HELD_TOKENS;
+    uint token = tile * MATRIX_N + lane / LANES + held * (MATRIX_N / HELD_TOKENS);
+    x_words[ahead * X_PARTS + i] = x[fragment_quarter(BLOCKS, token, step * STEP_BLOCKS + lane_block, i % 4)];
+  }
 }
 
 void multiply_directly(uint ahead, uint step) {
   uint block = step * STEP_BLOCKS + lane_block;
   bool is_there = BLOCKS % STEP_BLOCKS == 0 || block < BLOCKS;
+  if (X_AHEAD == 0) load_x(0, step);
+  uint x_first = X_AHEAD * ahead * X_PARTS;
   [[unroll]] for (uint half_ = 0; half_ < 2; half_++) {
-    XMatrix x_parts[HALF_FRAGMENTS * TOKEN_TILES];
-    [[unroll]] for (uint i = 0; i < HALF_FRAGMENTS * TOKEN_TILES; i++) {
-      x_parts[i] = load_x(i / HALF_FRAGMENTS, step, half_, i % HALF_FRAGMENTS);
-    }
     [[unroll]] for (uint r = 0; r < ROW_TILES; r++) {
       f16vec2 pairs[HELD][8];
       [[unroll]] for (uint i = 0; i < HELD; i++) {
@@ -129,8 +132,14 @@ void multiply_directly(uint ahead, uint step) {
           w_part[i] = pairs[i / VALUES][order / 2][order % 2];
         }
         [[unroll]] for (uint t = 0; t < TOKEN_TILES; t++) {
-          sums[r * TOKEN_TILES + t] =
-              coopMatMulAdd(w_part, x_parts[t * HALF_FRAGMENTS + fragment], sums[r * TOKEN_TILES + t]);
+          XMatrix x_part;
+          [[unroll]] for (uint i = 0; i < HELD_TOKENS * VALUES; i++) {
+            uint order = fragment * VALUES + i % VALUES;
+            uint quarter = x_first + 4 * (t * HELD_TOKENS + i / VALUES) + 2 * half_ + order / 8;
+            uint word = x_words[quarter][order / 2 % 4];
+            x_part[i] = unpackFloat2x16(word)[order % 2];
+          }
+          sums[r * TOKEN_TILES + t] = coopMatMulAdd(w_part, x_part, sums[r * TOKEN_TILES + t]);
         }
       }
     }
@@ -158,7 +167,9 @@ void multiply_through_memory(uint ahead, uint step) {
         WMatrix w_part;
         coopMatLoad(w_part, pieces, piece + b * 4 + i * (MATRIX_K / 8), STRIDE, gl_CooperativeMatrixLayoutRowMajor);
         [[unroll]] for (uint t = 0; t < TOKEN_TILES; t++) {
-          XMatrix x_part = load_x(t, step * STEP_BLOCKS + b, i / HALF_FRAGMENTS, i % HALF_FRAGMENTS);
+          XMatrix x_part;
+          uint from = fragment_word(BLOCKS, t, step * STEP_BLOCKS + b, i) / 4;
+          coopMatLoad(x_part, x, from, MATRIX_K / 8, gl_CooperativeMatrixLayoutColumnMajor);
           sums[r * TOKEN_TILES + t] = coopMatMulAdd(w_part, x_part, sums[r * TOKEN_TILES + t]);
         }
       }
@@ -203,14 +214,20 @@ void main() {
   }
   [[unroll]] for (uint i = 0; i < ROW_TILES * TOKEN_TILES; i++) sums[i] = Sums(0.0);
 
-  [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) load_step(s, split + s * N_SPLITS);
+  [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) {
+    load_step(s, split + s * N_SPLITS);
+    if (X_AHEAD != 0 && split + s * N_SPLITS < STEPS) load_x(s, split + s * N_SPLITS);
+  }
   for (uint first = 0; first < STEPS; first += STEPS_AHEAD * N_SPLITS) {
     [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) {
       uint step = first + s * N_SPLITS + split;
       if (first + s * N_SPLITS >= STEPS) break; // for all subgroups: barriers of some would be those of all on lavapipe
       if (IS_DIRECT == 0) multiply_through_memory(s, step);
       else if (step < STEPS) multiply_directly(s, step);
-      if (step + STEPS_AHEAD * N_SPLITS < STEPS) load_step(s, step + STEPS_AHEAD * N_SPLITS);
+      if (step + STEPS_AHEAD * N_SPLITS < STEPS) {
+        load_step(s, step + STEPS_AHEAD * N_SPLITS);
+        if (X_AHEAD != 0) load_x(s, step + STEPS_AHEAD * N_SPLITS);
+      }
     }
   }
 

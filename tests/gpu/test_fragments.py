@@ -20,7 +20,7 @@ def test_nvidia_holds_matrices_as_expected() -> None:
     held = held_on_nvidia()
     assert held[0].tolist() == [0, 1, 8, 9, 128, 129, 136, 137]
     assert held[4].tolist() == [16, 17, 24, 25, 144, 145, 152, 153]
-    np.testing.assert_array_equal(held, held_elements((16, 8, 16), 4, 32))
+    np.testing.assert_array_equal(held, held_elements(16, 16, 4, 32))
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,9 @@ def test_products_of_fragments(shape: tuple[int, int, int], lanes: int, size: in
     (m, n, k), n_blocks = shape, 2 * lanes + 1
     rng = np.random.default_rng(0)
     weights, x = rng.integers(-8, 8, (m, 32 * n_blocks)), rng.integers(-8, 8, (n, 32 * n_blocks))
-    fragments = MatrixLayout(shape, lanes, True).ordered(x.astype(np.float32)).reshape(-1, n, k)
-    held, values = m * lanes // size, k // lanes
-    place = held_elements(shape, lanes, size)
+    quarters = MatrixLayout(shape, lanes, True).ordered(x.astype(np.float32)).reshape(-1, 4, n, lanes, 8)
+    held, held_tokens, values = m * lanes // size, n * lanes // size, k // lanes
+    place, token_place = held_elements(m, k, lanes, size), held_elements(n, k, lanes, size)
     sums = np.zeros((m, n))
     for group in range(-(-n_blocks // lanes)):
         for fragment in range(32 // values):
@@ -44,5 +44,10 @@ def test_products_of_fragments(shape: tuple[int, int, int], lanes: int, size: in
                     half, order = divmod(fragment * values + i % values, 16)
                     column = 32 * block + 16 * half + ORDER_OF_HALF[order]
                     matrix[place[lane, i]] = weights[row, column] if block < n_blocks else 0
-            sums += matrix.reshape(m, k) @ fragments[group * (32 // values) + fragment].T
+            tokens = np.full(n * k, np.nan)
+            for lane in range(size):
+                for i in range(held_tokens * values):
+                    token, order = lane // lanes + i // values * (n // held_tokens), fragment * values + i % values
+                    tokens[token_place[lane, i]] = quarters[group, order // 8, token, lane % lanes, order % 8]
+            sums += matrix.reshape(m, k) @ tokens.reshape(n, k).T
     np.testing.assert_array_equal(sums, weights @ x.T)

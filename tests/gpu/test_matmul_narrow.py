@@ -30,7 +30,7 @@ def layout(device: Device) -> MatrixLayout:
 
 @pytest.fixture(scope="module")
 def direct(device: Device, layout: MatrixLayout) -> MatrixLayout:
-    """In registers. On lavapipe a lane holds a value of each row, so that no other kernel could write the fragments."""
+    """In registers."""
     for lanes in (DIRECT_LANES, layout.shape[2]):
         if holds_directly(device, layout.shape, lanes):
             return MatrixLayout(layout.shape, lanes, is_direct=True)
@@ -39,11 +39,13 @@ def direct(device: Device, layout: MatrixLayout) -> MatrixLayout:
 
 def test_lanes_hold_every_element_once(device: Device, layout: MatrixLayout) -> None:
     (m, n, k), size = layout.shape, device.info.subgroup_size
-    found = poisoned(device, FOUND_WORDS * size)
-    source = filled(device, np.arange(m * k).astype(np.float16))
-    device.run([device.dispatch(KERNELS["matrix_layout"], (source, found), constants=(size, m, n, k))])
-    held = words(found, (FOUND_WORDS * size,))
-    assert sorted(held[held != 0xFFFFFFFF].tolist()) == list(range(m * k))
+    for of_tokens, n_rows in enumerate((m, n)):
+        found = poisoned(device, FOUND_WORDS * size)
+        source = filled(device, np.arange(n_rows * k).astype(np.float16))
+        constants = (size, m, n, k, of_tokens)
+        device.run([device.dispatch(KERNELS["matrix_layout"], (source, found), constants=constants)])
+        held = words(found, (FOUND_WORDS * size,))
+        assert sorted(held[held != 0xFFFFFFFF].tolist()) == list(range(n_rows * k))
 
 
 def product(
@@ -51,7 +53,7 @@ def product(
 ) -> tuple[Floats, npt.NDArray[np.float16]]:
     """y (T, n_rows + 64), of which columns from 32 on are written, and the same in the order of fragments."""
     n_tokens, columns = x.shape
-    values = dict(n_splits=4, row_tiles=2, steps_ahead=1, gates=0, activation=0, adds=0, has_bias=0) | {
+    values = dict(n_splits=4, row_tiles=2, steps_ahead=1, x_ahead=0, gates=0, activation=0, adds=0, has_bias=0) | {
         name: v for name, v in chosen.items() if name != "factor"
     }
     tiles = -(-n_tokens // layout.shape[1])
@@ -63,8 +65,9 @@ def product(
     n_groups = -(-n_rows * (1 + values["gates"]) // (m * values["row_tiles"]))
     constants = (
         *(device.info.subgroup_size * values["n_splits"], columns, values["n_splits"], values["row_tiles"], tiles),
-        *(m, n, k, layout.lanes, int(layout.is_direct), values["steps_ahead"], values["adds"], values["has_bias"]),
-        *(float_bits(chosen.get("factor", 1)), values["gates"], values["activation"], 1),
+        *(m, n, k, layout.lanes, int(layout.is_direct), values["steps_ahead"], values["x_ahead"]),
+        *(values["adds"], values["has_bias"], float_bits(chosen.get("factor", 1)), values["gates"]),
+        *(values["activation"], 1),
     )
     device.run(
         [
@@ -109,11 +112,16 @@ def test_products(device: Device, layout: MatrixLayout, fmt: str, n_rows: int, c
     assert np.isnan(got[:, :32]).all() and np.isnan(got[:, -32:]).all(), "wrote beyond its columns"
 
 
-@pytest.mark.parametrize("fmt", ["F16", "Q4_K", "Q6_K", "IQ4_XS"])
-def test_products_in_registers(device: Device, direct: MatrixLayout, fmt: str) -> None:
+@pytest.mark.parametrize(
+    ("fmt", "n_tokens", "x_ahead", "steps_ahead"),
+    [("F16", 3, 0, 1), ("Q4_K", 8, 1, 2), ("Q4_K", 19, 0, 1), ("Q6_K", 8, 1, 1), ("IQ4_XS", 3, 0, 2)],
+)
+def test_products_in_registers(
+    device: Device, direct: MatrixLayout, fmt: str, n_tokens: int, x_ahead: int, steps_ahead: int
+) -> None:
     raw, values, columns = matrix(fmt, 24, 32 * (2 * direct.lanes + 1))
-    x = np.random.default_rng(1).normal(0, 1, (direct.shape[1], columns)).astype(np.float32)
-    got, _ = product(device, direct, fmt, raw, x, 24, row_tiles=1)
+    x = np.random.default_rng(1).normal(0, 1, (n_tokens, columns)).astype(np.float32)
+    got, _ = product(device, direct, fmt, raw, x, 24, row_tiles=1, x_ahead=x_ahead, steps_ahead=steps_ahead)
     assert nmse(got[:, 32:-32], x.astype(np.float64) @ values.T) < BOUND
 
 

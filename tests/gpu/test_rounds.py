@@ -215,7 +215,7 @@ LOOPS = {
         "uint first = 0; first < STEPS; first += STEPS_AHEAD * N_SPLITS",
         "uint four = gl_LocalInvocationIndex; four < PART; four += LOCAL_SIZE",
     ],
-    "matrix_layout.comp": ["uint i = 0; i < 32; i++"],
+    "matrix_layout.comp": 2 * ["uint i = 0; i < 32; i++"],
     "lib/routing.glsl": [
         "uint group = self; group < N_GROUPS; group += LOCAL_SIZE",
         "uint i = 0; i < GROUP_SIZE; i++",

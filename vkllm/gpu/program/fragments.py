@@ -24,8 +24,8 @@ FOUND_WORDS = 32
 class MatrixLayout:
     """shape: rows, tokens and columns that one instruction multiplies. lanes: blocks of a row that lie side by side.
 
-    is_direct: whether lanes hold the elements of a matrix of weights as matmul_narrow expects; otherwise weights go
-    through shared memory.
+    is_direct: whether lanes hold the elements of matrices as matmul_narrow expects; otherwise weights go through shared
+    memory.
     """
 
     shape: tuple[int, int, int]
@@ -41,15 +41,15 @@ class MatrixLayout:
     def ordered(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
         """x (T, columns) as float16 in the order of fragments; missing tokens and blocks are zeros."""
         _, n, k = self.shape
-        values = k // self.lanes
         tiles, groups = -(-len(x) // n), -(-x.shape[1] // (32 * self.lanes))
         padded = np.zeros((tiles * n, groups * self.lanes * 32), np.float16)
         padded[: len(x), : x.shape[1]] = x.astype(np.float16)
         # of each four values 0 and 2, then 1 and 3
         by_order = padded.reshape(*padded.shape[:1], -1, 2, 2).swapaxes(-1, -2)
-        by_fragment = by_order.reshape(tiles, n, groups, self.lanes, 32 // values, values)
-        pairs = by_fragment.reshape(*by_fragment.shape[:-1], -1, min(values, 2))
-        return np.ascontiguousarray(pairs.transpose(0, 2, 4, 1, 5, 3, 6)).reshape(-1)
+        if self.lanes == 1:
+            return np.ascontiguousarray(by_order.reshape(tiles, n, -1, k).swapaxes(1, 2)).reshape(-1)
+        by_quarter = by_order.reshape(tiles, n, groups, self.lanes, 4, 8)
+        return np.ascontiguousarray(by_quarter.transpose(0, 2, 4, 1, 3, 5)).reshape(-1)
 
 
 def most_words(columns: int) -> int:
@@ -66,23 +66,27 @@ def layout_of(device: Device) -> MatrixLayout:
 
 
 def holds_directly(device: Device, shape: tuple[int, int, int], lanes: int) -> bool:
-    """Whether lanes hold the elements of a matrix of weights as matmul_narrow expects. Raises DeviceError."""
+    """Whether lanes hold the elements of matrices as matmul_narrow expects. Raises DeviceError."""
     (m, n, k), size = shape, device.info.subgroup_size
-    held, values = m * lanes // size, k // lanes
-    if held < 1 or values < 1 or held * values > FOUND_WORDS:
-        return False
-    source, found = device.buffer(m * k // 2, is_host=True), device.buffer(FOUND_WORDS * size, is_host=True)
-    assert source.words is not None and found.words is not None
-    source.words[: m * k // 2] = np.arange(m * k).astype(np.float16).view(np.uint32)
-    device.run([device.dispatch(KERNELS["matrix_layout"], (source, found), constants=(size, m, n, k))])
-    wanted = np.full((size, FOUND_WORDS), 0xFFFFFFFF, np.uint32)
-    wanted[:, : held * values] = held_elements(shape, lanes, size)
-    return np.array_equal(found.words[: wanted.size].reshape(wanted.shape), wanted)
+    for of_tokens, n_rows in enumerate((m, n)):
+        n_held = n_rows * lanes // size * (k // lanes)
+        if not 0 < n_held <= FOUND_WORDS:
+            return False
+        source, found = device.buffer(n_rows * k // 2, is_host=True), device.buffer(FOUND_WORDS * size, is_host=True)
+        assert source.words is not None and found.words is not None
+        source.words[: n_rows * k // 2] = np.arange(n_rows * k).astype(np.float16).view(np.uint32)
+        constants = (size, m, n, k, of_tokens)
+        device.run([device.dispatch(KERNELS["matrix_layout"], (source, found), constants=constants)])
+        wanted = np.full((size, FOUND_WORDS), 0xFFFFFFFF, np.uint32)
+        wanted[:, :n_held] = held_elements(n_rows, k, lanes, size)
+        if not np.array_equal(found.words[: wanted.size].reshape(wanted.shape), wanted):
+            return False
+    return True
 
 
-def held_elements(shape: tuple[int, int, int], lanes: int, size: int) -> npt.NDArray[np.uint32]:
-    """Elements (row * k + column) of a matrix of weights that lanes hold if matmul_narrow is direct: (size, n)."""
-    m, _, k = shape
+def held_elements(m: int, k: int, lanes: int, size: int) -> npt.NDArray[np.uint32]:
+    """Elements (row * k + column) of a matrix of weights (m, k) that lanes hold if matmul_narrow is direct, or of one
+    of activations (k, m), whose rows are tokens: (size, n)."""
     held, values = m * lanes // size, k // lanes
     lane, i = np.ogrid[:size, : held * values]
     value = i % values

@@ -224,8 +224,8 @@ KERNELS = {
             ("quants", "scales", "x", "add", "y", "step", "bias", "y_halves"),
             (
                 *("local_size", "columns", "n_splits", "row_tiles", "token_tiles", "matrix_m", "matrix_n", "matrix_k"),
-                *("lanes", "is_direct", "steps_ahead", "adds", "has_bias", "factor", "gates", "activation"),
-                "has_halves",
+                *("lanes", "is_direct", "steps_ahead", "x_ahead", "adds", "has_bias", "factor", "gates"),
+                *("activation", "has_halves"),
             ),
             ("n_y_rows", "y_offset", "y_stride", "n_tokens"),
             WEIGHT_FORMATS,
@@ -234,7 +234,7 @@ KERNELS = {
         KernelSpec(
             "matrix_layout",
             ("source", "found"),
-            ("local_size", "matrix_m", "matrix_n", "matrix_k"),
+            ("local_size", "matrix_m", "matrix_n", "matrix_k", "of_tokens"),
             subgroup=("basic",),
         ),
         KernelSpec(

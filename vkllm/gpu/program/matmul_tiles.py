@@ -157,3 +157,9 @@ def narrow_row_tiles(n_rows: int, matrix_rows: int, n_cores: int | None, width: 
 def narrow_steps_ahead(n_splits: int, *, is_direct: bool) -> int:
     """Steps of matmul_narrow's loop whose loads are under way together: two in workgroups of few steps (H200)."""
     return 2 if is_direct and n_splits > 8 else 1
+
+
+def narrow_x_ahead(steps_ahead: int, token_tiles: int, *, is_direct: bool) -> bool:
+    """Whether matmul_narrow loads activations as early as weights: of one tile, one step ahead, so that registers are
+    left (on an H200 33.1 us instead of 33.8 for gate and up of an 8B)."""
+    return is_direct and token_tiles == 1 and steps_ahead == 1

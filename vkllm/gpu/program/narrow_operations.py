@@ -7,7 +7,7 @@ from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS
-from vkllm.gpu.program.matmul_tiles import narrow_row_tiles, narrow_splits, narrow_steps_ahead
+from vkllm.gpu.program.matmul_tiles import narrow_row_tiles, narrow_splits, narrow_steps_ahead, narrow_x_ahead
 from vkllm.gpu.program.stored_forms import FRAGMENTS, StoredForms
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.ops import Activate, Matvec, Op
@@ -48,14 +48,15 @@ class NarrowOperations:
         bias = self._buffers.biases.get(op.weights)
         n_rows = min(planes.n_rows // (1 + gates), last.width - y_offset)
         n_splits = narrow_splits(info, layout, n_rows, gates, weight_format(planes.format).table_words)
-        tiles = narrow_row_tiles(n_rows, m, info.n_cores, width, gates)
+        tiles, token_tiles = narrow_row_tiles(n_rows, m, info.n_cores, width, gates), -(-width // n)
         steps_ahead = narrow_steps_ahead(n_splits, is_direct=layout.is_direct)
+        x_ahead = narrow_x_ahead(steps_ahead, token_tiles, is_direct=layout.is_direct)
         return self._device.dispatch(
             KERNELS["matmul_narrow"],
             (planes.quants, planes.scales, x.q16, add, y.values, self._step, bias or y.values, y.q16 or y.values),
             constants=(
-                *(n_splits * info.subgroup_size, planes.n_columns, n_splits, tiles * (1 + gates), -(-width // n)),
-                *(m, n, k, layout.lanes, int(layout.is_direct), steps_ahead),
+                *(n_splits * info.subgroup_size, planes.n_columns, n_splits, tiles * (1 + gates), token_tiles),
+                *(m, n, k, layout.lanes, int(layout.is_direct), steps_ahead, int(x_ahead)),
                 *(int(op.add is not None), int(bias is not None), float_bits(op.factor)),
                 *(gates, ACTIVATIONS.index(activate.function if activate else "none"), gates),
             ),
