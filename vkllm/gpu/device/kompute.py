@@ -93,7 +93,7 @@ class Dispatch:
 
 @dataclass(frozen=True)
 class Recording:
-    """A recorded command buffer. It must not be submitted again before its last submit is done."""
+    """A recorded command buffer. It may be submitted again while it runs."""
 
     sequence: Any
 

@@ -59,7 +59,7 @@ class Statistics:
     dispatches: int
     copies: int
     submits: int
-    blocked_submits: int  # had to wait for their own command buffer, or for a place among 64 in flight
+    blocked_submits: int  # had to wait for a place among 64 in flight
     pipelines_created: int
     pipelines_shared: int  # were requested and equal to an existing one
     subgroup_sizes_ignored: int  # pipelines whose required subgroup size the device cannot give

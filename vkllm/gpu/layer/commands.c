@@ -107,8 +107,10 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_BeginCommandBuffer(VkCommandBuffer commands,
   }
   unlock(&d->lock);
   settle_through(d, ticket);                         /* its last submit may still run */
+  VkCommandBufferBeginInfo repeatable = *info;       /* submitted again while it runs, behind itself */
+  repeatable.flags |= VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT;
   VkResult result = injected(d, INJECT_BEGIN);
-  if (!result) result = d->next.BeginCommandBuffer(commands, info);
+  if (!result) result = d->next.BeginCommandBuffer(commands, &repeatable);
   return result ? fail(d, "begin", result) : result;
 }
 

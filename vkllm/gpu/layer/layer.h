@@ -63,7 +63,7 @@ typedef enum {
 /* Exported as an array of 64-bit counters; Python's Statistics has the same names in the same order. */
 typedef struct {
   uint64_t barriers, dispatches, copies, submits;
-  uint64_t blocked_submits;         /* submits that first had to wait for a command buffer or a place in the ring */
+  uint64_t blocked_submits;         /* submits that first had to wait for a place in the ring */
   uint64_t pipelines_created, pipelines_shared;
   uint64_t subgroup_sizes_ignored;  /* pipelines whose required subgroup size the device cannot give */
   uint64_t full_subgroups;          /* pipelines asked for that have a required size and full subgroups */

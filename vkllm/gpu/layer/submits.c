@@ -5,6 +5,9 @@
  * returns at once, so eval() does, and Python waits for the ticket through vkllm_layer_wait, which ctypes calls
  * with the GIL released. Up to RING submits are in flight; one more waits for the oldest.
  *
+ * A command buffer may be submitted again while it runs: each of its dispatches is ordered after all earlier submits, so
+ * the next step never waits for the host to see that the last one is done.
+ *
  * What was handed to a submit must not go away while it runs: the hooks that free things call settle first. */
 #include "layer.h"
 
@@ -133,19 +136,6 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_QueueSubmit(VkQueue queue, uint32_t n, const
   Device *d = device_of(queue);
   VkResult result = injected(d, INJECT_SUBMIT);
   lock(&d->lock);
-  /* A command buffer must not be submitted again while it runs. */
-  uint64_t in_use = 0;
-  for (uint32_t i = 0; i < n; i++)
-    for (uint32_t c = 0; c < submits[i].commandBufferCount; c++) {
-      Recording *r = recording_of(d, submits[i].pCommandBuffers[c]);
-      if (r && r->ticket > in_use) in_use = r->ticket;
-    }
-  if (in_use > d->done_through) {
-    Flight *flight = &d->ring[in_use % RING];
-    if (d->next.WaitForFences(d->handle, 1, &flight->fence, VK_TRUE, 0) == VK_TIMEOUT) d->statistics.blocked_submits++;
-    VkResult waited = wait_patiently(d, in_use);
-    if (!result) result = waited;
-  }
   Flight *place = NULL;
   VkResult placed = next_place(d, &place);
   if (!result) result = placed;
