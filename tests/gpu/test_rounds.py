@@ -280,7 +280,7 @@ SHAPES = {
     "100B": dict(n_heads=96, n_kv_heads=8, head_dim=128, d_model=12_288, d_ff=33_792, n_vocab=256_000),
 }
 N_CTX = 131_072
-PLAIN_SCORES = (float_bits(0.125), 0, 0, 0, 1, 1, 0, 0, 0, 0)
+PLAIN_SCORES = (float_bits(0.125), 0, 0, 0, 0, 1, 0, 0, 0, 0)
 """The last constants of attention: scale, no softcap, no window, no ring, causal, quantized, and what is off."""
 
 
