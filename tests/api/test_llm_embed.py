@@ -17,6 +17,7 @@ import pytest
 from tiny_gguf import IM_START, N_CTX, write_tiny_gguf
 
 from vkllm import LLM, AsyncLLM, ContextOverflow, DeviceLost, InvalidParameter, NoDevice, UnsupportedModel
+from vkllm.api.ollama.embeddings import embed_request
 from vkllm.engine.process.handle import EngineProcess
 from vkllm.formats.gguf import ModelFile
 from vkllm.formats.quants import dequantize
@@ -131,6 +132,19 @@ async def test_asyncio_goes_on_meanwhile_and_a_cancel_ends_the_batch(
         with pytest.raises(asyncio.CancelledError):
             await batch
         assert await asyncio.wait_for(llm.embed("Xab"), 2) == fake_vector(3, ord("b"))
+
+
+@pytest.mark.asyncio
+async def test_a_text_that_ollama_cuts_keeps_the_token_behind_it(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vkllm.api.loading.EngineProcess", partial(EngineProcess, factory="fake_engine:FakeEngine"))
+    async with AsyncLLM(tiny_gguf) as llm:
+        tokenizer = llm.llm.tokenizer
+        assert tokenizer.eos_id is not None
+        monkeypatch.setattr(tokenizer, "adds_eos", True)
+        found = await embed_request({"model": "m", "input": ["ab", "x" * 2 * N_CTX]}).run(llm)
+        assert found == ([fake_vector(3, tokenizer.eos_id), fake_vector(N_CTX, tokenizer.eos_id)], 3 + N_CTX)
 
 
 @pytest.mark.parametrize(("number", "kind"), [(None, "mean"), (0, "mean"), (1, "mean"), (2, "cls"), (3, "last")])

@@ -134,6 +134,9 @@ class FakeProgram:
 class FakePromptRows:
     """Scores are the prompt's token ids."""
 
+    def begin(self, n_rows: int) -> None:
+        assert n_rows == 0, "texts do not share steps here"
+
     def events(self, run: TokenSequence, start: int, end: int, first_row: int = 0) -> list[Event]:
         first = max(start, run.n_reported)
         if first >= end:

@@ -240,6 +240,8 @@ class Batching:
         before_s, self._last_done_s = self._last_done_s, done_s
         n_read = n_taken = n_drafted = n_followed = 0
         first_row = 0
+        if not step.rows[0].sequence.request.is_answered:
+            self._prompt_rows.begin(step.n_rows if len(step.rows) > 1 else 0)
         for part in step.rows:
             sequence, first, row = part.sequence, n_read, first_row
             n_read += part.n_results

@@ -29,6 +29,15 @@ class PromptRows:
         self._scorer: Scorer | None = None
         self._hidden_states: HiddenStates | None = None
 
+    def begin(self, n_rows: int) -> None:
+        """Before `events` of a step that has just run. n_rows: of the step, if it is of several texts; else 0.
+
+        Raises DeviceError.
+        """
+        if n_rows or self._hidden_states is not None:
+            self._hidden_states = self._hidden_states or HiddenStates(self._heads[0])
+            self._hidden_states.read(n_rows)
+
     def events(self, run: TokenSequence, start: int, end: int, first_row: int = 0) -> list[Event]:
         """What there is to report after the rows start to end - 1 of its prompt have run, from first_row of the step
         on. Raises DeviceError.

@@ -35,6 +35,9 @@ class Steps(Protocol):
 class ReportsRows(Protocol):
     """Reports about the rows of the last step; `vkllm.engine.prompt_rows.PromptRows` is the real one."""
 
+    def begin(self, n_rows: int) -> None:
+        """Before `events` of a step that has just run, of n_rows of several texts; 0: of one."""
+
     def events(self, run: TokenSequence, start: int, end: int, first_row: int = 0) -> list[Event]:
         """What there is to report after the rows start to end - 1 of a prompt have run, from first_row of a step on."""
 

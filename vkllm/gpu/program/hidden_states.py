@@ -27,6 +27,15 @@ class HiddenStates:
         self._program = program
         self._host = program.device.buffer(MAX_ROWS * program.spec.d_model, is_host=True)
         self._recordings: dict[int, Recording] = {}
+        self._n_read = 0
+
+    def read(self, n_rows: int) -> None:
+        """Reads the first n_rows of a step that has run, all at once: `rows` of them are then at hand, and 0 forgets
+        those of an earlier step. Raises DeviceError."""
+        self._n_read = 0
+        if n_rows:
+            self.rows(0, n_rows)
+            self._n_read = n_rows
 
     def rows(self, first: int, end: int) -> Floats:
         """Rows first to end - 1 of the last step, (end - first, d_model); valid until the next call.
@@ -35,9 +44,10 @@ class HiddenStates:
         """
         assert 0 <= first < end <= MAX_ROWS and self._host.words is not None
         device = self._program.device
-        for first_row in range(first // HEAD_ROWS * HEAD_ROWS, end, HEAD_ROWS):
-            ticket = device.submit(self._recording(first_row))
-        device.wait(ticket)
+        if end > self._n_read:
+            for first_row in range(first // HEAD_ROWS * HEAD_ROWS, end, HEAD_ROWS):
+                ticket = device.submit(self._recording(first_row))
+            device.wait(ticket)
         return self._host.words.view(np.float32).reshape(-1, self._program.spec.d_model)[first:end]
 
     def _recording(self, first_row: int) -> Recording:
