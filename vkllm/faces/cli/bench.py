@@ -82,22 +82,24 @@ class Setup:
     def load(self, n_ctx: int | None) -> LLM:
         """The model, with a progress bar. Raises any VkllmError."""
         with loading_bar() as on_progress:
-            return LLM(
-                self.model,
-                n_ctx=n_ctx,
-                device=self.device,
-                type_k=self.type_k,
-                type_v=self.type_v,
-                n_gpu_layers=self.n_gpu_layers,
-                override_tensor=self.override_tensor,
-                n_parallel=self.n_parallel,
-                spec=self.spec,
-                split_mode=self.split.split_mode,
-                tensor_split=self.split.tensor_split,
-                main_gpu=self.split.main_gpu,
-                num_shards=self.split.num_shards,
-                on_progress=on_progress,
-            )
+            return LLM(self.model, n_ctx=n_ctx, on_progress=on_progress, **self.placing)
+
+    @property
+    def placing(self) -> dict[str, Any]:
+        """Options of LLM that say where the model lies."""
+        return {
+            "device": self.device,
+            "type_k": self.type_k,
+            "type_v": self.type_v,
+            "n_gpu_layers": self.n_gpu_layers,
+            "override_tensor": self.override_tensor,
+            "n_parallel": self.n_parallel,
+            "spec": self.spec,
+            "split_mode": self.split.split_mode,
+            "tensor_split": self.split.tensor_split,
+            "main_gpu": self.split.main_gpu,
+            "num_shards": self.split.num_shards,
+        }
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from vkllm import LLM, DeviceReport, InvalidParameter, KernelTime, StepTimes, __version__
 from vkllm.faces.cli.bench import Measured, Setup, device_line, driver, each_loaded, model_type, n_gpu_layers
+from vkllm.faces.cli.one_device import check_one_device
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.gpu.program.step import WIDTHS
 from vkllm.model.memory.plan import USUAL_CONTEXT
@@ -60,6 +61,8 @@ class StepResult(NamedTuple):
 
 def measure_kernels(options: KernelOptions) -> Iterator[StepResult]:
     """Loads the first model, then measures steps as they are asked for. Raises any VkllmError."""
+    for setup in options.setups:
+        check_one_device(setup.placing, "timed kernel by kernel")
     loaded = each_loaded(options.setups, options.n_ctx)
 
     def results() -> Iterator[StepResult]:

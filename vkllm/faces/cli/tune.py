@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vkllm import LLM, NoDevice, TuningReport, VkllmError
+from vkllm.faces.cli.one_device import check_one_device
 from vkllm.faces.terminal import complain, file_title, loading_bar, print_json, say
 from vkllm.gpu.device.probe import DeviceInfo, devices
 from vkllm.gpu.program.choices import Tuning, tuning
@@ -33,6 +34,7 @@ def tune_model(model: FoundModel, loading: Mapping[str, Any], *, budget_s: float
 
     Raises any VkllmError.
     """
+    check_one_device(loading, "tuned")
     with loading_bar() as on_progress:
         llm = LLM(model, **loading, on_progress=on_progress)
     with llm:
