@@ -54,7 +54,12 @@ def test_devices_are_those_that_are_asked_for(asked: dict[str, Any], indices: li
             {"devices": ("1",), "num_shards": 2},
             r"2 shards need as many devices, and 1 device is named \(RX .*, index",
         ),
-        ({"devices": ("1", "2"), "tensor_split": (1, 1, 1)}, "3 shards need as many devices, and 2 devices are named"),
+        ({"tensor_split": (1,) * 5}, r"5 shares of tensor_split \(-ts\) need as many devices, and 4 devices are there"),
+        ({"devices": ("1", "2"), "tensor_split": (1, 1, 1)}, r"\(-ts\) has 3 shares for 2 devices; give one for each"),
+        (
+            {"devices": ("1", "2", "3"), "tensor_split": (1, 1)},
+            r"\(-ts\) has 2 shares for 3 devices; give one for each",
+        ),
         ({"devices": ("1", "2", "3"), "tensor_split": (1, 1), "num_shards": 3}, r"\(-ts\) has 2 shares for 3 devices"),
         ({"split_mode": "none", "num_shards": 2}, r"-sm none\) is one device, not 2 shards"),
         ({"split_mode": "none", "main_gpu": 9}, r"main_gpu \(-mg\) is 9, and the model has 3 devices, counted from 0"),

@@ -32,7 +32,7 @@ def chosen_devices(known: Sequence[DeviceInfo], options: PlanOptions) -> ChosenD
     """
     infos = [choose_device(known, name) for name in options.devices] or _best_first(known, options)
     shares = options.tensor_split  # checked with the devices by `plan_splits`
-    n_wanted = options.num_shards or len(shares) or None
+    n_wanted = options.num_shards or (len(shares) if not options.devices else 0) or None
     if n_wanted is None and not options.devices and options.split_mode not in ("layer", "tensor"):
         n_wanted = 1
     if options.split_mode == "none" or (n_wanted == 1 and options.main_gpu):
@@ -40,8 +40,9 @@ def chosen_devices(known: Sequence[DeviceInfo], options: PlanOptions) -> ChosenD
     if n_wanted is not None and n_wanted > len(infos):
         what = counted(len(infos), "device")
         there = f"{what} {'is' if len(infos) == 1 else 'are'} {'named' if options.devices else 'there'}"
+        asked = counted(n_wanted, "shard") if options.num_shards else f"{n_wanted} shares of tensor_split (-ts)"
         raise InvalidParameter(
-            f"{counted(n_wanted, 'shard')} need as many devices, and {there} "
+            f"{asked} need as many devices, and {there} "
             f"({', '.join(f'{info.name}, index {info.index}' for info in infos)}); name devices with -dev, also one "
             "more than once"
         )
