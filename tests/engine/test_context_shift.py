@@ -1,6 +1,8 @@
 """A full context that goes on: the engine against runs that begin with the tokens that a shift leaves."""
 
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,6 +35,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def engine_without_drafts(engine: Engine) -> Iterator[Engine]:
+    """Its log-probabilities are equal to the last bit: a step that has drafts rounds otherwise than one of a token."""
+    config = engine._config
+    with closing(Engine(replace(config, options=replace(config.options, spec="off")))) as made:
+        yield made
+
+
 def run(
     engine: Engine, prompt: tuple[int, ...], n_keep: int = N_KEEP, stop: frozenset[int] = frozenset(), **options: float
 ) -> tuple[list[Token], Finished]:
@@ -57,7 +67,10 @@ def test_a_shift_keeps_the_beginning_and_the_newer_half() -> None:
 
 @pytest.mark.parametrize("n_keep", [0, 1, N_KEEP, len(PROMPT)])
 @pytest.mark.parametrize("logprobs", [None, 3], ids=["on the GPU", "on the CPU"])
-def test_a_shifted_answer_is_that_to_the_shifted_tokens(engine: Engine, n_keep: int, logprobs: int | None) -> None:
+def test_a_shifted_answer_is_that_to_the_shifted_tokens(
+    request: pytest.FixtureRequest, n_keep: int, logprobs: int | None
+) -> None:
+    engine: Engine = request.getfixturevalue("engine" if logprobs is None else "engine_without_drafts")
     options = {"temperature": 0, "logprobs": logprobs}
     got, finished = run(engine, PROMPT, n_keep, max_tokens=100, context_shift=True, **options)
     assert len(got) == 100 and finished.reason == "length"
