@@ -2,10 +2,10 @@
 
     python benchmarks/exchange.py 0,1        also 0,1,2,3; 0,0 opens one GPU twice, which then takes turns
 
-Each line: ranks, rows and columns of an exchange; how often numbers are written; in how much memory (exchanges of this
-size that a half has room for: with few, the same lines are read again in a submit); time of one exchange, and bytes
-that a rank hands over a second; how often numbers came after their flag; and whether all sums were right. Takes about
-half a minute.
+Each line: ranks, rows and columns of an exchange; how often numbers are written; in how many phases, of three ranks or
+more in one and in two; in how much memory (exchanges of this size that a half has room for: with few, the same lines
+are read again in a submit); time of one exchange, and bytes that a rank hands over a second; how often numbers came
+after their flag; and whether all sums were right. Takes about a minute.
 """
 
 from __future__ import annotations
@@ -77,14 +77,18 @@ class Rank:
         return self.host.words.view(np.float32).reshape(self.n_rows, self.columns)
 
 
-def tried(devices: list[Device], n_rows: int, columns: int, most_rows: int, n_exchanges: int, copies: int) -> str:
-    """A line of the table. most_rows: that the memory has room for. copies: that wide exchanges write."""
-    exchange = Exchange(devices, most_rows * columns // 4, wide_copies=copies)
+def tried(
+    devices: list[Device], n_rows: int, columns: int, most_rows: int, n_exchanges: int, copies: int, *, in_two: bool
+) -> str:
+    """A line of the table. most_rows: that the memory has room for. copies: that wide exchanges write. in_two: whether
+    sums have two phases."""
+    n_fours = n_rows * columns // 4
+    exchange = Exchange(devices, most_rows * columns // 4, wide_copies=copies, saved_fours=0 if in_two else 2**40)
     rng = np.random.default_rng(1)
     drawn = rng.normal(size=(len(devices), N_PARTS, n_rows, columns)).astype(np.float32)
     ranks = [Rank(exchange, rank, drawn[rank], n_exchanges) for rank in range(len(devices))]
-    n_copies = exchange.n_copies(n_rows)
-    room = exchange.half_lines // exchange.lines(n_rows * columns // 4, n_copies)
+    n_copies = exchange.layout.n_copies(n_rows)
+    room = exchange.half_lines // exchange.layout.lines(n_fours, n_copies)
     seconds, said = [], "right"
     try:
         for submit in range(N_SUBMITS):
@@ -109,7 +113,7 @@ def tried(devices: list[Device], n_rows: int, columns: int, most_rows: int, n_ex
     speed = 4 * n_rows * columns / one_s
     memory = f"{exchange.memory.n_bytes / 2**20:7.1f} MiB"
     return (
-        f"{len(devices):5d} {n_rows:5d} {columns:7d} {n_copies:6d} {room:8d} {memory} "
+        f"{len(devices):5d} {n_rows:5d} {columns:7d} {n_copies:6d} {1 + in_two:6d} {room:8d} {memory} "
         f"{1e6 * one_s:9.2f} us {speed / 1e9:8.3f} GB/s {retries:7d} {said}"
     )
 
@@ -118,7 +122,7 @@ def main(wanted: str) -> None:
     devices = [Device(index) for index in wanted.split(",")]
     for rank, device in enumerate(devices):
         print(f"rank {rank}: {described(device.info)}")
-    print("ranks  rows columns copies  in half      memory  exchange    hands over retries sums")
+    print("ranks  rows columns copies phases  in half      memory  exchange    hands over retries sums")
     is_cpu = any(device.info.type == "cpu" for device in devices)
     n = 8 if is_cpu else 160
     for group in groups_of(len(devices)):
@@ -134,7 +138,8 @@ def main(wanted: str) -> None:
             (wide_rows, wide_columns, 3 * wide_rows, max(n // 8, N_PARTS), 1),
             (wide_rows, wide_columns, wide_rows, max(n // 8, N_PARTS), 2),
         ):
-            print(tried(chosen, n_rows, columns, most_rows, n_exchanges, copies), flush=True)
+            for in_two in (False, True)[: 1 + (len(chosen) > 2)]:
+                print(tried(chosen, n_rows, columns, most_rows, n_exchanges, copies, in_two=in_two), flush=True)
         print(f"as `vkllm devices --exchange` measures it: {exchange_times(chosen)}", flush=True)
     for device in devices:
         device.close()
