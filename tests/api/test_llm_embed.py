@@ -61,6 +61,8 @@ def test_what_cannot_be_embedded_is_refused_before_anything_runs(fake_llm: MakeL
         llm.embed(["a", "", "b"])
     with pytest.raises(ContextOverflow, match=f"text 2 of 3 has {N_CTX + 1} tokens and the context holds {N_CTX}"):
         llm.embed(["a", "b" * N_CTX, "c" * (N_CTX + 1)])
+    with pytest.raises(ContextOverflow, match=f"has {N_CTX + 1} tokens and the context holds {N_CTX}, .* into parts$"):
+        llm.embed([1] * (N_CTX + 1))
     with pytest.raises(InvalidParameter, match="token id 999 is not in the vocabulary"):
         llm.embed([1, 999])
     with pytest.raises(InvalidParameter, match="'a' is not a token id"):

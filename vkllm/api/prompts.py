@@ -180,15 +180,16 @@ class Prompts:
         requests = []
         for place, text in enumerate(texts):
             what = "the text" if len(texts) == 1 else f"text {place} of {len(texts)}"
-            self._check_length(len(text), is_text=isinstance(text, str))
+            if isinstance(text, str):
+                self._check_length(len(text), is_text=True)
             token_ids = self.tokenizer.encode(text) if isinstance(text, str) else self.checked_tokens(text)
             if len(text) == 0 or not token_ids:
                 raise InvalidParameter(f"{what} is empty and has no embedding; give at least one token of it")
             if len(token_ids) > self.n_ctx:
+                larger = f" or load the model with a larger context (the model's limit is {self._n_ctx_train})"
                 raise ContextOverflow(
                     f"{what} has {counted(len(token_ids), 'token')} and the context holds {self.n_ctx}, so it is too "
-                    "large; cut it into parts or load the model with a larger context (the model's limit is "
-                    f"{self._n_ctx_train})",
+                    f"large; cut it into parts{larger if self.n_ctx < self._n_ctx_train else ''}",
                     n_prompt=len(token_ids),
                     n_ctx=self.n_ctx,
                 )
