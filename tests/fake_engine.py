@@ -49,6 +49,7 @@ from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.plan import MemoryPlan, TierPlan
 
 STEP_S = 0.002
+HANG_S = 600  # longer than a test may take: who waits for the end fails
 DIE = 1  # a prompt that starts with this id makes the engine kill its own process after three tokens
 FAIL = 2  # ... with this one: the device is lost after three tokens
 REFUSE = 3  # ... with this one: the engine refuses the request
@@ -105,7 +106,7 @@ class FakeEngine:
             case "die":
                 os.kill(os.getpid(), signal.SIGSEGV)
             case "slow start":
-                time.sleep(60)
+                time.sleep(HANG_S)
         assert on_progress is not None
         for done in (0, 50, 100):
             on_progress(done, 100)
@@ -149,7 +150,7 @@ class FakeEngine:
         time.sleep(0.05 if kind in (SLOW, ENDLESS) or self._is_slow or self._never_ends else STEP_S)
         if kind == HANG:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            time.sleep(60)
+            time.sleep(HANG_S)
         if request.score_from is not None:
             scored = request.prompt_token_ids[request.score_from :]
             return [Scores(request.id, tuple(-token_id / 100 for token_id in scored)), self._finish("length")]

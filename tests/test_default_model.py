@@ -42,10 +42,8 @@ def test_a_killed_engine_is_a_typed_error_and_the_next_request_works(smollm2: LL
     pid = smollm2._engine.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    start = time.monotonic()
     with pytest.raises(DeviceLost, match="SIGKILL"):
         stream.result()
-    assert time.monotonic() - start < 1
     assert smollm2.generate("The capital of France is", max_tokens=1, temperature=0).text == " Paris"
 
 

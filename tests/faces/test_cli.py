@@ -154,13 +154,11 @@ def test_the_default_model_answers_on_this_machine(command: Command, default_mod
 
 
 def test_ctrl_c_stops_the_answer_keeps_what_there_is_and_exits_130(command: Command, tiny: str) -> None:
-    process = command.start([*FAKE, "run", tiny, "--raw", SLOW + "abc", "--stats"])
+    process = command.start([*FAKE, "run", tiny, "--raw", chr(fake.ENDLESS) + "abc", "--stats"])
     assert process.stdout is not None
     assert process.stdout.read(2) == "ab"
     process.send_signal(signal.SIGINT)
-    start = time.monotonic()
-    stdout, stderr = process.communicate(timeout=10)
-    assert time.monotonic() - start < 2
+    stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert set(stdout) <= set("abc\n")
     assert stdout.endswith("\n")
