@@ -7,8 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hybrid_models import HYBRIDS
+from variant import write
 
 from vkllm.errors import InvalidParameter
+from vkllm.formats.gguf import ModelFile
+from vkllm.model.architectures import model_spec
 from vkllm.model.memory.limits import DeviceLimits, Speeds
 from vkllm.model.memory.plan import PlanOptions
 from vkllm.model.memory.ranks import Division, divide
@@ -79,3 +83,17 @@ def test_ranks_that_work_together_hold_parts_of_every_layer_and_take_the_time_of
 def test_what_cannot_be_divided_is_told(asked: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidParameter, match=message):
         divided(**asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["layer", "tensor"])
+def test_a_head_for_further_tokens_stays_unused_on_several_devices(tmp_path: Path, mode: str) -> None:
+    file = ModelFile.open(write(tmp_path / "m.gguf", HYBRIDS["qwen35 that predicts with a head of its own"]))
+    spec = model_spec(file.metadata, file.tensors)
+    assert spec.predictors
+    limits = DeviceLimits(2**31, 2**32 - 1, speeds=Speeds(400e9))
+    devices = [Member(f"GPU {i}", limits, str(i)) for i in range(2)]
+    made = divide(spec, file.tensors, devices, 128, 512, 32, PlanOptions(split_mode=mode, spec="auto"))
+    assert made.mode == mode and made.plan.n_predictors == 0
+    for rank in made.ranks:
+        assert not rank.spec.predictors and rank.plan.n_predictors == 0
+        assert not any(name.startswith("blk.2.") for weights in rank.plan.matrices for name in weights)
