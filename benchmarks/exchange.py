@@ -3,9 +3,9 @@
     python benchmarks/exchange.py 0,1        also 0,1,2,3; 0,0 opens one GPU twice, which then takes turns
 
 Each line: ranks, rows and columns of an exchange; how often numbers are written; in how many phases, of three ranks or
-more in one and in two; in how much memory (exchanges of this size that a half has room for: with few, the same lines
-are read again in a submit); time of one exchange, and bytes that a rank hands over a second; how often numbers came
-after their flag; and whether all sums were right. Takes about a minute.
+more in one and in two; host memory, and submits that it cuts the exchanges into, because no line is read twice in one;
+time of one exchange, and bytes that a rank hands over a second; how often numbers came after their flag; and whether
+all sums were right. Takes about a minute.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from vkllm.errors import VkllmError
 from vkllm.gpu.device.kompute import Buffer, Device, Recording
 from vkllm.gpu.device.requirements import described
 from vkllm.gpu.measure.exchange import exchange_times, groups_of
-from vkllm.gpu.program.exchange import Exchange
+from vkllm.gpu.program.exchange import Exchange, placed
 from vkllm.gpu.program.kernels import KERNELS
 from vkllm.gpu.program.step import Part, StepSlots
+from vkllm.model.memory.exchange_memory import Exchanged
 
 N_PARTS = 7
 """Different numbers to exchange in turn: what a line held before is seldom what it should hold."""
@@ -65,11 +66,12 @@ class Rank:
         )
         dispatches = [
             self.made.all_reduce(
-                parts[i % N_PARTS], self.sums[i % N_PARTS], self.slots.on_device, self.columns, self.n_rows, i + 1
+                parts[i % N_PARTS], self.sums[i % N_PARTS], self.slots.on_device, self.columns, self.n_rows
             )
             for i in range(n_exchanges)
         ]
-        self.recording: Recording = self.device.record([begin, *dispatches])
+        pieces = placed([begin, *dispatches], exchange.half_lines)
+        self.recordings: list[Recording] = [self.device.record(piece) for piece in pieces]
 
     def sum(self, i: int) -> np.ndarray:
         copied(self.device, self.sums[i], self.host, self.n_rows * self.columns)
@@ -78,24 +80,24 @@ class Rank:
 
 
 def tried(
-    devices: list[Device], n_rows: int, columns: int, most_rows: int, n_exchanges: int, copies: int, *, in_two: bool
+    devices: list[Device], n_rows: int, columns: int, n_exchanges: int, n_apart: int, copies: int, *, in_two: bool
 ) -> str:
-    """A line of the table. most_rows: that the memory has room for. copies: that wide exchanges write. in_two: whether
-    sums have two phases."""
-    n_fours = n_rows * columns // 4
-    exchange = Exchange(devices, most_rows * columns // 4, wide_copies=copies, saved_fours=0 if in_two else 2**40)
+    """A line of the table. n_apart: exchanges with memory of their own, at most. copies: that wide exchanges write.
+    in_two: whether sums have two phases."""
+    exchanged = Exchanged(n_rows * columns // 4, 0, n_apart)
+    exchange = Exchange(devices, exchanged, wide_copies=copies, saved_fours=0 if in_two else 2**40)
     rng = np.random.default_rng(1)
     drawn = rng.normal(size=(len(devices), N_PARTS, n_rows, columns)).astype(np.float32)
     ranks = [Rank(exchange, rank, drawn[rank], n_exchanges) for rank in range(len(devices))]
     n_copies = exchange.layout.n_copies(n_rows)
-    room = exchange.half_lines // exchange.layout.lines(n_fours, n_copies)
     seconds, said = [], "right"
     try:
         for submit in range(N_SUBMITS):
             for rank in ranks:
                 rank.slots.write(0, [Part(0, [0] * n_rows, 0, [0])], submit * n_exchanges)
             start_s = time.perf_counter()
-            tickets = [rank.device.submit(rank.recording) for rank in ranks]
+            for pieces in zip(*(rank.recordings for rank in ranks), strict=True):
+                tickets = [rank.device.submit(piece) for rank, piece in zip(ranks, pieces, strict=True)]
             for rank, ticket in zip(ranks, tickets, strict=True):
                 rank.device.wait(ticket)
             seconds.append(time.perf_counter() - start_s)
@@ -113,7 +115,8 @@ def tried(
     speed = 4 * n_rows * columns / one_s
     memory = f"{exchange.memory.n_bytes / 2**20:7.1f} MiB"
     return (
-        f"{len(devices):5d} {n_rows:5d} {columns:7d} {n_copies:6d} {1 + in_two:6d} {room:8d} {memory} "
+        f"{len(devices):5d} {n_rows:5d} {columns:7d} {n_copies:6d} {1 + in_two:6d} {memory} "
+        f"{len(ranks[0].recordings):7d} "
         f"{1e6 * one_s:9.2f} us {speed / 1e9:8.3f} GB/s {retries:7d} {said}"
     )
 
@@ -122,24 +125,25 @@ def main(wanted: str) -> None:
     devices = [Device(index) for index in wanted.split(",")]
     for rank, device in enumerate(devices):
         print(f"rank {rank}: {described(device.info)}")
-    print("ranks  rows columns copies phases  in half      memory  exchange    hands over retries sums")
+    print("ranks  rows columns copies phases      memory submits  exchange    hands over retries sums")
     is_cpu = any(device.info.type == "cpu" for device in devices)
     n = 8 if is_cpu else 160
     for group in groups_of(len(devices)):
         chosen = [devices[rank] for rank in group]
-        wide_rows, wide_columns = (64, 1024) if is_cpu else (512, 4096)
-        for n_rows, columns, most_rows, n_exchanges, copies in (
-            (1, 4096, 64, n, 1),
-            (1, 8192, 64, n, 1),
-            (1, 8192, 1, n, 1),
-            (8, 4096, 64, n, 1),
-            (32, 4096, 64, n, 1),
-            (wide_rows, wide_columns, wide_rows, max(n // 8, N_PARTS), 1),
-            (wide_rows, wide_columns, 3 * wide_rows, max(n // 8, N_PARTS), 1),
-            (wide_rows, wide_columns, wide_rows, max(n // 8, N_PARTS), 2),
+        wide_rows, wide_columns, n_wide = (64, 1024, 7) if is_cpu else (512, 4096, 20)
+        for n_rows, columns, n_exchanges, n_apart, copies in (
+            (1, 4096, n, n, 1),
+            (1, 8192, n, n, 1),
+            (1, 8192, n, n // 4, 1),
+            (8, 4096, n, n, 1),
+            (32, 4096, n, n, 1),
+            (wide_rows, wide_columns, n_wide, n_wide, 1),
+            (wide_rows, wide_columns, n_wide, 4, 1),
+            (wide_rows, 2 * wide_columns, n_wide, n_wide, 1),
+            (wide_rows, wide_columns, n_wide, n_wide, 2),
         ):
             for in_two in (False, True)[: 1 + (len(chosen) > 2)]:
-                print(tried(chosen, n_rows, columns, most_rows, n_exchanges, copies, in_two=in_two), flush=True)
+                print(tried(chosen, n_rows, columns, n_exchanges, n_apart, copies, in_two=in_two), flush=True)
         print(f"as `vkllm devices --exchange` measures it: {exchange_times(chosen)}", flush=True)
     for device in devices:
         device.close()

@@ -1,7 +1,7 @@
 // all_gather: the candidates of all ranks for the tokens of results, from each rank's part of the vocabulary
-// bindings: largest gathered step shared state failure
+// bindings: largest gathered step shared state told
 // constants: local_size n_vocab most_lists n_ranks n_lines polls_in_place n_copies half_lines
-// push: number width own_rank first_token
+// push: number first_line width own_rank first_token
 // dispatch: x = workgroups, on all ranks the same number, and as many as run at once
 // numerics: exact
 //
@@ -22,6 +22,7 @@ layout(constant_id = 6) const uint N_COPIES = 2;
 layout(constant_id = 7) const uint HALF_LINES = 65536;
 layout(push_constant) uniform Push {
   uint number;
+  uint first_line;
   uint width;
   uint own_rank;
   uint first_token;
@@ -31,7 +32,7 @@ layout(std430, binding = 1) writeonly buffer Gathered { uvec4 gathered[]; };
 #define STEP_BINDING 2
 #define SHARED_BINDING 3
 #define STATE_BINDING 4
-#define FAILURE_BINDING 5
+#define TOLD_BINDING 5
 #include "lib/step.glsl"
 #include "lib/exchange.glsl"
 #include "lib/largest.glsl"

@@ -1,7 +1,7 @@
 // all_reduce: y = the sum of the parts of all ranks (+ add)
-// bindings: part add y step shared state failure
-// constants: local_size columns adds n_ranks n_lines polls_in_place n_copies half_lines is_scattered
-// push: number width own_rank
+// bindings: part add y step shared state told chain failure
+// constants: local_size columns adds n_ranks n_lines polls_in_place n_copies half_lines is_scattered most_polls
+// push: number first_line width own_rank link n_awaited
 // dispatch: x = workgroups, on all ranks the same number, and as many as run at once
 // numerics: float32, rank by rank, then add: the same bits on all ranks
 //
@@ -20,19 +20,26 @@ layout(constant_id = 5) const uint POLLS_IN_PLACE = 0;
 layout(constant_id = 6) const uint N_COPIES = 2;
 layout(constant_id = 7) const uint HALF_LINES = 65536;
 layout(constant_id = 8) const uint IS_SCATTERED = 0;
+layout(constant_id = 9) const uint MOST_POLLS = 0; // of a wait in a chain; 0: it is in none
 layout(push_constant) uniform Push {
   uint number;
+  uint first_line;
   uint width;
   uint own_rank;
+  uint link;
+  uint n_awaited;
 };
-layout(std430, binding = 0) readonly buffer Part { vec4 part[]; };
-layout(std430, binding = 1) readonly buffer Add { vec4 add[]; };
-layout(std430, binding = 2) buffer Y { vec4 y[]; };
+layout(std430, binding = 0) coherent readonly buffer Part { vec4 part[]; };
+layout(std430, binding = 1) coherent readonly buffer Add { vec4 add[]; };
+layout(std430, binding = 2) coherent buffer Y { vec4 y[]; };
 #define STEP_BINDING 3
 #define SHARED_BINDING 4
 #define STATE_BINDING 5
-#define FAILURE_BINDING 6
+#define TOLD_BINDING 6
+#define CHAIN_BINDING 7
+#define FAILURE_BINDING 8
 #include "lib/step.glsl"
+#include "lib/chain.glsl"
 #include "lib/exchange.glsl"
 
 const uint N_PIECES = IS_SCATTERED != 0 ? N_RANKS : 1;
@@ -138,6 +145,7 @@ bool have_gathered(uint begin, uint end) {
 }
 
 void main() {
+  await_link();
   uint n_all = n_rows * COLUMNS / 4, n_groups = gl_NumWorkGroups.x;
   uint share = part_of(n_all, n_groups), room = part_of(width * COLUMNS / 4, n_groups);
   uint second_room = IS_SCATTERED != 0 ? part_of(room, N_RANKS) : 0;
@@ -156,4 +164,5 @@ void main() {
       y[first + i] = add[first + i] + y[first + i];
   }
   if (is_first && !is_sound) tell_failure();
+  end_link();
 }

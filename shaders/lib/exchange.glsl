@@ -5,20 +5,20 @@
 // other ranks, and reads their slices. It waits only after it has written, so ranks never wait for each other in a circle,
 // as long as all workgroups of a dispatch run at once.
 //
-// GPUs keep what they have read from host memory, even by volatile or atomic reads, at least until the dispatch ends. So a
-// flag is written to N_LINES lines (of 128 bytes), and each poll reads the next one: after longer and longer delays, so
+// GPUs keep what they have read from host memory, even by volatile or atomic reads, until the submit ends (seen on H200s).
+// So a line is read once in a submit, and a flag is written to N_LINES lines (of 128 bytes), and each poll reads the next one: after longer and longer delays, so
 // that few lines are enough for some seconds. A CPU device (lavapipe) keeps nothing, but its threads may be held up for
 // long: there POLLS_IN_PLACE is not 0, and the first line alone is polled so often, by atomics, in both phases together. Its invocations poll one
 // after another, since each can go through so many rounds only.
 //
 // Vulkan orders memory for one device only, so another may see a flag before all numbers that were written before it. A
 // flag therefore tells the sum of the numbers. Where it does not fit, they are read again, from the second of N_COPIES
-// places, which is written behind the flag; with one copy, or if it does not fit either, the exchange has failed.
+// places, which is written behind the flag; if it does not fit either, the exchange has failed. Where there is one copy only,
+// its flag comes after a delay.
 //
 // Exchanges have consecutive numbers, the same on all ranks: the step's first (spare[0] of lib/step.glsl) plus `number`.
 // Odd ones use one half of the memory, even ones the other: who writes the next but one has seen the flags of the next one,
-// so all have read what is overwritten. A half has room for several exchanges of a width, which take turns, so that few lines
-// are read twice in a submit.
+// so all have read what is overwritten. Exchanges of a submit have lines of their own there, from first_line on.
 //
 // An exchange may have a second phase, with flags and numbers of its own behind those of the first in each block: a rank
 // then adds up a piece of all slices and hands over the sums. A line of flags has a flag for each reader: in a first phase
@@ -27,9 +27,9 @@
 // A wait ends when its polls are used up. The exchange then fails: all later ones fail at once, the other ranks are told in
 // place of a flag, and the host finds out which rank was missing (vkllm/gpu/program/exchange.py).
 //
-// Define SHARED_BINDING, STATE_BINDING and FAILURE_BINDING, and include lib/step.glsl, before the include. The including
+// Define SHARED_BINDING, STATE_BINDING and TOLD_BINDING, and include lib/step.glsl, before the include. The including
 // file has the constants LOCAL_SIZE, N_RANKS, N_LINES, POLLS_IN_PLACE, N_COPIES and HALF_LINES (lines of a half), and the
-// push constants number and own_rank.
+// push constants number, first_line and own_rank.
 #define MOST_RANKS 8
 #define LINE_FOURS 8
 
@@ -41,7 +41,7 @@ layout(std430, binding = STATE_BINDING) coherent buffer State {
   uint unused_result; // of delays, which compilers would take out if nobody could see it
   uint n_retries;     // by workgroups, because numbers came after their flag
 };
-layout(std430, binding = FAILURE_BINDING) writeonly buffer Failure { uint failure[2]; }; // the same, and its number: for the host
+layout(std430, binding = TOLD_BINDING) writeonly buffer Told { uint told[2]; }; // the same, and its number: for the host
 
 // Why an exchange failed: 1 + the rank that is to blame, and one of these
 #define MISSING 0u
@@ -50,6 +50,7 @@ layout(std430, binding = FAILURE_BINDING) writeonly buffer Failure { uint failur
 
 const uint FIRST_DELAY = 16;
 const uint RETRY_DELAY = 4096;
+const uint SETTLING_DELAY = 2048; // before the flag of numbers that are written once
 
 shared uint own_sums[MOST_RANKS];  // of what was written, for each flag of a line
 shared uint flag_sums[MOST_RANKS]; // as the flags tell
@@ -97,9 +98,7 @@ bool begin_exchange(uint room, uint second_room) {
   copy_fours = whole_lines(room);
   phase_at = 0;
   block_fours = phase_fours(copy_fours) + (second_room == 0 ? 0 : phase_fours(whole_lines(second_room)));
-  uint exchange_fours = N_RANKS * gl_NumWorkGroups.x * block_fours;
-  uint turn = (exchange_number() / 2) % (HALF_LINES * LINE_FOURS / exchange_fours);
-  blocks_at = (exchange_number() % 2) * HALF_LINES * LINE_FOURS + turn * exchange_fours;
+  blocks_at = (exchange_number() % 2 * HALF_LINES + first_line) * LINE_FOURS;
   polls_left = POLLS_IN_PLACE;
   if (gl_LocalInvocationIndex == 0) failure_code = failed;
   begin_phase();
@@ -117,13 +116,14 @@ void begin_second_phase(uint second_room) {
 void write_flags(bool is_failed, uint n) {
   memoryBarrierBuffer();
   barrier();
+  uint value = delayed(POLLS_IN_PLACE == 0 && N_COPIES == 1 ? SETTLING_DELAY : 0, own_rank);
+  if (value == FAILED_MARK) unused_result = value;
   uint number = exchange_number(), first = flag_of(own_rank);
   for (uint i = gl_LocalInvocationIndex; i < N_LINES * n; i += LOCAL_SIZE) {
     uint reader = i % n, sum = is_failed ? failure_code : own_sums[reader];
     shared_fours[first + i / n * LINE_FOURS + reader] =
         uvec4(number, sum, ~number, is_failed ? sum ^ FAILED_MARK : ~sum);
   }
-  memoryBarrierBuffer();
 }
 
 // Whether a flag is that of this exchange, or tells of a failure; one that is half written is neither.
@@ -178,7 +178,7 @@ bool await_flags(uint reader) {
     for (uint other = N_RANKS; other > 0; other--)
       if (other - 1 != own_rank && has_flag[other - 1] == 0) failure_code = MISSING | other;
   barrier();
-  memoryBarrierBuffer();
+  if (POLLS_IN_PLACE != 0) memoryBarrierBuffer(); // GPUs wait there for their own writes; sums tell what is read too early
   return failure_code == 0;
 }
 
@@ -205,7 +205,7 @@ bool fits(bool is_last) {
 // Makes the failure known: to later exchanges and to the host. The other ranks are told by the flags of the next exchange.
 void tell_failure() {
   if (gl_LocalInvocationIndex == 0 && atomicCompSwap(failed, 0, failure_code) == 0) {
-    failure[0] = failure_code;
-    failure[1] = exchange_number();
+    told[0] = failure_code;
+    told[1] = exchange_number();
   }
 }

@@ -18,18 +18,21 @@ Words = npt.NDArray[np.uint32]
 FAILED_MARK = 0x464B4C56
 
 
+def lines_of(n_fours: int) -> int:
+    """Lines of so many 16-byte words."""
+    return -(-n_fours // 8)
+
+
 def block_of(exchange: Exchange, rank: int, group: int, number: int, n_fours: int, n_copies: int) -> tuple[int, int]:
-    """Where a rank's block of a workgroup begins, in lines, and the lines of a copy, as lib/exchange.glsl says."""
+    """Where a rank's block of a workgroup begins, in lines, and the lines of a copy, as lib/exchange.glsl says. The
+    exchange begins at the first line of a half."""
     n_ranks, n_groups = len(exchange.devices), exchange.layout.n_groups(n_fours)
     share = -(-n_fours // n_groups)
     copy_lines = -(-share // 8)
     block_lines = exchange.layout.n_lines + n_copies * copy_lines
     if exchange.layout.is_scattered(n_fours):
-        block_lines += exchange.layout.n_lines + n_copies * -((-share // n_ranks) // 8)
-    exchange_lines = n_ranks * n_groups * block_lines
-    turn = number // 2 % (exchange.half_lines // exchange_lines)
-    first = number % 2 * exchange.half_lines + turn * exchange_lines
-    return first + (rank * n_groups + group) * block_lines, copy_lines
+        block_lines += exchange.layout.n_lines + n_copies * lines_of(-(-share // n_ranks))
+    return number % 2 * exchange.half_lines + (rank * n_groups + group) * block_lines, copy_lines
 
 
 def hand_over(
@@ -57,8 +60,8 @@ def hand_over(
         _write(exchange, number, place, own, n_copies, 0, [own[i * n : (i + 1) * n] for i in range(n_ranks)])
         second = block + exchange.layout.n_lines + n_copies * copy_lines
         piece = totals[group * share :][: len(own)][rank * n : (rank + 1) * n]
-        room = -((-n_room // n_groups) // n_ranks)
-        _write(exchange, number, (second, -(-room // 8)), piece, n_copies, n_damaged, [piece])
+        room = -(-n_room // n_groups)
+        _write(exchange, number, (second, lines_of(-(-room // n_ranks))), piece, n_copies, n_damaged, [piece])
 
 
 def _write(

@@ -11,10 +11,11 @@ from test_results import N_SEQUENCES, N_SLOTS, N_VOCAB, random_result
 from vkllm.engine.sampler import masked, pick
 from vkllm.errors import DeviceTimeout
 from vkllm.gpu.device.kompute import Device
-from vkllm.gpu.program.exchange import Exchange, VocabularyPart
+from vkllm.gpu.program.exchange import Exchange, VocabularyPart, placed
 from vkllm.gpu.program.kernels import KERNELS, TOP_K
 from vkllm.gpu.program.results import Gathering, Kinds, Results
 from vkllm.gpu.program.step import Part, StepSlots
+from vkllm.model.memory.exchange_memory import Exchanged
 
 pytestmark = pytest.mark.gpu
 NOTHING = (0, 0xFFFFFFFF)
@@ -42,7 +43,7 @@ def padded(lists: np.ndarray, rank: int) -> np.ndarray:
 def test_every_rank_gets_the_lists_of_all_ranks(device: Device, own: int, n_results: int, width: int) -> None:
     if "external_memory_host" not in device.info.features:
         pytest.skip("the driver imports no memory")
-    exchange = Exchange([device] * 3, width * TOP_K, polls_in_place=20, most_groups=2)
+    exchange = Exchange([device] * 3, Exchanged(width * TOP_K, width * TOP_K), polls_in_place=20, most_groups=2)
     lists = [lists_of(rank, n_results) for rank in range(3)]
     n_room = width * TOP_K  # two lists of 32 fours
     for rank in {0, 1, 2} - {own}:
@@ -53,7 +54,7 @@ def test_every_rank_gets_the_lists_of_all_ranks(device: Device, own: int, n_resu
     assert step.words is not None
     step.words[5] = 4
     part = VocabularyPart(6444, FIRST_TOKENS[own], N_PARTS[own], 4096)
-    dispatch = exchange.ranks[own].all_gather(largest, gathered, step, part, width, 2)
+    dispatch = exchange.ranks[own].all_gather(largest, gathered, step, part, width).at(2, 0)
     assert dispatch.kernel is KERNELS["all_gather"]
     device.run([dispatch])
     exchange.ranks[own].check()
@@ -61,7 +62,7 @@ def test_every_rank_gets_the_lists_of_all_ranks(device: Device, own: int, n_resu
     for rank in range(3):
         np.testing.assert_array_equal(got[:n_results, rank], padded(lists[rank], rank))
     assert (got[n_results:] == 0x7FC00000).all()
-    device.run([dispatch.with_push(3, width, own, FIRST_TOKENS[own])])  # the others do not come
+    device.run([dispatch.at(3, 0)])  # the others do not come
     with pytest.raises(DeviceTimeout, match=r"in vain for .*\(rank [01]\) in exchange 7"):
         exchange.ranks[own].check()
 
@@ -72,7 +73,7 @@ def test_ranks_choose_the_tokens_of_one_device(device: Device) -> None:
         pytest.skip("the driver imports no memory")
     second = Device(str(device.info.index))
     devices, cuts = (device, second), (0, 2048, N_VOCAB)
-    exchange = Exchange(devices, 32 * TOP_K)
+    exchange = Exchange(devices, Exchanged(32 * TOP_K, 32 * TOP_K))
     rng = np.random.default_rng(7)
     logits = np.round(rng.normal(0, 3, (32, N_VOCAB)), 1).astype(np.float32)
     logits[:, 2050] = logits[:, 3] = logits.max() + 1  # both parts have a largest one
@@ -83,7 +84,7 @@ def test_ranks_choose_the_tokens_of_one_device(device: Device) -> None:
         assert own.words is not None
         own_logits.append((own.words, own.words.copy()))
         slots.append(StepSlots(one, N_SLOTS, 1))
-        gathering = Gathering(exchange.ranks[rank], part, 1)
+        gathering = Gathering(exchange.ranks[rank], part)
         results.append(Results(one, own, part.n_part, N_SEQUENCES, N_SLOTS, slots[rank].on_device, gathering))
         chain.append((one.buffer(8), one.buffer(1)))
     n_exchanges = 0
@@ -106,7 +107,8 @@ def test_ranks_choose_the_tokens_of_one_device(device: Device) -> None:
                     constants=(64, 8),
                     push=(slots[rank].slot_words,),
                 )
-                recordings.append(one.record([begin, *results[rank].dispatches(kinds, 64)]))
+                (dispatches,) = placed([begin, *results[rank].dispatches(kinds, 64)], exchange.half_lines)
+                recordings.append(one.record(dispatches))
             run_at_once(devices, recordings)
             assert results[0].n_exchanges(kinds) == (letters != "l")
             n_exchanges += results[0].n_exchanges(kinds)

@@ -13,9 +13,9 @@ from kernel_case import floats
 from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.layer import Layer
-from vkllm.gpu.program.exchange import Exchange
+from vkllm.gpu.program.exchange import Exchange, ExchangeDispatch, placed
 from vkllm.gpu.program.kernels import KERNELS
-from vkllm.model.memory.exchange_memory import N_LINES, Exchanged
+from vkllm.model.memory.exchange_memory import MOST_BYTES, N_LINES, Exchanged
 
 pytestmark = pytest.mark.gpu
 COLUMNS, LOST = 96, -4
@@ -34,7 +34,9 @@ def others(device: Device) -> Iterator[list[Device]]:
 
 def alone(device: Device, others: list[Device], n_ranks: int, **options: int) -> Exchange:
     """An exchange whose ranks all are one device; a test plays all but one."""
-    return Exchange([device] * n_ranks, 64 * COLUMNS // 4, **{"polls_in_place": 50, **options})
+    return Exchange(
+        [device] * n_ranks, Exchanged(64 * COLUMNS // 4, 64 * COLUMNS // 4), **{"polls_in_place": 50, **options}
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_the_sum_of_all_parts_has_the_bits_of_numpy(
             fours = parts[other].view(np.uint32).reshape(-1, 4)
             n_exchange = (2**32 - 2 + number) % 2**32
             hand_over(exchange, other, n_exchange, fours, width * COLUMNS // 4, n_copies, totals=totals)
-        dispatch = exchange.ranks[own].all_reduce(rank.part, rank.y, rank.step, COLUMNS, width, number, rank.add)
+        dispatch = exchange.ranks[own].all_reduce(rank.part, rank.y, rank.step, COLUMNS, width, rank.add).at(number, 0)
         assert dispatch.kernel is KERNELS["all_reduce"] and dispatch.groups[0] == exchange.layout.n_groups(
             width * COLUMNS // 4
         )
@@ -105,7 +107,8 @@ def test_numbers_that_come_after_their_flag_are_read_from_the_second_place(
         for other in range(1, n_ranks):
             fours, n = parts[other].view(np.uint32).reshape(-1, 4), n_damaged if other == 1 else 0
             hand_over(exchange, other, n_damaged, fours, 2 * COLUMNS // 4, exchange.layout.n_copies(2), n, totals)
-        device.run([exchange.ranks[0].all_reduce(rank.part, rank.y, rank.step, COLUMNS, 2, n_damaged, rank.add)])
+        dispatch = exchange.ranks[0].all_reduce(rank.part, rank.y, rank.step, COLUMNS, 2, rank.add)
+        device.run([dispatch.at(n_damaged, 0)])
         if n_damaged == 1:
             exchange.ranks[0].check()
             assert exchange.ranks[0].n_retries() == 1
@@ -123,8 +126,8 @@ def test_a_rank_that_does_not_come_is_named_and_later_exchanges_end_at_once(
     rank, n_fours = Rank(device, parts[1]), COLUMNS // 4
     for other in (0, 3):
         hand_over(exchange, other, 1, parts[other].view(np.uint32).reshape(-1, 4), n_fours, exchange.layout.n_copies(1))
-    reduced = [exchange.ranks[1].all_reduce(rank.part, rank.y, rank.step, COLUMNS, 1, number) for number in (1, 2)]
-    device.run(reduced)
+    reduced = exchange.ranks[1].all_reduce(rank.part, rank.y, rank.step, COLUMNS, 1)
+    device.run([reduced.at(number, 0) for number in (1, 2)])
     for _ in range(2):
         with pytest.raises(
             DeviceTimeout, match=r"\(rank 1\) waited in vain for .*\(rank 2\) in exchange 1: .*-sm layer"
@@ -135,22 +138,46 @@ def test_a_rank_that_does_not_come_is_named_and_later_exchanges_end_at_once(
     told = exchange.memory.words.reshape(-1, 32)[line : line + n_lines, :4]
     np.testing.assert_array_equal(told, [[2, 3, 2**32 - 3, 3 ^ FAILED_MARK]] * n_lines)
     again = Rank(device, parts[0])
-    device.run([exchange.ranks[0].all_reduce(again.part, again.y, again.step, COLUMNS, 1, 2)])
+    device.run([exchange.ranks[0].all_reduce(again.part, again.y, again.step, COLUMNS, 1).at(2, 0)])
     with pytest.raises(DeviceTimeout, match=r"\(rank 0\) waited in vain for .*\(rank 2\) in exchange 2"):
         exchange.ranks[0].check()
 
 
-def test_the_memory_has_room_for_the_largest_exchange_and_for_many_rows(device: Device, others: list[Device]) -> None:
-    """With 68 lines a flag, as on GPUs: of rows for each token, at least half of a step's exchanges fit into a half."""
+def test_the_memory_has_room_for_the_largest_exchange_and_for_steps_of_few_rows(
+    device: Device, others: list[Device]
+) -> None:
+    """With 68 lines a flag, as on GPUs, all exchanges of a step of 8 rows are one submit."""
     for d_model, n_layers, most_lists in ((576, 30, 12), (2048, 32, 16)):
-        most = Exchanged.of(d_model, most_lists)
+        most = Exchanged.of(d_model, most_lists, 2 * n_layers + 1)
         wide, narrow = most.most_fours, most.narrow_fours
         assert (wide, narrow) == (128 * d_model, max(8 * d_model, 1024 * most_lists))
-        exchange = Exchange([device] * 2, wide, narrow, n_lines=N_LINES, most_groups=32)
+        exchange = Exchange([device] * 2, most, n_lines=N_LINES, most_groups=32)
         assert exchange.layout.lines(wide, 1) <= exchange.half_lines
         assert exchange.layout.lines(narrow, 2) <= exchange.half_lines
-        assert exchange.half_lines // exchange.layout.lines(d_model // 4, 2) > n_layers
-        assert exchange.memory.n_bytes < 1.4 * (2 * 2 * 16 * wide)  # two halves, two ranks, and flags
+        assert exchange.half_lines >= (n_layers + 1) * exchange.layout.lines(2 * d_model, 2)
+        assert exchange.memory.n_bytes <= MOST_BYTES
+
+
+def test_no_line_is_read_twice_in_a_submit(device: Device, others: list[Device]) -> None:
+    """Sums and candidates of a step get numbers and lines in order, odd and even ones in halves of their own."""
+    exchange = Exchange([device] * 2, Exchanged(64 * COLUMNS // 4, COLUMNS // 4, 4), n_lines=4, most_groups=2)
+    rank, made = Rank(device, drawn(2, 40, COLUMNS)[0]), exchange.ranks[0]
+    one, wide = (made.all_reduce(rank.part, rank.y, rank.step, COLUMNS, width) for width in (1, 40))
+    other = device.dispatch(KERNELS["copy_words"], (rank.part, rank.y), constants=(64,), groups=(1, 1), push=(4, 0, 0))
+    n_wide = 2 * (exchange.half_lines // wide.n_lines)
+    pieces = placed([other, *[wide] * n_wide, other, wide, one, one, one], exchange.half_lines, first_number=7)
+    assert [len(piece) for piece in pieces] == [n_wide + 2, 4]
+    number = 7
+    for piece in pieces:
+        taken: list[set[int]] = [set(), set()]
+        for dispatch in piece:
+            if isinstance(dispatch, ExchangeDispatch):
+                its_number, first, *_ = dispatch.push.tolist()
+                lines = set(range(first, first + dispatch.n_lines))
+                assert its_number == number and max(lines) < exchange.half_lines and not lines & taken[number % 2]
+                taken[number % 2] |= lines
+                number += 1
+    assert number == 7 + n_wide + 4
 
 
 @pytest.mark.parametrize("n_ranks, saved_fours", [(2, 0), (3, 400), (4, 0)])
@@ -160,29 +187,25 @@ def test_devices_that_run_at_once_all_get_the_same_sums(
     """Many exchanges in a submit, narrow and wide ones in turn in the same memory, each of what the last one gave; of
     three ranks, the wide ones in two phases, of four all."""
     devices = [device, *others][:n_ranks]
-    exchange = Exchange(devices, 64 * COLUMNS // 4, saved_fours=saved_fours)
+    exchange = Exchange(devices, Exchanged(64 * COLUMNS // 4, 64 * COLUMNS // 4), saved_fours=saved_fours)
     is_scattered = [exchange.layout.is_scattered(n * COLUMNS // 4) for n in (40, 64)]
     assert is_scattered == {2: [False, False], 3: [False, True], 4: [True, True]}[n_ranks]
     parts, add = drawn(n_ranks, 40, COLUMNS) / 100, drawn(1, 40, COLUMNS, seed=3)[0]
     expected = parts
     n_steps, n_exchanges = 2, 6
     ranks = [Rank(one, part, add) for one, part in zip(devices, parts, strict=True)]
-    recordings = [
-        one.record(
-            [
-                made.all_reduce(rank.part, rank.y, rank.step, COLUMNS, 40, number, rank.add)
-                if number % 2
-                else made.all_reduce(rank.y, rank.part, rank.step, COLUMNS, 64, number, rank.add)
-                for number in range(1, n_exchanges + 1)
-            ]
-        )
-        for one, made, rank in zip(devices, exchange.ranks, ranks, strict=True)
-    ]
+    recordings = []
+    for one, made, rank in zip(devices, exchange.ranks, ranks, strict=True):
+        odd = made.all_reduce(rank.part, rank.y, rank.step, COLUMNS, 40, rank.add)
+        even = made.all_reduce(rank.y, rank.part, rank.step, COLUMNS, 64, rank.add)
+        pieces = placed([odd, even] * (n_exchanges // 2), exchange.half_lines)
+        recordings.append([one.record(piece) for piece in pieces])
     for step in range(n_steps):
         for rank in ranks:
             assert rank.step.words is not None
             rank.step.words[5] = step * n_exchanges
-        run_at_once(devices, recordings)
+        for pieces_of_ranks in zip(*recordings, strict=True):
+            run_at_once(devices, pieces_of_ranks)
         for _ in range(n_exchanges // 2):
             summed = added_up(expected, add)
             expected = np.stack([added_up(np.stack([summed] * n_ranks), add)] * n_ranks)
@@ -194,7 +217,7 @@ def test_devices_that_run_at_once_all_get_the_same_sums(
 def test_what_ranks_save_decides_whether_sums_have_two_phases(device: Device, others: list[Device]) -> None:
     """Of 4096 columns: two ranks would move more; eight gain from few rows."""
     for n_ranks, least in ((2, None), (3, 64), (4, 16), (8, 4)):
-        exchange = Exchange([device] * n_ranks, 64 * 1024)
+        exchange = Exchange([device] * n_ranks, Exchanged(64 * 1024, 64 * 1024))
         scattered = [n_rows for n_rows in (1, 2, 4, 8, 16, 32, 64) if exchange.layout.is_scattered(n_rows * 1024)]
         assert (scattered[0] if scattered else None) == least
 
@@ -208,13 +231,13 @@ def test_a_device_that_is_lost_ends_the_others_in_bounded_time(
     lost = Device(str(device.info.index))
     devices = [device, lost]
     try:
-        exchange = Exchange(devices, COLUMNS // 4, polls_in_place=30_000 if is_told else 5000)
+        exchange = Exchange(devices, Exchanged(COLUMNS // 4, COLUMNS // 4), polls_in_place=30_000 if is_told else 5000)
         parts = drawn(2, 1, COLUMNS)
         ranks = [Rank(one, part) for one, part in zip(devices, parts, strict=True)]
-        recordings = [
-            one.record([made.all_reduce(rank.part, rank.y, rank.step, COLUMNS, 1, number) for number in (1, 2, 3)])
-            for one, made, rank in zip(devices, exchange.ranks, ranks, strict=True)
-        ]
+        recordings = []
+        for one, made, rank in zip(devices, exchange.ranks, ranks, strict=True):
+            reduced = made.all_reduce(rank.part, rank.y, rank.step, COLUMNS, 1)
+            recordings.append(one.record([reduced.at(number, 0) for number in (1, 2, 3)]))
         run_at_once(devices, recordings)
         for rank in ranks:
             assert rank.step.words is not None

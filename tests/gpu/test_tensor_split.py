@@ -13,13 +13,16 @@ from kernel_case import nmse
 from model_specs import LAYER, TINY_SPEC, of_layers
 from random_model import engine_config, write_random_model
 from test_layer_split import N_CTX, TINY, answers, program
+from tunings import with_decode
 
 from vkllm.engine import opening
 from vkllm.engine.requests import EngineConfig
 from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout, InvalidParameter
 from vkllm.formats.gguf import ModelFile
 from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.program import program as program_module
 from vkllm.gpu.program.cached_blocks import CachedBlocks, CachePlace
+from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.exchange import Exchange
 from vkllm.gpu.program.group import ProgramGroup
 from vkllm.gpu.program.step import LIKELIEST, Part, Result
@@ -67,6 +70,21 @@ def test_several_devices_give_what_one_device_gives(
         pytest.skip("needs the small models beside the checkout")
     file = ModelFile.open(path)
     check(device, EngineConfig(path, file.tensors, model_spec(file.metadata, file.tensors), N_CTX), n_devices)
+
+
+def test_sums_are_links_of_a_chain(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = with_decode(tuning(device.info), is_chained=True)
+    monkeypatch.setattr(program_module, "tuning", lambda info: choices)
+    spec = of_layers(LAYER)
+    config = engine_config(
+        write_random_model(tmp_path / "model.gguf", spec, {"attn_output": "Q8_0", "ffn_down": "Q4_0"}), spec, N_CTX
+    )
+    check(device, config, 2)
+    with program(device, config, 2, "tensor") as several:
+        rank = several.ranks[0]
+        sums = [d for d in rank.dispatches(1) if d.kernel.name == "all_reduce"]
+        assert rank.tuning.decode.is_chained and len(sums) == 2 * spec.n_layers
+        assert all(d.is_independent and d.values["n_awaited"] > 0 for d in sums)
 
 
 def test_a_vocabulary_too_small_to_divide_is_whole_on_every_device(device: Device, tmp_path: Path) -> None:

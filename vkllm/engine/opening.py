@@ -28,6 +28,7 @@ from vkllm.gpu.tuning.space import model_kind
 from vkllm.model.memory.exchange_memory import Exchanged
 from vkllm.model.memory.options import PlanOptions
 from vkllm.model.memory.ranks import Division, Rank, divide
+from vkllm.model.memory.split_plan import n_exchanges_of
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,6 @@ def _shares(
     n_vocab, most = max(part.stop for part in owned), max(map(len, owned))
     parts = [None if most == n_vocab else VocabularyPart(n_vocab, part.start, len(part), most) for part in owned]
     most_lists = 0 if parts[0] is None else parts[0].most_lists
-    exchanged = Exchanged.of(d_model, most_lists)
-    exchange = Exchange(opened_devices, exchanged.most_fours, exchanged.narrow_fours)
+    exchange = Exchange(opened_devices, Exchanged.of(d_model, most_lists, n_exchanges_of(division.ranks[0].spec)))
     owners = zip(exchange.ranks, parts, division.ranks, strict=True)
     return exchange, [Share(one, part, rank.keys, reads) for one, part, rank in owners]

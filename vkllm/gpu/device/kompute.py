@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +85,7 @@ class Dispatch:
         names = (*self.kernel.constants, *self.kernel.push)
         return dict(zip(names, (*self.constants, *self.push.tolist()), strict=False))
 
-    def with_push(self, *push: int) -> Dispatch:
+    def with_push(self, *push: int) -> Self:
         """The same dispatch with other push constants."""
         assert len(push) == len(self.push)
         return replace(self, push=np.array(push, np.uint32))

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from vkllm.gpu.device.kompute import Device, Recording
-from vkllm.gpu.program.exchange import Exchange
+from vkllm.gpu.program.exchange import Exchange, placed
 from vkllm.gpu.program.kernels import KERNELS
 from vkllm.gpu.program.step import Part, StepSlots
+from vkllm.model.memory.exchange_memory import Exchanged
 from vkllm.model.memory.step_time import ExchangeSpeed
 
 ROW_COLUMNS: Final = (4096, 8192)
@@ -58,7 +59,8 @@ def exchange_times(devices: Sequence[Device]) -> ExchangeTimes:
     """Of devices that run at once. Raises UnsupportedDevice if a driver cannot import memory, DeviceError."""
     has_cpu = any(device.info.type == "cpu" for device in devices)
     n_rows, columns = CPU_WIDE if has_cpu else WIDE
-    exchange = Exchange(devices, n_rows * columns // 4)
+    n_fours, n = n_rows * columns // 4, N_CPU if has_cpu else N_WIDE
+    exchange = Exchange(devices, Exchanged(n_fours, n_fours, n + 1))
     timed = _Timed(devices, exchange)
     row_s = {width: timed.exchange_s(1, width, N_CPU if has_cpu else N_EXCHANGES) for width in ROW_COLUMNS}
     wide_s = timed.exchange_s(n_rows, columns, N_CPU if has_cpu else N_WIDE)
@@ -83,10 +85,10 @@ class _Timed:
         seconds = [self._run(all_of_them, n_rows, n + 1) - self._run(one, n_rows, 1) for _ in range(self._n_times)]
         return max(statistics.median(seconds), 1e-9) / n
 
-    def _recordings(self, n_rows: int, columns: int, n: int) -> list[Recording]:
+    def _recordings(self, n_rows: int, columns: int, n: int) -> list[list[Recording]]:
         return [self._recording(rank, n_rows, columns, n) for rank in range(len(self._devices))]
 
-    def _recording(self, rank: int, n_rows: int, columns: int, n: int) -> Recording:
+    def _recording(self, rank: int, n_rows: int, columns: int, n: int) -> list[Recording]:
         device, slots = self._devices[rank], self._slots[rank]
         part, y = device.buffer(n_rows * columns), device.buffer(n_rows * columns)
         begin = device.dispatch(  # from host memory, once a submit
@@ -97,16 +99,17 @@ class _Timed:
             push=(slots.slot_words, 0, 0),
         )
         made = self._exchange.ranks[rank]
-        exchanges = [made.all_reduce(part, y, slots.on_device, columns, n_rows, i + 1) for i in range(n)]
-        return device.record([begin, *exchanges])
+        exchanges = [made.all_reduce(part, y, slots.on_device, columns, n_rows) for _ in range(n)]
+        return [device.record(piece) for piece in placed([begin, *exchanges], self._exchange.half_lines)]
 
-    def _run(self, recordings: Sequence[Recording], n_rows: int, n: int) -> float:
+    def _run(self, recordings: Sequence[Sequence[Recording]], n_rows: int, n: int) -> float:
         """Seconds from the first submit until all devices are done."""
         for slots in self._slots:
             slots.write(0, [Part(0, [0] * n_rows, 0, [0])], self._n_done)
         self._n_done += n
         start_s = time.perf_counter()
-        tickets = [device.submit(recording) for device, recording in zip(self._devices, recordings, strict=True)]
+        for pieces in zip(*recordings, strict=True):
+            tickets = [device.submit(piece) for device, piece in zip(self._devices, pieces, strict=True)]
         for device, ticket in zip(self._devices, tickets, strict=True):
             device.wait(ticket)
         took_s = time.perf_counter() - start_s

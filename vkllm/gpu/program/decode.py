@@ -31,7 +31,7 @@ from vkllm.gpu.program.rounds import PORTION_ROUNDS, most_polls, portion_rounds
 from vkllm.gpu.program.state_decode import StateDecode
 from vkllm.model.expert_ops import Route
 from vkllm.model.graph import decoder, head
-from vkllm.model.ops import Activate, Attention, HeadNormalization, Matvec, Norm, Op, Rotation
+from vkllm.model.ops import Activate, AllReduce, Attention, HeadNormalization, Matvec, Norm, Op, Rotation
 from vkllm.model.spec import ModelSpec
 
 
@@ -225,6 +225,15 @@ class Decode:
     def norm(self, op: Norm) -> Link:
         """A norm that no product can compute, in the chain."""
         dispatch = self._operations.norm(op, 1, self.chain, self.failure, self._most_polls)
+        return Link((dispatch,), dispatch.groups[0])
+
+    def can_chain_sums(self) -> bool:
+        """Whether sums over all ranks are links of the chain."""
+        return self._tuning.is_chained
+
+    def all_reduce(self, op: AllReduce) -> Link:
+        """The sum of all ranks' parts, in the chain."""
+        dispatch = self._operations.all_reduce(op, 1, (self.chain, self.failure, self._most_polls))
         return Link((dispatch,), dispatch.groups[0])
 
     def attention(self, op: Attention, rope: Rotation | None = None, norm: HeadNormalization | None = None) -> Link:

@@ -16,7 +16,7 @@ from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.device.shared_memory import SharedHostMemory
 from vkllm.gpu.program.exchange_kernels import MOST_RANKS
 from vkllm.gpu.program.kernels import KERNELS, TOP_K
-from vkllm.model.memory.exchange_memory import LINE_BYTES, Exchanged, ExchangeLayout, n_lists
+from vkllm.model.memory.exchange_memory import LINE_BYTES, MOST_BYTES, Exchanged, ExchangeLayout, n_lists
 
 POLLS_IN_PLACE: Final = 40_000
 """Polls of an invocation on a CPU device: of CPU_LOCAL_SIZE invocations about eight seconds, if nothing else runs. Its
@@ -24,7 +24,6 @@ driver compiles a kernel when it first runs, while other ranks wait."""
 
 LOCAL_SIZE, CPU_LOCAL_SIZE = 256, 512
 
-_EXCHANGES: Final = ("all_reduce", "all_gather")
 
 _MISSING, _DAMAGED, _FAILED_MARK = 0, 256, 0x464B4C56
 """As in shaders/lib/exchange.glsl."""
@@ -59,17 +58,35 @@ class Share:
     reads: SharedReads | None = None
 
 
-def numbered(dispatches: Sequence[Dispatch]) -> list[Dispatch]:
-    """The same, with numbers from 1 on for the exchanges among them."""
-    found: list[Dispatch] = []
-    number = 0
+@dataclass(frozen=True)
+class ExchangeDispatch(Dispatch):
+    """A dispatch that exchanges something, without its place yet. n_lines: that it takes in a half of the memory."""
+
+    n_lines: int = 0
+
+    def at(self, number: int, first_line: int) -> ExchangeDispatch:
+        """The same as exchange `number` of its step, with these lines."""
+        return self.with_push(number, first_line, *self.push[2:].tolist())
+
+
+def placed(dispatches: Sequence[Dispatch], half_lines: int, first_number: int = 1) -> list[list[Dispatch]]:
+    """Dispatches in pieces, each to be a submit; the exchanges among them have numbers and lines of their own.
+
+    GPUs keep what they read of the memory until a submit ends, so no two exchanges of a piece have the same lines.
+    """
+    pieces: list[list[Dispatch]] = [[]]
+    number, taken = first_number, [0, 0]
     for dispatch in dispatches:
-        if dispatch.kernel.name in _EXCHANGES:
+        if isinstance(dispatch, ExchangeDispatch):
+            first_line = taken[number % 2]
+            if first_line + dispatch.n_lines > half_lines:
+                pieces.append([])
+                first_line, taken = 0, [0, 0]
+            taken[number % 2] = first_line + dispatch.n_lines
+            dispatch = dispatch.at(number, first_line)
             number += 1
-            _, *others = dispatch.push.tolist()
-            dispatch = dispatch.with_push(number, *others)
-        found.append(dispatch)
-    return found
+        pieces[-1].append(dispatch)
+    return pieces
 
 
 class Exchange:
@@ -81,21 +98,19 @@ class Exchange:
     def __init__(
         self,
         devices: Sequence[Device],
-        most_fours: int,
-        narrow_fours: int | None = None,
+        exchanged: Exchanged,
         *,
         polls_in_place: int = POLLS_IN_PLACE,
         **layout: int,
     ) -> None:
-        """most_fours: 16-byte words that a rank hands over in the largest exchange of all; narrow_fours: of a narrow
-        step, which GPUs write twice; None takes as many. polls_in_place: of CPU devices; 0: they poll like GPUs.
-        layout: fields of `ExchangeLayout` that are not to be as they are for these devices."""
+        """polls_in_place: of CPU devices; 0: they poll like GPUs. layout: fields of `ExchangeLayout` that are not to be
+        as they are for these devices."""
         assert 0 < len(devices) <= MOST_RANKS
         self.devices = tuple(devices)
         self.layout = replace(ExchangeLayout.of([device.info.type == "cpu" for device in devices]), **layout)
         self.polls_in_place = polls_in_place
-        exchanged = Exchanged(most_fours, most_fours if narrow_fours is None else narrow_fours)
-        self.memory = SharedHostMemory(self.layout.n_bytes(exchanged))
+        bindable = (min(device.info.max_binding_bytes, device.info.max_allocation_bytes) for device in devices)
+        self.memory = SharedHostMemory(self.layout.n_bytes(exchanged, min(MOST_BYTES, *bindable)))
         self.half_lines = self.memory.n_bytes // LINE_BYTES // 2
         self.ranks = [RankExchange(self, rank) for rank in range(len(devices))]
 
@@ -111,9 +126,10 @@ class Exchange:
 class RankExchange:
     """Makes the dispatches of one rank. n_ranks: of all.
 
-    Their numbers count the exchanges of a step, from 1 on without gaps, the same on all ranks; the step says how many
-    were in all steps before (`StepSlots.write`). Between two exchanges there must be a barrier. A rank waits for two or
-    three seconds only, so a step is to be submitted on all ranks at once, when all have recorded it.
+    `placed` gives them numbers, which count the exchanges of a step, from 1 on without gaps, the same on all ranks; the
+    step says how many were in all steps before (`StepSlots.write`). An exchange begins when the one before has ended. A
+    rank waits for two or three seconds only, so a step is to be submitted on all ranks at once, when all have
+    recorded it.
     """
 
     def __init__(self, exchange: Exchange, rank: int) -> None:
@@ -128,23 +144,33 @@ class RankExchange:
         self._device.run([self._copy(self._failure, self._state)])
 
     def all_reduce(
-        self, part: Buffer, y: Buffer, step: Buffer, columns: int, width: int, number: int, add: Buffer | None = None
-    ) -> Dispatch:
-        """y (width, columns) = (add +) the sum of all ranks' parts, for steps of `width` rows. y is neither."""
+        self,
+        part: Buffer,
+        y: Buffer,
+        step: Buffer,
+        columns: int,
+        width: int,
+        add: Buffer | None = None,
+        chain: tuple[Buffer, Buffer, int] | None = None,
+    ) -> ExchangeDispatch:
+        """y (width, columns) = (add +) the sum of all ranks' parts, for steps of `width` rows. y must be neither part
+        nor add. chain: the chain that it is a link of, where failures are told, and most polls of a wait."""
         assert columns % 4 == 0 and y not in (part, add)
         n_copies, n_fours = self._exchange.layout.n_copies(width), width * columns // 4
         is_scattered = self._exchange.layout.is_scattered(n_fours)
-        return self._device.dispatch(
+        chain_buffer, chain_failure, most_polls = chain or (self._state, self._failure, 0)
+        made = self._device.dispatch(
             KERNELS["all_reduce"],
-            (part, add or part, y, step, self._shared, self._state, self._failure),
+            (part, add or part, y, step, self._shared, self._state, self._failure, chain_buffer, chain_failure),
             constants=(
                 *(self._local_size, columns, int(add is not None)),
                 *self._constants(n_copies),
-                int(is_scattered),
+                *(int(is_scattered), most_polls),
             ),
-            groups=(self._groups(n_fours, n_copies), 1),
-            push=(number, width, self._rank),
+            groups=(self._exchange.layout.n_groups(n_fours), 1),
+            push=(0, 0, width, self._rank, 0, 0),
         )
+        return self._to_place(made, n_fours, n_copies)
 
     def all_gather(
         self,
@@ -153,21 +179,21 @@ class RankExchange:
         step: Buffer,
         vocabulary: VocabularyPart,
         width: int,
-        number: int,
-    ) -> Dispatch:
+    ) -> ExchangeDispatch:
         """The candidates of all ranks, from those of this rank's part of the vocabulary, for steps of up to `width`
         results. gathered: (width, n_ranks * most_lists, TOP_K) candidates, for `sample`."""
         n_copies, n_fours = self._exchange.layout.n_copies(width), width * vocabulary.most_lists * TOP_K // 2
-        return self._device.dispatch(
+        made = self._device.dispatch(
             KERNELS["all_gather"],
             (largest, gathered, step, self._shared, self._state, self._failure),
             constants=(
                 *(self._local_size, vocabulary.n_part, vocabulary.most_lists),
                 *self._constants(n_copies),
             ),
-            groups=(self._groups(n_fours, n_copies), 1),
-            push=(number, width, self._rank, vocabulary.first_token),
+            groups=(self._exchange.layout.n_groups(n_fours), 1),
+            push=(0, 0, width, self._rank, vocabulary.first_token),
         )
+        return self._to_place(made, n_fours, n_copies)
 
     def n_retries(self) -> int:
         """How often a workgroup has read numbers again, as they came after their flag. Nothing may be in flight."""
@@ -208,6 +234,12 @@ class RankExchange:
         polls = exchange.polls_in_place if self._is_cpu else 0
         return len(exchange.devices), exchange.layout.n_lines, polls, n_copies, exchange.half_lines
 
-    def _groups(self, n_fours: int, n_copies: int) -> int:
-        assert self._exchange.layout.lines(n_fours, n_copies) <= self._exchange.half_lines
-        return self._exchange.layout.n_groups(n_fours)
+    def _to_place(self, made: Dispatch, n_fours: int, n_copies: int) -> ExchangeDispatch:
+        n_lines = self._exchange.layout.lines(n_fours, n_copies)
+        assert n_lines <= self._exchange.half_lines
+        return ExchangeDispatch(**vars(made), n_lines=n_lines)
+
+    @property
+    def half_lines(self) -> int:
+        """Lines of a half of the memory, for `placed`."""
+        return self._exchange.half_lines

@@ -15,16 +15,16 @@ EXCHANGE_KERNELS: Final = (
     KernelSpec("move_rows", ("x", "host", "step"), ("local_size", "columns", "is_sent"), surplus="loops"),
     KernelSpec(
         "all_reduce",
-        ("part", "add", "y", "step", "shared", "state", "failure"),
-        ("local_size", "columns", "adds", *_EXCHANGE, "is_scattered"),
-        ("number", "width", "own_rank"),
+        ("part", "add", "y", "step", "shared", "state", "told", "chain", "failure"),
+        ("local_size", "columns", "adds", *_EXCHANGE, "is_scattered", "most_polls"),
+        ("number", "first_line", "width", "own_rank", "link", "n_awaited"),
         surplus="loops",
     ),
     KernelSpec(
         "all_gather",
-        ("largest", "gathered", "step", "shared", "state", "failure"),
+        ("largest", "gathered", "step", "shared", "state", "told"),
         ("local_size", "n_vocab", "most_lists", *_EXCHANGE),
-        ("number", "width", "own_rank", "first_token"),
+        ("number", "first_line", "width", "own_rank", "first_token"),
         surplus="loops",
     ),
 )

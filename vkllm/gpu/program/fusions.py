@@ -93,6 +93,11 @@ FUSIONS = (
         lambda decode, norm: [decode.norm(norm)],
     ),
     Fusion(
+        ("all_reduce",),
+        lambda decode, op: decode.can_chain_sums(),
+        lambda decode, op: [decode.all_reduce(op)],
+    ),
+    Fusion(
         ("convolution", "delta_net", "gated_norm"),
         lambda decode, *ops: decode.states.can_fuse(*ops),
         lambda decode, *ops: [decode.states.delta_net(*ops)],

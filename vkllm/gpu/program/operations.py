@@ -136,7 +136,7 @@ class Operations:
             case MoveRows():
                 return [self._move_rows(op, width)]
             case AllReduce():
-                return [self._all_reduce(op, width)]
+                return [self.all_reduce(op, width)]
         raise AssertionError(op.kind)
 
     def _embed(self, op: Embed, width: int) -> list[Dispatch]:
@@ -375,11 +375,11 @@ class Operations:
             groups=(min(1024, -(-op.width // self._local_size)), width),
         )
 
-    def _all_reduce(self, op: AllReduce, width: int) -> Dispatch:
-        """Its number is given where the exchanges of a step are known."""
+    def all_reduce(self, op: AllReduce, width: int, chain: tuple[Buffer, Buffer, int] | None = None) -> Dispatch:
+        """The sum of all ranks' parts. chain: as `RankExchange.all_reduce` takes it."""
         assert self._exchange is not None and op.input is not None
         part, y = (self._buffers.activations[name].values for name in (op.input, op.output))
-        return self._exchange.all_reduce(part, y, self.step, op.width, width, number=0)
+        return self._exchange.all_reduce(part, y, self.step, op.width, width, chain=chain)
 
     def _move_rows(self, op: MoveRows, width: int) -> Dispatch:
         host = self._buffers.sent if op.is_sent else self._buffers.received

@@ -22,7 +22,7 @@ from vkllm.gpu.program.buffers import HEAD_ROWS, ModelBuffers
 from vkllm.gpu.program.chains import can_chain
 from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.program.decode import Decode
-from vkllm.gpu.program.exchange import Share, numbered
+from vkllm.gpu.program.exchange import Share
 from vkllm.gpu.program.fitting import fitted_to_layers
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, MAX_ROWS
 from vkllm.gpu.program.operations import Operations
@@ -83,7 +83,7 @@ class Program:
             self._results = Results(device, logits, *sizes, self._slots.on_device, self._gathering())
         self._next_token = self._results.next_token if self._results else device.buffer(1)
         self._kept = kept_rows(device, spec, self.n_sequences)
-        self._recordings = Recordings(device, self.plan.n_ctx)
+        self._recordings = Recordings(device, self.plan.n_ctx, share.exchange.half_lines if share else 0)
         self._can_chain: bool | None = None
         self._last_state_slot: int | None = None
         self._slot_tickets = [0] * N_SLOTS
@@ -355,16 +355,18 @@ class Program:
         layers = self._recordings.of((width, n_submits), lambda: self._layers(width), n_submits)
         if kinds is None:
             return [*begin, *layers]
-        end = self._recordings.of((kinds, place), lambda: self._end(kinds, has_head=True))
+        end = self._recordings.of(
+            (kinds, place), lambda: self._end(kinds, has_head=True), first_exchange=self._n_sums + 1
+        )
         return [*begin, *layers, *end]
 
     def _layers(self, width: int) -> list[Dispatch]:
-        return numbered(self.operations.of_all(decoder(self.spec), width))
+        return self.operations.of_all(decoder(self.spec), width)
 
     def _decode_layers(self, kinds: Kinds | None) -> list[Dispatch]:
         """The layers of a step of one row, and its head if it has a result."""
         ops = decoder(self.spec) if kinds is None else (*decoder(self.spec), *head(self.spec))
-        return numbered(self._decode.dispatches(ops))
+        return self._decode.dispatches(ops)
 
     def _end(self, kinds: Kinds | None, *, has_head: bool) -> list[Dispatch]:
         """What is made of results. has_head: with the head, for as many rows as they need."""
@@ -379,7 +381,7 @@ class Program:
         """How tokens are chosen where ranks have parts of the vocabulary: by the last exchange of a step."""
         if self.share is None or self.share.vocabulary is None:
             return None
-        return Gathering(self.share.exchange, self.share.vocabulary, self._n_sums + 1)
+        return Gathering(self.share.exchange, self.share.vocabulary)
 
     def _head_width(self, kinds: Kinds) -> int:
         # matrices round otherwise, so a row alone takes them too

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from vkllm.gpu.device.kompute import Device, Dispatch, Recording
+from vkllm.gpu.program.exchange import placed
 from vkllm.gpu.program.results import Place
 from vkllm.gpu.program.rounds import check_rounds
 
@@ -34,23 +34,33 @@ class Ready:
 
 
 class Recordings:
-    """What is recorded, by keys. n_keys: cached tokens, at most."""
+    """What is recorded, by keys. n_keys: cached tokens, at most. half_lines: of the memory for exchanges, if there is
+    any (`placed`)."""
 
-    def __init__(self, device: Device, n_keys: int) -> None:
+    def __init__(self, device: Device, n_keys: int, half_lines: int = 0) -> None:
         self._device = device
         self._n_keys = n_keys
+        self._half_lines = half_lines
         self._made: dict[Hashable, list[Recording]] = {}
         # what the last two choices recorded: choices that are tried in turn share the pipelines
         self._earlier: deque[dict[Hashable, list[Recording]]] = deque(maxlen=2)
 
-    def of(self, key: Hashable, dispatches: Callable[[], list[Dispatch]], n_submits: int = 1) -> list[Recording]:
-        """Dispatches in n_submits recordings, made once for a key. Raises DeviceError."""
+    def of(
+        self, key: Hashable, dispatches: Callable[[], list[Dispatch]], n_submits: int = 1, first_exchange: int = 1
+    ) -> list[Recording]:
+        """Dispatches in n_submits recordings, or more where exchanges need that, made once for a key. first_exchange:
+        the number of the first in its step. Raises DeviceError."""
         if key not in self._made:
             made = dispatches()
             for dispatch in made:
                 check_rounds(dispatch, self._device.info, self._n_keys)
-            cuts = [len(made) * i // n_submits for i in range(n_submits + 1)]
-            self._made[key] = [self._device.record(made[i:j]) for i, j in pairwise(cuts)]
+            pieces = placed(made, self._half_lines, first_exchange)
+            n = -(-n_submits // len(pieces))  # on all ranks the same
+            self._made[key] = [
+                self._device.record(piece[len(piece) * i // n : len(piece) * (i + 1) // n])
+                for piece in pieces
+                for i in range(n)
+            ]
         return self._made[key]
 
     def begin_again(self) -> None:

@@ -59,11 +59,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Gathering:
-    """How ranks choose the same tokens, each with the logits of a part of the vocabulary. number: of the exchange."""
+    """How ranks choose the same tokens, each with the logits of a part of the vocabulary."""
 
     exchange: RankExchange
     vocabulary: VocabularyPart
-    number: int
 
 
 class Results:
@@ -188,7 +187,7 @@ class Results:
         if self._gathering is None:
             return [top_logits, sample]
         gathered = self._gathering.exchange.all_gather(
-            self._largest, self._candidates, self._step, self._part, kinds.width, self._gathering.number
+            self._largest, self._candidates, self._step, self._part, kinds.width
         )
         return [top_logits, gathered, sample]
 

@@ -62,7 +62,7 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "all_reduce":
             share = _up(v["width"] * v["columns"] // 4, dispatch.groups[0])
             if not v["is_scattered"]:
-                return v["n_copies"] * (2 * _up(share, size) + 3 + v["n_ranks"]) + _exchange(v)
+                return v["n_copies"] * (2 * _up(share, size) + 3 + v["n_ranks"]) + _exchange(v) + v["most_polls"]
             piece = _up(_up(share, v["n_ranks"]), size)
             per_copy = v["n_ranks"] * (1 + piece) + 3 * piece + 2 * (2 + v["n_ranks"])
             return v["n_copies"] * per_copy + piece + _exchange(v) + _up(v["n_lines"], size) + v["n_ranks"]

@@ -29,22 +29,27 @@ SAVED_FOURS: Final = 16_384
 """Fours that a rank has to write and read less for a second phase, which takes a few microseconds, to be worth while:
 at PCIe's speed they take ten."""
 
+MOST_BYTES: Final = 256 << 20
+"""Bytes of the memory, unless two of the largest exchanges need more."""
+
 PAGE_BYTES: Final = 65536
 """Drivers take addresses and sizes that are multiples of a page of the system, which has at most as many bytes."""
 
 
 @dataclass(frozen=True)
 class Exchanged:
-    """What a rank hands over at most, in 16-byte words: in any step, and in a narrow one."""
+    """What a rank hands over at most, in 16-byte words: in any step, and in a narrow one. n_exchanges: of a step."""
 
     most_fours: int
     narrow_fours: int
+    n_exchanges: int = 1
 
     @classmethod
-    def of(cls, d_model: int, most_lists: int) -> Exchanged:
+    def of(cls, d_model: int, most_lists: int, n_exchanges: int) -> Exchanged:
         """Rows of d_model numbers, or most_lists lists of candidates for each result."""
         candidates = MAX_NARROW * most_lists * TOP_K // 2
-        return cls(max(MAX_ROWS * d_model // 4, candidates), max(MAX_NARROW * d_model // 4, candidates))
+        wide, narrow = (max(n_rows * d_model // 4, candidates) for n_rows in (MAX_ROWS, MAX_NARROW))
+        return cls(wide, narrow, n_exchanges)
 
 
 def n_lists(n_vocab: int) -> int:
@@ -94,11 +99,13 @@ class ExchangeLayout:
         shares = (share, -(-share // self.n_ranks)) if self.is_scattered(n_fours) else (share,)
         return self.n_ranks * n_groups * sum(self.n_lines + n_copies * -(-n // LINE_FOURS) for n in shares)
 
-    def n_bytes(self, exchanged: Exchanged) -> int:
-        """Bytes of the memory: two halves, each with room for the largest exchange, in whole pages."""
+    def n_bytes(self, exchanged: Exchanged, most_bytes: int = MOST_BYTES) -> int:
+        """Bytes of the memory, in whole pages: two halves, each with room for the largest exchange, and for half of
+        a step's up to most_bytes."""
         wide = self.lines(exchanged.most_fours, self.n_copies(MAX_ROWS))
         narrow = self.lines(exchanged.narrow_fours, self.n_copies(MAX_NARROW))
-        n_bytes = 2 * LINE_BYTES * (max(wide, narrow) + self.lines(GROUP_FOURS, 2))
+        one = 2 * LINE_BYTES * max(wide, narrow)
+        n_bytes = max(one, min(-(-exchanged.n_exchanges // 2) * one, most_bytes))
         return -(-n_bytes // PAGE_BYTES) * PAGE_BYTES
 
 

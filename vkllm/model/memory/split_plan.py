@@ -15,7 +15,14 @@ from vkllm.errors import InvalidParameter, OutOfDeviceMemory, UnsupportedDevice,
 from vkllm.formats.gguf import TensorInfo
 from vkllm.model.graph import decoder
 from vkllm.model.memory.division import asked_proportions, layer_ranges, proportions
-from vkllm.model.memory.exchange_memory import NO_EXCHANGE, Exchanged, ExchangeLayout, ExchangeShare, n_lists
+from vkllm.model.memory.exchange_memory import (
+    MOST_BYTES,
+    NO_EXCHANGE,
+    Exchanged,
+    ExchangeLayout,
+    ExchangeShare,
+    n_lists,
+)
 from vkllm.model.memory.limits import DeviceLimits
 from vkllm.model.memory.memory_plan import MemoryPlan
 from vkllm.model.memory.needs import Needs, tensor_bytes
@@ -292,8 +299,9 @@ def exchange_share(ranks: Sequence[RankModel], members: Sequence[Member]) -> Exc
     n_vocab, most = ranks[-1].vocabulary.stop, max(len(rank.vocabulary) for rank in ranks)
     most_lists = 0 if most == n_vocab else n_lists(most)
     layout = ExchangeLayout.of([member.limits.kind == "cpu" for member in members])
-    n_bytes = layout.n_bytes(Exchanged.of(ranks[0].spec.d_model, most_lists))
+    exchanged = Exchanged.of(ranks[0].spec.d_model, most_lists, n_exchanges_of(ranks[0].spec))
     least = min(members, key=lambda member: member.limits.max_buffer_bytes)
+    n_bytes = layout.n_bytes(exchanged, min(MOST_BYTES, least.limits.max_buffer_bytes))
     if n_bytes > least.limits.max_buffer_bytes:
         raise OutOfDeviceMemory(
             f"-sm tensor needs {size(n_bytes)} of system memory that {counted(len(members), 'device')} share, and "
