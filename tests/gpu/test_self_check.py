@@ -58,6 +58,13 @@ def break_modules(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     return install
 
 
+def test_the_case_that_cpus_leave_out_is_right_too(checked: Device) -> None:
+    checked.info = replace(checked.info, type="discrete")
+    (case,) = (one for group in cases(checked).values() for one in group if one.module.startswith("attention"))
+    checked.run([case.dispatch])
+    assert case.is_right
+
+
 def test_a_sound_device_is_left_as_it_is(checked: Device, cache: Path) -> None:
     before = checked.info
     assert check_kernels(checked) == () and checked.info == before

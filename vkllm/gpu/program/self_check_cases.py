@@ -18,7 +18,7 @@ from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.attention_operations import lanes_of_key
 from vkllm.gpu.program.fragments import layout_of
-from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, NO_EXPERTS
+from vkllm.gpu.program.kernels import AHEAD, KERNELS, KV_BLOCK, NO_EXPERTS
 from vkllm.gpu.program.matmul_tiles import matmul_subgroups, matmul_tile, narrow_splits
 from vkllm.gpu.program.step import LIKELIEST, Part, StepSlots
 from vkllm.model.reference import attention, rms_norm
@@ -225,7 +225,7 @@ def _attention(device: Device) -> Case:
         ),
         constants=(
             *(SIZE, n_heads, 1, head_dim, lanes, 1, 1, 1, 0, 0),
-            *(float_bits(head_dim**-0.5), 0, 0, 0, 1, 1, 0, 0, 0, 0),
+            *(float_bits(head_dim**-0.5), 0, 0, 0, AHEAD.index("none"), 1, 0, 0, 0, 0),
             *(32, 1, 2, 2, 0),
         ),
         groups=(2 * n_heads, 1),
