@@ -106,10 +106,10 @@ async def test_esc_stops_the_answer_and_keeps_what_there_is(open_chat: OpenChat)
         await scene.until(lambda: scene.texts[-1].count("word") > 3)
         await scene.press("escape")
         await scene.until(lambda: not scene.chat.is_answering)
+        await scene.until(lambda: "stopped" in scene.shown)
         text = scene.texts[-1]
         message = scene.store.messages(scene.chat.chat.id)[-1]
         assert (message.content, message.state) == (text, "stopped")
-        assert "stopped" in scene.shown
         await scene.pilot.pause(0.2)
         assert scene.texts[-1] == text
         await scene.ask("And now?")  # the chat goes on

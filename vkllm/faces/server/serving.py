@@ -31,7 +31,7 @@ _KEEP_ALIVE_S = 30
 _BACKLOG = 512
 _SEND_BYTES = 256 * 1024
 """What the system may hold of an answer for a client that does not read it; it would take some megabytes."""
-_CLOSE_S = 0.7
+_CLOSE_S = 0.6
 """How long all may take that comes after the last answer."""
 
 OnListening = Callable[[list[str], Callable[[], object]], object]

@@ -37,7 +37,7 @@ class ServerSettings:
     read_s: float = 60.0
     write_s: float = 60.0
     ping_s: float | None = 5.0
-    grace_s: float = 0.9
+    grace_s: float = 0.5
     has_metrics: bool = False
     has_slots: bool = True
     has_page: bool = True
