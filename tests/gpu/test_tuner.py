@@ -102,7 +102,7 @@ def test_the_fastest_choice_is_found_used_kept_and_loaded(
 ) -> None:
     table = tuning(device.info)
     best = replace(
-        table, keys_at_once=table.keys_at_once // 2, decode=replace(table.decode, rows=table.decode.rows * 2)
+        table, keys_at_once=table.keys_at_once // 2, decode=replace(table.decode, rows=table.decode.rows // 2)
     )
 
     def seconds(choices: Tuning) -> float:
@@ -130,15 +130,15 @@ def test_a_choice_with_other_logits_is_ruled_out_however_fast(
 ) -> None:
     table = tuning(device.info)
     speed_by(monkeypatch, lambda choices: 0.01 if choices == table else 0.001)
-    monkeypatch.setattr(tuner, "DECODE_FIELDS", ("decode.rows",))
+    monkeypatch.setattr(tuner, "DECODE_FIELDS", ("decode.groups",))
     monkeypatch.setattr(tuner, "PREFILL_FIELDS", ("tile_tokens",))
     logits = Program.logits
-    right = {table.decode.rows: 1.0, 2 * table.decode.rows: 1.05}  # the others: no numbers
+    right = {table.decode.groups: 1.0, 2 * table.decode.groups: 1.05}  # the others: no numbers
     monkeypatch.setattr(
-        Program, "logits", lambda self, step: logits(self, step) * right.get(self.tuning.decode.rows, float("nan"))
+        Program, "logits", lambda self, step: logits(self, step) * right.get(self.tuning.decode.groups, float("nan"))
     )
     report = tune(load(), 600.0)
-    failed = [trial for trial in report.trials if trial.field == "decode.rows"]
+    failed = [trial for trial in report.trials if trial.field == "decode.groups"]
     assert len(failed) == 2 and all(trial.seconds is None and "logits are wrong" in trial.failure for trial in failed)
     assert report.choice.decode == table.decode
     assert report.choice.tile_tokens != table.tile_tokens
