@@ -12,15 +12,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from machines import qwen3_30b_a3b  # noqa: E402
 
 from vkllm.model.architectures.llama import llama_spec  # noqa: E402
-from vkllm.model.spec import (  # noqa: E402
-    DeltaNet,
-    HeadNorm,
-    LatentAttention,
-    Mamba2,
-    QueryTemperature,
-    Rope,
-    ShortConvolution,
-)
+from vkllm.model.mixers import DeltaNet, LatentAttention, Mamba2, ShortConvolution  # noqa: E402
+from vkllm.model.spec import HeadNorm, QueryTemperature, Rope  # noqa: E402
 
 MODEL = llama_spec(
     n_layers=32,

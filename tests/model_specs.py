@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from vkllm.model.architectures.llama import llama_spec
-from vkllm.model.spec import DeltaNet, HeadNorm, LatentAttention, LayerSpec, Mamba2, ModelSpec, QueryTemperature, Rope
+from vkllm.model.mixers import DeltaNet, LatentAttention, Mamba2
+from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec, QueryTemperature, Rope
 
 _TINY: dict[str, Any] = {
     "n_layers": 2,

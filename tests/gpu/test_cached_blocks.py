@@ -12,7 +12,8 @@ from vkllm.gpu.device.kompute import Device, Words
 from vkllm.gpu.program.cached_blocks import CachedBlocks, CachePlace
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.step import LOGITS, Part
-from vkllm.model.spec import LatentAttention, Rope
+from vkllm.model.mixers import LatentAttention
+from vkllm.model.spec import Rope
 
 pytestmark = pytest.mark.gpu
 

@@ -15,8 +15,8 @@ from vkllm.gpu.device.requirements import without_subgroups
 from vkllm.gpu.program.kernels import KERNELS
 from vkllm.gpu.program.state_decode import StateDecode
 from vkllm.gpu.program.state_operations import chunk_constants
+from vkllm.model.mixers import DeltaNet
 from vkllm.model.reference_states import beta_and_alpha, convolution, delta_net, gated_norm
-from vkllm.model.spec import DeltaNet
 
 pytestmark = pytest.mark.gpu
 

@@ -9,8 +9,8 @@ from kernel_case import cache_words, constants, filled, floats, nmse, poisoned, 
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.kernels import KERNELS
+from vkllm.model.mixers import LatentAttention
 from vkllm.model.reference import latent_rope
-from vkllm.model.spec import LatentAttention
 
 pytestmark = pytest.mark.gpu
 

@@ -16,7 +16,8 @@ from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.device.requirements import without_subgroups
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.step import LIKELIEST, LOGITS, Part
-from vkllm.model.spec import DeltaNet, Mamba2, ModelSpec, ShortConvolution
+from vkllm.model.mixers import DeltaNet, Mamba2, ShortConvolution
+from vkllm.model.spec import ModelSpec
 
 pytestmark = pytest.mark.gpu
 

@@ -16,7 +16,7 @@ from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program import program as program_module
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.step import KEEP_ALL, LIKELIEST, LOGITS, Draw, Part, Result
-from vkllm.model.spec import DeltaNet, Mamba2, ShortConvolution
+from vkllm.model.mixers import DeltaNet, Mamba2, ShortConvolution
 
 pytestmark = pytest.mark.gpu
 

@@ -14,8 +14,8 @@ from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.device.requirements import without_subgroups
 from vkllm.gpu.program.kernels import KERNELS
 from vkllm.gpu.program.state_operations import norm_span
+from vkllm.model.mixers import Mamba2
 from vkllm.model.reference_states import convolution, gated_convolution, gated_norm, mamba2
-from vkllm.model.spec import Mamba2
 
 pytestmark = pytest.mark.gpu
 

@@ -6,7 +6,8 @@ from model_specs import LAYER, of_layers
 
 from vkllm.model.memory.needs import Needs, cache_bytes
 from vkllm.model.memory.sequences import Room
-from vkllm.model.spec import LatentAttention, LayerSpec, ShortConvolution
+from vkllm.model.mixers import LatentAttention, ShortConvolution
+from vkllm.model.spec import LayerSpec
 
 LATENT = replace(LAYER, n_heads=4, n_kv_heads=1, head_dim=48, mixer=LatentAttention(0, 32, 16, 16, 32))
 CONVOLUTION = replace(LAYER, mixer=ShortConvolution(3, 96))

@@ -15,7 +15,8 @@ from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.gguf import ModelFile
 from vkllm.model.architectures import model_spec
 from vkllm.model.layer_checks import check_layer
-from vkllm.model.spec import DeltaNet, Experts, LatentAttention, LayerSpec, Mamba2, ModelSpec, QueryTemperature
+from vkllm.model.mixers import DeltaNet, LatentAttention, Mamba2
+from vkllm.model.spec import Experts, LayerSpec, ModelSpec, QueryTemperature
 
 QWEN, GLM = "qwen3moe with 40 experts", "glm4moe, as its 355B"
 ERNIE = "ernie4_5-moe without shared expert and selection bias"

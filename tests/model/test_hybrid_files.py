@@ -15,7 +15,8 @@ from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.gguf import ModelFile
 from vkllm.model.architectures import model_spec
 from vkllm.model.layer_checks import check_layer
-from vkllm.model.spec import DeltaNet, LatentAttention, LayerSpec, Mamba2, ModelSpec, QueryTemperature, ShortConvolution
+from vkllm.model.mixers import DeltaNet, LatentAttention, Mamba2, ShortConvolution
+from vkllm.model.spec import LayerSpec, ModelSpec, QueryTemperature
 
 LFM2, QWEN = "lfm2 with a longer kernel and a window", "qwen35 that predicts with a head of its own"
 DEEPSEEK, MISTRAL = "deepseek2 that predicts", "mistral4 with YaRN's usual sharpening"

@@ -13,7 +13,8 @@ from vkllm.model.graph import expected_shapes
 from vkllm.model.memory.limits import DeviceLimits, Tier
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, plan
 from vkllm.model.memory.states import slot_bytes
-from vkllm.model.spec import DeltaNet, ModelSpec
+from vkllm.model.mixers import DeltaNet
+from vkllm.model.spec import ModelSpec
 
 GIB = 2**30
 STATE = replace(LAYER, n_heads=0, n_kv_heads=0, head_dim=0, rope=None, mixer=DeltaNet(2, 6, 16, 4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vkllm.model.mixers import DeltaNet, LatentAttention, Mamba2
 from vkllm.model.reference import attention, latent_rope, rope_table, rotate
 from vkllm.model.reference_states import (
     beta_and_alpha,
@@ -17,7 +18,7 @@ from vkllm.model.reference_states import (
     silu,
     softplus,
 )
-from vkllm.model.spec import DeltaNet, LatentAttention, Mamba2, Rope
+from vkllm.model.spec import Rope
 
 RNG = np.random.default_rng(5)
 

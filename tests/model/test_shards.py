@@ -18,13 +18,14 @@ from vkllm.formats.gguf import ModelFile, TensorInfo, read_tensor
 from vkllm.formats.quants import dequantize
 from vkllm.model.architectures import model_spec
 from vkllm.model.graph import decoder, expected_shapes
+from vkllm.model.mixers import DeltaNet, LatentAttention, Mamba2, ShortConvolution
 from vkllm.model.ops import AllReduce
 from vkllm.model.reference import Floats, Reference
 from vkllm.model.shards.attention import divided_heads
 from vkllm.model.shards.lockstep import LockstepReference
 from vkllm.model.shards.partition import divided
 from vkllm.model.shards.rank_model import RankModel, Tensors, rank_models
-from vkllm.model.spec import DeltaNet, Experts, HeadNorm, LatentAttention, Mamba2, ModelSpec, Rope, ShortConvolution
+from vkllm.model.spec import Experts, HeadNorm, ModelSpec, Rope
 
 TINY = Path(__file__).parents[3] / "shared" / "tiny"
 FORMATS = ("quant-q4_0", "quant-mxfp4", "quant-nvfp4")

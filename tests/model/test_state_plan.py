@@ -12,7 +12,8 @@ from vkllm.model.graph import expected_shapes
 from vkllm.model.memory.limits import DeviceLimits
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, plan
 from vkllm.model.memory.states import n_state_slots, slot_bytes, slot_words
-from vkllm.model.spec import DeltaNet, ModelSpec
+from vkllm.model.mixers import DeltaNet
+from vkllm.model.spec import ModelSpec
 
 NET = DeltaNet(2, 6, 16, 4)
 HYBRID = of_layers(replace(LAYER, n_heads=0, n_kv_heads=0, head_dim=0, rope=None, mixer=NET), LAYER)

@@ -205,9 +205,8 @@ class Scheduler:
             n_padding = -before.n_rows % self.rows_apart
             n_free -= before.n_rows + n_padding
             end = before.start + before.n_rows + n_padding
-            if len(rows) == MAX_NARROW or n_rows > n_free or end > self.n_ctx:
-                break
-            if not self.cache.can_grow(before.held, before.start, end):
+            has_room = len(rows) < MAX_NARROW and n_rows <= n_free and end <= self.n_ctx
+            if not (has_room and self.cache.can_grow(before.held, before.start, end)):
                 break
             self.cache.grow(before.held, before.start, end)
             if not self.cache.can_grow(sequence.held, sequence.n_run, sequence.n_run + n_rows):

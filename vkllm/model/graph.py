@@ -18,8 +18,9 @@ from vkllm.model.layers.latent_attention import latent_attention
 from vkllm.model.layers.per_layer import per_layer_embeddings, per_layer_input, scaled
 from vkllm.model.layers.prediction import HIDDEN, UNSHIFTED, joined
 from vkllm.model.layers.recurrent import delta_net, mamba2, short_convolution
+from vkllm.model.mixers import DeltaNet, LatentAttention, Mamba2, ShortConvolution
 from vkllm.model.ops import AllReduce, Embed, Matvec, MoveRows, Norm, Op, Shapes, Softcap
-from vkllm.model.spec import DeltaNet, LatentAttention, LayerSpec, Mamba2, ModelSpec, Predictor, ShortConvolution
+from vkllm.model.spec import LayerSpec, ModelSpec, Predictor
 
 
 @lru_cache(maxsize=8)

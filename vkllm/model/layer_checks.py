@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vkllm.errors import ModelFileError, UnsupportedModel
 from vkllm.formats.quants import BLOCK
-from vkllm.model.spec import DeltaNet, Experts, LatentAttention, LayerSpec, Mamba2, Mixer, ShortConvolution
+from vkllm.model.mixers import DeltaNet, LatentAttention, Mamba2, Mixer, ShortConvolution
+from vkllm.model.spec import Experts, LayerSpec
 
 MAX_HEAD_DIM = 512
 """The largest head that the kernels of attention take."""

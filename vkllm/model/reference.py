@@ -14,6 +14,7 @@ import numpy.typing as npt
 from vkllm.model.expert_ops import ExpertMatvec, ExpertSum, Route
 from vkllm.model.graph import decoder, head, head_of, prediction
 from vkllm.model.layers.prediction import HIDDEN
+from vkllm.model.mixers import LatentAttention
 from vkllm.model.ops import (
     Activate,
     Ahead,
@@ -29,7 +30,7 @@ from vkllm.model.ops import (
 )
 from vkllm.model.reference_experts import chosen_experts, chosen_weights, expert_matvec, expert_sum, route
 from vkllm.model.reference_states import States, sigmoid
-from vkllm.model.spec import Function, LatentAttention, ModelSpec, NormForm, Predictor, QueryTemperature, Rope, Yarn
+from vkllm.model.spec import Function, ModelSpec, NormForm, Predictor, QueryTemperature, Rope, Yarn
 from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, LatentRotation, Mamba2Step
 
 Floats = npt.NDArray[np.float32]

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from vkllm.model.mixers import DeltaNet, Mamba2
 from vkllm.model.ops import Op
-from vkllm.model.spec import DeltaNet, Mamba2
 from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2Step
 
 Floats = npt.NDArray[np.float32]

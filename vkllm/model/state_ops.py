@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from vkllm.model.mixers import DeltaNet, LatentAttention, Mamba2
 from vkllm.model.ops import Kind, Op, Shapes
-from vkllm.model.spec import DeltaNet, LatentAttention, Mamba2, QueryTemperature, Rope
+from vkllm.model.spec import QueryTemperature, Rope
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from vkllm.text.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class EmbedRequest:
     """Texts to embed. cuts: a text that is longer than the context loses its end, but not the token that models want
-    behind each text. n_dimensions: of each embedding's
-    beginning, which is what models that are trained for it need; None is all."""
+    behind each text. n_dimensions: of each embedding's beginning, which is what models that are trained for it need;
+    None is all."""
 
     common: Common
     texts: Sequence[str]

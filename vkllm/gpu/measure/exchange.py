@@ -63,7 +63,7 @@ def exchange_times(devices: Sequence[Device]) -> ExchangeTimes:
     exchange = Exchange(devices, Exchanged(n_fours, n_fours, n + 1))
     timed = _Timed(devices, exchange)
     row_s = {width: timed.exchange_s(1, width, N_CPU if has_cpu else N_EXCHANGES) for width in ROW_COLUMNS}
-    wide_s = timed.exchange_s(n_rows, columns, N_CPU if has_cpu else N_WIDE)
+    wide_s = timed.exchange_s(n_rows, columns, n)
     return ExchangeTimes(len(devices), row_s, wide_s, 4 * n_rows * columns)
 
 

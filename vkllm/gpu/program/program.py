@@ -115,13 +115,13 @@ class Program:
         received: Floats | None = None,
     ) -> Submitted:
         """Submits a step and returns at once: of up to MAX_NARROW rows of any sequences, or of more of one, or without
-        results of several, which begin at multiples of rows_apart.
-        is_prompt: the rows of a prompt, which are computed alike however they are cut into steps. n_submits: pieces of
-        about as many layers that a prompt's step is cut into, each a submit. is_read: whether the head for further
-        tokens reads the rows too, behind the results. Where a step of one part names no slots of states, states go on
-        from the last such step, unless its first row has position 0. Where a part names no blocks for layers with a
-        window, they are blocks_in_turn. At most N_SLOTS steps are in flight; one more waits for the oldest. received:
-        what the part of the model before this one has sent, (rows, d_model). Raises DeviceError.
+        results of several, which begin at multiples of rows_apart. At most N_SLOTS are in flight; one more waits.
+
+        is_prompt: rows of a prompt, computed alike however they are cut into steps. n_submits: pieces of about as many
+        layers that a prompt's step is cut into. is_read: whether the head for further tokens reads the rows too, behind
+        the results. received: what the part of the model before this one has sent, (rows, d_model). A step of one part
+        without slots of states goes on from the last such step, unless its first row has position 0; parts without
+        window blocks have blocks_in_turn. Raises DeviceError.
         """
         return self.send(self.ready(parts, is_prompt, n_submits, is_read, received))
 
@@ -388,15 +388,10 @@ class Program:
         return max(kinds.width, HEAD_WIDTHS[1]) if self.tuning.has_matmul else kinds.width
 
     def _begin_step(self, slot: int) -> Dispatch:
+        slots, decode = self._slots, self._decode
         return self.device.dispatch(
             KERNELS["begin_step"],
-            (
-                self._slots.buffer,
-                self._next_token,
-                self._slots.on_device,
-                self._decode.chain,
-                self._decode.failure,
-            ),
-            constants=(4 * self.tuning.local_size, self._decode.chain.n_words),
-            push=(slot * self._slots.slot_words,),
+            (slots.buffer, self._next_token, slots.on_device, decode.chain, decode.failure),
+            constants=(4 * self.tuning.local_size, decode.chain.n_words),
+            push=(slot * slots.slot_words,),
         )

@@ -13,7 +13,7 @@ from vkllm.gpu.program.kernels import KERNELS
 from vkllm.gpu.program.links import Link
 from vkllm.gpu.program.state_operations import lanes_of_state
 from vkllm.model.memory.states import slot_words
-from vkllm.model.spec import DeltaNet
+from vkllm.model.mixers import DeltaNet
 from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm
 
 MOST_INVOCATIONS = 512

@@ -18,7 +18,7 @@ from vkllm.gpu.program.kernels import KERNELS, MAX_NARROW
 from vkllm.gpu.program.stored_forms import StoredForms
 from vkllm.model.graph import loaded
 from vkllm.model.memory.states import slot_words
-from vkllm.model.spec import DeltaNet
+from vkllm.model.mixers import DeltaNet
 from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2Step
 
 MOST_LANES = 8

@@ -129,8 +129,8 @@ class StepSlots:
         """Fills a slot with up to MAX_ROWS rows, of several sequences with results up to MAX_NARROW.
 
         The i-th result that wants logits gets place i of those of the slot. first_exchange: how many exchanges all
-        steps before had (shaders/lib/exchange.glsl). n_text: tokens of the text that the rows are
-        a part of, where its steps go through the layers together (shaders/lib/seen.glsl)."""
+        steps before had (shaders/lib/exchange.glsl). n_text: tokens of the text that the rows are a part of, where its
+        steps go through the layers together (shaders/lib/seen.glsl)."""
         assert self.buffer.words is not None
         words = self.buffer.words[slot * self.slot_words : (slot + 1) * self.slot_words]
         # arrays are filled faster than lists become arrays

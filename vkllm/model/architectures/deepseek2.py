@@ -10,7 +10,8 @@ from vkllm.model.architectures.experts import read_experts, read_gating, read_sc
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
 from vkllm.model.architectures.predictors import with_predictors
-from vkllm.model.spec import Experts, Gating, LatentAttention, LayerSpec, ModelSpec, QueryTemperature, Rope
+from vkllm.model.mixers import LatentAttention
+from vkllm.model.spec import Experts, Gating, LayerSpec, ModelSpec, QueryTemperature, Rope
 
 _GLM_FLASH_LAYERS, _GLM_FLASH_VOCABULARY = (47, 48), 154880
 """Early files of GLM 4.7 Flash do not say that its router takes the sigmoid."""

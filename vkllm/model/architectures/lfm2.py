@@ -8,7 +8,8 @@ from vkllm.model.architectures.experts import read_experts, read_gating, read_sc
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
 from vkllm.model.architectures.mixers import with_mixer
-from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec, ShortConvolution
+from vkllm.model.mixers import ShortConvolution
+from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec
 
 
 def lfm2(header: Header) -> ModelSpec:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from vkllm.errors import ModelFileError
 from vkllm.model.architectures.header import Header
-from vkllm.model.spec import DeltaNet, LayerSpec, Mamba2, Mixer
+from vkllm.model.mixers import DeltaNet, Mamba2, Mixer
+from vkllm.model.spec import LayerSpec
 
 
 def with_mixer(layer: LayerSpec, mixer: Mixer | None) -> LayerSpec:

@@ -10,7 +10,8 @@ from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
 from vkllm.model.architectures.mixers import read_delta_net, with_mixer
 from vkllm.model.architectures.predictors import n_predictors, with_predictors
-from vkllm.model.spec import DeltaNet, HeadNorm, LayerSpec, ModelSpec
+from vkllm.model.mixers import DeltaNet
+from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec
 
 
 def qwen35(header: Header) -> ModelSpec:

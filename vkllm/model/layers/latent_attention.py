@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from vkllm.model.expert_ops import ExpertMatvec
 from vkllm.model.layers.layer_ops import LayerOps, padded
+from vkllm.model.mixers import LatentAttention
 from vkllm.model.ops import Attention, Op
-from vkllm.model.spec import LatentAttention, LayerSpec, ModelSpec
+from vkllm.model.spec import LayerSpec, ModelSpec
 from vkllm.model.state_ops import LatentRotation
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from vkllm.model.layers.layer_ops import LayerOps
+from vkllm.model.mixers import DeltaNet, Mamba2, ShortConvolution
 from vkllm.model.ops import Op
-from vkllm.model.spec import DeltaNet, LayerSpec, Mamba2, ModelSpec, ShortConvolution
+from vkllm.model.spec import LayerSpec, ModelSpec
 from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2Step
 
 

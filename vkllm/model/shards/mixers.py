@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vkllm.formats.quants import BLOCK
+from vkllm.model.mixers import DeltaNet, LatentAttention, Mamba2, Mixer, ShortConvolution
 from vkllm.model.shards.cuts import Cut, Cuts, RankLayer
 from vkllm.model.shards.partition import divided, divided_pieces, length, times
-from vkllm.model.spec import DeltaNet, LatentAttention, LayerSpec, Mamba2, Mixer, ShortConvolution
+from vkllm.model.spec import LayerSpec
 
 
 def last_matrix(mixer: Mixer) -> str:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import weight_format
 from vkllm.model.graph import expected_shapes
+from vkllm.model.mixers import Mixer
 from vkllm.model.shards.attention import Heads, attention_of, divided_heads
 from vkllm.model.shards.cuts import Cut, RankLayer
 from vkllm.model.shards.feed_forward import experts_of, feed_forward_of
 from vkllm.model.shards.mixers import divided_mixer, last_matrix, mixer_of
 from vkllm.model.shards.partition import SIZES, Hidden, divided, divided_hidden
-from vkllm.model.spec import LayerSpec, Mixer, ModelSpec
+from vkllm.model.spec import LayerSpec, ModelSpec
 
 VOCABULARY_ROWS = (2048, 256, 32)
 """Pieces that the vocabulary is divided in: the lists that tokens are chosen from, or less in small models."""
