@@ -14,7 +14,8 @@ from vkllm import InvalidParameter, SamplingParams
 from vkllm.engine.process.handle import EngineProcess
 from vkllm.faces.chat.store import ChatStore, chats_path
 from vkllm.faces.cli.line_chat import chat_by_line
-from vkllm.faces.cli.line_commands import LineChat, is_command, run_command
+from vkllm.faces.cli.line_commands import is_command, run_command
+from vkllm.faces.cli.line_local import LineChat
 from vkllm.faces.cli.run import RunOptions
 
 

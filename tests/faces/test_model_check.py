@@ -16,7 +16,8 @@ from vkllm.engine.process.handle import EngineProcess
 from vkllm.faces.chat import model_check
 from vkllm.faces.chat.model_check import check_model, held_bytes
 from vkllm.faces.cli.line_chat import chat_by_line
-from vkllm.faces.cli.line_commands import LineChat, run_command
+from vkllm.faces.cli.line_commands import run_command
+from vkllm.faces.cli.line_local import LineChat
 from vkllm.faces.cli.opening import RunOptions
 from vkllm.gpu.device.limits import device_limits, limits_from_child
 from vkllm.gpu.device.probe import choose_device, devices

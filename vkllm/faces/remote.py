@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from vkllm.api.answer import FinishReason, Piece
 from vkllm.engine.events import RunStats
 from vkllm.errors import ContextOverflow, InvalidParameter, ModelNotFound, VkllmError
+from vkllm.faces.thoughts import KeptText
 
 _ANSWER_S = 600.0
 _MOST_BYTES = 16 * 2**20
@@ -106,7 +107,8 @@ class Ended(NamedTuple):
 
 
 class RemoteAnswer(Iterator[Piece]):
-    """The pieces of an answer as they come. timings, usage, model: what the server said of it.
+    """The pieces of an answer as they come. timings, usage, model: what the server said of it. kept: what has come so
+    far, as chats keep it.
 
     `close()`, from any thread, closes the connection, which cancels the request; no more pieces come then.
     """
@@ -116,6 +118,8 @@ class RemoteAnswer(Iterator[Piece]):
         self.timings: dict[str, Any] = {}
         self.usage: dict[str, Any] = {}
         self.model = ""
+        self.kept = ""
+        self._text = KeptText()
         self._server = server
         self._body = {**_as_others_write(body), "stream": True, "stream_options": {"include_usage": True}}
         self._connection = server.connection(_ANSWER_S)
@@ -155,6 +159,7 @@ class RemoteAnswer(Iterator[Piece]):
                     self._reason = self._reason or "stop"
                     break
                 if (piece := self._taken(json.loads(data))) is not None:
+                    self.kept += self._text.add(piece.reasoning, piece)
                     return piece
             if self._reason is None and not self._is_closed:
                 raise VkllmError(f"{self._server.name}: the answer broke off (the connection was closed)")

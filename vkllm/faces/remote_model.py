@@ -95,9 +95,19 @@ def open_remote(server: Server, name: str, on_progress: OnProgress) -> RemoteMod
         model = _chosen(server, listed_models(server), model.name)
     if model.status == "failed":
         raise VkllmError(f"{server.name} cannot load {model.name}: {model.problem or 'it does not say why'}")
-    settings = _settings(server, model.name)
+    settings = told_of_model(server, model.name).get("default_generation_settings")
+    settings = settings if isinstance(settings, dict) else {}
     n_ctx = settings.get("n_ctx")
     return RemoteModel(server, model.name, n_ctx if isinstance(n_ctx, int) else model.n_ctx, _defaults(settings))
+
+
+def told_of_model(server: Server, name: str) -> dict[str, Any]:
+    """What a server tells of a model, as llama.cpp's does; nothing where it is another kind of server."""
+    try:
+        told = server.ask(f"/props?model={quote(name, safe='')}")
+    except VkllmError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _listed(entry: dict[str, Any]) -> Listed:
@@ -123,15 +133,6 @@ def _chosen(server: Server, models: Sequence[Listed], name: str) -> Listed:
     names = ", ".join(model.name for model in models[:5]) + (" and more" if len(models) > 5 else "")
     problem = f"has no model {name!r}" if name else "has several models; choose one" if models else "has no model"
     raise ModelNotFound(f"{server.name} {problem}" + (f"; there are {names}" if models else ""))
-
-
-def _settings(server: Server, name: str) -> dict[str, Any]:
-    try:
-        told = server.ask(f"/props?model={quote(name, safe='')}")
-    except VkllmError:  # another kind of server
-        return {}
-    settings = told.get("default_generation_settings") if isinstance(told, dict) else None
-    return settings if isinstance(settings, dict) else {}
 
 
 def _defaults(settings: Mapping[str, Any]) -> SamplingParams:

@@ -6,52 +6,54 @@ import contextlib
 from typing import Any
 
 from vkllm import VkllmError
-from vkllm.faces.cli.line_commands import LineChat, is_command, run_command
+from vkllm.faces.cli.line_commands import is_command, run_command
+from vkllm.faces.cli.line_local import LineChat
+from vkllm.faces.cli.line_state import PlainChat
 from vkllm.faces.cli.opening import RunOptions, tell_of_device
-from vkllm.faces.terminal import complain, file_title, print_stats, say, show
-from vkllm.faces.thoughts import kept_text
+from vkllm.faces.terminal import complain, say
 
 _QUOTES = '"""'
 
 
 def chat_by_line(options: RunOptions, sampling: dict[str, Any]) -> None:
     """Reads messages and answers them until the user leaves. sampling: fields of SamplingParams by name."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (gives input() line editing and history)
     with contextlib.closing(LineChat(options, sampling)) as chat:
         tell_of_device(chat.llm)
-        say(f"{file_title(chat.llm).removesuffix('.gguf')} on {chat.llm.device_name}. /help lists the commands.")
-        while True:
-            try:
-                text = _read_message()
-                if not text.strip():
-                    continue
-                if not is_command(text):
-                    _answer(chat, text)
-                elif not run_command(chat, text):
-                    return
-            except KeyboardInterrupt:
-                print("\nPress Ctrl-D or type /bye to leave.")
-            except EOFError:
-                print()
+        talk(chat)
+
+
+def talk(chat: PlainChat) -> None:
+    """Reads messages and answers them until the user leaves."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (gives input() line editing and history)
+    say(f"{chat.title}. /help lists the commands.")
+    while True:
+        try:
+            text = _read_message()
+            if not text.strip():
+                continue
+            if not is_command(text):
+                _answer(chat, text)
+            elif not run_command(chat, text):
                 return
-            except VkllmError as error:
-                complain("error", error)
+        except KeyboardInterrupt:
+            print("\nPress Ctrl-D or type /bye to leave.")
+        except EOFError:
+            print()
+            return
+        except VkllmError as error:
+            complain("error", error)
 
 
-def _answer(chat: LineChat, text: str) -> None:
+def _answer(chat: PlainChat, text: str) -> None:
     """Answers a message. Where that fails, the conversation is as if it had not been sent. Raises any VkllmError."""
     chat.messages.append({"role": "user", "content": text})
     try:
-        answer = chat.llm.chat(chat.prompt_messages, stream=True, **chat.sampling)
-        show(answer, chat.thoughts)
-        generation = answer.result()
+        content = chat.answer()
     except (VkllmError, KeyboardInterrupt):
         chat.messages.pop()
         raise
-    chat.messages.append({"role": "assistant", "content": kept_text(generation)})
-    if chat.wants_stats:
-        print_stats(chat.llm, generation.stats)
+    chat.messages.append({"role": "assistant", "content": content})
 
 
 def _read_message() -> str:

@@ -7,23 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
 from typing import Any
 
-from vkllm import LLM, InvalidParameter, ModelNotFound, VkllmError
-from vkllm.engine.file_sampling import file_sampling
-from vkllm.faces.chat.model_check import OnProgress, check_model
-from vkllm.faces.chat.reasoning import prompt_messages
+from vkllm import InvalidParameter, ModelNotFound
 from vkllm.faces.chat.store import Chat, ChatStore, Role, chats_path
-from vkllm.faces.cli.loading import tell_of_memory
-from vkllm.faces.cli.model_facts import fields_of_file, lines_of
-from vkllm.faces.cli.modelfile import modelfile
-from vkllm.faces.cli.models import ensure_here
-from vkllm.faces.cli.opening import RunOptions, open_model
+from vkllm.faces.cli.line_state import PlainChat
 from vkllm.faces.sampling import FORMS, OPTIONS, parameter, schema_of_format
-from vkllm.faces.terminal import counted, file_title, loading_bar, say
-from vkllm.formats.gguf import ModelFile
-from vkllm.store import FoundModel, look_up
+from vkllm.faces.terminal import counted, say
 
 _HELP = """\
 /set        change how answers are made; /? set has more
@@ -55,73 +45,7 @@ _HELP_ON = {
 /show license     the model's licence
 /show modelfile   all that was set, as ollama writes it""",
 }
-_LOADING = {"num_ctx": "n_ctx", "num_gpu": "n_gpu_layers"}  # ollama's parameters that are ours of loading
-
-
-class LineChat:
-    """A plain chat: its model, what was said so far, how answers are made."""
-
-    def __init__(self, options: RunOptions, sampling: dict[str, Any]) -> None:
-        """Opens the model. Raises any VkllmError."""
-        self.model = look_up(options.model)
-        self.loading = options.loading
-        self.sampling = dict(sampling)
-        self.system = options.system or ""
-        self.wants_stats = options.wants_stats
-        self.thoughts = options.thoughts
-        self.messages: list[dict[str, str]] = []
-        self._llm: LLM | None = open_model(self.model, self.loading)
-
-    @property
-    def llm(self) -> LLM:
-        """The open model. Raises ModelNotFound if there is none, because the last one could not be opened again."""
-        if self._llm is None:
-            raise ModelNotFound("no model is open; `/load MODEL` opens one")
-        return self._llm
-
-    @property
-    def prompt_messages(self) -> list[dict[str, str]]:
-        """The conversation as the model gets it."""
-        return prompt_messages(self.system, [(message["role"], message["content"]) for message in self.messages])
-
-    def open(self, model: FoundModel, loading: dict[str, Any]) -> None:
-        """Opens another model, or this one in another way. Raises any VkllmError, and then the last one is still open.
-
-        All that can be checked is checked first. Then the last one is closed, because two may not fit; if the other
-        fails even so, the last one is opened again. Where that fails too, the error says so and no model is open.
-        """
-        model = ensure_here(model)
-        with loading_bar() as on_progress:
-            model = check_model(model, loading, self._llm, on_progress)
-            last, self._llm = self._llm, None
-            if last is not None:
-                last.close()
-            try:
-                self._llm = LLM(model, **loading, on_progress=on_progress)
-            except (VkllmError, KeyboardInterrupt) as error:
-                if last is not None:
-                    self._open_again(error, on_progress)
-                raise
-        self.model, self.loading = model, loading
-        tell_of_memory(self.llm)
-        title = file_title(self.llm).removesuffix(".gguf")
-        say(f"{title} on {self.llm.device_name}, context of {counted(self.llm.n_ctx, 'token')}.")
-
-    def _open_again(self, error: VkllmError | KeyboardInterrupt, on_progress: OnProgress | None) -> None:
-        """Opens the last model, which was closed for one that could not be opened."""
-        try:
-            self._llm = LLM(self.model, **self.loading, on_progress=on_progress)
-        except VkllmError as second:
-            first = "it was stopped" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
-            raise type(second)(
-                f"{first}; and {self.model.name}, which was open before, could not be opened again "
-                f"({str(second).rstrip('.')}), so no model is open; `/load MODEL` opens one"
-            ) from error
-
-    def close(self) -> None:
-        """Ends the engine."""
-        if self._llm is not None:
-            self._llm.close()
+_LOADING = ("num_ctx", "num_gpu")
 
 
 def is_command(text: str) -> bool:
@@ -129,7 +53,7 @@ def is_command(text: str) -> bool:
     return re.match(r"/[a-z?]+(\s|$)", text) is not None
 
 
-def run_command(chat: LineChat, text: str) -> bool:
+def run_command(chat: PlainChat, text: str) -> bool:
     """Does what a line says; False if it says that the user leaves. Raises VkllmError, and then nothing has changed."""
     command, _, rest = text.strip().partition(" ")
     rest = rest.strip()
@@ -157,7 +81,7 @@ def run_command(chat: LineChat, text: str) -> bool:
 # --- /set ------------------------------------------------------------------------------------------------------------
 
 
-def _set(chat: LineChat, rest: str) -> None:
+def _set(chat: PlainChat, rest: str) -> None:
     what, _, value = rest.partition(" ")
     value = value.strip()
     match what:
@@ -185,11 +109,11 @@ def _set(chat: LineChat, rest: str) -> None:
             print(_HELP_ON["set"])
 
 
-def _set_parameter(chat: LineChat, name: str, words: list[str]) -> None:
-    if field := _LOADING.get(name):
+def _set_parameter(chat: PlainChat, name: str, words: list[str]) -> None:
+    if name in _LOADING:
         if len(words) != 1 or not re.fullmatch(r"-?\d+", words[0]):
             raise InvalidParameter(f"{name} takes a number, not {' '.join(words)!r}")
-        chat.open(chat.model, chat.loading | {field: int(words[0])})
+        chat.open_with(name, int(words[0]))
         return
     field, value = parameter(name, words)
     if value is None:
@@ -206,47 +130,26 @@ def _without_form(sampling: dict[str, Any]) -> dict[str, Any]:
 # --- /show -----------------------------------------------------------------------------------------------------------
 
 
-def _show(chat: LineChat, what: str) -> None:
-    shows: dict[str, Callable[[LineChat], str]] = {
-        "info": _info,
-        "parameters": _parameters,
-        "system": lambda chat: chat.system or "There is no system message.",
-        "template": lambda chat: _template(chat) or "The file has no chat template; one is guessed.",
-        "license": _licence,
-        "licence": _licence,
-        "modelfile": _modelfile,
-    }
-    say(shows[what](chat) if what in shows else _HELP_ON["show"])
+def _show(chat: PlainChat, what: str) -> None:
+    match what:
+        case "parameters":
+            text = _parameters(chat)
+        case "system":
+            text = chat.system or "There is no system message."
+        case "info" | "template" | "license" | "licence" | "modelfile":
+            text = chat.facts(what.replace("licence", "license"))
+        case _:
+            text = _HELP_ON["show"]
+    say(text)
 
 
-def _info(chat: LineChat) -> str:
-    facts = lines_of(fields_of_file(chat.model.name, ModelFile.open(chat.llm.path), chat.model.entry))
-    return "\n".join(f"{key:14}{text}" for key, text in facts)
-
-
-def _parameters(chat: LineChat) -> str:
-    lines = {field: _text_of(field, chat) for field in OPTIONS} | {"num_ctx": str(chat.llm.n_ctx)}
+def _parameters(chat: PlainChat) -> str:
+    lines = {field: _text_of(field, chat) for field in OPTIONS} | {"num_ctx": str(chat.n_ctx or "not told")}
     return "\n".join(f"{name:20}{text}" for name, text in lines.items())
 
 
-def _modelfile(chat: LineChat) -> str:
-    sampling = file_sampling(ModelFile.open(chat.llm.path).metadata).values | chat.sampling
-    return modelfile(chat.llm.path, chat.llm.n_ctx, chat.loading, sampling, chat.system)
-
-
-def _licence(chat: LineChat) -> str:
-    metadata = ModelFile.open(chat.llm.path).metadata
-    entry = chat.model.entry
-    names = [metadata.string(f"general.license{end}", None) for end in ("", ".name", ".link")]
-    return "\n".join(filter(None, names)) or (entry.licence if entry else "The file names no licence.")
-
-
-def _template(chat: LineChat) -> str:
-    return ModelFile.open(chat.llm.path).metadata.string("tokenizer.chat_template", None) or ""
-
-
-def _text_of(field: str, chat: LineChat) -> str:
-    value = chat.sampling.get(field, getattr(chat.llm.default_params, field))
+def _text_of(field: str, chat: PlainChat) -> str:
+    value = chat.sampling.get(field, getattr(chat.defaults, field))
     if field == "stop":
         return " ".join(map(repr, value)) or "none"
     unset = {"max_tokens": "as many as there is room for", "seed": "random for each answer"}
@@ -256,7 +159,7 @@ def _text_of(field: str, chat: LineChat) -> str:
 # --- /save and /load -------------------------------------------------------------------------------------------------
 
 
-def _save(chat: LineChat, name: str) -> None:
+def _save(chat: PlainChat, name: str) -> None:
     """Keeps the conversation under a name. Where there is one of that name already, both are kept as its versions."""
     if not name:
         raise InvalidParameter("give the conversation a name, as in /save NAME")
@@ -277,7 +180,7 @@ def _save(chat: LineChat, name: str) -> None:
     say(f"The conversation is kept as {name}; /load {name} goes on with it, and F2 of `vkllm chat` lists it.")
 
 
-def _load(chat: LineChat, name: str) -> None:
+def _load(chat: PlainChat, name: str) -> None:
     """A kept conversation if there is one of that name, else a model."""
     if not name:
         raise InvalidParameter("name a kept conversation or a model, as in /load NAME")
@@ -292,10 +195,9 @@ def _load(chat: LineChat, name: str) -> None:
                 say("\n".join(message.content for message in messages[-1:]))
                 return
     try:
-        model = look_up(name)
+        chat.open_named(name)
     except ModelNotFound as error:
         raise ModelNotFound(f"no conversation is kept as {name!r}, and as a model: {error}") from None
-    chat.open(model, chat.loading)
 
 
 def _chat_named(store: ChatStore, name: str) -> Chat | None:

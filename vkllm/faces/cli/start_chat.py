@@ -6,7 +6,6 @@ import os
 import sys
 from typing import Any
 
-from vkllm.errors import InvalidParameter
 from vkllm.faces.cli.opening import RunOptions
 from vkllm.faces.cli.remote import run_on_server
 from vkllm.faces.cli.run import run_model
@@ -44,10 +43,5 @@ def start_chat(
         run_chat(ChatOptions(name, system, n_ctx, device, sampling, server), loading)
         return True
     if server is not None:
-        if is_terminal(sys.stdin):
-            raise InvalidParameter(
-                "a chat with a server is on the whole terminal, which has to be one that can be drawn on; "
-                "`vkllm run --server URL PROMPT` answers without one"
-            )
         return run_on_server(server, RunOptions(model or "", system=system), sampling)
     return run_model(RunOptions(model or "smollm2", system=system, loading=loading), sampling)
