@@ -28,7 +28,7 @@ from vkllm.engine.events import (
     Token,
     TokenLogprob,
 )
-from vkllm.engine.requests import EngineConfig, Request, StateQuery
+from vkllm.engine.requests import EngineConfig, Request, StateQuery, TokenTexts
 from vkllm.errors import (
     ContextOverflow,
     DeviceLost,
@@ -57,6 +57,7 @@ CRASH = 4  # ... with this one: the engine has a mistake of its own
 SLOW = 5  # ... with this one: a step takes 50 ms
 SEED = 6  # ... with this one: every token is the request's seed, or 0 without one
 HANG = 7  # ... with this one: the first step never ends, and a polite signal does not end it
+TEXTS = 9  # ... with this one: every token is how many token texts the engine was told
 ENDLESS = 8  # ... with this one: nothing ends the request but a cancel, and others wait until then
 
 
@@ -117,6 +118,7 @@ class FakeEngine:
         self.moved_bytes = 0
         self.slow_paths: tuple[str, ...] = ("dot products", "matrices") if device == "wrong" else ()
         self._queue = config.queue
+        self._texts = TokenTexts((), frozenset())
         self._requests: list[Request | StateQuery] = []
         self._n_generated = 0
         self._cancelled: set[int] = set()
@@ -129,6 +131,9 @@ class FakeEngine:
     @property
     def has_work(self) -> bool:
         return bool(self._requests)
+
+    def learn(self, texts: TokenTexts) -> None:
+        self._texts = texts
 
     def submit(self, request: Request | StateQuery) -> None:
         if isinstance(request, Request) and request.prompt_token_ids[0] == REFUSE:
@@ -168,6 +173,8 @@ class FakeEngine:
             if kind == CRASH:
                 raise RuntimeError("a mistake in the engine")
         token_id = script[self._n_generated % len(script)] if script else kind
+        if kind == TEXTS:
+            token_id = len(self._texts.token_bytes)
         if kind == SEED:
             token_id = request.params.seed or 0
         if self._never_ends and token_id in request.stop_token_ids:

@@ -89,10 +89,10 @@ def test_with_python_m_too_whose_own_rule_is_to_look_there_first(folder: Path) -
 
 STARTS = {
     "engine": """
-from vkllm.engine.process.handle import _spawn
+from vkllm.engine.process.child import spawn
 from multiprocessing import Pipe
 ours, theirs = Pipe()
-process = _spawn("vkllm.engine.engine:Engine", theirs)
+process = spawn("vkllm.engine.engine:Engine", theirs)
 theirs.close()
 ours.close()  # with nothing to read, it ends
 print(process.communicate(timeout=60)[0])

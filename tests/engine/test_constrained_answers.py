@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from vkllm.engine.constraint import Constraint, Words
 from vkllm.engine.engine import Engine
 from vkllm.engine.events import Event, Failed, Finished, Token
 from vkllm.engine.params import SamplingParams
-from vkllm.engine.requests import Request
+from vkllm.engine.requests import Request, TokenTexts
 from vkllm.errors import InvalidParameter, NoDevice
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.step import Result
@@ -55,11 +54,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def engine(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Iterator[Engine]:
     spec = tiny_spec(n_vocab=tokenizer.n_vocab)
     path = write_random_model(tmp_path_factory.mktemp("random") / "model.gguf", spec, {"attn_q": "Q8_0"})
-    config = replace(engine_config(path, spec), token_bytes=tokenizer.answer_bytes(), end_ids=tokenizer.stop_ids)
+    config = engine_config(path, spec)
     try:
         made = Engine(config)
     except NoDevice as error:
         pytest.skip(str(error))
+    made.learn(TokenTexts(tokenizer.answer_bytes(), tokenizer.stop_ids))
     made.config = config  # type: ignore[attr-defined]
     yield made
     made.close()
@@ -130,8 +130,10 @@ def test_a_grammar_that_takes_too_long_ends_its_own_request_only(
 
 @pytest.mark.parametrize("grammar", [JSON, OPEN_END], ids=["a schema", "an open end"])
 @pytest.mark.parametrize("options", [{"temperature": 0}, {}, {"temperature": 2, "top_k": 64, "top_p": 1, "min_p": 0}])
-def test_the_gpu_chooses_what_the_cpu_chooses(engine: Engine, grammar: str, options: dict[str, float]) -> None:
-    stop = engine.config.end_ids
+def test_the_gpu_chooses_what_the_cpu_chooses(
+    engine: Engine, tokenizer: Tokenizer, grammar: str, options: dict[str, float]
+) -> None:
+    stop = tokenizer.stop_ids
     for seed in range(5):
         chosen = run(engine, grammar, stop=stop, seed=seed, max_tokens=60, **options)
         # a penalty that changes no number also brings the logits to the CPU

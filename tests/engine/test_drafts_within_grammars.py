@@ -17,7 +17,7 @@ from vkllm.engine.constraint import Vocabulary
 from vkllm.engine.engine import Engine
 from vkllm.engine.events import Finished, Token
 from vkllm.engine.params import SamplingParams
-from vkllm.engine.requests import Request
+from vkllm.engine.requests import Request, TokenTexts
 from vkllm.engine.speculation.drafter import Speculation
 from vkllm.engine.speculation.gain import DraftLengths
 from vkllm.errors import NoDevice
@@ -85,7 +85,7 @@ def test_answers_with_a_grammar_are_the_same_with_drafts(
     spec = tiny_spec(n_vocab=tokenizer.n_vocab)
     path = write_random_model(tmp_path / "model.gguf", spec, {})
     monkeypatch.setattr(DraftLengths, "best", lambda self, probabilities, n_rows=1, waits=False: len(probabilities))
-    config = replace(engine_config(path, spec), token_bytes=tokenizer.answer_bytes(), end_ids=tokenizer.stop_ids)
+    config = engine_config(path, spec)
     prompt = tuple(int(t) for t in np.random.default_rng(3).integers(0, 256, 20))
     options: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 0}, {"temperature": 1.5, "seed": 2}]
     found = {}
@@ -94,6 +94,7 @@ def test_answers_with_a_grammar_are_the_same_with_drafts(
             engine = Engine(replace(config, options=replace(config.options, spec=name)))
         except NoDevice as error:
             pytest.skip(str(error))
+        engine.learn(TokenTexts(tokenizer.answer_bytes(), tokenizer.stop_ids))
         requests = [
             Request(i, prompt, SamplingParams(max_tokens=60, **each), tokenizer.stop_ids, grammar=JSON)
             for i, each in enumerate(options)

@@ -16,7 +16,7 @@ from random_model import engine_config, write_random_model
 from vkllm.engine.engine import Engine
 from vkllm.engine.events import Finished, Scores
 from vkllm.engine.params import SamplingParams
-from vkllm.engine.requests import Request
+from vkllm.engine.requests import Request, TokenTexts
 from vkllm.gpu.device.kompute import Device
 
 
@@ -30,7 +30,8 @@ def main(is_unordered: bool) -> None:
         path = write_random_model(Path(folder) / "model.gguf", TINY_SPEC, formats)
         token_bytes = (*(bytes((byte,)) for byte in range(255)), *[b""] * (TINY_SPEC.n_vocab - 256), b"\xff<end>")
         end_ids = frozenset({TINY_SPEC.n_vocab - 1})
-        engine = Engine(replace(engine_config(path, TINY_SPEC), token_bytes=token_bytes, end_ids=end_ids))
+        engine = Engine(engine_config(path, TINY_SPEC))
+        engine.learn(TokenTexts(token_bytes, end_ids))
         choices = ({"temperature": 0.0}, {"temperature": 1.0, "seed": 1}, {"temperature": 1.0, "logprobs": 2})
         for options, grammar in itertools.product(choices, (None, "start: /[a-z]{5}/")):
             params = SamplingParams(max_tokens=5, **options)

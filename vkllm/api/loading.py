@@ -16,7 +16,7 @@ from vkllm.api.prompts import Prompts, checked_variables
 from vkllm.engine.file_sampling import file_sampling
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.process.handle import EngineProcess
-from vkllm.engine.requests import EngineConfig
+from vkllm.engine.requests import EngineConfig, TokenTexts
 from vkllm.errors import DeviceLost, InvalidParameter, ModelFileError
 from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo, main_format
 from vkllm.model.architectures import model_spec
@@ -28,7 +28,7 @@ from vkllm.store import FoundModel, find_model, look_up
 from vkllm.store.downloads.files import OnProgress
 from vkllm.text.chat import ChatTemplate
 from vkllm.text.messages import plain_value
-from vkllm.text.tokenizer import Tokenizer
+from vkllm.text.tokenizer import Tokenizer, check_kind
 
 
 class PlacingOptions(TypedDict, total=False):
@@ -94,13 +94,22 @@ def plan_options(given: Mapping[str, Any]) -> PlanOptions:
 
 def read_text(path: Path, metadata: Metadata, spec: ModelSpec) -> tuple[Tokenizer, ChatTemplate]:
     """What a model's file says of text. Raises ModelFileError, UnsupportedModel."""
+    checked_n_vocab(path, metadata, spec)
     tokenizer = Tokenizer.from_gguf(metadata)
-    if tokenizer.n_vocab > spec.n_vocab:
+    return tokenizer, ChatTemplate.from_gguf(metadata, tokenizer)
+
+
+def checked_n_vocab(path: Path, metadata: Metadata, spec: ModelSpec) -> int:
+    """How many tokens a model's file has. Raises UnsupportedModel for a tokenizer of a kind not known here,
+    ModelFileError."""
+    check_kind(metadata)
+    n_vocab = metadata.length("tokenizer.ggml.tokens")
+    if n_vocab > spec.n_vocab:
         raise ModelFileError(
-            f"{path}: the vocabulary has {tokenizer.n_vocab} tokens, but the embedding only {spec.n_vocab} rows; "
+            f"{path}: the vocabulary has {n_vocab} tokens, but the embedding only {spec.n_vocab} rows; "
             "the file is damaged"
         )
-    return tokenizer, ChatTemplate.from_gguf(metadata, tokenizer)
+    return n_vocab
 
 
 class Loading:
@@ -138,25 +147,28 @@ class Loading:
         name = path.stem if found.source is None else found.name
         file = ModelFile.open(path)
         spec = model_spec(file.metadata, file.tensors)
-        n_ctx = chosen_context(self._n_ctx, spec.n_ctx_train)
-        tokenizer, template = read_text(path, file.metadata, spec)
-        if self._chat_template is not None:
-            template = ChatTemplate.of_text(self._chat_template, tokenizer)
-        template.variables = self._variables
         config = EngineConfig(
             path=path,
             tensors=file.tensors,
-            spec=replace(spec, n_vocab=tokenizer.n_vocab),  # rows beyond it are padding
-            n_ctx=n_ctx,
+            spec=replace(spec, n_vocab=checked_n_vocab(path, file.metadata, spec)),  # rows beyond it are padding
+            n_ctx=chosen_context(self._n_ctx, spec.n_ctx_train),
             options=self._options,
-            token_bytes=tokenizer.answer_bytes(),
-            end_ids=tokenizer.stop_ids,
             queue=self._queue,
         )
         what = f"loading {path.name}"
         engine = self._engine = EngineProcess(config, lambda done, total: self._on_progress(what, done, total))
         if self._is_cancelled.is_set():  # when there was no engine to close
             engine.close()
+        engine.begin()
+        try:  # a tokenizer is made while the engine loads: both take about a second
+            tokenizer, template = read_text(path, file.metadata, spec)
+            if self._chat_template is not None:
+                template = ChatTemplate.of_text(self._chat_template, tokenizer)
+        except BaseException:  # Ctrl-C too
+            engine.close()
+            raise
+        template.variables = self._variables
+        engine.learn(TokenTexts(tokenizer.answer_bytes(), tokenizer.stop_ids))
         engine.start()
         prompts = Prompts(
             tokenizer,

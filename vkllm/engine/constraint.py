@@ -42,14 +42,18 @@ class Vocabulary:
     of a second to build, so the first constraint builds it."""
 
     def __init__(
-        self, token_bytes: Sequence[bytes], end_ids: Iterable[int], *, patience_s: float = _PATIENCE_S
+        self, token_bytes: Sequence[bytes] = (), end_ids: Iterable[int] = (), *, patience_s: float = _PATIENCE_S
     ) -> None:
-        """token_bytes, end_ids: as in `EngineConfig`. patience_s: how long a grammar may take to prepare, and then for
+        """token_bytes, end_ids: as in `TokenTexts`. patience_s: how long a grammar may take to prepare, and then for
         each token."""
+        self._limit = TimeLimit(patience_s)
+        self.learn(token_bytes, end_ids)
+
+    def learn(self, token_bytes: Sequence[bytes], end_ids: Iterable[int]) -> None:
+        """Takes the tokens of the model for later constraints, as in `TokenTexts`."""
         self._token_bytes = token_bytes
         self._end_ids = sorted(end_ids)
         self._tree: LLTokenizer | None = None
-        self._limit = TimeLimit(patience_s)
 
     def constraint(self, grammar: str) -> Constraint:
         """The constraint of one answer. grammar: as in `Request`.

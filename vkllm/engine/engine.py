@@ -6,7 +6,6 @@ what becomes of their steps, is `engine/batching.py`'s.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
@@ -19,8 +18,9 @@ from vkllm.engine.events import DeviceReport, Event, Failed, Finished, StateAnsw
 from vkllm.engine.opening import opened, telling, told
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.prefix_cache import Held, PrefixCache
+from vkllm.engine.progress import Progress
 from vkllm.engine.prompt_rows import PromptRows
-from vkllm.engine.requests import EngineConfig, Request, StateQuery
+from vkllm.engine.requests import EngineConfig, Request, StateQuery, TokenTexts
 from vkllm.engine.sampler import Sampler
 from vkllm.engine.saved_state import SavedStates
 from vkllm.engine.speculation.drafter import Speculation
@@ -46,19 +46,10 @@ class Engine:
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Loads the model; on_progress is called with bytes done and bytes in all. Raises any VkllmError."""
-        total = sum(info.n_bytes for info in config.tensors.values())
-        done, lock = 0, threading.Lock()
-
-        def on_bytes(n_bytes: int) -> None:
-            nonlocal done
-            with lock:  # devices are loaded side by side
-                done += n_bytes
-                if on_progress is not None:
-                    on_progress(min(done, total), total)
-
+        progress = Progress(sum(info.n_bytes for info in config.tensors.values()), on_progress)
         self._lengths = ChunkLengths(longest_submit_s())
         with ExitStack() as undo:
-            self._opened = undo.enter_context(closing(opened(config, on_bytes)))
+            self._opened = undo.enter_context(closing(opened(config, progress.add)))
             self.device_name = self._opened.name
             self._device = self._opened.devices[0]
             self._program = self._opened.program
@@ -69,7 +60,7 @@ class Engine:
             self._projection = Projection(config.path, config.spec, config.tensors)
             self._prompt_rows = PromptRows(self._program.heads, self._projection)
             self._saved_states = SavedStates(config, self._program)
-            self._vocabulary = Vocabulary(config.token_bytes, config.end_ids)
+            self._vocabulary = Vocabulary()
             self._product_rate: float | None = None
             self._n_ctx = self.plan.n_ctx
             self._config = config
@@ -121,6 +112,10 @@ class Engine:
             self._run_chunk(held, [0] * width, 0)
             self._cache.end(held, (), is_kept=False)
         self._opened.save_pipelines()
+
+    def learn(self, texts: TokenTexts) -> None:
+        """Takes the texts of the model's tokens, without which no answer can have a grammar."""
+        self._vocabulary.learn(texts.token_bytes, texts.end_ids)
 
     def submit(self, request: Request | StateQuery) -> None:
         """Queues a request. Its events come from `step`. Raises QueueFull."""

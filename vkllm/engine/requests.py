@@ -90,9 +90,8 @@ class EngineConfig:
     """All that an engine needs to load a model.
 
     n_ctx: tokens of context, or 0 for the longest that costs no speed. device: index, name or None (the best).
-    options: what the user asks of the memory plan. token_bytes: what each token adds to a text, as
-    `Tokenizer.answer_bytes` gives it; end_ids: the tokens that end an answer. Only answers with a grammar need them.
-    queue: how many requests may wait; None: any number. How many run at once is one of the options.
+    options: what the user asks of the memory plan. queue: how many requests may wait; None: any number. How many run
+    at once is one of the options.
     """
 
     path: Path
@@ -101,6 +100,16 @@ class EngineConfig:
     n_ctx: int
     device: str | None = None
     options: PlanOptions = field(default_factory=PlanOptions)
-    token_bytes: tuple[bytes, ...] = ()
-    end_ids: frozenset[int] = frozenset()
     queue: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenTexts:
+    """What answers with a grammar have to know of the vocabulary; it comes before the first request.
+
+    token_bytes: what each token adds to a text, as `Tokenizer.answer_bytes` gives it. end_ids: the tokens that end an
+    answer.
+    """
+
+    token_bytes: tuple[bytes, ...]
+    end_ids: frozenset[int]

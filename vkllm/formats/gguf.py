@@ -128,6 +128,11 @@ class Metadata:
             raise self._error(key, f"item {len(strings)} is not UTF-8 text") from None
         return strings
 
+    def length(self, key: str) -> int:
+        """How many strings an array of them has, without reading them."""
+        self._value(key, _STRINGS, is_array=True)
+        return int(self._fields[key].parts[-2][0])
+
     def integers(self, key: str) -> list[int]:
         """An array of integers of any width."""
         integers: list[int] = self._value(key, _INTEGERS, is_array=True).tolist()

@@ -91,7 +91,8 @@ class Reader(GGUFReader):
     """GGUFReader that refuses reads past the end and absurd lengths, takes arrays as one view, and leaves the tensors'
     data alone: `tensor_fields` holds their entries of the header.
 
-    A field's value is always its last part. For an array of strings that is the run of (length, bytes) pairs.
+    A field's value is always its last part. For an array of strings that is the run of (length, bytes) pairs. The part
+    before the value of an array is how many items it has.
     """
 
     tensor_fields: list[ReaderField]
@@ -113,7 +114,8 @@ class Reader(GGUFReader):
         if raw_type != GGUFValueType.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
         item_type = GGUFValueType(int(self._get(orig_offs, np.uint32)[0]))
-        count = int(self._get(orig_offs + 4, np.uint64)[0])
+        counts = self._get(orig_offs + 4, np.uint64)
+        count = int(counts[0])
         start = orig_offs + 12
         if item_type is GGUFValueType.ARRAY:
             raise Malformed(f"its header has an array of arrays at byte {orig_offs}")
@@ -121,7 +123,7 @@ class Reader(GGUFReader):
             items = self._get(start, np.uint8, self._strings_end(start, count) - start)
         else:
             items = self._get(start, self.gguf_scalar_to_np[item_type], count)
-        return 12 + items.nbytes, [items], [0], [GGUFValueType.ARRAY, item_type]
+        return 12 + items.nbytes, [counts, items], [1], [GGUFValueType.ARRAY, item_type]
 
     def _strings_end(self, offset: int, count: int) -> int:
         """The offset after `count` strings; a plain loop, since a vocabulary has some 400,000 of them."""

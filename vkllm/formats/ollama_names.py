@@ -104,10 +104,10 @@ def _cut_vocabulary(fields: Fields, tensors: Tensors) -> None:
     n = table.shape[0]
     if len(ends) <= n:
         return
-    fields["tokenizer.ggml.tokens"] = _with(tokens, tokens.parts[-1][: ends[n - 1]])
+    fields["tokenizer.ggml.tokens"] = _with(tokens, tokens.parts[-1][: ends[n - 1]], n)
     for key in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
         if (numbers := fields.get(key)) is not None and len(numbers.types) == 2:
-            fields[key] = _with(numbers, numbers.parts[-1][:n])
+            fields[key] = _with(numbers, numbers.parts[-1][:n], n)
 
 
 def _ends_of_strings(items: npt.NDArray[Any]) -> list[int]:
@@ -296,6 +296,6 @@ def _field(value: _Value) -> ReaderField:
             return ReaderField(0, "", [np.array([value], np.float32)], [0], [GGUFValueType.FLOAT32])
 
 
-def _with(value: ReaderField, items: npt.NDArray[Any]) -> ReaderField:
-    """An array with other items."""
-    return value._replace(parts=[*value.parts[:-1], items])
+def _with(value: ReaderField, items: npt.NDArray[Any], n: int) -> ReaderField:
+    """An array with n other items."""
+    return value._replace(parts=[*value.parts[:-2], np.array([n], np.uint64), items])

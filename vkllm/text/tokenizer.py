@@ -39,6 +39,29 @@ _WHITE_SPACE = " \t\n\v\f\r"
 _KINDS = ("gpt2", "llama", "gemma4")
 
 
+def check_kind(metadata: Metadata) -> None:
+    """Raises UnsupportedModel for a kind of tokenizer or a pre-tokenizer not known here, without reading the
+    vocabulary."""
+    model = metadata.string("tokenizer.ggml.model")
+    if model not in _KINDS:
+        raise UnsupportedModel(
+            f"{metadata.path}: the tokenizer {model[:50]!r} is not supported; use a model with one of "
+            f"{', '.join(_KINDS)}."
+        )
+    if model == "gpt2":
+        _pre_tokenizer(metadata)
+
+
+def _pre_tokenizer(metadata: Metadata) -> str:
+    pre = metadata.string("tokenizer.ggml.pre", "default")
+    if pre not in PRE_TOKENIZERS:
+        raise UnsupportedModel(
+            f"{metadata.path}: the pre-tokenizer {pre[:50]!r} is not supported, and others would give wrong "
+            f"ids; use a model with one of {', '.join(PRE_TOKENIZERS)}."
+        )
+    return pre
+
+
 class Tokenizer:
     """Encodes text to token ids and decodes them.
 
@@ -48,7 +71,7 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: GgufVocabulary) -> None:
-        """Raises ModelFileError for a damaged vocabulary, UnsupportedModel for a pre-tokenizer not known here."""
+        """Raises ModelFileError for a damaged vocabulary, UnsupportedModel as `check_kind`."""
         metadata = vocabulary.metadata
         kind = metadata.string("tokenizer.ggml.model")
         self._texts = vocabulary.texts
@@ -70,14 +93,9 @@ class Tokenizer:
             self._merge = gemma4_bpe(vocabulary)
             adds_bos = True  # even where the file says no, as llama.cpp does
         else:
-            pre = metadata.string("tokenizer.ggml.pre", "default")
-            if pre not in PRE_TOKENIZERS:
-                raise UnsupportedModel(
-                    f"{metadata.path}: the pre-tokenizer {pre[:50]!r} is not supported, and others would give wrong "
-                    f"ids; use a model with one of {', '.join(PRE_TOKENIZERS)}."
-                )
-            self._merge = byte_level_bpe(vocabulary, PRE_TOKENIZERS[pre])
-            usually_adds_bos = PRE_TOKENIZERS[pre].adds_bos
+            rules = PRE_TOKENIZERS[_pre_tokenizer(metadata)]
+            self._merge = byte_level_bpe(vocabulary, rules)
+            usually_adds_bos = rules.adds_bos
         self.adds_bos = (usually_adds_bos if adds_bos is None else adds_bos) and self.bos_id is not None
         self.adds_eos = metadata.boolean("tokenizer.ggml.add_eos_token", False) and self.eos_id is not None
         # Tokens that are found in a text before anything is merged.
@@ -94,14 +112,9 @@ class Tokenizer:
     def from_gguf(cls, metadata: Metadata) -> Tokenizer:
         """Builds the tokenizer of a model from its tokenizer.ggml.* fields.
 
-        Raises ModelFileError for a damaged vocabulary, UnsupportedModel for a kind or a pre-tokenizer not known here.
+        Raises ModelFileError for a damaged vocabulary, UnsupportedModel as `check_kind`.
         """
-        model = metadata.string("tokenizer.ggml.model")
-        if model not in _KINDS:
-            raise UnsupportedModel(
-                f"{metadata.path}: the tokenizer {model[:50]!r} is not supported; use a model with one of "
-                f"{', '.join(_KINDS)}."
-            )
+        check_kind(metadata)
         return cls(read_vocabulary(metadata))
 
     def encode(

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -21,10 +19,10 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from vkllm.engine.events import Answer, EngineStats, Event, Failed, Finished
+from vkllm.engine.process.child import ending, spawn
 from vkllm.engine.process.messages import Cancel, EngineFailed, LoadProgress, Ready, Stop
-from vkllm.engine.requests import EngineConfig, Query, Request
+from vkllm.engine.requests import EngineConfig, Query, Request, TokenTexts
 from vkllm.errors import DeviceLost, RequestError, VkllmError, counted
-from vkllm.resources import child_environment, child_python
 
 ENGINE = "vkllm.engine.engine:Engine"
 
@@ -51,10 +49,24 @@ class EngineProcess:
         self._tally = _Tally()
         self._start_lock = threading.Lock()
         self._child: _Child | None = None
+        self._texts: TokenTexts | None = None
         self._ready: Ready | None = None
         self._stop_child: Callable[[], object] = lambda: None
         self._is_closed = False
         self._owner_pid = os.getpid()
+
+    def begin(self) -> None:
+        """Starts the process unless it runs, and returns while it loads the model: `start` waits for that, and says
+        what has become of it. Raises DeviceLost if there can be no process."""
+        with self._start_lock:
+            self._begun_child()
+
+    def learn(self, texts: TokenTexts) -> None:
+        """Tells the engine the texts of the model's tokens: this process's, and those that follow it."""
+        with self._start_lock:
+            self._texts = texts
+            if self._child is not None:
+                self._child.outbox.put(texts)
 
     def start(self) -> None:
         """Starts the process unless it runs, and waits until the model is loaded.
@@ -141,21 +153,27 @@ class EngineProcess:
     def _running_child(self) -> _Child:
         self.check_owner()  # before the lock, which another thread may have held when this process was forked
         with self._start_lock:
-            if not self._is_closed and (self._child is None or not self._child.is_alive):
-                if self._child is not None:
-                    self._child.join()  # its device memory must be free before the next one plans
-                child = _Child(self._config, self._factory, self._tally)
-                self._child = child
-                # Scripts that forget close() still end the process, when this object goes or Python exits.
-                self._stop_child = weakref.finalize(self, child.stop)
-                if not self._is_closed:  # close() may have come in between, and it waits for no lock
-                    child.load(self._on_progress)
-                    self._ready = child.ready
-            if self._is_closed:
+            child = self._begun_child()
+            if child is not None and child.ready is None and not self._is_closed:
+                child.load(self._on_progress)
+                self._ready = child.ready
+            if child is None or self._is_closed:  # close() may have come in between, and it waits for no lock
                 self.close()
                 raise DeviceLost("the engine was closed; open the model again")
-            assert self._child is not None
+            return child
+
+    def _begun_child(self) -> _Child | None:
+        """The process, a new one if there is none or if it has died since it was loaded; None after close()."""
+        if self._is_closed or (self._child is not None and not self._child.has_ended):
             return self._child
+        if self._child is not None:
+            self._child.join()  # its device memory must be free before the next one plans
+        child = self._child = _Child(self._config, self._factory, self._tally)
+        # Scripts that forget close() still end the process, when this object goes or Python exits.
+        self._stop_child = weakref.finalize(self, child.stop)
+        if self._texts is not None:
+            child.outbox.put(self._texts)
+        return child
 
 
 def not_copied(what: str) -> RequestError:
@@ -196,7 +214,7 @@ class _Child:
         self._output = b""
         self._connection, theirs = Pipe()
         try:
-            self._process = _spawn(factory, theirs)
+            self._process = spawn(factory, theirs)
         except OSError as error:
             self._connection.close()
             raise DeviceLost(f"the engine's process could not be started: {error}") from error
@@ -218,6 +236,11 @@ class _Child:
     def is_alive(self) -> bool:
         """Whether it takes requests."""
         return self._error is None and self._process.poll() is None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it takes none any more; while it loads, `load` says so."""
+        return self._error is not None or (self.ready is not None and not self.is_alive)
 
     def load(self, on_progress: OnBytes | None) -> None:
         """Waits until the model is loaded; ends the process and raises if that fails."""
@@ -351,7 +374,7 @@ class _Child:
             prompts = ", ".join(str(n) for n in n_prompt_tokens)
             answering = f"answering {counted(len(n_prompt_tokens), 'request')} (prompt tokens: {prompts})"
             self._work = f"{answering if n_prompt_tokens else 'idle'} on {self.ready.device_name}"
-        message = f"the engine's process {_ending(self._process.returncode)} while {self._work}"
+        message = f"the engine's process {ending(self._process.returncode)} while {self._work}"
         last_words = self._output.decode(errors="replace").strip()
         if last_words:
             lines = [line.strip() for line in last_words.splitlines() if line.strip()]
@@ -360,31 +383,3 @@ class _Child:
         if last_words:
             error.add_note(last_words)
         return error
-
-
-def _ending(returncode: int | None) -> str:
-    if returncode is not None and returncode < 0:
-        try:
-            return f"was killed by {signal.Signals(-returncode).name}"
-        except ValueError:
-            return f"was killed by signal {-returncode}"
-    return f"ended (exit code {returncode})"
-
-
-def _spawn(factory: str, theirs: Any) -> subprocess.Popen[bytes]:
-    """Starts the worker with the pipe's end `theirs`, this process's module path and no terminal."""
-    options: dict[str, Any] = {}
-    if sys.platform == "win32":
-        os.set_handle_inheritable(theirs.fileno(), True)
-        startup = subprocess.STARTUPINFO(lpAttributeList={"handle_list": [theirs.fileno()]})
-        options = {"startupinfo": startup, "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    else:
-        options = {"pass_fds": (theirs.fileno(),), "process_group": 0}
-    return subprocess.Popen(
-        child_python("vkllm.engine.process.worker", factory, str(theirs.fileno())),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=child_environment(),
-        **options,
-    )

@@ -1,8 +1,8 @@
 """What passes through the pipe between a caller's process and its engine, besides requests and their events.
 
-To the engine: an `EngineConfig` first, then `Request`, a `Query`, `Cancel` and, last, `Stop`. From it: `LoadProgress`
-until `Ready`, then lists of events; `EngineFailed` at any time, as its last word. All of them are pickled, so
-each side has to trust the other.
+To the engine: an `EngineConfig` first, then `TokenTexts`, `Request`, a `Query`, `Cancel` and, last, `Stop`. From it:
+`LoadProgress` until `Ready`, then lists of events; `EngineFailed` at any time, as its last word. All of them are
+pickled, so each side has to trust the other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The engine's process: `python -m vkllm.engine.process.worker FACTORY HANDLE`, started by `handle.py`.
 
 It loads one engine, sleeps while there is nothing to do, and passes requests in and events out. It knows the
-pipe and the engine's eight calls, nothing about models, devices or text.
+pipe and the engine's nine calls, nothing about models, devices or text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vkllm.engine.events import DeviceAnswer, DeviceReport, Event, Failed, KernelAnswer, TuningAnswer, TuningTrial
 from vkllm.engine.process.messages import Cancel, EngineFailed, LoadProgress, Ready, Stop, open_connection
-from vkllm.engine.requests import DeviceQuery, EngineConfig, KernelQuery, Request, StateQuery, TuningQuery
+from vkllm.engine.requests import DeviceQuery, EngineConfig, KernelQuery, Request, StateQuery, TokenTexts, TuningQuery
 from vkllm.errors import DeviceLost, DeviceTimeout, VkllmError
 from vkllm.model.memory.plan import MemoryPlan
 
@@ -36,6 +36,9 @@ class Engine(Protocol):
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
+
+    def learn(self, texts: TokenTexts) -> None:
+        """Takes the texts of the model's tokens, for answers with a grammar."""
 
     def submit(self, request: Request | StateQuery) -> None:
         """Takes a request in, or raises why it cannot."""
@@ -139,6 +142,8 @@ def _serve(parent: _Parent, engine: Engine) -> None:
                         parent.send([Failed(request.id, error)])
                 case DeviceQuery() | TuningQuery() | KernelQuery() as query:
                     parent.send([_answer(parent, engine, query)])
+                case TokenTexts() as texts:
+                    engine.learn(texts)
                 case Cancel(request_id):
                     engine.cancel(request_id)
                 case Stop():
