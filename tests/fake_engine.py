@@ -28,6 +28,7 @@ from vkllm.engine.events import (
     Token,
     TokenLogprob,
 )
+from vkllm.engine.load_times import LoadTimes
 from vkllm.engine.requests import EngineConfig, Request, StateQuery, TokenTexts
 from vkllm.errors import (
     ContextOverflow,
@@ -117,6 +118,9 @@ class FakeEngine:
         self.plan = MemoryPlan(config.n_ctx or 256, {}, (), Tier.LOCAL, (tier,), 0.0)
         self.moved_bytes = 0
         self.slow_paths: tuple[str, ...] = ("dot products", "matrices") if device == "wrong" else ()
+        self.load_times = LoadTimes()
+        self.load_times.ended("device")
+        self.is_prepared = True
         self._queue = config.queue
         self._texts = TokenTexts((), frozenset())
         self._requests: list[Request | StateQuery] = []
@@ -131,6 +135,9 @@ class FakeEngine:
     @property
     def has_work(self) -> bool:
         return bool(self._requests)
+
+    def prepare(self) -> None:
+        raise AssertionError("it is prepared")
 
     def learn(self, texts: TokenTexts) -> None:
         self._texts = texts

@@ -6,6 +6,7 @@ inside the catalogue, a model or a shader.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -35,8 +36,11 @@ def shader_manifest() -> bytes:
 
 def _compiled(name: str) -> bytes:
     folder = _SHIPPED / "spv"
-    if not folder.is_dir():
-        folder = _CHECKOUT / "shaders" / "spv"
+    return _read(folder if folder.is_dir() else _CHECKOUT / "shaders" / "spv", name)
+
+
+@functools.lru_cache(maxsize=256)  # a model has a thousand dispatches of some twenty shaders
+def _read(folder: Path, name: str) -> bytes:
     try:
         return (folder / name).read_bytes()
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -110,7 +111,12 @@ def test_an_answer_goes_on_beyond_the_context_on_request(command: Command, tiny:
 def test_stats_go_to_standard_error(command: Command, tiny: str) -> None:
     done = command.run([*FAKE, "run", tiny, "Xab", "--raw", "-n", "5", "--stats"])
     assert done.stdout == "ababa\n"
-    assert done.stderr.splitlines() == [
+    loading, *lines = done.stderr.splitlines()
+    parts = re.fullmatch(r"loading (\S+) s \(file (\S+), process (\S+), device (\S+); text meanwhile (\S+)\)", loading)
+    assert parts is not None
+    total, *in_turn, _ = map(float, parts.groups())
+    assert total == pytest.approx(sum(in_turn), abs=0.03)
+    assert lines == [
         "device  fake device",
         f"model   tiny.gguf (llama, F32, context {N_CTX})",
         "prompt  3 tokens (0 cached), 30.00 tok/s",

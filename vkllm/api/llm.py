@@ -94,6 +94,13 @@ class LLM:
         return self._engine.ready.plan
 
     @property
+    def load_times(self) -> dict[str, float]:
+        """Seconds of loading by what took them, one after the other: "file" (finding it and reading its header),
+        "process" (the engine's start), "device", "weights", "first steps"; and "text", for the tokenizer and the
+        template, beside those behind the first."""
+        return dict(self._model.load_s)
+
+    @property
     def moved_bytes(self) -> int:
         """Bytes that lie in slower memory than planned, because the driver refused them."""
         return self._engine.ready.moved_bytes

@@ -14,6 +14,7 @@ from typing import Any, TypedDict, Unpack
 
 from vkllm.api.prompts import Prompts, checked_variables
 from vkllm.engine.file_sampling import file_sampling
+from vkllm.engine.load_times import LoadTimes
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.process.handle import EngineProcess
 from vkllm.engine.requests import EngineConfig, TokenTexts
@@ -63,7 +64,10 @@ class LoadOptions(PlacingOptions, total=False):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model whose engine runs: what its file holds, what makes requests, what takes them."""
+    """A model whose engine runs: what its file holds, what makes requests, what takes them.
+
+    load_s: seconds of loading, as `LLM.load_times` describes them.
+    """
 
     path: Path
     name: str
@@ -73,6 +77,7 @@ class LoadedModel:
     template: ChatTemplate
     prompts: Prompts
     engine: EngineProcess
+    load_s: Mapping[str, float]
 
     def __repr__(self) -> str:
         """Says what it is in one line."""
@@ -142,6 +147,7 @@ class Loading:
 
     def run(self) -> LoadedModel:
         """Loads the model. Raises what `LLM` raises, and DeviceLost if another thread has cancelled it."""
+        times = LoadTimes()
         found = look_up(self._model)
         path = find_model(found, on_progress=self._on_progress)
         name = path.stem if found.source is None else found.name
@@ -159,6 +165,7 @@ class Loading:
         engine = self._engine = EngineProcess(config, lambda done, total: self._on_progress(what, done, total))
         if self._is_cancelled.is_set():  # when there was no engine to close
             engine.close()
+        times.ended("file")
         engine.begin()
         try:  # a tokenizer is made while the engine loads: both take about a second
             tokenizer, template = read_text(path, file.metadata, spec)
@@ -169,7 +176,9 @@ class Loading:
             raise
         template.variables = self._variables
         engine.learn(TokenTexts(tokenizer.answer_bytes(), tokenizer.stop_ids))
+        times.ended("text")
         engine.start()
+        file_s, text_s = times.seconds["file"], times.seconds["text"]
         prompts = Prompts(
             tokenizer,
             template,
@@ -181,7 +190,8 @@ class Loading:
             n_ctx_train=spec.n_ctx_train,
             d_embedding=d_embedding(spec, file.tensors),
         )
-        return LoadedModel(path, name, spec, file.tensors, tokenizer, template, prompts, engine)
+        load_s = {"file": file_s, **engine.ready.load_s, "text": text_s}
+        return LoadedModel(path, name, spec, file.tensors, tokenizer, template, prompts, engine, load_s)
 
     def cancel(self) -> None:
         """Ends the loading, or closes what was loaded."""

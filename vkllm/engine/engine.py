@@ -7,7 +7,7 @@ what becomes of their steps, is `engine/batching.py`'s.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 
 from vkllm.engine.batching import Batching
@@ -15,6 +15,7 @@ from vkllm.engine.blocks import n_blocks_of
 from vkllm.engine.chunks import CHUNK_WIDTHS, ChunkLengths, longest_submit_s
 from vkllm.engine.constraint import Vocabulary
 from vkllm.engine.events import DeviceReport, Event, Failed, Finished, StateAnswer
+from vkllm.engine.load_times import LoadTimes
 from vkllm.engine.opening import opened, telling, told
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.prefix_cache import Held, PrefixCache
@@ -37,6 +38,9 @@ from vkllm.gpu.tuning.search import Trial
 from vkllm.gpu.tuning.tuner import TuningReport, tune
 from vkllm.model.pooling import Projection
 
+LONG_PROMPT = CHUNK_WIDTHS[1]
+"""Tokens of a prompt that is one step of several rows, recorded when it is needed."""
+
 TIMED = "timing"
 """The origin of what is run to time kernels."""
 
@@ -47,9 +51,10 @@ class Engine:
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Loads the model; on_progress is called with bytes done and bytes in all. Raises any VkllmError."""
         progress = Progress(sum(info.n_bytes for info in config.tensors.values()), on_progress)
+        self.load_times = LoadTimes()
         self._lengths = ChunkLengths(longest_submit_s())
         with ExitStack() as undo:
-            self._opened = undo.enter_context(closing(opened(config, progress.add)))
+            self._opened = undo.enter_context(closing(opened(config, progress.add, self.load_times)))
             self.device_name = self._opened.name
             self._device = self._opened.devices[0]
             self._program = self._opened.program
@@ -70,6 +75,7 @@ class Engine:
             self._forget()
             with self._telling(f"loading {config.path.name}"):
                 self._warm_up()
+            self.load_times.ended("first steps")
             undo.pop_all()
 
     def _forget(self) -> None:
@@ -95,15 +101,22 @@ class Engine:
         )
 
     def _warm_up(self) -> None:
-        """Compiles and records what every request needs, and finds how wide a chunk may be, before the first one."""
-        program = self._program
+        """Compiles and records what every request needs before the first one: steps of one token and a short chunk of a
+        prompt, which is timed. `prepare` does the rest."""
+        program, self.is_prepared = self._program, False
         drawn = Result(Sampler(SamplingParams(), ()).draw(0))
         n_rows = min(CHUNK_WIDTHS[0], self._n_ctx - 1)
         blocks = list(range(n_blocks_of(n_rows + 1)))
         program.wait(program.submit([Part(0, [0] * n_rows, 0, blocks, blocks, results=[drawn])], is_prompt=True))
         program.wait(program.submit([Part(0, [None], n_rows, blocks, blocks, results=LIKELIEST)]))
-        program.prepare()
-        # wider chunks are timed by the first prompts, so that slow devices do not start later
+        program.prepare(WIDTHS[0])
+        self._preparing = self._wider_steps()
+        self.prepare()
+        self._opened.save_pipelines()
+
+    def _wider_steps(self) -> Iterator[int]:
+        """Records and times wider and wider chunks of a prompt, and yields their widths. Those that would take long are
+        left to the first prompts that need them."""
         lengths = self._lengths
         while (width := lengths.n_rows()) not in lengths.took_s and width <= self._n_ctx:
             if lengths.n_submits(width) > 2:
@@ -111,14 +124,31 @@ class Engine:
             held = self._cache.begin(TIMED, [0] * width, 0)
             self._run_chunk(held, [0] * width, 0)
             self._cache.end(held, (), is_kept=False)
+            yield width
+        self._program.prepare(WIDTHS[1])
         self._opened.save_pipelines()
+
+    def prepare(self) -> None:
+        """Gets one more thing ready that longer prompts need, if there is any. No request may be open.
+
+        Raises DeviceError.
+        """
+        with self._telling("preparing for longer prompts"):
+            if next(self._preparing, None) is None:
+                self.is_prepared = True
 
     def learn(self, texts: TokenTexts) -> None:
         """Takes the texts of the model's tokens, without which no answer can have a grammar."""
         self._vocabulary.learn(texts.token_bytes, texts.end_ids)
 
     def submit(self, request: Request | StateQuery) -> None:
-        """Queues a request. Its events come from `step`. Raises QueueFull."""
+        """Queues a request. Its events come from `step`. Raises QueueFull.
+
+        A long prompt makes an idle engine get ready for such ones first.
+        """
+        is_long = isinstance(request, Request) and len(request.prompt_token_ids) > LONG_PROMPT
+        while is_long and not (self.is_prepared or self.has_work):
+            self.prepare()
         self._batching.submit(request)
 
     def cancel(self, request_id: int) -> None:
@@ -163,6 +193,8 @@ class Engine:
         finally:
             self._lengths.forget()
         self._warm_up()
+        while not self.is_prepared:
+            self.prepare()
         return report
 
     def measure_kernels(self, n_rows: int, n_depth: int) -> StepTimes:

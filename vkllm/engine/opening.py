@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
+from vkllm.engine.load_times import LoadTimes
 from vkllm.engine.requests import EngineConfig
 from vkllm.errors import DeviceLost, DeviceTimeout, VkllmError
 from vkllm.formats.tensor_bytes import SharedReads
@@ -77,7 +78,7 @@ def telling(name: str, doing: str) -> Iterator[None]:
         raise told(error, name, doing) from error
 
 
-def opened(config: EngineConfig, on_bytes: Callable[[int], None]) -> Opened:
+def opened(config: EngineConfig, on_bytes: Callable[[int], None], times: LoadTimes) -> Opened:
     """Opens the devices and loads the model. on_bytes: called with bytes loaded since the last call, by any thread.
 
     Raises any VkllmError.
@@ -96,11 +97,13 @@ def opened(config: EngineConfig, on_bytes: Callable[[int], None]) -> Opened:
             opened_devices.append(Device(str(info.index)))
             undo.callback(opened_devices[-1].close)
         slow_paths = tuple(dict.fromkeys(kind for device in opened_devices for kind in check_kernels(device)))
+        times.ended("device")
         program: Program | ProgramGroup
         if division is None or len(division.ranks) == 1:
             program = _program(opened_devices[0], config, chosen.options, on_bytes)
         else:
             program = _group(opened_devices, config, chosen.options, on_bytes, division)
+        times.ended("weights")
         undo.pop_all()
     return Opened(tuple(opened_devices), program, slow_paths)
 

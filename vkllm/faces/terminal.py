@@ -106,6 +106,16 @@ def file_title(llm: LLM) -> str:
     return llm.path.name if llm.path.suffix == ".gguf" else llm.name
 
 
+def print_load_times(llm: LLM) -> None:
+    """Where the seconds of loading went, on standard error."""
+    if sys.stderr is None:
+        return
+    seconds = llm.load_times
+    text_s = seconds.pop("text")
+    parts = ", ".join(f"{part} {spent:.2f}" for part, spent in seconds.items())
+    print(f"loading {sum(seconds.values()):.2f} s ({parts}; text meanwhile {text_s:.2f})", file=sys.stderr)
+
+
 def print_stats(llm: LLM, stats: RunStats) -> None:
     """Counts and speeds of an answer, on standard error."""
     if sys.stderr is None:

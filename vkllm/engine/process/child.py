@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 from vkllm.resources import child_environment, child_python
@@ -31,7 +32,7 @@ def spawn(factory: str, theirs: Any) -> subprocess.Popen[bytes]:
     else:
         options = {"pass_fds": (theirs.fileno(),), "process_group": 0}
     return subprocess.Popen(
-        child_python("vkllm.engine.process.worker", factory, str(theirs.fileno())),
+        child_python("vkllm.engine.process.worker", factory, str(theirs.fileno()), str(time.perf_counter())),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

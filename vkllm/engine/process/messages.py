@@ -8,7 +8,8 @@ pickled, so each side has to trust the other.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,8 @@ class LoadProgress:
 class Ready:
     """The model is loaded. moved_bytes: bytes that the driver refused to allocate where the plan had placed them.
 
-    slow_paths: what the device computes wrongly, so that slower kernels do it.
+    slow_paths: what the device computes wrongly, so that slower kernels do it. load_s: seconds of loading, by what took
+    them (`LoadTimes`).
     """
 
     device_name: str
@@ -54,6 +56,7 @@ class Ready:
     plan: MemoryPlan
     moved_bytes: int
     slow_paths: tuple[str, ...] = ()
+    load_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The engine's process: `python -m vkllm.engine.process.worker FACTORY HANDLE`, started by `handle.py`.
+"""The engine's process: `python -m vkllm.engine.process.worker FACTORY HANDLE START`, started by `handle.py`.
 
 It loads one engine, sleeps while there is nothing to do, and passes requests in and events out. It knows the
 pipe and the engine's nine calls, nothing about models, devices or text.
@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vkllm.engine.events import DeviceAnswer, DeviceReport, Event, Failed, KernelAnswer, TuningAnswer, TuningTrial
+from vkllm.engine.load_times import LoadTimes
 from vkllm.engine.process.messages import Cancel, EngineFailed, LoadProgress, Ready, Stop, open_connection
 from vkllm.engine.requests import DeviceQuery, EngineConfig, KernelQuery, Request, StateQuery, TokenTexts, TuningQuery
 from vkllm.errors import DeviceLost, DeviceTimeout, VkllmError
@@ -32,10 +34,15 @@ class Engine(Protocol):
     plan: MemoryPlan
     moved_bytes: int
     slow_paths: tuple[str, ...]
+    load_times: LoadTimes
+    is_prepared: bool
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
+
+    def prepare(self) -> None:
+        """Gets one more thing ready that some requests need; `is_prepared` when there is nothing left."""
 
     def learn(self, texts: TokenTexts) -> None:
         """Takes the texts of the model's tokens, for answers with a grammar."""
@@ -63,6 +70,9 @@ class Engine(Protocol):
     def close(self) -> None:
         """Gives everything back to the device."""
 
+
+_IDLE_S = 0.2
+"""How long a new engine is idle before it gets ready for longer prompts: a short first one would wait for that."""
 
 # After these the device is in no known state; a new process is the only clean start.
 _LOST = (DeviceLost, DeviceTimeout)
@@ -93,36 +103,47 @@ class _Parent:
         except (EOFError, OSError) as error:
             raise _ParentGone from error
 
-    def has_message(self) -> bool:
-        """Whether `receive` would return (or raise) at once."""
+    def has_message(self, patience_s: float = 0.0) -> bool:
+        """Whether `receive` would return (or raise) at once, now or within patience_s."""
         try:
-            return self._connection.poll(0)
+            return self._connection.poll(patience_s)
         except OSError as error:
             raise _ParentGone from error
 
 
 def main(arguments: list[str]) -> None:
-    """Serves the parent at the pipe HANDLE with the engine that FACTORY ("module:callable") makes."""
+    """Serves the parent at the pipe HANDLE with the engine that FACTORY ("module:callable") makes. START: when the
+    process was started, by the parent's time.perf_counter, which all processes share."""
     # Ctrl-C in a terminal is meant for the face: it cancels a request and keeps the loaded model.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    factory, handle = arguments
+    factory, handle, start_s = arguments
     try:
-        _load_and_serve(_Parent(int(handle)), factory)
+        _load_and_serve(_Parent(int(handle)), factory, float(start_s))
     except _ParentGone:
         sys.exit(1)
 
 
-def _load_and_serve(parent: _Parent, factory: str) -> None:
+def _load_and_serve(parent: _Parent, factory: str, start_s: float) -> None:
     config = parent.receive()
     try:
         module, _, name = factory.partition(":")
         make_engine: EngineFactory = getattr(importlib.import_module(module), name)
+        process_s = time.perf_counter() - start_s
         engine = make_engine(config, lambda done, total: parent.send(LoadProgress(done, total)))
     except VkllmError as error:
         parent.send(EngineFailed(error))
         return
     try:
-        parent.send(Ready(engine.device_name, engine.is_cpu_device, engine.plan, engine.moved_bytes, engine.slow_paths))
+        parent.send(
+            Ready(
+                engine.device_name,
+                engine.is_cpu_device,
+                engine.plan,
+                engine.moved_bytes,
+                engine.slow_paths,
+                {"process": process_s} | engine.load_times.seconds,
+            )
+        )
         _serve(parent, engine)
     except VkllmError as error:
         parent.send(EngineFailed(error))
@@ -132,10 +153,15 @@ def _load_and_serve(parent: _Parent, factory: str) -> None:
 
 def _serve(parent: _Parent, engine: Engine) -> None:
     """Runs until the parent says `Stop`; raises what makes it impossible to go on."""
+    has_begun = False  # later, what is cached is worth more than being ready for longer prompts
     while True:
         while parent.has_message() or not engine.has_work:
+            if not (has_begun or engine.is_prepared or parent.has_message(_IDLE_S)):
+                engine.prepare()
+                continue
             match parent.receive():
                 case Request() | StateQuery() as request:
+                    has_begun = True
                     try:
                         engine.submit(request)
                     except VkllmError as error:

@@ -14,7 +14,7 @@ from vkllm.faces.cli.line_chat import chat_by_line
 from vkllm.faces.cli.opening import RunOptions, open_model, tell_of_device
 from vkllm.faces.prompt import whole_prompt
 from vkllm.faces.sampling import FORMS
-from vkllm.faces.terminal import complain, counted, print_stats, show
+from vkllm.faces.terminal import complain, counted, print_load_times, print_stats, show
 from vkllm.store import look_up
 
 
@@ -46,6 +46,7 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
         is_complete = show(answer, options.thoughts)
         generation = answer.result()
         if options.wants_stats:
+            print_load_times(llm)
             print_stats(llm, generation.stats)
         if generation.finish_reason == "length" and FORMS & sampling.keys():
             length = counted(len(generation.token_ids), "token")

@@ -113,10 +113,10 @@ class ProgramGroup:
         """Waits until all steps that were submitted have run. Raises DeviceError."""
         self._runner.settle()
 
-    def prepare(self) -> None:
-        """Records what the first answers need."""
+    def prepare(self, width: int) -> None:
+        """Records steps of a width, as `Program.prepare` does."""
         for rank in self.ranks:
-            rank.prepare()
+            rank.prepare(width)
 
     def close(self) -> None:
         """Ends what runs the steps; the devices stay open."""

@@ -320,13 +320,15 @@ class Program:
         layers = self._decode_layers(kinds) if width == 1 else self._layers(width)
         return [self._begin_step(slot), *layers, *self._end(kinds, has_head=width > 1)]
 
-    def prepare(self) -> None:
-        """Records the dispatches that choose tokens, for every slot, so that the first answers do not wait for that."""
+    def prepare(self, width: int) -> None:
+        """Records steps of a width for every slot, with the dispatches that choose tokens, so that the first answers do
+        not wait for that. width: one of WIDTHS. With those of one row it also records what guesses take."""
         drawn = Result(Draw(1, 0, 0, 0.0, 0))
         for slot in range(N_SLOTS):
             for results in (LIKELIEST, (drawn,)) if self._results else ((),):
-                for width in WIDTHS[:2]:
-                    self._recorded_step(width, Kinds.of(results), slot, n_submits=1)
+                self._recorded_step(width, Kinds.of(results), slot, n_submits=1)
+        if width > 1:
+            return
         if (predictions := self.predictions) is not None and (kinds := Kinds.of(LIKELIEST)) is not None:
             self._recordings.of((WIDTHS[1], "read"), lambda: predictions.reading(WIDTHS[1]))
             for goes_on in (False, True):
