@@ -26,6 +26,12 @@ os.environ["VKLLM_TUNING"] = "off"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Compiling shaders takes most of the time where the CPU is the device (lavapipe). Mesa keeps them below the home folder,
+# so commands that tests start with a home folder of their own would compile all of them again.
+_shaders = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+_shaders.mkdir(parents=True, exist_ok=True)
+os.environ.setdefault("MESA_SHADER_CACHE_DIR", str(_shaders))
+
 # A test run in CI tells about the change under test: it draws the same examples each time. Other runs explore.
 # None has a deadline of its own: how long an example takes depends on what else runs on the machine.
 settings.register_profile("exploring", deadline=None)
