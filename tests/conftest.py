@@ -26,8 +26,8 @@ os.environ["VKLLM_TUNING"] = "off"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# Compiling shaders takes most of the time where the CPU is the device (lavapipe). Mesa keeps them below the home folder,
-# so commands that tests start with a home folder of their own would compile all of them again.
+# Where the CPU is the device (lavapipe), most time goes into compiling shaders. Mesa keeps them in the home folder, and
+# commands that tests start with a home folder of their own would compile all again.
 _shaders = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 _shaders.mkdir(parents=True, exist_ok=True)
 os.environ.setdefault("MESA_SHADER_CACHE_DIR", str(_shaders))

@@ -49,10 +49,10 @@ _GEMMA4 = replace(
 KINDS_OF_LAYERS = {
     "qwen3": of_layers(*2 * [replace(LAYER, head_dim=64, rope=Rope(1e6, 64), head_norm=HeadNorm())]),
     "gemma": of_layers(
-        replace(LAYER, n_heads=2, n_kv_heads=1, head_dim=256, rope=Rope(10000.0, 256), attention_scale=0.05, window=40,
+        replace(LAYER, n_heads=2, n_kv_heads=1, head_dim=128, rope=Rope(10000.0, 128), attention_scale=0.05, window=40,
                 softcap=50.0, function="gelu", head_norm=HeadNorm(), post_attention_norm="post_attention_norm",
                 post_ffn_norm="post_ffw_norm"),
-        replace(LAYER, n_heads=2, n_kv_heads=1, head_dim=128, rope=Rope(1e6, 128), d_ff=80, function="gelu",
+        replace(LAYER, n_heads=2, n_kv_heads=1, head_dim=64, rope=Rope(1e6, 64), d_ff=80, function="gelu",
                 post_attention_norm="post_attention_norm", post_ffn_norm="post_ffw_norm", has_fused_gate_up=True),
         embedding_scale=9.8, logit_softcap=30.0,
     ),
@@ -84,12 +84,12 @@ KINDS_OF_LAYERS = {
         replace(LAYER, head_dim=64, rope=Rope(1e6, 16), head_norm=HeadNorm(), has_query_gates=True),
         replace(LAYER, head_dim=40, n_heads=3, n_kv_heads=1, rope=Rope(1e6, 40, "interleaved"), has_query_gates=True),
     ),
-    "gemma4": of_layers(
+    **{name: of_layers(
         *[replace(_GEMMA4, window=40, cache_layer=layer) for layer in (None, 0)],
-        *[replace(_GEMMA4, n_kv_heads=1, head_dim=512, rope=Rope(1e6, 512), are_values_keys=layer is None,
+        *[replace(_GEMMA4, n_kv_heads=1, head_dim=head_dim, rope=Rope(1e6, head_dim), are_values_keys=layer is None,
                   has_value_norm=layer is None, cache_layer=layer, d_ff=96) for layer in (None, 2)],
         embedding_scale=9.8, logit_softcap=30.0, d_per_layer=20,
-    ),
+    ) for name, head_dim in (("gemma4", 128), ("gemma4 with large heads", 512))},
     "llama4": of_layers(
         replace(LAYER, chunk=48, head_norm=HeadNorm(has_weight=False, is_after_rope=True)),
         replace(LAYER, rope=None, query_temperature=QueryTemperature(0.1, 16), chunk=64, n_heads=3, n_kv_heads=3,
@@ -102,7 +102,7 @@ KINDS_OF_LAYERS = {
               (8, 40, 64, 32, "interleaved", None), (6, 0, 96, 16, "half", QueryTemperature(0.2, 32)))],
     ),
 }  # fmt: skip
-"""Layers unlike llama's, by a family that has most of what is there."""
+"""Layers unlike llama's, by a family that has most of what is there. Kernels for large heads take long to compile."""
 
 STATE = replace(LAYER, n_heads=0, n_kv_heads=0, head_dim=0, rope=None)
 """A layer without attention, for a mixer that keeps a state."""

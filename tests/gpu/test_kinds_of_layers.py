@@ -37,8 +37,9 @@ def write(folder: Path, spec: ModelSpec, fmt: str) -> Path:
     [
         *(("qwen3", "Q4_0", True), ("gemma", "Q4_0", False), ("starcoder2", "Q4_0", True)),
         *(("command-r", "Q4_0", False), ("olmo2", "Q4_0", True), ("hunyuan", "Q4_0", False)),
-        *(("gpt-oss", "Q4_0", True), ("qwen3.5", "Q4_0", True), ("gemma4", "Q4_0", True), ("llama4", "Q4_0", True)),
-        *(("gemma4", "F16", False), ("deepseek2", "Q4_0", True), ("deepseek2", "F16", False)),
+        *(("gpt-oss", "Q4_0", True), ("qwen3.5", "Q4_0", True), ("llama4", "Q4_0", True)),
+        *(("gemma4 with large heads", "Q4_0", True), ("gemma4", "F16", False)),
+        *(("deepseek2", "Q4_0", True), ("deepseek2", "F16", False)),
     ],
 )
 def test_logits_equal_the_reference(
@@ -53,7 +54,7 @@ def test_logits_equal_the_reference(
     monkeypatch.setattr(Program, "_may_chain", lambda self: True)
     program = Program(device, spec, config.path, config.tensors, config.n_ctx, choices=choices)
     norms = [made for made in program.dispatches(1) if made.kernel.name == "norm"]
-    assert norms or name not in ("gemma", "command-r", "olmo2", "gemma4")
+    assert norms or not name.startswith(("gemma", "command-r", "olmo2"))
     assert all((made.values["most_polls"] > 0) == (is_chained and device.has_memory_model) for made in norms)
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 103)]
     found = logit_errors(program, tokens, reference(config).run(tokens), (60, 40))
