@@ -175,21 +175,24 @@ def test_threads_get_their_own_events(make_engine: MakeEngine) -> None:
     assert answers == {number: [number] * 15 for number in range(4)}
 
 
-def test_a_killed_process_fails_open_requests_within_a_second_and_the_next_starts_one(make_engine: MakeEngine) -> None:
+def test_a_killed_process_fails_open_requests_at_once_and_the_next_starts_one(make_engine: MakeEngine) -> None:
     engine = make_engine()
+    begun = time.monotonic()
+    engine.start()
+    start_s = time.monotonic() - begun  # of a process: longer than to notice its end, however busy the machine is
     queues = [engine.submit(request(1, 100, 11, 12)), engine.submit(request(2, 100, 13))]
     queues[0].get(timeout=60)
     first_pid = engine.pid
     assert first_pid is not None
     os.kill(first_pid, signal.SIGKILL)
-    start = time.monotonic()
+    killed = time.monotonic()
     for queue in queues:
         last = events_until_last(queue)[-1]
         assert isinstance(last, Failed)
         assert isinstance(last.error, DeviceLost)
         assert "killed by SIGKILL while answering 2 requests (prompt tokens: 3, 2) on fake device" in str(last.error)
         assert "driver noise" in str(last.error)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - killed < max(start_s, 1)
     assert token_ids(events_until_last(engine.submit(request(3, 100, 5, max_tokens=2)))) == [5, 5]
     assert engine.pid != first_pid
     assert not is_running(first_pid)
@@ -363,8 +366,12 @@ def test_an_idle_engine_uses_no_cpu(make_engine: MakeEngine) -> None:
         voluntary = next(line for line in switches.read_text().splitlines() if line.startswith("voluntary"))
         return int(fields[11]) + int(fields[12]), voluntary
 
-    time.sleep(0.2)
-    before = usage()
+    before = None
+    for _ in range(100):  # until it rests from what it has just done
+        if (now := usage()) == before:
+            break
+        before = now
+        time.sleep(0.2)
     time.sleep(1.2)
     # Not one tick of CPU time, and not one wake-up: it sleeps, it does not poll.
     assert usage() == before

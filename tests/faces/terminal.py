@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
+PATIENCE_S = 120.0
+"""How long a command may take: on a busy machine a real one takes half a minute to compile its shaders."""
+
 REAL = [sys.executable, "-m", "vkllm"]
 # The same command with tests/fake_engine.py in the place of the engine.
 FAKE = [
@@ -46,14 +49,14 @@ class Command:
     def run(self, command: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
         """Runs it to its end with `text` piped into it."""
         process = self.start(command, stdin=subprocess.DEVNULL if text is None else subprocess.PIPE)
-        stdout, stderr = process.communicate(text, timeout=30)
+        stdout, stderr = process.communicate(text, timeout=PATIENCE_S)
         return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
     def engine_pids(self) -> list[int]:
         """Its engines that run now."""
         return [pid for pid, name in self._processes().items() if "vkllm.engine.process.worker" in name]
 
-    def leftovers(self, patience_s: float = 3) -> list[str]:
+    def leftovers(self, patience_s: float = 30) -> list[str]:
         """Processes and temporary files that are still there."""
         deadline = time.monotonic() + patience_s
         while (processes := self._processes()) and time.monotonic() < deadline:
@@ -83,7 +86,7 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._handle, keys.encode())
 
-    def expect(self, pattern: str, timeout_s: float = 10) -> str:
+    def expect(self, pattern: str, timeout_s: float = PATIENCE_S) -> str:
         """Waits for text and returns all up to its end; fails with what there was instead."""
         deadline = time.monotonic() + timeout_s
         while not (match := re.search(pattern, self._text)):
@@ -92,7 +95,7 @@ class Terminal:
         seen, self._text = self._text[: match.end()], self._text[match.end() :]
         return seen
 
-    def expect_exit(self, timeout_s: float = 10) -> str:
+    def expect_exit(self, timeout_s: float = PATIENCE_S) -> str:
         """Waits until the command ends, sets `exit_code` and returns the rest of what it printed."""
         deadline = time.monotonic() + timeout_s
         while select.select([self._handle], [], [], max(0.0, deadline - time.monotonic()))[0] and self._read():
