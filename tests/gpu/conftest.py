@@ -13,7 +13,7 @@ from vkllm.gpu.device.kompute import Device
 @pytest.fixture(scope="session")
 def device() -> Iterator[Device]:
     try:
-        opened = Device()
+        opened = Device(timeout_s=400.0)  # lavapipe compiles a step's kernels while it is waited for
     except NoDevice as error:
         pytest.skip(str(error))
     yield opened
