@@ -10,11 +10,18 @@ import sys
 
 _INTERRUPTED = 130
 
+_NO_ENGINE = frozenset(("-h", "--help", "--server"))
+"""Options with which `vkllm run` loads no model."""
+
 
 def main() -> None:
     """Runs the command line; it ends the process."""
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not where a shell has it ignored
         _signal.signal(_signal.SIGINT, lambda number, frame: os._exit(_INTERRUPTED))
+    if sys.argv[1:2] == ["run"] and not _NO_ENGINE.intersection(sys.argv):
+        from vkllm.engine.process.child import start_ahead
+
+        start_ahead()
     from vkllm.faces.cli.app import main as run
 
     run()

@@ -1,15 +1,72 @@
-"""Starts the engine's process, and says how it ended."""
+"""Starts the engine's process, and says how it ended.
+
+Imports little, so that the command line can start the process first and import the rest meanwhile.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
 import sys
-import time
-from typing import Any
+from multiprocessing import Pipe
+from typing import Any, NamedTuple
 
 from vkllm.resources import child_environment, child_python
+
+ENGINE = "vkllm.engine.engine:Engine"
+
+
+class Started(NamedTuple):
+    """A process that waits for what it is to load, and the pipe to it."""
+
+    connection: Any
+    process: subprocess.Popen[bytes]
+
+
+_ahead: list[Started] = []
+
+
+def start_ahead() -> None:
+    """Starts a process that the first engine of this one takes over; if none does, it ends with this one.
+
+    So it imports its modules while this process imports its own. Where it cannot be started, the engine will say so.
+    """
+    try:
+        _ahead.append(_start(ENGINE))
+    except OSError:
+        return
+    atexit.register(_end_ahead)
+
+
+def _end_ahead() -> None:
+    while _ahead:
+        connection, process = _ahead.pop()
+        process.kill()
+        process.wait()
+        connection.close()
+
+
+def started(factory: str) -> Started:
+    """The process that was started ahead, or a new one. Raises OSError."""
+    while factory == ENGINE and _ahead:
+        found = _ahead.pop()
+        if found.process.poll() is None:
+            return found
+        found.connection.close()
+    return _start(factory)
+
+
+def _start(factory: str) -> Started:
+    ours, theirs = Pipe()
+    try:
+        return Started(ours, spawn(factory, theirs))
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
 
 
 def ending(returncode: int | None) -> str:
@@ -32,7 +89,7 @@ def spawn(factory: str, theirs: Any) -> subprocess.Popen[bytes]:
     else:
         options = {"pass_fds": (theirs.fileno(),), "process_group": 0}
     return subprocess.Popen(
-        child_python("vkllm.engine.process.worker", factory, str(theirs.fileno()), str(time.perf_counter())),
+        child_python("vkllm.engine.process.worker", factory, str(theirs.fileno())),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -11,20 +11,18 @@ import contextlib
 import os
 import subprocess
 import threading
+import time
 import weakref
 from collections.abc import Callable
-from multiprocessing import Pipe
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from vkllm.engine.events import Answer, EngineStats, Event, Failed, Finished
-from vkllm.engine.process.child import ending, spawn
-from vkllm.engine.process.messages import Cancel, EngineFailed, LoadProgress, Ready, Stop
+from vkllm.engine.process.child import ENGINE, ending, started
+from vkllm.engine.process.messages import Cancel, EngineFailed, Load, LoadProgress, Ready, Stop
 from vkllm.engine.requests import EngineConfig, Query, Request, TokenTexts
 from vkllm.errors import DeviceLost, RequestError, VkllmError, counted
-
-ENGINE = "vkllm.engine.engine:Engine"
 
 _STOP_S = 5.0  # for a step to end and the device to be given back
 _KILL_S = 2.0  # for the operating system to end a process that was told to
@@ -212,21 +210,17 @@ class _Child:
         self._receivers: dict[int, OnEvent] = {}
         self._requests: dict[int, Request] = {}
         self._output = b""
-        self._connection, theirs = Pipe()
         try:
-            self._process = spawn(factory, theirs)
+            self._connection, self._process = started(factory)
         except OSError as error:
-            self._connection.close()
             raise DeviceLost(f"the engine's process could not be started: {error}") from error
-        finally:
-            theirs.close()
         self._threads = [
             threading.Thread(target=target, name=f"vkllm-{target.__name__.strip('_')}", daemon=True)
             for target in (self._read_output, self._send_messages, self._read_events)
         ]
         self._threads[0].start()
         self._threads[1].start()
-        self.outbox.put(config)
+        self.outbox.put(Load(config, time.perf_counter()))
 
     @property
     def pid(self) -> int:

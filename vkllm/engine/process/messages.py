@@ -1,6 +1,6 @@
 """What passes through the pipe between a caller's process and its engine, besides requests and their events.
 
-To the engine: an `EngineConfig` first, then `TokenTexts`, `Request`, a `Query`, `Cancel` and, last, `Stop`. From it:
+To the engine: `Load` first, then `TokenTexts`, `Request`, a `Query`, `Cancel` and, last, `Stop`. From it:
 `LoadProgress` until `Ready`, then lists of events; `EngineFailed` at any time, as its last word. All of them are
 pickled, so each side has to trust the other.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import TYPE_CHECKING
 
+from vkllm.engine.requests import EngineConfig
 from vkllm.errors import VkllmError
 from vkllm.model.memory.plan import MemoryPlan
 
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
         Connection = connection.PipeConnection
     else:
         Connection = connection.Connection
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load a model. asked_s: when that was wanted, by time.perf_counter, which all processes of a machine share."""
+
+    config: EngineConfig
+    asked_s: float
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The engine's process: `python -m vkllm.engine.process.worker FACTORY HANDLE START`, started by `handle.py`.
+"""The engine's process: `python -m vkllm.engine.process.worker FACTORY HANDLE`, started by `handle.py`.
 
 It loads one engine, sleeps while there is nothing to do, and passes requests in and events out. It knows the
 pipe and the engine's nine calls, nothing about models, devices or text.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vkllm.engine.events import DeviceAnswer, DeviceReport, Event, Failed, KernelAnswer, TuningAnswer, TuningTrial
 from vkllm.engine.load_times import LoadTimes
-from vkllm.engine.process.messages import Cancel, EngineFailed, LoadProgress, Ready, Stop, open_connection
+from vkllm.engine.process.messages import Cancel, EngineFailed, Load, LoadProgress, Ready, Stop, open_connection
 from vkllm.engine.requests import DeviceQuery, EngineConfig, KernelQuery, Request, StateQuery, TokenTexts, TuningQuery
 from vkllm.errors import DeviceLost, DeviceTimeout, VkllmError
 from vkllm.model.memory.plan import MemoryPlan
@@ -112,23 +112,22 @@ class _Parent:
 
 
 def main(arguments: list[str]) -> None:
-    """Serves the parent at the pipe HANDLE with the engine that FACTORY ("module:callable") makes. START: when the
-    process was started, by the parent's time.perf_counter, which all processes share."""
+    """Serves the parent at the pipe HANDLE with the engine that FACTORY ("module:callable") makes."""
     # Ctrl-C in a terminal is meant for the face: it cancels a request and keeps the loaded model.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    factory, handle, start_s = arguments
+    factory, handle = arguments
     try:
-        _load_and_serve(_Parent(int(handle)), factory, float(start_s))
+        _load_and_serve(_Parent(int(handle)), factory)
     except _ParentGone:
         sys.exit(1)
 
 
-def _load_and_serve(parent: _Parent, factory: str, start_s: float) -> None:
-    config = parent.receive()
+def _load_and_serve(parent: _Parent, factory: str) -> None:
+    module, _, name = factory.partition(":")
+    make_engine: EngineFactory = getattr(importlib.import_module(module), name)
+    load: Load = parent.receive()
+    config, process_s = load.config, time.perf_counter() - load.asked_s
     try:
-        module, _, name = factory.partition(":")
-        make_engine: EngineFactory = getattr(importlib.import_module(module), name)
-        process_s = time.perf_counter() - start_s
         engine = make_engine(config, lambda done, total: parent.send(LoadProgress(done, total)))
     except VkllmError as error:
         parent.send(EngineFailed(error))
