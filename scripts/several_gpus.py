@@ -232,8 +232,9 @@ def _assumptions() -> list[str]:
         "through a server's.",
         f"**Layers.** Cards run one after the other, and {1e3 * HANDOVER_S:.1f} ms pass from one to the next, as a "
         "submit and a wait took on an H100 in a virtual machine.",
-        "**Prompts.** What exchanges alone let through, if they did not overlap with computing. Three cards or more "
-        "add up a piece of the rows each and then hand over the sums, so that each reads less.",
+        "**Prompts.** What exchanges alone let through, if they did not overlap with computing. Eight numbers are "
+        "handed over in 16 bytes. Three cards or more add up a piece of the rows each and then hand over the sums, so "
+        "that each reads less.",
     )
     return [
         "These figures assume:",

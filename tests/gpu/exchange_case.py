@@ -12,6 +12,7 @@ from kernel_case import filled, poisoned
 from vkllm.gpu.device.kompute import Buffer, Device
 from vkllm.gpu.program.exchange import Exchange
 from vkllm.gpu.program.step import Part, StepSlots
+from vkllm.model.shards.shared_exponent import packed, rounded
 
 Floats = npt.NDArray[np.float32]
 Words = npt.NDArray[np.uint32]
@@ -45,9 +46,10 @@ def hand_over(
     n_damaged: int = 0,
     totals: Words | None = None,
 ) -> None:
-    """Does what a device of a rank does: writes fours (F, 4), and the flags. n_room: fours that the exchange has room
-    for. n_damaged: of the copies, from the first on, whose last word is another than was written. totals: the sums of
-    all ranks, where each hands over a piece of them in a second phase; then it is there that copies are damaged."""
+    """Does what a device of a rank does: writes fours (F, 4), as they are handed over, and the flags. n_room: fours
+    that the exchange has room for. n_damaged: of the copies, from the first on, whose last word is another than was
+    written. totals: the sums of all ranks, where each hands over a piece of them in a second phase; then it is there
+    that copies are damaged."""
     n_groups, n_ranks = exchange.layout.n_groups(n_room), len(exchange.devices)
     share = -(-len(fours) // n_groups)
     for group in range(n_groups):
@@ -101,12 +103,19 @@ def drawn(n_ranks: int, n_rows: int, columns: int, seed: int = 1) -> Floats:
     )
 
 
-def added_up(parts: Floats, add: Floats | None = None) -> Floats:
-    """What `all_reduce` computes: rank by rank, then add."""
-    total = parts[0].copy()
+def added_up(parts: Floats, add: Floats | None = None, *, packs: bool = False, is_scattered: bool = False) -> Floats:
+    """What `all_reduce` computes: rank by rank, then add. packs: parts are rounded, and sums that are handed over."""
+    rounds = rounded if packs else np.copy
+    total = rounds(parts[0])
     for part in parts[1:]:
-        total += part
+        total += rounds(part)
+    total = rounds(total) if is_scattered else total
     return total if add is None else add + total
+
+
+def fours_of(numbers: Floats, *, packs: bool) -> Words:
+    """Numbers as they are handed over, (F, 4)."""
+    return (packed(numbers) if packs else numbers.view(np.uint32)).reshape(-1, 4)
 
 
 def run_at_once(devices: Sequence[Device], recordings: Sequence[Any]) -> None:

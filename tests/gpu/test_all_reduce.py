@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from exchange_case import FAILED_MARK, Rank, added_up, block_of, drawn, hand_over, run_at_once
+from exchange_case import FAILED_MARK, Rank, added_up, block_of, drawn, fours_of, hand_over, run_at_once
 from kernel_case import floats
 
 from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout
@@ -15,7 +15,7 @@ from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.layer import Layer
 from vkllm.gpu.program.exchange import Exchange, ExchangeDispatch, placed
 from vkllm.gpu.program.kernels import KERNELS
-from vkllm.model.memory.exchange_memory import MOST_BYTES, N_LINES, Exchanged
+from vkllm.model.memory.exchange_memory import MOST_BYTES, N_LINES, Exchanged, sum_fours
 
 pytestmark = pytest.mark.gpu
 COLUMNS, LOST = 96, -4
@@ -143,14 +143,62 @@ def test_a_rank_that_does_not_come_is_named_and_later_exchanges_end_at_once(
         exchange.ranks[0].check()
 
 
+@pytest.mark.parametrize(
+    "n_ranks, own, n_rows, n_groups, n_lines, is_scattered, adds",
+    [
+        (2, 1, 33, 3, 1, False, True),
+        (2, 0, 64, 1, 3, False, False),
+        (8, 3, 40, 4, 2, False, True),
+        (3, 2, 33, 4, 2, True, True),
+        (3, 0, 64, 2, 1, True, False),
+        (8, 7, 34, 3, 1, True, True),
+    ],
+)
+def test_rows_of_prompts_are_packed_and_their_sum_has_the_bits_of_numpy(
+    device: Device,
+    others: list[Device],
+    n_ranks: int,
+    own: int,
+    n_rows: int,
+    n_groups: int,
+    n_lines: int,
+    is_scattered: bool,
+    adds: bool,
+) -> None:
+    """Added to the residual stream in its place. The rank's own part is rounded like the others'; of the last numbers
+    some are infinite, which none may hide."""
+    saved, polls = 0 if is_scattered else 10**6, 50 if n_lines == 1 else 0
+    layout = {"n_lines": n_lines, "most_groups": n_groups, "saved_fours": saved, "wide_copies": 1}
+    exchange = alone(device, others, n_ranks, polls_in_place=polls, **layout)
+    parts = drawn(n_ranks, n_rows, COLUMNS)
+    parts[0, -1, -1] = np.inf
+    x = drawn(1, n_rows, COLUMNS, seed=2)[0]
+    totals = added_up(parts, packs=True)
+    rank, n_room = Rank(device, parts[own], x), sum_fours(64, COLUMNS)
+    assert n_room == 64 * COLUMNS // 8 and exchange.layout.is_scattered(n_room) == is_scattered
+    for other in {*range(n_ranks)} - {own}:
+        handed = fours_of(parts[other], packs=True)
+        summed = fours_of(totals, packs=True) if is_scattered else None
+        hand_over(exchange, other, 1, handed, n_room, exchange.layout.n_copies(64), totals=summed)
+    y = rank.add if adds else rank.y
+    assert y is not None
+    made = exchange.ranks[own].all_reduce(rank.part, y, rank.step, COLUMNS, 64, y if adds else None, packs=True)
+    device.run([made.at(1, 0)])
+    exchange.ranks[own].check()
+    wanted = added_up(parts, x if adds else None, packs=True, is_scattered=is_scattered)
+    np.testing.assert_array_equal(floats(y, rank.shape), wanted)
+    assert np.isnan(wanted[-1, -8:]).all() and np.isfinite(wanted.reshape(-1)[:-8]).all()
+
+
 def test_the_memory_has_room_for_the_largest_exchange_and_for_steps_of_few_rows(
     device: Device, others: list[Device]
 ) -> None:
-    """With 68 lines a flag, as on GPUs, all exchanges of a step of 8 rows are one submit."""
+    """With 68 lines a flag, as on GPUs, all exchanges of a step of 8 rows are one submit. Rows of prompts take half."""
+    assert Exchanged.of(92, 0, 1).most_fours == 512 * 92 // 4, "not whole eights"
     for d_model, n_layers, most_lists in ((576, 30, 12), (2048, 32, 16)):
         most = Exchanged.of(d_model, most_lists, 2 * n_layers + 1)
         wide, narrow = most.most_fours, most.narrow_fours
-        assert (wide, narrow) == (128 * d_model, max(8 * d_model, 1024 * most_lists))
+        assert (wide, narrow) == (64 * d_model, max(8 * d_model, 1024 * most_lists))
         exchange = Exchange([device] * 2, most, n_lines=N_LINES, most_groups=32)
         assert exchange.layout.lines(wide, 1) <= exchange.half_lines
         assert exchange.layout.lines(narrow, 2) <= exchange.half_lines
@@ -180,9 +228,9 @@ def test_no_line_is_read_twice_in_a_submit(device: Device, others: list[Device])
     assert number == 7 + n_wide + 4
 
 
-@pytest.mark.parametrize("n_ranks, saved_fours", [(2, 0), (3, 400), (4, 0)])
+@pytest.mark.parametrize("n_ranks, saved_fours, packs", [(2, 0, False), (2, 0, True), (3, 400, False), (4, 0, True)])
 def test_devices_that_run_at_once_all_get_the_same_sums(
-    device: Device, others: list[Device], n_ranks: int, saved_fours: int
+    device: Device, others: list[Device], n_ranks: int, saved_fours: int, packs: bool
 ) -> None:
     """Many exchanges in a submit, narrow and wide ones in turn in the same memory, each of what the last one gave; of
     three ranks, the wide ones in two phases, of four all."""
@@ -190,14 +238,15 @@ def test_devices_that_run_at_once_all_get_the_same_sums(
     exchange = Exchange(devices, Exchanged(64 * COLUMNS // 4, 64 * COLUMNS // 4), saved_fours=saved_fours)
     is_scattered = [exchange.layout.is_scattered(n * COLUMNS // 4) for n in (40, 64)]
     assert is_scattered == {2: [False, False], 3: [False, True], 4: [True, True]}[n_ranks]
+    how = {"packs": packs, "is_scattered": packs and n_ranks == 4}
     parts, add = drawn(n_ranks, 40, COLUMNS) / 100, drawn(1, 40, COLUMNS, seed=3)[0]
     expected = parts
     n_steps, n_exchanges = 2, 6
     ranks = [Rank(one, part, add) for one, part in zip(devices, parts, strict=True)]
     recordings = []
     for one, made, rank in zip(devices, exchange.ranks, ranks, strict=True):
-        odd = made.all_reduce(rank.part, rank.y, rank.step, COLUMNS, 40, rank.add)
-        even = made.all_reduce(rank.y, rank.part, rank.step, COLUMNS, 64, rank.add)
+        odd = made.all_reduce(rank.part, rank.y, rank.step, COLUMNS, 40, rank.add, packs=packs)
+        even = made.all_reduce(rank.y, rank.part, rank.step, COLUMNS, 64, rank.add, packs=packs)
         pieces = placed([odd, even] * (n_exchanges // 2), exchange.half_lines)
         recordings.append([one.record(piece) for piece in pieces])
     for step in range(n_steps):
@@ -207,8 +256,8 @@ def test_devices_that_run_at_once_all_get_the_same_sums(
         for pieces_of_ranks in zip(*recordings, strict=True):
             run_at_once(devices, pieces_of_ranks)
         for _ in range(n_exchanges // 2):
-            summed = added_up(expected, add)
-            expected = np.stack([added_up(np.stack([summed] * n_ranks), add)] * n_ranks)
+            summed = added_up(expected, add, **how)
+            expected = np.stack([added_up(np.stack([summed] * n_ranks), add, **how)] * n_ranks)
     for made, rank in zip(exchange.ranks, ranks, strict=True):
         made.check()
         np.testing.assert_array_equal(floats(rank.part, rank.shape), expected[0])

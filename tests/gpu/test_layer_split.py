@@ -38,10 +38,10 @@ N_CTX = 128
 
 @contextmanager
 def program(
-    device: Device, config: EngineConfig, n_devices: int, mode: str = "layer"
+    device: Device, config: EngineConfig, n_devices: int, mode: str = "layer", cached: str = "f16"
 ) -> Iterator[Program | ProgramGroup]:
     names = (str(device.info.index),) * n_devices
-    options = PlanOptions(n_parallel=2, devices=names, split_mode=mode)
+    options = PlanOptions(n_parallel=2, devices=names, split_mode=mode, type_k=cached, type_v=cached)
     with closing(opened(replace(config, options=options), lambda n_bytes: None)) as made:
         yield made.program
 

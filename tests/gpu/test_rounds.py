@@ -52,7 +52,7 @@ LOOPS = {
         "uint i = begin + gl_LocalInvocationIndex; i < end; i += LOCAL_SIZE",
         "uint i = gl_LocalInvocationIndex; i < piece; i += LOCAL_SIZE",
         *2 * ["uint copy = 1; copy < N_COPIES; copy++", "uint copy = 0; is_sound && copy < N_COPIES; copy++"],
-        "uint i = begin + gl_LocalInvocationIndex; is_sound && ADDS != 0 && i < end; i += LOCAL_SIZE",
+        "uint i = begin + gl_LocalInvocationIndex; is_sound && ADDS != 0 && PACKS == 0 && i < end; i += LOCAL_SIZE",
     ],
     "argmax.comp": [
         "uint i = self; i < N_VOCAB; i += AT_ONCE * LOCAL_SIZE",

@@ -287,13 +287,18 @@ class Softcap(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class AllReduce(Op):
-    """The sum of the inputs that all devices have, in the order of their ranks: the same bits on each.
+    """[add +] the sum of the inputs that all devices have, in the order of their ranks: the same bits on each.
 
     It stands behind a product with a matrix of which each device has some columns (LayerSpec.parts); what is added to
-    the product is in the first rank's input. On one device it is the input.
+    the product, residual, is in the first rank's input. On one device it is the input. In steps of many rows
+    (`shards/many_rows.py`) every rank adds the residual itself, and inputs are rounded as they are handed over
+    (is_packed).
     """
 
     kind: ClassVar[Kind] = "all_reduce"
+    residual: str | None = None
+    add: str | None = None
+    is_packed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

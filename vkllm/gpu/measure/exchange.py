@@ -13,7 +13,7 @@ from vkllm.gpu.device.kompute import Device, Recording
 from vkllm.gpu.program.exchange import Exchange, placed
 from vkllm.gpu.program.kernels import KERNELS
 from vkllm.gpu.program.step import Part, StepSlots
-from vkllm.model.memory.exchange_memory import Exchanged
+from vkllm.model.memory.exchange_memory import Exchanged, is_packed, sum_fours
 from vkllm.model.memory.step_time import ExchangeSpeed
 
 ROW_COLUMNS: Final = (4096, 8192)
@@ -59,12 +59,12 @@ def exchange_times(devices: Sequence[Device]) -> ExchangeTimes:
     """Of devices that run at once. Raises UnsupportedDevice if a driver cannot import memory, DeviceError."""
     has_cpu = any(device.info.type == "cpu" for device in devices)
     n_rows, columns = CPU_WIDE if has_cpu else WIDE
-    n_fours, n = n_rows * columns // 4, N_CPU if has_cpu else N_WIDE
-    exchange = Exchange(devices, Exchanged(n_fours, n_fours, n + 1))
+    n_fours, n = sum_fours(n_rows, columns), N_CPU if has_cpu else N_WIDE
+    exchange = Exchange(devices, Exchanged(n_fours, max(ROW_COLUMNS) // 4, n + 1))
     timed = _Timed(devices, exchange)
     row_s = {width: timed.exchange_s(1, width, N_CPU if has_cpu else N_EXCHANGES) for width in ROW_COLUMNS}
     wide_s = timed.exchange_s(n_rows, columns, n)
-    return ExchangeTimes(len(devices), row_s, wide_s, 4 * n_rows * columns)
+    return ExchangeTimes(len(devices), row_s, wide_s, 16 * n_fours)
 
 
 class _Timed:
@@ -99,7 +99,8 @@ class _Timed:
             push=(slots.slot_words, 0, 0),
         )
         made = self._exchange.ranks[rank]
-        exchanges = [made.all_reduce(part, y, slots.on_device, columns, n_rows) for _ in range(n)]
+        packs = is_packed(n_rows, columns)
+        exchanges = [made.all_reduce(part, y, slots.on_device, columns, n_rows, packs=packs) for _ in range(n)]
         return [device.record(piece) for piece in placed([begin, *exchanges], self._exchange.half_lines)]
 
     def _run(self, recordings: Sequence[Sequence[Recording]], n_rows: int, n: int) -> float:

@@ -152,11 +152,15 @@ class RankExchange:
         width: int,
         add: Buffer | None = None,
         chain: tuple[Buffer, Buffer, int] | None = None,
+        *,
+        packs: bool = False,
     ) -> ExchangeDispatch:
         """y (width, columns) = (add +) the sum of all ranks' parts, for steps of `width` rows. y must be neither part
-        nor add. chain: the chain that it is a link of, where failures are told, and most polls of a wait."""
-        assert columns % 4 == 0 and y not in (part, add)
-        n_copies, n_fours = self._exchange.layout.n_copies(width), width * columns // 4
+        nor add; with packs, where numbers are written once, it may be add. chain: the chain that it is a link of, where
+        failures are told, and most polls of a wait. packs: parts, which may be overwritten, are rounded as
+        model/shards/shared_exponent.py does."""
+        n_copies, n_fours = self._exchange.layout.n_copies(width), width * columns // (8 if packs else 4)
+        assert columns % (8 if packs else 4) == 0 and y is not part and (y is not add or (packs and n_copies == 1))
         is_scattered = self._exchange.layout.is_scattered(n_fours)
         chain_buffer, chain_failure, most_polls = chain or (self._state, self._failure, 0)
         made = self._device.dispatch(
@@ -165,7 +169,7 @@ class RankExchange:
             constants=(
                 *(self._local_size, columns, int(add is not None)),
                 *self._constants(n_copies),
-                *(int(is_scattered), most_polls),
+                *(int(is_scattered), most_polls, int(packs)),
             ),
             groups=(self._exchange.layout.n_groups(n_fours), 1),
             push=(0, 0, width, self._rank, 0, 0),

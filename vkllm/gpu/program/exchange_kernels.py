@@ -16,7 +16,7 @@ EXCHANGE_KERNELS: Final = (
     KernelSpec(
         "all_reduce",
         ("part", "add", "y", "step", "shared", "state", "told", "chain", "failure"),
-        ("local_size", "columns", "adds", *_EXCHANGE, "is_scattered", "most_polls"),
+        ("local_size", "columns", "adds", *_EXCHANGE, "is_scattered", "most_polls", "packs"),
         ("number", "first_line", "width", "own_rank", "link", "n_awaited"),
         surplus="loops",
     ),

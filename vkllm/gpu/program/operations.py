@@ -377,9 +377,10 @@ class Operations:
 
     def all_reduce(self, op: AllReduce, width: int, chain: tuple[Buffer, Buffer, int] | None = None) -> Dispatch:
         """The sum of all ranks' parts. chain: as `RankExchange.all_reduce` takes it."""
-        assert self._exchange is not None and op.input is not None
+        assert self._exchange is not None
         part, y = (self._buffers.activations[name].values for name in (op.input, op.output))
-        return self._exchange.all_reduce(part, y, self.step, op.width, width, chain=chain)
+        add = self._buffers.activations[op.add].values if op.add else None
+        return self._exchange.all_reduce(part, y, self.step, op.width, width, add, chain, packs=op.is_packed)
 
     def _move_rows(self, op: MoveRows, width: int) -> Dispatch:
         host = self._buffers.sent if op.is_sent else self._buffers.received

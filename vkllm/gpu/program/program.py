@@ -24,7 +24,7 @@ from vkllm.gpu.program.choices import Tuning, tuning
 from vkllm.gpu.program.decode import Decode
 from vkllm.gpu.program.exchange import Share
 from vkllm.gpu.program.fitting import fitted_to_layers
-from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, MAX_ROWS
+from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK, MAX_NARROW, MAX_ROWS
 from vkllm.gpu.program.operations import Operations
 from vkllm.gpu.program.predictions import Predictions, kept_rows
 from vkllm.gpu.program.recordings import Ready, Recordings, Submitted
@@ -36,6 +36,7 @@ from vkllm.model.memory.needs import n_text_steps
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, plan
 from vkllm.model.memory.sequences import longest_window
 from vkllm.model.ops import AllReduce
+from vkllm.model.shards.many_rows import of_many_rows
 from vkllm.model.spec import ModelSpec
 
 
@@ -363,7 +364,8 @@ class Program:
         return [*begin, *layers, *end]
 
     def _layers(self, width: int) -> list[Dispatch]:
-        return self.operations.of_all(decoder(self.spec), width)
+        ops = decoder(self.spec)
+        return self.operations.of_all(of_many_rows(ops) if width > MAX_NARROW else ops, width)
 
     def _decode_layers(self, kinds: Kinds | None) -> list[Dispatch]:
         """The layers of a step of one row, and its head if it has a result."""

@@ -60,7 +60,7 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
     n = dispatch.groups[0] * dispatch.groups[2] * size  # invocations along x
     match kernel:
         case "all_reduce":
-            share = _up(v["width"] * v["columns"] // 4, dispatch.groups[0])
+            share = _up(v["width"] * v["columns"] // (8 if v["packs"] else 4), dispatch.groups[0])
             if not v["is_scattered"]:
                 return v["n_copies"] * (2 * _up(share, size) + 3 + v["n_ranks"]) + _exchange(v) + v["most_polls"]
             piece = _up(_up(share, v["n_ranks"]), size)

@@ -110,5 +110,5 @@ class LayerOps:
             return [op]
         part = f"{op.output}_part"
         add = op.add if self.layer.adds_residual else None
-        total = AllReduce(output=op.output, width=op.width, input=part, layer=self.number)
+        total = AllReduce(output=op.output, width=op.width, input=part, layer=self.number, residual=op.add)
         return [replace(op, output=part, add=add), total]

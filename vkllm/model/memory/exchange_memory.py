@@ -48,8 +48,19 @@ class Exchanged:
     def of(cls, d_model: int, most_lists: int, n_exchanges: int) -> Exchanged:
         """Rows of d_model numbers, or most_lists lists of candidates for each result."""
         candidates = MAX_NARROW * most_lists * TOP_K // 2
-        wide, narrow = (max(n_rows * d_model // 4, candidates) for n_rows in (MAX_ROWS, MAX_NARROW))
+        wide, narrow = (max(sum_fours(n_rows, d_model), candidates) for n_rows in (MAX_ROWS, MAX_NARROW))
         return cls(wide, narrow, n_exchanges)
+
+
+def sum_fours(n_rows: int, columns: int) -> int:
+    """16-byte words that a rank hands over for a sum in a step of n_rows rows: of four numbers, or, where there are
+    many rows, of eight (`shards/shared_exponent.py`)."""
+    return n_rows * columns // (8 if is_packed(n_rows, columns) else 4)
+
+
+def is_packed(n_rows: int, columns: int) -> bool:
+    """Whether sums of so many rows are handed over as eight numbers in 16 bytes."""
+    return n_rows > MAX_NARROW and columns % 8 == 0
 
 
 def n_lists(n_vocab: int) -> int:

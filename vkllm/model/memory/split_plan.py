@@ -22,7 +22,9 @@ from vkllm.model.memory.exchange_memory import (
     ExchangeLayout,
     ExchangeShare,
     n_lists,
+    sum_fours,
 )
+from vkllm.model.memory.kernel_sizes import MAX_ROWS
 from vkllm.model.memory.limits import DeviceLimits
 from vkllm.model.memory.memory_plan import MemoryPlan
 from vkllm.model.memory.needs import Needs, tensor_bytes
@@ -220,7 +222,8 @@ class _Splitter:
         ranks = rank_models(self.spec, self.tensors, parts)
         share = exchange_share(ranks, [self.members[place] for place in members])
         plans = self._plans(members, limits, [(rank.spec, rank.tensors) for rank in ranks], share)
-        row_bytes, n, n_exchanges = 4 * self.spec.d_model, len(members), n_exchanges_of(ranks[0].spec)
+        d_model, n, n_exchanges = self.spec.d_model, len(members), n_exchanges_of(ranks[0].spec)
+        rows_s = speed.transfer_s(16 * sum_fours(MAX_ROWS, d_model), n)
         layer_s = max(limit.speeds.layer_s for limit in limits)
         return SplitPlan(
             "tensor",
@@ -228,9 +231,9 @@ class _Splitter:
             parts,
             (range(self.spec.n_layers),) * n,
             plans,
-            between_ranks_s(n_exchanges, row_bytes, n, layer_s, speed),
+            between_ranks_s(n_exchanges, 4 * d_model, n, layer_s, speed),
             n_exchanges,
-            1 / (n_exchanges * speed.transfer_s(row_bytes, n)),
+            MAX_ROWS / (n_exchanges * rows_s),
         )
 
     def _ranks(

@@ -7,9 +7,12 @@ from collections.abc import Callable, Generator, Sequence
 import numpy as np
 
 from vkllm.model.graph import decoder, head
+from vkllm.model.memory.kernel_sizes import MAX_NARROW
 from vkllm.model.ops import AllReduce
 from vkllm.model.reference import Floats, Reference
+from vkllm.model.shards.many_rows import of_many_rows
 from vkllm.model.shards.rank_model import RankModel
+from vkllm.model.shards.shared_exponent import rounded
 
 Exchange = Generator[Floats, Floats, Floats]
 
@@ -46,9 +49,12 @@ class _Rank(Reference):
         """Yields what it has of each sum over ranks, and receives the sum; returns its logits."""
         values: dict[str, Floats] = {}
         positions = np.arange(self.n_past, self.n_past + len(token_ids))
-        for op in (*decoder(self.spec), *head(self.spec)):
+        ops = decoder(self.spec)
+        for op in (*(of_many_rows(ops) if len(token_ids) > MAX_NARROW else ops), *head(self.spec)):
             if isinstance(op, AllReduce):
-                values[op.output] = yield values[op.input]
+                part = values[op.input]
+                total = yield rounded(part) if op.is_packed else part
+                values[op.output] = total if op.add is None else values[op.add] + total
             else:
                 values[op.output] = self._run_op(op, values, token_ids, positions)
         self.n_past += len(token_ids)
