@@ -127,6 +127,7 @@ class FakeEngine:
         self._n_generated = 0
         self._cancelled: set[int] = set()
         self._cached: tuple[int, ...] = ()
+        self._origin = ""
         self._has_memory = device != "full"
         self._close_s = 0.5 if device == "slow close" else 0.0
         self._never_ends = device == "no end"  # of answers: only who stops them goes on
@@ -250,6 +251,7 @@ class FakeEngine:
         n_generated, self._n_generated = self._n_generated, 0
         prompt = request.prompt_token_ids
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self._cached, prompt[:-1], strict=False))
-        stats = RunStats(len(prompt), len(list(same)), n_generated, 0.1, 0.1, 0.5)
-        self._cached = prompt
+        n_cached = len(list(same)) if request.origin == self._origin else 0
+        stats = RunStats(len(prompt), n_cached, n_generated, 0.1, 0.1, 0.5)
+        self._cached, self._origin = prompt, request.origin
         return Finished(request.id, reason, stats)  # type: ignore[arg-type]

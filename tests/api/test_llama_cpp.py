@@ -79,7 +79,7 @@ def test_options_have_our_names() -> None:
             "n_probs": 3,
             "stop": [],
             "grammar": "",
-            "mirostat": 2,
+            "mirostat": 0,
             "n": 2,
         }
     )

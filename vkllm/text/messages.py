@@ -47,6 +47,11 @@ def plain_tools(tools: Any) -> list[dict[str, Any]]:
             raise InvalidParameter(
                 f"tool {number} is a {type(tool).__name__}; pass a mapping that describes a function"
             )
+        function = found.get("function") or found
+        if not isinstance(function, dict) or not isinstance(name := function.get("name"), str) or not name:
+            raise InvalidParameter(
+                f'tool {number} has no name; a tool is {{"type": "function", "function": {{"name": ...}}}}'
+            )
         plain.append(found)
     return plain
 

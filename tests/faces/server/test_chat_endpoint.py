@@ -44,7 +44,7 @@ def test_a_stream_ends_with_done_and_never_sends_null_timings(served: Served) ->
 
 
 def test_unknown_parameters_are_ignored_and_wrong_ones_refused(served: Served, client: openai.OpenAI) -> None:
-    made = client.chat.completions.create(model="m", messages=HI, extra_body={"mirostat": 2, "typo": [1]})
+    made = client.chat.completions.create(model="m", messages=HI, extra_body={"tfs_z": 2, "typo": [1]})
     assert made.choices[0].message.content == "user\nHi"
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="m", messages=HI, temperature=-1)

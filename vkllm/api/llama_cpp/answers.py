@@ -18,6 +18,25 @@ from vkllm.text.tokenizer import Tokenizer
 _RANDOM = 2**32 - 1
 
 
+class RunningTimes:
+    """Counts and speeds of an answer that comes piece by piece. n_prompt: tokens of its prompt."""
+
+    def __init__(self, n_prompt: int) -> None:
+        self.n_generated = 0
+        self._n_prompt = n_prompt
+        self._start_s = time.monotonic()
+        self._first_s: float | None = None
+
+    def after(self, piece: Piece) -> dict[str, Any]:
+        """The timings once a piece has come."""
+        now_s = time.monotonic()
+        if self._first_s is None:
+            self._first_s = now_s
+        self.n_generated += len(piece.token_ids)
+        prompt_s = self._first_s - self._start_s
+        return timings(RunStats(self._n_prompt, 0, self.n_generated, prompt_s, prompt_s, now_s - self._first_s))
+
+
 @dataclass
 class CompletionAnswer:
     """One answer. index: among the answers of its request. request: as it was sent to the engine."""
@@ -28,9 +47,10 @@ class CompletionAnswer:
     model: str
     tokenizer: Tokenizer
     n_ctx: int
-    _start_s: float = field(default_factory=time.monotonic)
-    _first_s: float | None = None
-    _n_generated: int = 0
+    _times: RunningTimes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._times = RunningTimes(len(self.request.prompt_token_ids))
 
     def progress(self, progress: PromptProgress) -> dict[str, Any]:
         """A chunk that says how many tokens of the prompt were read."""
@@ -38,19 +58,12 @@ class CompletionAnswer:
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         """A part of the text."""
-        now_s = time.monotonic()
-        if self._first_s is None:
-            self._first_s = now_s
-        self._n_generated += len(piece.token_ids)
+        times = self._times.after(piece)
         made = self._chunk(str(piece), piece.token_ids)
         if piece.logprobs:
             made["completion_probabilities"] = self._probabilities(piece.logprobs)
         if self.asked.times_tokens:
-            n_prompt = len(self.request.prompt_token_ids)
-            prompt_s = self._first_s - self._start_s
-            made["timings"] = timings(
-                RunStats(n_prompt, 0, self._n_generated, prompt_s, prompt_s, now_s - self._first_s)
-            )
+            made["timings"] = times
         return made
 
     def whole(self, generation: Generation, *, is_last_chunk: bool = False) -> dict[str, Any]:
@@ -94,7 +107,7 @@ class CompletionAnswer:
             "tokens": list(token_ids),
             "stop": False,
             "id_slot": max(self.asked.slot, 0),
-            "tokens_predicted": self._n_generated,
+            "tokens_predicted": self._times.n_generated,
             "tokens_evaluated": len(self.request.prompt_token_ids),
         }
 

@@ -1,11 +1,10 @@
 """Requests in the shape of llama.cpp's own API: bodies of /completion and /infill become requests for answers.
 
-It knows their fields, as llama.cpp 0.5.0 has them. Fields that mean nothing here, such as mirostat, are ignored.
+It knows their fields, as llama.cpp 0.5.0 has them; those that other requests have too are fields.py's.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +13,7 @@ from vkllm.api.answer import SamplingOptions
 from vkllm.api.async_llm import AsyncLLM
 from vkllm.api.async_stream import AsyncStream
 from vkllm.api.chat_request import SAMPLING_NAMES
+from vkllm.api.llama_cpp.fields import refuse_what_is_not_here, samplers_left_out, uncached_origin
 from vkllm.api.llama_cpp.prompts import Prompt, prompts_of, token_ids_of
 from vkllm.engine.params import RANDOM_SEED
 from vkllm.errors import InvalidParameter
@@ -55,7 +55,7 @@ class CompletionRequest:
             top_k = options.get("top_k", llm.llm.default_params.top_k)
             options["logprobs"] = min(max(top_k, self.n_sampled) if top_k else _MOST_LOGPROBS, _MOST_LOGPROBS)
         if self.bias:
-            options["logit_bias"] = _biases(self.bias, tokenizer)
+            options["logit_bias"] = biases(self.bias, tokenizer)
         streams = []
         for prompt in self.prompts:
             ids = token_ids_of(prompt, tokenizer)
@@ -98,22 +98,25 @@ def completion_request(body: Mapping[str, Any], prompts: Any = None) -> Completi
 
 
 def _options(body: Mapping[str, Any]) -> SamplingOptions:
+    refuse_what_is_not_here(body)
     options: dict[str, Any] = {}
     for theirs, ours in _OUR_NAMES.items():
         if body.get(theirs) not in (None, "", []):
             options[ours] = body[theirs]
+    options |= samplers_left_out(body)
     n_predict = next((body[name] for name in ("n_predict", "max_tokens") if body.get(name) is not None), None)
     if n_predict is not None:
         options["max_tokens"] = whole_number("n_predict", n_predict, -1, 2**31, also=", or -1 for no limit") or 1
     if n_probs := body.get("n_probs", body.get("logprobs")):
         options["logprobs"] = n_probs
-    if body.get("cache_prompt") is False:
-        options["origin"] = f"uncached {uuid.uuid4().hex}"  # nothing that is cached is of this origin
+    if (origin := uncached_origin(body)) is not None:
+        options["origin"] = origin
     return cast(SamplingOptions, options)
 
 
-def _biases(bias: Any, tokenizer: Tokenizer) -> dict[int, float]:
-    """Pairs of a token id or a text, whose tokens all get it, and a number, or false for never."""
+def biases(bias: Any, tokenizer: Tokenizer) -> dict[int, float]:
+    """Pairs of a token id or a text, whose tokens all get it, and a number, or false for never. Raises
+    InvalidParameter."""
     if isinstance(bias, Mapping):
         pairs = [[int(key) if key.isascii() and key.isdecimal() else key, value] for key, value in bias.items()]
     elif isinstance(bias, list):

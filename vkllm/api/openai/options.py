@@ -177,6 +177,8 @@ def template_variables(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(variables, Mapping):
         raise InvalidParameter(f"chat_template_kwargs must map names to values, not be {variables!r:.60}")
     variables = dict(variables)
+    if variables.get("enable_thinking") is not None:
+        truth("enable_thinking in chat_template_kwargs", variables["enable_thinking"])
     effort = given.get("reasoning_effort")
     if effort is not None:
         if not isinstance(effort, str):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
@@ -98,7 +99,8 @@ class Streamed(Response):
     """An answer that is sent piece by piece. What goes wrong before the first piece has a status of its own.
 
     pieces: what is sent; it is closed when the client hangs up, which cancels what it waits for. dialect: of errors.
-    ping: what is sent while there is nothing else, if anything. on_error: an error in the middle, as a piece.
+    ping: what is sent while there is nothing else, if anything. ping_s: how often, if the request says so; infinite is
+    never. on_error: an error in the middle, as a piece.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Streamed(Response):
         dialect: Dialect,
         on_error: Callable[[Mapping[str, Any]], bytes],
         ping: bytes | None = None,
+        ping_s: float | None = None,
         media_type: str = "text/event-stream",
     ) -> None:
         super().__init__(
@@ -120,6 +123,7 @@ class Streamed(Response):
         self._on_error = on_error
         self._ping = ping
         self._settings = request.app.state.settings
+        self._ping_s = self._settings.ping_s if ping_s is None else None if ping_s == math.inf else ping_s
         self._closing: asyncio.Event = request.app.state.closing
         self._first_s: Histogram = request.app.state.counts.first_token_s
 
@@ -132,9 +136,7 @@ class Streamed(Response):
         step = asyncio.ensure_future(anext(self._pieces, None))
         try:
             while True:
-                await asyncio.wait(
-                    {step, leaving, closing}, timeout=self._settings.ping_s, return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait({step, leaving, closing}, timeout=self._ping_s, return_when=asyncio.FIRST_COMPLETED)
                 if leaving.done():
                     raise HungUp
                 if closing.done():

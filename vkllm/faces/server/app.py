@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
@@ -127,9 +127,13 @@ class Errors:
 
 
 async def _told(request: Request, error: Exception) -> Response:
+    more: Mapping[str, str] = {}
     if isinstance(error, HTTPException):
+        more = error.headers or {}  # which methods there are
         error = HttpError(error.status_code, _http_words(request, error))
-    return error_response(error, dialect_of(request.url.path))
+    response = error_response(error, dialect_of(request.url.path))
+    response.headers.update(more)
+    return response
 
 
 def _http_words(request: Request, error: HTTPException) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from vkllm.errors import InvalidParameter
 from vkllm.faces.server.errors import HttpError
 from vkllm.faces.server.settings import ServerSettings
+from vkllm.parameters import whole_number
 
 MAX_DEPTH = 100
 """How deep objects and arrays may lie in each other."""
@@ -67,6 +69,8 @@ class Held:
 async def body_of(request: Request) -> dict[str, Any]:
     """The JSON object that a request brings. Raises HttpError, starlette's ClientDisconnect."""
     held: Held = request.scope["vkllm.held"]
+    if (coding := request.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+        raise HttpError(415, f"the request's body is compressed ({coding[:40]}); send it as it is")
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdecimal() and len(length) < 20:
         held.grow_to(int(length))
@@ -146,3 +150,13 @@ def truth_in(body: Mapping[str, Any], name: str, *, default: bool = False) -> bo
     if not isinstance(value, bool):
         raise InvalidParameter(f"{name} must be true or false, not {value!r:.60}")
     return value
+
+
+def ping_s(body: Mapping[str, Any]) -> float | None:
+    """How often a stream is to say that it is alive, if the request says so; infinite is never. Raises
+    InvalidParameter."""
+    value = body.get("sse_ping_interval")
+    if value is None:
+        return None
+    seconds = whole_number("sse_ping_interval", value, -1, 2**31)
+    return float(seconds) if seconds > 0 else math.inf

@@ -21,7 +21,7 @@ from vkllm.api.llama_cpp.prompts import can_fill, infill_tokens, pieces_of, prom
 from vkllm.api.llama_cpp.requests import CompletionRequest, completion_request
 from vkllm.errors import InvalidParameter
 from vkllm.faces.server.answers import Json, Streamed, answered, event
-from vkllm.faces.server.bodies import body_of, text_in, truth_in
+from vkllm.faces.server.bodies import body_of, ping_s, text_in, truth_in
 from vkllm.faces.server.errors import HttpError
 from vkllm.faces.server.merged import merged
 from vkllm.faces.server.models import Models, ServedModel
@@ -156,7 +156,8 @@ async def _respond(request: Request, body: dict[str, Any], asked: MakeRequest) -
     models: Models = request.app.state.models
     name = text_in(body, "model")
     if truth_in(body, "stream"):
-        return Streamed(request, _chunks(models, name, asked), dialect="llama.cpp", on_error=event, ping=_PING)
+        chunks = _chunks(models, name, asked)
+        return Streamed(request, chunks, dialect="llama.cpp", on_error=event, ping=_PING, ping_s=ping_s(body))
     return Json(await answered(request, _whole(models, name, asked)))
 
 

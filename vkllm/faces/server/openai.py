@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,16 +18,19 @@ from starlette.routing import Route
 from vkllm.api.answer import AnswerText, Generation, Piece
 from vkllm.api.async_llm import opening
 from vkllm.api.async_stream import AsyncStream, all_answers, telling_progress
-from vkllm.api.llama_cpp.answers import progress_fields, timings
+from vkllm.api.llama_cpp.answers import RunningTimes, progress_fields, timings
+from vkllm.api.llama_cpp.fields import openai_fields, thinking_variables, thinks_in_content
+from vkllm.api.llama_cpp.requests import biases
 from vkllm.api.openai.calls import Call, ChatCall, TextCall
 from vkllm.api.openai.options import ChatCompletionOptions, TextOptions, TransportOptions
 from vkllm.api.prompts import Prompts
 from vkllm.errors import InvalidParameter
 from vkllm.faces.server.answers import Json, Streamed, answered, event
-from vkllm.faces.server.bodies import body_of, text_in, truth_in
+from vkllm.faces.server.bodies import body_of, ping_s, text_in, truth_in
 from vkllm.faces.server.merged import merged
 from vkllm.faces.server.models import Models, ServedModel
 from vkllm.faces.server.openai_objects import TextChunks, as_sent, prompt_of
+from vkllm.faces.thoughts import KeptText, kept_text
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -43,9 +47,20 @@ async def chat_completions(request: Request) -> Response:
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise InvalidParameter("messages must be a list of messages")
-    options: Any = known(body, ChatCompletionOptions)
-    options["continue_final_message"] = _continues(body, messages, prefills=request.app.state.settings.prefills)
-    return await _respond(request, body, lambda prompts: ChatCall(prompts, messages, options, is_stream=is_stream))
+    options: Any = known(openai_fields(body, is_chat=True), ChatCompletionOptions)
+    continues = _continues(body, messages, prefills=request.app.state.settings.prefills)
+    if not (continues or truth_in(body, "add_generation_prompt", default=True)):
+        raise InvalidParameter("add_generation_prompt must be true, unless the answer continues the last message")
+    if body.get("tools") and not truth_in(body, "parse_tool_calls", default=True):
+        raise InvalidParameter("parse_tool_calls must be true: calls of tools are always taken out of the text")
+    options |= {"continue_final_message": continues}
+    options = thinking_variables(body) | options
+    in_content = thinks_in_content(body, is_stream=is_stream)
+
+    def make_call(prompts: Prompts) -> ChatCall:
+        return ChatCall(prompts, messages, _with_biases(options, prompts), is_stream=is_stream)
+
+    return await _respond(request, body, make_call, in_content=in_content)
 
 
 async def completions(request: Request) -> Response:
@@ -55,8 +70,18 @@ async def completions(request: Request) -> Response:
     prompt = body.get("prompt")
     if prompt is None or prompt == []:
         raise InvalidParameter("prompt must be a text, a list of token ids, or a list of these")
-    options: Any = known(body, TextOptions)
-    return await _respond(request, body, lambda prompts: TextCall(prompts, prompt, options, is_stream=is_stream))
+    options: Any = known(openai_fields(body, is_chat=False), TextOptions)
+
+    def make_call(prompts: Prompts) -> TextCall:
+        return TextCall(prompts, prompt, _with_biases(options, prompts), is_stream=is_stream)
+
+    return await _respond(request, body, make_call)
+
+
+def _with_biases(options: Any, prompts: Prompts) -> Any:
+    """The options; biases that are pairs, as llama.cpp has them, become those of tokens."""
+    bias = options.get("logit_bias")
+    return options | {"logit_bias": biases(bias, prompts.tokenizer)} if isinstance(bias, list) else options
 
 
 def known(body: Mapping[str, Any], options: type[Any]) -> dict[str, Any]:
@@ -87,19 +112,24 @@ def _continues(body: Mapping[str, Any], messages: list[Any], *, prefills: bool) 
     return True
 
 
-async def _respond(request: Request, body: Mapping[str, Any], make_call: MakeCall) -> Response:
+async def _respond(
+    request: Request, body: Mapping[str, Any], make_call: MakeCall, *, in_content: bool = False
+) -> Response:
     """The answer to a call, whole or as a stream."""
     models: Models = request.app.state.models
     if truth_in(body, "stream"):
-        return Streamed(request, _chunks(models, body, make_call), dialect="openai", on_error=event, ping=PING)
-    return Json(await answered(request, _whole(models, body, make_call)))
+        chunks = _chunks(models, body, make_call, in_content=in_content)
+        return Streamed(request, chunks, dialect="openai", on_error=event, ping=PING, ping_s=ping_s(body))
+    return Json(await answered(request, _whole(models, body, make_call, in_content=in_content)))
 
 
-async def _whole(models: Models, body: Mapping[str, Any], make_call: MakeCall) -> dict[str, Any]:
+async def _whole(models: Models, body: Mapping[str, Any], make_call: MakeCall, *, in_content: bool) -> dict[str, Any]:
     """The answer as one object."""
     async with models.use(text_in(body, "model")) as model:
         call, streams = await sent_call(model, make_call)
         generations = await all_answers(streams)
+        if in_content:
+            generations = [replace(each, text=kept_text(each), reasoning="") for each in generations]
         made = as_sent(call.whole(generations), model)
         made["timings"] = timings(generations[0].stats)
         if truth_in(body, "verbose"):
@@ -107,9 +137,11 @@ async def _whole(models: Models, body: Mapping[str, Any], make_call: MakeCall) -
         return made
 
 
-async def _chunks(models: Models, body: Mapping[str, Any], make_call: MakeCall) -> AsyncGenerator[bytes]:
+async def _chunks(
+    models: Models, body: Mapping[str, Any], make_call: MakeCall, *, in_content: bool
+) -> AsyncGenerator[bytes]:
     """The answer as server-sent events."""
-    tells_progress = truth_in(body, "return_progress")
+    tells_progress, tells_times = truth_in(body, "return_progress"), truth_in(body, "timings_per_token")
     async with models.use(text_in(body, "model")) as model:
         call, streams = await sent_call(model, make_call)
         if tells_progress:
@@ -117,6 +149,8 @@ async def _chunks(models: Models, body: Mapping[str, Any], make_call: MakeCall) 
         generations: dict[int, Generation] = {}
         has_begun: set[int] = set()
         texts = TextChunks()
+        times = [RunningTimes(len(answer.request.prompt_token_ids)) for answer in call.answers]
+        kept = [KeptText() for _ in call.answers] if in_content else []
         async for index, piece in merged(streams):
             begin: dict[str, Any] = {}
             if index not in has_begun:
@@ -129,12 +163,20 @@ async def _chunks(models: Models, body: Mapping[str, Any], make_call: MakeCall) 
                 continue
             sent = event(begin) if begin else b""
             if isinstance(piece, Piece):
+                if kept:
+                    joined = kept[index].add(piece.reasoning, piece)
+                    piece = Piece(joined, piece.token_ids, piece.logprobs, "", piece.tool_calls)
+                if tells_times:
+                    yield sent + event(
+                        as_sent(call.chunk(index, piece), model) | {"timings": times[index].after(piece)}
+                    )
+                    continue
                 text = texts.event(index, piece)
                 yield sent + (text or event(as_sent(call.chunk(index, piece), model)))
                 continue
             generations[index] = piece
             last = as_sent(call.last_chunk(index, piece), model)
-            if not call.includes_usage and len(generations) == len(streams):
+            if tells_times or (not call.includes_usage and len(generations) == len(streams)):
                 last["timings"] = timings(piece.stats)
             yield sent + event(last)
         if call.includes_usage:

@@ -239,6 +239,12 @@ def _protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
             if self.cycle is not None and not self.cycle.response_complete:
                 self._stop_waiting()
 
+        def send_400_response(self, msg: str) -> None:
+            """Says in JSON what is wrong, unless an answer has begun already."""
+            if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+                self.transport.write(_NO_HTTP)
+            self.transport.close()
+
         def on_response_complete(self) -> None:
             self._wait_for_request()
             super().on_response_complete()
@@ -255,13 +261,24 @@ def _protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
     return Connection
 
 
-def _raw_response(status: str, message: str) -> bytes:
-    body = json.dumps({"error": {"code": int(status[:3]), "message": message, "type": "unavailable_error"}}).encode()
+def _raw_response(status: str, message: str, kind: str, header: str = "") -> bytes:
+    body = json.dumps({"error": {"code": int(status[:3]), "message": message, "type": kind}}).encode()
     head = (
         f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        "Retry-After: 1\r\nConnection: close\r\n\r\n"
+        f"{header}Connection: close\r\n\r\n"
     )
     return head.encode() + body
 
 
-_TOO_MANY = _raw_response("503 Service Unavailable", "the server has as many connections as it takes; try again soon")
+_TOO_MANY = _raw_response(
+    "503 Service Unavailable",
+    "the server has as many connections as it takes; try again soon",
+    "unavailable_error",
+    "Retry-After: 1\r\n",
+)
+_NO_HTTP = _raw_response(
+    "400 Bad Request",
+    "this is no HTTP/1.1 that the server understands: check the request's first line and its headers (Host, "
+    "Content-Length and Transfer-Encoding among them), and https where the server speaks http",
+    "invalid_request_error",
+)
