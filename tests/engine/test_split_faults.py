@@ -12,6 +12,7 @@ from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
 
 from vkllm import LLM
+from vkllm.engine.load_times import LoadTimes
 from vkllm.engine.opening import opened
 from vkllm.engine.requests import EngineConfig
 from vkllm.errors import InvalidParameter, NoDevice, OutOfDeviceMemory, VkllmError
@@ -48,13 +49,15 @@ def test_a_model_that_cannot_be_split_so_is_not_opened(
     config: EngineConfig, asked: dict[str, Any], error: type[VkllmError], message: str
 ) -> None:
     with pytest.raises(error, match=message) as raised:
-        opened(replace(config, options=PlanOptions(**{"devices": ("0", "0")} | asked)), lambda n_bytes: None)
+        opened(
+            replace(config, options=PlanOptions(**{"devices": ("0", "0")} | asked)), lambda n_bytes: None, LoadTimes()
+        )
     assert "\n" not in str(raised.value)
 
 
 def test_a_share_of_nothing_is_a_device_that_takes_no_part(config: EngineConfig) -> None:
     options = PlanOptions(devices=("0", "0"), split_mode="tensor", tensor_split=(1, 0))
-    made = opened(replace(config, options=options), lambda n_bytes: None)
+    made = opened(replace(config, options=options), lambda n_bytes: None, LoadTimes())
     assert len(made.devices) == 1
     made.close()
 

@@ -13,6 +13,7 @@ from kernel_case import nmse
 from model_specs import KINDS_OF_LAYERS, LAYER, TINY_SPEC, of_layers
 from random_model import engine_config, write_random_model
 
+from vkllm.engine.load_times import LoadTimes
 from vkllm.engine.opening import opened
 from vkllm.engine.requests import EngineConfig
 from vkllm.errors import DeviceLost
@@ -42,7 +43,7 @@ def program(
 ) -> Iterator[Program | ProgramGroup]:
     names = (str(device.info.index),) * n_devices
     options = PlanOptions(n_parallel=2, devices=names, split_mode=mode, type_k=cached, type_v=cached)
-    with closing(opened(replace(config, options=options), lambda n_bytes: None)) as made:
+    with closing(opened(replace(config, options=options), lambda n_bytes: None, LoadTimes())) as made:
         yield made.program
 
 
