@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +90,16 @@ def test_progress_is_told_in_hundredths_up_to_all_of_it() -> None:
         progress.add(10)
     progress.add(10)  # more than there are
     assert told == [(1000 * n, 100_000) for n in range(1, 101)]
+
+
+def test_what_few_requests_need_is_imported_when_one_does() -> None:
+    script = (
+        "import sys; from vkllm import LLM; import vkllm.faces.cli.run\n"
+        "slow = {'asyncio', 'llguidance', 'openai', 'pydantic', 'textual', 'uvicorn', 'vulkan', 'kp'}\n"
+        "print(*sorted(slow & sys.modules.keys()))\n"
+        "from vkllm import SamplingParams; from vkllm.api.answer_form import grammar_of\n"
+        "print(grammar_of(SamplingParams()), 'llguidance' in sys.modules)\n"
+        "print(grammar_of(SamplingParams(regex='a')) is not None, 'llguidance' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == ["", "None False", "True True"]

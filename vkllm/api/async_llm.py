@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, overload
 
 from vkllm.api.answer import Generation, OnToken, SamplingOptions
+from vkllm.api.async_chat import AsyncChat, async_chat
 from vkllm.api.async_stream import AsyncStream, Opened, all_answers
-from vkllm.api.chat import AsyncChat, async_chat
 from vkllm.api.embedding import async_embeddings
 from vkllm.api.llm import LLM
 from vkllm.api.loading import Loading, LoadOptions

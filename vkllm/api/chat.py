@@ -6,12 +6,10 @@ api/openai/calls.py's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, Unpack, overload
 
 from vkllm.api.answer import AnswerText, Generation, OnToken, SamplingOptions
-from vkllm.api.async_stream import AsyncStream, Opened
 from vkllm.api.prompts import Message, Prompts, check_options
 from vkllm.api.stream import Stream
 from vkllm.engine.params import SamplingParams
@@ -20,7 +18,7 @@ from vkllm.parameters import checks_names, truth
 from vkllm.text.answers.tool_choice import tool_choice as chosen_tools
 
 if TYPE_CHECKING:
-    from vkllm.api.openai.create import AsyncChatCompletions, SyncChatCompletions
+    from vkllm.api.openai.create import SyncChatCompletions
 
 AnswerT = TypeVar("AnswerT")
 StreamT = TypeVar("StreamT")
@@ -121,7 +119,6 @@ class Chat(Generic[AnswerT, StreamT, CompletionsT]):
 
 
 SyncChat = Chat[Generation, Stream, "SyncChatCompletions"]
-AsyncChat = Chat[Coroutine[Any, Any, Generation], AsyncStream, "AsyncChatCompletions"]
 
 
 def sync_chat(engine: EngineProcess, prompts: Prompts) -> SyncChat:
@@ -133,14 +130,3 @@ def sync_chat(engine: EngineProcess, prompts: Prompts) -> SyncChat:
         return ChatCompletions(in_thread(engine, prompts))
 
     return Chat(lambda make_answer, _: Stream(engine, make_answer(prompts)), Stream.consume, completions)
-
-
-def async_chat(opened: Opened) -> AsyncChat:
-    """`AsyncLLM.chat`."""
-
-    def completions() -> AsyncChatCompletions:
-        from vkllm.api.openai.create import ChatCompletions, in_event_loop
-
-        return ChatCompletions(in_event_loop(opened))
-
-    return Chat(partial(AsyncStream, opened), AsyncStream.consume, completions)

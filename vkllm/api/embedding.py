@@ -5,7 +5,6 @@ It knows requests and events; texts become requests in prompts.py.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -37,6 +36,8 @@ def embeddings(engine: EngineProcess, requests: Sequence[Request]) -> list[Embed
 
 async def async_embeddings(engine: EngineProcess, requests: Sequence[Request]) -> list[Embedding]:
     """As `embeddings`, for an event loop; cancelling the task that waits cancels the requests."""
+    import asyncio  # who uses it has imported it; others need not wait for it
+
     is_cancelled = threading.Event()
 
     def send() -> list[Future[Embedding]]:

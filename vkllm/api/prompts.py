@@ -12,6 +12,7 @@ from operator import index
 from typing import Any
 
 from vkllm.api.answer import AnswerText, OnToken, SamplingOptions
+from vkllm.api.answer_form import grammar_of
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.errors import ContextOverflow, InvalidParameter, UnsupportedModel, counted
@@ -22,7 +23,6 @@ from vkllm.text.answers.parser import AnswerParser
 from vkllm.text.answers.tool_choice import FREE, ToolChoice
 from vkllm.text.answers.tools import Tools
 from vkllm.text.chat import ChatTemplate
-from vkllm.text.grammar import answer_grammar
 from vkllm.text.long_chat import n_tokens_of_system, shortened_chat
 from vkllm.text.messages import plain_messages, plain_tools
 from vkllm.text.tokenizer import Tokenizer
@@ -281,7 +281,7 @@ class Prompts:
         stop_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_token_ids |= self.tokenizer.stop_ids
-        grammar = answer_grammar(params.json_schema, params.regex, params.grammar, self.tokenizer)
+        grammar = grammar_of(params, self.tokenizer)
         request = Request(
             self.next_id(), tuple(token_ids), params, stop_token_ids, n_keep=n_keep, grammar=grammar, origin=origin
         )
@@ -371,7 +371,7 @@ _MAY_BE_NONE = {
 def check_options(params: SamplingParams | None, options: SamplingOptions) -> None:
     """Finds what is wrong with options whatever the model, grammars included. Raises InvalidParameter."""
     made = requested(params or SamplingParams(), options)
-    answer_grammar(made.json_schema, made.regex, made.grammar)
+    grammar_of(made)
     checked_origin(options.get("origin"))
 
 

@@ -15,7 +15,6 @@ from vkllm.api.prompts import Prompts
 from vkllm.engine.params import SamplingParams
 from vkllm.faces.sampling import FORMS
 from vkllm.store import FoundModel
-from vkllm.text.grammar import answer_grammar
 
 _TEMPLATE_BYTES = 512
 """More than most chat templates add to a message."""
@@ -23,7 +22,12 @@ _TEMPLATE_BYTES = 512
 
 def check_form(sampling: dict[str, Any]) -> None:
     """Raises InvalidParameter if the schema, expression or grammar of an answer cannot be used."""
-    answer_grammar(*(sampling.get(form) for form in ("json_schema", "regex", "grammar")))
+    forms = [sampling.get(form) for form in ("json_schema", "regex", "grammar")]
+    if forms == [None] * 3:
+        return
+    from vkllm.text.grammar import answer_grammar  # with llguidance, which takes 0.1 s to import
+
+    answer_grammar(*forms)
 
 
 def check_room(
