@@ -23,6 +23,14 @@ from vkllm.faces.tui.message_view import MessageView, Notice
 PATIENCE_S = 120.0  # a machine may be busy with anything
 
 
+def delay_by_others() -> float:
+    """How many times as long as alone this thread takes for 2 ms of work, because of what else runs on the machine."""
+    start, work = time.perf_counter(), time.thread_time()
+    while time.thread_time() - work < 0.002:
+        pass
+    return (time.perf_counter() - start) / 0.002
+
+
 class Scene:
     """A running chat: keys go in, text comes out."""
 

@@ -2,8 +2,8 @@
 
 `FakeFits` knows how models fit without a look at any device.
 
-The question chooses the answer (`ANSWERS`; that to "endless" ends only when it is stopped); the model's name chooses
-how opening it goes.
+The question chooses the answer (`ANSWERS`; that to "endless" ends only when it is stopped, as does every answer of a
+model with `never_ends`); the model's name chooses how opening it goes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vkllm.text.answers.parser import AnswerParser
 
 CODE = "Here is one:\n\n```python\ndef double(x):\n    return 2 * x\n```\n\nAnd another:\n\n```sh\nls -l\n```\n"
 THOUGHT = "<think>\nLet me see. Two and two.\n</think>\n\nIt is **four**."
-ANSWERS = {"code": CODE, "think": THOUGHT, "word " * 4000: "word " * 20_000}
+ANSWERS = {"code": CODE, "think": THOUGHT, "endless": ""}
 LOST = DeviceLost("the fake device was lost while answering; try again")
 
 FITS = {
@@ -142,6 +142,7 @@ class FakeLLM:
         self.gate.set()
         self.gate_at = 0
         self.step_s = 0.0
+        self.never_ends = False  # "word" follows on the answer again and again
         self.shifts = True  # a full context forgets its older half
         self.fails_after: int | None = None
         self.error: VkllmError = LOST
@@ -156,10 +157,10 @@ class FakeLLM:
         if n_prompt >= self.n_ctx:
             raise ContextOverflow(f"the prompt has {n_prompt} tokens, but the context holds {self.n_ctx}")
         question = messages[-1]["content"]
-        if question == "endless":
-            return FakeStream(itertools.repeat("word "), n_prompt, self)
         text = ANSWERS.get(question, f"You said: {question} (answer {len(self.asked)})")
-        return FakeStream([word for word in text.replace(" ", " \0").split("\0") if word], n_prompt, self)
+        words = [word for word in text.replace(" ", " \0").split("\0") if word]
+        rest = itertools.repeat("word ") if self.never_ends or question == "endless" else ()
+        return FakeStream(itertools.chain(words, rest), n_prompt, self)
 
     def count_tokens(self, messages: Sequence[dict[str, str]]) -> int:
         return sum(len(message["content"].split()) for message in messages)

@@ -101,12 +101,14 @@ async def test_reasoning_grows_while_it_is_unfolded(open_chat: OpenChat) -> None
 
 async def test_esc_stops_the_answer_and_keeps_what_there_is(open_chat: OpenChat) -> None:
     async with open_chat() as scene:
-        scene.llm.step_s = 0.01
+        scene.llm.gate_at = 8  # so few that the name line, which says "stopped", stays on the screen
+        scene.llm.gate.clear()
         await scene.ask("endless", waits=False)
-        await scene.until(lambda: scene.texts[-1].count("word") > 3)
+        await scene.until(lambda: scene.texts[-1].count("word") == 8)
         await scene.press("escape")
         await scene.until(lambda: not scene.chat.is_answering)
         await scene.until(lambda: "stopped" in scene.shown)
+        scene.llm.gate.set()
         text = scene.texts[-1]
         message = scene.store.messages(scene.chat.chat.id)[-1]
         assert (message.content, message.state) == (text, "stopped")

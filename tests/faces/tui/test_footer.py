@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import OpenChat, Scene
+from fake_llm import ANSWERS
 from rich.cells import cell_len
 from textual.widgets import Footer
 from textual.widgets._footer import FooterKey
@@ -49,7 +50,9 @@ async def whole_keys(scene: Scene, first: str) -> list[str]:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-async def test_figures_of_a_large_model_fit_and_the_important_ones_stay(open_chat: OpenChat, width: int) -> None:
+async def test_figures_of_a_large_model_fit_and_the_important_ones_stay(
+    open_chat: OpenChat, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with open_chat(size=(width, 24)) as scene:
         llm: Any = scene.chat.session.llm
         llm.path = Path("Meta-Llama-3.1-405B-Instruct-Q4_K_M-日本語-" * 4 + ".gguf")
@@ -57,7 +60,9 @@ async def test_figures_of_a_large_model_fit_and_the_important_ones_stay(open_cha
         llm.n_ctx = 131_072
         llm.plan = MemoryPlan(131_072, {}, (), Tier.LOCAL, (LOCAL, replace(HOST)), 0.0)
         llm.gate.clear()
-        await scene.ask("word " * 100_000, waits=False)
+        question = "word " * 131_000
+        monkeypatch.setitem(ANSWERS, question, "word " * 200)  # and what is first is forgotten
+        await scene.ask(question, waits=False)
         await scene.until(lambda: "reading" in scene.shown.split("\n")[-2])
         for is_over in (False, True):
             if is_over:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import fake_llm
 import pytest
-from conftest import OpenChat, Scene
+from conftest import OpenChat, Scene, delay_by_others
 from textual import events
-from textual.widgets import Static
+from textual.widgets import Button, Static
 
 from vkllm.faces.chat.store import ChatStore
 from vkllm.faces.tui.app import ChatApp, ChatOptions
@@ -32,14 +32,6 @@ LONG = {
 }
 
 
-def delay_by_others() -> float:
-    """How many times as long as alone this thread takes for 2 ms of work, because of what else runs on the machine."""
-    start, work = time.perf_counter(), time.thread_time()
-    while time.thread_time() - work < 0.002:
-        pass
-    return (time.perf_counter() - start) / 0.002
-
-
 async def assert_keys_are_answered(scene: Scene) -> None:
     """Presses keys; what else runs on the machine delays them as it delays all, but not this thread's work."""
     times, delays = [], []
@@ -56,6 +48,7 @@ async def test_while_the_model_reads_4000_tokens_and_while_it_writes(open_chat: 
     async with open_chat(n_ctx=8192) as scene:
         scene.llm.gate.clear()
         scene.llm.step_s = 0.001
+        scene.llm.never_ends = True
         await scene.ask("word " * 4000, waits=False)
         await assert_keys_are_answered(scene)
         scene.llm.gate.set()
@@ -67,10 +60,10 @@ async def test_while_the_model_reads_4000_tokens_and_while_it_writes(open_chat: 
 async def test_while_an_answer_of_20000_characters_grows(
     open_chat: OpenChat, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = LONG[kind] + "The end of it. " * 200
     assert len(LONG[kind]) > 20_000
-    monkeypatch.setitem(fake_llm.ANSWERS, kind, text)
+    monkeypatch.setitem(fake_llm.ANSWERS, kind, LONG[kind])
     async with open_chat(n_ctx=100_000) as scene:
+        scene.llm.never_ends = True
         n_words = LONG[kind].count(" ") - 200
         scene.llm.gate_at = n_words
         scene.llm.gate.clear()
@@ -116,8 +109,8 @@ async def test_a_short_screenful_is_filled_and_the_button_brings_the_rest(open_c
             parent = scene.store.add_message(chat.id, parent, role, f"message {number}").id
         await scene.chat.show_chat(chat.id)
         await scene.until(lambda: len(scene.views) == 16 and not scene.chat.conversation._is_adding)
-        scene.chat.query_one("#earlier").focus()
-        await scene.press("enter")
+        # The mere focus would scroll to it, and scrolling to the top brings more by itself.
+        scene.chat.query_one("#earlier", Button).press()
         await scene.until(lambda: len(scene.views) == 24 and not scene.chat.conversation._is_adding)
         assert scene.texts[0] == "message 26"
         scene.chat.conversation.scroll_home(animate=False)
