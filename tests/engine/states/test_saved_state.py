@@ -44,12 +44,19 @@ def cached_blocks(engine: Engine, token_ids: tuple[int, ...]) -> CachedBlocks:
     return CachedBlocks(engine._program, len(token_ids), engine._place(held, len(token_ids)))
 
 
-@pytest.mark.parametrize("types", TYPES)
+@pytest.fixture(scope="module", params=TYPES, ids=str)
+def two_engines(request: pytest.FixtureRequest, make_engine: MakeEngine) -> tuple[Engine, Engine]:
+    """Of the same model, with caches of these types."""
+    return make_engine(request.param), make_engine(request.param)
+
+
 @pytest.mark.parametrize("n_prompt", [1, 32, 40, 70])
 def test_a_conversation_goes_on_in_another_engine_without_running_its_prompt(
-    make_engine: MakeEngine, tmp_path: Path, types: tuple[str, str], n_prompt: int
+    two_engines: tuple[Engine, Engine], tmp_path: Path, n_prompt: int
 ) -> None:
-    first = make_engine(types)
+    first, second = two_engines
+    first._forget()
+    second._forget()
     prompt = PROMPT[:n_prompt]
     tokens, n_cached = answer(first, prompt)
     assert n_cached == 0 and len(tokens) == 8
@@ -58,8 +65,6 @@ def test_a_conversation_goes_on_in_another_engine_without_running_its_prompt(
     longer = (*prompt, *tokens, 5, 6, 7)
     expected = answer(first, longer)
     assert expected[1] == len(cached)
-    first.close()
-    second = make_engine(types)
     answer(second, PROMPT[::-1], 3)
     assert load(second, tmp_path / "chat") == cached
     assert answer(second, longer) == expected
