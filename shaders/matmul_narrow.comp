@@ -1,12 +1,13 @@
 // matmul_narrow: y = factor * activation(W x + bias) (+ add) for up to 32 tokens, by cooperative matrices
-// bindings: quants scales x add y step bias y_halves
-// constants: local_size columns n_splits row_tiles token_tiles matrix_m matrix_n matrix_k lanes is_direct steps_ahead x_ahead adds has_bias factor gates activation has_halves
+// bindings: quants scales x add y step bias y_halves norm_weight squares norm_factors rope_table k_cache v_cache
+// constants: local_size columns n_splits row_tiles token_tiles matrix_m matrix_n matrix_k lanes is_direct steps_ahead x_ahead adds has_bias factor gates activation has_halves walks is_contiguous early_loads tiles_at_once norms next_norm eps factors_at stores_heads n_heads n_kv_heads head_dim rope_dims table
 // push: n_y_rows y_offset y_stride n_tokens
-// dispatch: x = rows of y / (matrix_m * row_tiles / (1 + gates)), rounded up
+// dispatch: x = rows of y / (matrix_m * row_tiles / (1 + gates)), rounded up, or fewer where walks is 1: each workgroup then
+//   takes rows until none are left
 // formats: all
-// subgroup: basic
+// subgroup: basic shuffle
 // requires: full subgroups; cooperative_matrix (float16 to float32, of 8 or 16 in each direction), fp16; n_y_rows and places
-//   in y multiples of 4; x in the order of lib/fragments.glsl
+//   in y multiples of 4, with norms and next_norm all columns of 4 matrix_m; x in the order of lib/fragments.glsl
 // numerics: activations, scales and weights rounded to float16, float32 sums; the same whatever the number of tokens
 // source: own; weights that go from memory to matrices in registers as in Marlin (Frantar et al. 2024, arXiv 2408.11743)
 //
@@ -15,12 +16,20 @@
 // value i % VALUES of block lane % LANES of row (or token) lane / LANES + i / VALUES * (MATRIX_M / HELD). Otherwise
 // subgroups bring weights to matrices through shared memory, and LANES is 1.
 // gates = 1: W's rows are n_y_rows of the gate, then n_y_rows of up, and y = activation(gate) * up.
+//
+// An RMS norm between two products needs no dispatch of its own: next_norm: y_halves gets y times the norm's weights and a
+// power of two, and squares the sums of y's squares of every matrix_m columns. norms: x comes from such a product, and sums
+// are multiplied by what is missing, 1 / root mean square, which comes to norm_factors too. The power of two follows from
+// the token's last norm: float16 then holds numbers of up to 2^23 times its root mean square.
+// stores_heads: y is queries, keys and values: queries, rotated by pairs of neighbours, go to y, and keys and values to the
+// cache of float16, as in shaders/rope.comp.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_KHR_memory_scope_semantics : require
 #extension GL_KHR_cooperative_matrix : require
 #extension GL_KHR_shader_subgroup_basic : require
+#extension GL_KHR_shader_subgroup_shuffle : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint LOCAL_SIZE = 256;
@@ -41,6 +50,20 @@ layout(constant_id = 14) const uint FACTOR = 0x3f800000; // 1.0
 layout(constant_id = 15) const uint GATES = 0;
 layout(constant_id = 16) const uint ACTIVATION = 0; // 0: none
 layout(constant_id = 17) const uint HAS_HALVES = 0; // whether results are stored in y_halves too, as x is
+layout(constant_id = 18) const uint WALKS = 0;
+layout(constant_id = 19) const uint IS_CONTIGUOUS = 0; // whether a subgroup's steps lie side by side, or every N_SPLITS-th
+layout(constant_id = 20) const uint EARLY_LOADS = 0; // whether the next loads begin before the products of the last
+layout(constant_id = 21) const uint TILES_AT_ONCE = 1; // tiles of rows that share matrices of activations, where is_direct
+layout(constant_id = 22) const uint NORMS = 0;
+layout(constant_id = 23) const uint NEXT_NORM = 0;
+layout(constant_id = 24) const uint EPS = 0x3727c5ac; // 1e-5
+layout(constant_id = 25) const uint FACTORS_AT = 0; // where norm_factors of the last norm begin; NORMS leaves its own at the other place
+layout(constant_id = 26) const uint STORES_HEADS = 0;
+layout(constant_id = 27) const uint N_HEADS = 32;
+layout(constant_id = 28) const uint N_KV_HEADS = 8;
+layout(constant_id = 29) const uint HEAD_DIM = 128;
+layout(constant_id = 30) const uint ROPE_DIMS = 128; // a multiple of 4
+layout(constant_id = 31) const uint TABLE = 0;       // as in lib/kvcache.glsl
 layout(push_constant) uniform Push {
   uint n_y_rows;
   uint y_offset; // where these rows begin in a row of y
@@ -55,6 +78,14 @@ layout(std430, binding = 4) writeonly buffer Y { vec4 y[]; };
 #define STEP_BINDING 5
 layout(std430, binding = 6) readonly buffer Bias { vec4 bias[]; };
 layout(std430, binding = 7) writeonly buffer YHalves { uint y_halves[]; };
+layout(std430, binding = 8) readonly buffer NormWeight { vec4 norm_weight[]; };
+layout(std430, binding = 9) buffer Squares { float squares[]; }; // of each token, by MATRIX_M columns
+layout(std430, binding = 9) readonly buffer SquaresByFour { vec4 square_fours[]; };
+layout(std430, binding = 10) buffer NormFactors { float norm_factors[]; }; // of each token, twice
+layout(std430, binding = 11) readonly buffer RopeTable { vec2 rope_table[]; };
+#define K_BINDING 12
+#define V_BINDING 13
+const uint K_Q8_0 = 0, V_Q8_0 = 0;
 #define FRAGMENT_WORD(word) y_halves[word]
 const uint FRAGMENTS = MATRIX_N | MATRIX_K << 8 | LANES << 16;
 #include "lib/step.glsl"
@@ -62,6 +93,7 @@ const uint FRAGMENTS = MATRIX_N | MATRIX_K << 8 | LANES << 16;
 #include "lib/pairs.glsl"
 #include "lib/activations.glsl"
 #include "lib/fragments.glsl"
+#include "lib/kvcache.glsl"
 
 const uint BLOCKS = COLUMNS / 32;
 const uint SUBGROUP = LOCAL_SIZE / N_SPLITS; // its lanes
@@ -72,6 +104,7 @@ const uint Y_TILES = ROW_TILES / (1 + GATES);
 const uint HELD_TOKENS = IS_DIRECT != 0 ? MATRIX_N * LANES / SUBGROUP : 1; // of a tile, of which a lane has a block
 const uint X_PARTS = 4 * HELD_TOKENS * TOKEN_TILES;
 const uint X_STEPS = X_AHEAD != 0 ? STEPS_AHEAD : 1;
+const uint OWN_STEPS = (STEPS + N_SPLITS - 1) / N_SPLITS; // of a subgroup
 const uint VALUES = MATRIX_K / LANES;    // of a block in a matrix
 const uint HALF_FRAGMENTS = 16 / VALUES; // matrices of half a block
 const uint STRIDE = STEP_BLOCKS * 4 + 1; // uvec4 of a row of weights in shared memory, one against bank conflicts
@@ -88,65 +121,93 @@ shared uvec4 pieces[WEIGHTS_ROOM > SUMS_ROOM ? WEIGHTS_ROOM : SUMS_ROOM]; // of 
 uint lane, split;
 uint first_rows[ROW_TILES * HELD]; // first block of each row that a lane has blocks of
 uint lane_block;                   // which of a step's blocks it has
-Weights w[STEPS_AHEAD * ROW_TILES * HELD];
-uvec4 x_words[X_STEPS * X_PARTS];   // of its tokens' blocks, by tiles, tokens and quarters
+Weights next[STEPS_AHEAD * ROW_TILES * HELD], w[ROW_TILES * HELD];
+uvec4 x_next[X_STEPS * X_PARTS], x_words[X_PARTS]; // of its tokens' blocks, by tiles, tokens and quarters
 Sums sums[ROW_TILES * TOKEN_TILES];
 
-// first row of W of a tile of rows, which may lie beyond the last one
-uint row_of_tile(uint tile) {
-  uint row = (gl_WorkGroupID.x * Y_TILES + tile / (1 + GATES)) * MATRIX_M;
+// first row of W of a tile of the rows that a workgroup takes in its turn `part`, which may lie beyond the last one
+uint row_of_tile(uint part, uint tile) {
+  uint row = (part * Y_TILES + tile / (1 + GATES)) * MATRIX_M;
   return GATES != 0 && tile % 2 != 0 ? n_y_rows + row : row;
 }
 
-void load_step(uint ahead, uint step) {
+uint first_block(uint part, uint i) {
+  uint row = row_of_tile(part, i / HELD) + lane / STEP_BLOCKS + i % HELD * (MATRIX_M / HELD);
+  return min(row, n_y_rows * (1 + GATES) - 1) * BLOCKS;
+}
+
+uint step_of(uint i) { return IS_CONTIGUOUS != 0 ? split * OWN_STEPS + i : split + i * N_SPLITS; }
+
+void load_step(uint ahead, uint part, uint step) {
   uint block = min(step * STEP_BLOCKS + lane_block, BLOCKS - 1);
   [[unroll]] for (uint i = 0; i < ROW_TILES * HELD; i++) {
-    w[ahead * ROW_TILES * HELD + i] = load_weights(first_rows[i] + block);
+    next[ahead * ROW_TILES * HELD + i] = load_weights((WALKS != 0 ? first_block(part, i) : first_rows[i]) + block);
   }
 }
 
-void load_x(uint ahead, uint step) {
+void load_x(out uvec4 to[X_PARTS], uint step) {
   [[unroll]] for (uint i = 0; i < X_PARTS; i++) {
     uint tile = i / (4 * HELD_TOKENS), held = i / 4 % HELD_TOKENS;
     uint token = tile * MATRIX_N + lane / LANES + held * (MATRIX_N / HELD_TOKENS);
-    x_words[ahead * X_PARTS + i] = x[fragment_quarter(BLOCKS, token, step * STEP_BLOCKS + lane_block, i % 4)];
+    to[i] = x[fragment_quarter(BLOCKS, token, step * STEP_BLOCKS + lane_block, i % 4)];
   }
 }
 
-void multiply_directly(uint ahead, uint step) {
+// step i of the turn `part`
+void load(uint ahead, uint part, uint i) {
+  uint step = step_of(i);
+  load_step(ahead, part, step);
+  if (X_AHEAD == 0 || step >= STEPS) return;
+  uvec4 loaded[X_PARTS];
+  load_x(loaded, step);
+  [[unroll]] for (uint k = 0; k < X_PARTS; k++) x_next[ahead * X_PARTS + k] = loaded[k];
+}
+
+// what follows step i, into its place
+void load_next(uint ahead, uint part, uint i) {
+  if (i + STEPS_AHEAD < OWN_STEPS) {
+    if (step_of(i + STEPS_AHEAD) < STEPS) load(ahead, part, i + STEPS_AHEAD);
+  } else if (WALKS != 0) {
+    load(ahead, part + gl_NumWorkGroups.x, ahead); // behind the last rows: the last one again
+  }
+}
+
+void multiply_directly(uint step) {
   uint block = step * STEP_BLOCKS + lane_block;
   bool is_there = BLOCKS % STEP_BLOCKS == 0 || block < BLOCKS;
-  if (X_AHEAD == 0) load_x(0, step);
-  uint x_first = X_AHEAD * ahead * X_PARTS;
   [[unroll]] for (uint half_ = 0; half_ < 2; half_++) {
-    [[unroll]] for (uint r = 0; r < ROW_TILES; r++) {
-      f16vec2 pairs[HELD][8];
-      [[unroll]] for (uint i = 0; i < HELD; i++) {
-        uint row = r * HELD + i;
-        pairs_of_half(w[ahead * ROW_TILES * HELD + row], first_rows[row] + min(block, BLOCKS - 1), half_, is_there, pairs[i]);
+    [[unroll]] for (uint first = 0; first < ROW_TILES; first += TILES_AT_ONCE) {
+      f16vec2 pairs[TILES_AT_ONCE * HELD][8];
+      [[unroll]] for (uint i = 0; i < TILES_AT_ONCE * HELD; i++) {
+        uint row = first * HELD + i;
+        pairs_of_half(w[row], first_rows[row] + min(block, BLOCKS - 1), half_, is_there, pairs[i]);
       }
       [[unroll]] for (uint fragment = 0; fragment < HALF_FRAGMENTS; fragment++) {
-        WMatrix w_part;
-        [[unroll]] for (uint i = 0; i < HELD * VALUES; i++) {
-          uint order = fragment * VALUES + i % VALUES;
-          w_part[i] = pairs[i / VALUES][order / 2][order % 2];
-        }
+        XMatrix x_parts[TOKEN_TILES];
         [[unroll]] for (uint t = 0; t < TOKEN_TILES; t++) {
-          XMatrix x_part;
           [[unroll]] for (uint i = 0; i < HELD_TOKENS * VALUES; i++) {
             uint order = fragment * VALUES + i % VALUES;
-            uint quarter = x_first + 4 * (t * HELD_TOKENS + i / VALUES) + 2 * half_ + order / 8;
-            uint word = x_words[quarter][order / 2 % 4];
-            x_part[i] = unpackFloat2x16(word)[order % 2];
+            uint quarter = 4 * (t * HELD_TOKENS + i / VALUES) + 2 * half_ + order / 8;
+            x_parts[t][i] = unpackFloat2x16(x_words[quarter][order / 2 % 4])[order % 2];
           }
-          sums[r * TOKEN_TILES + t] = coopMatMulAdd(w_part, x_part, sums[r * TOKEN_TILES + t]);
+        }
+        [[unroll]] for (uint r = 0; r < TILES_AT_ONCE; r++) {
+          WMatrix w_part;
+          [[unroll]] for (uint i = 0; i < HELD * VALUES; i++) {
+            uint order = fragment * VALUES + i % VALUES;
+            w_part[i] = pairs[r * HELD + i / VALUES][order / 2][order % 2];
+          }
+          [[unroll]] for (uint t = 0; t < TOKEN_TILES; t++) {
+            uint to = (first + r) * TOKEN_TILES + t;
+            sums[to] = coopMatMulAdd(w_part, x_parts[t], sums[to]);
+          }
         }
       }
     }
   }
 }
 
-void multiply_through_memory(uint ahead, uint step) {
+void multiply_through_memory(uint step) {
   uint piece = split * MATRIX_M * STRIDE;
   [[unroll]] for (uint r = 0; r < ROW_TILES; r++) {
     uint to = piece + lane / STEP_BLOCKS * STRIDE + lane_block * 4;
@@ -154,7 +215,7 @@ void multiply_through_memory(uint ahead, uint step) {
     subgroupBarrier(); // the last weights have been read
     [[unroll]] for (uint half_ = 0; half_ < 2; half_++) {
       f16vec2 pairs[8];
-      pairs_of_half(w[ahead * ROW_TILES + r], block, half_, true, pairs);
+      pairs_of_half(w[r], block, half_, true, pairs);
       [[unroll]] for (uint i = 0; i < 2; i++) {
         pieces[to + 2 * half_ + i] = uvec4(packFloat2x16(pairs[4 * i]), packFloat2x16(pairs[4 * i + 1]),
                                            packFloat2x16(pairs[4 * i + 2]), packFloat2x16(pairs[4 * i + 3]));
@@ -186,53 +247,118 @@ vec4 sum_of_splits(uint tile, uint four) {
   return WEIGHT_SCALE == 1.0 ? sum : sum * (1.0 / WEIGHT_SCALE);
 }
 
+// Norms of RMS: y without the factor of x's norm, of each token; what y_halves of the next norm is multiplied by.
+const uint SQUARE_FOURS = COLUMNS / (4 * MATRIX_M); // of a token
+const uint OWN_TOKENS = (TOKEN_TILES * MATRIX_N + N_SPLITS - 1) / N_SPLITS; // of a subgroup
+shared float missing[NORMS != 0 ? MAX_NARROW : 1], next_scale[NEXT_NORM != 0 ? MAX_NARROW : 1];
+
+// 2^-8 of the largest power of two in it
+float power_of_two(float factor) { return uintBitsToFloat((floatBitsToUint(factor) >> 23) - 8 << 23); }
+
+void prepare_norms() {
+  uint n = min(n_rows, n_tokens);
+  if (NORMS != 0) {
+    float sum[OWN_TOKENS];
+    [[unroll]] for (uint t = 0; t < OWN_TOKENS; t++) sum[t] = 0.0;
+    for (uint i = lane; i < SQUARE_FOURS; i += SUBGROUP) {
+      [[unroll]] for (uint t = 0; t < OWN_TOKENS; t++) {
+        sum[t] += dot(square_fours[min(split + t * N_SPLITS, n - 1) * SQUARE_FOURS + i], vec4(1.0));
+      }
+    }
+    [[unroll]] for (uint t = 0; t < OWN_TOKENS; t++) {
+      [[unroll]] for (uint m = 0; m < 7; m++) {
+        if ((1u << m) < SUBGROUP) sum[t] += subgroupShuffleXor(sum[t], 1u << m);
+      }
+      uint token = split + t * N_SPLITS;
+      float factor = inversesqrt(sum[t] / float(COLUMNS) + uintBitsToFloat(EPS));
+      if (lane == 0 && token < n) {
+        missing[token] = factor / power_of_two(norm_factors[FACTORS_AT + token]);
+        if (gl_WorkGroupID.x == 0 && y_offset == 0) norm_factors[(MAX_NARROW - FACTORS_AT) + token] = factor;
+      }
+    }
+  }
+  if (NEXT_NORM != 0 && gl_LocalInvocationIndex < n) {
+    next_scale[gl_LocalInvocationIndex] = power_of_two(norm_factors[FACTORS_AT + gl_LocalInvocationIndex]);
+  }
+}
+
+vec4 rotated(vec4 v, uint d, uint position) {
+  if (d >= ROPE_DIMS) return v;
+  vec2 first = rope_table[position * (ROPE_DIMS / 2) + d / 2], second = rope_table[position * (ROPE_DIMS / 2) + d / 2 + 1];
+  return vec4(v.x * first.x - v.y * first.y, v.y * first.x + v.x * first.y,
+              v.z * second.x - v.w * second.y, v.w * second.x + v.z * second.y);
+}
+
+// four columns of queries, keys and values
+void store_heads(vec4 v, uint token, uint column) {
+  uint head = column / HEAD_DIM, d = column % HEAD_DIM, position = rows[token].y;
+  if (head < N_HEADS + N_KV_HEADS) v = rotated(v, d, position);
+  if (head < N_HEADS) {
+    y[(token * N_HEADS * HEAD_DIM + column) / 4] = v;
+    return;
+  }
+  uint unit = unit_of(rows[token].z, (head - N_HEADS) % N_KV_HEADS, position);
+  uvec2 halves = uvec2(packHalf2x16(v.xy), packHalf2x16(v.zw));
+  if (head < N_HEADS + N_KV_HEADS) store_key(unit, position % KV_BLOCK, d / 4, halves);
+  else store_value(unit, position % KV_BLOCK, d / 4, halves);
+}
+
 void store_four(uint four, uint token, uint row) {
+  float factor = NORMS != 0 ? missing[token] : 1.0;
   vec4 v = sum_of_splits(0, four);
   uint column = y_offset + row;
+  if (NORMS != 0) v *= factor;
   if (HAS_BIAS != 0) v += bias[column / 4];
   if (ACTIVATION != 0) v = ACTIVATED(v);
   if (GATES != 0) {
     vec4 up = sum_of_splits(1, four);
+    if (NORMS != 0) up *= factor;
     if (HAS_BIAS != 0) up += bias[(column + n_y_rows) / 4];
     v *= UP_FACTOR(up);
   }
   if (FACTOR != 0x3f800000) v *= uintBitsToFloat(FACTOR);
+  if (STORES_HEADS != 0) {
+    store_heads(v, token, column);
+    return;
+  }
   uint index = (token * y_stride + column) / 4;
   if (ADDS != 0) v += add[index];
   y[index] = v;
+  if (NEXT_NORM != 0) {
+    float sum = dot(v, v); // of the lanes that have the rest of the tile's columns
+    [[unroll]] for (uint m = 1; m < MATRIX_M / 4; m *= 2) sum += subgroupShuffleXor(sum, m);
+    if (four % (MATRIX_M / 4) == 0) squares[(token * y_stride + column) / MATRIX_M] = sum;
+    v = clamp(v * norm_weight[column / 4] * next_scale[token], -65504.0, 65504.0);
+  }
   if (HAS_HALVES != 0) store_fragments(token, y_stride / 32, column / 32, column % 32 / 4, v);
 }
 
-void main() {
-  prepare_weights();
-  lane = gl_SubgroupInvocationID;
-  split = gl_SubgroupID;
-  lane_block = lane % STEP_BLOCKS;
-  [[unroll]] for (uint i = 0; i < ROW_TILES * HELD; i++) {
-    uint row = row_of_tile(i / HELD) + lane / STEP_BLOCKS + i % HELD * (MATRIX_M / HELD);
-    first_rows[i] = min(row, n_y_rows * (1 + GATES) - 1) * BLOCKS;
+void multiply(uint part) {
+  if (WALKS != 0) {
+    [[unroll]] for (uint i = 0; i < ROW_TILES * HELD; i++) first_rows[i] = first_block(part, i);
   }
   [[unroll]] for (uint i = 0; i < ROW_TILES * TOKEN_TILES; i++) sums[i] = Sums(0.0);
-
-  [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) {
-    load_step(s, split + s * N_SPLITS);
-    if (X_AHEAD != 0 && split + s * N_SPLITS < STEPS) load_x(s, split + s * N_SPLITS);
-  }
-  for (uint first = 0; first < STEPS; first += STEPS_AHEAD * N_SPLITS) {
+  for (uint first = 0; first < OWN_STEPS; first += STEPS_AHEAD) {
     [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) {
-      uint step = first + s * N_SPLITS + split;
-      if (first + s * N_SPLITS >= STEPS) break; // for all subgroups: barriers of some would be those of all on lavapipe
-      if (IS_DIRECT == 0) multiply_through_memory(s, step);
-      else if (step < STEPS) multiply_directly(s, step);
-      if (step + STEPS_AHEAD * N_SPLITS < STEPS) {
-        load_step(s, step + STEPS_AHEAD * N_SPLITS);
-        if (X_AHEAD != 0) load_x(s, step + STEPS_AHEAD * N_SPLITS);
+      uint i = first + s, step = step_of(i);
+      if (i >= OWN_STEPS) break; // for all subgroups: barriers of some would be those of all on lavapipe
+      [[unroll]] for (uint k = 0; k < ROW_TILES * HELD; k++) w[k] = next[s * ROW_TILES * HELD + k];
+      if (X_AHEAD != 0) {
+        [[unroll]] for (uint k = 0; k < X_PARTS; k++) x_words[k] = x_next[s * X_PARTS + k];
+      } else if (IS_DIRECT != 0 && step < STEPS) {
+        load_x(x_words, step);
       }
+      if (EARLY_LOADS != 0) load_next(s, part, i);
+      if (IS_DIRECT == 0) multiply_through_memory(step);
+      else if (step < STEPS) multiply_directly(step);
+      if (EARLY_LOADS == 0) load_next(s, part, i);
     }
   }
+}
 
+void store(uint part) {
   [[unroll]] for (uint tile = 0; tile < Y_TILES; tile++) {
-    uint row0 = (gl_WorkGroupID.x * Y_TILES + tile) * MATRIX_M;
+    uint row0 = (part * Y_TILES + tile) * MATRIX_M;
     barrier(); // what was there has been read
     [[unroll]] for (uint i = 0; i < (1 + GATES) * TOKEN_TILES; i++) {
       uint to = (split * (1 + GATES) + i / TOKEN_TILES) * PART + i % TOKEN_TILES * (PART / TOKEN_TILES);
@@ -240,9 +366,29 @@ void main() {
                    gl_CooperativeMatrixLayoutColumnMajor);
     }
     barrier();
-    for (uint four = gl_LocalInvocationIndex; four < PART; four += LOCAL_SIZE) {
+    for (uint four = split * SUBGROUP + lane; four < PART; four += LOCAL_SIZE) {
       uint token = four / (MATRIX_M / 4), row = row0 + four % (MATRIX_M / 4) * 4;
       if (token < min(n_rows, n_tokens) && row < n_y_rows) store_four(four, token, row);
     }
+  }
+}
+
+void main() {
+  prepare_weights();
+  lane = gl_SubgroupInvocationID;
+  split = gl_SubgroupID;
+  lane_block = lane % STEP_BLOCKS;
+  [[unroll]] for (uint i = 0; i < ROW_TILES * HELD; i++) first_rows[i] = first_block(gl_WorkGroupID.x, i);
+  [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) load(s, gl_WorkGroupID.x, s);
+  prepare_norms();
+  if (WALKS == 0) {
+    multiply(gl_WorkGroupID.x);
+    store(gl_WorkGroupID.x);
+    return;
+  }
+  uint n_parts = (n_y_rows + MATRIX_M * Y_TILES - 1) / (MATRIX_M * Y_TILES);
+  for (uint part = gl_WorkGroupID.x; part < n_parts; part += gl_NumWorkGroups.x) {
+    multiply(part);
+    store(part);
   }
 }

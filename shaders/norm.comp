@@ -1,6 +1,6 @@
 // norm: y = factor * scale * (normed x * weight + bias [+ add]), as float32 and in the form that quantizes says (lib/store_form.glsl)
-// bindings: x weight bias add y y_q16 y_scales step scale chain failure
-// constants: local_size columns eps form has_weight has_bias adds quantizes x_columns group factor has_scale most_polls y_columns y_column
+// bindings: x weight bias add y y_q16 y_scales step scale chain failure norm_factors
+// constants: local_size columns eps form has_weight has_bias adds quantizes x_columns group factor has_scale most_polls y_columns y_column keeps_factors factors_at
 // push: first_row link n_awaited
 // dispatch: x = 1 or columns / group, y = tokens (x's row first_row + i goes to y's row i; RESULT_ROWS: x's row of result i)
 // subgroup: arithmetic shuffle
@@ -11,6 +11,7 @@
 //
 // form = 0: normed x = x / root mean square(x); 1: (x - mean(x)) / standard deviation(x); 2: x, to quantize it.
 // add may be y. Columns behind the last whole group are 0.
+// keeps_factors: 1 / root mean square of each row comes to norm_factors, for the products of matmul_narrow that follow.
 // Only the modules with the memory model take part in a chain, so that others may cache what they read.
 #version 450
 #extension GL_GOOGLE_include_directive : require
@@ -41,6 +42,8 @@ layout(constant_id = 11) const uint HAS_SCALE = 0;       // whether there is one
 layout(constant_id = 12) const uint MOST_POLLS = 0;      // of a wait; 0: there is none
 layout(constant_id = 13) const uint Y_COLUMNS = 0;       // of a row of y; 0: as many as are normed
 layout(constant_id = 14) const uint Y_COLUMN = 0;        // of y, where the result begins
+layout(constant_id = 15) const uint KEEPS_FACTORS = 0;
+layout(constant_id = 16) const uint FACTORS_AT = 0; // where those of the rows begin
 layout(push_constant) uniform Push {
   uint first_row;
   uint link;
@@ -57,6 +60,7 @@ layout(std430, binding = 6) PASSED writeonly buffer YScales { vec2 y_scales[]; }
 layout(std430, binding = 8) readonly buffer Scale { float scale[]; };
 #define CHAIN_BINDING 9
 #define FAILURE_BINDING 10
+layout(std430, binding = 11) writeonly buffer NormFactors { float norm_factors[]; };
 #include "lib/step.glsl"
 #ifdef MEMORY_MODEL
 #include "lib/chain.glsl"
@@ -111,6 +115,7 @@ void main() {
     }
     factor = inversesqrt(sum_of_workgroup(squares) / float(NORMED) + uintBitsToFloat(EPS));
   }
+  if (KEEPS_FACTORS != 0 && self == 0) norm_factors[FACTORS_AT + row] = factor;
   if (end == N_GROUPS * NORMED / 4) end = FOURS;
 #ifdef PLAIN
   for (uint block = first / 8 + self; QUANTIZES != 0 && block < end / 8; block += gl_WorkGroupSize.x) {

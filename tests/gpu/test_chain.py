@@ -200,7 +200,7 @@ def test_a_norm_waits_for_its_input(device: Device, monkeypatch: pytest.MonkeyPa
     x, y = poisoned(device, n), poisoned(device, n)
     norm = device.dispatch(
         KERNELS["norm"],
-        (x, x, x, x, y, y, y, step_buffer(device, [0], [0]), x, links.chain, links.failure),
+        (x, x, x, x, y, y, y, step_buffer(device, [0], [0]), x, links.chain, links.failure, y),
         constants=constants(
             "norm", local_size=64, columns=n, form=2, adds=1, factor=float_bits(1.0), most_polls=LONGEST
         ),

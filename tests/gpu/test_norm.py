@@ -52,17 +52,19 @@ def test_norm(
     before = rng.normal(0, 1, (n_rows, columns)).astype(np.float32)
     y = filled(device, before) if adds else poisoned(device, n_rows * columns)
     y_q16, y_scales = poisoned(device, n_rows * columns // 2), poisoned(device, n_rows * columns // 16)
+    factors = poisoned(device, n_rows + 3)
     device.run(
         [
             device.dispatch(
                 KERNELS["norm"],
                 (
                     *(filled(device, x), filled(device, weight), filled(device, bias), y, y, y_q16, y_scales),
-                    *(step_buffer(device, positions, [0] * n_rows, n_results=1), y, y, y),
+                    *(step_buffer(device, positions, [0] * n_rows, n_results=1), y, y, y, factors),
                 ),
                 constants=(
                     *(256, columns, float_bits(eps), NORM_FORMS.index(form)),
                     *(int(has_weight), int(has_bias), int(adds), int(not adds), 0, 0, float_bits(1.0), 0, 0, 0, 0),
+                    *(1, 3),
                 ),
                 groups=(1, 4 if first_row == RESULT_ROWS else n_out),  # rows behind the last one are left out
                 push=(first_row, 0, 0),
@@ -76,6 +78,9 @@ def test_norm(
         wanted = rms_norm(taken, used, float(eps)) if form == "rms" else layer_norm(taken, used, float(eps))
     wanted = wanted + (bias if has_bias else 0) + (before[:n_out] if adds else 0)
     assert nmse(floats(y, (n_out, columns)), wanted) < BOUND
+    if form == "rms":
+        wanted_factors = 1 / np.sqrt(np.mean(np.square(taken, dtype=np.float64), axis=1) + eps)
+        np.testing.assert_allclose(floats(factors, (n_out + 3,))[3:], wanted_factors, rtol=1e-5)
     if adds:
         return
     scales = floats(y_scales, (n_out, columns // 32, 2))
@@ -88,8 +93,8 @@ def test_norm(
 def test_a_row_of_zeros_stays_zero(device: Device, form: int) -> None:
     y, y_q16, y_scales = (poisoned(device, n) for n in (64, 32, 4))
     x, weight = filled(device, np.zeros(64, np.float32)), filled(device, np.ones(64, np.float32))
-    buffers = (x, weight, weight, x, y, y_q16, y_scales, step_buffer(device, [0], [0]), y, y, y)
-    constants = (256, 64, float_bits(1e-5), form, 1, 0, 0, 1, 0, 0, float_bits(1.0), 0, 0, 0, 0)
+    buffers = (x, weight, weight, x, y, y_q16, y_scales, step_buffer(device, [0], [0]), y, y, y, y)
+    constants = (256, 64, float_bits(1e-5), form, 1, 0, 0, 1, 0, 0, float_bits(1.0), 0, 0, 0, 0, 0, 0)
     device.run([device.dispatch(KERNELS["norm"], buffers, constants=constants, push=(0, 0, 0))])
     assert not floats(y, (64,)).any() and not words(y_q16, (32,)).any() and not floats(y_scales, (4,)).any()
 
@@ -122,11 +127,11 @@ def test_groups_of_columns(
                 (
                     *(filled(device, array) for array in (x, weight, bias, added)),
                     *(y, y_q16, y_scales, step_buffer(device, range(n_rows), [0] * n_rows)),
-                    *(filled(device, np.array([scale], np.float32)), y, y),
+                    *(filled(device, np.array([scale], np.float32)), y, y, y),
                 ),
                 constants=(
                     *(64, columns, float_bits(eps), NORM_FORMS.index(form), 1, 1, int(adds), int(quantizes)),
-                    *(x_columns, group, float_bits(factor), 1, 0, 0, 0),
+                    *(x_columns, group, float_bits(factor), 1, 0, 0, 0, 0, 0),
                 ),
                 groups=(columns // group, n_rows),
                 push=(0, 0, 0),

@@ -19,7 +19,7 @@ N_ROWS, COLUMNS = 3, 160
 
 def norm(device: Device, x: Buffer, outputs: list[Buffer], step: Buffer, form: int = HALVES) -> None:
     values = dict(local_size=64, columns=COLUMNS, eps=float_bits(1e-5), factor=float_bits(1.0), quantizes=form)
-    bound = (x, x, x, x, *outputs, step, x, x, x)
+    bound = (x, x, x, x, *outputs, step, x, x, x, x)
     device.run(
         [device.dispatch(KERNELS["norm"], bound, constants=constants("norm", **values), groups=(1, 3), push=(0, 0, 0))]
     )

@@ -116,10 +116,10 @@ class ExpertOperations:
         assert x.q16 is not None and x.scales is not None
         return self._device.dispatch(
             KERNELS["norm"],
-            (*(5 * [x.values]), x.q16, x.scales, self._step, *(3 * [x.values])),
+            (*(5 * [x.values]), x.q16, x.scales, self._step, *(4 * [x.values])),
             constants=(
                 *(4 * self._local_size, columns, 0, NORM_FORMS.index("none"), 0, 0, 0, 1),
-                *(columns, 0, float_bits(1.0), 0, 0, 0, 0),
+                *(columns, 0, float_bits(1.0), 0, 0, 0, 0, 0, 0),
             ),
             groups=(1, width),
             push=(0, 0, 0),

@@ -221,15 +221,21 @@ KERNELS = {
         ),
         KernelSpec(
             "matmul_narrow",
-            ("quants", "scales", "x", "add", "y", "step", "bias", "y_halves"),
+            (
+                *("quants", "scales", "x", "add", "y", "step", "bias", "y_halves", "norm_weight", "squares"),
+                *("norm_factors", "rope_table", "k_cache", "v_cache"),
+            ),
             (
                 *("local_size", "columns", "n_splits", "row_tiles", "token_tiles", "matrix_m", "matrix_n", "matrix_k"),
                 *("lanes", "is_direct", "steps_ahead", "x_ahead", "adds", "has_bias", "factor", "gates"),
-                *("activation", "has_halves"),
+                *("activation", "has_halves", "walks", "is_contiguous", "early_loads", "tiles_at_once"),
+                *("norms", "next_norm", "eps", "factors_at"),
+                *("stores_heads", "n_heads", "n_kv_heads", "head_dim", "rope_dims", "table"),
             ),
             ("n_y_rows", "y_offset", "y_stride", "n_tokens"),
             WEIGHT_FORMATS,
-            subgroup=("basic",),
+            subgroup=("basic", "shuffle"),
+            surplus="loops",
         ),
         KernelSpec(
             "matrix_layout",
@@ -269,10 +275,14 @@ KERNELS = {
         ),
         KernelSpec(
             "norm",
-            ("x", "weight", "bias", "add", "y", "y_q16", "y_scales", "step", "scale", "chain", "failure"),
+            (
+                *("x", "weight", "bias", "add", "y", "y_q16", "y_scales", "step", "scale", "chain", "failure"),
+                "norm_factors",
+            ),
             (
                 *("local_size", "columns", "eps", "form", "has_weight", "has_bias", "adds"),
                 *("quantizes", "x_columns", "group", "factor", "has_scale", "most_polls", "y_columns", "y_column"),
+                *("keeps_factors", "factors_at"),
             ),
             ("first_row", "link", "n_awaited"),
             subgroup=("arithmetic", "shuffle"),

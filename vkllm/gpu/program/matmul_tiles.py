@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from vkllm.gpu.device.probe import DeviceInfo
-from vkllm.gpu.program.fragments import MatrixLayout
-from vkllm.gpu.program.kernels import MAX_NARROW, MAX_ROWS
+from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.gpu.program.weights import WeightPlanes
 
 MATMUL_SIZE = 256
@@ -32,10 +30,6 @@ ALONE = 1.75
 PARTS_COLUMNS, ROWS_OF_A_COLUMN = 160, 18
 """What adding parts takes, in columns that a core multiplies meanwhile: for one more dispatch, and a column for so many
 rows of each part (by the H200's 24 ns a column and 3 TB/s)."""
-
-
-NARROW_SUBGROUPS = 24
-"""Subgroups of matmul_narrow for each core; more wait for others, and share the columns too finely."""
 
 
 def matmul_tile(narrow_rows: int, width: int, n_columns: int, max_shared_bytes: int) -> tuple[int, int]:
@@ -122,44 +116,3 @@ def column_parts(n_rows: int, n_columns: int, n_cores: int | None, size: int) ->
 def parts_bytes(n_rows: int, n_parts: int) -> int:
     """Bytes of the parts of a product, for the widest step."""
     return 4 * n_parts * MAX_ROWS * n_rows
-
-
-def narrow_splits(info: DeviceInfo, layout: MatrixLayout, n_rows: int, gates: int = 0, table_words: int = 0) -> int:
-    """Subgroups of a workgroup of matmul_narrow, which share the columns of its rows.
-
-    The same for all numbers of tokens, because the order of sums follows from it. n_rows: of y. gates: 1 if there are
-    as many rows again. table_words: of the weight format.
-    """
-    m, _, _ = layout.shape
-    piece = 0 if layout.is_direct else m * (2 * 32 * info.subgroup_size // m + 16)
-    sums = (1 + gates) * 4 * m * MAX_NARROW
-    n_groups = -(-n_rows // (m * narrow_row_tiles(n_rows, m, info.n_cores, MAX_NARROW)))
-    n_splits = 16 if info.n_cores and 16 * n_groups <= NARROW_SUBGROUPS * info.n_cores else 8
-    most_bytes = info.max_shared_bytes - 4 * table_words
-    while n_splits > 1 and (
-        n_splits * max(piece, sums) > most_bytes or n_splits * info.subgroup_size > info.max_workgroup_invocations
-    ):
-        n_splits //= 2
-    return n_splits
-
-
-def narrow_row_tiles(n_rows: int, matrix_rows: int, n_cores: int | None, width: int, gates: int = 0) -> int:
-    """Matrices of rows of y that a workgroup of matmul_narrow takes together.
-
-    Two, which share activations, where there are enough of these to count; one where there would be too few workgroups.
-    On an H200 one is faster for up to 8 tokens (8B Q4_K: 21 us instead of 24 for 4096 x 14336), and with gates, which
-    take two matrices of weights each, for up to 16.
-    """
-    is_short = width <= (16 if gates else 8)
-    return 2 if n_cores and n_rows // (2 * matrix_rows) >= n_cores // 2 and not is_short else 1
-
-
-def narrow_steps_ahead(n_splits: int, *, is_direct: bool) -> int:
-    """Steps of matmul_narrow's loop whose loads are under way together: two in workgroups of few steps (H200)."""
-    return 2 if is_direct and n_splits > 8 else 1
-
-
-def narrow_x_ahead(steps_ahead: int, token_tiles: int, *, is_direct: bool) -> bool:
-    """Whether matmul_narrow loads activations as early as weights: of one tile, one step ahead, so that registers are
-    left (on an H200 33.1 us instead of 33.8 for gate and up of an 8B)."""
-    return is_direct and token_tiles == 1 and steps_ahead == 1

@@ -30,7 +30,7 @@ from vkllm.gpu.program.matmul_tiles import (
     suits_matmul,
     suits_matmul_float,
 )
-from vkllm.gpu.program.narrow_operations import NarrowOperations
+from vkllm.gpu.program.narrow_operations import Fused, NarrowOperations, Unfinished, keeps_factors, other_factors
 from vkllm.gpu.program.state_operations import StateOperations
 from vkllm.gpu.program.stored_forms import HALVES, NOTHING, StoredForms
 from vkllm.gpu.program.weights import WeightPlanes
@@ -81,13 +81,24 @@ class Operations:
     def of_all(self, ops: Sequence[Op], width: int) -> list[Dispatch]:
         """Dispatches of neighbouring operations for steps of `width` rows, some of which become one."""
         dispatches: list[Dispatch] = []
+        unfinished: dict[str, Unfinished] = {}  # what is stored of the results of norms
+        factors_at: int | None = None  # where the factors of the last norm are
         rest = list(ops)
         while rest:
-            op = rest.pop(0)
-            if rest and self._narrow.suits_gates(op, rest[0], width):
-                dispatches.append(self._gates(op, rest.pop(0), width))
-            else:
+            op = rest[0]
+            if not (isinstance(op, Matvec) and self._forms.takes_narrow(op, width)):
                 dispatches += self.of(op, width)
+                unfinished.pop(op.output, None)
+                if isinstance(op, Norm) and keeps_factors(op, width):
+                    factors_at = 0
+                rest = rest[1:]
+                continue
+            fused = self._narrow.fused(rest, width, unfinished.get(op.input), factors_at)
+            dispatches += self._narrow.products(op, width, fused)
+            if fused.behind:
+                unfinished[fused.behind.output] = Unfinished(fused.behind, fused.factors_at)
+                factors_at = other_factors(fused.factors_at)
+            rest = rest[fused.n_ops :]
         return dispatches
 
     def of(self, op: Op, width: int) -> list[Dispatch]:
@@ -96,14 +107,6 @@ class Operations:
         if key not in self._made:
             self._made[key] = self._make(op, width)
         return self._made[key]
-
-    def _gates(self, op: Op, activate: Op, width: int) -> Dispatch:
-        """Gate and up with their activation, made once."""
-        assert isinstance(op, Matvec) and isinstance(activate, Activate)
-        if (activate, width) not in self._made:
-            (planes,) = self._buffers.matrices[op.weights]
-            self._made[activate, width] = [self._narrow.product(op, planes, width, activate=activate)]
-        return self._made[activate, width][0]
 
     def _make(self, op: Op, width: int) -> list[Dispatch]:
         match op:
@@ -175,13 +178,13 @@ class Operations:
             (
                 *(x.values, weight or unread, bias or unread, add or unread),
                 *(y.values, y.q16 or unread, y.scales or unread, self.step, scale or unread),
-                *(chain or unread, failure or unread),
+                *(chain or unread, failure or unread, self._narrow.factors),
             ),
             constants=(
                 *(4 * self._local_size, op.width, float_bits(op.eps), NORM_FORMS.index(op.form)),
                 *(int(weight is not None), int(bias is not None), int(add is not None), form),
                 *(op.input_width, op.group, float_bits(op.factor), int(scale is not None), most_polls),
-                *(op.output_width, op.output_column),
+                *(op.output_width, op.output_column, int(keeps_factors(op, width)), 0),
             ),
             groups=(n_groups, width),
             push=(RESULT_ROWS if op.output == "final" else 0, 0, 0),
@@ -190,15 +193,15 @@ class Operations:
 
     def _matvec(self, op: Matvec, width: int) -> list[Dispatch]:
         """One dispatch for each group of rows of the same format; the groups write different columns of y."""
+        if self._forms.takes_narrow(op, width):
+            return self._narrow.products(op, width, Fused())
         x, y = self._buffers.activations[op.input], self._buffers.activations[op.output].values
         add = self._buffers.activations[op.add].values if op.add else None
         bias = self._buffers.biases.get(op.weights)
         dispatches: list[Dispatch] = []
         y_offset = 0
         for planes in self._buffers.matrices[op.weights]:
-            if self._forms.takes_narrow(op, width):
-                dispatches.append(self._narrow.product(op, planes, width, y_offset))
-            elif self._forms.takes_matmul(op, planes, width):
+            if self._forms.takes_matmul(op, planes, width):
                 dispatches += self._matmul_in_parts(op, planes, x, y, width, y_offset, add, bias)
             elif width > 1 and op.output != "logits" and suits_matmul_float(planes):
                 dispatches.append(self._matmul_float(op, planes, x.values, y, width, y_offset, add, bias))

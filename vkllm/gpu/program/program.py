@@ -317,7 +317,9 @@ class Program:
 
     def dispatches(self, width: int, results: Sequence[Result] = (), slot: int = 0) -> list[Dispatch]:
         """All dispatches of a step with such results, in order. width: one of WIDTHS."""
-        kinds = Kinds.of(results)
+        return self._whole_step(width, Kinds.of(results), slot)
+
+    def _whole_step(self, width: int, kinds: Kinds | None, slot: int) -> list[Dispatch]:
         layers = self._decode_layers(kinds) if width == 1 else self._layers(width)
         return [self._begin_step(slot), *layers, *self._end(kinds, has_head=width > 1)]
 
@@ -346,14 +348,11 @@ class Program:
         self._decode.check()
 
     def _recorded_step(self, width: int, kinds: Kinds | None, slot: int, n_submits: int) -> list[Recording]:
-        """A step of one row is one submit. Others are several: all slots and results share the layers of a width, and
-        all widths and slots what follows for a kind of results."""
+        """A narrow step is one submit. Others are several: all slots and results share the layers of a width, and all
+        widths and slots what follows for a kind of results."""
         place = kinds and kinds.wants_logits and self._results and self._results.n_places
-        if width == 1:
-            return self._recordings.of(
-                (width, slot, kinds, place),
-                lambda: [self._begin_step(slot), *self._decode_layers(kinds), *self._end(kinds, has_head=False)],
-            )
+        if width <= MAX_NARROW and n_submits == 1:
+            return self._recordings.of((width, slot, kinds, place), lambda: self._whole_step(width, kinds, slot))
         begin = self._recordings.of(slot, lambda: [self._begin_step(slot)])
         layers = self._recordings.of((width, n_submits), lambda: self._layers(width), n_submits)
         if kinds is None:

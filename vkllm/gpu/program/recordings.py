@@ -11,6 +11,10 @@ from vkllm.gpu.program.exchange import placed
 from vkllm.gpu.program.results import Place
 from vkllm.gpu.program.rounds import check_rounds
 
+MOST_KEPT = 256
+"""Keys whose recordings are kept; the one unused for longest goes first. One of 200 dispatches is made in a
+millisecond, and takes some 100 KiB."""
+
 
 @dataclass(frozen=True)
 class Submitted:
@@ -48,9 +52,11 @@ class Recordings:
     def of(
         self, key: Hashable, dispatches: Callable[[], list[Dispatch]], n_submits: int = 1, first_exchange: int = 1
     ) -> list[Recording]:
-        """Dispatches in n_submits recordings, or more where exchanges need that, made once for a key. first_exchange:
+        """Dispatches in n_submits recordings, or more where exchanges need that, kept for a key. first_exchange:
         the number of the first in its step. Raises DeviceError."""
-        if key not in self._made:
+        if key in self._made:
+            self._made[key] = self._made.pop(key)  # the last one
+        else:
             made = dispatches()
             for dispatch in made:
                 check_rounds(dispatch, self._device.info, self._n_keys)
@@ -61,6 +67,8 @@ class Recordings:
                 for piece in pieces
                 for i in range(n)
             ]
+            if len(self._made) > MOST_KEPT:  # submits that still run are waited for
+                del self._made[next(iter(self._made))]
         return self._made[key]
 
     def begin_again(self) -> None:

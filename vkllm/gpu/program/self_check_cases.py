@@ -19,7 +19,8 @@ from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.attention_operations import lanes_of_key
 from vkllm.gpu.program.fragments import layout_of
 from vkllm.gpu.program.kernels import AHEAD, KERNELS, KV_BLOCK, NO_EXPERTS
-from vkllm.gpu.program.matmul_tiles import matmul_subgroups, matmul_tile, narrow_splits
+from vkllm.gpu.program.matmul_tiles import matmul_subgroups, matmul_tile
+from vkllm.gpu.program.narrow_forms import narrow_splits
 from vkllm.gpu.program.step import LIKELIEST, Part, StepSlots
 from vkllm.model.reference import attention, rms_norm
 
@@ -159,9 +160,9 @@ def _norm(device: Device) -> Case:
         KERNELS["norm"],
         (
             *(_filled(device, a) for a in (x, weight, weight, x)),
-            *(y, y_q16, y_scales, _step(device, [0, 0]), y, y, y),
+            *(y, y_q16, y_scales, _step(device, [0, 0]), y, y, y, y),
         ),
-        constants=(SIZE, 288, float_bits(eps), 0, 1, 0, 0, 1, 0, 0, float_bits(1.0), 0, 0, 0, 0),
+        constants=(SIZE, 288, float_bits(eps), 0, 1, 0, 0, 1, 0, 0, float_bits(1.0), 0, 0, 0, 0, 0, 0),
         groups=(1, 2),
         push=(0, 0, 0),
     )
@@ -267,11 +268,11 @@ def _matmul_narrow(device: Device) -> Case:
     x, y = _random(11, n_tokens, n_columns), _output(device, n_tokens * n_rows)
     dispatch = device.dispatch(
         KERNELS["matmul_narrow"],
-        (*planes, _filled(device, layout.ordered(x)), y, y, _step(device, [0] * n_tokens), y, y),
+        (*planes, _filled(device, layout.ordered(x)), y, y, _step(device, [0] * n_tokens), *(8 * [y])),
         constants=(
             *(n_splits * device.info.subgroup_size, n_columns, n_splits, 1, -(-n_tokens // n), m, n, k),
             *(layout.lanes, int(layout.is_direct), 1 + layout.is_direct, int(layout.is_direct)),
-            *(0, 0, float_bits(1.0), 0, 0, 0),
+            *(0, 0, float_bits(1.0), 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1, 8, 0, 0),
         ),
         groups=(-(-n_rows // m), 1),
         push=(n_rows, 0, n_rows, n_tokens),
