@@ -38,6 +38,11 @@ def test_every_chunk_after_the_first_has_timings_where_they_are_asked_for(served
     chunks = served.events(TEXT, {"prompt": "abc", "max_tokens": 2, "stream": True, "timings_per_token": True})[:-1]
     assert [each["timings"]["predicted_n"] for each in chunks] == [1, 2, 2]
     assert not any("timings" in each for each in served.events(CHAT, asked | {"timings_per_token": False})[:-2])
+    for path, more in (("/completion", {"prompt": "abc", "n_predict": 2}), ("/v1/responses", {"input": "Hi"})):
+        events = served.events(path, more | {"stream": True, "timings_per_token": True})
+        added = [each for each in events if each.get("type", "response.output_text.delta").endswith("text.delta")]
+        assert [each["timings"]["predicted_n"] for each in added[:2]] == [1, 2]
+        assert all(each["timings"]["prompt_ms"] > 0 for each in added)
 
 
 def test_openais_requests_take_llama_cpps_names(served: Served) -> None:

@@ -140,6 +140,10 @@ async def test_idle_models_sleep_and_wake(folder: Path) -> None:
         assert told[-1] == ("a", "loaded")
         await used(models, "b", keep_s=0)
         assert told[-1] == ("b", "unloaded")
+        for name in ("a", "b"):  # what a request said of it ends with that load
+            model = await models.find(name)
+            await models.unload(model)
+            assert model.keep_s == 0.1
 
 
 async def test_a_larger_context_loads_a_model_again(folder: Path) -> None:

@@ -19,12 +19,13 @@ _RANDOM = 2**32 - 1
 
 
 class RunningTimes:
-    """Counts and speeds of an answer that comes piece by piece. n_prompt: tokens of its prompt."""
+    """Counts and speeds of an answer that comes piece by piece. n_prompt: tokens of its prompt. start_s: when it was
+    asked for (time.monotonic)."""
 
-    def __init__(self, n_prompt: int) -> None:
+    def __init__(self, n_prompt: int, start_s: float) -> None:
         self.n_generated = 0
         self._n_prompt = n_prompt
-        self._start_s = time.monotonic()
+        self._start_s = start_s
         self._first_s: float | None = None
 
     def after(self, piece: Piece) -> dict[str, Any]:
@@ -39,7 +40,8 @@ class RunningTimes:
 
 @dataclass
 class CompletionAnswer:
-    """One answer. index: among the answers of its request. request: as it was sent to the engine."""
+    """One answer. index: among the answers of its request. request: as it was sent to the engine. start_s: when it was
+    asked for (time.monotonic)."""
 
     asked: CompletionRequest
     index: int
@@ -47,10 +49,11 @@ class CompletionAnswer:
     model: str
     tokenizer: Tokenizer
     n_ctx: int
+    start_s: float = field(default_factory=time.monotonic)
     _times: RunningTimes = field(init=False)
 
     def __post_init__(self) -> None:
-        self._times = RunningTimes(len(self.request.prompt_token_ids))
+        self._times = RunningTimes(len(self.request.prompt_token_ids), self.start_s)
 
     def progress(self, progress: PromptProgress) -> dict[str, Any]:
         """A chunk that says how many tokens of the prompt were read."""

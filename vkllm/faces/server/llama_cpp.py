@@ -6,7 +6,9 @@ It knows paths and events on the wire; what bodies and answers say is `api/llama
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -178,11 +180,12 @@ async def _chunks(models: Models, name: str | None, make_request: MakeRequest) -
         asked = await asyncio.to_thread(make_request, model)
         streams = await _streams(model, asked)
         answers: dict[int, CompletionAnswer] = {}
+        start_s = time.monotonic()
         if asked.reports_progress:
             telling_progress(streams)
         async for index, part in merged(streams):
             if index not in answers:
-                answers[index] = await _begun(model, asked, index, streams[index])
+                answers[index] = replace(await _begun(model, asked, index, streams[index]), start_s=start_s)
             if isinstance(part, Piece):
                 progress = part.progress
                 yield event(answers[index].chunk(part) if progress is None else answers[index].progress(progress))

@@ -205,6 +205,7 @@ class Models:
         """Unloads a model; requests that use it fail."""
         model._past = model.stats
         llm, model._llm = model._llm, None
+        model.keep_s = self.sleep_s  # what a request said of it was about this load
         if llm is not None:
             await llm.close()
             self._change(model, status)

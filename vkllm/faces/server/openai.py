@@ -6,6 +6,7 @@ It knows HTTP and the order of events; parameters and shapes are `vkllm.api.open
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -149,7 +150,8 @@ async def _chunks(
         generations: dict[int, Generation] = {}
         has_begun: set[int] = set()
         texts = TextChunks()
-        times = [RunningTimes(len(answer.request.prompt_token_ids)) for answer in call.answers]
+        start_s = time.monotonic()
+        times = [RunningTimes(len(answer.request.prompt_token_ids), start_s) for answer in call.answers]
         kept = [KeptText() for _ in call.answers] if in_content else []
         async for index, piece in merged(streams):
             begin: dict[str, Any] = {}

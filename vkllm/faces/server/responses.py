@@ -5,6 +5,7 @@ It knows HTTP and the order of events; what they hold is `vkllm.api.openai`'s.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -14,12 +15,12 @@ from starlette.routing import Route
 
 from vkllm.api.answer import Piece
 from vkllm.api.async_llm import opening
-from vkllm.api.async_stream import AsyncStream, telling_progress
-from vkllm.api.llama_cpp.answers import progress_fields, timings
+from vkllm.api.async_stream import AsyncStream, request_of, telling_progress
+from vkllm.api.llama_cpp.answers import RunningTimes, progress_fields, timings
 from vkllm.api.openai.response_objects import ResponseAnswer
 from vkllm.api.openai.response_requests import ResponseRequest, response_request
 from vkllm.faces.server.answers import Json, Streamed, answered, event
-from vkllm.faces.server.bodies import body_of, text_in, truth_in
+from vkllm.faces.server.bodies import body_of, ping_s, text_in, truth_in
 from vkllm.faces.server.errors import HttpError
 from vkllm.faces.server.merged import merged
 from vkllm.faces.server.models import Models
@@ -31,10 +32,11 @@ async def responses(request: Request) -> Response:
     """Answers a conversation."""
     body = await body_of(request)
     models: Models = request.app.state.models
-    asked, name, tells = response_request(body), text_in(body, "model"), truth_in(body, "return_progress")
+    asked, name = response_request(body), text_in(body, "model")
+    tells, times = truth_in(body, "return_progress"), truth_in(body, "timings_per_token")
     if truth_in(body, "stream"):
-        pieces = _events(models, name, asked, tells_progress=tells)
-        return Streamed(request, pieces, dialect="openai", on_error=_failed, ping=_PING)
+        pieces = _events(models, name, asked, tells_progress=tells, tells_times=times)
+        return Streamed(request, pieces, dialect="openai", on_error=_failed, ping=_PING, ping_s=ping_s(body))
     return Json(await answered(request, _whole(models, name, asked)))
 
 
@@ -69,19 +71,25 @@ async def _whole(models: Models, name: str | None, asked: ResponseRequest) -> di
 
 
 async def _events(
-    models: Models, name: str | None, asked: ResponseRequest, *, tells_progress: bool
+    models: Models, name: str | None, asked: ResponseRequest, *, tells_progress: bool, tells_times: bool
 ) -> AsyncGenerator[bytes]:
     async with models.use(name) as model:
         made = ResponseAnswer(asked, model.name, model.llm.llm.tokenizer)
         stream = AsyncStream(opening(model.llm), asked.answer)
         if tells_progress:
             telling_progress([stream])
-        has_begun = False
+        has_begun, times, start_s = False, None, time.monotonic()
         async for _, piece in merged([stream]):
             events = [] if has_begun else made.begin()
             has_begun = True
             if isinstance(piece, Piece):
-                events += made.push(piece)
+                added = made.push(piece)
+                if tells_times:
+                    n_prompt = len((await request_of(stream)).prompt_token_ids)
+                    times = times or RunningTimes(n_prompt, start_s)
+                    told = {"timings": times.after(piece)}
+                    added = [each | told if each["type"] == "response.output_text.delta" else each for each in added]
+                events += added
                 if piece.progress is not None:
                     events.append(made.progress(progress_fields(piece.progress)))
             else:
