@@ -25,7 +25,7 @@ def output(*arguments: str) -> str:
     }
     command = [sys.executable, str(TESTS / "gpu" / "validated_engine.py"), *arguments]
     done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=450
     )
     assert done.returncode == 0, done.stdout
     noise = "WARNING: lavapipe is not a conformant vulkan implementation, testing use only."
