@@ -111,7 +111,7 @@ def test_an_answer_goes_on_beyond_the_context_on_request(command: Command, tiny:
 def test_stats_go_to_standard_error(command: Command, tiny: str) -> None:
     done = command.run([*FAKE, "run", tiny, "Xab", "--raw", "-n", "5", "--stats"])
     assert done.stdout == "ababa\n"
-    loading, *lines = done.stderr.splitlines()
+    *lines, loading = done.stderr.splitlines()
     parts = re.fullmatch(r"loading (\S+) s \(file (\S+), process (\S+), device (\S+); text meanwhile (\S+)\)", loading)
     assert parts is not None
     total, *in_turn, _ = map(float, parts.groups())
@@ -153,7 +153,7 @@ def test_the_default_model_answers_on_this_machine(command: Command, default_mod
     assert done.returncode == 0
     assert "Paris" in done.stdout
     names = [line.split()[0] for line in done.stderr.splitlines() if not line.startswith("vkllm: warning: ")]
-    assert names == ["device", "model", "prompt", "answer"]
+    assert names == ["device", "model", "prompt", "answer", "loading"]
 
 
 # --- Ends ------------------------------------------------------------------------------------------------------------

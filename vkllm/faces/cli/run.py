@@ -46,8 +46,8 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
         is_complete = show(answer, options.thoughts)
         generation = answer.result()
         if options.wants_stats:
-            print_load_times(llm)
             print_stats(llm, generation.stats)
+            print_load_times(llm)
         if generation.finish_reason == "length" and FORMS & sampling.keys():
             length = counted(len(generation.token_ids), "token")
             raise VkllmError(
