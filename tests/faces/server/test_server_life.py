@@ -22,7 +22,7 @@ from vkllm.faces.server.settings import ServerSettings
 
 HI = [{"role": "user", "content": "Hi"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-SLOW = {"prompt": chr(fake.SLOW) + "ab", "max_tokens": 100, "stream": True}  # 50 ms a token
+SLOW = {"prompt": chr(fake.SLOW) + "ab", "max_tokens": 240, "stream": True}  # 50 ms a token
 
 
 def send(server: Served, path: str, body: object) -> socket.socket:
@@ -33,7 +33,7 @@ def send(server: Served, path: str, body: object) -> socket.socket:
     return client
 
 
-def wait_until(is_so: Callable[[], bool], limit_s: float = 10.0) -> None:
+def wait_until(is_so: Callable[[], bool], limit_s: float = 60.0) -> None:
     end = time.monotonic() + limit_s
     while not is_so():
         assert time.monotonic() < end
@@ -82,7 +82,7 @@ def test_who_hangs_up_stops_his_answer_within_a_step(served: Served, stream: boo
     client.close()
     started = time.monotonic()
     assert served.request("POST", CHAT, {"messages": HI})[0] == 200  # the engine runs one request at a time
-    assert time.monotonic() - started < 2  # the other one would have taken five seconds
+    assert time.monotonic() - started < 8  # the other one would have taken 12 seconds
     wait_until(lambda: n_users(served) == 0)
 
 
@@ -143,7 +143,7 @@ def test_an_engine_that_hangs_does_not_keep_the_server(
         client = send(server, TEXT, {"prompt": chr(fake.HANG) + "ab"})
         wait_until(lambda: n_users(server) == 1)
         started = time.monotonic()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 30, "seconds, of the ten minutes that it hangs"
     assert client.recv(4096).startswith(b"HTTP/1.1 503 ")
     client.close()
     assert not [record for record in caplog.records if record.exc_info]
@@ -207,8 +207,8 @@ def test_sigterm_ends_in_time_and_says_so_to_who_waits(tiny_gguf: Path, tmp_path
         stream.recv(4096)
         started = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-        assert time.monotonic() - started < 2
+        assert process.wait(60) == 0
+        assert time.monotonic() - started < 8, "seconds, of the 12 that the answers would have taken"
         for client in (stream, whole):
             told = b""
             while data := client.recv(65536):
