@@ -24,7 +24,7 @@ from vkllm.errors import NoDevice
 def engine(tmp_path: Path) -> Iterator[Engine]:
     path = write_random_model(tmp_path / "model.gguf", TINY_SPEC, {})
     try:
-        made = Engine(engine_config(path, TINY_SPEC))
+        made = Engine(engine_config(path, TINY_SPEC, 512))
     except NoDevice as error:
         pytest.skip(str(error))
     yield made
@@ -60,6 +60,23 @@ def test_a_long_prompt_finds_all_widths_ready_and_a_short_one_waits_for_none(
     n_recordings = len(engine._program._recordings._made)  # type: ignore[union-attr]
     engine.prepare()
     assert len(engine._program._recordings._made) == n_recordings  # type: ignore[union-attr]
+
+
+@pytest.mark.gpu
+def test_what_is_cached_stays_where_a_longer_chunk_would_need_its_place(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine._lengths, "n_submits", lambda n_rows: 1)  # as if the device were quick
+    prompt = tuple(range(2, 202)) * 2
+    held = engine._cache.begin("", prompt, 0)
+    engine._run_chunk(held, list(prompt[:LONG_PROMPT]), 0)
+    engine._cache.grow(held, LONG_PROMPT, len(prompt))
+    engine._cache.end(held, prompt, is_kept=True)
+    before = engine._cache.pool.n_empty
+    while not engine.is_prepared:
+        engine.prepare()
+    assert engine._cache.pool.n_empty == before
+    assert engine._cache.begin("", prompt).n_cached == len(prompt) - 1
 
 
 class Parent:

@@ -58,6 +58,11 @@ class BlockPool:
         """Blocks that nobody holds."""
         return len(self._empty) + len(self._unused)
 
+    @property
+    def n_empty(self) -> int:
+        """How many of these hold nothing."""
+        return len(self._empty)
+
     def n_holders(self, block: int) -> int:
         """How many sequences hold a block."""
         return self._n_holders[block]

@@ -115,11 +115,11 @@ class Engine:
         self._opened.save_pipelines()
 
     def _wider_steps(self) -> Iterator[int]:
-        """Records and times wider and wider chunks of a prompt, and yields their widths. Those that would take long are
-        left to the first prompts that need them."""
+        """Records and times wider and wider chunks of a prompt, and yields their widths. Those that would take long, or
+        the place of what is cached, are left to the first prompts that need them."""
         lengths = self._lengths
         while (width := lengths.n_rows()) not in lengths.took_s and width <= self._n_ctx:
-            if lengths.n_submits(width) > 2:
+            if lengths.n_submits(width) > 2 or not self._cache.has_empty_room(width):
                 break
             held = self._cache.begin(TIMED, [0] * width, 0)
             self._run_chunk(held, [0] * width, 0)

@@ -94,6 +94,13 @@ class PrefixCache:
         n_kept = sum(self.windows.n_holders(block) == 1 for block in passed)
         return needed - len(held.window_blocks) <= self.windows.n_free + n_kept
 
+    def has_empty_room(self, n_tokens: int) -> bool:
+        """Whether a sequence of so many tokens takes the place of nothing that is cached."""
+        n = n_blocks_of(n_tokens)
+        if self.states.are_there and self.pool.n_empty < self.pool.n_free:  # a state goes with each cached beginning
+            return False
+        return n <= self.pool.n_empty and (not self.window or n <= self.windows.n_empty)
+
     def grow(self, held: Held, start: int, n_tokens: int) -> None:
         """Takes what a step from `start` on needs; `can_grow` must be true."""
         while len(held.blocks) < n_blocks_of(n_tokens):
