@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -102,9 +103,8 @@ def browser(profile: Path) -> Iterator[Browser]:
     from_read, from_write = os.pipe()
 
     def place_pipes() -> None:
-        for each in (to_read, from_write):
-            os.set_inheritable(each, True)
-        high = [os.dup2(to_read, 30), os.dup2(from_write, 31)]
+        # first to numbers that nothing has: either may be 3 or 4 itself
+        high = [fcntl.fcntl(each, fcntl.F_DUPFD, 100) for each in (to_read, from_write)]
         os.dup2(high[0], 3)
         os.dup2(high[1], 4)
 
