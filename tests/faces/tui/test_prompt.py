@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from conftest import OpenChat
 from textual import events
@@ -83,6 +85,7 @@ async def test_up_leads_to_the_messages_only_from_the_first_letter(open_chat: Op
 
 async def test_what_was_typed_can_be_undone(open_chat: OpenChat) -> None:
     async with open_chat() as scene:
+        scene.chat.prompt.history.checkpoint_timer = math.inf  # letters are one edit, however slowly they come
         await scene.type("ab")
         await scene.press("ctrl+z")
         assert scene.chat.prompt.text == ""
