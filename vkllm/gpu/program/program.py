@@ -348,10 +348,10 @@ class Program:
         self._decode.check()
 
     def _recorded_step(self, width: int, kinds: Kinds | None, slot: int, n_submits: int) -> list[Recording]:
-        """A narrow step is one submit. Others are several: all slots and results share the layers of a width, and all
-        widths and slots what follows for a kind of results."""
+        """A narrow step is one submit, a step of one row always. Others are several: all slots and results share the
+        layers of a width, and all widths and slots what follows for a kind of results."""
         place = kinds and kinds.wants_logits and self._results and self._results.n_places
-        if width <= MAX_NARROW and n_submits == 1:
+        if width == 1 or (width <= MAX_NARROW and n_submits == 1):
             return self._recordings.of((width, slot, kinds, place), lambda: self._whole_step(width, kinds, slot))
         begin = self._recordings.of(slot, lambda: [self._begin_step(slot)])
         layers = self._recordings.of((width, n_submits), lambda: self._layers(width), n_submits)
