@@ -56,8 +56,8 @@ def test_one_that_has_died_is_replaced(ahead: child.Started) -> None:
         assert engine.pid != ahead.process.pid and engine.ready.device_name == "fake device"
 
 
-def test_one_that_nobody_takes_over_ends_with_the_process_that_started_it() -> None:
-    script = "from vkllm.engine.process import child; child.start_ahead(); print(child._ahead[0].process.pid)"
+def output_of(script: str) -> str:
+    """What a script prints in a Python of its own."""
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -66,8 +66,14 @@ def test_one_that_nobody_takes_over_ends_with_the_process_that_started_it() -> N
         timeout=60,
         check=True,
     )
+    return done.stdout
+
+
+def test_one_that_nobody_takes_over_ends_with_the_process_that_started_it() -> None:
+    script = "from vkllm.engine.process import child; child.start_ahead(); print(child._ahead[0].process.pid)"
+    pid = int(output_of(script))
     with pytest.raises(ProcessLookupError):
-        os.kill(int(done.stdout), 0)
+        os.kill(pid, 0)
 
 
 def test_the_command_starts_one_for_what_loads_a_model() -> None:
@@ -77,12 +83,4 @@ def test_the_command_starts_one_for_what_loads_a_model() -> None:
         "for line in ('run missing', 'run --help', 'list', 'run --server x Hi', 'run x Hi'):\n"
         "    sys.argv[1:] = line.split(); vkllm.__main__.main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stdout.split() == ["1", "1", "1", "1", "2"]
+    assert output_of(script).split() == ["1", "1", "1", "1", "2"]

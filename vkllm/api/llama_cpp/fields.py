@@ -83,6 +83,11 @@ def uncached_origin(body: Mapping[str, Any]) -> str | None:
     return None if is_cached is None or truth("cache_prompt", is_cached) else f"uncached {uuid.uuid4().hex}"
 
 
+def tokens_to_predict(n_predict: Any) -> int:
+    """The limit of an answer's tokens that n_predict sets; -1: none. Its 0 is 1 here. Raises InvalidParameter."""
+    return whole_number("n_predict", n_predict, -1, 2**31, also=", or -1 for no limit") or 1
+
+
 def openai_fields(body: Mapping[str, Any], *, is_chat: bool) -> dict[str, Any]:
     """A body of OpenAI's with llama.cpp's fields as what vkllm calls the same. Raises InvalidParameter.
 
@@ -94,7 +99,7 @@ def openai_fields(body: Mapping[str, Any], *, is_chat: bool) -> dict[str, Any]:
     whole_number("id_slot", body.get("id_slot") or 0, -1)
     made = {**body, **samplers_left_out(body)}
     if body.get("n_predict") is not None:
-        made["max_tokens"] = whole_number("n_predict", body["n_predict"], -1, 2**31, also=", or -1 for no limit") or 1
+        made["max_tokens"] = tokens_to_predict(body["n_predict"])
         made.pop("max_completion_tokens", None)
     if body.get("repeat_last_n") is not None:
         made["penalty_window"] = whole_number("repeat_last_n", body["repeat_last_n"], -1, 2**31)

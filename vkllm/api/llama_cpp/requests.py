@@ -13,7 +13,7 @@ from vkllm.api.answer import SamplingOptions
 from vkllm.api.async_llm import AsyncLLM
 from vkllm.api.async_stream import AsyncStream
 from vkllm.api.chat_request import SAMPLING_NAMES
-from vkllm.api.llama_cpp.fields import refuse_what_is_not_here, samplers_left_out, uncached_origin
+from vkllm.api.llama_cpp.fields import refuse_what_is_not_here, samplers_left_out, tokens_to_predict, uncached_origin
 from vkllm.api.llama_cpp.prompts import Prompt, prompts_of, token_ids_of
 from vkllm.engine.params import RANDOM_SEED
 from vkllm.errors import InvalidParameter
@@ -106,7 +106,7 @@ def _options(body: Mapping[str, Any]) -> SamplingOptions:
     options |= samplers_left_out(body)
     n_predict = next((body[name] for name in ("n_predict", "max_tokens") if body.get(name) is not None), None)
     if n_predict is not None:
-        options["max_tokens"] = whole_number("n_predict", n_predict, -1, 2**31, also=", or -1 for no limit") or 1
+        options["max_tokens"] = tokens_to_predict(n_predict)
     if n_probs := body.get("n_probs", body.get("logprobs")):
         options["logprobs"] = n_probs
     if (origin := uncached_origin(body)) is not None:

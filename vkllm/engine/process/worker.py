@@ -1,7 +1,7 @@
-"""The engine's process: `python -m vkllm.engine.process.worker FACTORY HANDLE`, started by `handle.py`.
+"""The engine's process: `python -m vkllm.engine.process.worker FACTORY HANDLE`, started by `child.py`.
 
 It loads one engine, sleeps while there is nothing to do, and passes requests in and events out. It knows the
-pipe and the engine's nine calls, nothing about models, devices or text.
+pipe and the engine's calls, nothing about models, devices or text.
 """
 
 from __future__ import annotations
