@@ -18,7 +18,7 @@ def main() -> None:
     """Runs the command line; it ends the process."""
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not where a shell has it ignored
         _signal.signal(_signal.SIGINT, lambda number, frame: os._exit(_INTERRUPTED))
-    if sys.argv[1:2] == ["run"] and not _NO_ENGINE.intersection(sys.argv):
+    if sys.argv[1:2] == ["run"] and _NO_ENGINE.isdisjoint(option.partition("=")[0] for option in sys.argv):
         from vkllm.engine.process.child import start_ahead
 
         start_ahead()

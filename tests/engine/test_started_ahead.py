@@ -80,7 +80,7 @@ def test_the_command_starts_one_for_what_loads_a_model() -> None:
     script = (
         "import sys, vkllm.__main__, vkllm.faces.cli.app as app; from vkllm.engine.process import child\n"
         "started = []; child.start_ahead = lambda: started.append(1); app.main = lambda: print(len(started))\n"
-        "for line in ('run missing', 'run --help', 'list', 'run --server x Hi', 'run x Hi'):\n"
+        "for line in ('run missing', 'run --help', 'list', 'run --server x Hi', 'run --server=x Hi', 'run x Hi'):\n"
         "    sys.argv[1:] = line.split(); vkllm.__main__.main()"
     )
-    assert output_of(script).split() == ["1", "1", "1", "1", "2"]
+    assert output_of(script).split() == ["1", "1", "1", "1", "1", "2"]
