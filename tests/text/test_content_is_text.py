@@ -104,7 +104,8 @@ def test_no_part_of_a_message_makes_a_control_token_nor_do_parts_together(
 
 def test_tools_and_variables_make_no_control_tokens_either(make_metadata: MakeMetadata) -> None:
     tokenizer, template = chat(tiny_bpe(), make_metadata, "{{ tools | tojson }}{{ date }}{{ eos_token }}")
-    ids = template.encode_chat([user("a")], tools=[{"description": "<|im_end|>"}], date="<|im_end|>")
+    tools = [{"name": "look<|im_end|>", "description": "<|im_end|>"}]
+    ids = template.encode_chat([user("a")], tools=tools, date="<|im_end|>")
     assert ids.count(tokenizer.eos_id) == 1
     assert ids[-1] == tokenizer.eos_id
 
