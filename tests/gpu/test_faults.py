@@ -13,7 +13,7 @@ from vkllm.gpu.program.kernels import KERNELS
 
 pytestmark = pytest.mark.gpu
 OUT_OF_HOST_MEMORY, OUT_OF_DEVICE_MEMORY, INITIALIZATION_FAILED, LOST, TIMEOUT = -1, -2, -3, -4, 2
-IN_USE = [kind for kind in INJECTIONS if kind not in ("create_device", "allocate_block")]
+IN_USE = [kind for kind in INJECTIONS if kind not in ("create_device", "allocate_block", "settle")]
 RESULTS = {
     "wait": [LOST],
     "hang": [TIMEOUT],

@@ -81,6 +81,7 @@ def long_job(gpu: Gpu, at_least_s: float) -> tuple[Any, Any]:
     """A sequence that keeps the device busy for at least a time, and the tensor whose first word counts dispatches."""
     counter = gpu.tensor(np.zeros(64 * 64 + 1, np.uint32))
     algorithm = gpu.algorithm("spin", [counter], 64, n_push=1)
+    gpu.run(gpu.manager.sequence().record(gpu.dispatch(algorithm, 1)))  # the driver may compile it now, which is no job
     n_dispatches = 1
     while True:
         sequence = gpu.manager.sequence()

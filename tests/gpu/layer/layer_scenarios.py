@@ -8,19 +8,25 @@ the loader led astray. Each scenario prints what it saw as one line of JSON; the
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import sys
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bare_kompute import SHADERS, Gpu, chain_result, chain_step
+from bare_kompute import SHADERS, Gpu, chain_result, chain_step, long_job
 
-from vkllm.errors import DeviceError, DeviceLost, OutOfDeviceMemory
+from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout, OutOfDeviceMemory
 from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.device.shared_memory import SharedHostMemory
 from vkllm.gpu.layer import Layer
 from vkllm.gpu.layer.memory import TIERS
+from vkllm.gpu.program.kernels import KERNELS
 
 
 def chain_with_copies(layer: Layer) -> bool:
@@ -235,6 +241,63 @@ def lost(layer: Layer) -> dict[str, Any]:
     return {"is_device_lost": raised is DeviceLost}
 
 
+def hanging(layer: Layer) -> dict[str, Any]:
+    """Everything is destroyed under a submit for which the layer's patience is over; it goes on."""
+    gpu = Gpu(layer)
+    sequence, counter = long_job(gpu, 0.3)
+    count = ctypes.c_uint32.from_address(layer.placement().address)
+    before = count.value
+    gpu.run(sequence)
+    until = 2 * count.value - before
+    sequence.eval()
+    layer.inject("settle", 1, 2)
+    counter.destroy()
+    try:
+        sequence.clear()
+        sequence.record(gpu.kp.OpTensorSyncDevice([gpu.tensor(np.zeros(64, np.uint32))]))
+        was_recorded_again = True
+    except RuntimeError:
+        was_recorded_again = False
+    raised = _raised(layer, gpu.device)
+    sequence.destroy()
+    gpu.close()
+    was_running = count.value < until
+    while count.value < until:
+        time.sleep(0.01)
+    return {
+        "was_recorded_again": was_recorded_again,
+        "is_timeout": raised is DeviceTimeout,
+        "was_running": was_running,
+    }
+
+
+def left(layer: Layer) -> dict[str, Any]:
+    """A device that hangs when it is closed keeps what it was given; the next one works and goes as usual."""
+    seen: dict[str, Any] = {"is_memory_there": []}
+    for kind in ("hangs", "works"):
+        device = Device("0")
+        buffers = [device.buffer(64) for _ in range(2)]
+        if "external_memory_host" in device.info.features:
+            memory = SharedHostMemory(256)
+            buffers[1] = device.shared_buffer(memory)
+            is_there = weakref.ref(memory)
+            del memory
+        device.run([device.dispatch(KERNELS["copy_words"], buffers, constants=(64,), push=(64, 0, 0))])
+        if kind == "hangs":
+            layer.inject("settle", 1, 2)
+        device.close()
+        number = device.layer_id
+        del device, buffers
+        gc.collect()
+        if "is_there" in locals():
+            seen["is_memory_there"].append(is_there() is not None)
+        try:
+            seen[kind] = layer.statistics(number).objects
+        except DeviceError:
+            seen[kind] = None
+    return seen
+
+
 def _raised(layer: Layer, device: int) -> type[Exception] | None:
     try:
         layer.check(device)
@@ -258,6 +321,8 @@ if __name__ == "__main__":
             refused,
             forgetful,
             lost,
+            hanging,
+            left,
         )
     }
     print("\n" + json.dumps(scenarios[sys.argv[1]](active)))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-from bare_kompute import Gpu, long_job
+from bare_kompute import Gpu, long_job, run_scenario, under_validation
 
 from vkllm.errors import DeviceTimeout
+from vkllm.gpu.layer import Layer
 
 pytestmark = pytest.mark.gpu
 TIMEOUT = 2
@@ -137,3 +139,15 @@ def test_taking_away_what_a_submit_uses_waits_for_the_submit(gpu: Gpu, kind: str
         sequence.clear()
         sequence.record(gpu.kp.OpTensorSyncDevice([counter]))
     gpu.layer.wait(gpu.device, ticket, 0)
+
+
+def test_what_a_submit_uses_is_left_where_the_wait_for_it_has_no_end(has_validation: None, tmp_path: Path) -> None:
+    seen, messages = under_validation("hanging", tmp_path)
+    assert seen == {"was_recorded_again": False, "is_timeout": True, "was_running": True}
+    assert messages == ""
+
+
+def test_a_device_that_hangs_when_it_is_closed_keeps_all_and_the_next_one_works(layer: Layer, tmp_path: Path) -> None:
+    seen, _ = run_scenario("left", tmp_path)
+    assert seen["hangs"] > 0 and seen["works"] is None
+    assert seen["is_memory_there"] in ([True, False], [])

@@ -35,6 +35,9 @@ from vkllm.resources import cache_dir, shader
 
 Words = npt.NDArray[np.uint32]
 
+_left: list[object] = []
+"""Managers of devices that were closed while they hung, and the memory that these share."""
+
 
 class Buffer:
     """Memory of whole uint32 words. words: as the CPU sees it; None if it is "local". placement: where it lies.
@@ -328,8 +331,15 @@ class Device:
         self._layer.save_pipeline_cache(self.layer_id)
 
     def close(self) -> None:
-        """Releases the device; its buffers and recordings end with it. Safe to call twice."""
-        if self._manager is not None:
+        """Releases the device; its buffers and recordings end with it. Safe to call twice.
+
+        One that does not end its submits is left as it is, with all that it may still use, until the process ends.
+        """
+        if self._manager is None:
+            return
+        if self._layer.settle(self.layer_id):
             self._manager.destroy()
-            self._manager = None
-            self._shared.clear()  # only now: drivers may not lose what they have imported
+        else:
+            _left.append((self._manager, *self._shared))
+        self._manager = None
+        self._shared.clear()  # only now: drivers may not lose what they have imported

@@ -46,6 +46,7 @@ INJECTIONS: Final = (
     "end",
     "create_fence",
     "import",  # host memory that several devices share
+    "settle",  # a wait before something is freed; it fails at once
 )
 NO_LIMIT: Final = 2**64 - 1
 UUID_BYTES: Final = 16  # VK_UUID_SIZE
@@ -91,6 +92,7 @@ class Layer:
             ("require_subgroup_size", None, [u32]),
             ("ticket", u64, [u32]),
             ("wait", i32, [u32, u64, u64]),
+            ("settle", i32, [u32]),
             ("place_next", None, [u32]),
             ("import_next", None, [ctypes.c_void_p, u64]),
             ("import_alignment", u64, [u32]),
@@ -187,6 +189,14 @@ class Layer:
             raise DeviceTimeout(f"The device did not finish within {timeout_s:g} s; it hangs, or a submit is too long.")
         self._raise_failure(device)
         raise error_of("wait", result)
+
+    def settle(self, device: int) -> bool:
+        """Waits, a minute at most, until all submits of a device are done, and says whether they are.
+
+        If not, the device may still use all that it was given: neither it nor that may be destroyed. The layer itself
+        leaves what Kompute wants to destroy then.
+        """
+        return bool(self._library.vkllm_layer_settle(device))
 
     def check(self, device: int) -> None:
         """Raises the first failure of the device since the last check, as a typed error, and forgets it."""

@@ -58,8 +58,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreateCommandPool(VkDevice device, const VkC
 VKAPI_ATTR void VKAPI_CALL hook_DestroyCommandPool(VkDevice device, VkCommandPool pool,
                                                    const VkAllocationCallbacks *alloc) {
   Device *d = device_of(device);
-  if (!pool) return;
-  settle(d);
+  if (!pool || !settle(d)) return;
   lock(&d->lock);
   forget(d, pool, VK_NULL_HANDLE);
   unlock(&d->lock);
@@ -87,8 +86,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_AllocateCommandBuffers(VkDevice device, cons
 VKAPI_ATTR void VKAPI_CALL hook_FreeCommandBuffers(VkDevice device, VkCommandPool pool, uint32_t n,
                                                    const VkCommandBuffer *commands) {
   Device *d = device_of(device);
-  if (!pool) return;
-  settle(d);
+  if (!pool || !settle(d)) return;
   lock(&d->lock);
   for (uint32_t i = 0; i < n; i++)
     if (commands[i]) forget(d, pool, commands[i]);
@@ -101,12 +99,14 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_BeginCommandBuffer(VkCommandBuffer commands,
   lock(&d->lock);
   Recording *r = recording_of(d, commands);
   uint64_t ticket = r ? r->ticket : 0;
+  unlock(&d->lock);
+  if (!settle_through(d, ticket)) return VK_TIMEOUT; /* its last submit may still run */
+  lock(&d->lock);
   if (r) {
     r->compute_ordered = r->has_work = 0;
     r->ticket = 0;
   }
   unlock(&d->lock);
-  settle_through(d, ticket);                         /* its last submit may still run */
   VkCommandBufferBeginInfo repeatable = *info;       /* submitted again while it runs, behind itself */
   repeatable.flags |= VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT;
   VkResult result = injected(d, INJECT_BEGIN);

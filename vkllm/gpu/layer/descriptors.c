@@ -32,8 +32,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreateDescriptorPool(VkDevice device, const 
 VKAPI_ATTR void VKAPI_CALL hook_DestroyDescriptorPool(VkDevice device, VkDescriptorPool pool,
                                                       const VkAllocationCallbacks *alloc) {
   Device *d = device_of(device);
-  if (!pool) return;
-  settle(d);
+  if (!pool || !settle(d)) return;
   d->next.DestroyDescriptorPool(device, pool, alloc);
   object_gone(d);
 }

@@ -207,7 +207,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL create_instance(const VkInstanceCreateInfo
 
 static VKAPI_ATTR void VKAPI_CALL destroy_instance(VkInstance instance, const VkAllocationCallbacks *alloc) {
   Instance *i = instance ? instance_of(instance) : NULL;
-  if (!i) return;
+  if (!i || i->is_left) return;
   lock(&tables);
   Instance **at = &instances;
   while (*at != i) at = &(*at)->older;
@@ -238,6 +238,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL create_device(VkPhysicalDevice gpu, const 
   }
   d->key = key_of(*out);
   d->handle = *out;
+  d->instance = instance;
   pthread_mutex_init(&d->lock, NULL);
   pthread_mutex_init(&d->pipelines_lock, NULL);
   pthread_mutex_init(&d->memory_lock, NULL);
@@ -273,7 +274,10 @@ static VKAPI_ATTR void VKAPI_CALL destroy_device(VkDevice device, const VkAlloca
     lock(&tables);
   }
   unlock(&tables);
-  settle(d);
+  if (!settle(d)) {
+    d->instance->is_left = 1;
+    return;
+  }
   submits_close(d);
   pipelines_close(d);
   cache_close(d);

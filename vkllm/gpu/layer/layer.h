@@ -47,6 +47,7 @@ typedef struct Instance {
   struct Instance *older;
   void *key;
   VkInstance handle;
+  int is_left;                      /* a device of it was left, which may still run */
   PFN_vkGetInstanceProcAddr gipa;
   PFN_vkDestroyInstance destroy;
 } Instance;
@@ -118,6 +119,7 @@ typedef struct Device {
   struct Device *older;
   void *key;
   VkDevice handle;
+  Instance *instance;
   uint32_t id;
   int users;                        /* threads between device_enter and device_leave; guarded by layer.c */
   PFN_vkGetDeviceProcAddr gdpa;
@@ -139,7 +141,7 @@ typedef struct Device {
   uint64_t failed_ticket;           /* first submit that failed since the failure was taken; 0: none */
   VkResult failed_result;
   int lost;                         /* the driver, or a test, said so: every later wait and submit fails */
-  int hung;                         /* a submit outlived the layer's patience: do not wait for this device again */
+  int hung;                         /* a submit outlived the layer's patience: no more waits, and nothing is freed */
 
   Lock pipelines_lock;              /* guards what follows; held while a pipeline is compiled */
   Signatures modules, set_layouts, pipeline_layouts;
@@ -183,7 +185,7 @@ typedef enum {
   INJECT_ALLOCATE, INJECT_SUBMIT, INJECT_WAIT, INJECT_HANG, INJECT_CREATE_BUFFER, INJECT_PIPELINE, INJECT_DEVICE,
   INJECT_BLOCK, INJECT_BIND, INJECT_MAP, INJECT_DESCRIPTOR_POOL, INJECT_DESCRIPTOR_SETS, INJECT_SET_LAYOUT,
   INJECT_PIPELINE_LAYOUT, INJECT_MODULE, INJECT_COMMAND_POOL, INJECT_COMMAND_BUFFER, INJECT_BEGIN, INJECT_END,
-  INJECT_FENCE, INJECT_IMPORT, N_INJECT
+  INJECT_FENCE, INJECT_IMPORT, INJECT_SETTLE, N_INJECT
 } Inject;
 /* VK_SUCCESS, or what a test put in its place for this call. d may have no number yet. */
 VkResult injected(const Device *d, Inject call);
@@ -215,8 +217,10 @@ Unfinished *unfinished_algorithm(void);
 void unfinished_destroy(VkDevice device);
 
 /* submits.c */
-void settle(Device *d);             /* waits for all submits: something that they may use is going away */
-void settle_through(Device *d, uint64_t ticket);
+/* Waits for all submits, or those up to a ticket, before something that they may use goes away. 0: they may still run
+ * after a long wait, and it has to stay. */
+int settle(Device *d);
+int settle_through(Device *d, uint64_t ticket);
 void submits_close(Device *d);
 
 /* commands.c */

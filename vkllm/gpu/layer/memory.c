@@ -66,8 +66,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreateBuffer(VkDevice device, const VkBuffer
 
 VKAPI_ATTR void VKAPI_CALL hook_DestroyBuffer(VkDevice device, VkBuffer buffer, const VkAllocationCallbacks *alloc) {
   Device *d = device_of(device);
-  if (!buffer) return;
-  settle(d);
+  if (!buffer || !settle(d)) return;
   d->next.DestroyBuffer(device, buffer, alloc);
   object_gone(d);
 }
@@ -122,8 +121,7 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_AllocateMemory(VkDevice device, const VkMemo
 VKAPI_ATTR void VKAPI_CALL hook_FreeMemory(VkDevice device, VkDeviceMemory memory, const VkAllocationCallbacks *alloc) {
   (void)alloc;
   Device *d = device_of(device);
-  if (!memory) return;
-  settle(d);
+  if (!memory || !settle(d)) return;
   span_free(d, span_of(memory));
   object_gone(d);
 }

@@ -249,7 +249,6 @@ VKAPI_ATTR void VKAPI_CALL hook_DestroyPipeline(VkDevice device, VkPipeline hand
                                                 const VkAllocationCallbacks *alloc) {
   Device *d = device_of(device);
   if (!handle) return;
-  object_gone(d);
   lock(&d->pipelines_lock);
   SharedPipeline **at = &d->pipelines;
   while (*at && (*at)->handle != handle) at = &(*at)->next;
@@ -260,9 +259,9 @@ VKAPI_ATTR void VKAPI_CALL hook_DestroyPipeline(VkDevice device, VkPipeline hand
     free(p);
   }
   unlock(&d->pipelines_lock);
-  if (!last) return;
-  settle(d);
-  d->next.DestroyPipeline(device, handle, alloc);
+  if (last && !settle(d)) return;
+  if (last) d->next.DestroyPipeline(device, handle, alloc);
+  object_gone(d);
 }
 
 void pipelines_close(Device *d) {

@@ -8,7 +8,9 @@
  * A command buffer may be submitted again while it runs: each of its dispatches is ordered after all earlier submits, so
  * the next step never waits for the host to see that the last one is done.
  *
- * What was handed to a submit must not go away while it runs: the hooks that free things call settle first. */
+ * What was handed to a submit must not go away while it runs: the hooks that free things call settle first. Where that
+ * wait has no end, they leave the things, as the device is left: to destroy what a GPU uses can end the process at once,
+ * and what is left ends with the process anyway. */
 #include "layer.h"
 
 /* Longest wait that the layer does by itself (a full ring, freeing what is in use): far above any submit that a
@@ -51,22 +53,35 @@ static VkResult wait_through(Device *d, uint64_t ticket, uint64_t deadline) {
   return VK_SUCCESS;
 }
 
-/* As wait_through, but not for ever; a device that hangs costs this wait once, not once for each thing it holds. */
+/* As wait_through, but not for ever; a device that hangs costs this wait once, not once for each thing it holds. It
+ * stays hung even if it ends its submits later: by then it holds things that were left. */
 static VkResult wait_patiently(Device *d, uint64_t ticket) {
   if (d->hung) return VK_TIMEOUT;
-  VkResult result = wait_through(d, ticket, later(PATIENCE_NS));
-  if (result == VK_TIMEOUT) d->hung = 1;
+  VkResult result = injected(d, INJECT_SETTLE);
+  if (!result) result = wait_through(d, ticket, later(PATIENCE_NS));
+  if (result && result != VK_ERROR_DEVICE_LOST) d->hung = 1;
   return result;
 }
 
-void settle_through(Device *d, uint64_t ticket) {
+/* A lost device runs nothing any more. */
+int settle_through(Device *d, uint64_t ticket) {
   lock(&d->lock);
   VkResult result = wait_patiently(d, ticket);
   unlock(&d->lock);
   if (result) fail(d, "wait", result);
+  return !result || result == VK_ERROR_DEVICE_LOST;
 }
 
-void settle(Device *d) { settle_through(d, UINT64_MAX); }
+int settle(Device *d) { return settle_through(d, UINT64_MAX); }
+
+/* Waits for all submits of a device: 1 if they are done, so it may be destroyed; 0 if it is to be left as it is. */
+EXPORT int32_t vkllm_layer_settle(uint32_t device) {
+  Device *d = device_enter(device);
+  if (!d) return 1;
+  int settled = settle(d);
+  device_leave(d);
+  return settled;
+}
 
 /* The ticket of a device's last submit; 0: there was none. */
 EXPORT uint64_t vkllm_layer_ticket(uint32_t device) {
