@@ -206,7 +206,43 @@ def test_an_answer_that_must_be_a_call_is_one_in_json(llm: LLM, monkeypatch: pyt
     both, one = sent[0].params.json_schema or "", sent[1].params.json_schema or ""
     assert '"other"' in both and '"other"' not in one
     cut = llm.chat(said(call), tools=TOOLS, tool_choice="required", max_tokens=9)
-    assert parts(cut) == ("", call[:9], [])
+    assert parts(cut) == ("", call[:9], []) and cut.cut_call is None  # it has no name yet
+
+
+FORCED = '{"name": "weather", "arguments": {"city": "Rome", "days": 2}}'
+
+
+@pytest.mark.parametrize(
+    ("n", "written", "arguments"),
+    [
+        (FORCED.index(",") + 5, "", {}),
+        (FORCED.index("{", 1), "", {}),
+        (FORCED.index("city") + 2, '{"ci', {}),
+        (FORCED.index("Rome") + 2, '{"city": "Ro', {"city": "Ro"}),
+        (FORCED.index("days"), '{"city": "Rome", "', {"city": "Rome"}),
+        (len(FORCED) - 1, '{"city": "Rome", "days": 2}', ROME),
+    ],
+)
+def test_a_call_that_had_to_come_and_was_cut_is_told(llm: LLM, n: int, written: str, arguments: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"messages": said(FORCED), "tools": TOOLS, "tool_choice": "required", "max_tokens": n}
+    answer = llm.chat(**options)
+    assert parts(answer) == ("", FORCED[:n], []) and answer.finish_reason == "length"
+    assert answer.cut_call is not None
+    assert (answer.cut_call.name, answer.cut_call.arguments) == ("weather", arguments)
+    choice = llm.chat.completions.create(**options).choices[0]
+    assert choice.finish_reason == "length" and choice.message.content is None
+    assert [call.function.arguments for call in choice.message.tool_calls or ()] == [written]
+    chunks = list(llm.chat.completions.create(**options, stream=True))
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(delta.content or "" for delta in deltas) == ""
+    called = [call.function for delta in deltas for call in delta.tool_calls or ()]
+    assert [(function.name, function.arguments) for function in called] == [("weather", written)]
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_a_call_that_had_to_come_and_was_stopped_otherwise_is_text(llm: LLM) -> None:
+    stopped = llm.chat(said(FORCED), tools=TOOLS, tool_choice="required", stop="Ro")
+    assert parts(stopped) == ("", FORCED[: FORCED.index("Ro")], []) and stopped.cut_call is None
 
 
 def test_without_parallel_calls_an_answer_ends_after_the_first(llm: LLM) -> None:

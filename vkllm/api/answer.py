@@ -15,7 +15,7 @@ from vkllm.engine.requests import Request
 from vkllm.errors import VkllmError, counted
 from vkllm.text.answers.forced import ForcedCall
 from vkllm.text.answers.parser import AnswerParser
-from vkllm.text.answers.parts import Parts, ToolCall
+from vkllm.text.answers.parts import CutCall, Parts, ToolCall
 from vkllm.text.stop import StopStrings
 from vkllm.text.tokenizer import Detokenizer
 
@@ -88,7 +88,7 @@ class Generation:
     before a stop string, though token_ids hold the tokens that completed it. logprobs: one entry a token,
     or None where they were not asked for. finish_reason: "stop" (stop token or string, or the answer's grammar is
     complete), "length" (max_tokens, or the context is full) or "cancelled". stop_string: the one that ended it, if one
-    did.
+    did. cut_call: the call that `text` begins, where one had to come and the limit cut it.
 
     >>> answer = llm.generate("The capital of France is", max_tokens=1, temperature=0)
     >>> answer.text, len(answer.token_ids), answer.finish_reason
@@ -104,6 +104,7 @@ class Generation:
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     stop_string: str | None = None
+    cut_call: CutCall | None = None
 
     @property
     def message(self) -> dict[str, Any]:
@@ -120,12 +121,19 @@ class Generation:
             message["tool_calls"] = [call.as_message_part() for call in self.tool_calls]
         return message
 
+    def with_cut_call(self) -> Generation:
+        """The same with the cut call among the calls and not in the text, as OpenAI's and Anthropic's APIs have it."""
+        if self.cut_call is None:
+            return self
+        return replace(self, text="", tool_calls=[*self.tool_calls, self.cut_call], cut_call=None)
+
 
 class Piece(str):
     """Some text of an answer, with the tokens received since the piece before it.
 
     reasoning, tool_calls: what else came of a chat's answer; the text is empty where only that came. A call comes when
-    it is complete. progress: how far the prompt has been run, where that was asked for; nothing else comes with it.
+    it is complete. cut_call: the one that the text begins, as in `Generation`. progress: how far the prompt has been
+    run, where that was asked for; nothing else comes with it.
 
     >>> for piece in llm.stream("The capital of France is", max_tokens=2, temperature=0):
     ...     print(repr(piece), len(piece.token_ids))
@@ -138,6 +146,7 @@ class Piece(str):
     reasoning: str
     tool_calls: list[ToolCall]
     progress: PromptProgress | None
+    cut_call: CutCall | None
 
     def __new__(
         cls,
@@ -147,6 +156,7 @@ class Piece(str):
         reasoning: str = "",
         tool_calls: Sequence[ToolCall] = (),
         progress: PromptProgress | None = None,
+        cut_call: CutCall | None = None,
     ) -> Self:
         """A str, so that it prints and joins like one."""
         piece = super().__new__(cls, text)
@@ -155,7 +165,14 @@ class Piece(str):
         piece.reasoning = reasoning
         piece.tool_calls = list(tool_calls)
         piece.progress = progress
+        piece.cut_call = cut_call
         return piece
+
+    def with_cut_call(self) -> Piece:
+        """As `Generation.with_cut_call`."""
+        if self.cut_call is None:
+            return self
+        return Piece("", self.token_ids, self.logprobs, self.reasoning, [*self.tool_calls, self.cut_call])
 
 
 OnToken = Callable[[Piece], object]
@@ -193,6 +210,7 @@ class AnswerText:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._tool_calls: list[ToolCall] = []
+        self._cut_call: CutCall | None = None
         self._token_ids: list[int] = []
         self._logprobs: list[Logprob] = []
         self._n_in_pieces = 0
@@ -232,6 +250,9 @@ class AnswerText:
             case Finished():
                 text = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
                 parts = self._take_apart(text, is_last=True)
+                if self.is_stopped or event.reason != "length":
+                    parts = parts._replace(cut_call=None)
+                self._cut_call = parts.cut_call
                 self._finish(event)
             case Token() if not self.is_over:
                 parts = self._take_apart(self._take(event))
@@ -239,7 +260,8 @@ class AnswerText:
             return None
         start, self._n_in_pieces = self._n_in_pieces, len(self._token_ids)
         logprobs = None if self.request.params.logprobs is None else self._logprobs[start:]
-        return Piece(parts.text, self._token_ids[start:], logprobs, parts.reasoning, parts.tool_calls)
+        token_ids = self._token_ids[start:]
+        return Piece(parts.text, token_ids, logprobs, parts.reasoning, parts.tool_calls, cut_call=parts.cut_call)
 
     def _take_apart(self, text: str, *, is_last: bool = False) -> Parts:
         """The parts of the answer that are clear with this text, which are kept."""
@@ -278,4 +300,5 @@ class AnswerText:
             reasoning="".join(self._reasoning),
             tool_calls=self._tool_calls,
             stop_string=self._stops.matched,
+            cut_call=self._cut_call,
         )

@@ -130,6 +130,26 @@ def test_a_key_is_taken_as_anthropics_clients_send_it(tiny_gguf: Path, fake_engi
             client_of(server).messages.create(model="m", max_tokens=1, messages=HI)
 
 
+def test_a_forced_call_that_the_limit_cuts_is_a_block_of_what_was_written(echo: Served) -> None:
+    call = '_{"name": "weather", "arguments": {"city": "Rome"}}'
+    options: dict[str, Any] = {
+        "model": "m",
+        "max_tokens": call.index("ome"),
+        "messages": [{"role": "user", "content": call}],
+        "tools": [WEATHER],
+        "tool_choice": {"type": "tool", "name": "weather"},
+    }
+    message = client_of(echo).messages.create(**options)
+    assert message.stop_reason == "max_tokens"
+    (block,) = message.content
+    assert (block.type, block.name, block.input) == ("tool_use", "weather", {"city": "Ro"})
+    with client_of(echo).messages.stream(**options) as stream:
+        written = [event.partial_json for event in stream if event.type == "input_json"]
+        assert "".join(written) == '{"city": "Ro'
+        last = stream.get_final_message()
+    assert [block.type for block in last.content] == ["tool_use"] and last.stop_reason == "max_tokens"
+
+
 def test_a_tool_that_must_be_called_is_called(echo: Served) -> None:
     with pytest.raises(anthropic.BadRequestError, match="which is not among tools"):
         client_of(echo).messages.create(

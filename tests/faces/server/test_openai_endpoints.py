@@ -76,6 +76,20 @@ def test_a_cut_response_is_incomplete(client: openai.OpenAI) -> None:
     assert made.incomplete_details is not None and made.incomplete_details.reason == "max_output_tokens"
 
 
+def test_a_forced_call_in_a_cut_response_is_incomplete(client: openai.OpenAI) -> None:
+    call = '{"name": "weather", "arguments": {"city": "Rome"}}'
+    made = client.responses.create(
+        model="m",
+        input=call,
+        max_output_tokens=call.index('me"}'),
+        tools=[TOOL],  # type: ignore[list-item]
+        tool_choice="required",
+    )
+    (item,) = made.output
+    assert item.type == "function_call" and made.status == item.status == "incomplete"
+    assert item.name == "weather" and item.arguments == '{"city": "Ro'
+
+
 @pytest.mark.parametrize(
     ("asked", "problem"),
     [

@@ -5,7 +5,6 @@ It knows fields and order, as the anthropic package 2.14 has them; not how answe
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +31,7 @@ class MessageAnswer:
 
     def whole(self, generation: Generation) -> Event:
         """The message."""
+        generation = generation.with_cut_call()
         content: list[Event] = []
         if generation.reasoning:
             content.append({"type": "thinking", "thinking": generation.reasoning, "signature": ""})
@@ -49,6 +49,7 @@ class MessageAnswer:
 
     def push(self, piece: Piece) -> Iterator[Event]:
         """The events of some reasoning, text or calls."""
+        piece = piece.with_cut_call()
         if piece.reasoning:
             yield from self._opened("thinking", {"type": "thinking", "thinking": "", "signature": ""})
             yield self._delta({"type": "thinking_delta", "thinking": piece.reasoning})
@@ -59,8 +60,7 @@ class MessageAnswer:
         for call in piece.tool_calls:
             yield from self._closed()
             yield from self._opened("tool_use", {**_tool_use(call), "input": {}})
-            arguments = json.dumps(call.arguments, ensure_ascii=False)
-            yield self._delta({"type": "input_json_delta", "partial_json": arguments})
+            yield self._delta({"type": "input_json_delta", "partial_json": call.arguments_json})
             yield from self._closed()
 
     def end(self, generation: Generation) -> Iterator[Event]:

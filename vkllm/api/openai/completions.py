@@ -246,6 +246,7 @@ def finish_reason(generation: Generation) -> Reason:
 
 def message_of(generation: Generation) -> AssistantMessage:
     """An answer as a message."""
+    generation = generation.with_cut_call()
     calls = [MessageToolCall.model_validate(call.as_message_part()) for call in generation.tool_calls]
     return AssistantMessage(
         content=generation.text or (None if calls else ""),
@@ -256,6 +257,7 @@ def message_of(generation: Generation) -> AssistantMessage:
 
 def delta_of(piece: Piece, n_calls: int) -> Delta:
     """A piece of an answer as what it adds to the message. n_calls: those that came before it."""
+    piece = piece.with_cut_call()
     calls = [
         DeltaToolCall.model_validate({"index": n_calls + place, **call.as_message_part()})
         for place, call in enumerate(piece.tool_calls)

@@ -13,7 +13,7 @@ from typing import Any
 from vkllm.api.answer import Generation, Piece
 from vkllm.api.openai.completions import chat_logprobs
 from vkllm.api.openai.response_requests import ResponseRequest
-from vkllm.text.answers.parts import ToolCall
+from vkllm.text.answers.parts import CutCall, ToolCall
 from vkllm.text.tokenizer import Tokenizer
 
 Event = dict[str, Any]
@@ -74,6 +74,7 @@ class ResponseAnswer:
 
     def push(self, piece: Piece) -> list[Event]:
         """A piece of the answer."""
+        piece = piece.with_cut_call()
         events: list[Event] = []
         if piece.reasoning:
             self._n_thought += len(piece.token_ids)
@@ -195,7 +196,7 @@ class ResponseAnswer:
             "call_id": call.id,
             "name": call.name,
             "arguments": call.arguments_json,
-            "status": "completed",
+            "status": "incomplete" if isinstance(call, CutCall) else "completed",
         }
         self._items.append(item)
         what = {"item_id": item["id"], "output_index": index}

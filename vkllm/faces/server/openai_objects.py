@@ -50,7 +50,8 @@ class TextChunks:
     def event(self, index: int, piece: Piece) -> bytes | None:
         """The event of a piece, or None for one that is more than text."""
         head = self._heads.get(index)
-        if head is None or not piece or piece.reasoning or piece.tool_calls or piece.logprobs is not None:
+        is_more = piece.reasoning or piece.tool_calls or piece.cut_call or piece.logprobs is not None
+        if head is None or not piece or is_more:
             return None
         text = json.dumps(piece, ensure_ascii=False).encode()
         return head + text + b'},"logprobs":null,"finish_reason":null}]}\n\n'

@@ -1,19 +1,22 @@
 """An answer that has to be a call of a tool: the schema that it follows, and what reads it.
 
-The model writes the call as JSON, whatever form its template shows: a grammar sees to it, so that the call is always
-complete and its arguments are what the tool's schema says.
+The model writes the call as JSON, whatever form its template shows: a grammar sees to it, so that the call is complete,
+unless a limit cuts the answer, and its arguments are what the tool's schema says.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vkllm.text.answers.parts import Parts, ToolCall
+from vkllm.text.answers.parts import CutCall, Parts, ToolCall
 
 _DEFINITIONS = ("$defs", "definitions")
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_BEGUN_CALL = re.compile(rf'\s*{{\s*"name"\s*:\s*({_STRING})(?:\s*,\s*"arguments"\s*:\s*(.*))?', re.DOTALL)
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -61,7 +64,8 @@ def _renamed(schema: Any, name: str) -> Any:
 
 
 class ForcedCall:
-    """Reads an answer that is a call as `schema_of_call` has it. A call that was cut stays text."""
+    """Reads an answer that is a call as `schema_of_call` has it. A call that was cut stays text, and is told where its
+    name is there."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -76,5 +80,23 @@ class ForcedCall:
         try:
             call = json.loads(self._text)
         except ValueError:
-            return Parts(text=self._text)
-        return Parts(tool_calls=(ToolCall(f"call_{uuid.uuid4().hex[:24]}", call["name"], call["arguments"]),))
+            return Parts(text=self._text, cut_call=_cut_call(self._text))
+        return Parts(tool_calls=(ToolCall(_new_id(), call["name"], call["arguments"]),))
+
+
+def _cut_call(text: str) -> CutCall | None:
+    """The call that a text begins; a string in its arguments goes as far as it came. None where it begins none."""
+    from pydantic_core import from_json  # takes longer to import than all of this file
+
+    if (begun := _BEGUN_CALL.match(text)) is None:
+        return None
+    written = begun[2] or ""
+    try:
+        name, said = json.loads(begun[1]), from_json(written or "{", allow_partial="trailing-strings")
+    except ValueError:
+        return None
+    return CutCall(_new_id(), name, said, written) if isinstance(said, dict) else None
+
+
+def _new_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"

@@ -40,6 +40,19 @@ class ToolCall:
         }
 
 
+@dataclass(frozen=True)
+class CutCall(ToolCall):
+    """A call that the end of an answer cut. written: its arguments as far as they came, which are no whole JSON.
+    arguments: what they say."""
+
+    written: str = ""
+
+    @property
+    def arguments_json(self) -> str:
+        """What was written of them."""
+        return self.written
+
+
 class FoundCall(NamedTuple):
     """A call as it was read. id: only where the model has written one."""
 
@@ -49,15 +62,18 @@ class FoundCall(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What came of an answer: some of its reasoning, some of its text, calls that are complete."""
+    """What came of an answer: some of its reasoning, some of its text, calls that are complete. cut_call: what the text
+    is, where it is the beginning of a call that had to come."""
 
     reasoning: str = ""
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    cut_call: CutCall | None = None
 
     def followed_by(self, later: Parts) -> Parts:
         """These parts and later ones of the same answer."""
-        return Parts(self.reasoning + later.reasoning, self.text + later.text, self.tool_calls + later.tool_calls)
+        calls = self.tool_calls + later.tool_calls
+        return Parts(self.reasoning + later.reasoning, self.text + later.text, calls, self.cut_call or later.cut_call)
 
 
 class Collected:
