@@ -59,7 +59,7 @@ OTHER_MODELS = (
         layers=(
             replace(
                 MODEL.layers[0], n_kv_heads=4, function="gelu", is_gated=False,
-                biases=frozenset(("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_up")),
+                biases=("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_up"),
             ),
             replace(MODEL.layers[0], is_parallel=True, head_norm=HeadNorm(over="row", form="layer"), rope=None),
         ),

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from amd import FAMILIES, RDNA, SHADERS, STEP_FAMILIES, Compiled, FamilyResult, Use, compile_family
+from amd import FAMILIES, RDNA, SHADERS, STEP_FAMILIES, Compiled, FamilyResult, compile_family
+from paper import Use
 
 from vkllm.formats.quants import BLOCK, weight_format
 
