@@ -23,6 +23,7 @@ from vkllm.engine.process.handle import EngineProcess
 from vkllm.errors import InvalidParameter, ModelNotFound
 from vkllm.faces.cli import app as cli
 from vkllm.faces.cli import models
+from vkllm.formats.gguf import ModelFile
 from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource
 
 REPO = "someone/tiny-GGUF"
@@ -370,8 +371,16 @@ def test_run_offers_in_a_terminal_and_answers_after_it(hub: HubServer, tmp_path:
     assert command.leftovers() == []
 
 
-@pytest.mark.parametrize(("arguments", "answer"), [(["Hi"], "user\nHi\n"), ([], ">>> ")])
-def test_run_looks_a_name_up_once_and_marks_the_model_as_used(
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["run", "tiny", "Hi"], "user\nHi\n"),
+        (["run", "tiny"], ">>> "),
+        (["chat", "tiny", "--plain"], ">>> "),
+        (["bench", "tiny", "-p", "4", "-n", "0", "-r", "1"], "pp4"),
+    ],
+)
+def test_a_command_looks_a_name_up_once_reads_a_header_once_and_marks_the_model_as_used(
     person: Answers,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -383,14 +392,16 @@ def test_run_looks_a_name_up_once_and_marks_the_model_as_used(
     looked_up: list[str] = []
     read: list[str] = []
     opened: list[LLM] = []
-    source_of, make = store.source_of, LLM.__init__
+    headers: list[Path] = []
+    source_of, make, open_file = store.source_of, LLM.__init__, ModelFile.open
     monkeypatch.setattr("vkllm.store.catalog.read_catalog", lambda: read.append("catalogue") or [ENTRY])
     monkeypatch.setattr("vkllm.store.models.source_of", lambda name: looked_up.append(name) or source_of(name))
+    monkeypatch.setattr(ModelFile, "open", lambda path: headers.append(path) or open_file(path))
     monkeypatch.setattr(LLM, "__init__", lambda self, *model, **more: opened.append(self) or make(self, *model, **more))
     monkeypatch.setattr("vkllm.api.loading.EngineProcess", partial(EngineProcess, factory="fake_engine:FakeEngine"))
     questions = person("/bye")
-    cli.app(["run", "tiny", *arguments], prog_name="vkllm", standalone_mode=False)
+    cli.app(arguments, prog_name="vkllm", standalone_mode=False)
     assert (looked_up, read) == (["tiny"], ["catalogue"])
-    assert [llm.name for llm in opened] == ["tiny"]
+    assert len(headers) == 1 and [llm.name for llm in opened] == ["tiny"]
     assert answer in capsys.readouterr().out + "".join(questions)
     assert time.time() - (store.installed()[0].last_used_s or 0) < 60

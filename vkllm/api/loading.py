@@ -151,7 +151,7 @@ class Loading:
         found = look_up(self._model)
         path = find_model(found, on_progress=self._on_progress)
         name = path.stem if found.source is None else found.name
-        file = ModelFile.open(path)
+        file = found.file or ModelFile.open(path)
         spec = model_spec(file.metadata, file.tensors)
         config = EngineConfig(
             path=path,

@@ -12,7 +12,7 @@ from typing import Self, Unpack
 
 from vkllm.api.loading import PlacingOptions, plan_options, read_text
 from vkllm.errors import InvalidParameter, OutOfDeviceMemory
-from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo
+from vkllm.formats.gguf import ModelFile, TensorInfo
 from vkllm.gpu.device.limits import device_limits
 from vkllm.gpu.device.probe import DeviceInfo, devices
 from vkllm.gpu.device.several import chosen_devices, joined_names, members
@@ -151,9 +151,8 @@ class ModelToPlan:
     """What a model's file holds and the context asked for, which may then be planned on any device."""
 
     path: Path
+    file: ModelFile
     spec: ModelSpec
-    metadata: Metadata
-    tensors: Mapping[str, TensorInfo]
     n_ctx: int
     missing_bytes: int = 0
 
@@ -162,7 +161,7 @@ class ModelToPlan:
         """Reads a file's header. Raises ModelFileError, UnsupportedModel, InvalidParameter."""
         file = ModelFile.open(path)
         spec = model_spec(file.metadata, file.tensors)
-        return cls(path, spec, file.metadata, file.tensors, chosen_context(n_ctx, spec.n_ctx_train))
+        return cls(path, file, spec, chosen_context(n_ctx, spec.n_ctx_train))
 
     @classmethod
     def of_headers(cls, headers: FetchedHeaders, n_ctx: int | None) -> Self:
@@ -170,11 +169,16 @@ class ModelToPlan:
         file = ModelFile.open(headers.path, headers.whole_bytes)
         spec = model_spec(file.metadata, file.tensors)
         n_ctx = chosen_context(n_ctx, spec.n_ctx_train)
-        return cls(Path(headers.path.name), spec, file.metadata, file.tensors, n_ctx, headers.n_bytes)
+        return cls(Path(headers.path.name), file, spec, n_ctx, headers.n_bytes)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The tensors by name."""
+        return self.file.tensors
 
     def read_text(self) -> tuple[Tokenizer, ChatTemplate]:
         """What the file says of text. Raises ModelFileError, UnsupportedModel."""
-        return read_text(self.path, self.metadata, self.spec)
+        return read_text(self.path, self.file.metadata, self.spec)
 
     def plan(self, limits: DeviceLimits, options: PlanOptions) -> MemoryPlan:
         """Where its parts lie within limits that are known. Raises OutOfDeviceMemory, InvalidParameter."""

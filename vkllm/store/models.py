@@ -10,11 +10,12 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from vkllm.errors import InvalidParameter, ModelNotFound, VkllmError
+from vkllm.formats.gguf import ModelFile
 from vkllm.formats.splits import part_names
 from vkllm.resources import cache_dir
 from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource, catalog
@@ -47,11 +48,12 @@ from vkllm.store.other_tools import Tool, ToolFile, hub_files, tool_files, tool_
 @dataclass(frozen=True)
 class FoundModel:
     """A name that was looked up. source: what it stands for, None for a path. path: of the model's first file; None
-    while it has to be fetched."""
+    while it has to be fetched. file: its header, for whoever loads it right after that was read."""
 
     name: str
     source: Source | None
     path: Path | None
+    file: ModelFile | None = field(default=None, compare=False, repr=False)
 
     @property
     def entry(self) -> CatalogEntry | None:

@@ -31,6 +31,7 @@ from vkllm.faces.tui.fit import Fit, ModelToFit
 from vkllm.faces.tui.fits import Fits
 from vkllm.model.memory.limits import Tier
 from vkllm.model.memory.plan import MemoryPlan, TierPlan
+from vkllm.store import FoundModel
 from vkllm.text.answers.choice import answer_form
 from vkllm.text.answers.parser import AnswerParser
 
@@ -109,13 +110,15 @@ class FakeLLM:
 
     def __init__(
         self,
-        model: str,
+        model: str | FoundModel,
         *,
         n_ctx: int | None = None,
         device: str | None = None,
         on_progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         assert on_progress is not None
+        self.given = model
+        model = model if isinstance(model, str) else model.name
         match model:
             case "missing":
                 raise ModelNotFound("There is no model 'missing'")

@@ -13,12 +13,14 @@ from textual.widgets import Input, TextArea
 
 from vkllm import LLM, DeviceLost, DeviceTimeout
 from vkllm.faces.chat.store import ChatStore
+from vkllm.faces.cli import app as cli
 from vkllm.faces.tui import errors_shown, session
 from vkllm.faces.tui.app import ChatApp, ChatOptions
 from vkllm.faces.tui.load_bar import LoadBar
 from vkllm.faces.tui.models_screen import ModelsScreen
 from vkllm.faces.tui.parameters_screen import ParametersScreen
 from vkllm.faces.tui.session import KnownModel
+from vkllm.store import FoundModel
 
 MODELS = [
     KnownModel("tiny", "A tiny one", 98_362_432, "/models/tiny.gguf"),
@@ -61,6 +63,19 @@ async def test_the_first_start_asks_for_a_model_and_answers_what_was_asked_meanw
     async with open_chat(model=None) as scene:  # the next start takes the last model
         await scene.until(lambda: scene.chat.session.llm is not None)
         assert scene.llm.path.stem == "tiny"
+
+
+@pytest.mark.asyncio
+async def test_a_model_that_the_command_looked_up_is_opened_as_it_was_found(
+    open_chat: OpenChat, monkeypatch: pytest.MonkeyPatch, tiny_gguf: Path
+) -> None:
+    asked: list[ChatOptions] = []
+    monkeypatch.setattr("vkllm.faces.cli.start_chat.has_screen", lambda: True)
+    monkeypatch.setattr("vkllm.faces.tui.app.run_chat", lambda options, loading: asked.append(options))
+    cli.app(["chat", str(tiny_gguf)], prog_name="vkllm", standalone_mode=False)
+    async with open_chat(model=asked[0].model):
+        (opened,) = FakeLLM.opened
+        assert opened.given is asked[0].model and isinstance(opened.given, FoundModel)
 
 
 @pytest.mark.asyncio

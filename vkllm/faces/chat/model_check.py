@@ -36,7 +36,7 @@ def check_model(
     limits = limits_from_child(loading.get("device"))
     if limits is not None:  # else the engine will say more
         to_plan.plan(without_held(limits, held_bytes(open_llm)), options)
-    return replace(found, path=path)
+    return replace(found, path=path, file=to_plan.file)
 
 
 def held_bytes(llm: LLM | None) -> dict[str, int]:

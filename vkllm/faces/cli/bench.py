@@ -13,7 +13,7 @@ import re
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from vkllm import LLM, DeviceReport, InvalidParameter, __version__
@@ -22,7 +22,7 @@ from vkllm.faces.terminal import loading_bar
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.model.memory.needs import CACHE_TYPES
 from vkllm.model.memory.plan import PlanOptions, decode_bytes
-from vkllm.store import look_up
+from vkllm.store import FoundModel, look_up
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Split:
 class Setup:
     """One way to load a model. device: one or several; None is the best one. n_gpu_layers: None is all."""
 
-    model: str
+    model: str | FoundModel
     device: str | tuple[str, ...] | None = None
     type_k: str = "f16"
     type_v: str = "f16"
@@ -68,16 +68,20 @@ class Setup:
         """The devices as llama-bench writes them."""
         return self.device if isinstance(self.device, str) else "/".join(self.device or ("auto",))
 
-    def check(self, n_ctx: int | None) -> None:
-        """Raises what loading would raise for its file and a context of n_ctx tokens, if the file is here."""
-        if path := look_up(self.model).path:
-            found = ModelToPlan.open(path, None)
-            if n_ctx is not None and n_ctx > found.spec.n_ctx_train:
-                raise InvalidParameter(
-                    f"these tests need a context of {n_ctx} tokens, but {path.name} was trained for "
-                    f"{found.spec.n_ctx_train}; choose shorter ones with -p, -n and -d"
-                )
-            found.read_text()
+    def checked_model(self, n_ctx: int | None) -> FoundModel:
+        """Its model, with the file's header if that is here. Raises what loading would raise for the file and a context
+        of n_ctx tokens."""
+        model = look_up(self.model)
+        if model.path is None:
+            return model
+        found = ModelToPlan.open(model.path, None)
+        if n_ctx is not None and n_ctx > found.spec.n_ctx_train:
+            raise InvalidParameter(
+                f"these tests need a context of {n_ctx} tokens, but {model.path.name} was trained for "
+                f"{found.spec.n_ctx_train}; choose shorter ones with -p, -n and -d"
+            )
+        found.read_text()
+        return replace(model, file=found.file)
 
     def load(self, n_ctx: int | None) -> LLM:
         """The model, with a progress bar. Raises any VkllmError."""
@@ -194,8 +198,11 @@ def each_loaded(setups: Sequence[Setup], n_ctx: int | None) -> Iterator[tuple[Se
     The files of all are checked and the first is loaded now, not when the first is asked for: an error comes before any
     output. Raises any VkllmError.
     """
-    for setup in {setup.model: setup for setup in setups}.values():
-        setup.check(n_ctx)
+    models: dict[str | FoundModel, FoundModel] = {}
+    for setup in setups:
+        if setup.model not in models:
+            models[setup.model] = setup.checked_model(n_ctx)
+    setups = [replace(setup, model=models[setup.model]) for setup in setups]
     first = setups[0].load(n_ctx)
 
     def loaded() -> Iterator[tuple[Setup, LLM]]:

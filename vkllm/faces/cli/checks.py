@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vkllm.api.planning import ModelToPlan
@@ -32,17 +33,18 @@ def check_form(sampling: dict[str, Any]) -> None:
 
 def check_room(
     model: FoundModel, n_ctx: int | None, prompt: str, system: str | None, sampling: dict[str, Any], *, is_raw: bool
-) -> None:
-    """Raises ContextOverflow if a prompt is too long for the context.
+) -> FoundModel:
+    """Raises ContextOverflow if a prompt is too long for the context; returns the model with what was read of it.
 
     A token has a byte or more, so a short prompt needs no tokenizer. n_ctx: as in LLM.
     """
     if model.path is None:
-        return
+        return model
     found = ModelToPlan.open(model.path, n_ctx)
+    model = replace(model, file=found.file)
     most = found.n_ctx or found.spec.n_ctx_train
     if len(prompt.encode(errors="replace")) + len((system or "").encode(errors="replace")) + _TEMPLATE_BYTES < most:
-        return
+        return model
     tokenizer, template = found.read_text()
     prompts = Prompts(
         tokenizer,
@@ -60,6 +62,7 @@ def check_room(
         prompts.of_text(prompt, None, how)
     else:
         prompts.of_chat(messages_of(prompt, system), None, how)
+    return model
 
 
 def messages_of(prompt: str, system: str | None) -> Sequence[dict[str, str]]:

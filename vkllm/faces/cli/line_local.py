@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from vkllm import LLM, ModelNotFound, SamplingParams, VkllmError
@@ -89,7 +90,7 @@ class LineChat(PlainChat):
                 if last is not None:
                     self._open_again(error, on_progress)
                 raise
-        self.model, self.loading = model, loading
+        self.model, self.loading = replace(model, file=None), loading
         tell_of_memory(self.llm)
         say(f"{self.title}, context of {counted(self.n_ctx, 'token')}.")
 

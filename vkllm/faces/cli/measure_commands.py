@@ -6,8 +6,9 @@ It knows Typer; what the commands do is in modules of their own, imported when t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,9 @@ from vkllm.faces.cli.loading import PlacementFlags, devices_named, placed, share
 from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.cli.options import Json, ModelName, ModelOption, add_command, chosen
 from vkllm.faces.terminal import say
+
+if TYPE_CHECKING:
+    from vkllm.faces.cli.bench import Setup
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -158,12 +162,9 @@ def bench(
             raise InvalidParameter("--kernels times single steps, of -p tokens or of decoding; leave -pg out")
         rows_asked = [n for n in prompts if n] if n_prompt else None
         steps_asked = KernelOptions(how, rows_asked, any(generated), depths)
-        _ensure_all_here(names)
-        steps = measure_kernels(steps_asked)
+        steps = measure_kernels(replace(steps_asked, setups=_all_here(how)))
         lines = tables(steps) if output == "md" else FORMATS[output](rows(steps))
     elif n_parallel:
-        from dataclasses import replace
-
         from vkllm.faces.cli.bench_batches import (
             DEFAULT_GENERATED,
             DEFAULT_PROMPT,
@@ -179,14 +180,12 @@ def bench(
         batches = batch_cases(
             users, prompts if n_prompt else [DEFAULT_PROMPT], generated if n_gen else [DEFAULT_GENERATED]
         )
-        _ensure_all_here(names)
-        how = [replace(setup, n_parallel=max(users)) for setup in how]
+        how = [replace(setup, n_parallel=max(users)) for setup in _all_here(how)]
         found = measure_batches(BatchOptions(how, batches, repetitions, not no_warmup))
         lines = batch_table(found) if output == "md" else FORMATS[output](found)
     else:
         tests = cases(prompts, generated, pairs or [], depths)
-        _ensure_all_here(names)
-        results = measure(BenchOptions(how, tests, repetitions, not no_warmup))
+        results = measure(BenchOptions(_all_here(how), tests, repetitions, not no_warmup))
         is_shown = {"type_k": types_k != ["f16"], "type_v": types_v != ["f16"], "dev": bool(device)}
         is_shown["accepted"] = spec != "off"
         shown = [title for title, is_asked in is_shown.items() if is_asked]
@@ -195,9 +194,10 @@ def bench(
         say(line)
 
 
-def _ensure_all_here(names: Sequence[str]) -> None:
-    for name in names:
-        ensure_here(name)
+def _all_here(setups: Sequence[Setup]) -> list[Setup]:
+    """The setups with the models that their names stand for; those that are not here may be fetched."""
+    found = {name: ensure_here(name) for name in dict.fromkeys(setup.model for setup in setups)}
+    return [replace(setup, model=found[setup.model]) for setup in setups]
 
 
 def perplexity(

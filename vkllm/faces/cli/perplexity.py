@@ -32,14 +32,15 @@ def measure_perplexity(model: str, file: Path, *, n_ctx: int, n_chunks: int | No
     found = ensure_here(model)
     with loading_bar() as on_progress:
         path = find_model(found, on_progress=on_progress)
-        tokenizer = Tokenizer.from_gguf(ModelFile.open(path).metadata)
+        model_file = ModelFile.open(path)
+        tokenizer = Tokenizer.from_gguf(model_file.metadata)
         token_ids = tokenizer.encode(text, parse_special=False)
         if len(token_ids) < n_ctx:
             raise InvalidParameter(
                 f"{file} has {counted(len(token_ids), 'token')}, fewer than a chunk of {n_ctx}; "
                 "take a longer text or a smaller -c"
             )
-        llm = LLM(replace(found, path=path), n_ctx=n_ctx, **loading, on_progress=on_progress)
+        llm = LLM(replace(found, path=path, file=model_file), n_ctx=n_ctx, **loading, on_progress=on_progress)
     with llm:
         logprobs: list[float] = []
         parts = list(chunks(token_ids, n_ctx, tokenizer.bos_id if tokenizer.adds_bos else None))[:n_chunks]

@@ -34,7 +34,7 @@ def run_model(options: RunOptions, sampling: dict[str, Any]) -> bool:
     if prompt is None:
         chat_by_line(replace(options, model=model), sampling)
         return True
-    check_room(model, options.loading.get("n_ctx"), prompt, options.system, sampling, is_raw=options.is_raw)
+    model = check_room(model, options.loading.get("n_ctx"), prompt, options.system, sampling, is_raw=options.is_raw)
     with open_model(model, options.loading) as llm:
         if options.system and not llm.has_chat_template:
             complain("warning", f"{llm.name} has no chat template, so the system prompt (-sys) has no effect")

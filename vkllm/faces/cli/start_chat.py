@@ -38,9 +38,8 @@ def start_chat(
     if has_screen() and not is_plain:
         from vkllm.faces.tui.app import ChatOptions, run_chat
 
-        name = model.name if isinstance(model, FoundModel) else model
         n_ctx, device = loading.pop("n_ctx", None), loading.pop("device", None)
-        run_chat(ChatOptions(name, system, n_ctx, device, sampling, server), loading)
+        run_chat(ChatOptions(model, system, n_ctx, device, sampling, server), loading)
         return True
     if server is not None:
         return run_on_server(server, RunOptions(model or "", system=system), sampling)

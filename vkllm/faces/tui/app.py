@@ -43,7 +43,7 @@ _END_S = 1.0  # an engine that ends takes less
 class ChatOptions:
     """What was asked for on the command line. Where nothing was, what was used last holds."""
 
-    model: str | None = None
+    model: str | FoundModel | None = None
     system: str | None = None
     n_ctx: int | None = None
     device: str | None = None
@@ -207,7 +207,7 @@ def run_chat(options: ChatOptions, loading: Mapping[str, Any]) -> None:
     loading = {**loading, "device": options.device}
     fits = None if options.server is not None else Fits(loading)
 
-    def check(model: str, n_ctx: int | None, open_llm: Model, on_progress: OnProgress) -> FoundModel:
+    def check(model: str | FoundModel, n_ctx: int | None, open_llm: Model, on_progress: OnProgress) -> FoundModel:
         assert not isinstance(open_llm, RemoteModel)
         return check_model(model, {**loading, "n_ctx": n_ctx}, open_llm, on_progress)
 

@@ -32,6 +32,7 @@ from vkllm.faces.tui.prompt import Prompt
 from vkllm.faces.tui.reading_screen import ReadingScreen
 from vkllm.faces.tui.session import Session
 from vkllm.faces.tui.status_bar import ContextUsed, StatusBar
+from vkllm.store import FoundModel
 
 _TICK_S = 0.05
 _N_RECENT = 10
@@ -48,7 +49,9 @@ class ChatScreen(ReadingScreen):
         Binding("ctrl+r", "regenerate", "Again"),
     ]
 
-    def __init__(self, store: ChatStore, session: Session, parameters: Parameters, model: str | None) -> None:
+    def __init__(
+        self, store: ChatStore, session: Session, parameters: Parameters, model: str | FoundModel | None
+    ) -> None:
         super().__init__(store, session, parameters)
         self._first_model = model
         self._answer: LiveAnswer | None = None
@@ -233,15 +236,16 @@ class ChatScreen(ReadingScreen):
 
     # --- Models ------------------------------------------------------------------------------------------------------
 
-    async def load(self, model: str) -> None:
+    async def load(self, model: str | FoundModel) -> None:
         """Loads a model in place of the one that is open."""
         if self.session.loading is not None:
             self.notify("A model is being loaded; Esc gives that up.")
             return
         await self._halt_answer()
-        path = Path(model).expanduser()
+        name = model.name if isinstance(model, FoundModel) else model
+        path = Path(name).expanduser()
         is_file = self.session.server is None and path.exists()
-        self.session.load(str(path.resolve()) if is_file else model)
+        self.session.load(str(path.resolve()) if is_file else name, model if isinstance(model, FoundModel) else None)
         self.show_title()
         self._timer.resume()
 

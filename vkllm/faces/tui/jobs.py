@@ -31,7 +31,7 @@ Model = LLM | RemoteModel
 OpenModel = Callable[..., Model]
 """Opens a model as `LLM` does: (model, n_ctx=, device=, on_progress=)."""
 
-CheckModel = Callable[[str, int | None, Model, Callable[[str, int, int], None]], FoundModel]
+CheckModel = Callable[[str | FoundModel, int | None, Model, Callable[[str, int, int], None]], FoundModel]
 """Raises VkllmError for what can be known to be wrong before a model is opened, and returns what is to be opened:
 (model, n_ctx, the model that is open, on_progress)."""
 
@@ -67,6 +67,7 @@ class LoadJob:
         self,
         open_model: OpenModel,
         model: str,
+        found: FoundModel | None = None,
         *,
         n_ctx: int | None,
         device: str | None,
@@ -79,6 +80,7 @@ class LoadJob:
         self.error: VkllmError | None = None
         self.is_over = False
         self.kept: OpenedModel | None = None
+        self._found = found
         self._check = check
         self._is_previous_open = previous is not None
         self._is_cancelled = False
@@ -117,10 +119,10 @@ class LoadJob:
 
     def _run(self) -> None:
         try:
-            model: str | FoundModel = self.model
+            model = self._found or self.model
             if self._previous is not None:
                 if self._check is not None:
-                    model = self._check(self.model, self._n_ctx, self._previous.llm, self._on_progress)
+                    model = self._check(model, self._n_ctx, self._previous.llm, self._on_progress)
                 self._on_progress(f"opening {self.model}", 0, 0)
                 self._is_previous_open = False
                 self._previous.llm.close()

@@ -15,7 +15,7 @@ from vkllm.faces.terminal import file_title
 from vkllm.faces.tui.fit import ModelToFit
 from vkllm.faces.tui.fits import Fits
 from vkllm.faces.tui.jobs import CheckModel, LoadJob, Model, OpenedModel, OpenModel
-from vkllm.store import installed
+from vkllm.store import FoundModel, installed
 from vkllm.store.catalog import catalog
 
 MIN_N_CTX = 256  # a context shorter than this is not offered as a way out of an error
@@ -130,15 +130,24 @@ class Session:
             KnownModel(model.name, where, model.n_bytes, status=model.status) for model in listed_models(self.server)
         ]
 
-    def load(self, model: str) -> None:
-        """Begins to open a model in place of the one that is open; call `finish_loading` once `loading.is_over`."""
+    def load(self, model: str, found: FoundModel | None = None) -> None:
+        """Begins to open a model in place of the one that is open; call `finish_loading` once `loading.is_over`.
+
+        found: what the name was found to stand for, if it was looked up already.
+        """
         assert self.loading is None
         previous = None
         if self.llm is not None and self.model is not None:
             previous = OpenedModel(self.model, self._opened_n_ctx, self.llm)
         self.model, self.llm = model, None
         self.loading = LoadJob(
-            self._open_model, model, n_ctx=self.n_ctx, device=self._device, previous=previous, check=self._check
+            self._open_model,
+            model,
+            found,
+            n_ctx=self.n_ctx,
+            device=self._device,
+            previous=previous,
+            check=self._check,
         )
 
     def finish_loading(self) -> LoadJob:
