@@ -95,7 +95,7 @@ ours, theirs = Pipe()
 process = spawn("vkllm.engine.engine:Engine", theirs)
 theirs.close()
 ours.close()  # with nothing to read, it ends
-print(process.communicate(timeout=60)[0])
+print(process.communicate(timeout=120)[0])
 """,
     "fit worker": """
 import time

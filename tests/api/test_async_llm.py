@@ -162,7 +162,7 @@ async def test_a_request_that_is_cancelled_while_it_is_made_is_cancelled_once_it
     await llm.load()
     may_go_on = threading.Event()
     encode = llm.llm.tokenizer.encode
-    monkeypatch.setattr(llm.llm.tokenizer, "encode", lambda text: may_go_on.wait(10) and encode(text))
+    monkeypatch.setattr(llm.llm.tokenizer, "encode", lambda text: may_go_on.wait(120) and encode(text))
     task = asyncio.create_task(llm.generate(ENDLESS + "abc"))
     await asyncio.sleep(0.1)
     task.cancel()

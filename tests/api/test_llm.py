@@ -303,7 +303,7 @@ def test_two_threads_get_their_own_answers(fake_llm: MakeLLM) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert texts == {"ab": {"ab"}, "cde": {"cde"}}
 
 

@@ -119,7 +119,7 @@ def test_a_thread_that_saves_waits_for_the_answer_of_another(fake_llm: MakeLLM, 
     saving.join(0.05)
     assert saving.is_alive(), "the answer takes 0.3 s"
     answer: Generation = stream.result()
-    saving.join(10)
+    saving.join(120)
     assert llm.load_state(tmp_path / "state") == answer.prompt_token_ids
 
 

@@ -169,7 +169,7 @@ def test_eight_threads_share_a_model(fake_llm: MakeLLM) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert not any(thread.is_alive() for thread in threads)
     assert wrong == []
     assert llm.stats().n_requests == 8 * 6 * 4

@@ -292,7 +292,7 @@ def test_rows_that_the_cpu_chooses_hold_nobody_up(monkeypatch: pytest.MonkeyPatc
     accept, gate = Constraint.accept, threading.Event()
 
     def slow(self: Constraint, token_id: int) -> None:
-        gate.wait(5)
+        gate.wait(120)
         accept(self, token_id)
 
     monkeypatch.setattr(Constraint, "accept", slow)

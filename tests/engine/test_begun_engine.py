@@ -39,7 +39,7 @@ def is_running(pid: int) -> bool:
 def first_token(engine: EngineProcess, request_id: int, *prompt: int) -> int | None:
     """Of the answer to a prompt; None if the request fails."""
     queue = engine.submit(Request(request_id, prompt, SamplingParams(max_tokens=1), frozenset()))
-    event = queue.get(timeout=60)
+    event = queue.get(timeout=120)
     assert isinstance(event, Token | Failed)
     return event.token_id if isinstance(event, Token) else None
 
@@ -76,6 +76,6 @@ def test_an_engine_knows_token_texts_before_its_first_request_and_so_does_the_ne
     engine.learn(TokenTexts((b"a", b"b", b"c"), frozenset({2})))
     assert first_token(engine, 1, fake.TEXTS) == 3
     queue = engine.submit(Request(2, (fake.DIE, 11), SamplingParams(), frozenset()))
-    while not isinstance(queue.get(timeout=60), Failed):
+    while not isinstance(queue.get(timeout=120), Failed):
         pass
     assert first_token(engine, 3, fake.TEXTS) == 3

@@ -108,7 +108,7 @@ def test_a_grammar_that_takes_too_long_ends_its_own_request_only(
 
     def waiting(self: Constraint) -> Words:
         n_masks[0] += 1
-        assert n_masks[0] <= n_before or may_end.wait(60)
+        assert n_masks[0] <= n_before or may_end.wait(120)
         return next_mask(self)
 
     run(engine, OPEN_END, max_tokens=1)  # makes the vocabulary

@@ -68,5 +68,5 @@ def test_the_module_and_the_server_say_the_same(tiny_gguf: Path) -> None:
         LLM(tiny_gguf, device="0,0", tensor_split=(1, 1, 1))
     assert str(raised.value) == message
     command = [*child_python("vkllm"), "serve", str(tiny_gguf), "--port", "0", "-dev", "0,0", "-ts", "1,1,1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=child_environment())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=child_environment())
     assert done.returncode != 0 and done.stderr.splitlines()[-1] == f"vkllm: error: {message}"

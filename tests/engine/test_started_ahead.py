@@ -35,7 +35,7 @@ def test_the_first_engine_takes_over_what_was_started_ahead_and_the_next_one_doe
     config = EngineConfig(Path("tiny.gguf"), {}, SPEC, 64)
     with EngineProcess(config, factory=FAKE) as first, EngineProcess(config, factory=FAKE) as second:
         assert first.pid == ahead.process.pid != second.pid
-        event = first.submit(Request(1, (100, 11), SamplingParams(max_tokens=1), frozenset())).get(timeout=60)
+        event = first.submit(Request(1, (100, 11), SamplingParams(max_tokens=1), frozenset())).get(timeout=120)
         assert isinstance(event, Token) and event.token_id == 11
         assert list(first.ready.load_s) == ["process", "device"]
     assert ahead.process.poll() == 0
@@ -45,7 +45,7 @@ def test_engines_of_another_kind_leave_it_alone(ahead: child.Started) -> None:
     started = child.started("no_such_module:Engine")
     assert started.process.pid != ahead.process.pid and child._ahead == [ahead]
     started.connection.close()
-    started.process.communicate(timeout=60)
+    started.process.communicate(timeout=120)
 
 
 def test_one_that_has_died_is_replaced(ahead: child.Started) -> None:
@@ -63,7 +63,7 @@ def output_of(script: str) -> str:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     return done.stdout

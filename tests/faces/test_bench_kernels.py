@@ -144,12 +144,12 @@ def test_a_wrong_option_is_one_line(command: Command, tiny_gguf: Path, arguments
 
 def test_ctrl_c_ends_it_while_the_engine_measures(command: Command, tiny_gguf: Path) -> None:
     process = command.start([*FAKE, "bench", "--kernels", "-m", str(tiny_gguf), "-dev", "slow steps"])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while not command.engine_pids() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=120)
     assert (process.returncode, stderr) == (130, "")
 
 

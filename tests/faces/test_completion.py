@@ -61,7 +61,7 @@ def offered(tmp_path: Path) -> Callable[..., list[str]]:
             env=command.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=True,
         )
         assert done.stderr == ""

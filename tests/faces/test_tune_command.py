@@ -90,12 +90,13 @@ def test_a_choice_that_cannot_be_kept_or_is_turned_off_is_said(
 
 
 def test_ctrl_c_ends_it_at_once(command: Command, tiny_gguf: Path) -> None:
-    process = command.start([*FAKE, "tune", str(tiny_gguf), "--device", "slow steps"])
+    code = FAKE[2].replace("; main()", "; import vkllm.engine.process.handle as handle; handle._STOP_S = 600; main()")
+    process = command.start([*FAKE[:2], code, "tune", str(tiny_gguf), "--device", "slow steps"])
     assert process.stdout is not None
     while "decode.rows" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=4)  # an engine that does not listen would live for five seconds
+    _, stderr = process.communicate(timeout=120)  # an engine that does not listen would live for ten minutes
     assert (process.returncode, stderr) == (130, "")
 
 

@@ -122,4 +122,4 @@ def browser(profile: Path) -> Iterator[Browser]:
         yield Browser(to_write, from_read)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(120)

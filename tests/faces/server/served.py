@@ -31,7 +31,7 @@ class Served:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], Any]:
         """Sends one request; returns status, headers, and the body as JSON where it is that."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=20)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=120)
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         connection.request(method, path, data, headers or {})
         answer = connection.getresponse()
@@ -64,7 +64,7 @@ def serving(models: Models, settings: ServerSettings | None = None, *, waits: bo
     settings = settings or ServerSettings(port=0)
     thread = threading.Thread(target=serve, args=(models, settings), kwargs={"on_listening": on_listening})
     thread.start()
-    assert is_listening.wait(10)
+    assert is_listening.wait(120)
     try:
         is_loaded = threading.Event()
         while waits and made[0].request("GET", "/health")[0] != 200:
@@ -73,5 +73,5 @@ def serving(models: Models, settings: ServerSettings | None = None, *, waits: bo
     finally:
         with suppress(RuntimeError):  # a test has stopped it
             made[0].stop()
-        thread.join(10)
+        thread.join(120)
         assert not thread.is_alive()

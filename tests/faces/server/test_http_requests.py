@@ -15,7 +15,7 @@ HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n"
 
 def raw(server: Served, sent: bytes) -> bytes:
     """All that the server answers until it closes the connection."""
-    with socket.create_connection((server.host, server.port), timeout=20) as client:
+    with socket.create_connection((server.host, server.port), timeout=120) as client:
         client.sendall(sent)
         received = b""
         while part := client.recv(65536):

@@ -154,7 +154,7 @@ def worker(tmp_path: Path, body: str) -> list[str]:
 
 
 def until(holds: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -21,7 +21,7 @@ class Cyclic:
 
 def load() -> Any:
     job = LoadJob(Cyclic, "a model", n_ctx=None, device=None, previous=None)  # type: ignore[arg-type]
-    job.join(10)
+    job.join(120)
     assert job.error is None and job.llm is not None
     return job.llm
 
