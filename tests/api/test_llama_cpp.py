@@ -135,6 +135,17 @@ def test_only_the_fields_that_are_wanted(tokenizer: Tokenizer) -> None:
     assert asked.whole(generation()) == {"content": "x\ny", "generation_settings/n_predict": 9}
 
 
+def test_chunks_are_timed_only_where_that_was_asked_for(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[RunStats] = []
+    monkeypatch.setattr("vkllm.api.llama_cpp.answers.timings", lambda stats: timed.append(stats) or {})
+    answers = [answer_of(tokenizer), answer_of(tokenizer, timings_per_token=True)]
+    for n in (1, 2, 3):
+        chunks = [answer.chunk(Piece("x", [120])) for answer in answers]
+        assert [chunk["tokens_predicted"] for chunk in chunks] == [n, n]
+        assert ["timings" in chunk for chunk in chunks] == [False, True]
+    assert [stats.n_generated for stats in timed] == [1, 2, 3]
+
+
 def test_chunks_have_tokens_and_probabilities(tokenizer: Tokenizer) -> None:
     answer = answer_of(tokenizer, timings_per_token=True)
     logprobs = [Logprob(120, "x", -0.5, [TopLogprob(121, "y", -1.0)])]

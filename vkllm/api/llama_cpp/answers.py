@@ -28,14 +28,18 @@ class RunningTimes:
         self._start_s = start_s
         self._first_s: float | None = None
 
+    def count(self, piece: Piece) -> None:
+        """Takes note of a piece that has come."""
+        if self._first_s is None:
+            self._first_s = time.monotonic()
+        self.n_generated += len(piece.token_ids)
+
     def after(self, piece: Piece) -> dict[str, Any]:
         """The timings once a piece has come."""
-        now_s = time.monotonic()
-        if self._first_s is None:
-            self._first_s = now_s
-        self.n_generated += len(piece.token_ids)
-        prompt_s = self._first_s - self._start_s
-        return timings(RunStats(self._n_prompt, 0, self.n_generated, prompt_s, prompt_s, now_s - self._first_s))
+        self.count(piece)
+        assert self._first_s is not None
+        prompt_s, generate_s = self._first_s - self._start_s, time.monotonic() - self._first_s
+        return timings(RunStats(self._n_prompt, 0, self.n_generated, prompt_s, prompt_s, generate_s))
 
 
 @dataclass
@@ -61,13 +65,14 @@ class CompletionAnswer:
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         """A part of the text."""
-        times = self._times.after(piece)
-        made = self._chunk(str(piece), piece.token_ids)
+        added: dict[str, Any] = {}
         if piece.logprobs:
-            made["completion_probabilities"] = self._probabilities(piece.logprobs)
+            added["completion_probabilities"] = self._probabilities(piece.logprobs)
         if self.asked.times_tokens:
-            made["timings"] = times
-        return made
+            added["timings"] = self._times.after(piece)
+        else:
+            self._times.count(piece)
+        return self._chunk(str(piece), piece.token_ids) | added
 
     def whole(self, generation: Generation, *, is_last_chunk: bool = False) -> dict[str, Any]:
         """The whole answer, or without its text the last chunk of a stream."""
