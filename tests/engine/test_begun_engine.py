@@ -9,6 +9,7 @@ from typing import Any
 
 import fake_engine as fake
 import pytest
+from processes import is_running
 
 from vkllm.engine.events import Failed, Token
 from vkllm.engine.params import SamplingParams
@@ -25,15 +26,6 @@ def engine(request: pytest.FixtureRequest) -> Iterator[EngineProcess]:
     made = EngineProcess(EngineConfig(Path("tiny.gguf"), {}, SPEC, 64, device), factory="fake_engine:FakeEngine")
     yield made
     made.close()
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process exists, as a zombie too."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def first_token(engine: EngineProcess, request_id: int, *prompt: int) -> int | None:

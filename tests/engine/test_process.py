@@ -16,6 +16,7 @@ from typing import Any
 
 import fake_engine as fake
 import pytest
+from processes import is_running
 
 from vkllm.engine.events import Event, Failed, Finished, Token
 from vkllm.engine.params import SamplingParams
@@ -59,15 +60,6 @@ def events_until_last(queue: SimpleQueue[Event], timeout_s: float = 60) -> list[
 
 def token_ids(events: list[Event]) -> list[int]:
     return [event.token_id for event in events if isinstance(event, Token)]
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process exists, as a zombie too."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_a_request_gets_its_tokens_and_then_finished(make_engine: MakeEngine) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from conftest import Scene
 from fake_llm import FakeFits
+from processes import is_running
 
 from vkllm import LLM, VkllmError
 from vkllm.engine.process.handle import EngineProcess
@@ -56,11 +57,6 @@ def engine(scene: Scene) -> EngineProcess:
     llm = scene.chat.session.llm
     assert llm is not None
     return llm._engine
-
-
-def is_running(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and "State:\tZ" not in status.read_text()
 
 
 async def until_answering(scene: Scene) -> None:
