@@ -77,6 +77,29 @@ class RandomFile:
         """A weight of ones."""
         self._writer.add_tensor(f"{name}.weight", np.ones(n, np.float32))
 
+    def attention(
+        self,
+        layer: str,
+        fmt: str,
+        d: int,
+        heads: tuple[int, int, int],
+        *,
+        has_biases: bool = False,
+        has_head_norms: bool = False,
+        has_gates: bool = False,
+    ) -> None:
+        """A layer's matrices of attention. heads: how many of queries, how many of keys, their size."""
+        n_heads, n_kv, head_dim = heads
+        n_q = (1 + has_gates) * n_heads
+        rows = {"attn_q": n_q * head_dim, "attn_k": n_kv * head_dim, "attn_v": n_kv * head_dim, "attn_output": d}
+        for name, n_rows in rows.items():
+            self.matrix(layer + name, fmt, n_rows, n_heads * head_dim if name == "attn_output" else d)
+            if has_biases:
+                self.numbers(f"{layer}{name}.bias", n_rows)
+        if has_head_norms:
+            self.norm(layer + "attn_q_norm", head_dim)
+            self.norm(layer + "attn_k_norm", head_dim)
+
     def numbers(self, name: str, *shape: int) -> None:
         """Random numbers in float32, with the whole name."""
         self._writer.add_tensor(name, self._rng.normal(0, DEVIATION, shape).astype(np.float32))
@@ -122,11 +145,9 @@ def qwen3_30b_a3b(path: Path) -> None:
     file.matrix("token_embd", fmt, n_vocab, d)
     for i in range(n_layers):
         layer = f"blk.{i}."
-        for name, n in (("attn_norm", d), ("ffn_norm", d), ("attn_q_norm", head_dim), ("attn_k_norm", head_dim)):
-            file.norm(layer + name, n)
-        for name, n_rows in (("attn_q", n_heads), ("attn_k", n_kv), ("attn_v", n_kv)):
-            file.matrix(layer + name, fmt, n_rows * head_dim, d)
-        file.matrix(layer + "attn_output", fmt, d, n_heads * head_dim)
+        file.norm(layer + "attn_norm", d)
+        file.norm(layer + "ffn_norm", d)
+        file.attention(layer, fmt, d, (n_heads, n_kv, head_dim), has_head_norms=True)
         file.numbers(layer + "ffn_gate_inp.weight", n_experts, d)
         file.matrix(layer + "ffn_gate_exps", fmt, n_experts, d_ff, d)
         file.matrix(layer + "ffn_up_exps", fmt, n_experts, d_ff, d)
@@ -154,11 +175,7 @@ def gpt_oss_20b(path: Path) -> None:
         layer = f"blk.{i}."
         file.norm(layer + "attn_norm", d)
         file.norm(layer + "post_attention_norm", d)
-        for name, n_rows in (("attn_q", n_heads), ("attn_k", n_kv), ("attn_v", n_kv)):
-            file.matrix(layer + name, fmt, n_rows * head_dim, d)
-            file.numbers(layer + name + ".bias", n_rows * head_dim)
-        file.matrix(layer + "attn_output", fmt, d, n_heads * head_dim)
-        file.numbers(layer + "attn_output.bias", d)
+        file.attention(layer, fmt, d, (n_heads, n_kv, head_dim), has_biases=True)
         file.numbers(layer + "attn_sinks.weight", n_heads)
         file.numbers(layer + "ffn_gate_inp.weight", n_experts, d)
         file.numbers(layer + "ffn_gate_inp.bias", n_experts)
@@ -191,12 +208,7 @@ def qwen35_27b(path: Path) -> None:
         file.norm(layer + "attn_norm", d)
         file.norm(layer + "post_attention_norm", d)
         if i % 4 == 3:
-            file.matrix(layer + "attn_q", fmt, 2 * n_heads * head_dim, d)
-            file.matrix(layer + "attn_k", fmt, n_kv * head_dim, d)
-            file.matrix(layer + "attn_v", fmt, n_kv * head_dim, d)
-            file.matrix(layer + "attn_output", fmt, d, n_heads * head_dim)
-            file.norm(layer + "attn_q_norm", head_dim)
-            file.norm(layer + "attn_k_norm", head_dim)
+            file.attention(layer, fmt, d, (n_heads, n_kv, head_dim), has_head_norms=True, has_gates=True)
         else:
             file.matrix(layer + "attn_qkv", fmt, 2 * k + v, d)
             file.matrix(layer + "attn_gate", fmt, v, d)
