@@ -79,7 +79,7 @@ OTHER_MODELS = (
                     has_sinks=True, function="swiglu_oai"),
             replace(MODEL.layers[0], n_heads=16, n_kv_heads=2, head_dim=256, rope=Rope(1e7, 64), head_norm=HeadNorm(),
                     has_query_gates=True),
-            *[replace(MODEL.layers[0], n_heads=32, n_kv_heads=4, head_dim=512, rope=Rope(1e6, 512), d_per_layer=256,
+            *[replace(MODEL.layers[0], n_heads=32, n_kv_heads=4, head_dim=512, rope=Rope(1e6, 512),
                       head_norm=HeadNorm(), cache_layer=cache, has_value_norm=cache is None,
                       are_values_keys=cache is None, has_output_scale=True, post_ffn_norm="post_ffw_norm")
               for cache in (None, 2)],

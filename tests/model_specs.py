@@ -43,7 +43,7 @@ def of_layers(*layers: LayerSpec, **changes: Any) -> ModelSpec:
 
 _GEMMA4 = replace(
     LAYER, head_dim=64, rope=Rope(1e4, 64), attention_scale=0.1, head_norm=HeadNorm(), has_value_norm=True,
-    function="gelu", post_attention_norm="post_attention_norm", post_ffn_norm="post_ffw_norm", d_per_layer=20,
+    function="gelu", post_attention_norm="post_attention_norm", post_ffn_norm="post_ffw_norm",
     has_output_scale=True,
 )  # fmt: skip
 KINDS_OF_LAYERS = {

@@ -12,13 +12,7 @@ from vkllm.model.memory.needs import decode_bytes
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, plan
 
 GEMMA4 = KINDS_OF_LAYERS["gemma4"]
-SPEC = replace(
-    GEMMA4,
-    n_vocab=3000,
-    n_ctx_train=32768,
-    d_per_layer=32,
-    layers=tuple(replace(layer, d_per_layer=32) for layer in GEMMA4.layers),
-)
+SPEC = replace(GEMMA4, n_vocab=3000, n_ctx_train=32768, d_per_layer=32)
 TABLE = "per_layer_token_embd.weight"
 TABLE_BYTES = 3000 * 32 * SPEC.n_layers * 2
 TENSORS = {

@@ -44,7 +44,7 @@ def decoder(spec: ModelSpec) -> tuple[Op, ...]:
     for number, layer in enumerate(spec.layers):
         own = [*_mixing(spec, layer, number), *_feed_forward(spec, layer, number)]
         ops += _with_one_sum(own) if layer.is_parallel else own
-        if layer.d_per_layer:
+        if spec.d_per_layer:
             ops += per_layer_input(spec, layer, number)
         elif layer.has_output_scale:
             ops[-1] = scaled(ops[-1], number)

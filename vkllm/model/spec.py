@@ -155,8 +155,7 @@ class LayerSpec:
     many gates, whose sigmoid multiplies the head's result. has_value_norm: values are divided by their root mean
     square. are_values_keys: values are the keys as they were before norm and rotation. cache_layer: the earlier layer
     whose keys and values it reads, if it has none of its own.
-    d_per_layer: columns of this layer's own embedding of the token (Gemma 4 E), 0 if there is none. has_output_scale:
-    all that leaves the layer is multiplied by a number.
+    has_output_scale: all that leaves the layer is multiplied by a number.
     parts: names of the matrices that it has only some columns of, because other devices have the others: what all of
     them make of these is added up (`AllReduce`). adds_residual: whether what it makes has the residual stream in it:
     of several devices, the first one's.
@@ -191,7 +190,6 @@ class LayerSpec:
     has_value_norm: bool = False
     are_values_keys: bool = False
     cache_layer: int | None = None
-    d_per_layer: int = 0
     has_output_scale: bool = False
     parts: tuple[str, ...] = ()
     adds_residual: bool = True
@@ -259,7 +257,8 @@ class ModelSpec:
     norm_form, norm_eps: of all its norms. n_vocab: tokens that can be chosen; a caller may lower it to the tokenizer's
     number where the matrices have padding rows. embedding_scale: embeddings are multiplied by it. output_weight: the
     tensor of the vocabulary projection, which is the token embedding itself where the file ties them.
-    output_norm: the norm before it. d_per_layer: columns of each layer's own embedding of a token, 0 if there is none.
+    output_norm: the norm before it. d_per_layer: columns of each layer's own embedding of a token (Gemma 4 E), 0 if
+    there is none.
     logit_scale, logit_softcap: logits y become cap * tanh(scale * y / cap), or scale * y where the cap is 0.
     predictors: heads that predict further tokens; no part of the decoder. unread: tensors that the file has and no
     operation needs. n_embeddings: rows of the tables of embeddings where they are more than n_vocab, because other

@@ -16,7 +16,6 @@ def gemma4(header: Header) -> ModelSpec:
     """Layers with a sliding window have other heads and rotations than those that see all keys."""
     windows = header.windows(period=1)
     n_own = header.n_layers - header.integer("attention.shared_kv_layers", 0)
-    d_per_layer = header.integer("embedding_length_per_layer_input", 0)
     has_experts = [header.has(f"blk.{number}.ffn_gate_inp.weight") for number in range(header.n_layers)]
     experts = []
     if any(has_experts):
@@ -28,7 +27,6 @@ def gemma4(header: Header) -> ModelSpec:
             source = n_own - (2 if windows[number] else 1)
             _check_source(header, source, number, windows)
             layer = replace(layer, cache_layer=source, are_values_keys=False)
-        layer = replace(layer, d_per_layer=d_per_layer)
         if not has_experts[number]:
             return layer
         own = replace(experts[number], scales=scales(header, number))
@@ -41,7 +39,7 @@ def gemma4(header: Header) -> ModelSpec:
         layers,
         embedding_scale=math.sqrt(max(header.integer("embedding_length"), 0)),
         logit_softcap=header.number("final_logit_softcapping", 0.0),
-        d_per_layer=d_per_layer,
+        d_per_layer=header.integer("embedding_length_per_layer_input", 0),
         unread=tuple(filter(header.has, shared)),
     )
 

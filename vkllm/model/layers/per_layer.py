@@ -49,7 +49,7 @@ def per_layer_embeddings(spec: ModelSpec) -> list[Op]:
 
 def per_layer_input(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
     """Adds the layer's own embedding, through a gate that reads the residual stream."""
-    make, size = LayerOps(spec, layer, number), layer.d_per_layer
+    make, size = LayerOps(spec, layer, number), spec.d_per_layer
     gate = make.matvec({"inp_gate": size}, "normed", spec.d_model, "per_layer_gate", pads_rows=True)
     last = make.norm("post_norm", "added", "x", add="x")
     return [
