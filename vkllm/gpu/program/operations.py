@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vkllm.errors import OutOfDeviceMemory
 from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
@@ -76,7 +75,7 @@ class Operations:
         self._experts = ExpertOperations(device, buffers, step, tuning, self._forms)
         self._narrow = NarrowOperations(device, buffers, step, self._forms)
         self._made: dict[tuple[Op, int], list[Dispatch]] = {}
-        self._parts = self._room_for_parts() if tuning.has_matmul else None
+        self._parts = buffers.room_for_parts(self._most_parts_bytes()) if tuning.has_matmul else None
 
     def of_all(self, ops: Sequence[Op], width: int) -> list[Dispatch]:
         """Dispatches of neighbouring operations for steps of `width` rows, some of which become one."""
@@ -246,16 +245,11 @@ class Operations:
             is_independent=y_offset > 0,
         )
 
-    def _room_for_parts(self) -> Buffer | None:
-        """Memory for the parts of the largest product that has some (column_parts); None if there is none, or no room:
-        it comes from what plans leave free."""
+    def _most_parts_bytes(self) -> int:
+        """What the parts of the largest product that has some (column_parts) take."""
         all_planes = [planes for matrices in self._buffers.matrices.values() for planes in matrices]
         n_parts = [(planes.n_rows, self._n_parts(planes)) for planes in all_planes]
-        most = max((parts_bytes(n_rows, n) for n_rows, n in n_parts if n > 1), default=0)
-        try:
-            return self._device.buffer(most // 4) if most else None
-        except OutOfDeviceMemory:
-            return None
+        return max((parts_bytes(n_rows, n) for n_rows, n in n_parts if n > 1), default=0)
 
     def _n_parts(self, planes: WeightPlanes) -> int:
         if not suits_matmul(planes):
