@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -168,8 +169,7 @@ class Program:
             guess = predictions.guess(self._head_width(kinds), goes_on=goes_on)
             return [*guess, *results.dispatches(kinds, self.tuning.local_size)]
 
-        place = kinds.wants_logits and results.n_places
-        return self._recordings.of(("guess", goes_on, kinds, place), dispatches)
+        return self._recordings.of(("guess", goes_on, kinds, self._n_places(kinds)), dispatches)
 
     def _ready(
         self,
@@ -186,12 +186,7 @@ class Program:
         kinds = Kinds.of(results)
         recordings = recordings_of(kinds, slot)
         self._wait(self._slot_tickets[slot])
-        if self.window:
-            parts = [
-                part if part.window_blocks else replace(part, window_blocks=self.blocks_in_turn(len(part.blocks)))
-                for part in parts
-            ]
-        self._slots.write(slot, parts, self._n_exchanges)
+        self._slots.write(slot, [self._in_window(part) for part in parts], self._n_exchanges)
         self._n_exchanges += self._n_sums
         if self._results is not None:
             self._results.write_masks(place)
@@ -227,6 +222,12 @@ class Program:
         assert host.words is not None
         shape = (N_SLOTS, MAX_ROWS, self.spec.d_model)
         return host.words[: math.prod(shape)].view(np.float32).reshape(shape)[slot, :n_rows]
+
+    def _in_window(self, part: Part) -> Part:
+        """The part, with blocks for layers with a window if there are such layers."""
+        if part.window_blocks or not self.window:
+            return part
+        return replace(part, window_blocks=self.blocks_in_turn(len(part.blocks)))
 
     def _continued(self, part: Part) -> Part:
         """The part, its states stored in one of two slots in turn, and read from where the last one has stored them."""
@@ -350,17 +351,20 @@ class Program:
     def _recorded_step(self, width: int, kinds: Kinds | None, slot: int, n_submits: int) -> list[Recording]:
         """A narrow step is one submit, a step of one row always. Others are several: all slots and results share the
         layers of a width, and all widths and slots what follows for a kind of results."""
-        place = kinds and kinds.wants_logits and self._results and self._results.n_places
         if width == 1 or (width <= MAX_NARROW and n_submits == 1):
-            return self._recordings.of((width, slot, kinds, place), lambda: self._whole_step(width, kinds, slot))
+            key = (width, slot, kinds, self._n_places(kinds))
+            return self._recordings.of(key, lambda: self._whole_step(width, kinds, slot))
         begin = self._recordings.of(slot, lambda: [self._begin_step(slot)])
         layers = self._recordings.of((width, n_submits), lambda: self._layers(width), n_submits)
-        if kinds is None:
-            return [*begin, *layers]
-        end = self._recordings.of(
-            (kinds, place), lambda: self._end(kinds, has_head=True), first_exchange=self._n_sums + 1
-        )
-        return [*begin, *layers, *end]
+        return [*begin, *layers, *self._recorded_end(kinds)]
+
+    def _recorded_end(self, kinds: Kinds | None) -> list[Recording]:
+        make = partial(self._end, kinds, has_head=True)
+        key = kinds, self._n_places(kinds)
+        return [] if kinds is None else self._recordings.of(key, make, first_exchange=self._n_sums + 1)
+
+    def _n_places(self, kinds: Kinds | None) -> int:
+        return self._results.n_places if self._results and kinds and kinds.wants_logits else 0
 
     def _layers(self, width: int) -> list[Dispatch]:
         ops = decoder(self.spec)
@@ -390,8 +394,8 @@ class Program:
         # matrices round otherwise, so a row alone takes them too
         return max(kinds.width, HEAD_WIDTHS[1]) if self.tuning.has_matmul else kinds.width
 
-    def _begin_step(self, slot: int) -> Dispatch:
-        slots, decode = self._slots, self._decode
+    def _begin_step(self, slot: int, slots: StepSlots | None = None) -> Dispatch:
+        slots, decode = slots or self._slots, self._decode
         return self.device.dispatch(
             KERNELS["begin_step"],
             (slots.buffer, self._next_token, slots.on_device, decode.chain, decode.failure),
