@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -39,10 +40,39 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable" if os.environ.get("CI") else "exploring")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="every combination of parameters, also of tests marked `some`")
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests with the real model take longest, so their files begin: at the end a worker would be alone with them."""
     items.sort(key=lambda item: item.get_closest_marker("weights") is None)
+    if not config.getoption("--all") and not any("[" in argument for argument in config.args):
+        left_out = without_some(items)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def without_some(items: list[pytest.Item]) -> set[pytest.Item]:
+    """What a test with the mark `some(n)` leaves out: of the combinations of its parameters every n-th runs.
+
+    Besides these runs what is needed for every value of every parameter to run at least once.
+    """
+    left_out: set[pytest.Item] = set()
+    for _, each in itertools.groupby(items, lambda item: item.nodeid.split("[")[0]):
+        group = list(each)
+        if (mark := group[0].get_closest_marker("some")) is None:
+            continue
+        seen: set[tuple[str, str]] = set()
+        kept = group[:: mark.args[0]]
+        for item in kept + [item for item in group if item not in kept]:
+            values = {(name, repr(value)) for name, value in item.callspec.params.items()}  # type: ignore[attr-defined]
+            if item in kept or values - seen:
+                seen |= values
+            else:
+                left_out.add(item)
+    return left_out
 
 
 def pytest_collection(session: pytest.Session) -> None:

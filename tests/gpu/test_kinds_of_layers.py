@@ -51,7 +51,7 @@ def test_logits_equal_the_reference(
     choices = replace(choices, decode=replace(choices.decode, is_chained=is_chained))
     if device.info.matrix_shape is not None:
         choices = replace(choices, has_matmul=True, has_tiled_attention=True)
-    monkeypatch.setattr(Program, "_may_chain", lambda self: True)
+    monkeypatch.setattr(Program, "_may_chain", True)
     program = Program(device, spec, config.path, config.tensors, config.n_ctx, choices=choices)
     norms = [made for made in program.dispatches(1) if made.kernel.name == "norm"]
     assert norms or not name.startswith(("gemma", "command-r", "olmo2"))

@@ -77,6 +77,7 @@ def run(
     return float(np.mean(np.square(got[:, offset : offset + shape[0]] - wanted)) / np.mean(terms))
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(("seed", "shape"), list(enumerate(SHAPES)), ids=str)
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
 def test_one_token(device: Device, fmt: str, shape: tuple[int, int], seed: int) -> None:

@@ -34,6 +34,7 @@ ODD = (37, 800, 2, 1, 2, "sum")
 OF_SOME = ("Q4_0", "Q4_1", "Q6_K", "IQ4_XS")
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("has_integer_dot", "is_chained"), [(True, False), (False, True)], ids=["dot4", "soft, chained"]
 )

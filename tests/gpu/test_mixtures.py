@@ -78,7 +78,7 @@ def test_logits_equal_the_reference(
     choices = replace(choices, decode=replace(choices.decode, is_chained=is_chained))
     if device.info.matrix_shape is not None:
         choices = replace(choices, has_matmul=True)
-    monkeypatch.setattr(Program, "_may_chain", lambda self: True)
+    monkeypatch.setattr(Program, "_may_chain", True)
     program = Program(device, spec, config.path, config.tensors, config.n_ctx, choices=choices)
     tokens = [int(t) for t in np.random.default_rng(2).integers(0, spec.n_vocab, 43)]
     _, *found = logit_errors(program, tokens, reference(config).run(tokens), (23, 17))  # from the prompt's end on

@@ -244,7 +244,7 @@ def lost(layer: Layer) -> dict[str, Any]:
 def hanging(layer: Layer) -> dict[str, Any]:
     """Everything is destroyed under a submit for which the layer's patience is over; it goes on."""
     gpu = Gpu(layer)
-    sequence, counter = long_job(gpu, 0.3)
+    sequence, counter = long_job(gpu, 1.5)  # so long that it still runs then on a busy machine
     count = ctypes.c_uint32.from_address(layer.placement().address)
     before = count.value
     gpu.run(sequence)

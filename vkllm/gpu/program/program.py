@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,6 @@ class Program:
         self._next_token = self._results.next_token if self._results else device.buffer(1)
         self._kept = kept_rows(device, spec, self.n_sequences)
         self._recordings = Recordings(device, self.plan.n_ctx, share.exchange.half_lines if share else 0)
-        self._can_chain: bool | None = None
         self._last_state_slot: int | None = None
         self._slot_tickets = [0] * N_SLOTS
         self._turn = 0
@@ -96,7 +95,7 @@ class Program:
         """Uses these choices for later steps; waits for steps in flight. Raises DeviceError."""
         for ticket in self._slot_tickets:
             self.device.wait(ticket)
-        if choices.decode.is_chained and not self._may_chain():
+        if choices.decode.is_chained and not self._may_chain:
             choices = replace(choices, decode=replace(choices.decode, is_chained=False))
         self._recordings.begin_again()
         self.tuning = choices
@@ -225,9 +224,8 @@ class Program:
 
     def _in_window(self, part: Part) -> Part:
         """The part, with blocks for layers with a window if there are such layers."""
-        if part.window_blocks or not self.window:
-            return part
-        return replace(part, window_blocks=self.blocks_in_turn(len(part.blocks)))
+        has_all = part.window_blocks or not self.window
+        return part if has_all else replace(part, window_blocks=self.blocks_in_turn(len(part.blocks)))
 
     def _continued(self, part: Part) -> Part:
         """The part, its states stored in one of two slots in turn, and read from where the last one has stored them."""
@@ -338,11 +336,10 @@ class Program:
             for goes_on in (False, True):
                 self._recorded_guess(predictions, kinds, goes_on=goes_on)
 
+    @cached_property
     def _may_chain(self) -> bool:
         """Whether the device can chain, tried once."""
-        if self._can_chain is None:
-            self._can_chain = can_chain(self.device)
-        return self._can_chain
+        return can_chain(self.device)
 
     def _wait(self, ticket: int) -> None:
         self.device.wait(ticket)
@@ -386,9 +383,8 @@ class Program:
 
     def _gathering(self) -> Gathering | None:
         """How tokens are chosen where ranks have parts of the vocabulary: by the last exchange of a step."""
-        if self.share is None or self.share.vocabulary is None:
-            return None
-        return Gathering(self.share.exchange, self.share.vocabulary)
+        share = self.share
+        return Gathering(share.exchange, share.vocabulary) if share and share.vocabulary else None
 
     def _head_width(self, kinds: Kinds) -> int:
         # matrices round otherwise, so a row alone takes them too
