@@ -20,7 +20,7 @@ test: ## linters, types and all tests
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	@$(BIN)/python -c 'from vkllm.store import find_model; print("default model:", find_model("smollm2"))'
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 setup: ## system packages, .venv, Kompute, the Vulkan layer, vkllm
 	@scripts/setup.sh

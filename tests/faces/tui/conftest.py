@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -186,3 +187,9 @@ def open_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenC
         store.close()
 
     yield open_one
+    for llm in FakeLLM.opened:
+        llm.close()
+    for thread in threading.enumerate():  # one that goes on would slow all later tests down
+        if thread.name == "vkllm-answer":
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()

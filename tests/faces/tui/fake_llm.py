@@ -62,7 +62,7 @@ class FakeFits(Fits):
 
 
 class FakeStream(Iterator[Piece]):
-    """Says words until it is closed; from word `gate_at` on it waits for the `gate`."""
+    """Says words until it or its model is closed; from word `gate_at` on it waits for the `gate`."""
 
     def __init__(self, words: Iterable[str], n_prompt: int, llm: FakeLLM) -> None:
         self._words = iter(words)
@@ -76,9 +76,9 @@ class FakeStream(Iterator[Piece]):
 
     def __next__(self) -> Piece:
         while len(self._said) >= self._llm.gate_at and not self._llm.gate.wait(0.005):
-            if self._is_closed.is_set():
+            if self._is_closed.is_set() or self._llm.is_closed:
                 raise StopIteration
-        if self._is_closed.wait(self._llm.step_s):
+        if self._is_closed.wait(self._llm.step_s) or self._llm.is_closed:
             raise StopIteration
         if self._llm.fails_after is not None and len(self._said) >= self._llm.fails_after:
             raise self._llm.error
