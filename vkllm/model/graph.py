@@ -20,7 +20,7 @@ from vkllm.model.layers.prediction import HIDDEN, UNSHIFTED, joined
 from vkllm.model.layers.recurrent import delta_net, mamba2, short_convolution
 from vkllm.model.mixers import DeltaNet, LatentAttention, Mamba2, ShortConvolution
 from vkllm.model.ops import AllReduce, Embed, Matvec, MoveRows, Norm, Op, Shapes, Softcap
-from vkllm.model.spec import LayerSpec, ModelSpec, Predictor
+from vkllm.model.spec import NO_LAYER, LayerSpec, ModelSpec, Predictor
 
 
 @lru_cache(maxsize=8)
@@ -44,7 +44,7 @@ def decoder(spec: ModelSpec) -> tuple[Op, ...]:
     for number, layer in enumerate(spec.layers):
         own = [*_mixing(spec, layer, number), *_feed_forward(spec, layer, number)]
         ops += _with_one_sum(own) if layer.is_parallel else own
-        if spec.d_per_layer:
+        if spec.d_per_layer and layer != NO_LAYER:
             ops += per_layer_input(spec, layer, number)
         elif layer.has_output_scale:
             ops[-1] = scaled(ops[-1], number)
