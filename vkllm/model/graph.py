@@ -42,9 +42,11 @@ def decoder(spec: ModelSpec) -> tuple[Op, ...]:
     if spec.receives:
         ops.append(MoveRows(output="x", width=spec.d_model, is_sent=False))
     for number, layer in enumerate(spec.layers):
+        if layer == NO_LAYER:
+            continue
         own = [*_mixing(spec, layer, number), *_feed_forward(spec, layer, number)]
         ops += _with_one_sum(own) if layer.is_parallel else own
-        if spec.d_per_layer and layer != NO_LAYER:
+        if spec.d_per_layer:
             ops += per_layer_input(spec, layer, number)
         elif layer.has_output_scale:
             ops[-1] = scaled(ops[-1], number)
