@@ -19,12 +19,13 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from apart import found_by, keep, table_line
 
 Numbers = dict[str, Any]
 
@@ -50,9 +51,7 @@ def main() -> None:
                 print(f"{model.stem}, {name}: {row['error']}", flush=True)
                 continue
             found[name].append(row)
-            if options.out:
-                with open(options.out, "a", encoding="utf-8") as out:
-                    out.write(json.dumps({"model": model.name, "version": name, **row}) + "\n")
+            keep(options.out, {"model": model.name, "version": name, **row})
         _print_table(model, found)
     sys.exit(1 if n_failed else 0)
 
@@ -109,15 +108,7 @@ def _run(folder: Path, model: Path, options: argparse.Namespace, left_s: float) 
     command = [sys.executable, str(Path(__file__).resolve()), "--one", json.dumps(what)]
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     start = time.monotonic()
-    try:
-        done = subprocess.run(
-            command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=left_s
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"did not end within {left_s:.0f} s"}
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]}
-    row: Numbers = json.loads(done.stdout.splitlines()[-1])
+    row = found_by(command, left_s, folder, PYTHONPATH=path)
     return row | {"seconds": time.monotonic() - start}
 
 
@@ -184,8 +175,8 @@ def _print_table(model: Path, found: dict[str, list[Numbers]]) -> None:
         return
     first = next(iter(rows.values()))
     titles = [name for name, value in first[0].items() if isinstance(value, float) and name != "seconds"]
-    print(f"\n| {model.stem} | {' | '.join(titles)} | same greedy, sample, scores |")
-    print(f"| --- |{' ---: |' * len(titles)} --- |")
+    print("", table_line([model.stem, *titles, "same greedy, sample, scores"]), sep="\n")
+    print(table_line(["---", *["---:"] * len(titles), "---"]))
     for name, each in rows.items():
         cells = []
         for title in titles:
@@ -193,7 +184,7 @@ def _print_table(model: Path, found: dict[str, list[Numbers]]) -> None:
             mean, deviation = statistics.fmean(values), statistics.pstdev(values)
             cells.append(f"{mean:.1f} ± {deviation:.1f} ({mean / before:.2f})")
         same = ["yes" if all(row["texts"][i] == first[0]["texts"][i] for row in each) else "no" for i in range(3)]
-        print(f"| {name} | {' | '.join(cells)} | {', '.join(same)} |", flush=True)
+        print(table_line([name, *cells, ", ".join(same)]), flush=True)
 
 
 if __name__ == "__main__":

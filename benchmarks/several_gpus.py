@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apart import found_by, keep, output, table_line
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -63,7 +65,7 @@ def main() -> None:
     runs = list(_runs(options, devices))
     alone: dict[Path, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
-    print(_line(_TITLES), _line(["---", *["---:"] * (len(_TITLES) - 1)]), sep="\n", flush=True)
+    print(table_line(_TITLES), table_line(["---", *["---:"] * (len(_TITLES) - 1)]), sep="\n", flush=True)
     for run in runs:
         left_s = end - time.monotonic()
         if left_s < _guess_s(run):
@@ -75,12 +77,8 @@ def main() -> None:
         if len(run.devices) == 1:
             alone[run.model] = row
         rows.append(row)
-        print(_line(_cells(run, row, alone.get(run.model, {}))), flush=True)
-        if options.out:
-            with open(options.out, "a", encoding="utf-8") as out:
-                out.write(
-                    json.dumps({"model": run.model.name, "n_cards": len(run.devices), "mode": run.mode, **row}) + "\n"
-                )
+        print(table_line(_cells(run, row, alone.get(run.model, {}))), flush=True)
+        keep(options.out, {"model": run.model.name, "n_cards": len(run.devices), "mode": run.mode, **row})
     if all("error" in row for row in rows):
         sys.exit("nothing was measured")
 
@@ -154,8 +152,7 @@ def _result(run: Run, options: argparse.Namespace, left_s: float) -> dict[str, A
         "n_users": options.users,
     }
     command = [sys.executable, __file__, "--one", json.dumps(what)]
-    output, error = _output(command, left_s)
-    return {"error": error} if error else json.loads(output.splitlines()[-1])
+    return found_by(command, left_s, ROOT)
 
 
 def _llama(run: Run, options: argparse.Namespace, left_s: float) -> dict[str, Any]:
@@ -164,24 +161,11 @@ def _llama(run: Run, options: argparse.Namespace, left_s: float) -> dict[str, An
     mode = "tensor" if run.mode == OVERLAP else run.mode
     command = [str(options.llama), str(run.model), str(options.llama_libs), mode, *numbers]
     cards = ",".join(map(str, run.devices))
-    output, error = _output(command, left_s, GGML_VK_VISIBLE_DEVICES=cards)
+    printed, error = output(command, left_s, ROOT, GGML_VK_VISIBLE_DEVICES=cards)
     if error:
         print(f"llama.cpp, {run.name}: {error}", file=sys.stderr, flush=True)
         return {"llama_error": error}
-    return {f"llama_{name}": float(value) for name, value in (line.split() for line in output.splitlines())}
-
-
-def _output(command: Sequence[str], left_s: float, **environment: str) -> tuple[str, str | None]:
-    """Standard output of a program, and what went wrong."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=max(left_s, 1), env=os.environ | environment, cwd=ROOT
-        )
-    except subprocess.TimeoutExpired:
-        return "", f"did not end within {left_s:.0f} s"
-    if done.returncode:
-        return "", (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-    return done.stdout, None
+    return {f"llama_{name}": float(value) for name, value in (line.split() for line in printed.splitlines())}
 
 
 def measured(what: dict[str, Any]) -> dict[str, Any]:
@@ -281,10 +265,6 @@ def _cells(run: Run, row: dict[str, Any], alone: dict[str, Any]) -> list[str]:
         number("llama_tg"),
         number("llama_pp", ".0f"),
     ]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

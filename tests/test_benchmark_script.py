@@ -14,6 +14,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "several_gpus.py"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
+    sys.path.append(str(SCRIPT.parent))  # as for a script that is run
     spec = importlib.util.spec_from_file_location("benchmark_of_several_gpus", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -48,10 +49,11 @@ def test_a_row_compares_with_one_card(script: ModuleType) -> None:
 
 
 def test_a_program_that_fails_or_hangs_is_told_in_a_line(script: ModuleType) -> None:
-    assert script._output([sys.executable, "-c", "print(1)"], 60) == ("1\n", None)
+    assert script.output([sys.executable, "-c", "print(1)"], 60, SCRIPT.parent) == ("1\n", None)
     fails = "import sys; print('first', file=sys.stderr); sys.exit('no GPU')"
-    assert script._output([sys.executable, "-c", fails], 60) == ("", "no GPU")
-    assert script._output([sys.executable, "-c", "import time; time.sleep(60)"], 1) == ("", "did not end within 1 s")
+    assert script.output([sys.executable, "-c", fails], 60, SCRIPT.parent) == ("", "no GPU")
+    hangs = [sys.executable, "-c", "import time; time.sleep(60)"]
+    assert script.output(hangs, 1, SCRIPT.parent) == ("", "did not end within 1 s")
 
 
 def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
