@@ -1,4 +1,4 @@
-"""pull, list, show and rm: what they print, what they ask, and that `run` offers to fetch what is not here."""
+"""pull, list, show and rm: what they print and what they ask."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +13,16 @@ import fake_engine as fake
 import pytest
 from gguf import GGUFWriter
 from hub_server import HubServer
-from terminal import FAKE, REAL, Command, terminal
+from terminal import FAKE, REAL, Command
 from tiny_gguf import write_tiny_gguf
+from tiny_hub import ENTRY, REPO, Answers, at_a_terminal, serve_tiny  # noqa: F401  (the last two are fixtures)
 
-from vkllm import LLM, store
-from vkllm.engine.process.handle import EngineProcess
+from vkllm import store
 from vkllm.errors import InvalidParameter, ModelNotFound
-from vkllm.faces.cli import app as cli
 from vkllm.faces.cli import models
-from vkllm.formats.gguf import ModelFile
-from vkllm.store.catalog import CatalogEntry, HubSource, WheelSource
+from vkllm.store.catalog import CatalogEntry, WheelSource
 
-REPO = "someone/tiny-GGUF"
-ENTRY = CatalogEntry("tiny", "A tiny model", "MIT", 10_000, 150_000, 2_000_000, None, HubSource(REPO, "tiny.F32.gguf"))
 SMOLLM2 = CatalogEntry("smollm2", "The default", "MIT", 1, 2, 3, "0" * 64, WheelSource("p==1", "p/m.gguf"))
-
-
-@pytest.fixture(autouse=True)
-def tiny(hub: HubServer, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub with a model that runs and one that does not, and a catalogue of the first."""
-    monkeypatch.setattr("vkllm.store.catalog.read_catalog", lambda: [ENTRY])
-    hub.hub[REPO] = {"tiny.F32.gguf": tiny_gguf.read_bytes()}
-    other = write_tiny_gguf(tmp_path / "other.gguf", architecture="mamba", template=None)
-    hub.hub["someone/other"] = {"other.gguf": other.read_bytes()}
-
-
-Answers = Callable[[str], list[str]]
-
-
-@pytest.fixture
-def person(monkeypatch: pytest.MonkeyPatch) -> Answers:
-    """Somebody at a terminal who gives one answer to all questions; the list fills with the questions."""
-
-    def answer(text: str) -> list[str]:
-        questions: list[str] = []
-        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-        monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or text)
-        return questions
-
-    return answer
 
 
 @pytest.fixture
@@ -318,90 +286,3 @@ def test_a_model_in_use_can_be_deleted_and_is_used_to_the_end(hub: HubServer, tm
     assert process.poll() is None
     out, _ = process.communicate(timeout=120)
     assert (process.returncode, out) == (0, "abc" * 19 + "\n")
-
-
-# --- The offer of the commands that load a model ---------------------------------------------------------------------
-
-
-def test_a_model_that_is_not_here_is_fetched_on_yes(person: Answers) -> None:
-    questions = person("")
-    models.ensure_here("tiny")
-    assert questions == ["tiny (146 KiB) is not on this machine. Fetch it? [Y/n] "]
-    assert store.local_model("tiny") is not None
-    models.ensure_here("tiny")
-    assert len(questions) == 1
-
-
-def test_without_a_yes_or_a_terminal_the_error_says_the_command(
-    person: Answers, hub: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    person("n")
-    with pytest.raises(ModelNotFound, match=r"tiny is not on this machine; `vkllm pull tiny` fetches it \(146 KiB\)"):
-        models.ensure_here("tiny")
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
-    with pytest.raises(ModelNotFound, match=r"`vkllm pull hf\.co/a/b` fetches it"):
-        models.ensure_here("hf.co/a/b")
-    assert hub.lines() == []
-
-
-@pytest.mark.parametrize(
-    "arguments", [["chat"], ["bench"], ["bench", "smollm2"], ["tune"], ["perplexity", "-f", __file__]]
-)
-def test_every_command_asks_before_it_fetches(hub: HubServer, tmp_path: Path, arguments: list[str]) -> None:
-    command = Command(tmp_path, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), VKLLM_CACHE=str(tmp_path / "c"))
-    name = f"hf.co/{REPO}"
-    done = command.run([*FAKE, *arguments, "-m", name], text="Hi" if arguments == ["chat"] else None)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"vkllm: error: {name} is not on this machine; `vkllm pull {name}` fetches it.\n"
-    assert hub.lines() == []
-
-
-def test_run_offers_in_a_terminal_and_answers_after_it(hub: HubServer, tmp_path: Path) -> None:
-    command = Command(tmp_path, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), VKLLM_CACHE=str(tmp_path / "c"))
-    name = f"hf.co/{REPO}"
-    done = command.run([*FAKE, "run", name, "Hi"])
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"vkllm: error: {name} is not on this machine; `vkllm pull {name}` fetches it.\n"
-    with terminal(command, [*FAKE, "run", name, "Hi"]) as screen:
-        screen.expect(r"Fetch it\? \[Y/n\] ")
-        screen.type("y\n")
-        screen.expect("user\nHi\n")
-        screen.expect_exit()
-        assert screen.exit_code == 0
-    assert command.leftovers() == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "answer"),
-    [
-        (["run", "tiny", "Hi"], "user\nHi\n"),
-        (["run", "tiny"], ">>> "),
-        (["chat", "tiny", "--plain"], ">>> "),
-        (["bench", "tiny", "-p", "4", "-n", "0", "-r", "1"], "pp4"),
-    ],
-)
-def test_a_command_looks_a_name_up_once_reads_a_header_once_and_marks_the_model_as_used(
-    person: Answers,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    answer: str,
-) -> None:
-    store.pull("tiny")
-    assert store.installed()[0].last_used_s is None
-    looked_up: list[str] = []
-    read: list[str] = []
-    opened: list[LLM] = []
-    headers: list[Path] = []
-    source_of, make, open_file = store.source_of, LLM.__init__, ModelFile.open
-    monkeypatch.setattr("vkllm.store.catalog.read_catalog", lambda: read.append("catalogue") or [ENTRY])
-    monkeypatch.setattr("vkllm.store.models.source_of", lambda name: looked_up.append(name) or source_of(name))
-    monkeypatch.setattr(ModelFile, "open", lambda path: headers.append(path) or open_file(path))
-    monkeypatch.setattr(LLM, "__init__", lambda self, *model, **more: opened.append(self) or make(self, *model, **more))
-    monkeypatch.setattr("vkllm.api.loading.EngineProcess", partial(EngineProcess, factory="fake_engine:FakeEngine"))
-    questions = person("/bye")
-    cli.app(arguments, prog_name="vkllm", standalone_mode=False)
-    assert (looked_up, read) == (["tiny"], ["catalogue"])
-    assert len(headers) == 1 and [llm.name for llm in opened] == ["tiny"]
-    assert answer in capsys.readouterr().out + "".join(questions)
-    assert time.time() - (store.installed()[0].last_used_s or 0) < 60
