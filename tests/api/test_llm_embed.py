@@ -162,20 +162,27 @@ def test_a_model_that_is_made_for_ranks_generates_but_makes_no_embeddings(fake_l
     assert llm.generate("Xab", max_tokens=2).text == "ab"
 
 
+def test_a_user_may_choose_the_tokens_that_make_an_embedding(fake_llm: MakeLLM, tmp_path: Path) -> None:
+    ranks = write_tiny_gguf(tmp_path / "ranks.gguf", pooling=4)
+    assert fake_llm(model=ranks, pooling="cls").embed("Xab") == fake_vector(3, ord("b"))
+    with pytest.raises(InvalidParameter, match="pooling must be mean, cls or last, not 'none'"):
+        fake_llm(pooling="none")
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_text_has_the_reference_embedding(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(("number", "chosen"), [(1, None), (2, None), (1, "last")])
+def test_a_text_has_the_reference_embedding(tmp_path: Path, number: int, chosen: str | None) -> None:
     path = write_tiny_gguf(tmp_path / "model.gguf", pooling=number)
     file = ModelFile.open(path)
     weights = {n: dequantize(file.raw(n), info.format, info.shape) for n, info in file.tensors.items()}
     try:
-        llm = LLM(path)
+        llm = LLM(path, pooling=chosen)
     except NoDevice as error:
         pytest.skip(str(error))
     with llm:
         text = "Forty characters are a text, are they not?"
         rows = Reference(llm.spec, weights.__getitem__, N_CTX).hidden_states(llm.tokenize(text)).astype(np.float64)
-        pooled = {1: rows.mean(axis=0), 2: rows[0], 3: rows[-1]}[number]
+        pooled = {1: rows.mean(axis=0), 2: rows[0]}[number] if chosen is None else rows[-1]
         # keys and values are rounded to 2^-12
         assert np.abs(llm.embed(text) - pooled / np.linalg.norm(pooled)).max() < 1e-3
 

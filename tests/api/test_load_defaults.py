@@ -26,13 +26,14 @@ def test_sampling_of_the_user_comes_before_that_of_the_file(fake_llm: Callable[.
 def test_a_template_of_the_user_is_taken_instead_of_the_files(fake_llm: Callable[..., LLM]) -> None:
     llm = fake_llm(chat_template="_{{ messages[-1].content }}<|im_end|>")
     assert llm.chat(HI).text == "Hi" and llm.has_chat_template
+    assert fake_llm(chat_template="falcon3").count_tokens(HI) == len("<|user|>\nHi\n<|assistant|>\n")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"chat_template": "{% if %}"}, "chat_template is not valid Jinja"),
-        ({"chat_template": "llama3"}, "must be Jinja that shows messages .*, but 'llama3' shows none"),
+        ({"chat_template": "llama33"}, "but 'llama33' shows none, and is no name of a template; these are chatml, "),
         ({"variables": {"messages": []}}, "'messages' is no variable"),
         ({"variables": 5}, "must be a mapping"),
         ({"chat_template": 5}, "chat_template must be the text"),

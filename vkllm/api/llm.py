@@ -50,6 +50,7 @@ class LLM:
     queue: requests that may wait, or QueueFull is raised; the default is any number.
     spec: how tokens are drafted that one step verifies: "ngram" (earlier text), "mtp" (the file's head), "auto", "off".
     chat_template: Jinja in place of the file's. variables: what it is given in chats that do not give it themselves.
+    pooling: of which tokens an embedding is made, "mean" (of all), "cls" (the first) or "last", in place of the file's.
     sampling: values of `SamplingParams` for requests that name none; seed: of these, else random. on_progress(what,
     bytes done, bytes total) is called while it loads.
 

@@ -22,7 +22,7 @@ from vkllm.errors import DeviceLost, InvalidParameter, ModelFileError
 from vkllm.formats.gguf import Metadata, ModelFile, TensorInfo, main_format
 from vkllm.model.architectures import model_spec
 from vkllm.model.memory.plan import PlanOptions, chosen_context
-from vkllm.model.pooling import d_embedding, pooling
+from vkllm.model.pooling import d_embedding, named_pooling, pooling
 from vkllm.model.spec import ModelSpec
 from vkllm.parameters import named_devices, whole_number
 from vkllm.store import FoundModel, find_model, look_up
@@ -56,6 +56,7 @@ class LoadOptions(PlacingOptions, total=False):
 
     queue: int | None
     chat_template: str | None
+    pooling: str | None
     variables: Mapping[str, Any] | None
     sampling: Mapping[str, Any] | None
     seed: int | None
@@ -141,6 +142,7 @@ class Loading:
             whole_number("queue", queue, 0, 10**6)
         self._queue, self._overlaps = queue, overlaps
         self._chat_template = chat_template
+        self._pooling = named_pooling(options.get("pooling"))
         self._variables: dict[str, Any] = plain_value(checked_variables(options.get("variables")), "a variable")
         self._sampling = dict(sampling or {})
         self._defaults = replace(SamplingParams(seed=options.get("seed")), **self._sampling)  # wrong ones are found now
@@ -189,7 +191,7 @@ class Loading:
             replace(self._defaults, **{**file_sampling(file.metadata).values, **self._sampling}),
             itertools.count(1),
             model=name,
-            pooling=pooling(file.metadata),
+            pooling=self._pooling or pooling(file.metadata),
             n_ctx=engine.ready.plan.n_ctx,
             n_ctx_train=spec.n_ctx_train,
             d_embedding=d_embedding(spec, file.tensors),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from vkllm.errors import InvalidParameter
 from vkllm.formats.gguf import Metadata, TensorInfo, read_tensor
 from vkllm.formats.quants import dequantize
 from vkllm.model.spec import ModelSpec, Pooling
@@ -16,6 +17,8 @@ from vkllm.model.spec import ModelSpec, Pooling
 PROJECTIONS = ("dense_2.weight", "dense_3.weight")
 """Matrices by which a pooled embedding is multiplied, one after the other, where a file has them: the dense modules of
 sentence-transformers, as llama.cpp names them."""
+
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 PoolingOfFile = Pooling | Literal["rank"] | None
 """What a file asks for. rank: one number that says how well a text answers a question. None: something unknown."""
@@ -26,6 +29,16 @@ _KINDS: dict[int, PoolingOfFile] = {0: "mean", 1: "mean", 2: "cls", 3: "last", 4
 def pooling(metadata: Metadata) -> PoolingOfFile:
     """How a model makes embeddings: what its file says, the mean where it says nothing."""
     return _KINDS.get(metadata.integer(f"{metadata.string('general.architecture')}.pooling_type", 0))
+
+
+def named_pooling(name: object) -> Pooling | None:
+    """How a user wants embeddings to be made; None leaves it to the file. Raises InvalidParameter."""
+    if name is None or name in POOLINGS:
+        return name
+    raise InvalidParameter(
+        f"pooling must be {', '.join(POOLINGS[:-1])} or {POOLINGS[-1]}, not {name!r:.40}: an embedding is the mean of "
+        "all tokens, the first token or the last one"
+    )
 
 
 def projections(spec: ModelSpec) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from vkllm.text.messages import (
     with_reasoning,
     with_tools_in_system,
 )
+from vkllm.text.named_templates import NAMED_TEMPLATES
 from vkllm.text.templates import marked
 from vkllm.text.templates.limits import Budget, TemplateLimit
 from vkllm.text.templates.program import Program
@@ -111,16 +112,17 @@ class ChatTemplate:
 
     @classmethod
     def of_text(cls, source: str, tokenizer: Tokenizer) -> ChatTemplate:
-        """A template that a user gives in place of the file's. Raises InvalidParameter for what is not valid Jinja, or
-        shows nothing of a chat, as the names of llama.cpp's templates."""
+        """A template that a user gives in place of the file's: Jinja, or the name of one of llama.cpp's. Raises
+        InvalidParameter for what is not valid Jinja or shows nothing of a chat."""
+        source = NAMED_TEMPLATES.get(source.strip(), source)
         try:
             made = cls(tokenizer, source, is_fallback=False)
         except Exception as error:  # also RecursionError and TemplateLimit
             raise InvalidParameter(f"chat_template is not valid Jinja ({_short(error)})") from None
         if "{{" not in source:
             raise InvalidParameter(
-                f"chat_template must be Jinja that shows messages in {{{{ }}}}, but {source!r:.60} shows none; give "
-                "the text of a template"
+                f"chat_template must be Jinja that shows messages in {{{{ }}}}, but {source!r:.60} shows none, and is "
+                f"no name of a template; these are {', '.join(NAMED_TEMPLATES)}"
             )
         return made
 

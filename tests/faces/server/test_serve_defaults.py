@@ -39,7 +39,9 @@ def test_sampling_and_template_are_those_of_requests_that_name_none(
     assert options["sampling"] == {"temperature": 0.0, "seed": 5, "max_tokens": 7}
     assert options["chat_template"] == "{{ messages }}"
     plain = options_of(monkeypatch, "--embedding", "--tags", "small,chat")
-    assert plain["sampling"] == {} and plain["chat_template"] is None
+    assert plain["sampling"] == {} and plain["chat_template"] is None and plain["pooling"] is None
+    named = options_of(monkeypatch, "--chat-template", "llama3", "--pooling", "last")
+    assert named["chat_template"] == "llama3" and named["pooling"] == "last"
 
 
 def test_models_think_unless_an_option_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +61,8 @@ def test_models_think_unless_an_option_says_otherwise(monkeypatch: pytest.Monkey
     [
         (["--chat-template-file", "/no/such"], "--chat-template-file /no/such: it cannot be read"),
         (["--chat-template-file", "/no/such", "--chat-template", "x"], "are the same"),
+        (["--chat-template", "llama33"], "takes a Jinja template, not 'llama33', or a name: chatml, "),
+        (["--pooling", "rank"], "pooling must be mean, cls or last, not 'rank'"),
         (["--temp", "-1"], "--temp"),
         (["--chat-template-kwargs", "{"], "--chat-template-kwargs is no JSON"),
         (["--chat-template-kwargs", "[1]"], "must be a JSON object"),

@@ -42,6 +42,7 @@ _VALUES = {
     "LLAMA_ARG_SSL_KEY_FILE": "--ssl-key-file",
     "LLAMA_ARG_SSL_CERT_FILE": "--ssl-cert-file",
     "LLAMA_ARG_CHAT_TEMPLATE": "--chat-template",
+    "LLAMA_ARG_POOLING": "--pooling",
     "LLAMA_ARG_CHAT_TEMPLATE_FILE": "--chat-template-file",
     "LLAMA_API_KEY": "--api-key",
 }

@@ -23,6 +23,7 @@ from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.cli.options import ModelName, ModelOption, add_command, chosen
 from vkllm.faces.sampling import SamplingFlags
 from vkllm.faces.terminal import complain, loading_bar
+from vkllm.text.named_templates import NAMED_TEMPLATES
 
 if TYPE_CHECKING:
     from vkllm.faces.server.settings import ServerSettings
@@ -192,10 +193,24 @@ def serve(
         _option("--sleep-idle-seconds", metavar="S", help="Unload a model that nobody has used for so long."),
     ] = None,
     chat_template: Annotated[
-        str | None, _option("--chat-template", metavar="JINJA", help="A chat template in place of the file's.")
+        str | None,
+        _option(
+            "--chat-template",
+            metavar="NAME|JINJA",
+            help="A chat template in place of the file's: Jinja, or a name of llama.cpp's, such as chatml or llama3.",
+        ),
     ] = None,
     chat_template_file: Annotated[
         Path | None, _option("--chat-template-file", metavar="FILE", help="A file with such a template.")
+    ] = None,
+    pooling: Annotated[
+        str | None,
+        _option(
+            "--pooling",
+            metavar="mean|cls|last",
+            help="Of which tokens an embedding is made: all, the first or the last; the file says it otherwise.",
+            autocompletion=lambda: ["mean", "cls", "last"],
+        ),
     ] = None,
     template_kwargs: Annotated[
         str | None,
@@ -222,10 +237,12 @@ def serve(
     from vkllm.faces.server.models import Models
     from vkllm.faces.server.names import KnownModels
     from vkllm.faces.server.serving import serve as serve_http
+    from vkllm.model.pooling import named_pooling
 
     how: Any = loading.arguments() | {
         "sampling": sampling.arguments(),
         "chat_template": _template(chat_template, chat_template_file),
+        "pooling": named_pooling(pooling),
         "variables": {"enable_thinking": reasoning != "off"} | _variables(template_kwargs),
     }
     name, settings = chosen(model, model_option, "") or None, http.settings()
@@ -295,9 +312,9 @@ class _JsonLines(logging.Formatter):
 
 def _template(text: str | None, file: Path | None) -> str | None:
     if file is None:
-        if text is not None and "{" not in text:
+        if text is not None and "{" not in text and text.strip() not in NAMED_TEMPLATES:
             raise InvalidParameter(
-                f"--chat-template takes a Jinja template, not {text!r:.60}; llama.cpp's templates have no names here"
+                f"--chat-template takes a Jinja template, not {text!r:.60}, or a name: {', '.join(NAMED_TEMPLATES)}"
             )
         return text
     if text is not None:
