@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
+from llguidance import LLParserLimits
 from tiny_vocabularies import tiny_bpe, tiny_spm, write_gguf
 
 from vkllm.engine.constraint import Constraint, Vocabulary
@@ -167,23 +167,27 @@ def test_what_goes_wrong_is_a_typed_error(grammar: str, ids: tuple[int, ...], wh
 
 
 @pytest.mark.parametrize(
-    "grammar",
+    ("grammar", "is_work_of_one_step"),
     [
-        "start: " + "c? " * 1500 + "\nc: /[a-z]/ | c c",
-        "start: T\nT: " + "/[a-z]*/ " * 3000,
+        ("start: " + "c? " * 50 + "\nc: /[a-z]/ | c c", True),
+        ("start: " + "c? " * 1500 + "\nc: /[a-z]/ | c c", False),
+        ("start: T\nT: " + "/[a-z]*/ " * 750, True),
+        ("start: T\nT: " + "/[a-z]*/ " * 3000, False),
     ],
 )
-def test_a_grammar_that_is_too_complex_ends_the_answer_in_a_second(grammar: str) -> None:
+def test_a_grammar_that_is_too_complex_ends_the_answer_after_a_bounded_amount_of_work(
+    grammar: str, is_work_of_one_step: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vocabulary = Vocabulary(
         [bytes([97 + i]) for i in range(26)] + [b"a" * n for n in range(2, 40)] + [b"\xff<end>"],
         {64},
         patience_s=60,
     )
-    vocabulary.constraint('start: "a"')  # the tree grows
-    started = time.process_time()
     with pytest.raises(InvalidParameter, match="the grammar of the answer is too complex; make it smaller"):
         after(vocabulary, grammar, ()).mask()
-    assert time.process_time() - started < 1
+    if is_work_of_one_step:  # llguidance's own limits, at which a step can take 15 s, would let it pass
+        monkeypatch.setattr("vkllm.engine.constraint._LIMITS", LLParserLimits(verbose_errors=False))
+        assert after(vocabulary, grammar, ()).mask().any()
 
 
 @pytest.mark.parametrize(
@@ -191,17 +195,15 @@ def test_a_grammar_that_is_too_complex_ends_the_answer_in_a_second(grammar: str)
     ["\\w*" * 499, "a?" * 1999, "(\\w|)" * 499, "(a{1000}){99}b", "(abcdefghij){9999}", "(a?){3000}a{3000}"],
 )
 def test_an_expression_at_the_limits_holds_up_no_one_for_a_second(regex: str) -> None:
-    vocabulary = Vocabulary([bytes([97 + i]) for i in range(26)] + [b"aa", b"aaa", b"\xff<end>"], {28}, patience_s=60)
+    vocabulary = Vocabulary([bytes([97 + i]) for i in range(26)] + [b"aa", b"aaa", b"\xff<end>"], {28}, patience_s=1)
     grammar = answer_grammar(regex=regex)
     assert grammar is not None
-    started = time.process_time()
     try:
         constraint = vocabulary.constraint(grammar)
         constraint.accept(0)
         assert allowed(constraint, 29)
     except InvalidParameter as error:
-        assert "too complex" in str(error)
-    assert time.process_time() - started < 1
+        assert "too complex" in str(error), "which is said before the second is over"
 
 
 def test_a_model_without_end_tokens_takes_no_grammar() -> None:

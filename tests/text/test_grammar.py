@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import threading
-import time
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
@@ -200,9 +199,7 @@ def test_a_grammar_that_is_none_is_refused_with_the_reason(grammar: str, why: st
     ],
 )
 def test_what_would_take_too_long_is_refused(option: str, text: str, why: str) -> None:
-    started = time.process_time()
-    assert why in reason(**{option: text})
-    assert time.process_time() - started < 1
+    assert why in reason(**{option: text}), "of its size, not of the second that it may take"
 
 
 @pytest.mark.parametrize(
