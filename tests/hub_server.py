@@ -74,6 +74,7 @@ class HubServer(http.server.ThreadingHTTPServer):
         self.seen: list[Seen] = []
         self.may_go_on = threading.Event()
         self.may_go_on.set()
+        self.has_waited_in_vain = False  # a client stayed for all of the stall
 
     @property
     def url(self) -> str:
@@ -210,7 +211,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         if not is_page:
-            self.server.may_go_on.wait(STALL_S)
+            self.server.has_waited_in_vain |= not self.server.may_go_on.wait(STALL_S)
         rest = content[start:end]
         if faults.cut_after is not None and faults.n_cuts != 0 and len(rest) > faults.cut_after:
             faults.n_cuts -= 1

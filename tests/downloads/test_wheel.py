@@ -13,7 +13,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from hub_server import STALL_S, HubServer
+from hub_server import HubServer
 
 from vkllm.errors import ModelNotFound
 from vkllm.resources import models_dir
@@ -260,8 +260,7 @@ def test_an_interrupt_stops_pip_at_once_and_leaves_nothing(
         if any(line.endswith(".whl") for line in server.lines()):
             raise KeyboardInterrupt
 
-    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         find_model("tiny", on_progress=interrupt_during_download)
-    assert time.monotonic() - start < 0.5 * STALL_S
+    assert not server.has_waited_in_vain
     assert files_in(cache) == []
