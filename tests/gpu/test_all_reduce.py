@@ -300,7 +300,7 @@ def test_a_device_that_is_lost_ends_the_others_in_bounded_time(
             exchange.abort(1)
         started = time.process_time()  # all of which a device that waits takes
         device.wait(ticket)
-        assert time.process_time() - started < 20
+        assert time.process_time() - started < (1 if is_told else 20)  # 30,000 polls take 5 s
         with pytest.raises(DeviceTimeout, match=r"\(rank 0\) waited in vain for .*\(rank 1\) in exchange 4"):
             exchange.ranks[0].check()
     finally:
