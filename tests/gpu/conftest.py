@@ -8,6 +8,7 @@ import pytest
 
 from vkllm.errors import NoDevice
 from vkllm.gpu.device.kompute import Device
+from vkllm.gpu.layer import Layer
 
 
 @pytest.fixture(scope="session")
@@ -16,5 +17,6 @@ def device() -> Iterator[Device]:
         opened = Device(timeout_s=400.0)  # lavapipe compiles a step's kernels while it is waited for
     except NoDevice as error:
         pytest.skip(str(error))
+    Layer.activate().keep_pipelines(opened.layer_id, 500)  # tests of a file make equal kernels
     yield opened
     opened.close()

@@ -53,6 +53,25 @@ def test_equal_algorithms_share_a_pipeline_and_others_do_not(gpu: Gpu) -> None:
     assert (made, shared) == (1, 0)
 
 
+def test_unused_pipelines_are_kept_as_many_as_asked_for_the_latest_ones(gpu: Gpu) -> None:
+    tensors = [gpu.tensor(np.arange(64, dtype=np.uint32)) for _ in range(2)]
+    objects = gpu.layer.statistics(gpu.device).objects
+
+    def is_made(constant: int) -> bool:
+        before = gpu.layer.statistics(gpu.device).pipelines_created
+        algorithm = gpu.algorithm("chain", tensors, 1, [constant], n_push=1)
+        gpu.run(gpu.manager.sequence().record(gpu.dispatch(algorithm, 0)))
+        algorithm.destroy()
+        return gpu.layer.statistics(gpu.device).pipelines_created > before
+
+    gpu.layer.keep_pipelines(gpu.device, 2)
+    assert [is_made(constant) for constant in (1, 2, 1, 2)] == [True, True, False, False]
+    assert [is_made(constant) for constant in (3, 2, 3, 1)] == [True, False, False, True]
+    gpu.layer.keep_pipelines(gpu.device, 0)
+    assert [is_made(constant) for constant in (1, 3, 1)] == [True, True, True]
+    assert gpu.layer.statistics(gpu.device).objects == objects
+
+
 def test_a_required_subgroup_size_is_given_where_the_device_can(gpu: Gpu) -> None:
     info = devices()[0]
     for n in (1, 8, 16, 32, 64, 128):

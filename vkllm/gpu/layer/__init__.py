@@ -103,6 +103,7 @@ class Layer:
             ("abandoned", u64, []),
             ("inject", None, [u32, u32, u32, i32]),
             ("injection_pending", u32, [u32]),
+            ("keep_pipelines", None, [u32, u32]),
             ("set_pipeline_cache", None, [ctypes.c_char_p]),
             ("save_pipeline_cache", i32, [u32]),
         ):
@@ -289,6 +290,13 @@ class Layer:
         """Calls of a kind up to the one that will fail; 0: it has failed, or none is planned."""
         n: int = self._library.vkllm_layer_injection_pending(INJECTIONS.index(kind))
         return n
+
+    def keep_pipelines(self, device: int, n: int) -> None:
+        """Keeps up to n pipelines that nothing uses any more, for algorithms that are made later; at first none.
+
+        For tests, which load hundreds of models of few kinds: there compiling takes longest.
+        """
+        self._library.vkllm_layer_keep_pipelines(device, n)
 
     def set_pipeline_cache(self, folder: Path | None) -> None:
         """Keeps the pipeline caches of devices made from now on in a folder, which is created; None: not on disk.

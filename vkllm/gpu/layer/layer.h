@@ -147,6 +147,7 @@ typedef struct Device {
   Lock pipelines_lock;              /* guards what follows; held while a pipeline is compiled */
   Signatures modules, set_layouts, pipeline_layouts;
   SharedPipeline *pipelines;
+  uint32_t pipelines_kept, pipelines_to_keep; /* without users: how many there are, and may be */
   VkPipelineCache cache;
   char *cache_file;                 /* NULL: the cache is not kept on disk */
   uint64_t cache_known_bytes;       /* size of what the file holds */

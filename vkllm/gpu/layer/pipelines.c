@@ -3,8 +3,8 @@
  * Kompute makes a shader module, two layouts, a pipeline cache and a pipeline for each Algorithm, and a model has
  * hundreds that differ in their buffers only. Two pipelines are equal if SPIR-V, entry point, specialisation,
  * required subgroup size, descriptor bindings and push constant ranges are; then one handle serves both (layouts that
- * are defined alike are compatible) and is destroyed with its last user. SPIR-V and layouts are told apart by
- * 128-bit hash and size.
+ * are defined alike are compatible) and is destroyed with its last user, or some time later if the device is to keep
+ * unused ones. SPIR-V and layouts are told apart by 128-bit hash and size.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +22,7 @@ struct SharedPipeline {
   SharedPipeline *next;
   Key key;
   VkPipeline handle;
-  uint32_t users;
+  uint32_t users;                                    /* 0: kept for algorithms to come */
 };
 
 static THREAD_LOCAL uint32_t required_subgroup_size;
@@ -201,7 +201,7 @@ static VkResult pipeline(Device *d, VkPipelineCache cache, const VkComputePipeli
   while (p && memcmp(&p->key, &key, sizeof key)) p = p->next;
   VkResult result = VK_SUCCESS;
   if (p) {
-    p->users++;
+    if (!p->users++) d->pipelines_kept--;
     *out = p->handle;
   } else {
     if (size_got && d->can_require_size) info.stage.pNext = &size;
@@ -245,27 +245,53 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreateComputePipelines(VkDevice device, VkPi
   return result;
 }
 
+/* The pipeline that was made first of those without users, which is no longer known; there is one. */
+static VkPipeline forget_oldest_unused(Device *d) {
+  SharedPipeline **oldest = NULL;
+  for (SharedPipeline **at = &d->pipelines; *at; at = &(*at)->next)
+    if (!(*at)->users) oldest = at;
+  SharedPipeline *p = *oldest;
+  VkPipeline handle = p->handle;
+  *oldest = p->next;
+  free(p);
+  d->pipelines_kept--;
+  return handle;
+}
+
+/* How many pipelines without users a device keeps, at first none. Those beyond are destroyed, first made first. */
+EXPORT void vkllm_layer_keep_pipelines(uint32_t device, uint32_t n) {
+  Device *d = device_enter(device);
+  if (!d) return;
+  lock(&d->pipelines_lock);
+  d->pipelines_to_keep = n;
+  while (d->pipelines_kept > n) {
+    VkPipeline handle = forget_oldest_unused(d);
+    if (settle(d)) d->next.DestroyPipeline(d->handle, handle, NULL);
+  }
+  unlock(&d->pipelines_lock);
+  device_leave(d);
+}
+
 VKAPI_ATTR void VKAPI_CALL hook_DestroyPipeline(VkDevice device, VkPipeline handle,
                                                 const VkAllocationCallbacks *alloc) {
   Device *d = device_of(device);
   if (!handle) return;
   lock(&d->pipelines_lock);
-  SharedPipeline **at = &d->pipelines;
-  while (*at && (*at)->handle != handle) at = &(*at)->next;
-  SharedPipeline *p = *at;
-  int last = !p || !--p->users;
-  if (p && last) {
-    *at = p->next;
-    free(p);
+  SharedPipeline *p = d->pipelines;
+  while (p && p->handle != handle) p = p->next;
+  int destroyed = !p;
+  if (p && !--p->users && ++d->pipelines_kept > d->pipelines_to_keep) {
+    handle = forget_oldest_unused(d);
+    destroyed = 1;
   }
   unlock(&d->pipelines_lock);
-  if (last && !settle(d)) return;
-  if (last) d->next.DestroyPipeline(device, handle, alloc);
+  if (destroyed && !settle(d)) return;
+  if (destroyed) d->next.DestroyPipeline(device, handle, alloc);
   object_gone(d);
 }
 
 void pipelines_close(Device *d) {
-  while (d->pipelines) {                             /* of algorithms that were never destroyed */
+  while (d->pipelines) {                             /* kept, or of algorithms that were never destroyed */
     SharedPipeline *p = d->pipelines;
     d->pipelines = p->next;
     d->next.DestroyPipeline(d->handle, p->handle, NULL);
