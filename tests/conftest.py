@@ -41,7 +41,7 @@ settings.load_profile("repeatable" if os.environ.get("CI") else "exploring")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="every combination of parameters, also of tests marked `some`")
+    parser.addoption("--all", action="store_true", help="also what the marks `some` and `with_all` leave out")
 
 
 @pytest.hookimpl(trylast=True)
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Tests with the real model take longest, so their files begin: at the end a worker would be alone with them."""
     items.sort(key=lambda item: item.get_closest_marker("weights") is None)
     if not config.getoption("--all") and not any("[" in argument for argument in config.args):
-        left_out = without_some(items)
+        left_out = without_some(items) | {item for item in items if item.get_closest_marker("with_all")}
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 
