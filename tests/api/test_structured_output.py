@@ -149,14 +149,16 @@ def cases() -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.gpu
 @pytest.mark.weights
-def test_50_answers_to_50_schemas_at_temperature_1_are_valid(smollm2: LLM) -> None:
+def test_answers_to_schemas_of_ten_kinds_at_temperature_1_are_valid(smollm2: LLM, pytestconfig: pytest.Config) -> None:
     def asked(seed: int, question: str, schema: dict[str, Any]) -> Generation:
         prompt = [{"role": "user", "content": f"JSON only. {question}"}]
         return smollm2.chat(prompt, json_schema=schema, temperature=1, seed=seed, max_tokens=200)
 
-    questions, schemas = zip(*cases(), strict=True)
+    # of each kind two topics, of each topic four kinds
+    seeds = [i for i in range(50) if pytestconfig.getoption("--all") or (i // 10 + i % 10) % 5 in (0, 2)]
+    questions, schemas = zip(*(cases()[i] for i in seeds), strict=True)
     with ThreadPoolExecutor(8) as threads:  # eight at once, each with a grammar of its own
-        answers = list(threads.map(asked, range(len(questions)), questions, schemas))
+        answers = list(threads.map(asked, seeds, questions, schemas))
     for question, schema, answer in zip(questions, schemas, answers, strict=True):
         assert answer.finish_reason == "stop", (question, answer.text)
         Draft202012Validator(schema).validate(json.loads(answer.text))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_specs import WIDE_SPEC
+from model_specs import TINY_SPEC, WIDE_SPEC
 from random_model import engine_config, write_random_model
 
 from vkllm.engine.requests import EngineConfig
@@ -217,9 +217,9 @@ def test_a_folder_that_cannot_be_written_costs_only_the_file(
 
 
 @pytest.mark.parametrize("n_ctx", [2, 33, 65, 100])
-def test_a_short_context_is_enough(
-    device: Device, config: EngineConfig, monkeypatch: pytest.MonkeyPatch, n_ctx: int
-) -> None:
+def test_a_short_context_is_enough(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_ctx: int) -> None:
+    path = write_random_model(tmp_path / "tiny.gguf", TINY_SPEC, dict.fromkeys(MATRICES, "Q8_0"))
+    config = engine_config(path, TINY_SPEC)  # many steps, of few numbers
     monkeypatch.setattr(tuner, "DECODE_FIELDS", ())
     monkeypatch.setattr(tuner, "PREFILL_FIELDS", ())
     monkeypatch.setattr(tuner, "STEPS_S", 1.0)  # as many steps as there is room for
