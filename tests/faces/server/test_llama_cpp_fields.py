@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from served import Served, serving, single
 from tiny_gguf import write_tiny_gguf
+
+from vkllm.faces.server.settings import ServerSettings
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -59,6 +62,20 @@ def test_openais_requests_take_llama_cpps_names(served: Served) -> None:
     assert n_cached[1] > 0 and n_cached[2] == 0
     assert answer(served, TEXT, {"prompt": "abc", "max_tokens": 1, "logit_bias": [["b", False], [99, 5]]})
     assert answer(served, TEXT, {"prompt": "abc", "max_tokens": 1, "logit_bias": []})
+
+
+def test_the_prompt_is_told_where_it_is_asked_for_or_the_server_is_verbose(
+    tiny_gguf: Path, served: Served, fake_engines: None
+) -> None:
+    told = {"prompt": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"}
+    asked = HI | {"max_tokens": 1}
+    assert answer(served, CHAT, asked | {"verbose": True})["__verbose"] == told
+    assert "__verbose" not in answer(served, CHAT, asked)
+    with serving(single(tiny_gguf), ServerSettings(port=0, is_verbose=True)) as server:
+        assert answer(server, CHAT, asked)["__verbose"] == told
+        assert "__verbose" not in answer(server, CHAT, asked | {"verbose": False})
+        chunks = server.events(CHAT, asked | {"stream": True})[:-1]
+        assert [each.get("__verbose") for each in chunks][-1] == told
 
 
 @pytest.mark.parametrize(("kind", "text"), [("none", "<think>\nab\n</think>\n\nc"), ("auto", "c"), ("deepseek", "c")])

@@ -12,22 +12,33 @@ from vkllm.errors import InvalidParameter
 from vkllm.faces.cli.app import app
 from vkllm.faces.server import serving
 from vkllm.faces.server.models import Models
+from vkllm.faces.server.settings import ServerSettings
 
 
 def options_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
     """The options that the models of a server would be loaded with."""
-    found: list[dict[str, Any]] = []
+    return started(monkeypatch, *arguments)[0]
 
-    def serve(models: Models, *_: Any, **__: Any) -> None:
-        found.append(dict(models.options))
+
+def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> ServerSettings:
+    """The settings of a server."""
+    return started(monkeypatch, *arguments)[1]
+
+
+def started(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[dict[str, Any], ServerSettings]:
+    """What a server would be started with."""
+    found: list[tuple[dict[str, Any], ServerSettings]] = []
+
+    def serve(models: Models, settings: ServerSettings, **_: Any) -> None:
+        found.append((dict(models.options), settings))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(serving, "serve", serve)
     result = CliRunner().invoke(app, ["serve", *arguments], standalone_mode=False)
     if isinstance(result.exception, InvalidParameter):
         raise result.exception
-    (options,) = found
-    return options
+    (made,) = found
+    return made
 
 
 def test_sampling_and_template_are_those_of_requests_that_name_none(
@@ -42,6 +53,16 @@ def test_sampling_and_template_are_those_of_requests_that_name_none(
     assert plain["sampling"] == {} and plain["chat_template"] is None and plain["pooling"] is None
     named = options_of(monkeypatch, "--chat-template", "llama3", "--pooling", "last")
     assert named["chat_template"] == "llama3" and named["pooling"] == "last"
+
+
+def test_pages_of_all_websites_may_ask_where_they_need_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = ("--api-key", "a")
+    assert settings_of(monkeypatch).cors_origins == ("localhost",)
+    assert settings_of(monkeypatch, *key).cors_origins == ("*",)
+    assert settings_of(monkeypatch, *key, "--cors-origins", "https://app.example").cors_origins == (
+        "https://app.example",
+    )
+    assert settings_of(monkeypatch, "--verbose").is_verbose and not settings_of(monkeypatch).is_verbose
 
 
 def test_models_think_unless_an_option_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,9 @@ class HttpFlags:
             help="Go on where a last message of the assistant ends, instead of answering it.",
         ),
     ] = True
+    verbose: Annotated[
+        bool, _option("-v", "--verbose", help="Answers to chats tell the prompt that a conversation became.")
+    ] = False
     log_json: Annotated[bool, _option("--log-json", help="A line of JSON for each request, on standard error.")] = False
     quiet: Annotated[bool, _option("--quiet", help="No line for each request.")] = False
     api_key: Annotated[
@@ -89,15 +92,15 @@ class HttpFlags:
         _option("--allowed-hosts", metavar="NAME,...", help="Names that the server is reached by.", panel="Safety"),
     ] = None
     cors_origins: Annotated[
-        str,
+        str | None,
         _option(
             "--cors-origins",
             metavar="ORIGIN,...",
-            help="Websites whose pages may use the server; localhost are those of this machine, * is all.",
+            help="Websites whose pages may use the server; localhost (the default) are those of this machine, * (the "
+            "default with a key, which they must know) is all.",
             panel="Safety",
-            show_default=True,
         ),
-    ] = "localhost"
+    ] = None
     cors_methods: Annotated[
         str, _option("--cors-methods", metavar="METHOD,...", help="What these pages may do.", panel="Safety")
     ] = "GET, POST, DELETE, OPTIONS"
@@ -122,15 +125,16 @@ class HttpFlags:
         from vkllm.gpu.device.probe import memory_bytes
 
         body_bytes = memory_bytes(self.max_body, "--max-body")
+        keys = _keys(self.api_key or [], self.api_key_file)
         waits: Any = {} if self.timeout is None else {"read_s": self.timeout, "write_s": self.timeout}
         return ServerSettings(
             host=self.host,
             port=self.port,
             ssl_key_file=_expanded(self.ssl_key_file),
             ssl_cert_file=_expanded(self.ssl_cert_file),
-            api_keys=_keys(self.api_key or [], self.api_key_file),
+            api_keys=keys,
             allowed_hosts=_listed(self.allowed_hosts),
-            cors_origins=_listed(self.cors_origins),
+            cors_origins=_listed(("*" if keys else "localhost") if self.cors_origins is None else self.cors_origins),
             cors_methods=self.cors_methods,
             cors_headers=self.cors_headers,
             has_cors_credentials=self.cors_credentials,
@@ -142,6 +146,7 @@ class HttpFlags:
             has_slots=self.slots,
             has_page=self.page,
             prefills=self.prefill,
+            is_verbose=self.verbose,
             tags=_listed(self.tags),
             is_log_json=self.log_json,
             **waits,

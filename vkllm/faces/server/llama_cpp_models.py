@@ -71,6 +71,11 @@ async def no_slot_files(request: Request) -> Response:
     raise HttpError(501, "vkllm's slots are not saved; beginnings of prompts that were seen stay cached by themselves")
 
 
+async def no_proxy(request: Request) -> Response:
+    """Refuses to fetch other addresses for the pages of llama-server, as it does unless it is told to."""
+    raise HttpError(403, "this server fetches nothing from other addresses for web pages")
+
+
 async def adapters(request: Request) -> Response:
     """There are none."""
     if request.method == "POST":
@@ -238,6 +243,7 @@ ROUTES = [
     Route("/props", props),
     Route("/slots", slots),
     Route("/slots/{slot}", no_slot_files, methods=["POST"]),
+    Route("/cors-proxy", no_proxy, methods=["GET", "POST"]),
     Route("/lora-adapters", adapters, methods=["GET", "POST"]),
     Route("/models/load", load, methods=["POST"]),
     Route("/models/unload", unload, methods=["POST"]),

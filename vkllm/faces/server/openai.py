@@ -118,6 +118,7 @@ async def _respond(
 ) -> Response:
     """The answer to a call, whole or as a stream."""
     models: Models = request.app.state.models
+    body = {"verbose": request.app.state.settings.is_verbose, **body}
     if truth_in(body, "stream"):
         chunks = _chunks(models, body, make_call, in_content=in_content)
         return Streamed(request, chunks, dialect="openai", on_error=event, ping=PING, ping_s=ping_s(body))
@@ -180,6 +181,8 @@ async def _chunks(
             last = as_sent(call.last_chunk(index, piece), model)
             if tells_times or (not call.includes_usage and len(generations) == len(streams)):
                 last["timings"] = timings(piece.stats)
+            if truth_in(body, "verbose"):
+                last["__verbose"] = {"prompt": prompt_of(piece, model)}
             yield sent + event(last)
         if call.includes_usage:
             in_order = [generations[index] for index in range(len(streams))]

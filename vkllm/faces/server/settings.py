@@ -17,8 +17,9 @@ class ServerSettings:
     max_bodies_bytes: of all requests that are being read or answered. max_connections: open at a time. read_s: how long
     a client may take to send a request. write_s: how long a client may read nothing. ping_s: how often a stream says
     that it is alive; None is never. grace_s: how long answers may go on after the server was told to end. prefills:
-    whether the answer to a conversation that ends with the assistant goes on from there, as llama-server has it. tags:
-    of the models, told in lists of them.
+    whether the answer to a conversation that ends with the assistant goes on from there, as llama-server has it.
+    is_verbose: whether answers tell their prompt (`__verbose`) without being asked. tags: of the models, told in lists
+    of them.
     """
 
     host: str = "127.0.0.1"
@@ -42,5 +43,6 @@ class ServerSettings:
     has_slots: bool = True
     has_page: bool = True
     prefills: bool = True
+    is_verbose: bool = False
     tags: tuple[str, ...] = ()
     is_log_json: bool = False
