@@ -243,6 +243,14 @@ def test_a_model_is_fetched_and_clients_are_told(several: Served, monkeypatch: p
     assert several.request("DELETE", "/models?model=other")[0] == 400
 
 
+def test_nothing_is_fetched_offline(tiny_gguf: Path, fake_engines: None) -> None:
+    settings = replace(ServerSettings(port=0), is_offline=True)
+    with serving(Models(KnownModels(tiny_gguf.parent)), settings, waits=False) as server:
+        for path in ("/models", "/api/pull"):
+            status, _, body = server.request("POST", path, {"model": "smollm2"})
+            assert status == 403 and "--offline" in str(body["error"])
+
+
 def test_a_prompt_that_is_too_long_is_refused_in_llama_cpps_words(served: Served) -> None:
     for stream in (False, True):
         status, _, body = served.request("POST", "/completion", {"prompt": "x" * 400, "stream": stream})

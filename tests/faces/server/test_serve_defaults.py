@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from vkllm.errors import InvalidParameter
+from vkllm.errors import InvalidParameter, ModelNotFound
 from vkllm.faces.cli.app import app
 from vkllm.faces.server import serving
 from vkllm.faces.server.models import Models
@@ -35,7 +35,7 @@ def started(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[dict[str,
 
     monkeypatch.setattr(serving, "serve", serve)
     result = CliRunner().invoke(app, ["serve", *arguments], standalone_mode=False)
-    if isinstance(result.exception, InvalidParameter):
+    if isinstance(result.exception, InvalidParameter | ModelNotFound):
         raise result.exception
     (made,) = found
     return made
@@ -63,6 +63,13 @@ def test_pages_of_all_websites_may_ask_where_they_need_a_key(monkeypatch: pytest
         "https://app.example",
     )
     assert settings_of(monkeypatch, "--verbose").is_verbose and not settings_of(monkeypatch).is_verbose
+
+
+def test_offline_no_model_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VKLLM_CACHE", str(tmp_path))
+    assert settings_of(monkeypatch, "--offline").is_offline and not settings_of(monkeypatch).is_offline
+    with pytest.raises(ModelNotFound, match="with --offline nothing is fetched"):
+        settings_of(monkeypatch, "smollm2", "--offline")
 
 
 def test_models_think_unless_an_option_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

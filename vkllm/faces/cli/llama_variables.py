@@ -53,6 +53,7 @@ _SWITCHES = {
     "LLAMA_ARG_UI": ("--ui", "--no-ui"),
     "LLAMA_ARG_CORS_CREDENTIALS": ("--cors-credentials", "--no-cors-credentials"),
     "LLAMA_ARG_PREFILL_ASSISTANT": ("--prefill-assistant", "--no-prefill-assistant"),
+    "LLAMA_ARG_OFFLINE": ("--offline", None),
     "LLAMA_ARG_CPU_MOE": ("--cpu-moe", None),
     "LLAMA_ARG_MODELS_AUTOLOAD": ("--models-autoload", "--no-models-autoload"),
 }

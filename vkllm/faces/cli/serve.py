@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vkllm.errors import InvalidParameter
+from vkllm.errors import InvalidParameter, ModelNotFound
 from vkllm.faces.cli.llama_variables import VariableCommand
 from vkllm.faces.cli.loading import LoadingFlags
 from vkllm.faces.cli.models import ensure_here
@@ -71,6 +71,7 @@ class HttpFlags:
     verbose: Annotated[
         bool, _option("-v", "--verbose", help="Answers to chats tell the prompt that a conversation became.")
     ] = False
+    offline: Annotated[bool, _option("--offline", help="Fetch no model, whoever asks for one.", panel="Safety")] = False
     log_json: Annotated[bool, _option("--log-json", help="A line of JSON for each request, on standard error.")] = False
     quiet: Annotated[bool, _option("--quiet", help="No line for each request.")] = False
     api_key: Annotated[
@@ -147,6 +148,7 @@ class HttpFlags:
             has_page=self.page,
             prefills=self.prefill,
             is_verbose=self.verbose,
+            is_offline=self.offline,
             tags=_listed(self.tags),
             is_log_json=self.log_json,
             **waits,
@@ -243,6 +245,7 @@ def serve(
     from vkllm.faces.server.names import KnownModels
     from vkllm.faces.server.serving import serve as serve_http
     from vkllm.model.pooling import named_pooling
+    from vkllm.store import look_up
 
     how: Any = loading.arguments() | {
         "sampling": sampling.arguments(),
@@ -259,6 +262,8 @@ def serve(
         complain("warning", "--cors-origins '*' lets every website use the models; name the ones that may")
     _warn(settings.host, has_key=bool(settings.api_keys))
     _log(is_json=http.log_json, is_quiet=http.quiet)
+    if name is not None and http.offline and look_up(name).path is None:
+        raise ModelNotFound(f"{name} is not on this machine, and with --offline nothing is fetched")
     found = None if name is None else ensure_here(name)
     with loading_bar() as on_progress:
         models = Models(

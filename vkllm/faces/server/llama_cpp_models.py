@@ -21,7 +21,7 @@ from vkllm.faces.server.answers import Json, Streamed, event
 from vkllm.faces.server.bodies import body_of, text_in
 from vkllm.faces.server.errors import HttpError
 from vkllm.faces.server.models import Models, ServedModel
-from vkllm.faces.server.ollama_models import delete_model, fetchable
+from vkllm.faces.server.ollama_models import check_may_fetch, delete_model, fetchable
 from vkllm.faces.server.settings import ServerSettings
 from vkllm.sizes import size
 from vkllm.store import pull
@@ -111,6 +111,7 @@ async def unload(request: Request) -> Response:
 async def fetch(request: Request) -> Response:
     """Begins to fetch a model; /models/sse tells how far it is."""
     name = fetchable(text_in(await body_of(request), "model") or "")
+    check_may_fetch(request)
     events: Events = request.app.state.model_events
     loop = asyncio.get_running_loop()
 

@@ -26,6 +26,7 @@ from vkllm.faces.server.answers import Json, Streamed, answered, line
 from vkllm.faces.server.bodies import body_of
 from vkllm.faces.server.errors import HttpError
 from vkllm.faces.server.models import Models, ServedModel
+from vkllm.faces.server.settings import ServerSettings
 from vkllm.model.memory.limits import Tier
 from vkllm.parameters import truth
 from vkllm.store import HubRepo, installed, pull, remove, source_of
@@ -67,6 +68,7 @@ async def fetch(request: Request) -> Response:
     """Fetches a model, as `vkllm pull` does."""
     body = await body_of(request)
     name = fetchable(model_name(body))
+    check_may_fetch(request)
     if is_stream(body):
         pieces = _fetching(name)
         return Streamed(request, pieces, dialect="ollama", on_error=line, media_type="application/x-ndjson")
@@ -101,6 +103,13 @@ async def not_here(request: Request) -> Response:
 def name_of(model: ServedModel) -> str:
     """A model's name as ollama's clients write it: without the prefix of ollama's registry."""
     return model.name.removeprefix("ollama:")
+
+
+def check_may_fetch(request: Request) -> None:
+    """Raises HttpError where the server fetches nothing."""
+    settings: ServerSettings = request.app.state.settings
+    if settings.is_offline:
+        raise HttpError(403, "this server was started with --offline, so it fetches nothing")
 
 
 def fetchable(name: str) -> str:

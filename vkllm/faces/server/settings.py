@@ -18,8 +18,8 @@ class ServerSettings:
     a client may take to send a request. write_s: how long a client may read nothing. ping_s: how often a stream says
     that it is alive; None is never. grace_s: how long answers may go on after the server was told to end. prefills:
     whether the answer to a conversation that ends with the assistant goes on from there, as llama-server has it.
-    is_verbose: whether answers tell their prompt (`__verbose`) without being asked. tags: of the models, told in lists
-    of them.
+    is_verbose: whether answers tell their prompt (`__verbose`) without being asked. is_offline: whether requests to
+    fetch models are refused. tags: of the models, told in lists of them.
     """
 
     host: str = "127.0.0.1"
@@ -44,5 +44,6 @@ class ServerSettings:
     has_page: bool = True
     prefills: bool = True
     is_verbose: bool = False
+    is_offline: bool = False
     tags: tuple[str, ...] = ()
     is_log_json: bool = False
