@@ -17,7 +17,7 @@ from terminal import REAL, Command
         ("create m -f Modelfile", "there is no `vkllm create`: vkllm makes no models of Modelfiles"),
         ("cp a b", "there is no `vkllm cp`: vkllm does not copy models"),
         ("push m", "there is no `vkllm push`: vkllm has no registry"),
-        ("embed m text", "there is no `vkllm embed`: the command line makes no embeddings"),
+        ("embed m text", "there is no `vkllm embed`: embeddings come from `vkllm serve`"),
         ("quantize a b", "there is no `vkllm quantize`: vkllm makes no model files"),
         ("smollm2 Hi", "smollm2 is a model and no command; `vkllm run smollm2` runs it"),
         ("some.gguf", "some.gguf is a model and no command"),

@@ -131,6 +131,32 @@ def test_embeddings_are_lists_of_vectors(served: Served) -> None:
     assert len(posted(served, "/v1/embeddings", {"input": [97, "b"]})["data"]) == 1
 
 
+def test_documents_are_ranked_by_their_embeddings(served: Served) -> None:
+    query, texts = "ab", ["zzzz", "ab", "a"]
+    vectors = [each["embedding"] for each in posted(served, "/v1/embeddings", {"input": [query, *texts]})["data"]]
+    scores = {n: sum(a * b for a, b in zip(vectors[0], vector, strict=True)) for n, vector in enumerate(vectors[1:])}
+    order = sorted(scores, key=lambda n: -scores[n])
+    assert order[0] == 1 and scores[1] == pytest.approx(1)
+    made = posted(served, "/v1/rerank", {"query": query, "documents": [texts[0], {"text": texts[1]}, texts[2]]})
+    assert [each["index"] for each in made["results"]] == order and made["usage"]["prompt_tokens"] == 9
+    assert [each["relevance_score"] for each in made["results"]] == pytest.approx([scores[n] for n in order])
+    asked = {"query": query, "documents": texts, "top_n": 1, "return_documents": True}
+    [best] = posted(served, "/rerank", asked)["results"]
+    assert best["document"] == {"text": "ab"}
+    tei = posted(served, "/reranking", {"query": query, "texts": texts, "top_n": 2, "return_text": True})
+    assert [(each["index"], each["text"]) for each in tei] == [(n, texts[n]) for n in order[:2]]
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [({"documents": []}, "documents"), ({"texts": 5}, "texts"), ({}, "documents"), ({"query": 1}, "query"),
+     ({"documents": [1]}, None), ({"documents": ["a"], "top_n": 0}, "top_n")],
+)  # fmt: skip
+def test_what_cannot_be_ranked_is_refused(served: Served, more: dict[str, Any], param: str | None) -> None:
+    status, _, body = served.request("POST", "/rerank", {"query": "a"} | more)
+    assert status == 400 and (param or "documents[0]") in body["error"]["message"]
+
+
 def test_tokens_of_a_response_are_counted(served: Served) -> None:
     assert posted(served, "/v1/responses/input_tokens", {"input": "Hi"})["input_tokens"] == 21
 
@@ -179,8 +205,6 @@ def test_what_is_told_of_a_model_is_what_it_was_started_with(tiny_gguf: Path, fa
     [
         ("GET", "/slots", 501),
         ("POST", "/slots/0?action=save", 501),
-        ("POST", "/rerank", 501),
-        ("POST", "/v1/rerank", 501),
         ("POST", "/lora-adapters", 400),
         ("GET", "/cors-proxy?url=http://127.0.0.1", 403),
         ("GET", "/lora-adapters", 200),

@@ -51,7 +51,7 @@ def test_sampling_and_template_are_those_of_requests_that_name_none(
     assert options["chat_template"] == "{{ messages }}"
     plain = options_of(monkeypatch, "--embedding", "--tags", "small,chat")
     assert plain["sampling"] == {} and plain["chat_template"] is None and plain["pooling"] is None
-    named = options_of(monkeypatch, "--chat-template", "llama3", "--pooling", "last")
+    named = options_of(monkeypatch, "--chat-template", "llama3", "--pooling", "last", "--reranking")
     assert named["chat_template"] == "llama3" and named["pooling"] == "last"
 
 

@@ -86,6 +86,7 @@ _IGNORED_WITH_VALUE = {
     ("none, mmap, mlock, mmap+mlock, dio or auto", r"(none|mmap|mlock|mmap\+mlock|dio|auto)(,[a-z+]+)*"): """
         -lm --load-mode
         """,
+    ("a folder", ".+"): "--media-path",  # of images, which requests cannot bring
     ("none, md, csv, json, jsonl or sql", "none|md|csv|json|jsonl|sql"): "-oe --output-err",
 }
 _SWITCH_PATTERN = "({0})(,({0}))*".format("|".join(sorted(SWITCH_WORDS)))
@@ -110,7 +111,8 @@ _ONE_MACHINE = "vkllm runs a model on the GPUs of one machine; choose them with 
 _PLACES = "vkllm places the parts of a model itself; set the limits with -ngl, -ot, --vram-limit and --ram-limit"
 _TEXT_ONLY = "vkllm reads and writes text only"
 _FROM_FILE = "vkllm takes this from the model's file"
-_EMBEDDINGS = "the command line makes no embeddings; in Python `llm.embed(...)` does"
+_EMBEDDINGS = "embeddings come from `vkllm serve`, and from `llm.embed(...)` in Python"
+_RANKS = "documents are ranked by `vkllm serve`, by their embeddings"
 _TRAINING = "vkllm trains and converts no models; use the tools of llama.cpp"
 _TASKS = "vkllm measures perplexity only; use llama-perplexity for other scores"
 _REASONING = "the model thinks as it was trained; --hidethinking or --skip-chat-parsing choose what is shown of that"
@@ -149,7 +151,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
         """
         --server-base --kv-unified-per-slot --path --ui-config --webui-config --ui-config-file --webui-config-file
         --tools --tools-runtime --mcp-servers-config --mcp-servers-json --slot-save-path
-        --media-path --models-preset --log-prompts-dir --api-prefix --tags
+        --models-preset --log-prompts-dir --api-prefix --tags
         """,
         """
         --spm-infill --reuse-port --props --no-models-autoload
@@ -180,10 +182,11 @@ _REFUSED: dict[str, tuple[str, str]] = {
         "",
     ),
     _EMBEDDINGS: (
-        "--pooling --attention --embd-normalize --embd-output-format --embd-separator --cls-separator --context-file "
-        "--chunk-size --chunk-separator",
-        "--embedding --embeddings -embd --rerank --reranking",
+        "--pooling --attention --embd-normalize --embd-output-format --embd-separator --context-file --chunk-size "
+        "--chunk-separator",
+        "--embedding --embeddings -embd",
     ),
+    _RANKS: ("--cls-separator", "--rerank --reranking"),
     _TRAINING: (
         "--in-file -ofreq --output-frequency --output-format --save-frequency --chunk --from-chunk --positive-file "
         "--negative-file --pca-batch --pca-iter --method -lr --learning-rate -lr-min --learning-rate-min "

@@ -48,6 +48,7 @@ _VALUES = {
 }
 _SWITCHES = {
     "LLAMA_ARG_EMBEDDINGS": ("--embeddings", None),
+    "LLAMA_ARG_RERANKING": ("--reranking", None),
     "LLAMA_ARG_ENDPOINT_METRICS": ("--metrics", None),
     "LLAMA_ARG_ENDPOINT_SLOTS": ("--slots", "--no-slots"),
     "LLAMA_ARG_UI": ("--ui", "--no-ui"),

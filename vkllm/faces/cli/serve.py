@@ -56,7 +56,14 @@ class HttpFlags:
     slots: Annotated[bool, _option("--slots/--no-slots", help="What runs, at /slots.")] = True
     page: Annotated[bool, _option("--ui/--no-ui", help="The page at /.")] = True
     embeddings: Annotated[
-        bool, _option("--embeddings", "--embedding", help="As llama-server has it; every model makes embeddings.")
+        bool,
+        _option(
+            "--embeddings",
+            "--embedding",
+            "--rerank",
+            "--reranking",
+            help="As llama-server has them; every model makes embeddings, and ranks documents by theirs.",
+        ),
     ] = False
     tags: Annotated[
         str | None, _option("--tags", metavar="TAG,...", help="Words about the models, for lists of them.")

@@ -32,6 +32,7 @@ from vkllm.faces.server import (
     openai_models,
     openapi,
     page,
+    rerank,
     responses,
 )
 from vkllm.faces.server.access_log import AccessLog
@@ -56,6 +57,7 @@ ROUTES: list[Route] = [
     *openai.ROUTES,
     *openai_models.ROUTES,
     *embeddings.ROUTES,
+    *rerank.ROUTES,
     *responses.ROUTES,
     *openapi.ROUTES,
     *anthropic.ROUTES,

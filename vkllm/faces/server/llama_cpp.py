@@ -137,11 +137,6 @@ async def input_tokens(request: Request) -> Response:
     return await _with_model(request, body, run)
 
 
-async def rerank(request: Request) -> Response:
-    """Refuses what needs another kind of model."""
-    raise HttpError(501, "ranking documents is not in vkllm; compare embeddings of /v1/embeddings instead")
-
-
 async def _with_model(
     request: Request, body: dict[str, Any], run: Callable[[ServedModel], Coroutine[Any, Any, Any]]
 ) -> Response:
@@ -214,9 +209,4 @@ ROUTES = [
     Route("/apply-template", apply_template, methods=["POST"]),
     Route("/chat/completions/input_tokens", input_tokens, methods=["POST"]),
     Route("/v1/chat/completions/input_tokens", input_tokens, methods=["POST"]),
-    *(
-        Route(f"{prefix}/{name}", rerank, methods=["POST"])
-        for prefix in ("", "/v1")
-        for name in ("rerank", "reranking")
-    ),
 ]
