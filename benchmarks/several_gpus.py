@@ -1,14 +1,13 @@
 """Times models on one GPU and split over several, by layers and by tensors, and prints one table.
 
-    benchmarks/several_gpus.py MODEL.gguf... [--cards 1,2,4,8] [--modes none,layer,tensor,overlap]
-        [--devices 0,1] [--users 8] [--seconds 450] [--out results.jsonl] [--llama PROGRAM --llama-libs FOLDER]
+    benchmarks/several_gpus.py MODEL.gguf... [--cards 1,2,4,8] [--modes none,layer,tensor] [--devices 0,1]
+        [--users 8] [--seconds 450] [--out results.jsonl] [--llama PROGRAM --llama-libs FOLDER]
 
 Each run is a process of its own: it loads a model once, times prompts and decoding of one user, decoding of several
 users, and answers a prompt greedily, to be compared with the answer of one card. Runs that the time does not suffice
-for are left out by name. The mode "overlap" is "tensor" with prompts in steps of two halves, one of which is computed
-while the sums of the other travel. PROGRAM is llama_cpp.c beside this file, built; it runs with the same cards and
-modes. Speeds are tok/s; GB/s is what all cards read together for the tokens of one user, and the share is of what so
-many cards read at best.
+for are left out by name. PROGRAM is llama_cpp.c beside this file, built; it runs with the same cards and modes.
+Speeds are tok/s; GB/s is what all cards read together for the tokens of one user, and the share is of what so many
+cards read at best.
 """
 
 from __future__ import annotations
@@ -33,15 +32,13 @@ sys.path.insert(0, str(ROOT))
 LOAD_BYTES_PER_S, RUN_S = 3e9, 20
 """For guesses whether a run still fits into the time: how fast files are loaded at least, and what else a run takes."""
 
-OVERLAP = "overlap"
-
 N_GREEDY = 32
 """Tokens of the answer that is compared."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run. devices: indices, one for each card. mode: a way of splitting, or OVERLAP."""
+    """One run. devices: indices, one for each card."""
 
     model: Path
     devices: tuple[int, ...]
@@ -87,9 +84,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", type=Path, metavar="MODEL.gguf")
     parser.add_argument("--cards", default="1,2,4,8", help="numbers of cards, as far as there are so many")
-    parser.add_argument(
-        "--modes", default="layer,tensor", help="ways of splitting over more than one card; also overlap"
-    )
+    parser.add_argument("--modes", default="layer,tensor", help="ways of splitting over more than one card")
     parser.add_argument("--devices", help="indices, such as 0,1; by default all discrete GPUs")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=128)
@@ -158,8 +153,7 @@ def _result(run: Run, options: argparse.Namespace, left_s: float) -> dict[str, A
 def _llama(run: Run, options: argparse.Namespace, left_s: float) -> dict[str, Any]:
     """llama.cpp's speeds with the same cards and mode."""
     numbers = [str(options.prompt), str(options.generate), str(options.repetitions)]
-    mode = "tensor" if run.mode == OVERLAP else run.mode
-    command = [str(options.llama), str(run.model), str(options.llama_libs), mode, *numbers]
+    command = [str(options.llama), str(run.model), str(options.llama_libs), run.mode, *numbers]
     cards = ",".join(map(str, run.devices))
     printed, error = output(command, left_s, ROOT, GGML_VK_VISIBLE_DEVICES=cards)
     if error:
@@ -171,20 +165,16 @@ def _llama(run: Run, options: argparse.Namespace, left_s: float) -> dict[str, An
 def measured(what: dict[str, Any]) -> dict[str, Any]:
     """Loads a model as `what` says and times it."""
     from vkllm import LLM
-    from vkllm.api.loading import Loading
     from vkllm.model.memory.plan import decode_bytes
 
     devices, n_prompt, n_generated = what["devices"], what["n_prompt"], what["n_generated"]
     start = time.monotonic()
     placing: dict[str, Any] = {"device": devices[0]}
     if len(devices) > 1:
-        overlaps = what["mode"] == OVERLAP
-        mode = "tensor" if overlaps else what["mode"]
-        placing = {"device": ",".join(map(str, devices)), "split_mode": mode, "overlaps": overlaps}
+        placing = {"device": ",".join(map(str, devices)), "split_mode": what["mode"]}
     n_users = what["n_users"]
     n_ctx = max(n_prompt + n_generated + 2, 64 + N_GREEDY, n_users * (16 + n_generated) + 64)
-    loading = Loading(what["model"], n_ctx=n_ctx, n_parallel=n_users or None, spec="off", **placing)
-    with LLM(loading.run()) as llm:
+    with LLM(what["model"], n_ctx=n_ctx, n_parallel=n_users or None, spec="off", **placing) as llm:
         loaded_s = time.monotonic() - start
         numbers = random.Random(0)
 

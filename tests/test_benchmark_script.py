@@ -30,8 +30,6 @@ def options(**given: object) -> argparse.Namespace:
 def test_runs_are_those_that_there_are_cards_for_and_one_card_is_first(script: ModuleType) -> None:
     runs = list(script._runs(options(), [{"index": index} for index in (3, 0)]))
     assert [(run.devices, run.mode) for run in runs] == [((3,), "none"), ((3, 0), "tensor"), ((3, 0), "layer")]
-    both = argparse.Namespace(**vars(options()) | {"modes": "tensor,overlap"})
-    assert [run.mode for run in script._runs(both, [{"index": 0}, {"index": 1}])] == ["none", "tensor", "overlap"]
     assert [len(run.devices) for run in script._runs(options(), [{"index": i} for i in range(5)])] == [1, 2, 2, 4, 4]
 
 

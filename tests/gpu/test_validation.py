@@ -46,9 +46,3 @@ def test_a_prefill_and_a_decode_give_no_message() -> None:
 
 def test_a_missing_barrier_would_be_noticed() -> None:
     assert "SYNC-HAZARD" in output("unordered")
-
-
-def test_halves_of_a_step_need_no_more_barriers(device: Device) -> None:
-    if "external_memory_host" not in device.info.features:
-        pytest.skip("the driver imports no memory")
-    assert output("halves") == "done"

@@ -1,9 +1,7 @@
-"""Runs small models through prefill, decode, grammars, scores, bandwidth.
-
-    python validated_engine.py [unordered | halves]
+"""Runs small models through prefill, decode, grammars, scores, bandwidth: python validated_engine.py [unordered].
 
 `test_validation.py` starts it under the validation layer. "unordered" leaves out every barrier that may be left
-out, to prove that the layer would notice. "halves" runs a step of a model on two devices in halves instead.
+out, to prove that the layer would notice.
 """
 
 import itertools
@@ -63,21 +61,5 @@ def main(is_unordered: bool) -> None:
     print("done")
 
 
-def halves() -> None:
-    """With a mixture, and then a dense layer whose first half runs beside the second of the mixture's sum."""
-    from test_halves import SPECS, answers
-    from test_layer_split import program
-
-    spec, n_devices = SPECS["experts"]
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_random_model(Path(folder) / "model.gguf", spec, {"ffn_down": "Q4_0"})
-        config = replace(engine_config(path, spec), overlaps=True)
-        with program(Device(), config, n_devices, "tensor") as several:
-            before = several.ranks[0]._n_exchanges
-            answers(several, [5, 140])  # the second begins within a block of the cache
-            assert several.ranks[0]._n_exchanges - before == (1 + 2 + 1) * several.ranks[0]._n_sums
-    print("done")
-
-
 if __name__ == "__main__":
-    halves() if "halves" in sys.argv else main("unordered" in sys.argv)
+    main("unordered" in sys.argv)

@@ -121,10 +121,7 @@ def checked_n_vocab(path: Path, metadata: Metadata, spec: ModelSpec) -> int:
 class Loading:
     """The loading of one model. Raises InvalidParameter for options that are wrong whatever the model."""
 
-    def __init__(
-        self, model: str | Path | FoundModel, *, overlaps: bool = False, **options: Unpack[LoadOptions]
-    ) -> None:
-        """overlaps: see EngineConfig; no option of `LLM`, since it is for measurements."""
+    def __init__(self, model: str | Path | FoundModel, **options: Unpack[LoadOptions]) -> None:
         on_progress, chat_template = options.get("on_progress"), options.get("chat_template")
         sampling, queue = options.get("sampling"), options.get("queue")
         if not isinstance(model, str | Path | FoundModel):
@@ -140,7 +137,7 @@ class Loading:
             raise InvalidParameter(f"sampling must map parameters to values, not be {sampling!r:.60}")
         if queue is not None:
             whole_number("queue", queue, 0, 10**6)
-        self._queue, self._overlaps = queue, overlaps
+        self._queue = queue
         self._chat_template = chat_template
         self._pooling = named_pooling(options.get("pooling"))
         self._variables: dict[str, Any] = plain_value(checked_variables(options.get("variables")), "a variable")
@@ -165,7 +162,6 @@ class Loading:
             n_ctx=chosen_context(self._n_ctx, spec.n_ctx_train),
             options=self._options,
             queue=self._queue,
-            overlaps=self._overlaps,
         )
         what = f"loading {path.name}"
         engine = self._engine = EngineProcess(config, lambda done, total: self._on_progress(what, done, total))

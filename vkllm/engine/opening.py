@@ -18,7 +18,6 @@ from vkllm.gpu.measure.speeds import measured_exchange, measured_speeds
 from vkllm.gpu.program.buffers import HEAD_ROWS
 from vkllm.gpu.program.exchange import Exchange, Share, VocabularyPart
 from vkllm.gpu.program.group import ProgramGroup, Runner
-from vkllm.gpu.program.halved_program import HalvedProgram
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.gpu.program.lockstep import Lockstep
 from vkllm.gpu.program.pipeline import Pipeline
@@ -31,7 +30,6 @@ from vkllm.model.memory.exchange_memory import Exchanged
 from vkllm.model.memory.options import PlanOptions
 from vkllm.model.memory.ranks import Division, Rank, divide
 from vkllm.model.memory.split_plan import n_exchanges_of
-from vkllm.model.shards.row_halves import pieces_of
 
 
 @dataclass(frozen=True)
@@ -129,16 +127,12 @@ def _program(
     on_bytes: Callable[[int], None],
     rank: Rank | None = None,
     share: Share | None = None,
-    *,
-    overlaps: bool = False,
 ) -> Program:
-    """The model, or a rank's part of it, on a device. overlaps: its wide steps run in two halves."""
+    """The model, or a rank's part of it, on a device."""
     spec, tensors = (config.spec, config.tensors) if rank is None else (rank.spec, rank.tensors)
     choice = kept_choice(device.info, model_kind(config.spec, config.tensors))
     planned = None if rank is None else rank.plan
     kind = Program if rank is not None or spec.is_causal else WholeTexts
-    if share is not None and overlaps:
-        kind = HalvedProgram
     return kind(device, spec, config.path, tensors, config.n_ctx, on_bytes, options, choice, planned, share)
 
 
@@ -151,13 +145,11 @@ def _group(
 ) -> ProgramGroup:
     """All ranks, loaded side by side."""
     ranks, n = division.ranks, len(division.ranks)
-    # of all ranks or none: their steps have the same exchanges
-    overlaps = config.overlaps and division.mode == "tensor" and all(pieces_of(rank.spec) for rank in ranks)
     reads = SharedReads()
     exchange, shares = _shares(opened_devices, division, reads) if division.mode == "tensor" else (None, [None] * n)
     with ThreadPoolExecutor(len(opened_devices), "vkllm-load") as pool:
         loading = [
-            pool.submit(_program, device, config, options, on_bytes, rank, share, overlaps=overlaps)
+            pool.submit(_program, device, config, options, on_bytes, rank, share)
             for device, rank, share in zip(opened_devices, ranks, shares, strict=True)
         ]
         programs = [each.result() for each in loading]

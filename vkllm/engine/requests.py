@@ -91,8 +91,7 @@ class EngineConfig:
 
     n_ctx: tokens of context, or 0 for the longest that costs no speed. device: index, name or None (the best).
     options: what the user asks of the memory plan. queue: how many requests may wait; None: any number. How many run
-    at once is one of the options. overlaps: whether a prompt's sums over devices that have parts of each matrix travel
-    while other rows are computed, where the model allows that; for measurements.
+    at once is one of the options.
     """
 
     path: Path
@@ -102,7 +101,6 @@ class EngineConfig:
     device: str | None = None
     options: PlanOptions = field(default_factory=PlanOptions)
     queue: int | None = None
-    overlaps: bool = False
 
 
 @dataclass(frozen=True)

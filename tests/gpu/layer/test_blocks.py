@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from bare_kompute import Gpu, chain_result
 
-from vkllm.errors import DeviceError, OutOfDeviceMemory
+from vkllm.errors import OutOfDeviceMemory
 from vkllm.gpu.layer.memory import TIERS
 
 pytestmark = pytest.mark.gpu
@@ -150,43 +150,3 @@ def test_devices_on_one_gpu_share_its_heap_and_count_their_own_buffers(gpu: Gpu)
     assert kept.size() == 5 * MIB
     other.close()
     assert gpu.layer.heaps(gpu.device)[0].allocated_bytes == 0
-
-
-def part_of(gpu: Gpu, whole: Any, offset: int, n_bytes: int) -> Any:
-    """A buffer within another one, by its placement."""
-    gpu.layer.part_next(whole, offset)
-    return gpu.tensor(words(n_bytes), "storage")
-
-
-def test_a_part_of_a_buffer_is_its_memory_and_takes_none(gpu: Gpu) -> None:
-    """A chain of dispatches between two parts of a buffer, which has padding before them."""
-    start = np.arange(640, dtype=np.uint32)
-    padding, whole = gpu.tensor(words(4 * 77)), gpu.tensor(words(MIB))
-    placed, before = gpu.layer.placement(), used(gpu)
-    parts = [part_of(gpu, placed, offset, start.nbytes) for offset in (4096, 8192)]
-    assert (used(gpu), gpu.layer.placement().address) == (before, 0)
-    whole.data()[1024 : 1024 + 640] = start
-    algorithms = [gpu.algorithm("chain", parts[::order], 10, n_push=1) for order in (1, -1)]
-    sequence = gpu.manager.sequence()
-    for step in range(3):
-        sequence.record(gpu.dispatch(algorithms[step % 2], step))
-    gpu.run(sequence)
-    np.testing.assert_array_equal(whole.data()[2048 : 2048 + 640], chain_result(start, 3))
-    assert not whole.data()[2048 + 640 :].any() and not whole.data()[:1024].any() and not padding.data().any()
-    del sequence, algorithms, padding
-    whole.destroy()
-    assert allocations(gpu) == 0, "parts keep nothing"
-    del parts
-    assert (allocations(gpu), used(gpu)) == (0, (0, 0))
-
-
-@pytest.mark.parametrize(("offset", "n_bytes"), [(MIB - 256, 512), (2 * MIB, 256), (4, 256)])
-def test_a_part_beyond_its_buffer_or_out_of_line_is_refused(gpu: Gpu, offset: int, n_bytes: int) -> None:
-    whole = gpu.tensor(words(MIB), "storage")
-    placed, objects = gpu.layer.placement(), gpu.layer.statistics(gpu.device).objects
-    with pytest.raises(RuntimeError):
-        part_of(gpu, placed, offset, n_bytes)
-    with pytest.raises(DeviceError, match="allocate"):
-        gpu.layer.check(gpu.device)
-    assert gpu.layer.statistics(gpu.device).objects == objects
-    assert gpu.tensor(words(MIB), "storage").size() == whole.size(), "the next buffer is no part"

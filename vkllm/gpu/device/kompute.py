@@ -41,18 +41,10 @@ _left: list[object] = []
 
 class Buffer:
     """Memory of whole uint32 words. words: as the CPU sees it; None if it is "local". placement: where it lies.
-    shared: the memory, if other devices have it too. whole: the buffer that it is a part of, if any."""
+    shared: the memory, if other devices have it too."""
 
-    def __init__(
-        self,
-        tensor: Any,
-        n_words: int,
-        placement: Placement,
-        shared: SharedHostMemory | None = None,
-        whole: Buffer | None = None,
-    ) -> None:
+    def __init__(self, tensor: Any, n_words: int, placement: Placement, shared: SharedHostMemory | None = None) -> None:
         self.tensor = tensor
-        self._whole = whole  # kept as long as the part
         self.n_words = n_words
         self.placement = placement
         self.words: Words | None = None
@@ -172,17 +164,6 @@ class Device:
         if is_host and buffer.words is not None:
             buffer.words[:] = 0
         return buffer
-
-    def part_of(self, whole: Buffer, first_word: int, n_words: int) -> Buffer:
-        """The words of a buffer from first_word on as a buffer of their own, which takes no memory and is not mapped.
-
-        first_word: a multiple of 64, as no device aligns buffers to more than 256 bytes. Raises DeviceError.
-        """
-        assert first_word % 64 == 0 and 4 <= n_words <= whole.n_words - first_word
-        self._layer.part_next(whole.placement, 4 * first_word)
-        with self._kompute("make a part of a buffer"):
-            tensor = self._manager.tensor_t(np.empty(n_words, np.uint32), self._kp.TensorTypes.storage)
-        return Buffer(tensor, n_words, self._layer.placement(), whole=whole)
 
     def shared_buffer(self, memory: SharedHostMemory) -> Buffer:
         """The memory as a buffer of this device; the device keeps it until it is closed.

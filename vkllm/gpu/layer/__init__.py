@@ -96,7 +96,6 @@ class Layer:
             ("place_next", None, [u32]),
             ("import_next", None, [ctypes.c_void_p, u64]),
             ("import_alignment", u64, [u32]),
-            ("part_next", None, [u64, u64]),
             ("placement", None, [ctypes.POINTER(u64)]),
             ("heaps", u32, [u32, ctypes.POINTER(u64), u32]),
             ("limit_memory", None, [u32, u64, u64]),
@@ -245,13 +244,6 @@ class Layer:
         """What addresses and sizes of imported host memory must be multiples of; 0: the device imports none."""
         alignment: int = self._library.vkllm_layer_import_alignment(device)
         return alignment
-
-    def part_next(self, whole: Placement, offset: int) -> None:
-        """The next buffer that this thread makes lies within another one of the device, from an offset in bytes on.
-
-        It is not mapped. The other one must be there until the new one is destroyed.
-        """
-        self._library.vkllm_layer_part_next(whole.memory, offset)
 
     def placement(self) -> Placement:
         """Where the last buffer that this thread made lies."""

@@ -210,17 +210,6 @@ VkResult span_import(Device *d, void *address, uint64_t n_bytes, uint32_t type_b
   return result;
 }
 
-/* A span of its own for a part of another one, which stays in the block's list and counts for both. */
-VkResult span_within(const Span *whole, uint64_t offset, const VkMemoryRequirements *required, Span **out) {
-  int is_inside = offset <= whole->n_bytes && required->size <= whole->n_bytes - offset;
-  int is_aligned = (whole->offset + offset) % required->alignment == 0;
-  if (!is_inside || !is_aligned || !(required->memoryTypeBits >> whole->block->type & 1)) return VK_ERROR_UNKNOWN;
-  Span *s = *out = calloc(1, sizeof *s);
-  if (!s) return VK_ERROR_OUT_OF_HOST_MEMORY;
-  *s = (Span){.block = whole->block, .offset = whole->offset + offset, .n_bytes = required->size, .is_part = 1};
-  return VK_SUCCESS;
-}
-
 /* Joins a free span with the free one after it. */
 static void merge(Span *s) {
   Span *gone = s->after;
@@ -232,10 +221,6 @@ static void merge(Span *s) {
 }
 
 void span_free(Device *d, Span *s) {
-  if (s->is_part) {                                  /* its block may be gone */
-    free(s);
-    return;
-  }
   lock(&d->memory_lock);
   Block *block = s->block;
   __atomic_fetch_sub(used_in(d, block->type), s->n_bytes, __ATOMIC_RELAXED);

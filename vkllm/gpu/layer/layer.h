@@ -113,7 +113,6 @@ typedef struct Span {
   uint64_t offset, n_bytes;
   VkBuffer buffer;
   int is_free;
-  int is_part;                      /* of another span: in no list */
 } Span;
 
 typedef struct Device {
@@ -202,7 +201,6 @@ void heaps_open(Device *d, Instance *instance, VkPhysicalDevice gpu, const VkPhy
 /* blocks.c */
 VkResult span_allocate(Device *d, Tier tier, const VkMemoryRequirements *required, Span **out);
 VkResult span_import(Device *d, void *address, uint64_t n_bytes, uint32_t type_bits, Span **out);
-VkResult span_within(const Span *whole, uint64_t offset, const VkMemoryRequirements *required, Span **out);
 VkResult span_bind(Device *d, Span *s, VkBuffer buffer);
 VkResult span_map(Device *d, Span *s, void **out);
 uint32_t span_type(const Span *s);

@@ -1,5 +1,5 @@
 /* Buffers and their memory: each buffer gets a span of a block, of the tier that Python asked for, or is host memory
- * that several devices share, or a part of another buffer.
+ * that several devices share.
  *
  * Kompute makes a buffer, asks what memory it requires, allocates that, binds it at offset 0, maps it if the host is to
  * see it, and frees it after the buffer. The VkDeviceMemory that it gets is the layer's own: a Span. The driver never
@@ -14,9 +14,8 @@
 static THREAD_LOCAL uint32_t next_tier = N_TIERS;
 static THREAD_LOCAL uint32_t tier = N_TIERS;
 static THREAD_LOCAL struct { void *address; uint64_t n_bytes; } next_import, import;      /* address NULL: none */
-static THREAD_LOCAL struct { Span *whole; uint64_t offset; } next_part, part;             /* whole NULL: none */
 static THREAD_LOCAL VkMemoryRequirements required;
-static THREAD_LOCAL uint64_t placement[6];
+static THREAD_LOCAL uint64_t placement[5];
 
 static VkDeviceMemory memory_of(Span *span) { return (VkDeviceMemory)(uintptr_t)span; }
 static Span *span_of(VkDeviceMemory memory) { return (Span *)(uintptr_t)memory; }
@@ -31,13 +30,6 @@ EXPORT void vkllm_layer_import_next(void *address, uint64_t n_bytes) {
   next_import.n_bytes = n_bytes;
 }
 
-/* The next buffer that this thread makes lies within another one of the same device, from an offset on, and is not mapped.
- * memory: the last number of the other one's placement. That buffer must be there until this one is destroyed. */
-EXPORT void vkllm_layer_part_next(uint64_t memory, uint64_t offset) {
-  next_part.whole = (Span *)(uintptr_t)memory;
-  next_part.offset = offset;
-}
-
 /* What addresses and sizes of host memory must be multiples of to be imported; 0: the device imports none. */
 EXPORT uint64_t vkllm_layer_import_alignment(uint32_t device) {
   Device *d = device_enter(device);
@@ -47,10 +39,10 @@ EXPORT uint64_t vkllm_layer_import_alignment(uint32_t device) {
   return alignment;
 }
 
-/* Where this thread's last buffer went: memory type, its heap, its property flags, bytes taken, the address at which the
- * CPU sees it (0: it does not; a LOCAL buffer never is mapped), and a number for the memory. */
-EXPORT void vkllm_layer_placement(uint64_t out[6]) {
-  for (int i = 0; i < 6; i++) out[i] = placement[i];
+/* Where this thread's last buffer went: memory type, its heap, its property flags, bytes taken, and the address at
+ * which the CPU sees it (0: it does not; a LOCAL buffer never is mapped). */
+EXPORT void vkllm_layer_placement(uint64_t out[5]) {
+  for (int i = 0; i < 5; i++) out[i] = placement[i];
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL hook_CreateBuffer(VkDevice device, const VkBufferCreateInfo *info,
@@ -60,8 +52,6 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_CreateBuffer(VkDevice device, const VkBuffer
   next_tier = N_TIERS;
   import = next_import;
   next_import.address = NULL;
-  part = next_part;
-  next_part.whole = NULL;
   VkExternalMemoryBufferCreateInfo external = {.sType = VK_STRUCTURE_TYPE_EXTERNAL_MEMORY_BUFFER_CREATE_INFO,
                                                .pNext = info->pNext,
                                                .handleTypes = VK_EXTERNAL_MEMORY_HANDLE_TYPE_HOST_ALLOCATION_BIT_EXT};
@@ -111,11 +101,6 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_AllocateMemory(VkDevice device, const VkMemo
     if (result) return fail(d, "import", result);
     wanted = READBACK;
   }
-  if (!result && part.whole) {
-    result = span_within(part.whole, part.offset, &needed, &span);
-    wanted = LOCAL;
-  }
-  part.whole = NULL;
   if (!result && !span) result = span_allocate(d, wanted, &needed, &span);
   if (result) return fail(d, "allocate", result);
   if (wanted != LOCAL) result = span_map(d, span, &address);
@@ -129,7 +114,6 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_AllocateMemory(VkDevice device, const VkMemo
   placement[2] = type.propertyFlags;
   placement[3] = span->n_bytes;
   placement[4] = (uintptr_t)address;
-  placement[5] = (uintptr_t)span;
   *out = memory_of(span);
   return object_made(d);
 }

@@ -19,15 +19,13 @@ _UNKNOWN: Final = 2**64 - 1
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a buffer lies. flags: VkMemoryPropertyFlags of its type. address: where the CPU sees it; 0: nowhere.
-    memory: the layer's number for it, while the buffer is there."""
+    """Where a buffer lies. flags: VkMemoryPropertyFlags of its type. address: where the CPU sees it; 0: nowhere."""
 
     memory_type: int
     heap: int
     flags: int
     n_bytes: int
     address: int
-    memory: int = 0
 
     @property
     def is_device_local(self) -> bool:

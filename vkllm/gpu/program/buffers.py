@@ -6,7 +6,6 @@ computed with them (`gpu/program/operations.py`) or when (`gpu/program/program.p
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -97,7 +96,6 @@ class ModelBuffers:
         self._plan = plan
         self._spill_tier = plan.tiers[-1].tier
         self._parts: Buffer | None = None
-        self._is_of_rows = False
         self.activations = self._allocate_activations()
         self.partials, self.first_partial = self._free_in_narrow_steps()
         self.arrived = device.buffer(MAX_NARROW * max((layer.n_heads for layer in spec.all_layers), default=1))
@@ -162,8 +160,6 @@ class ModelBuffers:
     def room_for_parts(self, n_bytes: int) -> Buffer | None:
         """Memory for the parts of products (column_parts); None if there are none, or no room: it comes from what plans
         leave free."""
-        if self._is_of_rows:
-            return self._parts
         if not n_bytes or self._parts is None or 4 * self._parts.n_words < n_bytes:
             self._parts = None
             try:
@@ -171,33 +167,6 @@ class ModelBuffers:
             except OutOfDeviceMemory:
                 return None
         return self._parts
-
-    def of_rows(self, first: int, n: int) -> ModelBuffers:
-        """The same for a step of n rows of its own, whose activations are the rows from `first` on of those of the
-        layers.
-
-        n: a multiple of 64, half the rows of a step; the parts of its products take half of the memory. Raises
-        DeviceError.
-        """
-        rows = copy.copy(self)
-        rows._is_of_rows = True
-
-        def own(whole: Buffer, row_words: int) -> Buffer:
-            return self.device.part_of(whole, first * row_words, n * row_words)
-
-        columns = {name: n for name, n in widths(self.spec).items() if name not in ("final", "logits")}
-        rows.activations = {}
-        for name, width in columns.items():
-            whole = self.activations[name]
-            q16 = whole.q16 and own(whole.q16, width // 2)
-            rows.activations[name] = Activation(
-                own(whole.values, width), q16, whole.scales and own(whole.scales, width // 16)
-            )
-        rows.partials, _ = rows._free_in_narrow_steps()
-        if self._parts is not None:
-            n_words = self._parts.n_words // 2
-            rows._parts = self.device.part_of(self._parts, n_words if first else 0, n_words)
-        return rows
 
     def _free_in_narrow_steps(self) -> tuple[Buffer, int]:
         """The largest buffer that layers of narrow steps leave unused, from a word on: rows of an activation behind

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -353,12 +353,12 @@ class Program:
             return self._recordings.of(key, lambda: self._whole_step(width, kinds, slot))
         begin = self._recordings.of(slot, lambda: [self._begin_step(slot)])
         layers = self._recordings.of((width, n_submits), lambda: self._layers(width), n_submits)
-        return [*begin, *layers, *self._recorded_end(kinds)]
-
-    def _recorded_end(self, kinds: Kinds | None) -> list[Recording]:
-        make = partial(self._end, kinds, has_head=True)
-        key = kinds, self._n_places(kinds)
-        return [] if kinds is None else self._recordings.of(key, make, first_exchange=self._n_sums + 1)
+        if kinds is None:
+            return [*begin, *layers]
+        end = self._recordings.of(
+            (kinds, self._n_places(kinds)), lambda: self._end(kinds, has_head=True), first_exchange=self._n_sums + 1
+        )
+        return [*begin, *layers, *end]
 
     def _n_places(self, kinds: Kinds | None) -> int:
         return self._results.n_places if self._results and kinds and kinds.wants_logits else 0
@@ -390,8 +390,8 @@ class Program:
         # matrices round otherwise, so a row alone takes them too
         return max(kinds.width, HEAD_WIDTHS[1]) if self.tuning.has_matmul else kinds.width
 
-    def _begin_step(self, slot: int, slots: StepSlots | None = None) -> Dispatch:
-        slots, decode = slots or self._slots, self._decode
+    def _begin_step(self, slot: int) -> Dispatch:
+        slots, decode = self._slots, self._decode
         return self.device.dispatch(
             KERNELS["begin_step"],
             (slots.buffer, self._next_token, slots.on_device, decode.chain, decode.failure),

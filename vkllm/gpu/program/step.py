@@ -119,16 +119,11 @@ class StepSlots:
     each with a block for layers with a window."""
 
     def __init__(self, device: Device, n_slots: int, n_table: int, *, has_windows: bool = False) -> None:
-        self._device = device
         self._entry_words = 1 + has_windows
         self._n_table = n_table
         self.slot_words = -(-(TABLE_WORD + self._entry_words * n_table) // 4) * 4
         self.buffer: Buffer = device.buffer(n_slots * self.slot_words, is_host=True)
         self.on_device: Buffer = device.buffer(self.slot_words)
-
-    def more(self, n_slots: int) -> StepSlots:
-        """Others like these, n_slots of them, for steps of their own."""
-        return StepSlots(self._device, n_slots, self._n_table, has_windows=self._entry_words > 1)
 
     def write(self, slot: int, parts: Sequence[Part], first_exchange: int = 0, n_text: int = 0) -> None:
         """Fills a slot with up to MAX_ROWS rows, of several sequences with results up to MAX_NARROW.
