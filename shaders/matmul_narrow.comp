@@ -1,9 +1,8 @@
 // matmul_narrow: y = factor * activation(W x + bias) (+ add) for up to 32 tokens, by cooperative matrices
 // bindings: quants scales x add y step bias y_halves norm_weight squares norm_factors rope_table k_cache v_cache
-// constants: local_size columns n_splits row_tiles token_tiles matrix_m matrix_n matrix_k lanes is_direct steps_ahead x_ahead adds has_bias factor gates activation has_halves walks is_contiguous early_loads tiles_at_once norms next_norm eps factors_at stores_heads n_heads n_kv_heads head_dim rope_dims table
+// constants: local_size columns n_splits token_tiles matrix_m matrix_n matrix_k lanes is_direct steps_ahead adds has_bias factor gates activation has_halves norms next_norm eps factors_at stores_heads n_heads n_kv_heads head_dim rope_dims table
 // push: n_y_rows y_offset y_stride n_tokens
-// dispatch: x = rows of y / (matrix_m * row_tiles / (1 + gates)), rounded up, or fewer where walks is 1: each workgroup then
-//   takes rows until none are left
+// dispatch: x = rows of y / matrix_m, rounded up
 // formats: all
 // subgroup: basic shuffle
 // requires: full subgroups; cooperative_matrix (float16 to float32, of 8 or 16 in each direction), fp16; n_y_rows and places
@@ -35,35 +34,29 @@ layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint LOCAL_SIZE = 256;
 layout(constant_id = 1) const uint COLUMNS = 4096;
 layout(constant_id = 2) const uint N_SPLITS = 8; // subgroups of a workgroup
-layout(constant_id = 3) const uint ROW_TILES = 2; // of MATRIX_M rows of W
-layout(constant_id = 4) const uint TOKEN_TILES = 1;
-layout(constant_id = 5) const uint MATRIX_M = 16; // rows, tokens and columns that one instruction multiplies
-layout(constant_id = 6) const uint MATRIX_N = 8;
-layout(constant_id = 7) const uint MATRIX_K = 16;
-layout(constant_id = 8) const uint LANES = 4;
-layout(constant_id = 9) const uint IS_DIRECT = 1;
-layout(constant_id = 10) const uint STEPS_AHEAD = 1; // steps of the loop whose loads are under way together
-layout(constant_id = 11) const uint X_AHEAD = 0; // whether activations are loaded as early, where is_direct
-layout(constant_id = 12) const uint ADDS = 0;
-layout(constant_id = 13) const uint HAS_BIAS = 0; // one number for each column of y, or of gate and up
-layout(constant_id = 14) const uint FACTOR = 0x3f800000; // 1.0
-layout(constant_id = 15) const uint GATES = 0;
-layout(constant_id = 16) const uint ACTIVATION = 0; // 0: none
-layout(constant_id = 17) const uint HAS_HALVES = 0; // whether results are stored in y_halves too, as x is
-layout(constant_id = 18) const uint WALKS = 0;
-layout(constant_id = 19) const uint IS_CONTIGUOUS = 0; // whether a subgroup's steps lie side by side, or every N_SPLITS-th
-layout(constant_id = 20) const uint EARLY_LOADS = 0; // whether the next loads begin before the products of the last
-layout(constant_id = 21) const uint TILES_AT_ONCE = 1; // tiles of rows that share matrices of activations, where is_direct
-layout(constant_id = 22) const uint NORMS = 0;
-layout(constant_id = 23) const uint NEXT_NORM = 0;
-layout(constant_id = 24) const uint EPS = 0x3727c5ac; // 1e-5
-layout(constant_id = 25) const uint FACTORS_AT = 0; // where norm_factors of the last norm begin; NORMS leaves its own at the other place
-layout(constant_id = 26) const uint STORES_HEADS = 0;
-layout(constant_id = 27) const uint N_HEADS = 32;
-layout(constant_id = 28) const uint N_KV_HEADS = 8;
-layout(constant_id = 29) const uint HEAD_DIM = 128;
-layout(constant_id = 30) const uint ROPE_DIMS = 128; // a multiple of 4
-layout(constant_id = 31) const uint TABLE = 0;       // as in lib/kvcache.glsl
+layout(constant_id = 3) const uint TOKEN_TILES = 1;
+layout(constant_id = 4) const uint MATRIX_M = 16; // rows, tokens and columns that one instruction multiplies
+layout(constant_id = 5) const uint MATRIX_N = 8;
+layout(constant_id = 6) const uint MATRIX_K = 16;
+layout(constant_id = 7) const uint LANES = 4;
+layout(constant_id = 8) const uint IS_DIRECT = 1;
+layout(constant_id = 9) const uint STEPS_AHEAD = 1; // steps of the loop whose weights are under way together
+layout(constant_id = 10) const uint ADDS = 0;
+layout(constant_id = 11) const uint HAS_BIAS = 0; // one number for each column of y, or of gate and up
+layout(constant_id = 12) const uint FACTOR = 0x3f800000; // 1.0
+layout(constant_id = 13) const uint GATES = 0;
+layout(constant_id = 14) const uint ACTIVATION = 0; // 0: none
+layout(constant_id = 15) const uint HAS_HALVES = 0; // whether results are stored in y_halves too, as x is
+layout(constant_id = 16) const uint NORMS = 0;
+layout(constant_id = 17) const uint NEXT_NORM = 0;
+layout(constant_id = 18) const uint EPS = 0x3727c5ac; // 1e-5
+layout(constant_id = 19) const uint FACTORS_AT = 0; // where norm_factors of the last norm begin; NORMS leaves its own at the other place
+layout(constant_id = 20) const uint STORES_HEADS = 0;
+layout(constant_id = 21) const uint N_HEADS = 32;
+layout(constant_id = 22) const uint N_KV_HEADS = 8;
+layout(constant_id = 23) const uint HEAD_DIM = 128;
+layout(constant_id = 24) const uint ROPE_DIMS = 128; // a multiple of 4
+layout(constant_id = 25) const uint TABLE = 0;       // as in lib/kvcache.glsl
 layout(push_constant) uniform Push {
   uint n_y_rows;
   uint y_offset; // where these rows begin in a row of y
@@ -96,21 +89,21 @@ const uint FRAGMENTS = MATRIX_N | MATRIX_K << 8 | LANES << 16;
 #include "lib/kvcache.glsl"
 
 const uint BLOCKS = COLUMNS / 32;
-const uint SUBGROUP = LOCAL_SIZE / N_SPLITS; // its lanes
+const uint TILES = 1 + GATES; // of MATRIX_M rows of W, of a workgroup
+const uint SUBGROUPS = N_SPLITS * TILES;
+const uint SUBGROUP = LOCAL_SIZE / SUBGROUPS; // its lanes
 const uint HELD = IS_DIRECT != 0 ? MATRIX_M * LANES / SUBGROUP : 1; // rows of a tile of which a lane has a block
 const uint STEP_BLOCKS = SUBGROUP * HELD / MATRIX_M;                // of a row, that a subgroup takes together
 const uint STEPS = (BLOCKS + STEP_BLOCKS - 1) / STEP_BLOCKS;
-const uint Y_TILES = ROW_TILES / (1 + GATES);
 const uint HELD_TOKENS = IS_DIRECT != 0 ? MATRIX_N * LANES / SUBGROUP : 1; // of a tile, of which a lane has a block
-const uint X_PARTS = 4 * HELD_TOKENS * TOKEN_TILES;
-const uint X_STEPS = X_AHEAD != 0 ? STEPS_AHEAD : 1;
+const uint X_PARTS = 2 * HELD_TOKENS * TOKEN_TILES;
 const uint OWN_STEPS = (STEPS + N_SPLITS - 1) / N_SPLITS; // of a subgroup
 const uint VALUES = MATRIX_K / LANES;    // of a block in a matrix
 const uint HALF_FRAGMENTS = 16 / VALUES; // matrices of half a block
 const uint STRIDE = STEP_BLOCKS * 4 + 1; // uvec4 of a row of weights in shared memory, one against bank conflicts
 const uint PART = MATRIX_M * MATRIX_N * TOKEN_TILES / 4; // uvec4 of a tile's sums
-const uint WEIGHTS_ROOM = IS_DIRECT != 0 ? 0 : N_SPLITS * MATRIX_M * STRIDE;
-const uint SUMS_ROOM = N_SPLITS * (1 + GATES) * PART;
+const uint WEIGHTS_ROOM = IS_DIRECT != 0 ? 0 : SUBGROUPS * MATRIX_M * STRIDE;
+const uint SUMS_ROOM = SUBGROUPS * PART;
 
 #define WMatrix coopmat<float16_t, gl_ScopeSubgroup, MATRIX_M, MATRIX_K, gl_MatrixUseA>
 #define XMatrix coopmat<float16_t, gl_ScopeSubgroup, MATRIX_K, MATRIX_N, gl_MatrixUseB>
@@ -118,121 +111,81 @@ const uint SUMS_ROOM = N_SPLITS * (1 + GATES) * PART;
 
 shared uvec4 pieces[WEIGHTS_ROOM > SUMS_ROOM ? WEIGHTS_ROOM : SUMS_ROOM]; // of each subgroup: weights, in the end sums
 
-uint lane, split;
-uint first_rows[ROW_TILES * HELD]; // first block of each row that a lane has blocks of
-uint lane_block;                   // which of a step's blocks it has
-Weights next[STEPS_AHEAD * ROW_TILES * HELD], w[ROW_TILES * HELD];
-uvec4 x_next[X_STEPS * X_PARTS], x_words[X_PARTS]; // of its tokens' blocks, by tiles, tokens and quarters
-Sums sums[ROW_TILES * TOKEN_TILES];
+uint lane, subgroup, split;
+uint first_blocks[HELD]; // of each row that a lane has blocks of
+uint lane_block;         // which of a step's blocks it has
+Weights next[STEPS_AHEAD * HELD], w[HELD];
+Sums sums[TOKEN_TILES];
 
-// first row of W of a tile of the rows that a workgroup takes in its turn `part`, which may lie beyond the last one
-uint row_of_tile(uint part, uint tile) {
-  uint row = (part * Y_TILES + tile / (1 + GATES)) * MATRIX_M;
-  return GATES != 0 && tile % 2 != 0 ? n_y_rows + row : row;
+// of the i-th row that a lane has blocks of; rows may lie beyond the last one
+uint first_block(uint i) {
+  uint row = gl_WorkGroupID.x * MATRIX_M + lane / STEP_BLOCKS + i * (MATRIX_M / HELD);
+  return min(subgroup % TILES * n_y_rows + row, n_y_rows * TILES - 1) * BLOCKS;
 }
 
-uint first_block(uint part, uint i) {
-  uint row = row_of_tile(part, i / HELD) + lane / STEP_BLOCKS + i % HELD * (MATRIX_M / HELD);
-  return min(row, n_y_rows * (1 + GATES) - 1) * BLOCKS;
-}
+uint step_of(uint i) { return split + i * N_SPLITS; }
 
-uint step_of(uint i) { return IS_CONTIGUOUS != 0 ? split * OWN_STEPS + i : split + i * N_SPLITS; }
-
-void load_step(uint ahead, uint part, uint step) {
+void load(uint ahead, uint step) {
   uint block = min(step * STEP_BLOCKS + lane_block, BLOCKS - 1);
-  [[unroll]] for (uint i = 0; i < ROW_TILES * HELD; i++) {
-    next[ahead * ROW_TILES * HELD + i] = load_weights((WALKS != 0 ? first_block(part, i) : first_rows[i]) + block);
-  }
-}
-
-void load_x(out uvec4 to[X_PARTS], uint step) {
-  [[unroll]] for (uint i = 0; i < X_PARTS; i++) {
-    uint tile = i / (4 * HELD_TOKENS), held = i / 4 % HELD_TOKENS;
-    uint token = tile * MATRIX_N + lane / LANES + held * (MATRIX_N / HELD_TOKENS);
-    to[i] = x[fragment_quarter(BLOCKS, token, step * STEP_BLOCKS + lane_block, i % 4)];
-  }
-}
-
-// step i of the turn `part`
-void load(uint ahead, uint part, uint i) {
-  uint step = step_of(i);
-  load_step(ahead, part, step);
-  if (X_AHEAD == 0 || step >= STEPS) return;
-  uvec4 loaded[X_PARTS];
-  load_x(loaded, step);
-  [[unroll]] for (uint k = 0; k < X_PARTS; k++) x_next[ahead * X_PARTS + k] = loaded[k];
-}
-
-// what follows step i, into its place
-void load_next(uint ahead, uint part, uint i) {
-  if (i + STEPS_AHEAD < OWN_STEPS) {
-    if (step_of(i + STEPS_AHEAD) < STEPS) load(ahead, part, i + STEPS_AHEAD);
-  } else if (WALKS != 0) {
-    load(ahead, part + gl_NumWorkGroups.x, ahead); // behind the last rows: the last one again
-  }
+  [[unroll]] for (uint i = 0; i < HELD; i++) next[ahead * HELD + i] = load_weights(first_blocks[i] + block);
 }
 
 void multiply_directly(uint step) {
   uint block = step * STEP_BLOCKS + lane_block;
   bool is_there = BLOCKS % STEP_BLOCKS == 0 || block < BLOCKS;
   [[unroll]] for (uint half_ = 0; half_ < 2; half_++) {
-    [[unroll]] for (uint first = 0; first < ROW_TILES; first += TILES_AT_ONCE) {
-      f16vec2 pairs[TILES_AT_ONCE * HELD][8];
-      [[unroll]] for (uint i = 0; i < TILES_AT_ONCE * HELD; i++) {
-        uint row = first * HELD + i;
-        pairs_of_half(w[row], first_rows[row] + min(block, BLOCKS - 1), half_, is_there, pairs[i]);
+    uvec4 x_words[X_PARTS]; // half of each of its tokens' blocks: all at once would take too many registers
+    [[unroll]] for (uint i = 0; i < X_PARTS; i++) {
+      uint tile = i / (2 * HELD_TOKENS), held = i / 2 % HELD_TOKENS;
+      uint token = tile * MATRIX_N + lane / LANES + held * (MATRIX_N / HELD_TOKENS);
+      x_words[i] = x[fragment_quarter(BLOCKS, token, block, 2 * half_ + i % 2)];
+    }
+    f16vec2 pairs[HELD][8];
+    [[unroll]] for (uint i = 0; i < HELD; i++) {
+      pairs_of_half(w[i], first_blocks[i] + min(block, BLOCKS - 1), half_, is_there, pairs[i]);
+    }
+    [[unroll]] for (uint fragment = 0; fragment < HALF_FRAGMENTS; fragment++) {
+      WMatrix w_part;
+      [[unroll]] for (uint i = 0; i < HELD * VALUES; i++) {
+        uint order = fragment * VALUES + i % VALUES;
+        w_part[i] = pairs[i / VALUES][order / 2][order % 2];
       }
-      [[unroll]] for (uint fragment = 0; fragment < HALF_FRAGMENTS; fragment++) {
-        XMatrix x_parts[TOKEN_TILES];
-        [[unroll]] for (uint t = 0; t < TOKEN_TILES; t++) {
-          [[unroll]] for (uint i = 0; i < HELD_TOKENS * VALUES; i++) {
-            uint order = fragment * VALUES + i % VALUES;
-            uint quarter = 4 * (t * HELD_TOKENS + i / VALUES) + 2 * half_ + order / 8;
-            x_parts[t][i] = unpackFloat2x16(x_words[quarter][order / 2 % 4])[order % 2];
-          }
+      [[unroll]] for (uint t = 0; t < TOKEN_TILES; t++) {
+        XMatrix x_part;
+        [[unroll]] for (uint i = 0; i < HELD_TOKENS * VALUES; i++) {
+          uint order = fragment * VALUES + i % VALUES;
+          uint quarter = 2 * (t * HELD_TOKENS + i / VALUES) + order / 8;
+          x_part[i] = unpackFloat2x16(x_words[quarter][order / 2 % 4])[order % 2];
         }
-        [[unroll]] for (uint r = 0; r < TILES_AT_ONCE; r++) {
-          WMatrix w_part;
-          [[unroll]] for (uint i = 0; i < HELD * VALUES; i++) {
-            uint order = fragment * VALUES + i % VALUES;
-            w_part[i] = pairs[r * HELD + i / VALUES][order / 2][order % 2];
-          }
-          [[unroll]] for (uint t = 0; t < TOKEN_TILES; t++) {
-            uint to = (first + r) * TOKEN_TILES + t;
-            sums[to] = coopMatMulAdd(w_part, x_parts[t], sums[to]);
-          }
-        }
+        sums[t] = coopMatMulAdd(w_part, x_part, sums[t]);
       }
     }
   }
 }
 
 void multiply_through_memory(uint step) {
-  uint piece = split * MATRIX_M * STRIDE;
-  [[unroll]] for (uint r = 0; r < ROW_TILES; r++) {
-    uint to = piece + lane / STEP_BLOCKS * STRIDE + lane_block * 4;
-    uint block = first_rows[r] + min(step * STEP_BLOCKS + lane_block, BLOCKS - 1);
-    subgroupBarrier(); // the last weights have been read
-    [[unroll]] for (uint half_ = 0; half_ < 2; half_++) {
-      f16vec2 pairs[8];
-      pairs_of_half(w[r], block, half_, true, pairs);
-      [[unroll]] for (uint i = 0; i < 2; i++) {
-        pieces[to + 2 * half_ + i] = uvec4(packFloat2x16(pairs[4 * i]), packFloat2x16(pairs[4 * i + 1]),
-                                           packFloat2x16(pairs[4 * i + 2]), packFloat2x16(pairs[4 * i + 3]));
-      }
+  uint piece = subgroup * MATRIX_M * STRIDE, to = piece + lane / STEP_BLOCKS * STRIDE + lane_block * 4;
+  uint block = first_blocks[0] + min(step * STEP_BLOCKS + lane_block, BLOCKS - 1);
+  subgroupBarrier(); // the last weights have been read
+  [[unroll]] for (uint half_ = 0; half_ < 2; half_++) {
+    f16vec2 pairs[8];
+    pairs_of_half(w[0], block, half_, true, pairs);
+    [[unroll]] for (uint i = 0; i < 2; i++) {
+      pieces[to + 2 * half_ + i] = uvec4(packFloat2x16(pairs[4 * i]), packFloat2x16(pairs[4 * i + 1]),
+                                         packFloat2x16(pairs[4 * i + 2]), packFloat2x16(pairs[4 * i + 3]));
     }
-    subgroupBarrier();
-    for (uint b = 0; b < STEP_BLOCKS; b++) {
-      if (step * STEP_BLOCKS + b >= BLOCKS) break;
-      [[unroll]] for (uint i = 0; i < 2 * HALF_FRAGMENTS; i++) {
-        WMatrix w_part;
-        coopMatLoad(w_part, pieces, piece + b * 4 + i * (MATRIX_K / 8), STRIDE, gl_CooperativeMatrixLayoutRowMajor);
-        [[unroll]] for (uint t = 0; t < TOKEN_TILES; t++) {
-          XMatrix x_part;
-          uint from = fragment_word(BLOCKS, t, step * STEP_BLOCKS + b, i) / 4;
-          coopMatLoad(x_part, x, from, MATRIX_K / 8, gl_CooperativeMatrixLayoutColumnMajor);
-          sums[r * TOKEN_TILES + t] = coopMatMulAdd(w_part, x_part, sums[r * TOKEN_TILES + t]);
-        }
+  }
+  subgroupBarrier();
+  for (uint b = 0; b < STEP_BLOCKS; b++) {
+    if (step * STEP_BLOCKS + b >= BLOCKS) break;
+    [[unroll]] for (uint i = 0; i < 2 * HALF_FRAGMENTS; i++) {
+      WMatrix w_part;
+      coopMatLoad(w_part, pieces, piece + b * 4 + i * (MATRIX_K / 8), STRIDE, gl_CooperativeMatrixLayoutRowMajor);
+      [[unroll]] for (uint t = 0; t < TOKEN_TILES; t++) {
+        XMatrix x_part;
+        uint from = fragment_word(BLOCKS, t, step * STEP_BLOCKS + b, i) / 4;
+        coopMatLoad(x_part, x, from, MATRIX_K / 8, gl_CooperativeMatrixLayoutColumnMajor);
+        sums[t] = coopMatMulAdd(w_part, x_part, sums[t]);
       }
     }
   }
@@ -242,14 +195,14 @@ void multiply_through_memory(uint step) {
 vec4 sum_of_splits(uint tile, uint four) {
   vec4 sum = vec4(0.0);
   [[unroll]] for (uint s = 0; s < N_SPLITS; s++) {
-    sum += uintBitsToFloat(pieces[(s * (1 + GATES) + tile) * PART + four]);
+    sum += uintBitsToFloat(pieces[(s * TILES + tile) * PART + four]);
   }
   return WEIGHT_SCALE == 1.0 ? sum : sum * (1.0 / WEIGHT_SCALE);
 }
 
 // Norms of RMS: y without the factor of x's norm, of each token; what y_halves of the next norm is multiplied by.
 const uint SQUARE_FOURS = COLUMNS / (4 * MATRIX_M); // of a token
-const uint OWN_TOKENS = (TOKEN_TILES * MATRIX_N + N_SPLITS - 1) / N_SPLITS; // of a subgroup
+const uint OWN_TOKENS = (TOKEN_TILES * MATRIX_N + SUBGROUPS - 1) / SUBGROUPS; // of a subgroup
 shared float missing[NORMS != 0 ? MAX_NARROW : 1], next_scale[NEXT_NORM != 0 ? MAX_NARROW : 1];
 
 // 2^-8 of the largest power of two in it
@@ -262,14 +215,14 @@ void prepare_norms() {
     [[unroll]] for (uint t = 0; t < OWN_TOKENS; t++) sum[t] = 0.0;
     for (uint i = lane; i < SQUARE_FOURS; i += SUBGROUP) {
       [[unroll]] for (uint t = 0; t < OWN_TOKENS; t++) {
-        sum[t] += dot(square_fours[min(split + t * N_SPLITS, n - 1) * SQUARE_FOURS + i], vec4(1.0));
+        sum[t] += dot(square_fours[min(subgroup + t * SUBGROUPS, n - 1) * SQUARE_FOURS + i], vec4(1.0));
       }
     }
     [[unroll]] for (uint t = 0; t < OWN_TOKENS; t++) {
       [[unroll]] for (uint m = 0; m < 7; m++) {
         if ((1u << m) < SUBGROUP) sum[t] += subgroupShuffleXor(sum[t], 1u << m);
       }
-      uint token = split + t * N_SPLITS;
+      uint token = subgroup + t * SUBGROUPS;
       float factor = inversesqrt(sum[t] / float(COLUMNS) + uintBitsToFloat(EPS));
       if (lane == 0 && token < n) {
         missing[token] = factor / power_of_two(norm_factors[FACTORS_AT + token]);
@@ -333,42 +286,16 @@ void store_four(uint four, uint token, uint row) {
   if (HAS_HALVES != 0) store_fragments(token, y_stride / 32, column / 32, column % 32 / 4, v);
 }
 
-void multiply(uint part) {
-  if (WALKS != 0) {
-    [[unroll]] for (uint i = 0; i < ROW_TILES * HELD; i++) first_rows[i] = first_block(part, i);
-  }
-  [[unroll]] for (uint i = 0; i < ROW_TILES * TOKEN_TILES; i++) sums[i] = Sums(0.0);
+void multiply() {
+  [[unroll]] for (uint t = 0; t < TOKEN_TILES; t++) sums[t] = Sums(0.0);
   for (uint first = 0; first < OWN_STEPS; first += STEPS_AHEAD) {
     [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) {
       uint i = first + s, step = step_of(i);
       if (i >= OWN_STEPS) break; // for all subgroups: barriers of some would be those of all on lavapipe
-      [[unroll]] for (uint k = 0; k < ROW_TILES * HELD; k++) w[k] = next[s * ROW_TILES * HELD + k];
-      if (X_AHEAD != 0) {
-        [[unroll]] for (uint k = 0; k < X_PARTS; k++) x_words[k] = x_next[s * X_PARTS + k];
-      } else if (IS_DIRECT != 0 && step < STEPS) {
-        load_x(x_words, step);
-      }
-      if (EARLY_LOADS != 0) load_next(s, part, i);
+      [[unroll]] for (uint k = 0; k < HELD; k++) w[k] = next[s * HELD + k];
       if (IS_DIRECT == 0) multiply_through_memory(step);
       else if (step < STEPS) multiply_directly(step);
-      if (EARLY_LOADS == 0) load_next(s, part, i);
-    }
-  }
-}
-
-void store(uint part) {
-  [[unroll]] for (uint tile = 0; tile < Y_TILES; tile++) {
-    uint row0 = (part * Y_TILES + tile) * MATRIX_M;
-    barrier(); // what was there has been read
-    [[unroll]] for (uint i = 0; i < (1 + GATES) * TOKEN_TILES; i++) {
-      uint to = (split * (1 + GATES) + i / TOKEN_TILES) * PART + i % TOKEN_TILES * (PART / TOKEN_TILES);
-      coopMatStore(sums[tile * (1 + GATES) * TOKEN_TILES + i], pieces, to, MATRIX_M / 4,
-                   gl_CooperativeMatrixLayoutColumnMajor);
-    }
-    barrier();
-    for (uint four = split * SUBGROUP + lane; four < PART; four += LOCAL_SIZE) {
-      uint token = four / (MATRIX_M / 4), row = row0 + four % (MATRIX_M / 4) * 4;
-      if (token < min(n_rows, n_tokens) && row < n_y_rows) store_four(four, token, row);
+      if (i + STEPS_AHEAD < OWN_STEPS && step_of(i + STEPS_AHEAD) < STEPS) load(s, step_of(i + STEPS_AHEAD));
     }
   }
 }
@@ -376,19 +303,21 @@ void store(uint part) {
 void main() {
   prepare_weights();
   lane = gl_SubgroupInvocationID;
-  split = gl_SubgroupID;
+  subgroup = gl_SubgroupID;
+  split = subgroup / TILES;
   lane_block = lane % STEP_BLOCKS;
-  [[unroll]] for (uint i = 0; i < ROW_TILES * HELD; i++) first_rows[i] = first_block(gl_WorkGroupID.x, i);
-  [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) load(s, gl_WorkGroupID.x, s);
+  [[unroll]] for (uint i = 0; i < HELD; i++) first_blocks[i] = first_block(i);
+  [[unroll]] for (uint s = 0; s < STEPS_AHEAD; s++) load(s, step_of(s));
   prepare_norms();
-  if (WALKS == 0) {
-    multiply(gl_WorkGroupID.x);
-    store(gl_WorkGroupID.x);
-    return;
+  multiply();
+  barrier(); // weights in shared memory have been read
+  [[unroll]] for (uint t = 0; t < TOKEN_TILES; t++) {
+    coopMatStore(sums[t], pieces, subgroup * PART + t * (PART / TOKEN_TILES), MATRIX_M / 4,
+                 gl_CooperativeMatrixLayoutColumnMajor);
   }
-  uint n_parts = (n_y_rows + MATRIX_M * Y_TILES - 1) / (MATRIX_M * Y_TILES);
-  for (uint part = gl_WorkGroupID.x; part < n_parts; part += gl_NumWorkGroups.x) {
-    multiply(part);
-    store(part);
+  barrier();
+  for (uint four = subgroup * SUBGROUP + lane; four < PART; four += LOCAL_SIZE) {
+    uint token = four / (MATRIX_M / 4), row = gl_WorkGroupID.x * MATRIX_M + four % (MATRIX_M / 4) * 4;
+    if (token < min(n_rows, n_tokens) && row < n_y_rows) store_four(four, token, row);
   }
 }

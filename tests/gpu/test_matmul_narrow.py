@@ -55,23 +55,20 @@ def product(
 ) -> tuple[Floats, npt.NDArray[np.float16]]:
     """y (T, n_rows + 64), of which columns from 32 on are written, and the same in the order of fragments."""
     n_tokens, columns = x.shape
-    values = dict(n_splits=4, row_tiles=2, steps_ahead=1, x_ahead=0, gates=0, activation=0, adds=0, has_bias=0,
-                  is_contiguous=0, early_loads=0, tiles_at_once=1) | {
+    values = dict(n_splits=4, steps_ahead=1, gates=0, activation=0, adds=0, has_bias=0) | {
         name: v for name, v in chosen.items() if name != "factor"
-    }  # fmt: skip
+    }
     tiles = -(-n_tokens // layout.shape[1])
     stride = n_rows + 64
     rng = np.random.default_rng(n_rows)
     before, bias = rng.normal(0, 1, (n_tokens, stride)), rng.normal(0, 1, 2 * stride)
     y, halves = poisoned(device, n_tokens * stride), poisoned(device, most_words(stride))
     m, n, k = layout.shape
-    n_groups = chosen.get("n_groups") or -(-n_rows * (1 + values["gates"]) // (m * values["row_tiles"]))
     constants = (
-        *(device.info.subgroup_size * values["n_splits"], columns, values["n_splits"], values["row_tiles"], tiles),
-        *(m, n, k, layout.lanes, int(layout.is_direct), values["steps_ahead"], values["x_ahead"]),
+        *(device.info.subgroup_size * values["n_splits"] * (1 + values["gates"]), columns, values["n_splits"], tiles),
+        *(m, n, k, layout.lanes, int(layout.is_direct), values["steps_ahead"]),
         *(values["adds"], values["has_bias"], float_bits(chosen.get("factor", 1)), values["gates"]),
-        *(values["activation"], 1, int("n_groups" in chosen), values["is_contiguous"], values["early_loads"]),
-        *(values["tiles_at_once"], 0, 0, 0, 0, *NO_HEADS),
+        *(values["activation"], 1, 0, 0, 0, 0, *NO_HEADS),
     )
     device.run(
         [
@@ -88,7 +85,7 @@ def product(
                     *(filled(device, bias.astype(np.float32)), halves, *(6 * [y])),
                 ),
                 constants=constants,
-                groups=(n_groups, 1),
+                groups=(-(-n_rows // m), 1),
                 push=(n_rows, 32, stride, n_tokens),
                 weight_format=fmt,
             )
@@ -117,15 +114,13 @@ def test_products(device: Device, layout: MatrixLayout, fmt: str, n_rows: int, c
 
 
 @pytest.mark.parametrize(
-    ("fmt", "n_tokens", "x_ahead", "steps_ahead"),
-    [("F16", 3, 0, 1), ("Q4_K", 8, 1, 2), ("Q4_K", 19, 0, 1), ("Q6_K", 8, 1, 1), ("IQ4_XS", 3, 0, 2)],
+    ("fmt", "n_tokens", "steps_ahead"),
+    [("F16", 3, 1), ("Q4_K", 8, 2), ("Q4_K", 19, 1), ("Q6_K", 8, 1), ("IQ4_XS", 3, 2)],
 )
-def test_products_in_registers(
-    device: Device, direct: MatrixLayout, fmt: str, n_tokens: int, x_ahead: int, steps_ahead: int
-) -> None:
+def test_products_in_registers(device: Device, direct: MatrixLayout, fmt: str, n_tokens: int, steps_ahead: int) -> None:
     raw, values, columns = matrix(fmt, 24, 32 * (2 * direct.lanes + 1))
     x = np.random.default_rng(1).normal(0, 1, (n_tokens, columns)).astype(np.float32)
-    got, _ = product(device, direct, fmt, raw, x, 24, row_tiles=1, x_ahead=x_ahead, steps_ahead=steps_ahead)
+    got, _ = product(device, direct, fmt, raw, x, 24, steps_ahead=steps_ahead)
     assert nmse(got[:, 32:-32], x.astype(np.float64) @ values.T) < BOUND
 
 
@@ -167,44 +162,29 @@ def test_a_row_does_not_depend_on_its_neighbours(device: Device, layout: MatrixL
     raw, _, columns = matrix(fmt, 64, 768)
     x = np.random.default_rng(2).normal(0, 1, (32, columns)).astype(np.float32)
     alone, _ = product(device, layout, fmt, raw, x[19:21], 64)
-    among, _ = product(device, layout, fmt, raw, x, 64, row_tiles=1)
+    among, _ = product(device, layout, fmt, raw, x, 64)
     np.testing.assert_array_equal(alone[:, 32:-32], among[19:21, 32:-32])
 
 
-FORMS = [
-    {"n_groups": 2},
-    {"n_groups": 3, "early_loads": 1, "steps_ahead": 2},
-    {"n_groups": 2, "early_loads": 1, "tiles_at_once": 2, "steps_ahead": 4},
-    {"tiles_at_once": 2, "early_loads": 1},
-]
-
-
-@pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize(("fmt", "n_tokens", "gates"), [("Q4_K", 8, 0), ("IQ4_XS", 19, 1), ("F16", 3, 1)])
-def test_how_a_workgroup_goes_through_a_matrix_does_not_show(
-    device: Device, layout: MatrixLayout, fmt: str, n_tokens: int, gates: int, form: dict[str, int]
+def test_how_many_loads_are_under_way_does_not_show(
+    device: Device, layout: MatrixLayout, fmt: str, n_tokens: int, gates: int
 ) -> None:
-    check_form(device, layout, fmt, n_tokens, gates, form)
+    check_steps_ahead(device, layout, fmt, n_tokens, gates)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize(("fmt", "x_ahead", "gates"), [("Q4_K", 1, 0), ("Q6_K", 0, 1), ("F16", 1, 1)])
-def test_nor_in_registers(
-    device: Device, direct: MatrixLayout, fmt: str, x_ahead: int, gates: int, form: dict[str, int]
-) -> None:
-    check_form(device, direct, fmt, 8, gates, form, x_ahead=x_ahead)
+@pytest.mark.parametrize(("fmt", "gates"), [("Q4_K", 0), ("Q6_K", 1), ("F16", 1)])
+def test_nor_in_registers(device: Device, direct: MatrixLayout, fmt: str, gates: int) -> None:
+    check_steps_ahead(device, direct, fmt, 8, gates)
 
 
-def check_form(
-    device: Device, layout: MatrixLayout, fmt: str, n_tokens: int, gates: int, form: dict[str, int], **chosen: int
-) -> None:
+def check_steps_ahead(device: Device, layout: MatrixLayout, fmt: str, n_tokens: int, gates: int) -> None:
     n_rows = 88  # no whole workgroups
     raw, _, columns = matrix(fmt, n_rows * (1 + gates), 32 * (2 * layout.lanes + 1))
     x = np.random.default_rng(3).normal(0, 1, (n_tokens, columns)).astype(np.float32)
-    chosen |= {"gates": gates, "activation": gates, "n_splits": 2}
+    chosen = {"gates": gates, "activation": gates, "n_splits": 2}
     wanted, _ = product(device, layout, fmt, raw, x, n_rows, **chosen)
-    got, _ = product(device, layout, fmt, raw, x, n_rows, **chosen, **form)
-    np.testing.assert_array_equal(got[:, 32:-32], wanted[:, 32:-32])
-    contiguous, _ = product(device, layout, fmt, raw, x, n_rows, **chosen, **form, is_contiguous=1)
-    assert nmse(contiguous[:, 32:-32], wanted[:, 32:-32]) < 1e-10
-    assert np.isnan(got[:, :32]).all() and np.isnan(got[:, -32:]).all(), "wrote beyond its columns"
+    for steps_ahead in (2, 4):
+        got, _ = product(device, layout, fmt, raw, x, n_rows, steps_ahead=steps_ahead, **chosen)
+        np.testing.assert_array_equal(got[:, 32:-32], wanted[:, 32:-32])
+        assert np.isnan(got[:, :32]).all() and np.isnan(got[:, -32:]).all(), "wrote beyond its columns"

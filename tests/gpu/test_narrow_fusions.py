@@ -75,8 +75,8 @@ class TestKernels:
         quants, scales = planes(device, raw, FORMAT)
         bound = {"quants": quants, "scales": scales, "step": step} | bound
         given = dict(
-            local_size=2 * device.info.subgroup_size, columns=COLUMNS, n_splits=2, row_tiles=1, steps_ahead=1,
-            token_tiles=-(-len(positions) // n), matrix_m=m, matrix_n=n, matrix_k=k, lanes=1, tiles_at_once=1,
+            local_size=2 * device.info.subgroup_size, columns=COLUMNS, n_splits=2, steps_ahead=1,
+            token_tiles=-(-len(positions) // n), matrix_m=m, matrix_n=n, matrix_k=k, lanes=1,
             factor=float_bits(1), eps=float_bits(EPS), n_heads=1, n_kv_heads=1, head_dim=8,
         ) | values  # fmt: skip
         dispatch = device.dispatch(

@@ -214,8 +214,7 @@ LOOPS = {
         "uint b = 0; b < STEP_BLOCKS; b++",
         "uint i = lane; i < SQUARE_FOURS; i += SUBGROUP",
         "uint first = 0; first < OWN_STEPS; first += STEPS_AHEAD",
-        "uint four = split * SUBGROUP + lane; four < PART; four += LOCAL_SIZE",
-        "uint part = gl_WorkGroupID.x; part < n_parts; part += gl_NumWorkGroups.x",
+        "uint four = subgroup * SUBGROUP + lane; four < PART; four += LOCAL_SIZE",
     ],
     "matrix_layout.comp": 2 * ["uint i = 0; i < 32; i++"],
     "lib/routing.glsl": [

@@ -3,15 +3,15 @@ dispatch with them: activations, RMS norms between two products, rotations with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from vkllm.formats.quants import BLOCK
+from vkllm.formats.quants import BLOCK, weight_format
 from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Buffer, Device, Dispatch
 from vkllm.gpu.program.buffers import ModelBuffers
 from vkllm.gpu.program.kernels import ACTIVATIONS, KERNELS, MAX_NARROW
-from vkllm.gpu.program.narrow_forms import NarrowForm, Product, form_of
+from vkllm.gpu.program.narrow_forms import narrow_splits, narrow_steps_ahead
 from vkllm.gpu.program.stored_forms import FRAGMENTS, StoredForms
 from vkllm.gpu.program.weights import WeightPlanes
 from vkllm.model.graph import decoder
@@ -48,8 +48,7 @@ class Fused:
 
 
 class NarrowOperations:
-    """Makes dispatches. step: the step buffer on the device. forms: of activations. chosen: forms of products, where
-    they are not the table's.
+    """Makes dispatches. step: the step buffer on the device. forms: of activations.
 
     factors: 1 / root mean square of each row, of the last two norms.
     """
@@ -60,13 +59,11 @@ class NarrowOperations:
         buffers: ModelBuffers,
         step: Buffer,
         forms: StoredForms,
-        chosen: Mapping[Product, NarrowForm] | None = None,
     ) -> None:
         self._device = device
         self._buffers = buffers
         self._step = step
         self._forms = forms
-        self.chosen = dict(chosen or {})
         self._squares = device.buffer(MAX_NARROW * -(-buffers.spec.d_model // LEAST_MATRIX))
         self.factors = device.buffer(2 * MAX_NARROW)
         self._readers = readers_of_norms(decoder(buffers.spec))
@@ -150,14 +147,12 @@ class NarrowOperations:
         add = buffers.activations[op.add].values if op.add else y
         bias = buffers.biases.get(op.weights)
         n_rows = min(planes.n_rows // (1 + gates), last.width - y_offset)
-        product = Product(planes.format, n_rows, planes.n_columns, gates, width)
-        form = self.chosen.get(product) or form_of(product, info, layout)
+        n_splits = narrow_splits(info, layout, n_rows, gates, weight_format(planes.format).table_words)
         norm = before.norm if before else behind
         weight = buffers.vectors[behind.weight] if behind and behind.weight else y
         table = buffers.rope_tables[rotation.rope] if rotation and rotation.rope else y
         caches = buffers.caches_of(rotation.layer, y) if rotation else (y, y)
         factors_at = before.factors_at if before else fused.factors_at
-        n_tiles = form.row_tiles * (1 + gates)
         return self._device.dispatch(
             KERNELS["matmul_narrow"],
             (
@@ -165,16 +160,15 @@ class NarrowOperations:
                 *(weight, self._squares, self.factors, table, *caches),
             ),
             constants=(
-                *(form.n_splits * info.subgroup_size, planes.n_columns, form.n_splits, n_tiles, -(-width // n)),
-                *(m, n, k, layout.lanes, int(layout.is_direct), form.steps_ahead, int(form.x_ahead)),
+                *(n_splits * (1 + gates) * info.subgroup_size, planes.n_columns, n_splits, -(-width // n), m, n, k),
+                *(layout.lanes, int(layout.is_direct), narrow_steps_ahead(layout, n_splits, -(-width // n))),
                 *(int(op.add is not None), int(bias is not None), float_bits(op.factor)),
                 *(gates, ACTIVATIONS.index(activate.function if activate else "none")),
-                *(int(activate is not None or behind is not None), int(form.groups_per_core > 0)),
-                *(int(form.is_contiguous), int(form.has_early_loads), n_tiles if form.shares_x else 1),
+                int(activate is not None or behind is not None),
                 *(int(before is not None), int(behind is not None), float_bits(norm.eps if norm else 0), factors_at),
                 *_heads(rotation, buffers),
             ),
-            groups=(form.n_groups(n_rows, m, info.n_cores), 1),
+            groups=(-(-n_rows // m), 1),
             push=(n_rows, y_offset, last.width, width),
             weight_format=planes.format,
             is_independent=y_offset > 0,

@@ -121,10 +121,8 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "matmul_narrow":
             steps = _up(_up(v["columns"] // 32, v["n_splits"]), v["steps_ahead"])
             fours = v["matrix_m"] * v["matrix_n"] * v["token_tiles"] // 4
-            own = steps * (1 + 32 * v["row_tiles"]) + v["row_tiles"] * (1 + _up(fours, size))
-            n_parts = _up(v["n_y_rows"], v["matrix_m"] * v["row_tiles"] // (1 + v["gates"]))
             norms = _up(v["columns"] // (4 * v["matrix_m"]), subgroup_size)
-            return table + v["norms"] * norms + (_up(n_parts, dispatch.groups[0]) if v["walks"] else 1) * own
+            return table + v["norms"] * norms + 33 * steps + 1 + _up(fours, size)
         case "matrix_layout":
             return 32
         case "matmul":

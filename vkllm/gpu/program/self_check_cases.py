@@ -270,9 +270,9 @@ def _matmul_narrow(device: Device) -> Case:
         KERNELS["matmul_narrow"],
         (*planes, _filled(device, layout.ordered(x)), y, y, _step(device, [0] * n_tokens), *(8 * [y])),
         constants=(
-            *(n_splits * device.info.subgroup_size, n_columns, n_splits, 1, -(-n_tokens // n), m, n, k),
-            *(layout.lanes, int(layout.is_direct), 1 + layout.is_direct, int(layout.is_direct)),
-            *(0, 0, float_bits(1.0), 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1, 8, 0, 0),
+            *(n_splits * device.info.subgroup_size, n_columns, n_splits, -(-n_tokens // n), m, n, k),
+            *(layout.lanes, int(layout.is_direct), 1 + layout.is_direct),
+            *(0, 0, float_bits(1.0), 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 8, 0, 0),
         ),
         groups=(-(-n_rows // m), 1),
         push=(n_rows, 0, n_rows, n_tokens),
