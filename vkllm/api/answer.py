@@ -168,6 +168,16 @@ class Piece(str):
         piece.cut_call = cut_call
         return piece
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it only adds text."""
+        return not (self.reasoning or self.tool_calls or self.progress or self.cut_call)
+
+    def followed_by(self, other: Piece) -> Piece:
+        """Both as one piece, if both only add text."""
+        logprobs = None if self.logprobs is None else [*self.logprobs, *(other.logprobs or ())]
+        return Piece(self + other, [*self.token_ids, *other.token_ids], logprobs)
+
     def with_cut_call(self) -> Piece:
         """As `Generation.with_cut_call`."""
         if self.cut_call is None:

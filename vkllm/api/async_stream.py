@@ -8,18 +8,48 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import NoReturn, Self
 
 from vkllm.api.answer import AnswerText, Generation, OnToken, Piece
 from vkllm.api.prompts import Prompts
-from vkllm.engine.events import Event
+from vkllm.engine.events import Event, Token
 from vkllm.engine.process.handle import EngineProcess, not_copied
 from vkllm.engine.requests import Request
 
 Opened = Callable[[], Awaitable[tuple[EngineProcess, Prompts]]]
 """Loads the model unless it is loaded; returns what takes its requests and what makes them."""
+
+
+class _Bridge:
+    """Brings events from threads to an event loop: all that wait in one call, because a thread that wakes a busy loop
+    loses Python's lock and waits for it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._waiting: deque[tuple[Callable[[Event], None], Event]] = deque()
+        self._is_called = False
+
+    def send(self, put: Callable[[Event], None], event: Event) -> None:
+        """Has the loop call put with the event, soon and in order."""
+        self._waiting.append((put, event))
+        if not self._is_called and (loop := self._loop()) is not None:
+            self._is_called = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._is_called = False
+        while self._waiting:
+            put, event = self._waiting.popleft()
+            put(event)
+
+
+_bridges: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Bridge] = weakref.WeakKeyDictionary()
 
 
 class AsyncStream(AsyncIterator[Piece]):
@@ -57,6 +87,9 @@ class AsyncStream(AsyncIterator[Piece]):
         self._cancel: Callable[[], None] | None = None  # once the request was sent
         self._is_closed = False
         self._tells_progress = False
+        self._joins = False
+        self._taken: Event | None = None  # from the queue, but not yet by the answer
+        self._held: Piece | None = None  # what the last piece could not be joined with
 
     def __repr__(self) -> str:
         if self._is_closed:
@@ -71,10 +104,27 @@ class AsyncStream(AsyncIterator[Piece]):
     async def __anext__(self) -> Piece:
         """The next piece. Raises InvalidParameter, ContextOverflow, DeviceLost and other errors of the engine."""
         answer = await self._started()
-        while not answer.is_over:
-            if (piece := await self._advance(answer)) is not None:
-                return piece
-        raise StopAsyncIteration
+        piece, self._held = self._held, None
+        while piece is None:
+            if answer.is_over:
+                raise StopAsyncIteration
+            piece = await self._advance(answer)
+        return self._joined(answer, piece)
+
+    def _joined(self, answer: AnswerText, piece: Piece) -> Piece:
+        """A piece with those of tokens that have come meanwhile, where pieces are joined, as far as they only add
+        text."""
+        while self._joins and piece.is_text and not self._events.empty():
+            self._taken = self._events.get_nowait()
+            if not isinstance(self._taken, Token):
+                break
+            if (following := self._pushed(answer)) is None:
+                continue
+            if not following.is_text:
+                self._held = following
+                break
+            piece = piece.followed_by(following)
+        return piece
 
     async def result(self) -> Generation:
         """The whole answer, once it has ended. After `close()` it is what had come until then."""
@@ -100,6 +150,7 @@ class AsyncStream(AsyncIterator[Piece]):
 
     async def close(self) -> None:
         """Cancels the request unless it has ended. No pieces come after this."""
+        self._held = None
         self._close()
 
     async def __aenter__(self) -> Self:
@@ -135,11 +186,9 @@ class AsyncStream(AsyncIterator[Piece]):
     async def _send(self) -> AnswerText:
         await asyncio.to_thread(self._check)
         engine, prompts = await self._opened()
-        loop, put = asyncio.get_running_loop(), self._events.put_nowait
-
-        def on_event(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(put, event)
+        loop = asyncio.get_running_loop()
+        bridge = _bridges.setdefault(loop, _Bridge(loop))
+        on_event = partial(bridge.send, self._events.put_nowait)
 
         def send() -> AnswerText:
             answer = self._make_answer(prompts)
@@ -162,10 +211,16 @@ class AsyncStream(AsyncIterator[Piece]):
     async def _advance(self, answer: AnswerText) -> Piece | None:
         """Waits for one event and returns the piece that it completes, if any."""
         try:
-            event = await self._events.get()
+            self._taken = self._taken or await self._events.get()
         except asyncio.CancelledError:
             self._close()
             raise
+        return self._pushed(answer)
+
+    def _pushed(self, answer: AnswerText) -> Piece | None:
+        """What the event that was taken completes, if anything."""
+        assert self._taken is not None
+        event, self._taken = self._taken, None
         piece = answer.push(event)
         if answer.is_stopped:
             self._close()
@@ -184,6 +239,13 @@ def telling_progress(streams: Sequence[AsyncStream]) -> None:
     """Asks for pieces that say how far the prompt is, before anything is sent."""
     for stream in streams:
         stream._tells_progress = True
+
+
+def joining(streams: Sequence[AsyncStream], *, joins: bool = True) -> None:
+    """Whether pieces that come faster than they are read are joined, so that a reader that has much to do with each can
+    keep up."""
+    for stream in streams:
+        stream._joins = joins
 
 
 async def request_of(stream: AsyncStream) -> Request:

@@ -82,11 +82,9 @@ def test_a_stream_has_chunks_and_ends_with_counts(served: Served) -> None:
     events = served.events("/completion", {"prompt": "abc", "n_predict": 3, "stream": True, "return_progress": True})
     assert [event["prompt_progress"] for event in events[:2]] == PROGRESS
     *parts, last = events[2:]
-    assert [(part["content"], part["tokens"], part["stop"]) for part in parts] == [
-        ("b", [98], False),
-        ("c", [99], False),
-        ("b", [98], False),
-    ]
+    assert not any(part["stop"] for part in parts) and len(parts) <= 3, "a chunk for each token, or for some together"
+    assert "".join(part["content"] for part in parts) == "bcb"
+    assert [token for part in parts for token in part["tokens"]] == [98, 99, 98]
     assert last["stop"] is True and last["content"] == "" and last["timings"]["predicted_n"] == 3
     several = served.events("/completion", {"prompt": ["ab", "cd"], "n_predict": 2, "stream": True})
     texts = {index: "".join(event["content"] for event in several if event["index"] == index) for index in (0, 1)}

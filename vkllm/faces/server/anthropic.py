@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from vkllm.api.anthropic.answers import PING, Event, MessageAnswer
 from vkllm.api.anthropic.requests import is_stream, message_request
-from vkllm.api.async_stream import request_of
+from vkllm.api.async_stream import joining, request_of
 from vkllm.api.chat_request import ChatRequest
 from vkllm.faces.server.answers import Json, Streamed, answered, event
 from vkllm.faces.server.bodies import body_of, text_in
@@ -51,6 +51,7 @@ async def _events(models: Models, name: str | None, asked: ChatRequest) -> Async
         answer = MessageAnswer(model.name, asked.options.get("max_tokens"))
         for each in answer.begin(len((await request_of(stream)).prompt_token_ids)):
             yield _on_the_wire(each)
+        joining([stream])
         async for piece in stream:
             for each in answer.push(piece):
                 yield _on_the_wire(each)

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from vkllm.api.answer import Piece
 from vkllm.api.async_llm import opening
-from vkllm.api.async_stream import AsyncStream, all_answers, request_of, telling_progress
+from vkllm.api.async_stream import AsyncStream, all_answers, joining, request_of, telling_progress
 from vkllm.api.llama_cpp.answers import CompletionAnswer
 from vkllm.api.llama_cpp.prompts import can_fill, infill_tokens, pieces_of, prompts_of, token_ids_of
 from vkllm.api.llama_cpp.requests import CompletionRequest, completion_request
@@ -178,6 +178,7 @@ async def _chunks(models: Models, name: str | None, make_request: MakeRequest) -
         start_s = time.monotonic()
         if asked.reports_progress:
             telling_progress(streams)
+        joining(streams, joins=not asked.times_tokens)
         async for index, part in merged(streams):
             if index not in answers:
                 answers[index] = replace(await _begun(model, asked, index, streams[index]), start_s=start_s)

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from vkllm.api.async_stream import joining
 from vkllm.api.ollama.answers import OllamaAnswer, nanoseconds
 from vkllm.api.ollama.embeddings import EmbedRequest, embed_request, embeddings_request
 from vkllm.api.ollama.options import Common
@@ -80,6 +81,7 @@ async def _whole(models: Models, asked: OllamaRequest, *, is_chat: bool) -> dict
 async def _lines(models: Models, asked: OllamaRequest, *, is_chat: bool) -> AsyncGenerator[bytes]:
     async with _used(models, asked.common) as (model, load_s), asked.stream(model.llm) as stream:
         answer = _begun(asked, model, load_s, is_chat=is_chat)
+        joining([stream])
         async for piece in stream:
             if (said := answer.line(piece)) is not None:
                 yield line(said)

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from vkllm.api.answer import AnswerText, Generation, Piece
 from vkllm.api.async_llm import opening
-from vkllm.api.async_stream import AsyncStream, all_answers, telling_progress
+from vkllm.api.async_stream import AsyncStream, all_answers, joining, telling_progress
 from vkllm.api.llama_cpp.answers import RunningTimes, progress_fields, timings
 from vkllm.api.llama_cpp.fields import openai_fields, thinking_variables, thinks_in_content
 from vkllm.api.llama_cpp.requests import biases
@@ -148,6 +148,7 @@ async def _chunks(
         call, streams = await sent_call(model, make_call)
         if tells_progress:
             telling_progress(streams)
+        joining(streams, joins=not tells_times)
         generations: dict[int, Generation] = {}
         has_begun: set[int] = set()
         texts = TextChunks()

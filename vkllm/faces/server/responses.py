@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from vkllm.api.answer import Piece
 from vkllm.api.async_llm import opening
-from vkllm.api.async_stream import AsyncStream, request_of, telling_progress
+from vkllm.api.async_stream import AsyncStream, joining, request_of, telling_progress
 from vkllm.api.llama_cpp.answers import RunningTimes, progress_fields, timings
 from vkllm.api.openai.response_objects import ResponseAnswer
 from vkllm.api.openai.response_requests import ResponseRequest, response_request
@@ -78,6 +78,7 @@ async def _events(
         stream = AsyncStream(opening(model.llm), asked.answer)
         if tells_progress:
             telling_progress([stream])
+        joining([stream], joins=not tells_times)
         has_begun, times, start_s = False, None, time.monotonic()
         async for _, piece in merged([stream]):
             events = [] if has_begun else made.begin()
