@@ -150,7 +150,6 @@ class AsyncStream(AsyncIterator[Piece]):
 
     async def close(self) -> None:
         """Cancels the request unless it has ended. No pieces come after this."""
-        self._held = None
         self._close()
 
     async def __aenter__(self) -> Self:
@@ -167,6 +166,7 @@ class AsyncStream(AsyncIterator[Piece]):
 
     def _close(self) -> None:
         self._is_closed = True
+        self._held = None
         if self._cancel is not None:
             self._cancel()
 

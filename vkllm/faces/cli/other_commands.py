@@ -26,15 +26,14 @@ _SAME = {
 _NO_PROCESSES = "vkllm keeps no model loaded between commands; Ctrl-C stops one that runs"
 _NO_REGISTRY = "vkllm has no registry of its own; `hf auth login` is for Hugging Face"
 _NO_FILES_MADE = "vkllm makes no model files; use llama.cpp's convert_hf_to_gguf.py and llama-quantize"
+_EMBEDDINGS = "embeddings come from `vkllm serve`, and from `LLM(...).embed(...)` in Python"
 _INSTEAD = {
     **dict.fromkeys(("ps", "stop"), _NO_PROCESSES),
     **dict.fromkeys(("push", "signin", "signout", "login", "logout"), _NO_REGISTRY),
     **dict.fromkeys(("convert", "quantize", "finetune", "train", "export", "imatrix", "export-lora"), _NO_FILES_MADE),
     "create": "vkllm makes no models of Modelfiles; give -sys and other options to `vkllm run`, or `/save` a chat",
     "cp": "vkllm does not copy models; a .gguf file runs from wherever it lies: `vkllm run FILE.gguf`",
-    "embed": "embeddings come from `vkllm serve`, and from `LLM(...).embed(...)` in Python",
-    "embeddings": "embeddings come from `vkllm serve`, and from `LLM(...).embed(...)` in Python",
-    "embedding": "embeddings come from `vkllm serve`, and from `LLM(...).embed(...)` in Python",
+    **dict.fromkeys(("embed", "embeddings", "embedding"), _EMBEDDINGS),
     "tokenize": "the command line does not tokenize; in Python `LLM(...).tokenize(...)` does",
     "launch": "vkllm starts no other programs; docs/embed.md shows how programs use it",
     "search": "`vkllm list --all` lists models with short names; others are found on huggingface.co",

@@ -23,7 +23,6 @@ from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.cli.options import ModelName, ModelOption, add_command, chosen
 from vkllm.faces.sampling import SamplingFlags
 from vkllm.faces.terminal import complain, loading_bar
-from vkllm.text.named_templates import NAMED_TEMPLATES
 
 if TYPE_CHECKING:
     from vkllm.faces.server.settings import ServerSettings
@@ -269,9 +268,11 @@ def serve(
         complain("warning", "--cors-origins '*' lets every website use the models; name the ones that may")
     _warn(settings.host, has_key=bool(settings.api_keys))
     _log(is_json=http.log_json, is_quiet=http.quiet)
-    if name is not None and http.offline and look_up(name).path is None:
-        raise ModelNotFound(f"{name} is not on this machine, and with --offline nothing is fetched")
-    found = None if name is None else ensure_here(name)
+    found = None if name is None else look_up(name)
+    if found is not None:
+        if found.path is None and http.offline:
+            raise ModelNotFound(f"{name} is not on this machine, and with --offline nothing is fetched")
+        found = ensure_here(found)
     with loading_bar() as on_progress:
         models = Models(
             KnownModels(models_dir),
@@ -328,6 +329,8 @@ class _JsonLines(logging.Formatter):
 
 
 def _template(text: str | None, file: Path | None) -> str | None:
+    from vkllm.text.named_templates import NAMED_TEMPLATES
+
     if file is None:
         if text is not None and "{" not in text and text.strip() not in NAMED_TEMPLATES:
             raise InvalidParameter(

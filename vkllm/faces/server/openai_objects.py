@@ -50,8 +50,7 @@ class TextChunks:
     def event(self, index: int, piece: Piece) -> bytes | None:
         """The event of a piece, or None for one that is more than text."""
         head = self._heads.get(index)
-        is_more = piece.reasoning or piece.tool_calls or piece.cut_call or piece.logprobs is not None
-        if head is None or not piece or is_more:
+        if head is None or not piece or not piece.is_text or piece.logprobs is not None:
             return None
         text = json.dumps(piece, ensure_ascii=False).encode()
         return head + text + b'},"logprobs":null,"finish_reason":null}]}\n\n'
