@@ -34,6 +34,8 @@ def started(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[dict[str,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(serving, "serve", serve)
+    # what it logs to is closed when the command ends, and the servers of later tests would log there
+    monkeypatch.setattr("vkllm.faces.cli.serve._log", lambda **_: None)
     result = CliRunner().invoke(app, ["serve", *arguments], standalone_mode=False)
     if isinstance(result.exception, InvalidParameter | ModelNotFound):
         raise result.exception
