@@ -25,6 +25,7 @@ from vkllm.engine.events import Finished, Token
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request
 from vkllm.engine.sampler import Floats, Sampler, pick
+from vkllm.engine.scheduler import MOST_ROWS
 from vkllm.engine.speculation.drafter import Speculation
 from vkllm.engine.speculation.gain import DraftLengths
 from vkllm.errors import NoDevice
@@ -138,6 +139,35 @@ def test_right_drafts_take_fewer_steps(name: str) -> None:
     end = session.end(0)
     assert isinstance(end, Finished) and len(session.program.steps) < len(answer) * 0.7
     assert end.stats.n_accepted == end.stats.n_drafted > 20
+
+
+def test_drafts_leave_others_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pay: of three that decode each goes on, and a prompt that comes runs at once."""
+    model, n = Fake(), 200
+    prompts = [tuple(range(first, first + 20)) for first in (1, 101, 201, 301)]
+    answers = {prompt: alone(model, request(0, list(prompt), n)) for prompt in prompts}
+
+    def draft_all(
+        guesser: Guesser, most: int, n_rows: int, constraint: None = None, *, waits: bool = False
+    ) -> list[int]:
+        return guesser._answer[guesser._n :][: max(most, 0)]
+
+    monkeypatch.setattr(Guesser, "draft", draft_all)
+    session = Session(model, speculation=Guesses(answers, 1.0, 3))
+    for i in range(3):
+        session.submit(request(i, list(prompts[i]), n))
+    while not all(session.tokens(i) for i in range(3)):
+        session.step()
+    n_before = len(session.program.steps)
+    session.submit(request(3, list(prompts[3]), n))
+    session.run()
+    assert all(session.tokens(i) == answers[prompts[i]] for i in range(4))
+    steps = session.program.steps[n_before:]
+    assert any(max(len(part.tokens) for part in parts) > 15 for parts in steps), "drafts take what is free"
+    start = next(i for i, parts in enumerate(steps) if any(part.position == 0 for part in parts))
+    assert start <= 1 and all(sum(len(part.tokens) for part in parts) <= MOST_ROWS for parts in steps)
+    for i in range(start, start + 6):  # while one step runs, the next one is of those that are not in it
+        assert len({part.sequence for parts in steps[i : i + 2] for part in parts}) == 4
 
 
 class ChanceProgram(FakeProgram):

@@ -224,34 +224,33 @@ class Scheduler:
         return sequence.request.is_answered and sequence.n_prompt_rows <= n_free
 
     def _narrow(self, decoding: list[TokenSequence], prompts: list[TokenSequence], n_chunk: int) -> list[Rows]:
-        """A step of several sequences: rows of next tokens, then rows of prompts as far as there is room."""
+        """A step of several sequences: rows of next tokens, then rows of prompts as far as there is room. Drafts leave
+        every other sequence its row and the prompts theirs, so that none waits for the end of an answer."""
         rows: list[Rows] = []
-        n_free = MOST_ROWS
-        if len(decoding) > n_free:  # those that have waited longest
-            decoding = sorted(decoding, key=lambda sequence: sequence.stepped_at)
+        if len(decoding) > MOST_ROWS:  # those that have waited longest
+            decoding = sorted(decoding, key=lambda sequence: sequence.stepped_at)[:MOST_ROWS]
+        n_free, n_prompts = MOST_ROWS, sum(sequence.n_prompt_rows for sequence in prompts)
+        n_drafts = max(n_free - len(decoding) - n_prompts, 0)
         for sequence in decoding:
-            if not n_free:
-                break
-            if sequence.held is not None and (part := self._next_rows(sequence, n_free)) is not None:
+            if sequence.held is not None and (part := self._next_rows(sequence, MOST_ROWS - n_free, n_drafts)):
                 rows.append(part)
                 n_free -= part.n_rows
+                n_drafts -= part.n_rows - 1
         n_free = min(n_free, n_chunk)
-        for sequence in self._in_turn(prompts, n_free):
-            if not n_free:
-                break
-            if sequence.held is not None and (part := self._prompt_rows(sequence, n_free)) is not None:
+        for sequence in self._in_turn(prompts, n_free) if n_free else ():
+            if sequence.held is not None and n_free and (part := self._prompt_rows(sequence, n_free)) is not None:
                 rows.append(part)
                 n_free -= part.n_rows
         return [part for part in rows if part.sequence.held is part.held]  # others were put back for them
 
-    def _next_rows(self, sequence: TokenSequence, n_free: int) -> Rows | None:
+    def _next_rows(self, sequence: TokenSequence, n_before: int, n_drafts: int) -> Rows | None:
+        """The row of a next token, behind n_before rows of others, and those of n_drafts drafts at most."""
         drafts: list[int] = []
-        most = min(n_free, sequence.n_left) - 1
+        most = min(n_drafts, sequence.n_left - 1)
         if self.cache.states.are_there:  # each row needs a slot
             most = min(most, self.cache.states.n_available - 1, MOST_STATES - 1)
-        if sequence.drafter is not None and not sequence.n_in_flight:
-            n_rows, waits = 1 + MOST_ROWS - n_free, sequence.needs_logits
-            drafts = sequence.drafter.draft(most, n_rows, sequence.constraint, waits=waits)
+        if (drafter := sequence.drafter) is not None and not sequence.n_in_flight:
+            drafts = drafter.draft(most, 1 + n_before, sequence.constraint, waits=sequence.needs_logits)
         predicted = [] if drafts or len(self.running) > 1 else self._predicted(sequence, most)
         drafted = tuple(drafts or predicted)
         rows = self._rows(sequence, 1 + len(drafted), is_prompt=False, is_end=False, drafts=drafted)
