@@ -60,13 +60,15 @@ const uint ROW_BLOCKS = COLUMNS / 32;
 #include "formats/format.glsl"
 #include "lib/products.glsl"
 
-// A block of what a slot reads, whose columns may begin anywhere where they are plain numbers.
+// A block of what a slot reads, whose columns may begin anywhere where they are plain numbers. Padding columns have weights
+// of zero, which multiply what the same row has there, never another's: that may be no number.
 Activations activations_of(uint slot, uint block) {
 #ifdef HAS_NUMBERS
   uint first = slot / N_SLOTS * X_COLUMNS + slot % N_SLOTS * SLOT_COLUMNS;
+  uint end = (slot / N_SLOTS + 1) * X_COLUMNS;
   Activations a;
   [[unroll]] for (uint i = 0; i < 8; i++) {
-    a.values[i] = uintBitsToFloat(x[min(first / 4 + 8 * block + i, MAX_ROWS * X_COLUMNS / 4 - 1)]);
+    a.values[i] = uintBitsToFloat(x[min(first / 4 + 8 * block + i, end / 4 - 1)]);
   }
   return a;
 #else

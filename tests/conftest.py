@@ -23,6 +23,10 @@ from vkllm.store import find_model
 # Tests of what a device runs by default must not depend on what a developer has tuned.
 os.environ["VKLLM_TUNING"] = "off"
 
+# Memory of devices begins with floats that are no numbers, as other programs may leave it: what is read before it was
+# written shows in every run, not in one of a hundred.
+os.environ["VKLLM_FILL_MEMORY"] = "255"
+
 # Tests start hundreds of processes, and each would compile all modules again: half a second of processor time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

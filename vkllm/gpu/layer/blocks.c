@@ -8,6 +8,7 @@
  *
  * Blocks of host-visible memory are mapped once, whole, when the first of their buffers is. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "layer.h"
 
@@ -157,6 +158,17 @@ static VkResult span_in_new_block(Device *d, uint32_t type, const VkMemoryRequir
   }
 }
 
+/* Where VKLLM_FILL_MEMORY is set (tests set it to 255: floats that are no numbers), memory that the CPU sees begins with
+ * that byte, so that what reads memory before it is written does not pass by luck. */
+static void fill(Device *d, const Span *s) {
+  const char *byte = getenv("VKLLM_FILL_MEMORY");
+  Block *block = s->block;
+  void *mapped = NULL;
+  if (!byte || !(d->memory.memoryTypes[block->type].propertyFlags & VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT)) return;
+  if (!block->mapped && !d->next.MapMemory(d->handle, block->memory, 0, VK_WHOLE_SIZE, 0, &mapped)) block->mapped = mapped;
+  if (block->mapped) memset(block->mapped + s->offset, atoi(byte), s->n_bytes);
+}
+
 VkResult span_allocate(Device *d, Tier tier, const VkMemoryRequirements *required, Span **out) {
   uint64_t alignment = required->alignment > LEAST_ALIGNMENT ? required->alignment : LEAST_ALIGNMENT;
   VkResult result = VK_ERROR_OUT_OF_DEVICE_MEMORY;
@@ -178,6 +190,7 @@ VkResult span_allocate(Device *d, Tier tier, const VkMemoryRequirements *require
     result = span_in_new_block(d, (uint32_t)type, required, alignment, heap_room, out);
   }
   if (*out) __atomic_fetch_add(used_in(d, (*out)->block->type), (*out)->n_bytes, __ATOMIC_RELAXED);
+  if (*out) fill(d, *out);
   unlock(&d->memory_lock);
   return *out ? VK_SUCCESS : result;
 }
