@@ -2,7 +2,8 @@
 // bindings: x gates weight y y_q16 y_scales step
 // constants: local_size columns group span gates_columns eps is_gated_first has_weight_per_group quantizes
 // push: first_column
-// dispatch: x = columns / span, y = tokens; span: columns of a workgroup, whole groups and whole blocks of 32
+// dispatch: x = columns / span, y = tokens; span: columns of a workgroup, whole groups and, to quantize, whole blocks
+//   of 32, or else multiples of 4
 // subgroup: arithmetic shuffle
 // requires: full subgroups of 8 or more, or the _plain variant; columns a multiple of span
 // numerics: float32; eps is sent as the bits of a float32
@@ -84,11 +85,12 @@ void main() {
   if (IS_ONE_GROUP) factor = inversesqrt(sum_of_workgroup(squares) / float(GROUP) + uintBitsToFloat(EPS));
   else barrier();
 #ifdef PLAIN
-  for (uint block = self; block < FOURS / 8; block += gl_WorkGroupSize.x) {
+  for (uint block = self; QUANTIZES != 0 && block < FOURS / 8; block += gl_WorkGroupSize.x) {
     vec4 v[8];
     [[unroll]] for (uint k = 0; k < 8; k++) v[k] = result_of_four(row, 8 * block + k, factor);
     store_form_of_block(row, COLUMNS / 32, first / 32 + block, v);
   }
+  for (uint i = self; QUANTIZES == 0 && i < FOURS; i += gl_WorkGroupSize.x) result_of_four(row, i, factor);
 #else
   for (uint i = self; i < FOURS; i += gl_WorkGroupSize.x) {
     vec4 v = result_of_four(row, i, factor);

@@ -266,10 +266,12 @@ HYBRIDS: dict[str, Variant] = {
     "qwen35moe with gate and up in one tensor": qwen_next(
         "qwen35moe", "dad", 64, (4, 4, 24), (3, 6, 16, 4), 24, (5, 3, 40, 64), is_fused=True
     ),
+    "qwen35 with three value heads": qwen_next("qwen35", "da", 64, (2, 1, 16), (1, 3, 24, 4), 16),
     "qwen3next with other heads": qwen_next("qwen3next", "da", 96, (2, 1, 32), (2, 6, 16, 2), 16, (6, 2, 32, 40)),
     "granitehybrid without experts": granite_hybrid(
         "mam", 64, 96, (4, 1, 16), (8, 16, 24, 4, 3), **{"rope.scaling.finetuned": True, "logit_scale": 1.5}
     ),
+    "nemotron_h with heads of 12": nemotron_h("mfa", 64, (2, 1, 32), (6, 12, 16, 2, 4)),
     "nemotron_h with wider states": nemotron_h("mfam", 64, (4, 1, 24), (6, 16, 40, 3, 2)),
     "nemotron_h_moe with more experts": nemotron_h("fmaf", 96, (2, 2, 32), (4, 24, 16, 2, 4), (9, 4, 64, 96)),
     "deepseek2 as V2 Lite": deepseek2("deepseek2", 27, 64, (3, 0, 40, 16, 8, 24), (4, 2, 32, 2)),

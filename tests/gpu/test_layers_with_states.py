@@ -32,9 +32,13 @@ SPECS = {
     "mamba 2": of_layers(
         replace(STATE, mixer=Mamba2(6, 16, 16, 2, 4)), LAYER, replace(STATE, mixer=Mamba2(4, 32, 64, 1, 4))
     ),
+    "columns that are no whole blocks": of_layers(
+        replace(STATE, mixer=DeltaNet(1, 3, 24, 4)), LAYER, replace(STATE, mixer=Mamba2(6, 12, 8, 2, 3))
+    ),
     "short convolution": of_layers(replace(STATE, mixer=ShortConvolution(3, 96)), LAYER),
     "states only": of_layers(replace(STATE, mixer=ShortConvolution(4, 96))),
 }
+WITH_NETS = ("delta net", "columns that are no whole blocks")
 MATRICES = (
     "attn_q",
     "attn_k",
@@ -66,14 +70,14 @@ def test_logits_equal_the_reference(
     choices = program.tuning
     program.use(replace(choices, decode=replace(choices.decode, is_chained=is_chained)))
     kernels = [dispatch.kernel.name for dispatch in program.dispatches(1, LIKELIEST)]
-    assert device.is_plain or (("delta_net_fused" in kernels) == (name == "delta net") and "delta_net" not in kernels)
+    assert device.is_plain or (("delta_net_fused" in kernels) == (name in WITH_NETS) and "delta_net" not in kernels)
     for cuts in ((100,), (1, 2, 8, 70, 19)):
         found = logit_errors(program, tokens, wanted, cuts)
         assert max(found) < BOUND, (cuts, found)
     assert max(logit_errors(program, tokens[:20], wanted, ())) < BOUND
 
 
-@pytest.mark.parametrize("name", ["delta net", "mamba 2", "short convolution"])
+@pytest.mark.parametrize("name", ["delta net", "mamba 2", "columns that are no whole blocks", "short convolution"])
 def test_without_subgroups_logits_equal_the_reference(
     device: Device, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

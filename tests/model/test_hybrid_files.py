@@ -78,11 +78,11 @@ def test_heads_that_share_blocks_are_not_quantized(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (replace(LAYER, mixer=DeltaNet(1, 5, 24, 4)), "DeltaNet of 120 columns, normed by 24, .* not supported"),
+        (replace(LAYER, mixer=DeltaNet(1, 2, 8, 4)), "results of a DeltaNet of 16 numbers are not supported"),
         (replace(LAYER, mixer=DeltaNet(1, 16, 6, 4)), "states of 6 is not supported"),
         (replace(LAYER, mixer=Mamba2(8, 16, 30, 2, 4)), "Mamba2 of 128 columns, .* states of 30 is not"),
-        (replace(LAYER, mixer=Mamba2(3, 16, 32, 3, 4)), "Mamba2 of 48 columns, normed by 16"),
-        (replace(LAYER, mixer=ShortConvolution(3, 80)), "ShortConvolution of 80 columns"),
+        (replace(LAYER, mixer=Mamba2(3, 18, 32, 3, 4)), "Mamba2 of 54 columns, normed by 18"),
+        (replace(LAYER, mixer=ShortConvolution(3, 82)), "ShortConvolution of 82 columns"),
         (replace(LAYER, mixer=LatentAttention(0, 560, 32, 24, 32)), "560 numbers with keys of 24 are not supported"),
         (replace(LAYER, mixer=LatentAttention(0, 36, 32, 8, 32)), "36 numbers with keys of 8 are not supported"),
         (replace(LAYER, n_heads=0, mixer=LatentAttention(0, 64, 32, 16, 32)), "head count is 0"),

@@ -87,18 +87,19 @@ def _check_mixer(mixer: Mixer, path: Path) -> None:
             n_heads, n_groups, group = mixer.n_heads, mixer.n_groups, mixer.d_inner // mixer.n_groups
             width, size = mixer.d_inner, mixer.d_state
         case ShortConvolution():
-            n_heads, n_groups, group, width, size = 1, 1, BLOCK, mixer.width, BLOCK
+            n_heads, n_groups, group, width, size = 1, 1, 1, mixer.width, BLOCK
         case _:
             return
     if n_heads % n_groups:
         raise ModelFileError(f"{path}: {n_heads} heads of a state cannot be shared by {n_groups} groups evenly")
     if mixer.n_kernel < 2:
         raise ModelFileError(f"{path}: a convolution over {mixer.n_kernel} token keeps no state; the file is damaged")
-    if size % 4 or width % math.lcm(group, BLOCK):
+    if size % 4 or width % math.lcm(group, 4 if width % BLOCK else BLOCK):
         raise UnsupportedModel(
             f"{path}: a {type(mixer).__name__} of {width} columns, normed by {group}, with states of {size} is not "
-            f"supported; supported: multiples of 4 in states, and columns in whole groups and multiples of {BLOCK}"
+            "supported; supported: multiples of 4 in states, and columns in whole groups and multiples of 4"
         )
+    check_wide(path, f"results of a {type(mixer).__name__}", width)
 
 
 def _check_latent(layer: LayerSpec, latent: LatentAttention, path: Path) -> None:

@@ -124,7 +124,7 @@ class StateOperations:
         )
 
     def _gated_norm(self, op: GatedNorm, width: int) -> Dispatch:
-        buffers, span = self._buffers, norm_span(op.group)
+        buffers, span = self._buffers, norm_span(op.group, op.width)
         y = buffers.activations[op.output]
         return self._device.dispatch(
             KERNELS["gated_norm"],
@@ -161,9 +161,9 @@ def lanes_of_state(size: int, subgroup_size: int) -> int:
     return math.gcd(size // 4, MOST_LANES, subgroup_size)
 
 
-def norm_span(group: int) -> int:
-    """Columns of a workgroup of gated_norm: whole groups, and whole blocks of activations."""
-    return math.lcm(group, BLOCK)
+def norm_span(group: int, width: int) -> int:
+    """Columns of a workgroup of gated_norm: whole groups, and whole blocks of activations where a row has such."""
+    return math.lcm(group, 4 if width % BLOCK else BLOCK)
 
 
 def chunk_constants(info: DeviceInfo, net: DeltaNet) -> dict[str, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vkllm.formats.quants import BLOCK
 from vkllm.model.layers.layer_ops import LayerOps
 from vkllm.model.mixers import DeltaNet, Mamba2, ShortConvolution
 from vkllm.model.ops import Op
@@ -56,7 +57,7 @@ def delta_net(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
             weight=make.tensor("ssm_norm"),
             group=net.head_dim,
         ),
-        *make.ending("ssm_out", "gated", net.v_width, layer.post_attention_norm),
+        *_ending(make, "ssm_out", net.v_width),
     ]
 
 
@@ -104,7 +105,7 @@ def mamba2(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
             is_gated_first=True,
             has_weight_per_group=True,
         ),
-        *make.ending("ssm_out", "gated", d_inner, layer.post_attention_norm),
+        *_ending(make, "ssm_out", d_inner),
     ]
 
 
@@ -124,5 +125,13 @@ def short_convolution(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op
             weight=make.tensor("shortconv.conv"),
             is_gated=True,
         ),
-        *make.ending("shortconv.out_proj", "gated", convolution.width, layer.post_attention_norm),
+        *_ending(make, "shortconv.out_proj", convolution.width),
     ]
+
+
+def _ending(make: LayerOps, name: str, n_columns: int) -> list[Op]:
+    """The projection of what is gated, whose columns may be no whole blocks."""
+    norm = make.layer.post_attention_norm
+    if n_columns % BLOCK == 0:
+        return make.ending(name, "gated", n_columns, norm)
+    return [make.copy("gated", "rounded", n_columns), *make.ending(name, "rounded", n_columns, norm)]
