@@ -90,6 +90,11 @@ VARIANTS: dict[str, Variant] = {
         "glm4", 2, RMS | {"rope.dimension_count": 8, "rope.freq_base": 90.0, "rope.dimension_sections": [2, 1, 1, 0]},
         NORMS | POST_NORMS | ATTENTION | {"ffn_up.weight": (2 * FF, D), "ffn_down.weight": (D, FF)},
     ),
+    "hunyuan-dense with YaRN": Variant(
+        "hunyuan-dense", 2, RMS | {"rope.scaling.type": "yarn", "rope.scaling.factor": 8.0,
+                                   "rope.scaling.original_context_length": 32},
+        LLAMA | HEAD_NORMS,
+    ),
     "mistral3 without YaRN": Variant("mistral3", 2, RMS, LLAMA),
     **EXPERT_VARIANTS,
 }  # fmt: skip

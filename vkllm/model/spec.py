@@ -83,13 +83,15 @@ class HeadNorm:
 
     over: what is normalized at once, each "head" or all heads of a "row". has_weight_per_head: the weight has a value
     for each dimension of each head, as it always has for a row; otherwise all heads share one (head_dim,).
-    is_after_rope: the weight is applied after the rotation (which changes no norm). has_weight: False is no weight.
+    is_after_rope: the weight is applied after the rotation (which changes no norm), and what that multiplies by,
+    magnitude, is normalized away: it only makes eps smaller. has_weight: False is no weight.
     """
 
     over: Literal["head", "row"] = "head"
     form: NormForm = "rms"
     has_weight_per_head: bool = False
     is_after_rope: bool = False
+    magnitude: float = 1.0
     has_weight: bool = True
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from vkllm.model.architectures.experts import read_experts, with_experts
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
-from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec
+from vkllm.model.architectures.rope import normed_behind
+from vkllm.model.spec import LayerSpec, ModelSpec
 
 
 def hunyuan_dense(header: Header) -> ModelSpec:
@@ -18,7 +19,7 @@ def hunyuan_dense(header: Header) -> ModelSpec:
         rope = layer.rope
         if alpha > 0 and rope is not None and layer.head_dim > 2:
             rope = replace(rope, theta=rope.theta * alpha ** (layer.head_dim / (layer.head_dim - 2)))
-        return replace(layer, rope=rope, head_norm=HeadNorm(is_after_rope=True))
+        return normed_behind(replace(layer, rope=rope))
 
     return dense_model(header, dense_layers(header, "half", change=change))
 
@@ -33,6 +34,6 @@ def hunyuan_moe(header: Header) -> ModelSpec:
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
         mixture = replace(experts[number], d_ff_shared=own[number] or d_ff[number])
-        return with_experts(layer, mixture, head_norm=HeadNorm(is_after_rope=True))
+        return normed_behind(with_experts(layer, mixture))
 
     return dense_model(header, dense_layers(header, "half", change=change))

@@ -8,7 +8,8 @@ from vkllm.errors import UnsupportedModel
 from vkllm.model.architectures.experts import read_experts, with_experts
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
-from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec, QueryTemperature
+from vkllm.model.architectures.rope import normed_behind
+from vkllm.model.spec import LayerSpec, ModelSpec, QueryTemperature
 
 _CHUNK = 8192
 """Positions that rotated layers see, from a multiple of it on; the files do not say it."""
@@ -26,15 +27,15 @@ def llama4(header: Header) -> ModelSpec:
     step = header.integer("interleave_moe_layer_step")
     is_chunked = [bool(window) for window in header.windows(period=4, default=_CHUNK)]
     theta = header.number("rope.freq_base_swa", header.number("rope.freq_base", 10000.0))
-    head_norm = HeadNorm(has_weight=False) if experts[0].n_experts != _EXPERTS_OF_MAVERICK else None
+    has_head_norms = experts[0].n_experts != _EXPERTS_OF_MAVERICK
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
         if is_chunked[number] and layer.rope is not None:
             layer = replace(layer, chunk=_CHUNK, rope=replace(layer.rope, theta=theta))
         if number % 4 == 3:
             layer = replace(layer, rope=None, query_temperature=QueryTemperature(0.1, _CHUNK, offset=1))
-        else:
-            layer = replace(layer, head_norm=head_norm)
+        elif has_head_norms:
+            layer = normed_behind(layer, has_weight=False)
         if step <= 0 or (number + 1) % step:
             return layer
         mixture = experts[number]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from vkllm.errors import UnsupportedModel
 from vkllm.model.architectures.header import Header
-from vkllm.model.spec import Rope, Yarn
+from vkllm.model.spec import HeadNorm, LayerSpec, Rope, Yarn
 
 Pairing = Literal["interleaved", "half"]
 
@@ -53,6 +53,15 @@ def read_rope(
     if yarn.strength == 0:
         return replace(rope, yarn=yarn)
     return replace(rope, yarn=yarn, magnitude=rope.magnitude * _sharpening(factor) / _sharpening(factor, share))
+
+
+def normed_behind(layer: LayerSpec, **fields: Any) -> LayerSpec:
+    """The layer with a norm of each head behind the rotation. fields: of HeadNorm."""
+    rope = layer.rope
+    if rope is None or not 0 < rope.magnitude < math.inf:  # refused with the other numbers
+        return replace(layer, head_norm=HeadNorm(is_after_rope=True, **fields))
+    norm = HeadNorm(is_after_rope=True, magnitude=rope.magnitude, **fields)
+    return replace(layer, rope=replace(rope, magnitude=1.0), head_norm=norm)
 
 
 def has_sections(header: Header) -> bool:

@@ -32,7 +32,7 @@ def attention(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
                 width=width,
                 input="qkv",
                 norm=norm or HeadNorm(form="none", has_weight=False),
-                eps=spec.norm_eps,
+                eps=spec.norm_eps / (norm.magnitude**2 if norm is not None else 1.0),
                 weights=None if norm is None or norm.is_after_rope else weights,
                 has_gates=layer.has_query_gates,
                 values=values if layer.has_value_norm and n_kv_heads else "as they are",
