@@ -200,8 +200,8 @@ def test_langchain_streams_and_calls_tools(echo: Served) -> None:
 def test_whatever_the_description_offers_is_there(echo: Served) -> None:
     paths = echo.request("GET", "/openapi.json")[2]["paths"]
     offered = [(method, path) for path, methods in paths.items() for method in methods]
-    assert {("post", "/v1/chat/completions"), ("get", "/slots"), ("post", "/lora-adapters")} <= set(offered)
-    assert not {("get", "/metrics"), ("post", "/rerank")} & set(offered)  # answered with 501
+    assert {("post", "/v1/chat/completions"), ("get", "/slots"), ("post", "/v1/rerank")} <= set(offered)
+    assert not {("get", "/metrics"), ("post", "/api/push")} & set(offered)  # answered with 501
     for method, path in offered:
         if path != "/models/sse":  # which does not end
             status, _, body = echo.request(method.upper(), path.replace("{", "").replace("}", ""), {})

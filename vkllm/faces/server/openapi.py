@@ -32,6 +32,7 @@ _TEXT_OR_IDS = {
     ]
 }
 _STRING, _TRUTH, _COUNT = {"type": "string"}, {"type": "boolean"}, {"type": "integer"}
+_TEXTS = {"type": "array", "items": _STRING}
 _FIELDS: dict[str, tuple[type[Any] | None, dict[str, Any], tuple[str, ...]]] = {
     "/v1/chat/completions": (ChatCompletionOptions, {"messages": _MESSAGES}, ("messages",)),
     "/v1/completions": (TextOptions, {"prompt": _TEXT_OR_IDS}, ("prompt",)),
@@ -54,16 +55,31 @@ _FIELDS: dict[str, tuple[type[Any] | None, dict[str, Any], tuple[str, ...]]] = {
     "/api/show": (None, {}, ("model",)),
     "/completion": (None, {"prompt": _TEXT_OR_IDS, "n_predict": _COUNT}, ("prompt",)),
     "/infill": (None, {"input_prefix": _STRING, "input_suffix": _STRING}, ()),
+    "/v1/responses/input_tokens": (None, {"input": _STRING, "instructions": _STRING, "tools": _MESSAGES}, ()),
+    "/v1/chat/completions/input_tokens": (None, {"messages": _MESSAGES, "tools": _MESSAGES}, ("messages",)),
+    "/models/load": (None, {}, ("model",)),
+    "/models/unload": (None, {}, ("model",)),
     "/tokenize": (None, {"content": _STRING}, ("content",)),
     "/detokenize": (None, {"tokens": {"type": "array", "items": _COUNT}}, ("tokens",)),
     "/apply-template": (None, {"messages": _MESSAGES}, ("messages",)),
+    "/embedding": (None, {"content": _TEXT_OR_IDS}, ("content",)),
+    "/v1/rerank": (None, {"query": _STRING, "documents": _TEXTS, "top_n": _COUNT}, ("query", "documents")),
 }
-"""Path -> the parameters that its body may have, further ones, and the names of those that it must have."""
+"""Path -> the parameters that its body may have, further ones, and the names of those that it must have. They are those
+of all paths with the same endpoint."""
+_STREAMS = {
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/api/chat",
+    "/api/generate",
+    "/api/pull",
+    "/completion",
+    "/infill",
+}
+"""What can answer piece by piece."""
 _REFUSED = {
-    "/rerank",
-    "/reranking",
-    "/v1/rerank",
-    "/v1/reranking",
     "/api/copy",
     "/api/create",
     "/api/push",
@@ -82,12 +98,13 @@ _ANSWERS: dict[str, type[BaseModel]] = {
 def described(routes: Sequence[Route], version: str, without: Collection[str] = ()) -> dict[str, Any]:
     """The description of an application with these routes. without: paths that are switched off."""
     paths: dict[str, Any] = {}
+    same = {route.endpoint: route.path for route in routes if route.path in _FIELDS}
     for route in routes:
         path = re.sub(r"{(\w+):\w+}", r"{\1}", route.path)
         if path in _REFUSED or path in without:
             continue
         for method in sorted((route.methods or set()) - {"HEAD", "OPTIONS"}):
-            paths.setdefault(path, {})[method.lower()] = _operation(route, path, method)
+            paths.setdefault(path, {})[method.lower()] = _operation(route, path, method, same.get(route.endpoint, path))
     return {
         "openapi": "3.1.0",
         "info": {"title": "vkllm", "version": version, "description": "Language models on any GPU with Vulkan."},
@@ -100,13 +117,14 @@ def described(routes: Sequence[Route], version: str, without: Collection[str] = 
     }
 
 
-def _operation(route: Route, path: str, method: str) -> dict[str, Any]:
+def _operation(route: Route, path: str, method: str, same: str) -> dict[str, Any]:
+    """What is done at a path. same: the path with the same endpoint that `_FIELDS` knows."""
     summary = (inspect.getdoc(route.endpoint) or "").partition("\n")[0]
     error = {
         "description": f"An error in the form of {dialect_of(path)}.",
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
     }
-    answer = _ANSWERS.get(path)
+    answer = _ANSWERS.get(same)
     whole = {} if answer is None else {"$ref": _PLACE.format(model=answer.__name__)}
     made: dict[str, Any] = {
         "summary": summary,
@@ -129,14 +147,14 @@ def _operation(route: Route, path: str, method: str) -> dict[str, Any]:
     if names:
         made["parameters"] = [{"name": name, "in": "path", "required": True, "schema": _STRING} for name in names]
     if method == "POST":
-        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": _body(path)}}}
+        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": _body(same)}}}
     return made
 
 
 def _body(path: str) -> dict[str, Any]:
     options, more, required = _FIELDS.get(path, (None, {}, ()))
     properties: dict[str, Any] = {"model": _STRING, **more}
-    if path not in ("/v1/embeddings", "/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens"):
+    if path in _STREAMS:
         properties["stream"] = _TRUTH
     schema: dict[str, Any] = {"type": "object", "properties": properties, "required": list(required)}
     if options is not None:
