@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,6 +105,18 @@ def test_biases_are_of_tokens_and_of_texts(tokenizer: Tokenizer) -> None:
         sent.clear()
     with pytest.raises(InvalidParameter, match="logit_bias has"):
         completion_request({"prompt": "x", "logit_bias": [[1]]}).streams(Model(), tokenizer, 64)  # type: ignore[arg-type]
+
+
+def test_all_that_may_be_drawn_is_reported_where_its_probabilities_are_wanted(tokenizer: Tokenizer) -> None:
+    sent: list[int] = []
+    model: Any = SimpleNamespace(
+        llm=SimpleNamespace(default_params=SamplingParams(top_k=7)),
+        stream=lambda ids, **options: sent.append(options["logprobs"]),
+    )
+    for top_k in ({}, {"top_k": 3}, {"top_k": 0}, {"top_k": -1}):
+        asked = completion_request({"prompt": "x", "n_probs": 5, "post_sampling_probs": True, **top_k})
+        asked.streams(model, tokenizer, 64)
+    assert sent == [7, 5, 1000, 1000]
 
 
 def answer_of(tokenizer: Tokenizer, **body: Any) -> CompletionAnswer:

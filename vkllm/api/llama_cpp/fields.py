@@ -97,7 +97,10 @@ def openai_fields(body: Mapping[str, Any], *, is_chat: bool) -> dict[str, Any]:
     if body.get("post_sampling_probs"):
         raise InvalidParameter("post_sampling_probs is for /completion; leave it out here")
     whole_number("id_slot", body.get("id_slot") or 0, -1)
-    made = {**body, **samplers_left_out(body)}
+    left_out = samplers_left_out(body)
+    made = {**body, **left_out}
+    if "repetition_penalty" in left_out:
+        made.pop("repeat_penalty", None)  # its other name
     if body.get("n_predict") is not None:
         made["max_tokens"] = tokens_to_predict(body["n_predict"])
         made.pop("max_completion_tokens", None)

@@ -15,7 +15,7 @@ from vkllm.api.async_stream import AsyncStream
 from vkllm.api.chat_request import SAMPLING_NAMES
 from vkllm.api.llama_cpp.fields import refuse_what_is_not_here, samplers_left_out, tokens_to_predict, uncached_origin
 from vkllm.api.llama_cpp.prompts import Prompt, prompts_of, token_ids_of
-from vkllm.engine.params import RANDOM_SEED
+from vkllm.engine.params import RANDOM_SEED, SamplingParams
 from vkllm.errors import InvalidParameter
 from vkllm.parameters import truth, whole_number
 from vkllm.text.tokenizer import Tokenizer
@@ -52,17 +52,17 @@ class CompletionRequest:
         """The answers by a model, prompt by prompt. Raises InvalidParameter."""
         options: SamplingOptions = {**self.options}
         if self.n_sampled is not None:  # all that may be drawn are needed
-            top_k = options.get("top_k", llm.llm.default_params.top_k)
+            top_k = SamplingParams(top_k=options.get("top_k", llm.llm.default_params.top_k)).top_k
             options["logprobs"] = min(max(top_k, self.n_sampled) if top_k else _MOST_LOGPROBS, _MOST_LOGPROBS)
         if self.bias:
             options["logit_bias"] = biases(self.bias, tokenizer)
+        seed = SamplingParams(seed=options.get("seed")).seed
         streams = []
         for prompt in self.prompts:
             ids = token_ids_of(prompt, tokenizer)
             for number in range(self.n):
-                seed = options.get("seed")
                 seeded: SamplingOptions = {**options}
-                if number and seed not in (None, RANDOM_SEED):
+                if number and seed is not None and seed != RANDOM_SEED:
                     seeded["seed"] = (seed + number) % 2**64
                 streams.append(llm.stream(ids, **seeded))
         return streams
@@ -79,15 +79,14 @@ def completion_request(body: Mapping[str, Any], prompts: Any = None) -> Completi
     fields = body.get("response_fields") or []
     if not isinstance(fields, list) or not all(isinstance(field, str) for field in fields):
         raise InvalidParameter("response_fields must be a list of names")
+    is_sampled = truth("post_sampling_probs", body.get("post_sampling_probs") or False)
     return CompletionRequest(
         prompts=found,
         has_several=has_several or n > 1,
         options=options,
         bias=body.get("logit_bias"),
         n=n,
-        n_sampled=options.get("logprobs")
-        if truth("post_sampling_probs", body.get("post_sampling_probs") or False)
-        else None,
+        n_sampled=SamplingParams(logprobs=options.get("logprobs")).logprobs if is_sampled else None,
         is_stream=truth("stream", body.get("stream") or False),
         returns_tokens=truth("return_tokens", body.get("return_tokens") or False),
         fields=tuple(fields),

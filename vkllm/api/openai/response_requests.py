@@ -67,7 +67,7 @@ def response_request(body: Mapping[str, Any]) -> ResponseRequest:
         form = {"type": "json_schema", "json_schema": form}
     if form is not None:
         given["response_format"] = form
-    if (most := body.get("top_logprobs")) or "message.output_text.logprobs" in (body.get("include") or ()):
+    if (most := body.get("top_logprobs")) or "message.output_text.logprobs" in _listed(body, "include"):
         given |= {"logprobs": True, "top_logprobs": most or 0}
     options: Any = given
     given = given_options(options, ChatCompletionOptions)
@@ -87,6 +87,16 @@ def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise InvalidParameter(f"{name} must be an object, not {value!r:.60}")
+    return value
+
+
+def _listed(holder: Mapping[str, Any], name: str, where: str = "") -> list[Any]:
+    """A list that may be missing. where: whose it is, for the sentence."""
+    value = holder.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise InvalidParameter(f"{where}{name} must be a list, not {value!r:.60}")
     return value
 
 
@@ -137,7 +147,7 @@ def _take(messages: list[dict[str, Any]], item: Mapping[str, Any], where: str) -
             else:
                 messages.append({"role": role, "content": text})
         case "reasoning":
-            parts = [*(item.get("content") or ()), *(item.get("summary") or ())]
+            parts = [*_listed(item, "content", f"{where}: "), *_listed(item, "summary", f"{where}: ")]
             if text := content_text(parts, where, between=""):
                 _turn(messages, is_new=True)["reasoning_content"] = text
         case "function_call" | "custom_tool_call" as kind:

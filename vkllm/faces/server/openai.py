@@ -105,7 +105,7 @@ def _continues(body: Mapping[str, Any], messages: list[Any], *, prefills: bool) 
         if truth_in(body, "continue_final_message") and truth_in(body, "add_generation_prompt"):
             raise InvalidParameter("continue_final_message and add_generation_prompt contradict each other; give one")
         return truth_in(body, "continue_final_message")
-    roles = [message.get("role") for message in messages[-2:] if isinstance(message, Mapping)]
+    roles = [message.get("role") if isinstance(message, Mapping) else None for message in messages[-2:]]
     if not prefills or roles[-1:] != ["assistant"] or messages[-1].get("tool_calls") or len(messages) < 2:
         return False
     if roles == ["assistant", "assistant"]:
