@@ -60,7 +60,7 @@ of decoding token by token.
 """
 
 NOTES = """- `phi3`: like llama.cpp, every layer sees all keys, whatever sliding window the file names.
-- YaRN's beta_fast, beta_slow and log_multiplier are read for `mistral3` only, as in llama.cpp.
+- YaRN's beta_fast, beta_slow and log_multiplier are read for `mistral3` only, as in llama.cpp; its ext_factor for none.
 - `gpt-oss` and `olmo2`: files of ollama's registry, which name them `gptoss` and `olmo3`, run too.
 - `mistral4`: decoding is compared at all positions but one, where two experts are equally good within what float16 keys
   change, so that another one is chosen there.

@@ -56,6 +56,11 @@ VARIANTS: dict[str, Variant] = {
                              "attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0},
         LLAMA | POST_NORMS,
     ),
+    "gemma2 with other rotations in its windows": Variant(
+        "gemma2", 3, RMS | {"attention.sliding_window": 12, "attention.key_length": 16, "attention.value_length": 16,
+                            "rope.freq_base": 700.0, "rope.freq_base_swa": 50.0},
+        LLAMA | POST_NORMS,
+    ),
     "gemma3 without a window": Variant(
         "gemma3", 2, RMS | {"attention.key_length": 16, "attention.value_length": 16, "rope.freq_base": 700.0},
         LLAMA | HEAD_NORMS | POST_NORMS,
@@ -94,6 +99,12 @@ VARIANTS: dict[str, Variant] = {
         "hunyuan-dense", 2, RMS | {"rope.scaling.type": "yarn", "rope.scaling.factor": 8.0,
                                    "rope.scaling.original_context_length": 32},
         LLAMA | HEAD_NORMS,
+    ),
+    "mistral3 with a YaRN factor that is not read": Variant(
+        "mistral3", 2,
+        RMS | {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64,
+               "rope.scaling.yarn_beta_fast": 8.0, "rope.scaling.yarn_ext_factor": 0.5},
+        LLAMA,
     ),
     "mistral3 without YaRN": Variant("mistral3", 2, RMS, LLAMA),
     **EXPERT_VARIANTS,

@@ -94,12 +94,12 @@ def test_yarn_is_the_paper_s(dims: int, theta: float, n_ctx: int, scale: float) 
     assert not np.allclose(table, plain * rope.magnitude, atol=1e-2)
 
 
-def test_the_slope_of_yarn_has_its_strength_and_its_ends() -> None:
-    rope = replace(ROPE, scale=2.0, yarn=Yarn(256, beta_fast=8.0, beta_slow=2.0, strength=0.5))
+def test_the_slope_of_yarn_has_its_ends() -> None:
+    rope = replace(ROPE, scale=2.0, yarn=Yarn(256, beta_fast=8.0, beta_slow=2.0))
     angles = np.arctan2(rope_table(rope, 2)[1, :, 1], rope_table(rope, 2)[1, :, 0])
     shares = angles / 10000.0 ** (-np.arange(16) / 16)
     # 32 log(256 / (2 pi turns)) / (2 log 10000): 2.83 for 8 turns, 5.24 for 2, so a slope from 2 to 6
-    kept = 0.5 * np.array([1, 1, 1, 0.75, 0.5, 0.25] + [0] * 10)
+    kept = np.array([1, 1, 1, 0.75, 0.5, 0.25] + [0] * 10)
     assert np.allclose(shares, 0.5 * (1 - kept) + kept, atol=1e-6)
 
 

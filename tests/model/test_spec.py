@@ -101,18 +101,16 @@ def test_linear_scaling_is_what_a_factor_means_unless_the_file_says_otherwise(
 
 def test_yarn_takes_the_paper_s_constants_unless_the_file_has_its_own(tmp_path: Path) -> None:
     rope = scaled(tmp_path, type="yarn", factor=4.0, original_context_length=64)
-    assert (rope.scale, rope.yarn) == (4, Yarn(64, 32, 1, 1))
+    assert (rope.scale, rope.yarn) == (4, Yarn(64, 32, 1))
     assert rope.magnitude == pytest.approx(0.1 * math.log(4) + 1)
     assert scaled(tmp_path, type="yarn", factor=4.0).yarn == Yarn(256), "the context it was trained for"
     own = {"yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0, "yarn_ext_factor": 0.5, "attn_factor": 1.5}
     rope = scaled(tmp_path, type="yarn", factor=4.0, original_context_length=64, **own)
-    assert rope.yarn == Yarn(64, 16, 2, 0.5) and rope.magnitude == pytest.approx(1.5 * (0.1 * math.log(4) + 1))
+    assert rope.yarn == Yarn(64, 16, 2) and rope.magnitude == pytest.approx(1.5 * (0.1 * math.log(4) + 1))
     rope = scaled(tmp_path, "llama", type="yarn", factor=4.0, original_context_length=64, **own)
-    assert rope.yarn == Yarn(64, 32, 1, 0.5), "llama.cpp reads the betas of this family only"
+    assert rope.yarn == Yarn(64, 32, 1), "llama.cpp reads the betas of this family only"
     rope = scaled(tmp_path, type="yarn", factor=4.0, yarn_log_multiplier=0.5)
     assert rope.magnitude == pytest.approx((0.1 * math.log(4) + 1) / (0.05 * math.log(4) + 1))
-    rope = scaled(tmp_path, type="yarn", factor=4.0, yarn_ext_factor=0.0)
-    assert rope.magnitude == 1, "without the paper's rotations there is none of its sharpening"
     assert scaled(tmp_path, type="yarn", factor=0.5).magnitude == 1
     assert scaled(tmp_path, attn_factor=1.25).magnitude == 1.25, "as Phi's files have it, without yarn"
 
@@ -131,8 +129,6 @@ def test_a_scaling_that_is_not_known_is_refused(tmp_path: Path) -> None:
         {"original_context_length": 0},
         {"yarn_beta_fast": 0.0},
         {"yarn_beta_slow": math.nan},
-        {"yarn_ext_factor": 3.0},
-        {"yarn_ext_factor": math.nan},
         {"attn_factor": -1.0},
         {"yarn_log_multiplier": math.nan},
         {"rope_freq_base": 1.0},

@@ -62,10 +62,9 @@ def _check_rope(rope: Rope, metadata: Metadata) -> None:
             "yarn_beta_slow": yarn.beta_slow,
         },
     )
-    if not 0 <= yarn.strength <= 1 or rope.theta <= 1:
+    if rope.theta <= 1:
         raise ModelFileError(
-            f"{metadata.path}: yarn with a yarn_ext_factor of {yarn.strength} and a rope base of {rope.theta} has no "
-            "meaning; the file is damaged"
+            f"{metadata.path}: yarn with a rope base of {rope.theta} has no meaning; the file is damaged"
         )
 
 

@@ -20,7 +20,8 @@ NEVER_COUNT = frozenset(
         "tensor_data_layout",
         "attention.layer_norm_epsilon",  # of a different kind of norm than the architecture uses
         "rope.scaling.finetuned",
-        "rope.scaling.yarn_attn_factor",  # follows from the others; llama.cpp does not read it either
+        "rope.scaling.yarn_attn_factor",  # follows from the others; llama.cpp does not read it either, nor
+        "rope.scaling.yarn_ext_factor",
         # of layers with a sliding window: where there is one, its own key is refused
         "attention.sliding_window_pattern",
         "attention.key_length_swa",

@@ -96,7 +96,7 @@ def _unscaled_share(rope: Rope, yarn: Yarn) -> npt.NDArray[np.float64]:
     first = max(math.floor(rotation_that_turns(yarn.beta_fast)), 0)
     last = min(math.ceil(rotation_that_turns(yarn.beta_slow)), rope.dims - 1)
     slope = (np.arange(rope.dims // 2) - first) / max(last - first, 0.001)
-    return (1 - np.clip(slope, 0, 1)) * yarn.strength
+    return np.asarray(1 - np.clip(slope, 0, 1), np.float64)
 
 
 def rotate(x: Floats, table: Floats, pairing: str) -> Floats:

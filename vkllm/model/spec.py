@@ -32,14 +32,12 @@ class Yarn:
     """Which rotations YaRN leaves unscaled. Peng et al. 2023, arXiv 2309.00071.
 
     Rotations that turn at least beta_fast times within n_ctx tokens, the context before scaling, keep their speed;
-    those that turn at most beta_slow times are scaled fully; those between, partly. strength: how much of its speed an
-    unscaled rotation keeps, 1 in the paper.
+    those that turn at most beta_slow times are scaled fully; those between, partly.
     """
 
     n_ctx: int
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    strength: float = 1.0
 
 
 @dataclass(frozen=True)

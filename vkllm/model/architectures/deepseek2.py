@@ -101,7 +101,7 @@ def _magnitudes(header: Header, rope: Rope, scales_by_itself: bool) -> tuple[flo
         return 1.0, 1.0
     length = math.log(rope.scale)
     usual, all_dims = 1 + 0.1 * max(length, 0.0), 1 + 0.1 * share * max(length, 0.0)
-    if rope.yarn is None or rope.yarn.strength == 0:
+    if rope.yarn is None:
         rotated, base = factor, factor * (1 + 0.1 * length)
     else:
         rotated = base = factor * (1.0 if scales_by_itself and share else usual / all_dims)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from vkllm.errors import ModelFileError
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
+from vkllm.model.architectures.rope import with_theta
 from vkllm.model.pooling import PROJECTIONS
 from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec
 
@@ -18,10 +19,11 @@ _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
 def gemma2(header: Header) -> ModelSpec:
     """Every second layer has a sliding window; scores and logits have soft caps."""
     windows = header.windows(period=2, default=4096)
-    softcap = header.number("attn_logit_softcapping", 50.0)
+    softcap, theta = header.number("attn_logit_softcapping", 50.0), header.theta_of_windows()
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
-        return replace(_gemma(header, layer, _GEMMA2_27B_LAYERS), window=windows[number], softcap=softcap)
+        layer = replace(_gemma(header, layer, _GEMMA2_27B_LAYERS), window=windows[number], softcap=softcap)
+        return with_theta(layer, theta) if windows[number] else layer
 
     return _model(header, dense_layers(header, "half", change=change), header.number("final_logit_softcapping", 30.0))
 

@@ -50,9 +50,12 @@ def read_rope(
     rope = replace(rope, scale=factor)
     if kind != "yarn" or not 0 < factor < math.inf:  # an invalid factor is refused with the other numbers
         return rope
-    if yarn.strength == 0:
-        return replace(rope, yarn=yarn)
     return replace(rope, yarn=yarn, magnitude=rope.magnitude * _sharpening(factor) / _sharpening(factor, share))
+
+
+def with_theta(layer: LayerSpec, theta: float) -> LayerSpec:
+    """The layer with another base of its rotation."""
+    return layer if layer.rope is None else replace(layer, rope=replace(layer.rope, theta=theta))
 
 
 def normed_behind(layer: LayerSpec, **fields: Any) -> LayerSpec:
@@ -86,11 +89,8 @@ def has_sections(header: Header) -> bool:
 def _yarn(header: Header, n_ctx: int, has_yarn_numbers: bool) -> Yarn:
     fast = header.number("rope.scaling.yarn_beta_fast", 32.0)
     slow = header.number("rope.scaling.yarn_beta_slow", 1.0)
-    strength = header.number("rope.scaling.yarn_ext_factor", 1.0)
     header.full("rope.scaling.yarn_log_multiplier")
-    if strength < 0:  # in llama.cpp this means the default
-        strength = 1.0
-    return Yarn(n_ctx, fast, slow, strength) if has_yarn_numbers else Yarn(n_ctx, strength=strength)
+    return Yarn(n_ctx, fast, slow) if has_yarn_numbers else Yarn(n_ctx)
 
 
 def _sharpening(factor: float, share: float = 1.0) -> float:
