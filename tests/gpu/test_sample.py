@@ -67,15 +67,16 @@ def random_draw(rng: np.random.Generator) -> Draw:
 @pytest.mark.parametrize("n_vocab", VOCABULARIES)
 def test_random_draws_are_those_of_the_numpy_sampler(drawn: Drawn, n_vocab: int) -> None:
     rng = np.random.default_rng(n_vocab)
+    n_draws = 60 if n_vocab < 10_000 else 8
     tokens = []
     for spread in (0.1, 1.0, 3.0, 20.0):
         for _ in range(4):
             logits = rng.normal(rng.normal(0, 20), spread, n_vocab).astype(np.float32)
-            for _ in range(60 if n_vocab < 100_000 else 15):
+            for _ in range(n_draws):
                 draw = random_draw(rng)
                 tokens.append(drawn(logits, draw))
                 assert tokens[-1] == pick(logits, draw), (spread, draw)
-    assert len(set(tokens)) >= min(n_vocab, 50), "the draws are not all of the likeliest token"
+    assert len(set(tokens)) >= min(n_vocab, 30), "the draws are not all of the likeliest token"
 
 
 @pytest.mark.parametrize("n_vocab", VOCABULARIES)
@@ -98,7 +99,7 @@ def test_ties_and_extreme_logits(drawn: Drawn, n_vocab: int) -> None:
     }
     for name, logits in cases.items():
         logits[n_vocab // 2] = max(logits[n_vocab // 2], -1e30)
-        for _ in range(25):
+        for _ in range(25 if n_vocab < 10_000 else 8):
             draw = random_draw(rng)
             assert drawn(logits.astype(np.float32), draw) == pick(logits.astype(np.float32), draw), (name, draw)
 

@@ -14,6 +14,7 @@ from vkllm.faces.tui.session import KnownModel
 pytestmark = pytest.mark.asyncio
 
 USUAL = [(80, 24), (120, 40), (160, 50), (106, 40), (60, 20), (200, 60)]
+TOO_SMALL = [(1, 1), (20, 6), *(pytest.param(size, marks=pytest.mark.with_all) for size in ((2, 2), (10, 3), (30, 10)))]
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +23,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vkllm.faces.tui.session.Session.known_models", lambda self, recent: found)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("size", USUAL, ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize("key", ["f1", "f2", "f3", "f4"])
 async def test_nothing_lies_outside_or_on_top_of_something_else(
@@ -46,7 +48,7 @@ async def test_nothing_lies_outside_or_on_top_of_something_else(
             assert not seen[one].overlaps(seen[other]) or one in other.walk_children() or other in one.walk_children()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (10, 3), (20, 6), (30, 10)], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("size", TOO_SMALL, ids=lambda size: f"{size[0]}x{size[1]}")
 async def test_a_terminal_that_is_too_small_is_no_reason_to_crash(open_chat: OpenChat, size: tuple[int, int]) -> None:
     async with open_chat() as scene:
         await scene.ask("code")

@@ -45,6 +45,7 @@ async def assert_toasts_cover_nothing(scene: Scene) -> None:
             assert not toast.overlaps(field), (toast, field)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize("key", ["", "f1", "f2", "f3", "f4"])
 async def test_toasts_cover_no_field_of_the_chat_and_of_its_screens(
