@@ -1,6 +1,6 @@
 // embed: x = scale * the rows of the token embedding for the step's tokens
 // bindings: quants scales x step
-// constants: local_size columns scale
+// constants: local_size columns scale row_blocks
 // push: first_row n_table_rows
 // dispatch: x = any, y = tokens; of a table in parts, one dispatch a part, which has n_table_rows rows from first_row on
 // formats: all
@@ -11,6 +11,7 @@
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint COLUMNS = 4096;
 layout(constant_id = 2) const uint SCALE = 0x3f800000; // 1.0
+layout(constant_id = 3) const uint ROW_BLOCKS = 128; // of the table, whose last one may be padded
 layout(push_constant) uniform Push {
   uint first_row;
   uint n_table_rows;
@@ -28,10 +29,8 @@ void main() {
   uint token = rows[row].x - first_row; // wraps around for those before
   if (token >= n_table_rows) return;
   prepare_weights();
-  // of plain numbers, rows need not be whole blocks
-  uint first_block = token * (COLUMNS / 32), first = token * (COLUMNS % 32);
   for (uint c = gl_GlobalInvocationID.x; c < COLUMNS; c += gl_NumWorkGroups.x * gl_WorkGroupSize.x) {
-    float v = value(first_block + (first + c) / 32, (first + c) % 32);
+    float v = value(token * ROW_BLOCKS + c / 32, c % 32);
     x[row * COLUMNS + c] = SCALE != 0x3f800000 ? uintBitsToFloat(SCALE) * v : v;
   }
 }

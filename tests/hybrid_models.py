@@ -262,6 +262,7 @@ def _qwen_block(d: int, of_attention: tuple[int, int, int]) -> Shapes:
 
 HYBRIDS: dict[str, Variant] = {
     "lfm2 with a longer kernel and a window": lfm2(96, 6, 3, 4, "caac", **{"attention.sliding_window": 9}),
+    "lfm2 with 80 columns": lfm2(80, 5, 1, 3, "ca"),
     "qwen35 whose file says which layers": qwen_next("qwen35", "addad", 64, (6, 2, 16), (1, 4, 24, 3), 8),
     "qwen35moe with gate and up in one tensor": qwen_next(
         "qwen35moe", "dad", 64, (4, 4, 24), (3, 6, 16, 4), 24, (5, 3, 40, 64), is_fused=True
@@ -292,6 +293,7 @@ HYBRIDS: dict[str, Variant] = {
     "gemma4 with unused keys": gemma4(
         "sfsfsf", 64, (4, 2, 32), (4, 1, 16), n_shared=4, d_per_layer=24, has_values="sf", has_shared_keys=True
     ),
+    "gemma4 with 72 columns": gemma4("sf", 72, (3, 1, 16), (3, 1, 16), d_per_layer=20, mixture=(6, 3, 32)),
     "gemma4 with split experts": gemma4("ssf", 64, (4, 2, 48), (4, 2, 24), mixture=(6, 3, 32)),
     "qwen35 that predicts with a head of its own": with_predictor(
         qwen_next("qwen35", "da", 64, (2, 1, 32), (1, 2, 16, 4), 16), _qwen_block(64, (2, 1, 32)) | gated(64, 96),

@@ -5,7 +5,7 @@ from typing import Any
 
 from vkllm.model.architectures.llama import llama_spec
 from vkllm.model.mixers import DeltaNet, LatentAttention, Mamba2
-from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec, QueryTemperature, Rope
+from vkllm.model.spec import Experts, HeadNorm, LayerSpec, ModelSpec, QueryTemperature, Rope
 
 _TINY: dict[str, Any] = {
     "n_layers": 2,
@@ -94,6 +94,12 @@ KINDS_OF_LAYERS = {
         replace(LAYER, chunk=48, head_norm=HeadNorm(has_weight=False, is_after_rope=True)),
         replace(LAYER, rope=None, query_temperature=QueryTemperature(0.1, 16), chunk=64, n_heads=3, n_kv_heads=3,
                 head_dim=40),
+    ),
+    "embeddings that are no whole blocks": of_layers(
+        replace(LAYER, post_attention_norm="post_attention_norm", post_ffn_norm="post_ffw_norm"),
+        replace(LAYER, n_heads=6, n_kv_heads=3, head_dim=24, rope=Rope(1e4, 24), is_parallel=True),
+        replace(LAYER, d_ff=0, experts=Experts(6, 2, 48, d_ff_shared=40)),
+        d_model=72, embedding_scale=3.0,
     ),
     "deepseek2": of_layers(
         *[replace(LAYER, n_heads=n_heads, n_kv_heads=1, head_dim=kv_rank + 16, rope=Rope(1e4, 16, pairing),

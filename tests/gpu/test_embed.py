@@ -15,31 +15,32 @@ pytestmark = pytest.mark.gpu
 
 @pytest.mark.parametrize(
     ("columns", "parts", "scale"),
-    [(32, [(0, 50)], 1.0), (96, [(0, 8), (8, 16), (16, 50)], 24.0), (576, [(0, 50)], 1.0)],
-    ids=["whole", "parts, scaled", "wide"],
+    [(32, [(0, 50)], 1.0), (96, [(0, 8), (8, 16), (16, 50)], 24.0), (576, [(0, 50)], 1.0), (44, [(0, 50)], 1.0)],
+    ids=["whole", "parts, scaled", "wide", "padded"],
 )
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
 def test_embed(device: Device, fmt: str, columns: int, parts: list[tuple[int, int]], scale: float) -> None:
-    block = weight_format(fmt).block
-    columns = -(-columns // block) * block
+    block, n_columns = weight_format(fmt).block, columns
+    columns = -(-columns // max(block, 32)) * max(block, 32)
+    n_columns = n_columns if n_columns % 32 else columns
     rng = np.random.default_rng(columns)
     raw = quantized(rng.normal(0, 1, (50, columns)).astype(np.float32), fmt)
     tokens = [49, 0, 7, 7]
-    x = poisoned(device, len(tokens) * columns)
+    x = poisoned(device, len(tokens) * n_columns)
     step = step_buffer(device, range(len(tokens)), tokens)
     row_bytes = len(raw.reshape(-1)) // 50
     device.run(
         device.dispatch(
             KERNELS["embed"],
             (*planes(device, raw.reshape(-1)[first * row_bytes : last * row_bytes], fmt), x, step),
-            constants=(64, columns, float_bits(scale)),
+            constants=(64, n_columns, float_bits(scale), columns // 32),
             groups=(1, len(tokens)),
             push=(first, last - first),
             weight_format=fmt,
         )
         for first, last in parts
     )
-    wanted = scale * dequantize(raw, fmt, (50, columns))[tokens]
+    wanted = scale * dequantize(raw, fmt, (50, columns))[tokens, :n_columns]
     # a fused multiply-add may round d * q + m once where numpy rounds twice
     assert np.allclose(floats(x, wanted.shape), wanted, rtol=1e-6, atol=1e-7)
 
@@ -53,7 +54,7 @@ def test_all_scales_of_mxfp4(device: Device) -> None:
             device.dispatch(
                 KERNELS["embed"],
                 (*planes(device, raw.reshape(-1), "MXFP4"), x, step),
-                constants=(64, 32, float_bits(1.0)),
+                constants=(64, 32, float_bits(1.0), 1),
                 groups=(1, 256),
                 push=(0, 256),
                 weight_format="MXFP4",

@@ -40,6 +40,7 @@ def write(folder: Path, spec: ModelSpec, fmt: str) -> Path:
         *(("gpt-oss", "Q4_0", True), ("qwen3.5", "Q4_0", True), ("llama4", "Q4_0", True)),
         *(("gemma4 with large heads", "Q4_0", True), ("gemma4", "F16", False)),
         *(("deepseek2", "Q4_0", True), ("deepseek2", "F16", False)),
+        ("embeddings that are no whole blocks", "Q4_0", True),
     ],
 )
 def test_logits_equal_the_reference(

@@ -37,6 +37,10 @@ def check_numbers(spec: ModelSpec, metadata: Metadata) -> None:
         },
     )
     check_wide(metadata.path, "embeddings", spec.d_model)
+    if spec.d_model % 4:
+        raise UnsupportedModel(
+            f"{metadata.path}: embeddings of {spec.d_model} numbers are not supported; supported: multiples of 4"
+        )
     for layer in dict.fromkeys((*spec.layers, *(predictor.layer for predictor in spec.predictors))):
         check_layer(layer, metadata.path)
     if not spec.is_causal and any(layer.mixer is not None for layer in spec.layers):

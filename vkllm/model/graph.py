@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
+from vkllm.formats.quants import BLOCK
 from vkllm.model.expert_ops import ExpertSum
 from vkllm.model.layers.attention import attention
 from vkllm.model.layers.experts import mixture, mixture_beside_dense
 from vkllm.model.layers.feed_forward import feed_forward
 from vkllm.model.layers.latent_attention import latent_attention
+from vkllm.model.layers.layer_ops import copied, padded
 from vkllm.model.layers.per_layer import per_layer_embeddings, per_layer_input, scaled
 from vkllm.model.layers.prediction import HIDDEN, UNSHIFTED, joined
 from vkllm.model.layers.recurrent import delta_net, mamba2, short_convolution
@@ -35,6 +37,7 @@ def decoder(spec: ModelSpec) -> tuple[Op, ...]:
                 weights=("token_embd.weight",),
                 n_rows=spec.n_embeddings or spec.n_vocab,
                 scale=spec.embedding_scale,
+                column_padding=padded(spec.d_model) - spec.d_model,
             )
         )
     if spec.d_per_layer:
@@ -114,21 +117,24 @@ def head(spec: ModelSpec) -> tuple[Op, ...]:
         weight=f"{spec.output_norm}.weight",
         bias=f"{spec.output_norm}.bias" if spec.has_output_norm_bias else None,
     )
+    is_odd = spec.d_model % BLOCK > 0
+    normed = (final, copied("final", "rounded", spec.d_model)) if is_odd else (final,)
     projection = Matvec(
         output="logits",
         width=spec.n_vocab,
-        input="final",
+        input=normed[-1].output,
         weights=(spec.output_weight,),
         n_rows=(spec.n_vocab,),
-        n_columns=spec.d_model,
+        n_columns=padded(spec.d_model),
+        column_padding=padded(spec.d_model) - spec.d_model,
         biases=("output.bias" if spec.has_output_bias else None,),
     )
     if spec.logit_scale == 1 and spec.logit_softcap == 0:
-        return final, projection
+        return *normed, projection
     softcap = Softcap(
         output="logits", width=spec.n_vocab, input="logits", scale=spec.logit_scale, cap=spec.logit_softcap
     )
-    return final, projection, softcap
+    return *normed, projection, softcap
 
 
 def hidden(spec: ModelSpec) -> Norm:

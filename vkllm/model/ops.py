@@ -66,7 +66,7 @@ class Op:
 class Embed(Op):
     """Rows of the embedding table (n_rows, width), by token id, multiplied by scale.
 
-    column_padding: what its rows lack to whole blocks; they lie behind each other without it.
+    column_padding: what its rows lack to whole blocks; it lies behind each in a device's memory.
     """
 
     kind: ClassVar[Kind] = "embed"

@@ -244,16 +244,16 @@ class ModelBuffers:
     def _padded(
         self, op: Embed | Matvec | ExpertMatvec, vector: Callable[[str], Floats], uploader: Uploader
     ) -> WeightPlanes:
-        """Stacked matrices of plain numbers, as float32, with zeros behind their rows and columns; a table as it is."""
+        """Stacked matrices of plain numbers, as float32, with zeros behind their rows and columns."""
 
         def matrix(name: str) -> Floats:
             values = vector(name)
-            if isinstance(op, Embed):
-                return values
             columns = values.shape[-1]
-            n_parts = op.n_parts * (values.shape[0] if values.ndim == 3 else 1)
-            padding = (0, 0), (0, op.row_padding), (0, op.column_padding)
-            return np.pad(values.reshape(n_parts, -1, columns), padding).reshape(-1, op.n_columns)
+            n_parts, row_padding = 1, 0
+            if not isinstance(op, Embed):
+                n_parts, row_padding = op.n_parts * (values.shape[0] if values.ndim == 3 else 1), op.row_padding
+            padding = (0, 0), (0, row_padding), (0, op.column_padding)
+            return np.pad(values.reshape(n_parts, -1, columns), padding).reshape(-1, columns + op.column_padding)
 
         values = np.concatenate([matrix(name) for name in op.weights])
         plane = self._allocate(values.size, self._plan.matrices[op.weights][0].tier)

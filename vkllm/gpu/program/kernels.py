@@ -144,7 +144,7 @@ KERNELS = {
         KernelSpec(
             "embed",
             ("quants", "scales", "x", "step"),
-            ("local_size", "columns", "scale"),
+            ("local_size", "columns", "scale", "row_blocks"),
             ("first_row", "n_table_rows"),
             WEIGHT_FORMATS,
             surplus="loops",

@@ -150,8 +150,8 @@ class Operations:
                 self._device.dispatch(
                     KERNELS["embed"],
                     (planes.quants, planes.scales, self._buffers.activations[op.output].values, self.step),
-                    constants=(self._local_size, planes.n_columns, float_bits(op.scale)),
-                    groups=(-(-planes.n_columns // self._local_size), width),
+                    constants=(self._local_size, op.width, float_bits(op.scale), planes.n_columns // BLOCK),
+                    groups=(-(-op.width // self._local_size), width),
                     push=(first_row, planes.n_rows),
                     weight_format=planes.format,
                     is_independent=first_row > 0,

@@ -144,7 +144,7 @@ def _embed(device: Device) -> Case:
     dispatch = device.dispatch(
         KERNELS["embed"],
         (*planes, x, step),
-        constants=(SIZE, 96, float_bits(1.0)),
+        constants=(SIZE, 96, float_bits(1.0), 3),
         groups=(2, 3),
         push=(0, 8),
         weight_format="Q4_0",

@@ -20,7 +20,7 @@ def mixture(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
         ops += _shared(make, experts)
     is_last = layer.post_ffn_norm is None
     ops += _experts(make, experts, "x" if is_last else "added", "x" if is_last else None)
-    return ops if layer.post_ffn_norm is None else [*ops, make.norm(layer.post_ffn_norm, "added", "x", add="x")]
+    return ops if layer.post_ffn_norm is None else [*ops, make.norm_behind(layer.post_ffn_norm, "added", "x", add="x")]
 
 
 def mixture_beside_dense(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
@@ -35,14 +35,14 @@ def mixture_beside_dense(spec: ModelSpec, layer: LayerSpec, number: int) -> list
         make.matvec({"ffn_gate": layer.d_ff, "ffn_up": layer.d_ff}, "normed", spec.d_model, "gate_up", pads_rows=True),
         Activate(output="hidden", width=padded(layer.d_ff), input="gate_up", layer=number, function=layer.function),
         *make.summed(make.matvec({"ffn_down": spec.d_model}, "hidden", layer.d_ff, "added"), "ffn_down"),
-        make.norm("post_ffw_norm_1", "added", "dense"),
+        make.norm_behind("post_ffw_norm_1", "added", "dense"),
         router_norm,
         _router(make, experts, "router_normed"),
         _route(make, experts),
         make.norm("pre_ffw_norm_2", "x", "normed"),
         *_experts(make, experts, "added", None),
-        make.norm("post_ffw_norm_2", "added", "both", add="dense"),
-        make.norm(layer.post_ffn_norm, "both", "x", add="x"),
+        make.norm_behind("post_ffw_norm_2", "added", "both", add="dense"),
+        make.norm_behind(layer.post_ffn_norm, "both", "x", add="x"),
     ]
 
 

@@ -15,6 +15,21 @@ def padded(n_columns: int) -> int:
     return -(-n_columns // BLOCK) * BLOCK
 
 
+def copied(source: str, output: str, width: int, layer: int = -1) -> Norm:
+    """The same values in whole blocks, in a buffer that has them quantized too."""
+    is_odd = width % BLOCK > 0
+    return Norm(
+        output=output,
+        width=padded(width),
+        input=source,
+        input_width=width if is_odd else 0,
+        group=width if is_odd else 0,
+        layer=layer,
+        form="none",
+        eps=0.0,
+    )
+
+
 class LayerOps:
     """Makes the operations of one layer, with its tensors' names."""
 
@@ -31,13 +46,23 @@ class LayerOps:
         """Name of a weight's bias, if it has one."""
         return f"blk.{self.number}.{name}.bias" if name in self.layer.biases else None
 
-    def norm(self, name: str, source: str, output: str, add: str | None = None, width: int = 0) -> Norm:
-        """A norm of d_model columns, or of another width."""
-        width = width or self.spec.d_model
+    def norm(self, name: str, source: str, output: str, width: int = 0) -> Norm:
+        """A norm that products read, in whole blocks: of d_model columns or, if the input has whole blocks too, of
+        another width."""
+        n_columns = width or self.spec.d_model
+        is_odd = n_columns % BLOCK > 0
+        return replace(
+            self.norm_behind(name, source, output),
+            width=padded(n_columns),
+            group=n_columns if is_odd else 0,
+            input_width=n_columns if is_odd and not width else 0,
+        )
+
+    def norm_behind(self, name: str, source: str, output: str, add: str | None = None) -> Norm:
+        """A norm of d_model columns, whose result is added to others."""
         return Norm(
             output=output,
-            width=padded(width),
-            group=width if width % BLOCK else 0,
+            width=self.spec.d_model,
             input=source,
             layer=self.number,
             form=self.spec.norm_form,
@@ -53,17 +78,7 @@ class LayerOps:
 
     def copy(self, source: str, output: str, width: int) -> Norm:
         """The same values, in a buffer that has them quantized too."""
-        is_odd = width % BLOCK > 0
-        return Norm(
-            output=output,
-            width=padded(width),
-            input=source,
-            input_width=width if is_odd else 0,
-            group=width if is_odd else 0,
-            layer=self.number,
-            form="none",
-            eps=0.0,
-        )
+        return copied(source, output, width, self.number)
 
     def matvec(
         self,
@@ -102,7 +117,7 @@ class LayerOps:
         if norm is None:
             return self.summed(self.matvec(names, source, n_columns, "x", add="x"), name)
         product = self.matvec(names, source, n_columns, "added")
-        return [*self.summed(product, name), self.norm(norm, "added", "x", add="x")]
+        return [*self.summed(product, name), self.norm_behind(norm, "added", "x", add="x")]
 
     def summed(self, op: Matvec | ExpertSum, name: str) -> list[Op]:
         """The operation that multiplies by the matrix `name`, with the sum over devices where each has a part of it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vkllm.model.layers.layer_ops import LayerOps, padded
+from vkllm.model.layers.layer_ops import LayerOps, copied, padded
 from vkllm.model.ops import Activate, Embed, Matvec, Norm, Op
 from vkllm.model.spec import LayerSpec, ModelSpec
 
@@ -22,14 +22,15 @@ def per_layer_embeddings(spec: ModelSpec) -> list[Op]:
             scale=size**0.5,
             column_padding=padded(width) - width,
         ),
-        Norm(output="normed", width=spec.d_model, input="x", form="none", eps=0.0),
+        copied("x", "normed", spec.d_model),
         Matvec(
             output="projected_embedding",
             width=width,
             input="normed",
             weights=("per_layer_model_proj.weight",),
             n_rows=(width,),
-            n_columns=spec.d_model,
+            n_columns=padded(spec.d_model),
+            column_padding=padded(spec.d_model) - spec.d_model,
             biases=(None,),
             factor=spec.d_model**-0.5,
         ),
@@ -51,7 +52,7 @@ def per_layer_input(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
     """Adds the layer's own embedding, through a gate that reads the residual stream."""
     make, size = LayerOps(spec, layer, number), spec.d_per_layer
     gate = make.matvec({"inp_gate": size}, "normed", spec.d_model, "per_layer_gate", pads_rows=True)
-    last = make.norm("post_norm", "added", "x", add="x")
+    last = make.norm_behind("post_norm", "added", "x", add="x")
     return [
         make.copy("x", "normed", spec.d_model),
         gate,
