@@ -61,6 +61,17 @@ VARIANTS: dict[str, Variant] = {
                             "rope.freq_base": 700.0, "rope.freq_base_swa": 50.0},
         LLAMA | POST_NORMS,
     ),
+    "gemma2 with a factor that counts in windows only": Variant(
+        "gemma2", 2, RMS | {"attention.sliding_window": 12, "attention.key_length": 16, "attention.value_length": 16,
+                            "rope.freq_base": 90.0, "rope.scaling.type": "none", "rope.scaling.factor": 4.0},
+        LLAMA | POST_NORMS,
+    ),
+    "gemma3 with YaRN": Variant(
+        "gemma3", 6, RMS | {"attention.sliding_window": 12, "attention.key_length": 16, "attention.value_length": 16,
+                            "rope.freq_base": 90.0, "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
+                            "rope.scaling.original_context_length": 32, "rope.scaling.attn_factor": 1.2},
+        LLAMA | HEAD_NORMS | POST_NORMS,
+    ),
     "gemma3 without a window": Variant(
         "gemma3", 2, RMS | {"attention.key_length": 16, "attention.value_length": 16, "rope.freq_base": 700.0},
         LLAMA | HEAD_NORMS | POST_NORMS,

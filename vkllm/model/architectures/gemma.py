@@ -8,7 +8,7 @@ from dataclasses import replace
 from vkllm.errors import ModelFileError
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
-from vkllm.model.architectures.rope import with_theta
+from vkllm.model.architectures.rope import rotated_in_window, unscaled_in_window
 from vkllm.model.pooling import PROJECTIONS
 from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec
 
@@ -19,11 +19,11 @@ _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
 def gemma2(header: Header) -> ModelSpec:
     """Every second layer has a sliding window; scores and logits have soft caps."""
     windows = header.windows(period=2, default=4096)
-    softcap, theta = header.number("attn_logit_softcapping", 50.0), header.theta_of_windows()
+    softcap = header.number("attn_logit_softcapping", 50.0)
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
         layer = replace(_gemma(header, layer, _GEMMA2_27B_LAYERS), window=windows[number], softcap=softcap)
-        return with_theta(layer, theta) if windows[number] else layer
+        return rotated_in_window(header, layer) if windows[number] else layer
 
     return _model(header, dense_layers(header, "half", change=change), header.number("final_logit_softcapping", 30.0))
 
@@ -31,13 +31,10 @@ def gemma2(header: Header) -> ModelSpec:
 def gemma3(header: Header) -> ModelSpec:
     """Five of six layers have a sliding window, with rotations of their own; queries and keys are normalized."""
     windows = header.windows(period=6, default=0)
-    theta = header.number("rope.freq_base_swa", 10000.0)
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
         layer = replace(_gemma(header, layer, _GEMMA3_27B_LAYERS), head_norm=HeadNorm(), window=windows[number])
-        if layer.window == 0 or layer.rope is None:
-            return layer
-        return replace(layer, rope=replace(layer.rope, theta=theta, scale=1.0))
+        return unscaled_in_window(header, layer) if layer.window else layer
 
     return _model(header, dense_layers(header, "half", change=change), header.number("final_logit_softcapping", 0.0))
 
@@ -45,13 +42,12 @@ def gemma3(header: Header) -> ModelSpec:
 def gemma_embedding(header: Header) -> ModelSpec:
     """Gemma 3 that reads in both directions, for embeddings: a row sees half a window before and behind it."""
     windows = header.windows(period=6)
-    theta = header.number("rope.freq_base_swa", 10000.0)
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
         layer = replace(_gemma(header, layer, _GEMMA3_27B_LAYERS), head_norm=HeadNorm())
-        if windows[number] == 0 or layer.rope is None:
+        if windows[number] == 0:
             return layer
-        return replace(layer, window=windows[number] // 2 + 1, rope=replace(layer.rope, theta=theta, scale=1.0))
+        return unscaled_in_window(header, replace(layer, window=windows[number] // 2 + 1))
 
     model = _model(header, dense_layers(header, "half", change=change), 0.0)
     unread = _projections(header, model.d_model)

@@ -9,6 +9,7 @@ from vkllm.errors import ModelFileError
 from vkllm.model.architectures.experts import read_experts, scales, with_mixture
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
+from vkllm.model.architectures.rope import unscaled_in_window
 from vkllm.model.spec import HeadNorm, LayerSpec, ModelSpec
 
 
@@ -47,15 +48,15 @@ def gemma4(header: Header) -> ModelSpec:
 def _with_heads(header: Header, layer: LayerSpec, window: int) -> LayerSpec:
     assert layer.rope is not None
     head_dim, dims = header.integer("attention.key_length_swa", layer.head_dim), layer.rope.dims
-    dims, theta = header.integer("rope.dimension_count_swa", dims), header.number("rope.freq_base_swa", 10000.0)
+    dims = header.integer("rope.dimension_count_swa", dims)
     for key in ("attention.value_length", "attention.value_length_swa"):
         size = header.integer(key, -1)
         if size not in (-1, layer.head_dim if key == "attention.value_length" else head_dim):
             raise ModelFileError(f"{header.metadata.path}: {header.full(key)} is {size}, which is not that of the keys")
     if not window:
         return layer
-    rope = replace(layer.rope, theta=theta, dims=dims, scale=1.0, factors=None)
-    return replace(layer, head_dim=head_dim, rope=rope, window=window)
+    rope = replace(layer.rope, dims=dims, factors=None)
+    return unscaled_in_window(header, replace(layer, head_dim=head_dim, rope=rope, window=window))
 
 
 def _gemma4(header: Header, number: int, layer: LayerSpec) -> LayerSpec:

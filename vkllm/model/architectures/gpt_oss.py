@@ -7,7 +7,7 @@ from dataclasses import replace
 from vkllm.model.architectures.experts import EXPERTS, read_experts, with_experts
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
-from vkllm.model.architectures.rope import with_theta
+from vkllm.model.architectures.rope import rotated_in_window
 from vkllm.model.spec import LayerSpec, ModelSpec
 
 
@@ -16,11 +16,10 @@ def gpt_oss(header: Header) -> ModelSpec:
     call the norm before the experts `post_attention_norm`."""
     experts = read_experts(header, gating="softmax_of_chosen", function="swiglu_oai", biases=("ffn_gate_inp", *EXPERTS))
     windows = header.windows(period=2)
-    theta = header.theta_of_windows()
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
         if windows[number]:
-            layer = with_theta(replace(layer, window=windows[number]), theta)
+            layer = rotated_in_window(header, replace(layer, window=windows[number]))
         return with_experts(layer, experts[number], has_sinks=True, ffn_norm="post_attention_norm")
 
     return dense_model(header, dense_layers(header, "half", change=change))

@@ -111,10 +111,6 @@ class Header:
             slides = [period == 0 or layer % period < period - 1 for layer in range(self.n_layers)]
         return [window if is_sliding else 0 for is_sliding in slides]
 
-    def theta_of_windows(self) -> float:
-        """The base of rotations in layers with a sliding window, of families whose files may name another one there."""
-        return self.number("rope.freq_base_swa", self.number("rope.freq_base", 10000.0))
-
     def per_layer_flags(self, key: str) -> list[bool]:
         """A flag of each layer, by its full key. Raises ModelFileError for an array that is too short."""
         values = self.metadata.plain(key)

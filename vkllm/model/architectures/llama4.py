@@ -8,7 +8,7 @@ from vkllm.errors import UnsupportedModel
 from vkllm.model.architectures.experts import read_experts, with_experts
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
-from vkllm.model.architectures.rope import normed_behind, with_theta
+from vkllm.model.architectures.rope import normed_behind, rotated_in_window
 from vkllm.model.spec import LayerSpec, ModelSpec, QueryTemperature
 
 _CHUNK = 8192
@@ -26,12 +26,11 @@ def llama4(header: Header) -> ModelSpec:
     experts = read_experts(header, gating="sigmoid", chooses_by_logits=True, weighs_input=True)
     step = header.integer("interleave_moe_layer_step")
     is_chunked = [bool(window) for window in header.windows(period=4, default=_CHUNK)]
-    theta = header.theta_of_windows()
     has_head_norms = experts[0].n_experts != _EXPERTS_OF_MAVERICK
 
     def change(number: int, layer: LayerSpec) -> LayerSpec:
         if is_chunked[number]:
-            layer = with_theta(replace(layer, chunk=_CHUNK), theta)
+            layer = rotated_in_window(header, replace(layer, chunk=_CHUNK))
         if number % 4 == 3:
             layer = replace(layer, rope=None, query_temperature=QueryTemperature(0.1, _CHUNK, offset=1))
         elif has_head_norms:

@@ -41,7 +41,7 @@ def read_rope(
             f"{header.metadata.path}: rope scaling {kind[:100]!r} is not supported for {header.architecture} models; "
             f"supported: {', '.join(kinds)}"
         )
-    factor = header.number("rope.scaling.factor", header.number("rope.scale_linear", 1.0)) or 1.0
+    factor = _factor(header)
     yarn = _yarn(header, n_ctx, has_yarn_numbers)
     # the share of the magnitude that the model already includes; 0 in most files
     share = max(header.number("rope.scaling.yarn_log_multiplier", 0.0), 0.0) if has_yarn_numbers else 0.0
@@ -53,9 +53,21 @@ def read_rope(
     return replace(rope, yarn=yarn, magnitude=rope.magnitude * _sharpening(factor) / _sharpening(factor, share))
 
 
-def with_theta(layer: LayerSpec, theta: float) -> LayerSpec:
-    """The layer with another base of its rotation."""
-    return layer if layer.rope is None else replace(layer, rope=replace(layer.rope, theta=theta))
+def rotated_in_window(header: Header, layer: LayerSpec) -> LayerSpec:
+    """The layer as one with a sliding window, for which files may name another base. There the file's factor counts
+    whatever the kind of scaling, as in llama.cpp."""
+    if layer.rope is None:
+        return layer
+    theta = header.number("rope.freq_base_swa", layer.rope.theta)
+    return replace(layer, rope=replace(layer.rope, theta=theta, scale=_factor(header)))
+
+
+def unscaled_in_window(header: Header, layer: LayerSpec) -> LayerSpec:
+    """The layer as one with a sliding window in Gemma 3 and 4: with a base of its own, and never scaled."""
+    if layer.rope is None:
+        return layer
+    theta, magnitude = header.number("rope.freq_base_swa", 10000.0), header.number("rope.scaling.attn_factor", 1.0)
+    return replace(layer, rope=replace(layer.rope, theta=theta, scale=1.0, yarn=None, magnitude=magnitude))
 
 
 def normed_behind(layer: LayerSpec, **fields: Any) -> LayerSpec:
@@ -84,6 +96,11 @@ def has_sections(header: Header) -> bool:
             "not compute; take another file of the model"
         )
     return True
+
+
+def _factor(header: Header) -> float:
+    """How many times as long as in training contexts are; files may say 0 for 1."""
+    return header.number("rope.scaling.factor", header.number("rope.scale_linear", 1.0)) or 1.0
 
 
 def _yarn(header: Header, n_ctx: int, has_yarn_numbers: bool) -> Yarn:
