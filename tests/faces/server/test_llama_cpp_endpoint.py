@@ -14,7 +14,7 @@ import pytest
 from served import Served, serving
 from tiny_gguf import N_BYTES, byte_tokens, write_tiny_gguf
 
-from vkllm.faces.server import llama_cpp_models
+from vkllm.faces.server import llama_cpp, llama_cpp_models
 from vkllm.faces.server.models import Models
 from vkllm.faces.server.names import KnownModels
 from vkllm.faces.server.settings import ServerSettings
@@ -89,6 +89,14 @@ def test_a_stream_has_chunks_and_ends_with_counts(served: Served) -> None:
     several = served.events("/completion", {"prompt": ["ab", "cd"], "n_predict": 2, "stream": True})
     texts = {index: "".join(event["content"] for event in several if event["index"] == index) for index in (0, 1)}
     assert texts == {0: "bb", 1: "dd"}
+
+
+def test_chunks_that_tell_of_each_token_have_one(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[bool] = []
+    monkeypatch.setattr(llama_cpp, "joining", lambda streams, *, joins: joined.append(joins))
+    for more in ({}, {"timings_per_token": True}, {"n_probs": 2}, {"logprobs": 2}):
+        served.events("/completion", {"prompt": "abc", "n_predict": 1, "stream": True, **more})
+    assert joined == [True, False, False, False]
 
 
 def test_probabilities_are_of_the_model_or_of_what_is_drawn(served: Served) -> None:

@@ -178,7 +178,8 @@ async def _chunks(models: Models, name: str | None, make_request: MakeRequest) -
         start_s = time.monotonic()
         if asked.reports_progress:
             telling_progress(streams)
-        joining(streams, joins=not asked.times_tokens)
+        tells_each = asked.times_tokens or bool(asked.options.get("logprobs"))  # clients read one token a chunk there
+        joining(streams, joins=not tells_each)
         async for index, part in merged(streams):
             if index not in answers:
                 answers[index] = replace(await _begun(model, asked, index, streams[index]), start_s=start_s)
