@@ -141,7 +141,8 @@ LOOPS = {
     "gated_norm.comp": [
         "uint i = 0; i < GROUP; i++",
         "uint i = self; i < SPAN; i += gl_WorkGroupSize.x",
-        "uint block = self; block < FOURS / 8; block += gl_WorkGroupSize.x",
+        "uint block = self; QUANTIZES != 0 && block < FOURS / 8; block += gl_WorkGroupSize.x",
+        "uint i = self; QUANTIZES == 0 && i < FOURS; i += gl_WorkGroupSize.x",
         "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
     ],
     "mamba2.comp": ["uint row = first_row; row < end_row; row++"],
