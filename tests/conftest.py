@@ -25,7 +25,7 @@ os.environ["VKLLM_TUNING"] = "off"
 
 # Memory of devices begins with floats that are no numbers, as other programs may leave it: what is read before it was
 # written shows in every run, not in one of a hundred.
-os.environ["VKLLM_FILL_MEMORY"] = "255"
+os.environ["VKLLM_LAYER_FILL_MEMORY"] = "255"
 
 # Tests start hundreds of processes, and each would compile all modules again: half a second of processor time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -158,10 +158,10 @@ static VkResult span_in_new_block(Device *d, uint32_t type, const VkMemoryRequir
   }
 }
 
-/* Where VKLLM_FILL_MEMORY is set (tests set it to 255: floats that are no numbers), memory that the CPU sees begins with
+/* Where VKLLM_LAYER_FILL_MEMORY is set (tests set it to 255: floats that are no numbers), memory that the CPU sees begins with
  * that byte, so that what reads memory before it is written does not pass by luck. */
 static void fill(Device *d, const Span *s) {
-  const char *byte = getenv("VKLLM_FILL_MEMORY");
+  const char *byte = getenv("VKLLM_LAYER_FILL_MEMORY");
   Block *block = s->block;
   void *mapped = NULL;
   if (!byte || !(d->memory.memoryTypes[block->type].propertyFlags & VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT)) return;
