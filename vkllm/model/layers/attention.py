@@ -69,11 +69,8 @@ def attention(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
             head_dim=layer.head_dim,
         ),
     ]
-    attended = "attended"
-    if layer.head_dim % BLOCK:  # attention cannot quantize blocks that two heads share
-        ops.append(make.copy("attended", "rounded", q_width))
-        attended = "rounded"
-    return ops + make.ending("attn_output", attended, q_width, layer.post_attention_norm)
+    copies = layer.head_dim % BLOCK > 0  # attention cannot quantize blocks that two heads share
+    return ops + make.ending("attn_output", "attended", q_width, layer.post_attention_norm, copies=copies)
 
 
 def _ahead(spec: ModelSpec, layer: LayerSpec) -> Ahead:

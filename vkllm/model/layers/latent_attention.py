@@ -64,8 +64,8 @@ def latent_attention(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]
         _by_head(make, "attn_v_b", "attended", "head_values", (latent.kv_rank, latent.kv_rank), latent.value_dim),
     ]
     n_columns = layer.n_heads * latent.value_dim
-    ops.append(make.copy("head_values", "rounded", n_columns))  # products by head do not quantize what they write
-    return ops + make.ending("attn_output", "rounded", n_columns, layer.post_attention_norm)
+    # products by head do not quantize what they write
+    return ops + make.ending("attn_output", "head_values", n_columns, layer.post_attention_norm, copies=True)
 
 
 def _by_head(

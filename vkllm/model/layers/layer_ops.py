@@ -111,13 +111,17 @@ class LayerOps:
             factor=1.0 if add is None else self.layer.residual_scale,
         )
 
-    def ending(self, name: str, source: str, n_columns: int, norm: str | None) -> list[Op]:
-        """The last product of attention or feed-forward layer, added to the residual stream, through a norm if any."""
+    def ending(self, name: str, source: str, n_columns: int, norm: str | None, *, copies: bool = False) -> list[Op]:
+        """The last product of attention or feed-forward layer, added to the residual stream, through a norm if any.
+        copies: what writes the source does not write it in whole blocks, or not quantized."""
         names = {name: self.spec.d_model}
+        before: list[Op] = []
+        if copies:
+            before, source = [self.copy(source, "rounded", n_columns)], "rounded"
         if norm is None:
-            return self.summed(self.matvec(names, source, n_columns, "x", add="x"), name)
+            return before + self.summed(self.matvec(names, source, n_columns, "x", add="x"), name)
         product = self.matvec(names, source, n_columns, "added")
-        return [*self.summed(product, name), self.norm_behind(norm, "added", "x", add="x")]
+        return [*before, *self.summed(product, name), self.norm_behind(norm, "added", "x", add="x")]
 
     def summed(self, op: Matvec | ExpertSum, name: str) -> list[Op]:
         """The operation that multiplies by the matrix `name`, with the sum over devices where each has a part of it."""

@@ -131,7 +131,4 @@ def short_convolution(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op
 
 def _ending(make: LayerOps, name: str, n_columns: int) -> list[Op]:
     """The projection of what is gated, whose columns may be no whole blocks."""
-    norm = make.layer.post_attention_norm
-    if n_columns % BLOCK == 0:
-        return make.ending(name, "gated", n_columns, norm)
-    return [make.copy("gated", "rounded", n_columns), *make.ending(name, "rounded", n_columns, norm)]
+    return make.ending(name, "gated", n_columns, make.layer.post_attention_norm, copies=n_columns % BLOCK > 0)
