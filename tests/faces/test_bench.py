@@ -259,7 +259,7 @@ def test_a_tiny_model_is_measured_on_this_machine(command: Command, tiny_gguf: P
     for result in results:
         n_tokens = result["n_prompt"] + result["n_gen"]
         assert result["samples_ts"] == pytest.approx([1e9 * n_tokens / ns for ns in result["samples_ns"]])
-        assert all(ns > 0 for ns in result["samples_ns"])
+        assert all(0 < ns < 30e9 for ns in result["samples_ns"])
     decoding = [result for result in results if not result["n_prompt"]]
     assert all(result["gb_per_s"] > 0 and result["bandwidth_share"] > 0 for result in decoding)
     reading = [result["gb_per_s"] / result["bandwidth_share"] for result in decoding]

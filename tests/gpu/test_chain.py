@@ -314,7 +314,7 @@ def test_a_step_that_waits_in_vain_is_a_timeout_and_other_choices_work_again(dev
                     read(step)
             with pytest.raises(DeviceTimeout, match="in vain"):
                 program.submit([Part(0, [1], 0, [0], results=LIKELIEST)])
-        assert time.perf_counter() - start_s < 120, "seconds, on a machine that is busy with other things"
+        assert time.perf_counter() - start_s < 30, "seconds, on a machine that is busy with other things"
     program.use(chained)
     np.testing.assert_array_equal(program.logits(program.submit([Part(0, [1], 0, [0], results=LOGITS)])), wanted)
 

@@ -30,7 +30,7 @@ def test_two_devices_are_timed(device: Device, monkeypatch: pytest.MonkeyPatch) 
     finally:
         second.close()
     assert (times.n_ranks, times.wide_bytes, [*times.row_s]) == (2, 4 * 16 * 256, [64, 128])
-    assert all(seconds > 0 for seconds in (*times.row_s.values(), times.wide_s))
+    assert all(0 < seconds < 5 for seconds in (*times.row_s.values(), times.wide_s))
 
 
 def test_plans_get_a_fixed_time_and_a_speed() -> None:

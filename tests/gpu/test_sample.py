@@ -67,7 +67,7 @@ def random_draw(rng: np.random.Generator) -> Draw:
 @pytest.mark.parametrize("n_vocab", VOCABULARIES)
 def test_random_draws_are_those_of_the_numpy_sampler(drawn: Drawn, n_vocab: int) -> None:
     rng = np.random.default_rng(n_vocab)
-    n_draws = 60 if n_vocab < 10_000 else 8
+    n_draws = 60 if n_vocab < 10_000 else 15
     tokens = []
     for spread in (0.1, 1.0, 3.0, 20.0):
         for _ in range(4):
@@ -76,7 +76,7 @@ def test_random_draws_are_those_of_the_numpy_sampler(drawn: Drawn, n_vocab: int)
                 draw = random_draw(rng)
                 tokens.append(drawn(logits, draw))
                 assert tokens[-1] == pick(logits, draw), (spread, draw)
-    assert len(set(tokens)) >= min(n_vocab, 30), "the draws are not all of the likeliest token"
+    assert len(set(tokens)) >= min(n_vocab, 50), "the draws are not all of the likeliest token"
 
 
 @pytest.mark.parametrize("n_vocab", VOCABULARIES)

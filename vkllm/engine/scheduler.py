@@ -187,7 +187,7 @@ class Scheduler:
 
     def _in_turn(self, prompts: list[TokenSequence], n_rows: int) -> list[TokenSequence]:
         """The oldest first; where a step of n_rows does not end it, in turn, those that fewer such steps end."""
-        if prompts and prompts[0].n_prompt_rows > n_rows:
+        if prompts and 0 < n_rows < prompts[0].n_prompt_rows:
             self._is_oldest_turn = not self._is_oldest_turn
             if not self._is_oldest_turn:
                 return sorted(prompts, key=lambda sequence: -(-sequence.n_prompt_rows // n_rows))
@@ -237,8 +237,8 @@ class Scheduler:
                 n_free -= part.n_rows
                 n_drafts -= part.n_rows - 1
         n_free = min(n_free, n_chunk)
-        for sequence in self._in_turn(prompts, n_free) if n_free else ():
-            if sequence.held is not None and n_free and (part := self._prompt_rows(sequence, n_free)) is not None:
+        for sequence in self._in_turn(prompts, n_free):
+            if n_free and sequence.held is not None and (part := self._prompt_rows(sequence, n_free)) is not None:
                 rows.append(part)
                 n_free -= part.n_rows
         return [part for part in rows if part.sequence.held is part.held]  # others were put back for them
