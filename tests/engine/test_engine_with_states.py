@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from vkllm.engine.params import SamplingParams
 from vkllm.engine.requests import Request, StateQuery
 from vkllm.engine.sequence import shifted
 from vkllm.errors import NoDevice
+from vkllm.gpu.device.kompute import Device
+from vkllm.model.memory.options import PlanOptions
 
 pytestmark = pytest.mark.gpu
 
@@ -151,7 +154,9 @@ def test_scores_are_the_same_with_and_without_the_cache(engine: Engine) -> None:
     assert len(whole) == 99 and np.allclose(scores(70), whole[69:], atol=1e-3)
 
 
-def test_a_saved_state_goes_on_in_another_engine(engine: Engine, path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_devices", [1, 2])
+def test_a_saved_state_goes_on_in_another_engine(engine: Engine, path: Path, tmp_path: Path, n_devices: int) -> None:
+    """Also in one that has a part of each state on each of two devices."""
     tokens, _ = run(engine, PROMPT)
     (saved,) = events_of(engine, StateQuery(2, "save", tmp_path / "state"))
     assert isinstance(saved, StateAnswer) and len(saved.token_ids) == 111
@@ -163,13 +168,21 @@ def test_a_saved_state_goes_on_in_another_engine(engine: Engine, path: Path, tmp
             "keys.1",
             "state.2",
         }
-    other = Engine(engine_config(path, SPEC, N_CTX))
+    options = PlanOptions(devices=(Device().info.name,) * n_devices, split_mode="tensor" if n_devices > 1 else None)
+    other = Engine(replace(engine_config(path, SPEC, N_CTX), options=options))
     run(other, PROMPT[::-1])
     (loaded,) = events_of(other, StateQuery(3, "load", tmp_path / "state"))
     assert isinstance(loaded, StateAnswer) and loaded.token_ids == saved.token_ids
     assert run(other, longer) == expected == (expected[0], 111)
     assert run(other, PROMPT)[0] == tokens
+    events_of(other, StateQuery(4, "save", tmp_path / "other"))
     other.close()
+    engine._forget()
+    (loaded,) = events_of(engine, StateQuery(5, "load", tmp_path / "other"))
+    assert isinstance(loaded, StateAnswer) and loaded.token_ids[:100] == PROMPT
+    further = (*loaded.token_ids, 5, 6)
+    again = run(engine, further)
+    assert again == (fresh(engine, further), len(loaded.token_ids))
     assert expected[0] == fresh(engine, longer)
 
 

@@ -4,20 +4,21 @@ they do on one device."""
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from kernel_case import nmse
-from model_specs import LAYER, TINY_SPEC, of_layers
+from model_specs import LAYER, STATE, TINY_SPEC, of_layers
 from random_model import engine_config, write_random_model
 from test_layer_split import N_CTX, TINY, answers, program
 from tunings import with_decode
 
 from vkllm.engine import opening
 from vkllm.engine.requests import EngineConfig
-from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout, InvalidParameter
+from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout
 from vkllm.formats.gguf import ModelFile
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program import program as program_module
@@ -27,6 +28,8 @@ from vkllm.gpu.program.exchange import Exchange
 from vkllm.gpu.program.group import ProgramGroup
 from vkllm.gpu.program.step import LIKELIEST, Part, Result
 from vkllm.model.architectures import model_spec
+from vkllm.model.mixers import DeltaNet, Mamba2, ShortConvolution
+from vkllm.model.spec import ModelSpec
 
 pytestmark = pytest.mark.gpu
 
@@ -166,42 +169,39 @@ def test_devices_that_choose_other_tokens_are_told(
             several.tokens(step)
 
 
-def test_cached_blocks_are_those_of_one_device(device: Device, tmp_path: Path) -> None:
-    spec = of_layers(LAYER, LAYER)
+STATES = of_layers(
+    LAYER,
+    *(replace(STATE, mixer=mixer) for mixer in (
+        DeltaNet(2, 4, 16, 4), DeltaNet(4, 8, 16, 4, True, True), Mamba2(4, 16, 16, 2, 4), ShortConvolution(3, 96))),
+)  # fmt: skip
+"""A layer of each kind whose state is divided; of the last one in unequal parts."""
+
+
+@pytest.mark.parametrize(("spec", "most_devices"), [(of_layers(LAYER, LAYER), 3), (STATES, 2)])
+def test_what_is_cached_is_that_of_one_device(
+    device: Device, tmp_path: Path, spec: ModelSpec, most_devices: int
+) -> None:
     config = engine_config(write_random_model(tmp_path / "model.gguf", spec, {}), spec, N_CTX)
     prompt = np.random.default_rng(2).integers(0, spec.n_vocab, 40).tolist()
-    place = CachePlace([0, 1])
+    place, stored = CachePlace([0, 1], state_slot=1), {39: 1} if spec is STATES else {}
     kept = []
-    for n_devices in (1, 3):  # two of which have the same key/value head
+    for n_devices in (1, most_devices):  # of three, two have the same key/value head
         with program(device, config, n_devices, "tensor" if n_devices > 1 else "layer") as made:
-            made.submit([Part(0, prompt, 0, [0, 1])], is_prompt=True)
+            made.submit([Part(0, prompt, 0, [0, 1], stored=stored)], is_prompt=True)
             blocks = CachedBlocks(made, 40, place)
             kept.append({name: blocks.read(name).copy() for name in blocks.names})
             if n_devices > 1:
-                made.submit([Part(0, prompt[::-1], 0, [0, 1])], is_prompt=True)
+                assert all(rank.share and len(rank.share.cached.states) == len(rank.states) for rank in made.ranks)
+                made.submit([Part(0, prompt[::-1], 0, [0, 1], stored=stored)], is_prompt=True)
                 blocks = CachedBlocks(made, 40, place)
                 for name, words in kept[0].items():
                     blocks.write(name, partial(_copy, words))
                 again = CachedBlocks(made, 40, place)
                 assert all(np.array_equal(again.read(name), words) for name, words in kept[0].items())
     for name, words in kept[0].items():
-        assert nmse(kept[1][name].view(np.float16), words.view(np.float16)) < 1e-5, name
+        dtype = np.float32 if name.startswith("state") else np.float16
+        assert nmse(kept[1][name].view(dtype), words.view(dtype)) < 1e-5, name
 
 
 def _copy(source: np.ndarray, target: np.ndarray) -> None:
     np.copyto(target, source)
-
-
-def test_states_of_which_devices_have_parts_are_not_saved(device: Device) -> None:
-    path = TINY / "qwen3next.gguf"
-    if not path.exists():
-        pytest.skip("needs the small models beside the checkout")
-    file = ModelFile.open(path)
-    config = EngineConfig(path, file.tensors, model_spec(file.metadata, file.tensors), N_CTX)
-    with (
-        program(device, config, 2, "tensor") as several,
-        pytest.raises(
-            InvalidParameter, match=r"states of which each device has a part.*split it by layers \(-sm layer\)"
-        ),
-    ):
-        CachedBlocks(several, 1, CachePlace([0], state_slot=0))

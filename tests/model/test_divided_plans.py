@@ -63,7 +63,7 @@ def test_ranks_that_work_together_hold_parts_of_every_layer_and_take_the_time_of
     made = divided(WINDOWS, n=2, split_mode="tensor", tensor_split=(3, 1), n_parallel=3)
     assert made.mode == "tensor" and [len(rank.vocabulary) for rank in made.ranks] == [24576, 7424]
     for rank, n_heads in zip(made.ranks, (6, 2), strict=True):
-        assert rank.spec.layers[0].n_kv_heads == len(rank.keys[0]) == n_heads
+        assert rank.spec.layers[0].n_kv_heads == len(rank.cached.keys[0]) == n_heads
     plans = [rank.plan for rank in made.ranks]
     assert len({(p.n_ctx, p.n_sequences, p.n_blocks, p.n_window_blocks, p.n_state_slots) for p in plans}) == 1
     assert made.plan.weights_bytes == sum(plan.weights_bytes for plan in plans)

@@ -144,6 +144,7 @@ def test_what_has_too_few_parts_is_on_every_rank() -> None:
         replace(LAYER, head_norm=HeadNorm(over="row"), d_ff=8),
         replace(STATE, mixer=Mamba2(4, 16, 16, 1, 4), d_ff=8),
         replace(STATE, mixer=DeltaNet(2, 4, 16, 4), d_ff=8),
+        replace(STATE, mixer=ShortConvolution(3, 80), d_ff=8),
         n_vocab=20,
     )
     tensors = {name: TensorInfo(name, shape, "F32", 0, 0) for name, shape in expected_shapes(spec).items()}

@@ -178,4 +178,4 @@ def _shares(
     most_lists = 0 if parts[0] is None else parts[0].most_lists
     exchange = Exchange(opened_devices, Exchanged.of(d_model, most_lists, n_exchanges_of(division.ranks[0].spec)))
     owners = zip(exchange.ranks, parts, division.ranks, strict=True)
-    return exchange, [Share(one, part, rank.keys, reads) for one, part, rank in owners]
+    return exchange, [Share(one, part, rank.cached, reads) for one, part, rank in owners]

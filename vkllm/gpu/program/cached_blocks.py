@@ -14,13 +14,15 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from vkllm.errors import InvalidParameter
 from vkllm.gpu.device.kompute import Buffer, Words
 from vkllm.gpu.program.group import ProgramGroup
 from vkllm.gpu.program.kernels import KERNELS, KV_BLOCK
 from vkllm.gpu.program.predictions import Predictions
 from vkllm.gpu.program.program import Program
 from vkllm.model.memory.states import slot_words
+from vkllm.model.spec import ModelSpec
+
+_Index = slice | tuple[slice, slice] | tuple[slice, list[int]]
 
 LOCAL_SIZE = 64
 GROUPS = 1024
@@ -130,15 +132,11 @@ class CachedBlocks:
     loaded: without them, it guesses worse, and answers are the same."""
 
     def __init__(self, program: Program | ProgramGroup, n_tokens: int, place: CachePlace) -> None:
-        """Waits for what was submitted. Raises DeviceError, and InvalidParameter where devices have parts of states."""
+        """Waits for what was submitted. Raises DeviceError."""
         program.settle()
+        self._spec = program.spec
         self._blocks: dict[str, list[_BlocksOfDevice]] = {}
         for rank in program.ranks:
-            if any(slot_words(program.spec.layers[i]) != slot_words(rank.spec.layers[i]) for i in rank.states):
-                raise InvalidParameter(
-                    "this model's layers have states of which each device has a part, which can be neither saved nor "
-                    "loaded; split it by layers (-sm layer), or load it on one device (-dev)"
-                )
             blocks = _BlocksOfDevice(rank, n_tokens, place)
             for name in blocks.names:
                 self._blocks.setdefault(name, []).append(blocks)
@@ -152,13 +150,13 @@ class CachedBlocks:
         Rows that hold none of the tokens are zero. Raises DeviceError.
         """
         holders = self._blocks[name]
-        if (own := holders[0].heads(name)) is None:  # whole on each of them
+        if not holders[0].places(name, self._spec):  # whole on each of them
             return holders[0].read(name)
-        parts = [(own, words) for each in holders if (own := each.heads(name)) for words in [each.read(name)]]
-        n_heads = 1 + max(head for own, _ in parts for head in own)
-        joined = np.empty((len(parts[0][1]), n_heads, parts[0][1].shape[2]), np.uint32)
-        for own, words in parts:
-            joined[:, list(own)] = words
+        joined = np.zeros(holders[0].whole_shape(name, self._spec), np.uint32)
+        for each in holders:
+            words = each.read(name)
+            for own, place in each.places(name, self._spec):
+                joined[place] = words[own]
         return joined
 
     def write(self, name: str, fill: Callable[[Words], None]) -> None:
@@ -173,13 +171,17 @@ class CachedBlocks:
         words = self.read(name).copy()
         fill(words)
         for each in holders:
-            own = each.heads(name)
-            part = words if own is None else words[:, list(own)]
-            each.write(name, partial(_copy_to, part))
+            each.write(name, partial(_copy_to, words, each.places(name, self._spec)))
 
 
-def _copy_to(source: Words, target: Words) -> None:
-    np.copyto(target, source)
+def _copy_to(words: Words, places: list[tuple[_Index, _Index]], target: Words) -> None:
+    """places: in a device's part, and in the whole; none: it is all of it."""
+    if not places:
+        np.copyto(target, words)
+        return
+    target.fill(0)
+    for own, place in places:
+        target[own] = words[place]
 
 
 class _BlocksOfDevice:
@@ -187,6 +189,7 @@ class _BlocksOfDevice:
 
     def __init__(self, program: Program, n_tokens: int, place: CachePlace) -> None:
         self._device = program.device
+        self._spec = program.spec
         self._share = program.share
         self._parts: dict[str, _Part | _State] = {}
         for number, (layer, buffers) in enumerate(zip(program.spec.all_layers, program.caches, strict=True)):
@@ -214,10 +217,24 @@ class _BlocksOfDevice:
     def names(self) -> list[str]:
         return list(self._parts)
 
-    def heads(self, name: str) -> tuple[int, ...] | None:
-        """Which of the key/value heads of the whole model a part has; None is all."""
+    def places(self, name: str, whole: ModelSpec) -> list[tuple[_Index, _Index]]:
+        """Where numbers of a part lie, and where in that of the whole model; nothing where these are the same."""
         kind, number = name.split(".")
-        return None if kind == "state" or self._share is None else self._share.keys.get(int(number))
+        if self._share is None:
+            return []
+        if kind == "state":
+            state = self._share.cached.states.get(int(number))
+            found = state.pieces(whole.layers[int(number)], self._spec.layers[int(number)]) if state else []
+            return [(slice(own.start, own.stop), slice(place.start, place.stop)) for own, place in found]
+        heads = self._share.cached.keys.get(int(number))
+        return [] if heads is None else [((slice(None), slice(None)), (slice(None), list(heads)))]
+
+    def whole_shape(self, name: str, whole: ModelSpec) -> tuple[int, ...]:
+        """Of the words that the whole model has of a part."""
+        layer, part = whole.layers[int(name.split(".")[1])], self._parts[name]
+        if isinstance(part, _State):
+            return (slot_words(layer)[1],)
+        return part.n_blocks, layer.n_kv_heads, part.unit_words
 
     def read(self, name: str) -> Words:
         part = self._parts[name]

@@ -6,7 +6,7 @@ need. Which operations exchange something, and when a step is submitted, is for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, final
 
@@ -17,6 +17,7 @@ from vkllm.gpu.device.shared_memory import SharedHostMemory
 from vkllm.gpu.program.exchange_kernels import MOST_RANKS
 from vkllm.gpu.program.kernels import KERNELS, TOP_K
 from vkllm.model.memory.exchange_memory import LINE_BYTES, MOST_BYTES, Exchanged, ExchangeLayout, n_lists
+from vkllm.model.shards.cuts import CachedParts
 
 POLLS_IN_PLACE: Final = 40_000
 """Polls of an invocation on a CPU device: of CPU_LOCAL_SIZE invocations about eight seconds, if nothing else runs. Its
@@ -49,12 +50,12 @@ class VocabularyPart:
 @dataclass(frozen=True)
 class Share:
     """What makes a program one of several ranks that compute every step together. vocabulary: whose logits it computes;
-    None where each rank computes all of them. keys: its key/value heads of layers whose heads are divided. reads: the
-    file, as all ranks load it."""
+    None where each rank computes all of them. cached: what it keeps of a sequence. reads: the file, as all ranks load
+    it."""
 
     exchange: RankExchange
     vocabulary: VocabularyPart | None
-    keys: Mapping[int, tuple[int, ...]]
+    cached: CachedParts
     reads: SharedReads | None = None
 
 

@@ -7,7 +7,7 @@ states for the same sequences, so a place in the cache has the same number on al
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from vkllm.errors import InvalidParameter, OutOfDeviceMemory
 from vkllm.formats.gguf import TensorInfo
@@ -28,6 +28,7 @@ from vkllm.model.memory.split_plan import (
     shared_limits,
 )
 from vkllm.model.memory.step_time import ExchangeSpeed
+from vkllm.model.shards.cuts import WHOLE, CachedParts
 from vkllm.model.shards.rank_model import rank_models
 from vkllm.model.spec import ModelSpec
 from vkllm.model.stages import stages
@@ -38,15 +39,15 @@ Model = tuple[ModelSpec, Mapping[str, TensorInfo]]
 @dataclass(frozen=True)
 class Rank:
     """One device's share. member: its place in the list of devices. spec, tensors: the part of the model that it has,
-    a model of its own. vocabulary: the tokens whose logits it makes, if it has the head. keys: its key/value heads of
-    layers whose heads are divided."""
+    a model of its own. vocabulary: the tokens whose logits it makes, if it has the head. cached: what it keeps of
+    a sequence, where layers are divided."""
 
     member: int
     spec: ModelSpec
     tensors: Mapping[str, TensorInfo]
     plan: MemoryPlan
     vocabulary: range
-    keys: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    cached: CachedParts = WHOLE
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,16 @@ def divide(
         return Division("none", (Rank(place, spec, tensors, made.plans[0], range(spec.n_vocab)),), splits)
     spec = replace(spec, predictors=())
     models: list[Model]
-    owned: list[tuple[range, Mapping[int, tuple[int, ...]]]]
+    owned: list[tuple[range, CachedParts]]
     share = NO_EXCHANGE
     if made.mode == "tensor":
         parted = rank_models(spec, tensors, made.parts)
         share = exchange_share(parted, [members[place] for place in made.members])
         models = [(each.spec, each.tensors) for each in parted]
-        owned = [(each.vocabulary, each.keys) for each in parted]
+        owned = [(each.vocabulary, each.cached) for each in parted]
     else:
         models = [(part, tensors) for part in stages(spec, made.layers)]
-        owned = [(range(spec.n_vocab), {})] * len(models)
+        owned = [(range(spec.n_vocab), WHOLE)] * len(models)
     used = [limits[place] for place in made.members]
     plans = _plans((spec, tensors), models, used, n_ctx, max_rows, head_rows, options, share)
     shares = zip(made.members, models, plans, owned, strict=True)

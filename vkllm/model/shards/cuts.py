@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.gguf_header import Excerpt
 from vkllm.formats.quants import weight_format
+from vkllm.model.memory.states import slot_words
 from vkllm.model.shards.partition import Ranges, length, moved
 from vkllm.model.spec import LayerSpec
 
@@ -53,15 +54,52 @@ Cuts = Mapping[str, Cut]
 
 
 @dataclass(frozen=True)
+class StatePart:
+    """Which part of a layer's state one rank has: columns of each token before its convolution, and numbers of it."""
+
+    columns: Ranges
+    numbers: Ranges = ()
+
+    def pieces(self, whole: LayerSpec, own: LayerSpec) -> list[tuple[range, range]]:
+        """Places in a slot of the rank, and places of the same numbers in one of the whole layer."""
+        n_tokens = own.state_sizes[0] // length(self.columns)
+        n_columns = whole.state_sizes[0] // n_tokens
+        columns = [moved(part, token * n_columns) for token in range(n_tokens) for part in self.columns]
+        numbers = [moved(part, slot_words(whole)[0]) for part in self.numbers]
+        return [*_placed(columns, 0), *_placed(numbers, slot_words(own)[0])]
+
+
+def _placed(parts: Iterable[range], first: int) -> Iterator[tuple[range, range]]:
+    """Each part's place, one behind the other from `first` on, and the part."""
+    for part in parts:
+        yield range(first, first + len(part)), part
+        first += len(part)
+
+
+@dataclass(frozen=True)
+class CachedParts:
+    """What one rank keeps of a sequence, of layers that are divided. keys: its key/value heads, by layer. states: its
+    parts of the states."""
+
+    keys: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    states: Mapping[int, StatePart] = field(default_factory=dict)
+
+
+WHOLE = CachedParts()
+"""Of a rank whose layers are whole."""
+
+
+@dataclass(frozen=True)
 class RankLayer:
-    """A layer as one rank has it, and which part of its tensors that is; what is not named is whole."""
+    """A layer as one rank has it, and which part of its tensors and its state that is; what is not named is whole."""
 
     layer: LayerSpec
     cuts: Cuts
+    state: StatePart | None = None
 
     def then(self, further: RankLayer) -> RankLayer:
         """This layer with further cuts; further.layer has those of this one."""
-        return RankLayer(further.layer, {**self.cuts, **further.cuts})
+        return RankLayer(further.layer, {**self.cuts, **further.cuts}, further.state or self.state)
 
     def cut(self, tensor: str) -> Cut | None:
         """The part of a tensor; None where it is whole. tensor: its name without the layer."""

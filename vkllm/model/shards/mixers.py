@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from vkllm.formats.quants import BLOCK
 from vkllm.model.mixers import DeltaNet, LatentAttention, Mamba2, Mixer, ShortConvolution
-from vkllm.model.shards.cuts import Cut, Cuts, RankLayer
+from vkllm.model.shards.cuts import Cut, Cuts, RankLayer, StatePart
 from vkllm.model.shards.partition import divided, divided_pieces, length, times
 from vkllm.model.spec import LayerSpec
 
@@ -32,7 +32,8 @@ def divided_mixer(mixer: Mixer, n_heads: int, border: int, proportions: Sequence
     latent attention.
     """
     if isinstance(mixer, ShortConvolution):
-        return divided(mixer.width, math.lcm(border, BLOCK), proportions)
+        parts = divided(mixer.width, math.lcm(border, BLOCK), proportions)
+        return parts if parts and all(len(part) % BLOCK == 0 for part in parts) else None
     match mixer:
         case DeltaNet():
             n, size = mixer.n_k_heads, mixer.v_width // mixer.n_k_heads
@@ -55,22 +56,23 @@ def divided_mixer(mixer: Mixer, n_heads: int, border: int, proportions: Sequence
 def mixer_of(layer: LayerSpec, part: range) -> RankLayer:
     """The layer with that part of its mixer only."""
     own: Mixer
+    state: StatePart | None = None
     mixer, n_heads = layer.mixer, layer.n_heads
     match mixer:
         case DeltaNet():
-            own, cuts = _delta_net(mixer, part)
+            own, cuts, state = _delta_net(mixer, part)
         case Mamba2():
-            own, cuts = _mamba2(mixer, part)
+            own, cuts, state = _mamba2(mixer, part)
         case LatentAttention():
             own, cuts, n_heads = mixer, _latent_attention(mixer, part), len(part)
         case ShortConvolution():
-            own, cuts = _short_convolution(mixer, part)
+            own, cuts, state = _short_convolution(mixer, part)
         case None:
             raise AssertionError("attention is divided by divided_heads")
-    return RankLayer(replace(layer, mixer=own, n_heads=n_heads, parts=(*layer.parts, last_matrix(own))), cuts)
+    return RankLayer(replace(layer, mixer=own, n_heads=n_heads, parts=(*layer.parts, last_matrix(own))), cuts, state)
 
 
-def _delta_net(net: DeltaNet, keys: range) -> tuple[DeltaNet, Cuts]:
+def _delta_net(net: DeltaNet, keys: range) -> tuple[DeltaNet, Cuts, StatePart]:
     """keys: key heads; each goes with its value heads."""
     n_sharing, size = net.n_v_heads // net.n_k_heads, net.head_dim
     if net.are_heads_grouped:
@@ -90,10 +92,11 @@ def _delta_net(net: DeltaNet, keys: range) -> tuple[DeltaNet, Cuts]:
         "ssm_a": Cut(columns=values),
         "ssm_out": Cut(columns=times(values, size)),
     }
-    return replace(net, n_k_heads=len(keys), n_v_heads=length(values)), cuts
+    state = StatePart(convolved, times(values, size**2))
+    return replace(net, n_k_heads=len(keys), n_v_heads=length(values)), cuts, state
 
 
-def _mamba2(mamba: Mamba2, groups: range) -> tuple[Mamba2, Cuts]:
+def _mamba2(mamba: Mamba2, groups: range) -> tuple[Mamba2, Cuts, StatePart]:
     """groups: each goes with its heads, and its B and C."""
     heads, d_inner, n_groups = times([groups], mamba.n_heads // mamba.n_groups), mamba.d_inner, mamba.n_groups
     columns = times(heads, mamba.head_dim)
@@ -113,7 +116,8 @@ def _mamba2(mamba: Mamba2, groups: range) -> tuple[Mamba2, Cuts]:
         "ssm_norm": Cut(rows=(groups,)),
         "ssm_out": Cut(columns=columns),
     }
-    return replace(mamba, n_heads=length(heads), n_groups=len(groups)), cuts
+    state = StatePart(convolved(0), times(columns, mamba.d_state))
+    return replace(mamba, n_heads=length(heads), n_groups=len(groups)), cuts, state
 
 
 def _latent_attention(latent: LatentAttention, heads: range) -> Cuts:
@@ -128,11 +132,11 @@ def _latent_attention(latent: LatentAttention, heads: range) -> Cuts:
     }
 
 
-def _short_convolution(convolution: ShortConvolution, columns: range) -> tuple[ShortConvolution, Cuts]:
+def _short_convolution(convolution: ShortConvolution, columns: range) -> tuple[ShortConvolution, Cuts, StatePart]:
     rows = tuple(part for i in range(3) for part in times([columns], 1, i * convolution.width))
     cuts = {
         "shortconv.in_proj": Cut(rows=rows),
         "shortconv.conv": Cut(rows=(columns,)),
         "shortconv.out_proj": Cut(columns=(columns,)),
     }
-    return replace(convolution, width=len(columns)), cuts
+    return replace(convolution, width=len(columns)), cuts, StatePart((columns,))

@@ -7,14 +7,14 @@ rows. What cannot be divided, every rank has and computes. Knows no devices and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import weight_format
 from vkllm.model.graph import expected_shapes
 from vkllm.model.mixers import Mixer
 from vkllm.model.shards.attention import Heads, attention_of, divided_heads
-from vkllm.model.shards.cuts import Cut, RankLayer
+from vkllm.model.shards.cuts import WHOLE, CachedParts, Cut, RankLayer
 from vkllm.model.shards.feed_forward import experts_of, feed_forward_of
 from vkllm.model.shards.mixers import divided_mixer, last_matrix, mixer_of
 from vkllm.model.shards.partition import SIZES, Hidden, divided, divided_hidden
@@ -32,13 +32,13 @@ Tensors = Mapping[str, TensorInfo]
 @dataclass(frozen=True)
 class RankModel:
     """What one rank has: a specification, a tensor table with parts of the file's tensors, and the tokens whose logits
-    it makes, which all ranks do where the vocabulary is too small to divide. keys: its key/value heads of layers whose
-    heads are divided."""
+    it makes, which all ranks do where the vocabulary is too small to divide. cached: what it keeps of a
+    sequence."""
 
     spec: ModelSpec
     tensors: dict[str, TensorInfo]
     vocabulary: range
-    keys: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    cached: CachedParts = WHOLE
 
 
 def rank_models(spec: ModelSpec, tensors: Tensors, proportions: Sequence[float]) -> list[RankModel]:
@@ -82,7 +82,8 @@ class _Division:
                 cut = cuts.get(name)
             tensors[name] = info if cut is None else cut.of(info)
         keys = {i: tuple(head for own in heads[rank].keys for head in own) for i, heads in self._heads.items()}
-        return RankModel(spec, tensors, vocabulary, keys)
+        states = {i: each.state for i, each in enumerate(layers) if each.state is not None}
+        return RankModel(spec, tensors, vocabulary, CachedParts(keys, states))
 
     def _layer(self, number: int, layer: LayerSpec, rank: int) -> RankLayer:
         found = RankLayer(replace(layer, adds_residual=rank == 0), {})
