@@ -19,7 +19,7 @@ from vkllm.engine.requests import Request, StateQuery
 from vkllm.engine.sampler import Floats
 from vkllm.engine.sequence import TokenSequence
 from vkllm.engine.speculation.drafter import Speculation
-from vkllm.gpu.program.step import Part, Result
+from vkllm.gpu.program.step import N_SLOTS, Part, Result, step_width
 
 N_VOCAB = 1000
 BLOCK = 32
@@ -27,7 +27,8 @@ BLOCK = 32
 
 @dataclass(frozen=True)
 class Fake:
-    """A model and a device. row_s: of a wide step; narrow ones take step_s, whatever their rows."""
+    """A model and a device. row_s: of a wide step; narrow ones take step_s, whatever their rows. record_s: how much
+    longer the first steps of each number of rows take, one for each slot."""
 
     n_blocks: int = 64
     n_ctx: int = 512
@@ -37,6 +38,7 @@ class Fake:
     n_state_slots: int = 0
     step_s: float = 0.004
     row_s: float = 0.0002
+    record_s: float = 0.0
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Step:
     done_s: float
     tokens: list[int]
     logits: list[Floats]
+    is_new: bool
 
 
 class FakeProgram:
@@ -59,6 +62,7 @@ class FakeProgram:
         self._states: dict[int, int] = {}
         self._next_token = [-1] * model.n_sequences
         self.steps: list[list[Part]] = []
+        self._recorded: set[tuple[int, int]] = set()
 
     def clock(self) -> float:
         return self.now_s
@@ -74,10 +78,13 @@ class FakeProgram:
         logits: list[Floats] = []
         for part in parts:
             self._run(part, tokens, logits)
-        self.now_s += 0.0001
+        key = step_width(n_rows, is_prompt=is_prompt), len(self.steps) % N_SLOTS
+        is_new = key not in self._recorded
+        self._recorded.add(key)
+        self.now_s += 0.0001 + is_new * model.record_s
         took_s = n_rows * model.row_s if n_rows > 32 else model.step_s
         self._free_s = max(self.now_s, self._free_s) + took_s
-        return Step(self.now_s, self._free_s, tokens, logits)
+        return Step(self.now_s, self._free_s, tokens, logits, is_new)
 
     def tokens(self, step: Step) -> list[int]:
         self.now_s = max(self.now_s, step.done_s)

@@ -29,7 +29,7 @@ from vkllm.engine.scheduler import MOST_ROWS
 from vkllm.engine.speculation.drafter import Speculation
 from vkllm.engine.speculation.gain import DraftLengths
 from vkllm.errors import NoDevice
-from vkllm.gpu.program.step import Draw, Part
+from vkllm.gpu.program.step import WIDTHS, Draw, Part
 
 MODELS = {
     "plain": Fake(),
@@ -139,6 +139,24 @@ def test_right_drafts_take_fewer_steps(name: str) -> None:
     end = session.end(0)
     assert isinstance(end, Finished) and len(session.program.steps) < len(answer) * 0.7
     assert end.stats.n_accepted == end.stats.n_drafted > 20
+
+
+class Repeating(FakeProgram):
+    """Says the same ten tokens again and again."""
+
+    def _run(self, part: Part, tokens: list[int], logits: list[Floats]) -> None:
+        end = part.position + len(part.tokens)
+        for position, result in zip(range(end - len(part.results), end), part.results, strict=True):
+            self._choose(part, result, 1 + position % 10, tokens, logits)
+
+
+def test_what_is_recorded_for_the_first_drafts_is_not_held_against_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a quick device, recordings for the first steps of a width, one for each slot, take longer than these."""
+    monkeypatch.setattr(fake_program, "FakeProgram", Repeating)
+    session = Session(Fake(step_s=0.001, record_s=0.01), speculation=Speculation(WIDTHS))
+    session.run(request(0, [1 + i % 10 for i in range(-1, 40)], 300))
+    assert session.tokens(0) == [1 + i % 10 for i in range(40, 340)]
+    assert len(session.program.steps) < 60
 
 
 def test_drafts_leave_others_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:

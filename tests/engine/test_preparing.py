@@ -18,6 +18,7 @@ from vkllm.engine.process.messages import Stop
 from vkllm.engine.process.worker import _serve
 from vkllm.engine.requests import Request
 from vkllm.errors import NoDevice
+from vkllm.gpu.program.program import Program
 
 
 @pytest.fixture
@@ -54,12 +55,22 @@ def test_a_long_prompt_finds_all_widths_ready_and_a_short_one_waits_for_none(
     measured = engine._lengths.measured
     monkeypatch.setattr(engine._lengths, "measured", lambda n, s: (timed.append(n), measured(n, min(s, 1e-4 * n))))
     engine.submit(Request(1, (7,) * (LONG_PROMPT + 1), SamplingParams(max_tokens=1), frozenset()))
-    assert engine.is_prepared and 256 in timed, "before the first step of the prompt"
+    assert engine._has_wider_steps and 256 in timed, "before the first step of the prompt"
     while engine.has_work:
         engine.step()
-    n_recordings = len(engine._program._recordings._made)  # type: ignore[union-attr]
+    program = engine._program
+    assert isinstance(program, Program) and not engine.is_prepared, "it does not wait for steps of several sequences"
+    while not engine.is_prepared:
+        engine.prepare()
+    recorded = {key[0] for key in program._recordings._made if isinstance(key, tuple) and isinstance(key[0], int)}
+    assert recorded >= {1, 2, 4, 8, 16, 32, 64, 256}
+    n_recordings = program._recordings.n_made
     engine.prepare()
-    assert len(engine._program._recordings._made) == n_recordings  # type: ignore[union-attr]
+    for i in range(5):
+        engine.submit(Request(9 + i, (9 + i, 7), SamplingParams(max_tokens=3, temperature=i % 2), frozenset()))
+    while engine.has_work:
+        engine.step()
+    assert program._recordings.n_made - n_recordings < 8, "only steps whose results differ in kind"
 
 
 @pytest.mark.gpu

@@ -265,6 +265,8 @@ class Batching:
                 n_taken += self._take_tokens(part, tokens[first:n_read])
                 n_drafted += len(part.drafts)
         is_ahead, took_s = step.submitted.submitted_s <= before_s, done_s - before_s
+        if step.submitted.is_new:  # says nothing about the next one of its width
+            return
         if self._speculation is not None and n_followed == len(step.rows):
             self._speculation.lengths.timed(step.n_rows, took_s)
         elif self._speculation is not None and n_taken >= step.n_rows - n_drafted:  # a token of each sequence

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
+from itertools import chain
 
 from vkllm.engine.batching import Batching
 from vkllm.engine.blocks import n_blocks_of
@@ -31,7 +32,7 @@ from vkllm.gpu.measure.bandwidth import read_bandwidth
 from vkllm.gpu.measure.kernel_times import step_times
 from vkllm.gpu.measure.step_times import StepTimes
 from vkllm.gpu.program.cached_blocks import CachePlace
-from vkllm.gpu.program.kernels import MAX_ROWS
+from vkllm.gpu.program.kernels import MAX_NARROW, MAX_ROWS
 from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.step import LIKELIEST, WIDTHS, Part, Result
 from vkllm.gpu.tuning.search import Trial
@@ -103,14 +104,14 @@ class Engine:
     def _warm_up(self) -> None:
         """Compiles and records what every request needs before the first one: steps of one token and a short chunk of a
         prompt, which is timed. `prepare` does the rest."""
-        program, self.is_prepared = self._program, False
+        program, self.is_prepared, self._has_wider_steps = self._program, False, False
         drawn = Result(Sampler(SamplingParams(), ()).draw(0))
         n_rows = min(CHUNK_WIDTHS[0], self._n_ctx - 1)
         blocks = list(range(n_blocks_of(n_rows + 1)))
         program.wait(program.submit([Part(0, [0] * n_rows, 0, blocks, blocks, results=[drawn])], is_prompt=True))
         program.wait(program.submit([Part(0, [None], n_rows, blocks, blocks, results=LIKELIEST)]))
         program.prepare(WIDTHS[0])
-        self._preparing = self._wider_steps()
+        self._preparing = chain(self._wider_steps(), self._narrow_steps())
         self.prepare()
         self._opened.save_pipelines()
 
@@ -127,12 +128,21 @@ class Engine:
             yield width
         self._program.prepare(WIDTHS[1])
         self._opened.save_pipelines()
+        self._has_wider_steps = True
+
+    def _narrow_steps(self) -> Iterator[int]:
+        """Records steps of several sequences, or of drafts, where there may be any, and yields their widths. A driver
+        may take seconds for the first pipelines of a width."""
+        if self._program.n_sequences == 1 and self._speculation is None:
+            return
+        for width in (width for width in WIDTHS if 1 < width <= MAX_NARROW):
+            self._program.prepare(width, width)
+            self._opened.save_pipelines()
+            yield width
 
     def prepare(self) -> None:
-        """Gets one more thing ready that longer prompts need, if there is any. No request may be open.
-
-        Raises DeviceError.
-        """
+        """Gets one more thing ready that longer prompts or several sequences need, if there is any. No request may be
+        open. Raises DeviceError."""
         with self._telling("preparing for longer prompts"):
             if next(self._preparing, None) is None:
                 self.is_prepared = True
@@ -147,7 +157,7 @@ class Engine:
         A long prompt makes an idle engine get ready for such ones first.
         """
         is_long = isinstance(request, Request) and len(request.prompt_token_ids) > LONG_PROMPT
-        while is_long and not (self.is_prepared or self.has_work):
+        while is_long and not (self._has_wider_steps or self.has_work):
             self.prepare()
         self._batching.submit(request)
 

@@ -41,8 +41,8 @@ class Runner(Protocol):
 
     n_in_turn: int
 
-    def submit(self, parts: Sequence[Part], *, is_prompt: bool, n_submits: int) -> tuple[GroupStep, float]:
-        """Sends a step on its way, and returns it with the time."""
+    def submit(self, parts: Sequence[Part], *, is_prompt: bool, n_submits: int) -> tuple[GroupStep, float, bool]:
+        """Sends a step on its way, and returns it with the time, and whether something was recorded for it."""
 
     def settle(self) -> None:
         """Waits until all steps that were submitted have run. Raises DeviceError."""
@@ -90,8 +90,8 @@ class ProgramGroup:
     ) -> SubmittedToGroup:
         """Submits a step and returns at once, see `Program.submit`. What goes wrong in it may be raised by what waits
         for it only. is_read has no effect: there is no head for further tokens."""
-        step, submitted_s = self._runner.submit(parts, is_prompt=is_prompt, n_submits=n_submits)
-        return SubmittedToGroup(0, Place(), submitted_s, sum(len(part.tokens) for part in parts), step)
+        step, submitted_s, is_new = self._runner.submit(parts, is_prompt=is_prompt, n_submits=n_submits)
+        return SubmittedToGroup(0, Place(), submitted_s, sum(len(part.tokens) for part in parts), is_new, step)
 
     def predict(self, part: Part, *, goes_on: bool = False) -> Submitted:
         """There is no head for further tokens on several devices, so nobody asks for a guess."""
@@ -113,10 +113,10 @@ class ProgramGroup:
         """Waits until all steps that were submitted have run. Raises DeviceError."""
         self._runner.settle()
 
-    def prepare(self, width: int) -> None:
+    def prepare(self, width: int, n_results: int = 1) -> None:
         """Records steps of a width, as `Program.prepare` does."""
         for rank in self.ranks:
-            rank.prepare(width)
+            rank.prepare(width, n_results)
 
     def close(self) -> None:
         """Ends what runs the steps; the devices stay open."""

@@ -65,8 +65,9 @@ class Lockstep:
         self._exchange = exchange
         self._error: BaseException | None = None
 
-    def submit(self, parts: Sequence[Part], *, is_prompt: bool, n_submits: int) -> tuple[StepOfRanks, float]:
-        """Submits a step on all devices and returns at once. Raises DeviceError."""
+    def submit(self, parts: Sequence[Part], *, is_prompt: bool, n_submits: int) -> tuple[StepOfRanks, float, bool]:
+        """Submits a step on all devices and returns at once: it, when that was, and whether something was recorded for
+        it. Raises DeviceError."""
 
         def recorded(rank: Program) -> Ready:
             return rank.ready(parts, is_prompt=is_prompt, n_submits=n_submits, is_read=False, received=None)
@@ -82,7 +83,7 @@ class Lockstep:
         submitted = (
             Submitted(ticket, step.place, submitted_s, step.n_rows) for ticket, step in zip(tickets, steps, strict=True)
         )
-        return StepOfRanks(self, tuple(submitted)), submitted_s
+        return StepOfRanks(self, tuple(submitted)), submitted_s, any(step.is_new for step in steps)
 
     def wait(self, submitted: Sequence[Submitted]) -> None:
         """Waits for a step on all devices. Raises DeviceError."""

@@ -75,8 +75,8 @@ class Pipeline:
         self._chosen: dict[int, tuple[Passage, int]] = {}
         self._last: Passage | None = None
 
-    def submit(self, parts: Sequence[Part], *, is_prompt: bool, n_submits: int) -> tuple[Passage, float]:
-        """Sends a step on its way, and returns it with the time."""
+    def submit(self, parts: Sequence[Part], *, is_prompt: bool, n_submits: int) -> tuple[Passage, float, bool]:
+        """Sends a step on its way, and returns it with the time; what is recorded for it, its stages do by and by."""
         after = {number: self._chosen[part.sequence] for number, part in enumerate(parts) if part.tokens[0] is None}
         passage = Passage(parts, is_prompt, n_submits, after)
         n_results = 0
@@ -87,7 +87,7 @@ class Pipeline:
         self._last = passage
         submitted_s = time.perf_counter()
         self._stages[0].inbox.put((passage, None))
-        return passage, submitted_s
+        return passage, submitted_s, False
 
     def settle(self) -> None:
         """Waits until all steps that were submitted have run. Raises DeviceError."""

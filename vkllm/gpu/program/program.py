@@ -182,7 +182,7 @@ class Program:
         slot, self._turn = self._turn, (self._turn + 1) % N_SLOTS
         assert self._results is not None or not results
         place = self._results.take(slot, results) if self._results else Place((), slot)
-        kinds = Kinds.of(results)
+        kinds, n_made = Kinds.of(results), self._recordings.n_made
         recordings = recordings_of(kinds, slot)
         self._wait(self._slot_tickets[slot])
         self._slots.write(slot, [self._in_window(part) for part in parts], self._n_exchanges)
@@ -194,7 +194,7 @@ class Program:
         if received is not None:
             assert self._buffers.received is not None
             self._rows(self._buffers.received, slot, n_rows)[:] = received
-        return Ready(recordings, reading, place, n_rows)
+        return Ready(recordings, reading, place, n_rows, self._recordings.n_made > n_made)
 
     def send(self, ready: Ready) -> Submitted:
         """Submits a step that is ready and returns at once. Raises DeviceError."""
@@ -203,7 +203,7 @@ class Program:
             ticket = self.send_piece(ready, recording)
         for recording in ready.reading:
             self.send_piece(ready, recording)
-        return Submitted(ticket, ready.place, submitted_s, ready.n_rows)
+        return Submitted(ticket, ready.place, submitted_s, ready.n_rows, ready.is_new)
 
     def send_piece(self, ready: Ready, recording: Recording) -> int:
         """Submits one of the recordings of a step, the next one, and returns its ticket. Raises DeviceError."""
@@ -322,12 +322,12 @@ class Program:
         layers = self._decode_layers(kinds) if width == 1 else self._layers(width)
         return [self._begin_step(slot), *layers, *self._end(kinds, has_head=width > 1)]
 
-    def prepare(self, width: int) -> None:
-        """Records steps of a width for every slot, with the dispatches that choose tokens, so that the first answers do
-        not wait for that. width: one of WIDTHS. With those of one row it also records what guesses take."""
+    def prepare(self, width: int, n_results: int = 1) -> None:
+        """Records steps of a width for every slot, with the dispatches that choose n_results tokens, so that the first
+        answers do not wait for that. width: one of WIDTHS. With those of one row it also records what guesses take."""
         drawn = Result(Draw(1, 0, 0, 0.0, 0))
         for slot in range(N_SLOTS):
-            for results in (LIKELIEST, (drawn,)) if self._results else ((),):
+            for results in (LIKELIEST * n_results, (drawn,) * n_results) if self._results else ((),):
                 self._recorded_step(width, Kinds.of(results), slot, n_submits=1)
         if width > 1:
             return

@@ -19,12 +19,13 @@ millisecond, and takes some 100 KiB."""
 @dataclass(frozen=True)
 class Submitted:
     """A step on its way. place: of its results. submitted_s: when, by time.perf_counter, after it was recorded. n_rows:
-    of the step."""
+    of the step. is_new: whether something was recorded for it, which takes as long as a step of a small model."""
 
     ticket: int
     place: Place
     submitted_s: float
     n_rows: int = 0
+    is_new: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,18 @@ class Ready:
     reading: Sequence[Recording]
     place: Place
     n_rows: int
+    is_new: bool
 
 
 class Recordings:
     """What is recorded, by keys. n_keys: cached tokens, at most. half_lines: of the memory for exchanges, if there is
-    any (`placed`)."""
+    any (`placed`). n_made: how often something was recorded."""
 
     def __init__(self, device: Device, n_keys: int, half_lines: int = 0) -> None:
         self._device = device
         self._n_keys = n_keys
         self._half_lines = half_lines
+        self.n_made = 0
         self._made: dict[Hashable, list[Recording]] = {}
         # what the last two choices recorded: choices that are tried in turn share the pipelines
         self._earlier: deque[dict[Hashable, list[Recording]]] = deque(maxlen=2)
@@ -57,6 +60,7 @@ class Recordings:
         if key in self._made:
             self._made[key] = self._made.pop(key)  # the last one
         else:
+            self.n_made += 1
             made = dispatches()
             for dispatch in made:
                 check_rounds(dispatch, self._device.info, self._n_keys)
