@@ -140,11 +140,12 @@ LOOPS = {
     "head_norm.comp": 3 * ["uint i = self; i < fours; i += gl_WorkGroupSize.x"],
     "gated_norm.comp": [
         "uint i = 0; i < GROUP; i++",
-        "uint i = self; i < SPAN; i += gl_WorkGroupSize.x",
+        "uint i = self; !IS_PART && i < SPAN; i += gl_WorkGroupSize.x",
         "uint block = self; QUANTIZES != 0 && block < FOURS / 8; block += gl_WorkGroupSize.x",
         "uint i = self; QUANTIZES == 0 && i < FOURS; i += gl_WorkGroupSize.x",
         "uint i = self; i < FOURS; i += gl_WorkGroupSize.x",
     ],
+    "gated_squares.comp": ["uint i = SUBGROUP * SUBGROUP_SIZE + LANE; i < COLUMNS; i += gl_WorkGroupSize.x"],
     "mamba2.comp": ["uint row = first_row; row < end_row; row++"],
     "latent_rope.comp": [
         "uint i = self; i < RANK_FOURS; i += gl_WorkGroupSize.x",

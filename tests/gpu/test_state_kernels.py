@@ -1,4 +1,4 @@
-"""convolution, mamba2 and gated_norm against numpy: in one step, in several, with states kept on the way."""
+"""convolution, mamba2 and gated norms against numpy: in one step, in several, with states kept on the way."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from vkllm.gpu.device.kernel import float_bits
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.device.requirements import without_subgroups
 from vkllm.gpu.program.kernels import KERNELS
-from vkllm.gpu.program.state_operations import norm_span
+from vkllm.gpu.program.state_operations import norm_span, part_span
 from vkllm.model.mixers import Mamba2
-from vkllm.model.reference_states import convolution, gated_convolution, gated_norm, mamba2
+from vkllm.model.reference_states import (
+    convolution,
+    gated_convolution,
+    gated_norm,
+    gated_squares,
+    mamba2,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -188,8 +194,8 @@ def test_gated_norm(
             device.dispatch(
                 KERNELS["gated_norm"],
                 (
-                    *(filled(device, x), filled(device, gates), filled(device, weight), y, y_q16, y_scales),
-                    step(device, n_rows, None, {}),
+                    *(filled(device, x), filled(device, gates), filled(device, weight), filled(device, x)),
+                    *(y, y_q16, y_scales, step(device, n_rows, None, {})),
                 ),
                 constants=constants(
                     "gated_norm",
@@ -215,3 +221,54 @@ def test_gated_norm(
     if is_quantized:
         scales = floats(y_scales, (n_rows, columns // 32, 2))
         assert nmse(dequantize_q16(words(y_q16, (n_rows, 4, columns // 32, 4)), scales), wanted) < Q16_BOUND
+
+
+@pytest.mark.parametrize("parts", [(2048, 1056, 992), (96, 32)], ids=str)
+def test_parts_of_a_group_are_normed_together(either: Device, parts: tuple[int, ...]) -> None:
+    """Each part's squares, then each part by the sum of all."""
+    device, n_rows, eps, columns = either, 3, 0.02, sum(parts)
+    rng = np.random.default_rng(columns)
+    x = rng.normal(0, 1, (n_rows, columns)).astype(np.float32)
+    z = rng.normal(0, 2, (n_rows, columns)).astype(np.float32)
+    weight = rng.normal(1, 0.3, (1, columns)).astype(np.float32)
+    total, normed, first = np.zeros((n_rows, 4), np.float32), [], 0
+    row_step = step(device, n_rows, None, {})
+    owns = []
+    for n in parts:
+        own = slice(first, first + n)
+        gates = np.concatenate(
+            [np.zeros((n_rows, 5), np.float32), z[:, own], np.zeros((n_rows, 2), np.float32)], axis=1
+        )
+        owns.append((filled(device, x[:, own]), filled(device, gates), filled(device, weight[:, own]), n))
+        squares = poisoned(device, 4 * (n_rows + 1))
+        values = constants("gated_squares", local_size=64, columns=n, gates_columns=n + 7)
+        bound = (*owns[-1][:2], squares, row_step)
+        device.run(
+            [device.dispatch(KERNELS["gated_squares"], bound, constants=values, groups=(1, n_rows + 1), push=(5,))]
+        )
+        got = floats(squares, (n_rows + 1, 4))
+        assert nmse(got[:n_rows], gated_squares(x[:, own], z[:, own])) < BOUND and np.isnan(got[n_rows]).all()
+        total, first = total + got[:n_rows], first + n
+    for own_x, own_gates, own_weight, n in owns:
+        y, y_q16, y_scales = (poisoned(device, n_rows * n // part) for part in (1, 2, 16))
+        values = constants(
+            "gated_norm",
+            local_size=64,
+            columns=n,
+            group=n,
+            span=part_span(n),
+            gates_columns=n + 7,
+            eps=float_bits(eps),
+            is_gated_first=True,
+            has_weight_per_group=True,
+            normed_columns=columns,
+            quantizes=1,
+        )
+        bound = (own_x, own_gates, own_weight, filled(device, total), y, y_q16, y_scales, row_step)
+        groups = (n // part_span(n), n_rows + 1)
+        device.run([device.dispatch(KERNELS["gated_norm"], bound, constants=values, groups=groups, push=(5,))])
+        normed.append(floats(y, (n_rows, n)))
+        quantized = dequantize_q16(words(y_q16, (n_rows, 4, n // 32, 4)), floats(y_scales, (n_rows, n // 32, 2)))
+        assert nmse(quantized, normed[-1]) < Q16_BOUND
+    wanted = gated_norm(x, z, weight, eps, is_gated_first=True)
+    assert nmse(np.concatenate(normed, axis=1), wanted) < BOUND

@@ -35,7 +35,7 @@ def activate(device: Device, x: Buffer, outputs: list[Buffer], step: Buffer, for
 
 def gated_norm(device: Device, x: Buffer, outputs: list[Buffer], step: Buffer, form: int = HALVES) -> None:
     values = dict(local_size=64, columns=COLUMNS, group=32, span=32, gates_columns=COLUMNS, quantizes=form)
-    bound, given = (x, x, x, *outputs, step), constants("gated_norm", eps=float_bits(1e-5), **values)
+    bound, given = (x, x, x, x, *outputs, step), constants("gated_norm", eps=float_bits(1e-5), **values)
     device.run([device.dispatch(KERNELS["gated_norm"], bound, constants=given, groups=(5, N_ROWS), push=(0,))])
 
 

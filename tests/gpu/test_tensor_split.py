@@ -33,7 +33,7 @@ from vkllm.model.spec import ModelSpec
 
 pytestmark = pytest.mark.gpu
 
-FILES = {"llama": 4, "qwen3moe": 3, "gemma3": 2, "qwen3next": 2}
+FILES = {"llama": 4, "qwen3moe": 3, "gemma3": 2, "qwen3next": 2, "granitehybrid": 2}
 """Files by name, and over how many devices they are split."""
 
 BOUND = 1e-7
@@ -85,18 +85,18 @@ def test_several_devices_give_what_one_device_gives(
 def test_sums_are_links_of_a_chain(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choices = with_decode(tuning(device.info), is_chained=True)
     monkeypatch.setattr(program_module, "tuning", lambda info: choices)
-    spec = of_layers(LAYER)
-    config = engine_config(
-        write_random_model(tmp_path / "model.gguf", spec, {"attn_output": "Q8_0", "ffn_down": "Q4_0"}), spec, N_CTX
-    )
+    spec = of_layers(LAYER, replace(STATE, mixer=Mamba2(4, 16, 16, 1, 4)))  # whose squares are a sum outside the chain
+    quantized = {"attn_output": "Q8_0", "ssm_out": "Q8_0", "ffn_down": "Q4_0"}
+    config = engine_config(write_random_model(tmp_path / "model.gguf", spec, quantized), spec, N_CTX)
     check(device, config, 2)
     with program(device, config, 2, "tensor") as several:
         rank = several.ranks[0]
         sums = [d for d in rank.dispatches(1) if d.kernel.name == "all_reduce"]
-        assert rank.tuning.decode.is_chained and len(sums) == 2 * spec.n_layers
-        assert all(d.is_independent and d.values["n_awaited"] > 0 for d in sums)
+        assert rank.tuning.decode.is_chained and len(sums) == 2 * spec.n_layers + 1
+        assert [d.is_independent and d.values["n_awaited"] > 0 for d in sums] == [True, True, False, True, True]
         for width in (1, 64):  # only rows of prompts are packed, and added to the residual stream in its place
             sums = [d for d in rank.dispatches(width) if d.kernel.name == "all_reduce"]
+            sums = [d for d in sums if d.values["columns"] == spec.d_model]
             assert {(d.values["packs"], d.values["adds"]) for d in sums} == {(int(width > 32), int(width > 32))}
 
 
@@ -172,7 +172,8 @@ def test_devices_that_choose_other_tokens_are_told(
 STATES = of_layers(
     LAYER,
     *(replace(STATE, mixer=mixer) for mixer in (
-        DeltaNet(2, 4, 16, 4), DeltaNet(4, 8, 16, 4, True, True), Mamba2(4, 16, 16, 2, 4), ShortConvolution(3, 96))),
+        DeltaNet(2, 4, 16, 4), DeltaNet(4, 8, 16, 4, True, True), Mamba2(4, 16, 16, 2, 4), Mamba2(4, 16, 16, 1, 4),
+        ShortConvolution(3, 96))),
 )  # fmt: skip
 """A layer of each kind whose state is divided; of the last one in unequal parts."""
 

@@ -13,6 +13,8 @@ from vkllm.model.reference_states import (
     delta_net,
     gated_convolution,
     gated_norm,
+    gated_norm_of_part,
+    gated_squares,
     mamba2,
     sigmoid,
     silu,
@@ -105,6 +107,17 @@ def test_rows_one_by_one_leave_the_same_states() -> None:
         row, state = delta_net(net, 1e-6, qkv[t : t + 1], *gates[:, t : t + 1], dt, a, state)
         rows.append(row[0])
     assert np.allclose(whole, rows, atol=1e-6) and np.allclose(after, state, atol=1e-6)
+
+
+def test_parts_of_a_group_are_normed_by_the_squares_of_all() -> None:
+    rng = np.random.default_rng(8)
+    x, z = (rng.normal(0, 1, (3, 12)).astype(np.float32) for _ in range(2))
+    weight = rng.normal(1, 0.3, (1, 12)).astype(np.float32)
+    parts = (slice(0, 4), slice(4, 12))
+    squares = sum(gated_squares(x[:, part], z[:, part]) for part in parts)
+    assert isinstance(squares, np.ndarray) and squares.shape == (3, 4) and not squares[:, 1:].any()
+    found = [gated_norm_of_part(x[:, part], z[:, part], weight[:, part], 0.1, squares, 12) for part in parts]
+    assert np.allclose(np.concatenate(found, axis=1), gated_norm(x, z, weight, 0.1, is_gated_first=True), atol=1e-6)
 
 
 def test_gated_norms_differ_in_what_comes_first() -> None:

@@ -13,7 +13,9 @@ from vkllm.model.architectures.llama import llama_spec
 from vkllm.model.graph import expected_shapes
 from vkllm.model.memory.limits import DeviceLimits, Tier
 from vkllm.model.memory.plan import MemoryPlan, PlanOptions, plan
+from vkllm.model.mixers import DeltaNet, Mamba2, Mixer, ShortConvolution
 from vkllm.model.shards.rank_model import RankModel, rank_models
+from vkllm.model.spec import ModelSpec
 
 GIB = 2**30
 LLAMA_70B = llama_spec(
@@ -22,18 +24,18 @@ LLAMA_70B = llama_spec(
 LLAMA_70B = replace(LLAMA_70B, output_weight="output.weight")
 
 
-def _table() -> dict[str, TensorInfo]:
+def table(spec: ModelSpec) -> dict[str, TensorInfo]:
     """As Q4_K_M: some matrices in Q6_K."""
     found = {}
-    for name, shape in expected_shapes(LLAMA_70B).items():
+    for name, shape in expected_shapes(spec).items():
         is_large = name == "output.weight" or ("ffn_down" in name and int(name.split(".")[1]) % 2)
-        fmt = "F32" if len(shape) == 1 else "Q6_K" if is_large else "Q4_K"
+        fmt = "F32" if len(shape) == 1 or shape[0] == 1 or shape[1] < 256 else "Q6_K" if is_large else "Q4_K"
         n_bytes = shape[0] * shape[-1] * weight_format(fmt).block_bytes // weight_format(fmt).block
         found[name] = TensorInfo(name, shape, fmt, 0, n_bytes if len(shape) > 1 else 4 * shape[0])
     return found
 
 
-TENSORS = _table()
+TENSORS = table(LLAMA_70B)
 
 
 def card(gib: int) -> DeviceLimits:
@@ -83,6 +85,33 @@ def test_unequal_cards_by_proportions() -> None:
     assert in_host_memory(large) == in_host_memory(small) == 0
     assert 1.8 < large.weights_bytes / small.weights_bytes < 2.1
     assert (large.cache_bytes, small.cache_bytes) == (5 * 80 * 2**20 * 2, 3 * 80 * 2**20 * 2)
+
+
+MIXERS = (
+    *(DeltaNet(16, 48, 128, 4), Mamba2(128, 64, 128, 1, 4), Mamba2(128, 64, 128, 8, 4)),
+    ShortConvolution(3, 8192),
+)
+
+
+@pytest.mark.parametrize("mixer", MIXERS, ids=str)
+def test_ranks_have_their_part_of_what_stands_in_place_of_attention(mixer: Mixer) -> None:
+    """Of its matrices and its states. All ranks have B and C of a single group, which are 1 % of its rows."""
+    layer = replace(LLAMA_70B.layers[0], n_heads=0, n_kv_heads=0, head_dim=0, rope=None, mixer=mixer, d_ff=0,
+                    ffn_norm=None)  # fmt: skip
+    spec = replace(LLAMA_70B, layers=(layer,) * 8)
+    tensors = table(spec)
+    for n in (2, 3, 8):
+        models = rank_models(spec, tensors, [1] * n)
+        parts = [
+            sum(info.n_bytes for name, info in model.tensors.items() if name.startswith("blk.")) for model in models
+        ]
+        whole = sum(info.n_bytes for name, info in tensors.items() if name.startswith("blk."))
+        assert whole <= sum(parts) < 1.08 * whole and max(parts) < (1.2 if n == 3 else 1.11) * whole / n
+        alone = plan(spec, tensors, card(64), 4096, 512, 16, PlanOptions(n_parallel=1))
+        plans = [made(model, 64) for model in models]
+        slots = [planned.states_bytes // planned.n_state_slots for planned in plans]
+        of_one = alone.states_bytes // alone.n_state_slots
+        assert of_one <= sum(slots) < 1.02 * of_one and max(slots) < 1.2 * of_one / n
 
 
 def test_a_rank_that_does_not_fit_says_what_it_needs() -> None:

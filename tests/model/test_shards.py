@@ -98,6 +98,20 @@ def test_mixers_are_divided(tmp_path: Path) -> None:
         assert all(model.spec.layers[-1].cached_widths == (80,) for model in models)
 
 
+def test_heads_of_a_single_group_are_divided_and_its_norm_is_over_all(tmp_path: Path) -> None:
+    """Each rank has B and C of the group; a further sum is of the squares that the norm is over."""
+    mamba = Mamba2(16, 16, 16, 1, 4)
+    spec = of_layers(replace(STATE, mixer=mamba, d_ff=256), d_model=256)
+    path = write_random_model(tmp_path / "model.gguf", spec, {"ssm_out": "Q4_0"})
+    for models, n_heads in zip(
+        check(path, spec, ModelFile.open(path).tensors, [1, 1, 1, 1], [3, 1]), ([4] * 4, [12, 4]), strict=True
+    ):
+        found = [model.spec.layers[0].mixer for model in models]
+        assert found == [replace(mamba, n_heads=n, normed_columns=256) for n in n_heads]
+        assert all(sums(model) == [0, 0, 0] for model in models)
+        assert [model.spec.layers[0].state_sizes[1] for model in models] == [n * 256 for n in n_heads]
+
+
 def test_parallel_layers_have_one_sum(tmp_path: Path) -> None:
     spec = KINDS_OF_LAYERS["command-r"]
     path = write_random_model(tmp_path / "model.gguf", spec, {})

@@ -62,9 +62,9 @@ def test_many_cards_wait_for_system_memory() -> None:
 
 def test_an_exchange_costs_a_dispatch_too() -> None:
     speed = ExchangeSpeed(latency_s=2e-6, bytes_per_s=1e15, host_bytes_per_s=1e15)
-    assert between_ranks_s(160, 4, 2, 25e-6, speed) == pytest.approx(160 * (2e-6 + 5e-6))
+    assert between_ranks_s([4] * 160, 2, 25e-6, speed) == pytest.approx(160 * (2e-6 + 5e-6))
     measured = replace(speed, is_measured=True)
-    assert between_ranks_s(160, 4, 2, 25e-6, measured) == pytest.approx(160 * 2e-6), "which was timed with it"
+    assert between_ranks_s([4] * 160, 2, 25e-6, measured) == pytest.approx(160 * 2e-6), "which was timed with it"
 
 
 def test_ranks_run_at_once_or_one_after_the_other() -> None:

@@ -37,7 +37,8 @@ class Mamba2:
     """A selective state space in place of attention (Dao and Gu 2024, arXiv 2405.21060; Granite 4 H, Nemotron H).
 
     n_heads heads of head_dim columns; each has head_dim x d_state numbers of state. n_groups: of heads that share B and
-    C. n_kernel: tokens that the short convolution before it sees.
+    C. n_kernel: tokens that the short convolution before it sees. normed_columns: where it is a part of the only group
+    of a layer, as one of several devices has it: columns of the whole group, which are normed together.
     """
 
     n_heads: int
@@ -45,6 +46,7 @@ class Mamba2:
     d_state: int
     n_groups: int
     n_kernel: int
+    normed_columns: int | None = None
 
     @property
     def d_inner(self) -> int:

@@ -27,6 +27,7 @@ Kind = Literal[
     "delta_net",
     "mamba2",
     "gated_norm",
+    "gated_squares",
     "latent_rope",
     "all_reduce",
     "move_rows",

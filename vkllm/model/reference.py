@@ -31,7 +31,7 @@ from vkllm.model.ops import (
 from vkllm.model.reference_experts import chosen_experts, chosen_weights, expert_matvec, expert_sum, route
 from vkllm.model.reference_states import States, sigmoid
 from vkllm.model.spec import Function, ModelSpec, NormForm, Predictor, QueryTemperature, Rope, Yarn
-from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, LatentRotation, Mamba2Step
+from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, GatedSquares, LatentRotation, Mamba2Step
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -273,7 +273,7 @@ class Reference:
             case Activate():
                 y = activate(values[op.input], op.function, op.is_gated, op.slots)
                 return y if op.up is None else y * values[op.up][:, op.up_column : op.up_column + y.shape[1]]
-            case Convolution() | DeltaNetStep() | Mamba2Step() | GatedNorm():
+            case Convolution() | DeltaNetStep() | Mamba2Step() | GatedNorm() | GatedSquares():
                 return self._states.run(op, values)
             case Route():
                 return route(values[op.input], op.experts, None if op.bias is None else self.weight(op.bias))

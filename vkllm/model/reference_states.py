@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from vkllm.model.mixers import DeltaNet, Mamba2
 from vkllm.model.ops import Op
-from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2Step
+from vkllm.model.state_ops import SQUARES, Convolution, DeltaNetStep, GatedNorm, GatedSquares, Mamba2Step
 
 Floats = npt.NDArray[np.float32]
 
@@ -126,6 +126,20 @@ def gated_norm(x: Floats, z: Floats, weight: Floats, eps: float, *, is_gated_fir
     return y if is_gated_first else y * gate
 
 
+def gated_squares(x: Floats, z: Floats) -> Floats:
+    """The sum of squares (T, SQUARES) of x * silu(z), in the first column; the others are zeros."""
+    sums = np.zeros((len(x), SQUARES), np.float32)
+    sums[:, 0] = np.square(x * silu(z)).sum(axis=-1)
+    return sums
+
+
+def gated_norm_of_part(x: Floats, z: Floats, weight: Floats, eps: float, squares: Floats, n_columns: int) -> Floats:
+    """x * silu(z) * weight / root mean square of a group of n_columns columns, whose sum of squares is in the first
+    column of squares (T, SQUARES). x, z (T, C): a part of it; weight (1, C)."""
+    y: Floats = x * silu(z) / np.sqrt(squares[:, :1] / np.float32(n_columns) + np.float32(eps)) * weight
+    return y
+
+
 class States:
     """The states of a sequence: of each convolution, delta net and state space. weight(name): a tensor as float32."""
 
@@ -157,7 +171,12 @@ class States:
                 y, after = mamba2(mamba, x, dt, dt_bias, a, d, state)
             case GatedNorm():
                 z = values[op.gates][:, op.column : op.column + op.width]
+                if op.squares is not None:
+                    own = weight(op.weight)
+                    return gated_norm_of_part(x, z, own, op.eps, values[op.squares], op.normed_columns)
                 return gated_norm(x, z, weight(op.weight), op.eps, is_gated_first=op.is_gated_first)
+            case GatedSquares():
+                return gated_squares(x, values[op.gates][:, op.column : op.column + op.n_columns])
             case _:
                 raise AssertionError(op.kind)
         self._states[op.layer, op.kind] = after

@@ -89,7 +89,8 @@ class GatedNorm(Op):
     """rms_norm(input) * weight * silu(z) by groups of columns; is_gated_first: rms_norm(input * silu(z)) * weight.
 
     z: `width` columns of the activation `gates`, from `column` on. weight: (group,) for all groups or, with
-    has_weight_per_group, (width / group, group).
+    has_weight_per_group, (width / group, group). squares: the activation (T, SQUARES) whose first column is the sum of
+    squares of a group of normed_columns columns, of which this is a part; else its groups are whole.
     """
 
     kind: ClassVar[Kind] = "gated_norm"
@@ -100,11 +101,28 @@ class GatedNorm(Op):
     group: int
     is_gated_first: bool = False
     has_weight_per_group: bool = False
+    squares: str | None = None
+    normed_columns: int = 0
 
     def tensors(self) -> Shapes:
         """The weight."""
         shape = (self.width // self.group, self.group) if self.has_weight_per_group else (self.group,)
         return {self.weight: shape}
+
+
+SQUARES = 4
+"""Columns of the sums of squares of parts of a group: a sum, and zeros up to a word of 16 bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedSquares(Op):
+    """The sum of squares of input * silu(z), (T, SQUARES): what a device has of the norm of a group whose columns are
+    divided. n_columns: of the input, and of z in the activation `gates`, from `column` on."""
+
+    kind: ClassVar[Kind] = "gated_squares"
+    n_columns: int
+    gates: str
+    column: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ from vkllm.model.ops import (
     Rotation,
     Softcap,
 )
-from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, LatentRotation, Mamba2Step
+from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, GatedSquares, LatentRotation, Mamba2Step
 
 
 class Operations:
@@ -127,7 +127,7 @@ class Operations:
                 return [self._activate(op, width)]
             case Softcap():
                 return [self._softcap(op, width)]
-            case Convolution() | DeltaNetStep() | Mamba2Step() | GatedNorm():
+            case Convolution() | DeltaNetStep() | Mamba2Step() | GatedNorm() | GatedSquares():
                 return [self._states.of(op, width)]
             case Route():
                 return self._experts.route(op, width)

@@ -95,8 +95,10 @@ def _rounds(dispatch: Dispatch, subgroup_size: int, n_keys: int) -> int:
         case "embed":
             return table + _up(v["columns"], n)
         case "gated_norm":
-            sums = 0 if v["group"] == v["span"] else 32 * (1 + v["group"])
+            sums = 0 if v["group"] == v["span"] or v["normed_columns"] else 32 * (1 + v["group"])
             return _up(v["span"], size) + size // subgroup_size + _up(v["span"] // 4, size) * (1 + sums)
+        case "gated_squares":
+            return _up(v["columns"], size) + size // subgroup_size
         case "expert_matmul":
             matrices = v["tile_rows"] // v["matrix_m"] * (v["tile_tokens"] // v["matrix_n"])
             stores = matrices * (1 + _up(v["matrix_m"] * v["matrix_n"] // 4, subgroup_size))

@@ -55,13 +55,21 @@ STATE_KERNELS: Final = (
     ),
     KernelSpec(
         "gated_norm",
-        ("x", "gates", "weight", "y", "y_q16", "y_scales", "step"),
+        ("x", "gates", "weight", "squares", "y", "y_q16", "y_scales", "step"),
         (
             *("local_size", "columns", "group", "span", "gates_columns", "eps", "is_gated_first"),
-            *("has_weight_per_group", "quantizes"),
+            *("has_weight_per_group", "normed_columns", "quantizes"),
         ),
         ("first_column",),
         subgroup=("arithmetic", "shuffle"),
+        has_plain=True,
+    ),
+    KernelSpec(
+        "gated_squares",
+        ("x", "gates", "y", "step"),
+        ("local_size", "columns", "gates_columns"),
+        ("first_column",),
+        subgroup=("arithmetic",),
         has_plain=True,
     ),
     KernelSpec(

@@ -19,7 +19,10 @@ from vkllm.gpu.program.stored_forms import StoredForms
 from vkllm.model.graph import loaded
 from vkllm.model.memory.states import slot_words
 from vkllm.model.mixers import DeltaNet
-from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2Step
+from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, GatedSquares, Mamba2Step
+
+MOST_SPAN = 1024
+"""Most columns of a workgroup of gated_norm that adds nothing up."""
 
 MOST_LANES = 8
 """Most invocations that share a column of a state."""
@@ -27,7 +30,7 @@ MOST_LANES = 8
 CHUNK_SIZE, CHUNK_ROWS, CHUNK_COLUMNS = 128, 32, 32
 """Invocations, tokens and columns of a state that a workgroup of delta_net_chunks takes."""
 
-StateOp = Convolution | DeltaNetStep | Mamba2Step | GatedNorm
+StateOp = Convolution | DeltaNetStep | Mamba2Step | GatedNorm | GatedSquares
 
 
 class StateOperations:
@@ -53,6 +56,8 @@ class StateOperations:
                 return self._mamba2(op, width)
             case GatedNorm():
                 return self._gated_norm(op, width)
+            case GatedSquares():
+                return self._gated_squares(op, width)
 
     def _convolution(self, op: Convolution, width: int) -> Dispatch:
         buffers, y = self._buffers, self._buffers.activations[op.output]
@@ -124,20 +129,32 @@ class StateOperations:
         )
 
     def _gated_norm(self, op: GatedNorm, width: int) -> Dispatch:
-        buffers, span = self._buffers, norm_span(op.group, op.width)
-        y = buffers.activations[op.output]
+        buffers, y = self._buffers, self._buffers.activations[op.output]
+        x = buffers.activations[op.input].values
+        span = norm_span(op.group, op.width) if op.squares is None else part_span(op.width)
         return self._device.dispatch(
             KERNELS["gated_norm"],
             (
-                *(buffers.activations[op.input].values, buffers.activations[op.gates].values),
-                *(buffers.vectors[op.weight], y.values, y.q16 or y.values, y.scales or y.values, self._step),
+                *(x, buffers.activations[op.gates].values, buffers.vectors[op.weight]),
+                buffers.activations[op.squares].values if op.squares else x,
+                *(y.values, y.q16 or y.values, y.scales or y.values, self._step),
             ),
             constants=(
                 *(self._local_size, op.width, op.group, span, self._row_widths[op.layer, op.gates]),
-                *(float_bits(op.eps), int(op.is_gated_first), int(op.has_weight_per_group)),
+                *(float_bits(op.eps), int(op.is_gated_first), int(op.has_weight_per_group), op.normed_columns),
                 self._forms.of(op.output, width),
             ),
             groups=(op.width // span, width),
+            push=(op.column,),
+        )
+
+    def _gated_squares(self, op: GatedSquares, width: int) -> Dispatch:
+        names = (op.input, op.gates, op.output)
+        return self._device.dispatch(
+            KERNELS["gated_squares"],
+            (*(self._buffers.activations[name].values for name in names), self._step),
+            constants=(self._local_size, op.n_columns, self._row_widths[op.layer, op.gates]),
+            groups=(1, width),
             push=(op.column,),
         )
 
@@ -164,6 +181,11 @@ def lanes_of_state(size: int, subgroup_size: int) -> int:
 def norm_span(group: int, width: int) -> int:
     """Columns of a workgroup of gated_norm: whole groups, and whole blocks of activations where a row has such."""
     return math.lcm(group, 4 if width % BLOCK else BLOCK)
+
+
+def part_span(width: int) -> int:
+    """Columns of a workgroup of gated_norm where those of a group are divided, and its sum of squares is known."""
+    return math.gcd(width, MOST_SPAN)
 
 
 def chunk_constants(info: DeviceInfo, net: DeltaNet) -> dict[str, int] | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from vkllm.formats.quants import BLOCK
 from vkllm.model.layers.layer_ops import LayerOps
 from vkllm.model.mixers import DeltaNet, Mamba2, ShortConvolution
-from vkllm.model.ops import Op
+from vkllm.model.ops import AllReduce, Op
 from vkllm.model.spec import LayerSpec, ModelSpec
-from vkllm.model.state_ops import Convolution, DeltaNetStep, GatedNorm, Mamba2Step
+from vkllm.model.state_ops import SQUARES, Convolution, DeltaNetStep, GatedNorm, GatedSquares, Mamba2Step
 
 
 def delta_net(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
@@ -66,6 +66,7 @@ def mamba2(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
     mamba, make = layer.mixer, LayerOps(spec, layer, number)
     assert isinstance(mamba, Mamba2)
     d_inner, group = mamba.d_inner, mamba.d_inner // mamba.n_groups
+    is_part = mamba.normed_columns is not None
     return [
         make.before(layer.attn_norm),
         make.matvec({"ssm_in": d_inner + mamba.convolved + mamba.n_heads}, "normed", spec.d_model, "projected"),
@@ -92,6 +93,7 @@ def mamba2(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
             a=f"blk.{number}.ssm_a",
             d=f"blk.{number}.ssm_d",
         ),
+        *(_squares(number, d_inner) if is_part else ()),
         GatedNorm(
             output="gated",
             width=d_inner,
@@ -104,9 +106,25 @@ def mamba2(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:
             group=group,
             is_gated_first=True,
             has_weight_per_group=True,
+            squares="squares" if is_part else None,
+            normed_columns=mamba.normed_columns or 0,
         ),
         *_ending(make, "ssm_out", d_inner),
     ]
+
+
+def _squares(number: int, d_inner: int) -> list[Op]:
+    """The sum of squares of a group of which each device has a part."""
+    own = GatedSquares(
+        output="own_squares",
+        width=SQUARES,
+        input="mixed",
+        layer=number,
+        n_columns=d_inner,
+        gates="projected",
+        column=0,
+    )
+    return [own, AllReduce(output="squares", width=SQUARES, input=own.output, layer=number)]
 
 
 def short_convolution(spec: ModelSpec, layer: LayerSpec, number: int) -> list[Op]:

@@ -222,8 +222,8 @@ class _Splitter:
         ranks = rank_models(self.spec, self.tensors, parts)
         share = exchange_share(ranks, [self.members[place] for place in members])
         plans = self._plans(members, limits, [(rank.spec, rank.tensors) for rank in ranks], share)
-        d_model, n, n_exchanges = self.spec.d_model, len(members), n_exchanges_of(ranks[0].spec)
-        rows_s = speed.transfer_s(16 * sum_fours(MAX_ROWS, d_model), n)
+        columns, n = exchanged_columns(ranks[0].spec), len(members)
+        rows_s = sum(speed.transfer_s(16 * sum_fours(MAX_ROWS, each), n) for each in columns)
         layer_s = max(limit.speeds.layer_s for limit in limits)
         return SplitPlan(
             "tensor",
@@ -231,9 +231,9 @@ class _Splitter:
             parts,
             (range(self.spec.n_layers),) * n,
             plans,
-            between_ranks_s(n_exchanges, 4 * d_model, n, layer_s, speed),
-            n_exchanges,
-            MAX_ROWS / (n_exchanges * rows_s),
+            between_ranks_s([4 * each for each in columns], n, layer_s, speed),
+            len(columns),
+            MAX_ROWS / rows_s,
         )
 
     def _ranks(
@@ -315,7 +315,12 @@ def exchange_share(ranks: Sequence[RankModel], members: Sequence[Member]) -> Exc
 
 def n_exchanges_of(rank: ModelSpec) -> int:
     """Exchanges of a step: its sums over ranks, and one of candidates for the next token. rank: the model of one."""
-    return 1 + sum(isinstance(op, AllReduce) for op in decoder(rank))
+    return len(exchanged_columns(rank))
+
+
+def exchanged_columns(rank: ModelSpec) -> list[int]:
+    """Numbers of a row of each exchange of a step; candidates are counted like a sum of hidden states."""
+    return [*(op.width for op in decoder(rank) if isinstance(op, AllReduce)), rank.d_model]
 
 
 def _choice(members: Sequence[Member], plans: Mapping[SplitMode, SplitPlan]) -> tuple[SplitMode, str]:

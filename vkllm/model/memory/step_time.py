@@ -62,11 +62,11 @@ class ExchangeSpeed:
         return max(n_bytes / self.bytes_per_s, n_ranks * n_bytes / self.host_bytes_per_s)
 
 
-def between_ranks_s(n_exchanges: int, row_bytes: int, n_ranks: int, layer_s: float, speed: ExchangeSpeed) -> float:
-    """Seconds that a token's exchanges take, of a row each. layer_s: the slowest rank's fixed time a layer, which says
-    what one more dispatch takes; where the latency was measured, it is part of that."""
+def between_ranks_s(row_bytes: Sequence[int], n_ranks: int, layer_s: float, speed: ExchangeSpeed) -> float:
+    """Seconds that a token's exchanges take, of a row of so many bytes each. layer_s: the slowest rank's fixed time a
+    layer, which says what one more dispatch takes; where the latency was measured, it is part of that."""
     dispatch_s = 0.0 if speed.is_measured else layer_s / DISPATCHES_PER_LAYER
-    return n_exchanges * (speed.sum_s(row_bytes, n_ranks) + dispatch_s)
+    return sum(speed.sum_s(n_bytes, n_ranks) + dispatch_s for n_bytes in row_bytes)
 
 
 def handovers_s(n_bytes: int, n_ranks: int, speed: ExchangeSpeed) -> float:

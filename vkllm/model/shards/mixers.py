@@ -1,5 +1,5 @@
-"""What stands in place of attention, divided: delta nets and latent attention by heads, Mamba 2 by groups of heads,
-short convolutions by columns."""
+"""What stands in place of attention, divided: delta nets and latent attention by heads, Mamba 2 by groups of heads or,
+where all are one group, by heads, short convolutions by columns."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def last_matrix(mixer: Mixer) -> str:
 
 
 def divided_mixer(mixer: Mixer, n_heads: int, border: int, proportions: Sequence[float]) -> list[range] | None:
-    """What each rank has: key heads of a delta net, groups of Mamba 2, heads of latent attention, columns of a short
-    convolution; None where there are too few.
+    """What each rank has: key heads of a delta net, groups of Mamba 2 or heads of its only one, heads of latent
+    attention, columns of a short convolution; None where there are too few.
 
     border: the columns of its last matrix are cut at multiples of it; a rank has whole BLOCKs of them. n_heads: of
     latent attention.
@@ -42,7 +42,7 @@ def divided_mixer(mixer: Mixer, n_heads: int, border: int, proportions: Sequence
                 return None
             piece = mixer.head_dim if lie_apart else size
         case Mamba2():
-            n = mixer.n_groups
+            n = mixer.n_groups if mixer.n_groups > 1 else mixer.n_heads
             size = piece = mixer.d_inner // n
         case LatentAttention():
             n, size, piece = n_heads, mixer.value_dim, mixer.value_dim
@@ -96,9 +96,11 @@ def _delta_net(net: DeltaNet, keys: range) -> tuple[DeltaNet, Cuts, StatePart]:
     return replace(net, n_k_heads=len(keys), n_v_heads=length(values)), cuts, state
 
 
-def _mamba2(mamba: Mamba2, groups: range) -> tuple[Mamba2, Cuts, StatePart]:
-    """groups: each goes with its heads, and its B and C."""
-    heads, d_inner, n_groups = times([groups], mamba.n_heads // mamba.n_groups), mamba.d_inner, mamba.n_groups
+def _mamba2(mamba: Mamba2, part: range) -> tuple[Mamba2, Cuts, StatePart]:
+    """part: groups, each of which goes with its heads, and its B and C; or heads of the only group, whose B and C every
+    rank has."""
+    d_inner, n_groups = mamba.d_inner, mamba.n_groups
+    groups, heads = (part, times([part], mamba.n_heads // n_groups)) if n_groups > 1 else (range(1), (part,))
     columns = times(heads, mamba.head_dim)
 
     def convolved(first: int) -> tuple[range, ...]:
@@ -113,11 +115,12 @@ def _mamba2(mamba: Mamba2, groups: range) -> tuple[Mamba2, Cuts, StatePart]:
         "ssm_dt": Cut(rows=heads),
         "ssm_a": Cut(rows=heads),
         "ssm_d": Cut(rows=heads),
-        "ssm_norm": Cut(rows=(groups,)),
+        "ssm_norm": Cut(rows=(groups,)) if n_groups > 1 else Cut(columns=columns),
         "ssm_out": Cut(columns=columns),
     }
     state = StatePart(convolved(0), times(columns, mamba.d_state))
-    return replace(mamba, n_heads=length(heads), n_groups=len(groups)), cuts, state
+    own = replace(mamba, n_heads=length(heads), n_groups=len(groups))
+    return own if n_groups > 1 else replace(own, normed_columns=d_inner), cuts, state
 
 
 def _latent_attention(latent: LatentAttention, heads: range) -> Cuts:
