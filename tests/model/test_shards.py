@@ -153,6 +153,19 @@ def test_layers_take_turns_with_what_is_left(tmp_path: Path) -> None:
     assert [[layer.n_kv_heads for layer in model.spec.layers] for model in models] == [[2, 1], [1, 2]]
 
 
+def test_mixers_take_turns_with_what_is_left_whatever_stands_between_them(tmp_path: Path) -> None:
+    """Three key heads, and three blocks of columns, for two ranks."""
+    net, convolution = DeltaNet(3, 6, 32, 4), ShortConvolution(3, 96)
+    mixers = (net, None, net, convolution, None, convolution)
+    spec = of_layers(*(LAYER if mixer is None else replace(STATE, mixer=mixer) for mixer in mixers))
+    path = write_random_model(tmp_path / "model.gguf", spec, {})
+    (models,) = check(path, spec, ModelFile.open(path).tensors, [1, 1])
+    found = [[layer.mixer for layer in model.spec.layers if layer.mixer] for model in models]
+    nets = [[mixer.n_k_heads for mixer in of_rank if isinstance(mixer, DeltaNet)] for of_rank in found]
+    columns = [[mixer.width for mixer in of_rank if isinstance(mixer, ShortConvolution)] for of_rank in found]
+    assert (nets, columns) == ([[2, 1], [1, 2]], [[64, 32], [32, 64]])
+
+
 def test_what_has_too_few_parts_is_on_every_rank() -> None:
     spec = of_layers(
         replace(LAYER, head_norm=HeadNorm(over="row"), d_ff=8),

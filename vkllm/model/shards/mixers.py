@@ -24,15 +24,17 @@ def last_matrix(mixer: Mixer) -> str:
     return "ssm_out"
 
 
-def divided_mixer(mixer: Mixer, n_heads: int, border: int, proportions: Sequence[float]) -> list[range] | None:
+def divided_mixer(
+    mixer: Mixer, n_heads: int, border: int, proportions: Sequence[float], turn: int = 0
+) -> list[range] | None:
     """What each rank has: key heads of a delta net, groups of Mamba 2 or heads of its only one, heads of latent
     attention, columns of a short convolution; None where there are too few.
 
     border: the columns of its last matrix are cut at multiples of it; a rank has whole BLOCKs of them. n_heads: of
-    latent attention.
+    latent attention. turn: see `shares`.
     """
     if isinstance(mixer, ShortConvolution):
-        parts = divided(mixer.width, math.lcm(border, BLOCK), proportions)
+        parts = divided(mixer.width, math.lcm(border, BLOCK), proportions, turn=turn)
         return parts if parts and all(len(part) % BLOCK == 0 for part in parts) else None
     match mixer:
         case DeltaNet():
@@ -47,7 +49,7 @@ def divided_mixer(mixer: Mixer, n_heads: int, border: int, proportions: Sequence
         case LatentAttention():
             n, size, piece = n_heads, mixer.value_dim, mixer.value_dim
     for multiple in (math.lcm(border, BLOCK), border):
-        parts = divided_pieces(n, piece, multiple, proportions)
+        parts = divided_pieces(n, piece, multiple, proportions, turn)
         if parts is not None and all(len(part) * size % BLOCK == 0 for part in parts):
             return parts
     return None

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from vkllm.formats.gguf import TensorInfo
 from vkllm.formats.quants import weight_format
 from vkllm.model.graph import expected_shapes
-from vkllm.model.mixers import Mixer
 from vkllm.model.shards.attention import Heads, attention_of, divided_heads
 from vkllm.model.shards.cuts import WHOLE, CachedParts, Cut, RankLayer
 from vkllm.model.shards.feed_forward import experts_of, feed_forward_of
@@ -57,6 +56,7 @@ class _Division:
         self._tensors = tensors
         self._proportions = proportions
         self._heads = self._divided_heads()
+        self._mixers = self._divided_mixers()
         self._vocabulary = divided(spec.n_vocab, 1, proportions, VOCABULARY_ROWS)
 
     def model(self, rank: int) -> RankModel:
@@ -89,7 +89,7 @@ class _Division:
         found = RankLayer(replace(layer, adds_residual=rank == 0), {})
         if (heads := self._heads.get(number)) is not None:
             found = found.then(attention_of(found.layer, heads[rank], rank))
-        if layer.mixer is not None and (parts := self._mixer_parts(number, layer.mixer)) is not None:
+        if (parts := self._mixers.get(number)) is not None:
             found = found.then(mixer_of(found.layer, parts[rank]))
         if layer.d_ff and (hidden := self._hidden(number, "ffn_down", layer.d_ff)):
             found = found.then(feed_forward_of(found.layer, hidden[rank], rank))
@@ -102,10 +102,14 @@ class _Division:
         """The columns of a matrix of n columns, by rank."""
         return divided_hidden(n, self._border(number, name), self._proportions, number) if n else None
 
-    def _mixer_parts(self, number: int, mixer: Mixer) -> list[range] | None:
-        """The heads, groups or columns of what stands in place of attention, by rank."""
-        border = self._border(number, last_matrix(mixer))
-        return divided_mixer(mixer, self._spec.layers[number].n_heads, border, self._proportions)
+    def _divided_mixers(self) -> dict[int, list[range]]:
+        """The heads, groups or columns by layer and rank, of what stands in place of attention and can be divided."""
+        layers = [(i, layer, layer.mixer) for i, layer in enumerate(self._spec.layers) if layer.mixer is not None]
+        found = {
+            i: divided_mixer(mixer, layer.n_heads, self._border(i, last_matrix(mixer)), self._proportions, turn)
+            for turn, (i, layer, mixer) in enumerate(layers)
+        }
+        return {i: parts for i, parts in found.items() if parts is not None}
 
     def _border(self, number: int, name: str) -> int:
         """The columns of a matrix can be cut at multiples of it."""
@@ -119,8 +123,8 @@ class _Division:
         border = max((self._border(i, "attn_output") for i in layers), default=1)
         have_own_caches = all(layer.cache_layer is None for layer in layers.values())
         found = {
-            i: divided_heads(layer, border, self._proportions, i if have_own_caches else 0)
-            for i, layer in layers.items()
+            i: divided_heads(layer, border, self._proportions, turn if have_own_caches else 0)
+            for turn, (i, layer) in enumerate(layers.items())
         }
         kept = {i: heads for i, heads in found.items() if heads is not None}
         for owner in {layer.cache_layer for layer in layers.values() if layer.cache_layer is not None}:
