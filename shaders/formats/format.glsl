@@ -7,6 +7,7 @@
 //   unpack(w, block, first, second) its values 0-15 and 16-31 as bytes, before the scales
 // and defines, where it applies,
 //   IS_SIGNED                       the bytes are signed
+//   HAS_NIBBLES                     w.nibbles has all values: byte j of its words values j (low) and j + 16
 //   CENTRE                          what is subtracted from the bytes
 //   HAS_HALF_SCALES                 scales: of the first half of the block, of the second
 //   HAS_MINIMA                      behind them: what is added to the products, of the block or of each half

@@ -3,6 +3,7 @@
 #define IS_SIGNED
 #include "lib/iq4_values.glsl"
 #ifndef SPLITS
+#include "lib/small_floats.glsl"
 layout(std430, binding = 1) readonly buffer ScalesByTwo { uvec2 scale_words[]; };
 
 struct Weights {
@@ -15,9 +16,9 @@ Weights load_weights(uint block) { return Weights(quants[block], scale_words[blo
 uint first_words(Weights w) { return w.planes.x | w.scale.x; }
 
 vec2 scales_of(Weights w, uint block) {
-  int shift = int(block % 8 * 2);
-  uint integer = bitfieldExtract(w.scale.y, 2 * shift, 4) | bitfieldExtract(w.scale.x, 16 + shift, 2) << 4;
-  return vec2(unpackHalf2x16(w.scale.x).x * (float(integer) - 32.0));
+  uint place = block % 8;
+  uint integer = ((w.scale.y >> (4 * place)) & 15u) | ((w.scale.x >> (12 + 2 * place)) & 48u);
+  return vec2(unpackHalf2x16(w.scale.x).x * (small_floats(uvec2(integer)).x - 32.0));
 }
 
 void unpack(Weights w, uint block, out uvec4 first, out uvec4 second) { unpack_values(w.planes, first, second); }

@@ -1,5 +1,6 @@
 // Q4_0: value = d (q - 8), q four bits. A block's quants are a uvec4, whose byte j holds values j and j + 16; two
 // blocks' scales are a word.
+#define HAS_NIBBLES
 #define CENTRE 8.0
 #ifndef SPLITS
 struct Weights {

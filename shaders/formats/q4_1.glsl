@@ -1,4 +1,5 @@
 // Q4_1: value = d q + m, q four bits. Quants as in Q4_0; a block's d and m are a word.
+#define HAS_NIBBLES
 #define HAS_MINIMA
 #define MIDDLE 8.0
 #ifndef SPLITS

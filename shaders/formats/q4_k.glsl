@@ -1,5 +1,6 @@
 // Q4_K: value = d scale q - dmin minimum, q four bits, scale and minimum six, one a block (lib/six_bit_scales.glsl).
 // A super-block of eight blocks: 32 words of quants as in Q4_0, four of scales.
+#define HAS_NIBBLES
 #define HAS_MINIMA
 #define MIDDLE 8.0
 #include "lib/six_bit_scales.glsl"

@@ -24,7 +24,14 @@ const float WEIGHT_CENTRE = 1152.0;
 const float WEIGHT_CENTRE = 1024.0;
 #endif
 
-f16vec2 two_of_bytes(uint word) {
+#ifdef HAS_NIBBLES
+// A number in bits 4-7 of 1024 is 16 times as much more.
+f16vec2 two_of_word(uint word, uint half_) {
+  f16vec2 v = unpackFloat2x16((word & (half_ == 0 ? 0x000f000fu : 0x00f000f0u)) | 0x64006400u);
+  return half_ == 0 ? v - f16vec2(WEIGHT_CENTRE) : fma(v, f16vec2(0.0625), f16vec2(960.0 - WEIGHT_CENTRE));
+}
+#else
+f16vec2 two_of_word(uint word, uint half_) {
   word &= 0x00ff00ffu;
 #ifdef IS_SIGNED
   word ^= 0x64806480u; // signed bytes as unsigned ones, 128 higher
@@ -33,10 +40,16 @@ f16vec2 two_of_bytes(uint word) {
 #endif
   return unpackFloat2x16(word) - f16vec2(WEIGHT_CENTRE);
 }
+#endif
 
 void pairs_of_half(Weights w, uint block, uint half_, bool is_there, out f16vec2 pairs[8]) {
-  uvec4 bytes[2];
-  unpack(w, block, bytes[0], bytes[1]);
+#ifdef HAS_NIBBLES
+  uvec4 words = w.nibbles;
+#else
+  uvec4 halves[2];
+  unpack(w, block, halves[0], halves[1]);
+  uvec4 words = halves[half_];
+#endif
   Scales scale = scales_of(w, block);
   float factor = scale.x;
 #ifdef HAS_HALF_SCALES
@@ -52,8 +65,7 @@ void pairs_of_half(Weights w, uint block, uint half_, bool is_there, out f16vec2
   f16vec2 minima = f16vec2(is_there ? (minimum + MIDDLE * factor) * WEIGHT_SCALE : 0.0);
 #endif
   [[unroll]] for (uint i = 0; i < 4; i++) {
-    uint word = bytes[half_][i];
-    f16vec2 even = two_of_bytes(word), odd = two_of_bytes(word >> 8);
+    f16vec2 even = two_of_word(words[i], half_), odd = two_of_word(words[i] >> 8, half_);
 #ifdef HAS_MINIMA
     pairs[2 * i] = fma(even, factors, minima);
     pairs[2 * i + 1] = fma(odd, factors, minima);

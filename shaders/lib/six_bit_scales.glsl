@@ -1,14 +1,14 @@
 // Scales and minima of Q4_K and Q5_K: six bits each, times d and dmin. Of a super-block, four words: d and dmin; then for
 // each block, at bits 4 block, low four bits of its scale; of its minimum; the scale's high two bits below the minimum's.
 #ifndef SPLITS
+#include "small_floats.glsl"
 layout(std430, binding = 1) readonly buffer ScalesByFour { uvec4 scale_words[]; };
 
 vec2 scale_and_minimum(uvec4 words, uint block) {
-  int shift = int(block % 8 * 4);
-  uvec2 low = bitfieldExtract(words.yz, shift, 4);
-  uvec2 high = uvec2(bitfieldExtract(words.w, shift, 2), bitfieldExtract(words.w, shift + 2, 2));
-  vec2 integers = vec2(low | high << 4);
-  return unpackHalf2x16(words.x) * vec2(integers.x, -integers.y);
+  uvec3 of_block = words.yzw >> (block % 8 * 4);
+  uvec2 integers = (of_block.xy & 15u) | ((uvec2(of_block.z) << uvec2(4, 2)) & 48u);
+  vec2 scales = small_floats(integers);
+  return unpackHalf2x16(words.x) * vec2(scales.x, -scales.y);
 }
 #else
 // Of bytes 4-15 in the file, six-bit scales are bits 0-5 of bytes 0-3 and minima of bytes 4-7; four more of each have
