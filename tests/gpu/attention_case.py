@@ -76,8 +76,9 @@ class AttentionCase:
         value_dim = scores.latent_dim or head_dim
         y_shape, size = (len(q), n_heads, value_dim), len(q) * n_heads * value_dim
         outputs = [poisoned(device, n) for n in (size, size // 2, size // 16 + 1)]
-        # scores need room in the _plain modules
-        sizes = dict(local_size=32, keys_at_once=2) if device.is_plain else dict(local_size=64, keys_at_once=6)
+        # scores need room in the _plain modules, and what large heads unroll takes long to compile
+        local_size, keys_at_once = (32, 2) if device.is_plain else (64, 6 if head_dim <= 64 else 2)
+        sizes = dict(local_size=local_size, keys_at_once=keys_at_once)
         quantizes = heads * value_dim % 32 == 0
         tokens = 2 if len(used) == n_sharing == 1 else 1
         lanes = lanes_of_key(head_dim, device.info.subgroup_size)

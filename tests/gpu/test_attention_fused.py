@@ -122,7 +122,9 @@ def check(
                     "attention_fused",
                     **dict(local_size=64, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim),
                     **dict(lanes=lanes_of_key(head_dim, device.info.subgroup_size), heads_per_workgroup=heads),
-                    **dict(rope_dims=rope_dims, is_interleaved=pairing == "interleaved", keys_at_once=4),
+                    # what large heads unroll takes long to compile
+                    **dict(rope_dims=rope_dims, is_interleaved=pairing == "interleaved"),
+                    keys_at_once=4 if head_dim <= 64 else 2,
                     **dict(k_q8_0=fmt == "q8_0", v_q8_0=fmt == "q8_0", most_polls=100 * is_chained),
                     **dict(scale=float_bits(0.1), softcap=float_bits(way.softcap) if way.softcap else 0),
                     **dict(window=way.window, table=2 if way.n_window_blocks else 0, quantizes=value_dim % 32 == 0),
