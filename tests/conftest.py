@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hub_server import hub, server  # noqa: F401  (fixtures)
 from hypothesis import settings
+from quick_choices import use_quick_choices
 from tiny_gguf import write_tiny_gguf
 
 from vkllm import LLM, ModelNotFound
@@ -36,6 +37,9 @@ sys.dont_write_bytecode = False
 _shaders = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 _shaders.mkdir(parents=True, exist_ok=True)
 os.environ.setdefault("MESA_SHADER_CACHE_DIR", str(_shaders))
+
+# Each kind of model has kernels of its own, and those with fewer rows and tokens at once compile in half the time.
+use_quick_choices()
 
 # A test run in CI tells about the change under test: it draws the same examples each time. Other runs explore.
 # None has a deadline of its own: how long an example takes depends on what else runs on the machine.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from model_specs import LAYER
+from quick_choices import SHIPPED
 from tunings import H100, RADEON
 
 from vkllm.errors import UnsupportedDevice
@@ -22,7 +23,7 @@ from vkllm.gpu.device.requirements import (
     required_subgroup_size,
     without_subgroups,
 )
-from vkllm.gpu.program.choices import CPU, GPU, VENDORS, tuning
+from vkllm.gpu.program.choices import GPU, VENDORS, tuning
 from vkllm.gpu.program.fitting import attention_bytes, fitted, fitted_to_layers, most_invocations
 from vkllm.gpu.program.kernels import KERNELS
 
@@ -111,7 +112,7 @@ def test_what_the_specification_promises_is_enough_for_a_cpu() -> None:
 @pytest.mark.parametrize("head_dim", [32, 64, 80, 96, 128, 256])
 @pytest.mark.parametrize("n_sharing", [1, 2, 3, 4, 5, 6, 7, 8, 16])
 @pytest.mark.parametrize("shared_bytes", [16384, 32768, 49152])
-@pytest.mark.parametrize("choices", [CPU, GPU, *VENDORS.values()], ids=["CPU", "GPU", *map(hex, VENDORS)])
+@pytest.mark.parametrize("choices", [SHIPPED, GPU, *VENDORS.values()], ids=["CPU", "GPU", *map(hex, VENDORS)])
 def test_workgroups_fit_into_the_smallest_device(choices, shared_bytes: int, n_sharing: int, head_dim: int) -> None:
     for size in (4, 8, 16, 32, 64, 128):
         for invocations, subgroups in ((256, 64), (1024, 16), (1024, 64)):
