@@ -154,12 +154,14 @@ fi
 venv_python=$(pwd)/$VENV/bin/python
 
 # kp's setup.py does not tell CMake which Python it builds for (a comma is missing in it), so a toolchain file does.
-# It builds against the system's libraries, where its defaults would clone repositories. Nearly all of the time goes into
-# reading Vulkan's C++ headers, so five sources are compiled as one (CMake's unity build): in 60 s of processor time, not 140.
+# It builds against the system's libraries, where its defaults would clone repositories. Nearly all of the time goes
+# into reading Vulkan's C++ headers, so five sources are compiled as one: in 60 s of processor time, not 140.
 build_kp() {
     toolchain=$(pwd)/$VENV/kp-toolchain.cmake
-    printf 'set(PYTHON_EXECUTABLE "%s" CACHE FILEPATH "")\nset(CMAKE_UNITY_BUILD ON)\nset(CMAKE_UNITY_BUILD_BATCH_SIZE 5)\n' \
-        "$venv_python" >"$toolchain"
+    {
+        printf 'set(PYTHON_EXECUTABLE "%s" CACHE FILEPATH "")\n' "$venv_python"
+        say "set(CMAKE_UNITY_BUILD ON)" "set(CMAKE_UNITY_BUILD_BATCH_SIZE 5)"
+    } >"$toolchain"
     env CMAKE_TOOLCHAIN_FILE="$toolchain" \
         KOMPUTE_OPT_USE_BUILT_IN_FMT=OFF KOMPUTE_OPT_USE_BUILT_IN_PYBIND11=OFF \
         KOMPUTE_OPT_USE_BUILT_IN_VULKAN_HEADER=OFF KOMPUTE_OPT_INSTALL=OFF \
