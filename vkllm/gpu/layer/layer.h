@@ -93,7 +93,7 @@ typedef struct Recording {
 #define RING 64
 typedef struct {
   VkFence fence;
-  VkFence app_fence;                /* Kompute's fence of this submit; the driver never sees it in a submit */
+  VkFence app_fence;                /* Kompute's name of this submit, which no driver knows */
   uint64_t ticket;
   int done, waiters;
 } Flight;

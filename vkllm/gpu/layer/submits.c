@@ -1,7 +1,8 @@
 /* Submits and waits: tickets and the asynchronous mode.
  *
- * Each submit gets a ticket (1, 2, ... for each device) and a fence of the layer's own; Kompute's fence, made and
- * destroyed for each eval(), only names the submit when Kompute waits for it. In asynchronous mode that wait
+ * Each submit gets a ticket (1, 2, ... for each device) and a fence of the layer's own. Kompute's fence, made and
+ * destroyed for each eval(), only names the submit when Kompute waits for it, so it is a number that no driver knows: to
+ * make and to destroy one took 0.4 ms each on an H200 (driver 580.159.04), a submit 0.01. In asynchronous mode that wait
  * returns at once, so eval() does, and Python waits for the ticket through vkllm_layer_wait, which ctypes calls
  * with the GIL released. Up to RING submits are in flight; one more waits for the oldest.
  *
@@ -194,20 +195,23 @@ VKAPI_ATTR VkResult VKAPI_CALL hook_WaitForFences(VkDevice device, uint32_t n, c
 
 VKAPI_ATTR VkResult VKAPI_CALL hook_CreateFence(VkDevice device, const VkFenceCreateInfo *info,
                                                 const VkAllocationCallbacks *alloc, VkFence *out) {
+  (void)info, (void)alloc;
+  static uint64_t last_name;
   Device *d = device_of(device);
   VkResult result = injected(d, INJECT_FENCE);
-  if (!result) result = d->next.CreateFence(device, info, alloc, out);
-  return result ? fail(d, "create_fence", result) : object_made(d);
+  if (result) return fail(d, "create_fence", result);
+  *out = (VkFence)(uintptr_t)__atomic_add_fetch(&last_name, 1, __ATOMIC_RELAXED);
+  return object_made(d);
 }
 
 VKAPI_ATTR void VKAPI_CALL hook_DestroyFence(VkDevice device, VkFence fence, const VkAllocationCallbacks *alloc) {
+  (void)alloc;
   Device *d = device_of(device);
   if (!fence) return;
   lock(&d->lock);
   for (uint32_t p = 0; p < RING; p++)
     if (d->ring[p].app_fence == fence) d->ring[p].app_fence = VK_NULL_HANDLE;
   unlock(&d->lock);
-  d->next.DestroyFence(device, fence, alloc);
   object_gone(d);
 }
 
