@@ -49,6 +49,8 @@ def test_logits_equal_the_reference(
     spec = KINDS_OF_LAYERS[name]
     config = engine_config(write(tmp_path, spec, fmt), spec)
     choices = tuning(device.info)
+    if "large heads" in name:  # two keys at once take twice as long to compile
+        choices = replace(choices, keys_at_once=1, decode=replace(choices.decode, keys_at_once=1))
     choices = replace(choices, decode=replace(choices.decode, is_chained=is_chained))
     if device.info.matrix_shape is not None:
         choices = replace(choices, has_matmul=True, has_tiled_attention=True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from model_specs import HYBRID_SPEC, KINDS_OF_LAYERS, TINY_SPEC
+from quick_choices import use_quick_choices
 from random_model import engine_config, write_random_model
 
 from vkllm.engine.engine import Engine
@@ -21,6 +22,7 @@ from vkllm.gpu.device.kompute import Device
 
 
 def main(is_unordered: bool) -> None:
+    use_quick_choices()  # their kernels are those of tests in other files
     if is_unordered:
         record = Device.record
         Device.record = lambda self, dispatches: record(self, [replace(d, is_independent=True) for d in dispatches])
