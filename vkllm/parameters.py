@@ -156,6 +156,8 @@ def named_devices(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, list | tuple):
         if not value:
             raise InvalidParameter(f"{name} must name a device, not be an empty list")
+        if any(each is None for each in value):
+            raise InvalidParameter(f"{name} must name devices, and one of {list(value)!r} is None")
         return tuple(device for each in value for device in named_devices(name, each))
     if not isinstance(value, str):
         return (one_device(name, value) or "",)

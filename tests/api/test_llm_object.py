@@ -166,6 +166,7 @@ def test_a_missing_argument_is_pythons_own_error(fake_llm: MakeLLM) -> None:
         ({"device": "0/1"}, "device takes devices as their indices or parts of their names, with .* not '0/1'"),
         ({"device": " "}, "device takes devices .* not ' '"),
         ({"device": []}, "device must name a device, not be an empty list"),
+        ({"device": [0, None]}, r"device must name devices, and one of \[0, None\] is None"),
         ({"device": "0," * 8 + "0"}, r"device \(-dev\) names 9 devices; a model runs on 8 at most"),
         ({"split_mode": "columns"}, r"split_mode \(-sm\) must be one of none, layer, tensor or row, .* not 'columns'"),
         ({"tensor_split": "3,1"}, r"tensor_split \(-ts\) must be shares such as \(3, 1\), .* not '3,1'"),
