@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from terminal import FAKE, Command
+from terminal import FAKE, REAL, Command
 
 from vkllm.errors import InvalidParameter
 from vkllm.faces.cli import app as cli
@@ -333,23 +333,29 @@ def test_a_wrong_form_ends_the_command_before_a_model_is_looked_for(
     assert err.startswith(f"vkllm: error: {message}")
 
 
+def answer_of(folder: Path, model: Path, options: list[str]) -> str:
+    """What the real engine answers."""
+    done = Command(folder).run([*REAL, "run", str(model), "Give me a number.", *options, "--seed", "1", "-n", "40"])
+    assert done.returncode == 0, done.stderr
+    return done.stdout.removesuffix("\n")
+
+
 @pytest.mark.gpu
 @pytest.mark.weights
+def test_an_answer_of_the_default_model_has_the_form_asked_for(tmp_path: Path, default_model: Path) -> None:
+    schema = '{"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}, "required": ["n"]}'
+    assert isinstance(json.loads(answer_of(tmp_path, default_model, ["-j", schema]))["n"], int)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("options", "is_right"),
     [
-        (
-            ["-j", '{"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}, "required": ["n"]}'],
-            lambda answer: isinstance(json.loads(answer)["n"], int),
-        ),
         (["--regex", "[0-9]{3}"], lambda answer: len(answer) == 3 and answer.isdecimal()),
         (["--grammar", 'root ::= "yes" | "no"'], lambda answer: answer in ("yes", "no")),
     ],
 )
-def test_an_answer_of_the_default_model_has_the_form_asked_for(
-    tmp_path: Path, default_model: Path, options: list[str], is_right: Callable[[str], bool]
+def test_an_answer_of_a_model_that_knows_nothing_has_the_form_asked_for(
+    tmp_path: Path, tiny_gguf: Path, options: list[str], is_right: Callable[[str], bool]
 ) -> None:
-    command = [*FAKE[:1], "-m", "vkllm", "run", str(default_model), "Give me a number.", *options, "--seed", "1"]
-    done = Command(tmp_path).run([*command, "-n", "40"])
-    assert done.returncode == 0, done.stderr
-    assert is_right(done.stdout.removesuffix("\n"))
+    assert is_right(answer_of(tmp_path, tiny_gguf, options))
