@@ -32,9 +32,28 @@ pytestmark = pytest.mark.gpu
 
 TINY = Path(__file__).parents[3] / "shared" / "tiny"
 FILES = {"llama": 2, "qwen3moe": 2, "gemma3": 3, "qwen3next": 3}
-"""Files by name, and over how many devices they are split."""
+"""Files by name, and over how many devices they are split; with --all, all others that have layers for two."""
+
+FORMATS = ("quant-q4_0", "quant-mxfp4", "quant-nvfp4")
+"""Of the small models that differ by a format only, those that are split."""
+
+NAMES = sorted(path.stem for path in TINY.glob("*.gguf") if "quant-" not in path.stem or path.stem in FORMATS)
+OTHERS = [
+    pytest.param(name, 2, marks=pytest.mark.with_all)
+    for name in NAMES
+    if name not in {*FILES, *FORMATS, "gemma4-ple"}  # later layers of that one read the cache of the first
+]
 
 N_CTX = 128
+
+
+def config_of(name: str) -> EngineConfig:
+    """A small model's file, for the engine."""
+    path = TINY / f"{name}.gguf"
+    if not path.exists():
+        pytest.skip("needs the small models beside the checkout")
+    file = ModelFile.open(path)
+    return EngineConfig(path, file.tensors, model_spec(file.metadata, file.tensors), N_CTX)
 
 
 @contextmanager
@@ -81,13 +100,9 @@ def answers(program: Program | ProgramGroup, n_vocab: int) -> list[list[np.ndarr
     return [*found, [program.logits(step)]]
 
 
-@pytest.mark.parametrize(("name", "n_devices"), FILES.items())
+@pytest.mark.parametrize(("name", "n_devices"), [*FILES.items(), *OTHERS])
 def test_layers_on_several_devices_give_what_one_device_gives(device: Device, name: str, n_devices: int) -> None:
-    path = TINY / f"{name}.gguf"
-    if not path.exists():
-        pytest.skip("needs the small models beside the checkout")
-    file = ModelFile.open(path)
-    config = EngineConfig(path, file.tensors, model_spec(file.metadata, file.tensors), N_CTX)
+    config = config_of(name)
     with program(device, config, 1) as one:
         wanted = answers(one, config.spec.n_vocab)
     with program(device, config, n_devices) as several:

@@ -13,13 +13,12 @@ import pytest
 from kernel_case import nmse
 from model_specs import LAYER, STATE, TINY_SPEC, of_layers
 from random_model import engine_config, write_random_model
-from test_layer_split import N_CTX, TINY, answers, program
+from test_layer_split import N_CTX, NAMES, answers, config_of, program
 from tunings import with_decode
 
 from vkllm.engine import opening
 from vkllm.engine.requests import EngineConfig
 from vkllm.errors import DeviceError, DeviceLost, DeviceTimeout
-from vkllm.formats.gguf import ModelFile
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program import program as program_module
 from vkllm.gpu.program.cached_blocks import CachedBlocks, CachePlace
@@ -27,14 +26,16 @@ from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.exchange import Exchange
 from vkllm.gpu.program.group import ProgramGroup
 from vkllm.gpu.program.step import LIKELIEST, Part, Result
-from vkllm.model.architectures import model_spec
 from vkllm.model.mixers import DeltaNet, Mamba2, ShortConvolution
 from vkllm.model.spec import ModelSpec
 
 pytestmark = pytest.mark.gpu
 
 FILES = {"llama": 4, "qwen3moe": 3, "gemma3": 2, "qwen3next": 2, "granitehybrid": 2}
-"""Files by name, and over how many devices they are split."""
+"""Files by name, and over how many devices they are split; all others with --all, over two, three or four."""
+OTHERS = [
+    pytest.param(name, 2 + i % 3, marks=pytest.mark.with_all) for i, name in enumerate(NAMES) if name not in FILES
+]
 
 BOUND = 1e-7
 """Sums over ranks are rounded in another order than sums over columns, and keys and values to float16 after that."""
@@ -69,17 +70,13 @@ def check(device: Device, config: EngineConfig, n_devices: int, cached: str = "f
             assert x == y if isinstance(x, int) else nmse(x, y) < bound
 
 
-@pytest.mark.parametrize(("name", "n_devices"), FILES.items())
+@pytest.mark.parametrize(("name", "n_devices"), [*FILES.items(), *OTHERS])
 def test_several_devices_give_what_one_device_gives(
     device: Device, name: str, n_devices: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of three devices, with all sums in two phases."""
     monkeypatch.setattr(opening, "Exchange", partial(Exchange, saved_fours=0 if n_devices == 3 else 10**9))
-    path = TINY / f"{name}.gguf"
-    if not path.exists():
-        pytest.skip("needs the small models beside the checkout")
-    file = ModelFile.open(path)
-    check(device, EngineConfig(path, file.tensors, model_spec(file.metadata, file.tensors), N_CTX), n_devices)
+    check(device, config_of(name), n_devices)
 
 
 def test_sums_are_links_of_a_chain(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
