@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from vkllm import LLM, RunStats, plan_model
 
 PROSE = Path(__file__).parents[1] / "docs" / "design.md"
+
+PAUSE_S = 1.5
+"""Behind the first answer, as before anybody's next question: the engine then gets ready for drafts."""
 
 FREE = "Write a story about a lighthouse keeper who finds a letter in a bottle."
 
@@ -54,6 +58,7 @@ def run(options: argparse.Namespace, spec: str, prompt: str, n: int) -> Run:
     """A greedy answer of a model that has just been loaded, behind one that warms it up."""
     with LLM(options.model, n_ctx=options.ctx, device=options.device, spec=spec) as llm:
         llm.generate("One, two, three, four, five, one, two, three, four, five, one, two", max_tokens=24, temperature=0)
+        time.sleep(PAUSE_S)
         answer = llm.generate(prompt, max_tokens=n, temperature=0, ignore_eos=True)
         return Run(tuple(answer.token_ids), answer.stats)
 

@@ -120,7 +120,7 @@ class FakeEngine:
         self.slow_paths: tuple[str, ...] = ("dot products", "matrices") if device == "wrong" else ()
         self.load_times = LoadTimes()
         self.load_times.ended("device")
-        self.is_prepared = True
+        self.is_prepared = self.has_narrow_steps = True
         self._queue = config.queue
         self._texts = TokenTexts((), frozenset())
         self._requests: list[Request | StateQuery] = []
@@ -137,7 +137,7 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self._requests)
 
-    def prepare(self) -> None:
+    def prepare(self, *, is_narrow: bool = False) -> None:
         raise AssertionError("it is prepared")
 
     def learn(self, texts: TokenTexts) -> None:

@@ -51,6 +51,7 @@ def test_a_long_prompt_finds_all_widths_ready_and_a_short_one_waits_for_none(
     assert answered(engine, 5).stats.n_generated == 1
     assert answered(engine, LONG_PROMPT).stats.n_generated == 1
     assert not engine.is_prepared
+    monkeypatch.setattr(engine, "is_cpu_device", False)  # whose steps would take longer than to get them ready
     timed: list[int] = []
     measured = engine._lengths.measured
     monkeypatch.setattr(engine._lengths, "measured", lambda n, s: (timed.append(n), measured(n, min(s, 1e-4 * n))))
@@ -112,7 +113,7 @@ class Parent:
 
 
 class Slow:
-    """An engine that has three things to get ready, and answers in one step."""
+    """An engine that has three things to get ready, the last of them narrow steps, and answers in one step."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -122,8 +123,12 @@ class Slow:
     def is_prepared(self) -> bool:
         return self.log.count("prepare") == 3
 
-    def prepare(self) -> None:
-        self.log.append("prepare")
+    @property
+    def has_narrow_steps(self) -> bool:
+        return self.is_prepared or "narrow" in self.log
+
+    def prepare(self, *, is_narrow: bool = False) -> None:
+        self.log.append("narrow" if is_narrow else "prepare")
 
     def submit(self, request: object) -> None:
         self.has_work = True
@@ -141,13 +146,16 @@ REQUEST = Request(1, (1,), SamplingParams(), frozenset())
     ("script", "log"),
     [
         ([None, None, None, None, REQUEST, Stop()], ["prepare"] * 3 + ["submit"]),
-        ([None, REQUEST, None, None, Stop()], ["prepare", "submit"]),
-        ([REQUEST, None, None, Stop()], ["submit"]),
+        ([None, REQUEST, None, None, Stop()], ["prepare", "submit", "narrow"]),
+        ([REQUEST, None, None, REQUEST, Stop()], ["submit", "narrow", "submit"]),
+        ([None, None, None, REQUEST, None, Stop()], ["prepare"] * 3 + ["submit"]),
         ([None, Stop()], ["prepare"]),
     ],
-    ids=["idle for long", "a request meanwhile", "a request at once", "an end meanwhile"],
+    ids=["idle for long", "a request meanwhile", "a request at once", "all before", "an end meanwhile"],
 )
-def test_an_engine_gets_ready_while_it_is_idle_until_the_first_request(script: list[Any], log: list[str]) -> None:
+def test_an_idle_engine_gets_ready_and_later_takes_no_place_of_what_is_cached(
+    script: list[Any], log: list[str]
+) -> None:
     engine: Any = Slow()
     parent: Any = Parent(*script)
     _serve(parent, engine)

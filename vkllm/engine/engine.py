@@ -105,13 +105,17 @@ class Engine:
         """Compiles and records what every request needs before the first one: steps of one token and a short chunk of a
         prompt, which is timed. `prepare` does the rest."""
         program, self.is_prepared, self._has_wider_steps = self._program, False, False
+        self.has_narrow_steps = False
         drawn = Result(Sampler(SamplingParams(), ()).draw(0))
         n_rows = min(CHUNK_WIDTHS[0], self._n_ctx - 1)
         blocks = list(range(n_blocks_of(n_rows + 1)))
         program.wait(program.submit([Part(0, [0] * n_rows, 0, blocks, blocks, results=[drawn])], is_prompt=True))
         program.wait(program.submit([Part(0, [None], n_rows, blocks, blocks, results=LIKELIEST)]))
         program.prepare(WIDTHS[0])
-        self._preparing = chain(self._wider_steps(), self._narrow_steps())
+        if not self.is_cpu_device:
+            program.prepare(CHUNK_WIDTHS[0])
+        self._narrow = self._narrow_steps()
+        self._preparing = chain(self._wider_steps(), self._narrow)
         self.prepare()
         self._opened.save_pipelines()
 
@@ -132,19 +136,19 @@ class Engine:
 
     def _narrow_steps(self) -> Iterator[int]:
         """Records steps of several sequences, or of drafts, where there may be any, and yields their widths. A driver
-        may take seconds for the first pipelines of a width."""
-        if self._program.n_sequences == 1 and self._speculation is None:
-            return
-        for width in (width for width in WIDTHS if 1 < width <= MAX_NARROW):
+        may take seconds for the first pipelines of a width. On a CPU, a step takes longer than all of that."""
+        are_wanted = self._program.n_sequences > 1 or self._speculation is not None
+        for width in (w for w in WIDTHS if are_wanted and 1 < w <= MAX_NARROW and not self.is_cpu_device):
             self._program.prepare(width, width)
             self._opened.save_pipelines()
             yield width
+        self.has_narrow_steps = True
 
-    def prepare(self) -> None:
+    def prepare(self, *, is_narrow: bool = False) -> None:
         """Gets one more thing ready that longer prompts or several sequences need, if there is any. No request may be
-        open. Raises DeviceError."""
+        open. is_narrow: of steps of several sequences, which takes no place of what is cached. Raises DeviceError."""
         with self._telling("preparing for longer prompts"):
-            if next(self._preparing, None) is None:
+            if next(self._narrow if is_narrow else self._preparing, None) is None and not is_narrow:
                 self.is_prepared = True
 
     def learn(self, texts: TokenTexts) -> None:

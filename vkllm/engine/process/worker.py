@@ -36,13 +36,15 @@ class Engine(Protocol):
     slow_paths: tuple[str, ...]
     load_times: LoadTimes
     is_prepared: bool
+    has_narrow_steps: bool
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
 
-    def prepare(self) -> None:
-        """Gets one more thing ready that some requests need; `is_prepared` when there is nothing left."""
+    def prepare(self, *, is_narrow: bool = False) -> None:
+        """Gets one more thing ready that some requests need; `is_prepared` when there is nothing left. is_narrow: of
+        what leaves all that is cached where it is; `has_narrow_steps` when there is nothing left of it."""
 
     def learn(self, texts: TokenTexts) -> None:
         """Takes the texts of the model's tokens, for answers with a grammar."""
@@ -155,8 +157,9 @@ def _serve(parent: _Parent, engine: Engine) -> None:
     has_begun = False  # later, what is cached is worth more than being ready for longer prompts
     while True:
         while parent.has_message() or not engine.has_work:
-            if not (has_begun or engine.is_prepared or parent.has_message(_IDLE_S)):
-                engine.prepare()
+            is_ready = engine.has_narrow_steps if has_begun else engine.is_prepared
+            if not (is_ready or parent.has_message(_IDLE_S)):
+                engine.prepare(is_narrow=has_begun)
                 continue
             match parent.receive():
                 case Request() | StateQuery() as request:
