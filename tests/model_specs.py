@@ -42,17 +42,17 @@ def of_layers(*layers: LayerSpec, **changes: Any) -> ModelSpec:
 
 
 _GEMMA4 = replace(
-    LAYER, head_dim=64, rope=Rope(1e4, 64), attention_scale=0.1, head_norm=HeadNorm(), has_value_norm=True,
+    LAYER, rope=Rope(1e4, 32), attention_scale=0.1, head_norm=HeadNorm(), has_value_norm=True,
     function="gelu", post_attention_norm="post_attention_norm", post_ffn_norm="post_ffw_norm",
     has_output_scale=True,
 )  # fmt: skip
 KINDS_OF_LAYERS = {
     "qwen3": of_layers(*2 * [replace(LAYER, head_dim=64, rope=Rope(1e6, 64), head_norm=HeadNorm())]),
     "gemma": of_layers(
-        replace(LAYER, n_heads=2, n_kv_heads=1, head_dim=128, rope=Rope(10000.0, 128), attention_scale=0.05, window=40,
+        replace(LAYER, n_heads=2, n_kv_heads=1, head_dim=64, rope=Rope(10000.0, 64), attention_scale=0.05, window=40,
                 softcap=50.0, function="gelu", head_norm=HeadNorm(), post_attention_norm="post_attention_norm",
                 post_ffn_norm="post_ffw_norm"),
-        replace(LAYER, n_heads=2, n_kv_heads=1, head_dim=64, rope=Rope(1e6, 64), d_ff=80, function="gelu",
+        replace(LAYER, n_heads=2, n_kv_heads=1, head_dim=32, rope=Rope(1e6, 32), d_ff=80, function="gelu",
                 post_attention_norm="post_attention_norm", post_ffn_norm="post_ffw_norm", has_fused_gate_up=True),
         embedding_scale=9.8, logit_softcap=30.0,
     ),
@@ -89,7 +89,7 @@ KINDS_OF_LAYERS = {
         *[replace(_GEMMA4, n_kv_heads=1, head_dim=head_dim, rope=Rope(1e6, head_dim), are_values_keys=layer is None,
                   has_value_norm=layer is None, cache_layer=layer, d_ff=96) for layer in (None, 2)],
         embedding_scale=9.8, logit_softcap=30.0, d_per_layer=20,
-    ) for name, head_dim in (("gemma4", 128), ("gemma4 with large heads", 512))},
+    ) for name, head_dim in (("gemma4", 64), ("gemma4 with large heads", 512))},
     "llama4": of_layers(
         replace(LAYER, chunk=48, head_norm=HeadNorm(has_weight=False, is_after_rope=True)),
         replace(LAYER, rope=None, query_temperature=QueryTemperature(0.1, 16), chunk=64, n_heads=3, n_kv_heads=3,

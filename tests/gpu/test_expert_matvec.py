@@ -45,7 +45,7 @@ class Shape:
 CASES = [
     Shape(3, 1, 5, 64, 1),
     Shape(128, 8, 33, 96, 7, n_tensors=2, has_bias=True, has_scales=True),
-    Shape(8, 3, 40, 160, 40, reads_own=True, is_weighed=True, tile_size=2),
+    Shape(8, 3, 40, 160, 40, reads_own=True, is_weighed=True, spans=2, tile_size=2),
     Shape(5, 5, 24, 64, 9, reads_own=True, has_routes=False, has_bias=True),
 ]
 """Columns are rounded up to a format's blocks."""

@@ -21,6 +21,9 @@ BOUND = 4e-9
 # columns are rounded up to a format's blocks
 SHAPES = [(1, 32), (7, 96), (33, 288), (64, 576), (130, 1536)]
 
+# Of several tokens one for all tests, which share kernels: more blocks than lanes, and no whole multiple of them.
+SEVERAL = (33, 1568)
+
 
 def run(
     device: Device,
@@ -87,7 +90,7 @@ def test_one_token(device: Device, fmt: str, shape: tuple[int, int], seed: int) 
 @pytest.mark.parametrize("n_tokens", [5, 11])
 @pytest.mark.parametrize("fmt", WEIGHT_FORMATS)
 def test_a_tile_of_tokens(device: Device, fmt: str, n_tokens: int) -> None:
-    assert run(device, fmt, (33, 288), n_tokens, n_tokens, adds=True, tile=8) < BOUND
+    assert run(device, fmt, SEVERAL, n_tokens, n_tokens, adds=True, tile=8 if fmt in ("F32", "Q4_0") else 3) < BOUND
 
 
 @pytest.mark.parametrize(("factor", "has_bias", "adds"), [(1.0, True, False), (-0.22, False, True), (3.0, True, True)])
@@ -104,4 +107,4 @@ def test_with_and_without_integer_dot_products(
     if has_integer_dot and "integer_dot_product" not in device.info.features:
         pytest.skip("the device has no integer dot products")
     monkeypatch.setattr(device, "has_integer_dot", has_integer_dot)
-    assert run(device, fmt, (33, 1536), 3, 0, adds=False, tile=3) < BOUND
+    assert run(device, fmt, SEVERAL, 3, 0, adds=True, tile=3) < BOUND
