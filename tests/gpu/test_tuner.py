@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_specs import TINY_SPEC, WIDE_SPEC
+from model_specs import TINY_SPEC, wide_spec
 from random_model import engine_config, write_random_model
 
 from vkllm.engine.requests import EngineConfig
@@ -26,8 +26,9 @@ from vkllm.gpu.tuning.tuner import tune
 
 pytestmark = pytest.mark.gpu
 
+SPEC = wide_spec(n_layers=1)  # what is timed takes as long as the layers
 MATRICES = ("token_embd", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "output")
-PROMPT = [int(t) for t in np.random.default_rng(5).integers(0, WIDE_SPEC.n_vocab, 40)]
+PROMPT = [int(t) for t in np.random.default_rng(5).integers(0, SPEC.n_vocab, 40)]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def without_matrices(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
     path = tmp_path_factory.mktemp("random") / "model.gguf"
-    return engine_config(write_random_model(path, WIDE_SPEC, dict.fromkeys(MATRICES, "Q8_0")), WIDE_SPEC)
+    return engine_config(write_random_model(path, SPEC, dict.fromkeys(MATRICES, "Q8_0")), SPEC)
 
 
 @pytest.fixture
