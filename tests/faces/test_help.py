@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,10 +24,18 @@ REPOS = {
 }
 
 
-def help_of(command: Command, name: str) -> str:
-    done = command.run([*REAL, *name.split(), "--help"])
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+@pytest.fixture(scope="module")
+def help_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The help of a command in a terminal of 80 columns, asked for once."""
+    command = Command(tmp_path_factory.mktemp("help"), COLUMNS="80")
+
+    @cache
+    def help_of(name: str) -> str:
+        done = command.run([*REAL, *name.split(), "--help"])
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    return help_of
 
 
 def examples(text: str) -> list[str]:
@@ -85,8 +95,10 @@ def run_example(command: Command, line: str) -> int:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_example_in_the_help_runs(command: Command, server: HubServer, name: str) -> None:
-    shown = examples(help_of(command, name))
+def test_every_example_in_the_help_runs(
+    command: Command, server: HubServer, help_of: Callable[[str], str], name: str
+) -> None:
+    shown = examples(help_of(name))
     assert 2 <= len(shown) <= 4
     for line in shown:
         assert f"vkllm {name}".rstrip() in line
@@ -96,14 +108,14 @@ def test_every_example_in_the_help_runs(command: Command, server: HubServer, nam
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_fits_into_80_columns(tmp_path: Path, name: str) -> None:
-    text = help_of(Command(tmp_path, COLUMNS="80"), name)
+def test_help_fits_into_80_columns(help_of: Callable[[str], str], name: str) -> None:
+    text = help_of(name)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text and "<list[" not in text.partition("─ Options ─")[2]
 
 
-def test_help_teaches_the_exit_codes(tmp_path: Path) -> None:
-    text = " ".join(help_of(Command(tmp_path), "run").split())
+def test_help_teaches_the_exit_codes(help_of: Callable[[str], str]) -> None:
+    text = " ".join(help_of("run").split())
     assert "Exit codes: 0 answered, 2 an error (one line on standard error), 130 stopped by Ctrl-C." in text
 
 
