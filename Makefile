@@ -18,9 +18,11 @@ test: ## linters, types and all tests
 	@scripts/setup.sh --dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
 	@$(BIN)/python -c 'from vkllm.store import find_model; print("default model:", find_model("smollm2"))'
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@# mypy takes one core for half a minute, beside the tests no time of its own
+	$(BIN)/mypy & types=$$!; \
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	wait $$types && exit $$tests
 
 setup: ## system packages, .venv, Kompute, the Vulkan layer, vkllm
 	@scripts/setup.sh
