@@ -15,6 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from vkllm.faces.cli import app as cli
+
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_S = 120.0
 """How long a command may take: on a busy machine a real one takes half a minute to compile its shaders."""
@@ -72,6 +76,19 @@ class Command:
             except OSError:
                 continue
         return found
+
+
+def in_this_process(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command line with nothing piped into it, for what ends before anything is loaded."""
+    monkeypatch.setattr(sys, "argv", ["vkllm", *arguments])
+    with open(os.devnull) as nothing, pytest.raises(SystemExit) as ended:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        cli.main()
+    assert isinstance(ended.value.code, int)
+    stdout, stderr = capsys.readouterr()
+    return subprocess.CompletedProcess(arguments, ended.value.code, stdout, stderr)
 
 
 class Terminal:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import typer
-from terminal import FAKE, REAL, Command, terminal
+from terminal import FAKE, Command, in_this_process, terminal
 
 from vkllm import __version__
 from vkllm.errors import InvalidParameter
@@ -189,8 +189,10 @@ def test_several_devices_are_handed_on(asked: list[Any]) -> None:
         ("m Hi -ncmoe many", "'many' should be a valid integer"),
     ],
 )
-def test_the_rest_is_one_sentence_and_exit_code_2(tmp_path: Path, line: str, words: str) -> None:
-    done = Command(tmp_path).run([*REAL, "run", *line.split()])
+def test_the_rest_is_one_sentence_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, words: str
+) -> None:
+    done = in_this_process(["run", *line.split()], monkeypatch, capsys)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("vkllm: error: ") and words in done.stderr
 

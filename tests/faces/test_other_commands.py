@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from terminal import REAL, Command
+from terminal import REAL, Command, in_this_process
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,10 @@ from terminal import REAL, Command
         ("help nothing", "No such command 'nothing'"),
     ],
 )
-def test_one_line_and_exit_code_2(tmp_path: Path, line: str, words: str) -> None:
-    done = Command(tmp_path).run([*REAL, *line.split()])
+def test_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, words: str
+) -> None:
+    done = in_this_process(line.split(), monkeypatch, capsys)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("vkllm: error: ") and words in done.stderr
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from terminal import FAKE, REAL, Command
+from terminal import FAKE, REAL, Command, in_this_process
 
 from vkllm.errors import InvalidParameter
 from vkllm.faces.cli import app as cli
@@ -124,9 +124,11 @@ def test_a_path_with_a_space_is_a_model_even_if_it_is_missing(
         ["perplexity", "{path}", "-f", __file__],
     ],
 )
-def test_every_command_calls_a_missing_path_with_a_space_missing(tmp_path: Path, arguments: list[str]) -> None:
+def test_every_command_calls_a_missing_path_with_a_space_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
     path = tmp_path / "my models" / "missing.gguf"
-    done = Command(tmp_path).run([*FAKE, *(argument.format(path=path) for argument in arguments)])
+    done = in_this_process([argument.format(path=path) for argument in arguments], monkeypatch, capsys)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert f"{path}: no such file" in done.stderr
 
