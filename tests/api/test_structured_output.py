@@ -154,8 +154,8 @@ def test_answers_to_schemas_of_ten_kinds_at_temperature_1_are_valid(smollm2: LLM
         prompt = [{"role": "user", "content": f"JSON only. {question}"}]
         return smollm2.chat(prompt, json_schema=schema, temperature=1, seed=seed, max_tokens=200)
 
-    # of each kind two topics, of each topic four kinds
-    seeds = [i for i in range(50) if pytestconfig.getoption("--all") or (i // 10 + i % 10) % 5 in (0, 2)]
+    # every kind once, of each topic two kinds
+    seeds = [i for i in range(50) if pytestconfig.getoption("--all") or (i // 10 + i % 10) % 5 == 0]
     questions, schemas = zip(*(cases()[i] for i in seeds), strict=True)
     with ThreadPoolExecutor(8) as threads:  # eight at once, each with a grammar of its own
         answers = list(threads.map(asked, seeds, questions, schemas))
