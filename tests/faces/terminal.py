@@ -13,10 +13,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from vkllm.engine.process.handle import EngineProcess
 from vkllm.faces.cli import app as cli
 
 ROOT = Path(__file__).parent.parent.parent
@@ -81,7 +83,8 @@ class Command:
 def in_this_process(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command line with nothing piped into it, for what ends before anything is loaded."""
+    """Runs the command line with the fake engine and nothing piped into it, for what is told in one line."""
+    monkeypatch.setattr("vkllm.api.loading.EngineProcess", partial(EngineProcess, factory="fake_engine:FakeEngine"))
     monkeypatch.setattr(sys, "argv", ["vkllm", *arguments])
     with open(os.devnull) as nothing, pytest.raises(SystemExit) as ended:
         monkeypatch.setattr(sys, "stdin", nothing)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fake_engine as fake
 import pytest
-from terminal import FAKE, REAL, Command
+from terminal import FAKE, REAL, Command, in_this_process
 
 from vkllm import LLM, InvalidParameter, RunStats
 from vkllm.faces.cli.bench import BenchOptions, Case, Setup, cases, layer_counts, measure, numbers, setups
@@ -141,12 +141,17 @@ def test_layers_on_the_gpu_are_a_list_too(command: Command, tiny_gguf: Path) -> 
     ],
 )
 def test_what_is_wrong_with_options_or_models_is_one_line_and_nothing_is_printed_before_it(
-    command: Command, tiny_gguf: Path, tmp_path: Path, arguments: str, words: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_gguf: Path,
+    tmp_path: Path,
+    arguments: str,
+    words: str,
 ) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(b"GGUF")
     given = arguments.format(cut=cut).split()
-    done = command.run([*FAKE, "bench", "-m", str(tiny_gguf), *given])
+    done = in_this_process(["bench", "-m", str(tiny_gguf), *given], monkeypatch, capsys)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(f"vkllm: error: {words.format(cut=cut)}")
 

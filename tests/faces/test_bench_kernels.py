@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fake_engine as fake
 import pytest
-from terminal import FAKE, REAL, Command
+from terminal import FAKE, REAL, Command, in_this_process
 
 KEYS = [
     "build_commit", "gpu_info", "driver", "devices", "model_filename", "model_type", "model_size", "model_n_params",
@@ -136,8 +136,10 @@ def test_every_model_is_measured_in_every_setup(command: Command, tiny_gguf: Pat
         ("-dev full", "no room to measure"),
     ],
 )
-def test_a_wrong_option_is_one_line(command: Command, tiny_gguf: Path, arguments: str, words: str) -> None:
-    done = command.run([*FAKE, "bench", "--kernels", "-m", str(tiny_gguf), *arguments.split()])
+def test_a_wrong_option_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_gguf: Path, arguments: str, words: str
+) -> None:
+    done = in_this_process(["bench", "--kernels", "-m", str(tiny_gguf), *arguments.split()], monkeypatch, capsys)
     assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
     assert done.stderr.startswith(f"vkllm: error: {words}")
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from terminal import FAKE, REAL, Command
+from terminal import FAKE, REAL, Command, in_this_process
 from tunings import H100, LLAMA_7B, kept
 
 from vkllm.gpu.device.probe import devices
@@ -72,8 +72,15 @@ def test_json_has_the_same(command: Command, tiny_gguf: Path, tmp_path: Path) ->
         (["--device", "none"], "-dev none is not in vkllm: it runs on Vulkan"),
     ],
 )
-def test_a_wrong_option_is_one_line(command: Command, tiny_gguf: Path, arguments: list[str], words: str) -> None:
-    done = command.run([*FAKE, "tune", str(tiny_gguf), *arguments])
+@pytest.mark.usefixtures("command")
+def test_a_wrong_option_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_gguf: Path,
+    arguments: list[str],
+    words: str,
+) -> None:
+    done = in_this_process(["tune", str(tiny_gguf), *arguments], monkeypatch, capsys)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"vkllm: error: {words}") and done.stderr.count("\n") == 1
 
