@@ -14,7 +14,7 @@ from pathlib import Path
 import fake_engine as fake
 import pytest
 from gguf import GGMLQuantizationType
-from terminal import FAKE, REAL, Command, terminal
+from terminal import FAKE, REAL, Command, in_this_process, terminal
 from tiny_gguf import N_CTX, write_tiny_gguf
 
 from vkllm import LLM, RunStats, __version__
@@ -226,11 +226,13 @@ def test_a_file_that_is_no_gguf_is_one_line(command: Command, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("percent", [0, 10, 50, 90])
-def test_a_cut_file_is_one_line(command: Command, tiny_gguf: Path, tmp_path: Path, percent: int) -> None:
+def test_a_cut_file_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_gguf: Path, tmp_path: Path, percent: int
+) -> None:
     whole = tiny_gguf.read_bytes()
     path = tmp_path / "cut.gguf"
     path.write_bytes(whole[: len(whole) * percent // 100])
-    assert_one_line_error(command.run([*REAL, "run", str(path), "Hi"]), "cut.gguf")
+    assert_one_line_error(in_this_process(["run", str(path), "Hi"], monkeypatch, capsys), "cut.gguf")
 
 
 def test_an_unknown_architecture_is_one_line(command: Command, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from terminal import REAL, Command
+from terminal import REAL, Command, in_this_process
 from tiny_gguf import write_tiny_gguf
 
 from vkllm import LLM, InvalidParameter, VkllmError, plan_model
@@ -103,9 +103,9 @@ def test_json_is_the_same_for_programs(command: Command, tiny_gguf: Path) -> Non
     ],
 )
 def test_a_refusal_is_one_line_and_exit_code_2(
-    command: Command, tiny_gguf: Path, options: list[str], words: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_gguf: Path, options: list[str], words: str
 ) -> None:
-    done = command.run([*REAL, "plan", str(tiny_gguf), *options])
+    done = in_this_process(["plan", str(tiny_gguf), *options], monkeypatch, capsys)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("vkllm: error: ") and done.stderr.count("\n") == 1
     assert words in done.stderr
