@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,7 +21,7 @@ from random_model import engine_config, write_random_model
 from vkllm.engine.events import Event, Failed, Finished, StateAnswer, Token
 from vkllm.engine.params import SamplingParams
 from vkllm.engine.process.handle import EngineProcess
-from vkllm.engine.requests import Request, StateQuery
+from vkllm.engine.requests import EngineConfig, Request, StateQuery
 from vkllm.errors import DeviceLost, DeviceTimeout, NoDevice
 
 pytestmark = pytest.mark.gpu
@@ -35,13 +36,11 @@ def fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("faults") / "fault"
 
 
-@pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory, fault: Path) -> Iterator[EngineProcess]:
-    path = write_random_model(tmp_path_factory.mktemp("random") / "model.gguf", TINY_SPEC, {"attn_q": "Q8_0"})
+@contextmanager
+def faulty_process(config: EngineConfig, fault: Path) -> Iterator[EngineProcess]:
+    """An engine that reads in `fault` what is to fail."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VKLLM_TEST_FAULT", str(fault))
-        config = engine_config(path, TINY_SPEC)
-        config = replace(config, options=replace(config.options, spec="off"))  # drafts would change the number of steps
         made = EngineProcess(config, factory="faulty_engine:FaultyEngine")
         try:
             made.start()
@@ -49,6 +48,15 @@ def process(tmp_path_factory: pytest.TempPathFactory, fault: Path) -> Iterator[E
             pytest.skip(str(error))
         yield made
         made.close()
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory, fault: Path) -> Iterator[EngineProcess]:
+    path = write_random_model(tmp_path_factory.mktemp("random") / "model.gguf", TINY_SPEC, {"attn_q": "Q8_0"})
+    config = engine_config(path, TINY_SPEC)
+    config = replace(config, options=replace(config.options, spec="off"))  # drafts would change the number of steps
+    with faulty_process(config, fault) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
-from test_lost_device import LOST, TIMEOUT, answered, ended, request
+from test_lost_device import LOST, TIMEOUT, answered, ended, faulty_process, request
 
 from vkllm.engine.events import Failed
 from vkllm.engine.process.handle import EngineProcess
@@ -33,17 +33,12 @@ def process(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, fault: Path
 ) -> Iterator[EngineProcess]:
     path = write_random_model(tmp_path_factory.mktemp("random") / "model.gguf", TINY_SPEC, {})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VKLLM_TEST_FAULT", str(fault))
-        try:
-            options = PlanOptions(devices=(Device().info.name,) * 2, split_mode=request.param, spec="off")
-            config = replace(engine_config(path, TINY_SPEC), options=options)
-            made = EngineProcess(config, factory="faulty_engine:FaultyEngine")
-            made.start()
-        except NoDevice as error:
-            pytest.skip(str(error))
+    try:
+        options = PlanOptions(devices=(Device().info.name,) * 2, split_mode=request.param, spec="off")
+    except NoDevice as error:
+        pytest.skip(str(error))
+    with faulty_process(replace(engine_config(path, TINY_SPEC), options=options), fault) as made:
         yield made
-        made.close()
 
 
 @pytest.fixture(scope="module")
