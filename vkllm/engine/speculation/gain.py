@@ -69,7 +69,7 @@ class StepSeconds:
 
     def measured(self, width: int, seconds: float, *, is_ahead: bool) -> bool:
         """Records the time from the result before to that of a step; returns whether it was the first of its width,
-        which includes its recording."""
+        which includes its recording where a model is split by layers (`Submitted.is_new`)."""
         key = width, is_ahead
         n = self._n_measured[key] = self._n_measured.get(key, 0) + 1
         if n <= 2 or seconds < self._seconds[key]:
