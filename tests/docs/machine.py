@@ -97,7 +97,8 @@ class Machine:
         pid, handle = pty.fork()
         if pid == 0:
             os.chdir(self.work)
-            os.execvpe("bash", ["bash", "-c", command], self.environment("fake"))
+            # `exit` keeps bash from becoming the command itself: in a terminal, a shell is the parent of what it runs.
+            os.execvpe("bash", ["bash", "-c", f"{command}\nexit $?"], self.environment("fake"))
         fcntl.ioctl(handle, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         try:
             text = _watched(handle, list(lines or []))
