@@ -216,6 +216,14 @@ def test_a_short_prompt_passes_a_long_one_on_a_device_that_is_slow(n_decoding: i
     assert any(len(part.tokens) > 1 and part.position > 16 for parts in firsts for part in parts)
 
 
+def test_prompts_of_many_get_a_row_each_on_a_device_that_is_slow() -> None:
+    """Its chunks are of 8 rows, and that is too few a step for all of 32 sequences."""
+    session = Session(Fake(n_blocks=512, n_sequences=MOST_ROWS, step_s=0.24, row_s=0.03))
+    session.run(*(request(i, ids(i, 10), 6) for i in range(2 * MOST_ROWS)))
+    n_rows = 2 * MOST_ROWS * (10 + 5)
+    assert len(session.program.steps) < 1.6 * n_rows / MOST_ROWS
+
+
 def test_a_prompt_does_not_trickle_through_the_few_rows_that_others_leave() -> None:
     session = Session(Fake(n_blocks=512, n_sequences=MOST_ROWS + 2))
     decoding(session, MOST_ROWS - 1)

@@ -236,7 +236,7 @@ class Scheduler:
                 rows.append(part)
                 n_free -= part.n_rows
                 n_drafts -= part.n_rows - 1
-        n_free = min(n_free, n_chunk)
+        n_free = min(n_free, max(n_chunk, len(prompts)))  # a row for each that runs, however slow the device
         for sequence in self._in_turn(prompts, n_free):
             if n_free and sequence.held is not None and (part := self._prompt_rows(sequence, n_free)) is not None:
                 rows.append(part)
