@@ -13,7 +13,7 @@ import pytest
 from terminal import FAKE, REAL, Command, in_this_process
 
 from vkllm import LLM, InvalidParameter, RunStats
-from vkllm.faces.cli.bench import BenchOptions, Case, Setup, cases, layer_counts, measure, numbers, setups
+from vkllm.faces.cli.bench import BenchOptions, Case, Setup, cases, layer_counts, measure, numbers, placements, setups
 
 # llama-bench's fields in its order, and ours.
 KEYS = [
@@ -101,6 +101,17 @@ def test_every_model_runs_on_every_device_which_has_a_column_then(command: Comma
     rows = run_bench(command, tiny_gguf, "-m", f"{tiny_gguf}", "-dev", "0,cpu", "-p", "4", "-n", "0", "-r", "1")
     cells = [[cell.strip() for cell in row.split("|")] for row in rows.splitlines() if row.startswith("| llama")]
     assert [row[6] for row in cells] == ["0", "cpu"] * 2
+
+
+def test_what_lies_in_system_memory_is_said_in_every_output(command: Command, tiny_gguf: Path) -> None:
+    arguments = ("-p", "4", "-n", "0", "-r", "1", "-ncmoe", "0,1", "-ot", "attn_k=CPU;attn_v=CPU")
+    made = json.loads(run_bench(command, tiny_gguf, *arguments, "-o", "json"))
+    assert [each["n_cpu_moe"] for each in made] == [0, 1]
+    assert {each["tensor_buft_overrides"] for each in made} == {"attn_k=CPU;attn_v=CPU"}
+    rows = [line.split("|") for line in run_bench(command, tiny_gguf, *arguments).splitlines() if line[:1] == "|"]
+    assert [(row[6].strip(), row[7].strip()) for row in rows if "---" not in row[1]] == [
+        ("n_cpu_moe", "ot"), ("0", "attn_k=CPU;attn_v=CPU"), ("1", "attn_k=CPU;attn_v=CPU"),
+    ]  # fmt: skip
 
 
 def test_cache_types_have_a_column_where_one_is_not_the_default(command: Command, tiny_gguf: Path) -> None:
@@ -194,6 +205,12 @@ def test_setups_come_in_llama_benchs_order() -> None:
     assert made == [
         Setup(model, device, type_k) for model in ("a", "b") for device in ("0", "1") for type_k in ("f16", "q8_0")
     ]
+    wheres = placements(["0,4"], ["exps=CPU;attn=CPU,"])
+    assert [(made.n_cpu_moe, made.overrides) for made in wheres] == [
+        (0, ("exps=CPU", "attn=CPU")), (0, ()), (4, ("exps=CPU", "attn=CPU")), (4, ()),
+    ]  # fmt: skip
+    assert wheres[1].override_tensor is None and wheres[0].override_tensor == "exps=CPU,attn=CPU"
+    assert [made.placement for made in setups(["a"], [None], [None], ["f16"], ["f16"], wheres)] == wheres
     assert [setup.n_gpu_layers for setup in setups(["a"], [4, None], [None], ["f16"], ["f16"])] == [4, None]
 
 

@@ -42,6 +42,17 @@ def run(*arguments: str) -> None:
     assert cli.app(["run", *arguments], prog_name="vkllm", standalone_mode=False) is None
 
 
+# --- Several times ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line", ["-ot exps=CPU -ot attn=GPU", "-ot exps=CPU,attn=GPU", "-ot exps=CPU --override-tensor=attn=GPU"]
+)
+def test_overrides_of_tensors_add_up(asked: list[Any], line: str) -> None:
+    run("m", "Hi", *line.split())
+    assert asked[0][0].loading["override_tensor"] == "exps=CPU,attn=GPU"
+
+
 # --- Ignored ---------------------------------------------------------------------------------------------------------
 
 

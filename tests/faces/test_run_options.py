@@ -247,8 +247,9 @@ def test_all_loading_options_have_their_argument() -> None:
 
 
 def test_experts_in_system_memory_are_an_override_behind_the_users_own() -> None:
-    flags = LoadingFlags(override_tensor="attn_k=CPU", n_cpu_moe=2)
+    flags = LoadingFlags(override_tensor=["attn_k=CPU"], n_cpu_moe=2)
     assert flags.arguments()["override_tensor"] == (r"attn_k=CPU,blk\.(0|1)\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU")
+    assert len(LoadingFlags(n_cpu_moe=10**12).arguments()["override_tensor"]) < 10_000
     assert LoadingFlags(n_cpu_moe=0).arguments()["override_tensor"] is None
     assert LoadingFlags(cpu_moe=True).arguments()["override_tensor"].startswith(r"\.ffn_(up|down|gate|gate_up)")
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from vkllm import LLM, DeviceReport, InvalidParameter, __version__
 from vkllm.api.planning import ModelToPlan
+from vkllm.faces.cli.loading import placed
 from vkllm.faces.terminal import loading_bar
 from vkllm.gpu.program.kernels import MAX_ROWS
 from vkllm.model.memory.needs import CACHE_TYPES
@@ -50,6 +51,22 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where tensors lie. overrides: what -ot says, one expression each. Raises InvalidParameter."""
+
+    n_cpu_moe: int = 0
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _ = self.override_tensor
+
+    @property
+    def override_tensor(self) -> str | None:
+        """The argument of `LLM`."""
+        return placed(self.overrides, self.n_cpu_moe)
+
+
+@dataclass(frozen=True)
 class Setup:
     """One way to load a model. device: one or several; None is the best one. n_gpu_layers: None is all."""
 
@@ -58,7 +75,7 @@ class Setup:
     type_k: str = "f16"
     type_v: str = "f16"
     n_gpu_layers: int | None = None
-    override_tensor: str | None = None
+    placement: Placement = Placement()
     n_parallel: int | None = None
     spec: str = "off"
     split: Split = Split()
@@ -96,7 +113,7 @@ class Setup:
             "type_k": self.type_k,
             "type_v": self.type_v,
             "n_gpu_layers": self.n_gpu_layers,
-            "override_tensor": self.override_tensor,
+            "override_tensor": self.placement.override_tensor,
             "n_parallel": self.n_parallel,
             "spec": self.spec,
             "split_mode": self.split.split_mode,
@@ -129,7 +146,7 @@ def setups(
     devices: Sequence[str | tuple[str, ...] | None],
     types_k: Sequence[str],
     types_v: Sequence[str],
-    override_tensor: str | None = None,
+    placements: Sequence[Placement] = (Placement(),),
     spec: str = "off",
     split: Split | None = None,
 ) -> list[Setup]:
@@ -145,8 +162,10 @@ def setups(
         for unknown in set(types) - CACHE_TYPES.keys():
             raise InvalidParameter(f"{option} takes {' or '.join(CACHE_TYPES)}, not {unknown!r}")
     return [
-        Setup(model, device, type_k, type_v, layers, override_tensor, spec=spec, split=split)
-        for model, layers, device, type_k, type_v in itertools.product(models, n_gpu_layers, devices, types_k, types_v)
+        Setup(model, device, type_k, type_v, layers, placement, spec=spec, split=split)
+        for model, layers, placement, device, type_k, type_v in itertools.product(
+            models, n_gpu_layers, placements, devices, types_k, types_v
+        )
     ]
 
 
@@ -156,6 +175,13 @@ def layer_counts(texts: Sequence[str]) -> list[int | None]:
     for text in ",".join(texts).split(","):
         counts += [None] if text.strip() in ("all", "auto", "-1") else numbers([text], "-ngl")
     return counts
+
+
+def placements(n_cpu_moe: Sequence[str], override_tensor: Sequence[str]) -> list[Placement]:
+    """Values of -ncmoe and -ot, which stands for several tests where it has commas, as in llama-bench: expressions of
+    the same test have semicolons between them, and none is a test too. Raises InvalidParameter."""
+    groups = [tuple(part for part in text.split(";") if part) for text in ",".join(override_tensor).split(",")]
+    return [Placement(*made) for made in itertools.product(numbers(n_cpu_moe, "-ncmoe"), groups)]
 
 
 def numbers(texts: Sequence[str], option: str) -> list[int]:
@@ -296,14 +322,14 @@ def _fields(
         "type_k": setup.type_k,
         "type_v": setup.type_v,
         "n_gpu_layers": n_gpu_layers(llm, setup),
-        "n_cpu_moe": 0,
+        "n_cpu_moe": setup.placement.n_cpu_moe,
         "split_mode": setup.split.split_mode or "none",
         "main_gpu": report.info.index,
         "no_kv_offload": False,
         "flash_attn": 1,
         "devices": setup.devices,
         "tensor_split": "/".join(f"{share:.2f}" for share in setup.split.tensor_split or (0.0,)),
-        "tensor_buft_overrides": "none",
+        "tensor_buft_overrides": ";".join(setup.placement.overrides) or "none",
         "load_mode": "mmap",
         "lazy_mode": "none",
         "embeddings": False,

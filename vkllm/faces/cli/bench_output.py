@@ -21,9 +21,11 @@ _COLUMNS = {
     "params": (10, True),
     "backend": (10, False),
     "ngl": (3, True),
+    "n_cpu_moe": (10, True),
     "type_k": (10, False),
     "type_v": (10, False),
     "dev": (12, False),
+    "ot": (10, False),
     "test": (15, True),
     "t/s": (20, True),
     "GB/s": (8, True),
@@ -32,13 +34,13 @@ _COLUMNS = {
 }
 
 
-_OPTIONAL = {"type_k", "type_v", "dev", "accepted"}
+_OPTIONAL = {"n_cpu_moe", "type_k", "type_v", "dev", "ot", "accepted"}
 """Columns of parameters that have one only where they are not the default, as llama-bench has it."""
 
 
 def markdown(results: Iterable[Measured], shown: Collection[str] = ()) -> Iterator[str]:
-    """A table, then a line for each device. shown: those of the columns "type_k", "type_v", "dev" and "accepted" that
-    are optional."""
+    """A table, then a line for each device. shown: those of the optional columns that it has: "n_cpu_moe", "type_k",
+    "type_v", "dev", "ot" and "accepted"."""
     titles = [title for title in _COLUMNS if title not in _OPTIONAL or title in shown]
     yield _row(titles, titles)
     yield "|" + "|".join(f" {'-' * (_COLUMNS[title][0] - 1)}{':-'[not _COLUMNS[title][1]]} " for title in titles) + "|"
@@ -78,8 +80,10 @@ def _cell(title: str, fields: dict[str, Any]) -> str:
             return str(fields["backends"])
         case "ngl":
             return str(fields["n_gpu_layers"])
-        case "type_k" | "type_v":
+        case "n_cpu_moe" | "type_k" | "type_v":
             return str(fields[title])
+        case "ot":
+            return str(fields["tensor_buft_overrides"])
         case "dev":
             return str(fields["devices"])
         case "test":

@@ -6,6 +6,7 @@ Several commands share these options; they become arguments of `LLM` and `plan_m
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +64,7 @@ class PlacementFlags:
     ] = None
 
     override_tensor: Annotated[
-        str | None,
+        list[str] | None,
         _option(
             "-ot",
             "--override-tensor",
@@ -121,7 +122,7 @@ class PlacementFlags:
             "n_gpu_layers": layers(self.gpu_layers),
             "vram_limit": _size(self.vram_limit, "--vram-limit"),
             "ram_limit": _size(self.ram_limit, "--ram-limit"),
-            "override_tensor": placed(self.override_tensor, self.n_cpu_moe, is_all=self.cpu_moe),
+            "override_tensor": placed(self.override_tensor or (), self.n_cpu_moe, is_all=self.cpu_moe),
             "n_parallel": None if self.n_parallel in (None, -1) else self.n_parallel,
             "spec": self.spec,
             "split_mode": self.split_mode,
@@ -182,11 +183,14 @@ def layers(text: str | None) -> int | None:
     return int(text)
 
 
-def placed(override_tensor: str | None, n_cpu_moe: int | None, *, is_all: bool = False) -> str | None:
-    """What -ot, -ncmoe and -cmoe say together, as -ot has it. Raises InvalidParameter."""
+def placed(override_tensor: Sequence[str], n_cpu_moe: int | None, *, is_all: bool = False) -> str | None:
+    """What -ot, which may be given several times, -ncmoe and -cmoe say together, as -ot has it.
+
+    Raises InvalidParameter.
+    """
     from vkllm.model.memory.overrides import experts_in_system_memory, overrides
 
-    parts = [override_tensor] if override_tensor else []
+    parts = list(override_tensor)
     if is_all or n_cpu_moe:
         parts.append(experts_in_system_memory(None if is_all else n_cpu_moe))
     text = ",".join(parts) or None

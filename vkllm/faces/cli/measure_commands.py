@@ -14,7 +14,7 @@ import typer
 
 from vkllm.errors import InvalidParameter
 from vkllm.faces.cli import completion
-from vkllm.faces.cli.loading import PlacementFlags, devices_named, placed, shares
+from vkllm.faces.cli.loading import PlacementFlags, devices_named, shares
 from vkllm.faces.cli.models import ensure_here
 from vkllm.faces.cli.options import Json, ModelName, ModelOption, add_command, chosen
 from vkllm.faces.terminal import say
@@ -94,10 +94,16 @@ def bench(
         list[str] | None, typer.Option("-ngl", "--n-gpu-layers", metavar="N|all", help="As for `vkllm run`.")
     ] = None,
     override_tensor: Annotated[
-        str | None, typer.Option("-ot", "--override-tensor", metavar="EXPR=CPU,...", help="As for `vkllm run`.")
+        list[str] | None,
+        typer.Option(
+            "-ot",
+            "--override-tensor",
+            metavar="EXPR=CPU;...",
+            help="As for `vkllm run`, but with semicolons: commas stand between tests.",
+        ),
     ] = None,
     n_cpu_moe: Annotated[
-        int | None, typer.Option("-ncmoe", "--n-cpu-moe", metavar="N", min=0, help="As for `vkllm run`.")
+        list[str] | None, typer.Option("-ncmoe", "--n-cpu-moe", metavar="N", help="As for `vkllm run`.")
     ] = None,
     spec: Annotated[
         str,
@@ -133,7 +139,16 @@ def bench(
 
     Options that take several values take a list with commas, or are given several times.
     """
-    from vkllm.faces.cli.bench import BenchOptions, Split, cases, layer_counts, measure, numbers, setups
+    from vkllm.faces.cli.bench import (
+        BenchOptions,
+        Split,
+        cases,
+        layer_counts,
+        measure,
+        numbers,
+        placements,
+        setups,
+    )
     from vkllm.faces.cli.bench_output import FORMATS, markdown
 
     def values(given: list[str] | None, default: str) -> list[str]:
@@ -149,7 +164,7 @@ def bench(
         [devices_named(text.replace("/", ",")) for text in values(device, "")] if device else [None],
         types_k,
         types_v,
-        placed(override_tensor, n_cpu_moe),
+        placements(n_cpu_moe or ["0"], override_tensor or [""]),
         spec,
         Split(split_mode, shares(tensor_split), main_gpu, num_shards),
     )
@@ -187,7 +202,7 @@ def bench(
         tests = cases(prompts, generated, pairs or [], depths)
         results = measure(BenchOptions(_all_here(how), tests, repetitions, not no_warmup))
         is_shown = {"type_k": types_k != ["f16"], "type_v": types_v != ["f16"], "dev": bool(device)}
-        is_shown["accepted"] = spec != "off"
+        is_shown |= {"n_cpu_moe": bool(n_cpu_moe), "ot": bool(override_tensor), "accepted": spec != "off"}
         shown = [title for title, is_asked in is_shown.items() if is_asked]
         lines = markdown(results, shown) if output == "md" else FORMATS[output](results)
     for line in lines:  # each when it is measured

@@ -16,6 +16,9 @@ Place = Literal["CPU", "GPU"]
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """Names of the tensors of experts, as llama.cpp's --cpu-moe has it."""
 
+_MANY_LAYERS = 1000
+"""More than any model has: people write 999 for all."""
+
 
 def overrides(text: str | None) -> tuple[tuple[re.Pattern[str], Place], ...]:
     """Expressions and places of "EXPRESSION=CPU,EXPRESSION=GPU". llama.cpp's names of GPUs, such as Vulkan0 or CUDA0,
@@ -34,7 +37,7 @@ def experts_in_system_memory(n_layers: int | None) -> str:
     """The override that keeps the experts of the first n_layers layers, or of all, out of a card's own memory."""
     if n_layers is None:
         return f"{EXPERTS}=CPU"
-    numbers = "|".join(map(str, range(n_layers)))
+    numbers = "|".join(map(str, range(min(n_layers, _MANY_LAYERS))))
     return rf"blk\.({numbers}){EXPERTS}=CPU"
 
 
