@@ -256,6 +256,16 @@ def with_predictor(variant: Variant, block: Shapes, *own: str, **per_layer: Any)
     return variant._replace(n_layers=variant.n_layers + 1, fields=fields, of_layer=layers)
 
 
+def with_expert_scales(variant: Variant, *names: str) -> Variant:
+    """The same with a scale for each expert in these matrices of all layers that have experts, as files in NVFP4."""
+    assert isinstance(variant.of_layer, list)
+    n_experts = variant.fields["expert_count"]
+    scales: Shapes = {f"ffn_{name}_exps.scale": (n_experts,) for name in names}
+    return variant._replace(
+        of_layer=[layer | (scales if "ffn_gate_inp.weight" in layer else {}) for layer in variant.of_layer]
+    )
+
+
 def _qwen_block(d: int, of_attention: tuple[int, int, int]) -> Shapes:
     return norms(d, "attn_norm", "post_attention_norm") | normed_heads(d, *of_attention, has_gates=True)
 
@@ -269,12 +279,21 @@ HYBRIDS: dict[str, Variant] = {
     ),
     "qwen35 with three value heads": qwen_next("qwen35", "da", 64, (2, 1, 16), (1, 3, 24, 4), 16),
     "qwen3next with other heads": qwen_next("qwen3next", "da", 96, (2, 1, 32), (2, 6, 16, 2), 16, (6, 2, 32, 40)),
+    "qwen3next with scales of experts": with_expert_scales(
+        qwen_next("qwen3next", "da", 64, (2, 1, 32), (2, 4, 16, 4), 16, (7, 2, 32, 40)), "gate", "up", "down"
+    ),
+    "qwen35moe with scales of gates": with_expert_scales(
+        qwen_next("qwen35moe", "ad", 64, (2, 1, 32), (1, 2, 16, 4), 16, (5, 2, 32, 32)), "gate"
+    ),
     "granitehybrid without experts": granite_hybrid(
         "mam", 64, 96, (4, 1, 16), (8, 16, 24, 4, 3), **{"rope.scaling.finetuned": True, "logit_scale": 1.5}
     ),
     "nemotron_h with heads of 12": nemotron_h("mfa", 64, (2, 1, 32), (6, 12, 16, 2, 4)),
     "nemotron_h with wider states": nemotron_h("mfam", 64, (4, 1, 24), (6, 16, 40, 3, 2)),
     "nemotron_h_moe with more experts": nemotron_h("fmaf", 96, (2, 2, 32), (4, 24, 16, 2, 4), (9, 4, 64, 96)),
+    "nemotron_h_moe with scales of experts": with_expert_scales(
+        nemotron_h("maf", 64, (2, 1, 32), (4, 16, 16, 2, 4), (5, 2, 32, 32)), "up", "down"
+    ),
     "deepseek2 as V2 Lite": deepseek2("deepseek2", 27, 64, (3, 0, 40, 16, 8, 24), (4, 2, 32, 2)),
     "deepseek2 with linear scaling": deepseek2(
         "deepseek2", 2, 64, (2, 32, 32, 24, 16, 32), (6, 3, 32, 1), has_bias=True,

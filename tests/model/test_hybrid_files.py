@@ -20,6 +20,7 @@ from vkllm.model.spec import LayerSpec, ModelSpec, QueryTemperature
 
 LFM2, QWEN = "lfm2 with a longer kernel and a window", "qwen35 that predicts with a head of its own"
 DEEPSEEK, MISTRAL = "deepseek2 that predicts", "mistral4 with YaRN's usual sharpening"
+MOE = "qwen35moe with scales of gates"
 GEMMA, NEMOTRON = "gemma4 with unused keys", "nemotron_h_moe with more experts"
 
 
@@ -42,6 +43,7 @@ def spec_of(tmp_path: Path, name: str, fields: dict[str, Any], **formats: str) -
         (QWEN, {"ssm.time_step_rank": 0}, "0 heads cannot share an ssm.inner_size of 32"),
         (QWEN, {"attention.recurrent_layers": [True]}, "has no flag for each layer"),
         (QWEN, {"rope.dimension_sections": [2, 2, 1, 3]}, r"sections \[2, 2, 1, 3\] leave some of 8 pairs"),
+        (MOE, {"expert_weights_scale": 1.5}, r"expert_weights_scale = 1\.5 .* does not compute for qwen35moe"),
         (MISTRAL, {"attention.temperature_length": 0}, "attention temperature length is 0"),
         (DEEPSEEK, {"expert_gating_func": 4}, "expert_gating_func is 4, which is not supported"),
         (

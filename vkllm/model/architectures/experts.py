@@ -53,10 +53,12 @@ def with_experts(layer: LayerSpec, experts: Experts, **fields: Any) -> LayerSpec
 
 
 def with_mixture(header: Header, number: int, layer: LayerSpec, experts: Experts) -> LayerSpec:
-    """The same, where a layer's tensors say whether experts are chosen with a bias and gate and up are one tensor."""
+    """The same, where a layer's tensors say whether experts are chosen with a bias, whether gate and up are one tensor,
+    and which of them have scales."""
     has_bias = header.has(f"blk.{number}.exp_probs_b.bias")
     is_fused = header.has(f"blk.{number}.ffn_gate_up_exps.weight")
-    return with_experts(layer, replace(experts, has_selection_bias=has_bias, has_fused_gate_up=is_fused))
+    mixture = replace(experts, scales=scales(header, number), has_selection_bias=has_bias, has_fused_gate_up=is_fused)
+    return with_experts(layer, mixture)
 
 
 def read_scale(header: Header) -> float:

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from vkllm.errors import ModelFileError
-from vkllm.model.architectures.experts import read_experts, scales, with_mixture
+from vkllm.model.architectures.experts import read_experts, with_mixture
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
 from vkllm.model.architectures.rope import unscaled_in_window
@@ -30,8 +30,7 @@ def gemma4(header: Header) -> ModelSpec:
             layer = replace(layer, cache_layer=source, are_values_keys=False)
         if not has_experts[number]:
             return layer
-        own = replace(experts[number], scales=scales(header, number))
-        return replace(with_mixture(header, number, layer, own), d_ff=layer.d_ff)
+        return replace(with_mixture(header, number, layer, experts[number]), d_ff=layer.d_ff)
 
     layers = dense_layers(header, "half", change=change)
     shared = (name for number in range(n_own, header.n_layers) for name in _unread(number))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vkllm.model.architectures.experts import read_experts, read_scale, with_experts, with_mixture
+from vkllm.model.architectures.experts import read_experts, with_experts, with_mixture
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
 from vkllm.model.architectures.mixers import read_mamba2, with_mixer
@@ -32,9 +32,7 @@ def granite_hybrid(header: Header) -> ModelSpec:
     layers = [layer if layer.n_kv_heads else with_mixer(layer, mamba) for layer in layers]
     width = header.integer("expert_shared_feed_forward_length", 0)
     if header.integer("expert_count", 0):
-        experts = read_experts(
-            header, has_own_width=False, is_normalized=True, scale=read_scale(header), d_ff_shared=width
-        )
+        experts = read_experts(header, has_own_width=False, is_normalized=True, d_ff_shared=width)
         layers = [with_mixture(header, number, layer, experts[number]) for number, layer in enumerate(layers)]
     return _model(header, layers, header.number("logit_scale", 0.0))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vkllm.model.architectures.experts import read_experts, read_gating, read_scale, with_mixture
+from vkllm.model.architectures.experts import read_experts, read_gating, with_mixture
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
 from vkllm.model.architectures.mixers import with_mixer
@@ -21,7 +21,7 @@ def lfm2(header: Header) -> ModelSpec:
 def lfm2moe(header: Header) -> ModelSpec:
     """The same with experts in all layers but the first."""
     n_dense = header.integer("leading_dense_block_count", 0)
-    experts = read_experts(header, gating=read_gating(header, "sigmoid"), is_normalized=True, scale=read_scale(header))
+    experts = read_experts(header, gating=read_gating(header, "sigmoid"), is_normalized=True)
     layers = (
         layer if number < n_dense else with_mixture(header, number, layer, experts[number])
         for number, layer in enumerate(_layers(header))

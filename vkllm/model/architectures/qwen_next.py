@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vkllm.errors import UnsupportedModel
-from vkllm.model.architectures.experts import read_experts, read_scale, with_mixture
+from vkllm.model.architectures.experts import read_experts, with_mixture
 from vkllm.model.architectures.family import dense_layers, dense_model
 from vkllm.model.architectures.header import Header
 from vkllm.model.architectures.mixers import read_delta_net, with_mixer
@@ -74,7 +74,7 @@ def _check_sections(header: Header, layers: tuple[LayerSpec, ...]) -> None:
 
 
 def _with_mixture(header: Header, net: DeltaNet) -> ModelSpec:
-    experts = read_experts(header, is_normalized=True, has_shared_gate=True, scale=read_scale(header))
+    experts = read_experts(header, is_normalized=True, has_shared_gate=True)
     width = header.integer("expert_shared_feed_forward_length", 0)
     layers = (
         with_mixture(header, number, layer, replace(experts[number], d_ff_shared=width or layer.d_ff))
