@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from expert_models import EXPERT_VARIANTS
 from layer_shapes import (
     Shapes,
     delta_net,
@@ -17,7 +18,7 @@ from layer_shapes import (
     shared,
     short_convolution,
 )
-from variant import Variant
+from variant import D, Variant
 
 Counts = int | list[int]
 
@@ -270,6 +271,9 @@ def _qwen_block(d: int, of_attention: tuple[int, int, int]) -> Shapes:
     return norms(d, "attn_norm", "post_attention_norm") | normed_heads(d, *of_attention, has_gates=True)
 
 
+_GLM = EXPERT_VARIANTS["glm4moe, as its 355B"]
+assert isinstance(_GLM.of_layer, dict)
+
 HYBRIDS: dict[str, Variant] = {
     "lfm2 with a longer kernel and a window": lfm2(96, 6, 3, 4, "caac", **{"attention.sliding_window": 9}),
     "lfm2 with 80 columns": lfm2(80, 5, 1, 3, "ca"),
@@ -332,6 +336,13 @@ HYBRIDS: dict[str, Variant] = {
         deepseek2("deepseek2", 2, 64, (2, 32, 32, 16, 8, 16), (4, 2, 32, 1), has_bias=True, expert_gating_func=2),
         norms(64, "attn_norm", "ffn_norm") | latent(64, 2, 32, 32, 16, 8, 16) | experts(64, 32, 4, has_bias=True)
         | shared(64, 32), "shared_head_norm", "shared_head_head",
+    ),
+    "glm4moe that predicts": with_predictor(  # llama.cpp's head knows no sections
+        _GLM._replace(
+            of_layer=_GLM.n_layers * [_GLM.of_layer],
+            fields=_GLM.fields | {"embedding_length": D, "rope.dimension_sections": [0, 0, 0, 0]},
+        ),
+        _GLM.of_layer, "shared_head_norm", "embed_tokens", "shared_head_head",
     ),
     "nemotron_h_moe that predicts": with_predictor(
         nemotron_h("maf", 64, (2, 1, 32), (4, 16, 16, 2, 4), (4, 2, 32, 32)),

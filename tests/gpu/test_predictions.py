@@ -13,11 +13,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 
-from expert_models import EXPERT_VARIANTS
 from file_reference import file_reference
-from hybrid_models import HYBRIDS, with_predictor
+from hybrid_models import HYBRIDS
 from kernel_case import nmse
-from variant import D, write
+from variant import write
 
 from vkllm.formats.gguf import ModelFile
 from vkllm.gpu.device.kompute import Device
@@ -31,12 +30,7 @@ pytestmark = pytest.mark.gpu
 
 BOUND = 4e-6  # see test_kinds_of_layers.py
 
-GLM = EXPERT_VARIANTS["glm4moe, as its 355B"]
-LISTED = GLM._replace(of_layer=GLM.n_layers * [GLM.of_layer], fields=GLM.fields | {"embedding_length": D})
-OWN = ("shared_head_norm", "embed_tokens", "shared_head_head")
-MODELS = {name: variant for name, variant in HYBRIDS.items() if "predicts" in name} | {
-    "glm4moe that predicts": with_predictor(LISTED, GLM.of_layer, *OWN)
-}
+MODELS = {name: variant for name, variant in HYBRIDS.items() if "predicts" in name}
 
 
 def predicted(path: Path, tokens: list[int], guessed: list[int]) -> list[np.ndarray]:
