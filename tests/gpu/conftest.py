@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from kept_devices import N_PIPELINES, KeptDevices
 
 from vkllm.errors import NoDevice
 from vkllm.gpu.device.kompute import Device
@@ -17,6 +18,13 @@ def device() -> Iterator[Device]:
         opened = Device(timeout_s=400.0)  # lavapipe compiles a step's kernels while it is waited for
     except NoDevice as error:
         pytest.skip(str(error))
-    Layer.activate().keep_pipelines(opened.layer_id, 500)  # tests of a file make equal kernels
+    Layer.activate().keep_pipelines(opened.layer_id, N_PIPELINES)  # tests of a file make equal kernels
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def kept_devices() -> Iterator[KeptDevices]:
+    kept = KeptDevices()
+    yield kept
+    kept.end()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,104 +11,17 @@ import pytest
 from kernel_case import nmse
 from model_specs import KINDS_OF_LAYERS, LAYER, TINY_SPEC, of_layers
 from random_model import engine_config, write_random_model
+from split_models import N_CTX, program
 
-from vkllm.engine.load_times import LoadTimes
-from vkllm.engine.opening import opened
-from vkllm.engine.requests import EngineConfig
 from vkllm.errors import DeviceLost
-from vkllm.formats.gguf import ModelFile
 from vkllm.gpu.device.kompute import Device
 from vkllm.gpu.program.cached_blocks import CachedBlocks, CachePlace
 from vkllm.gpu.program.group import ProgramGroup
 from vkllm.gpu.program.hidden_states import HiddenStates
-from vkllm.gpu.program.program import Program
 from vkllm.gpu.program.scoring import Scorer
-from vkllm.gpu.program.step import LIKELIEST, LOGITS, Draw, Part, Result
-from vkllm.model.architectures import model_spec
-from vkllm.model.memory.plan import PlanOptions
+from vkllm.gpu.program.step import LIKELIEST, LOGITS, Part, Result
 
 pytestmark = pytest.mark.gpu
-
-TINY = Path(__file__).parents[3] / "shared" / "tiny"
-FILES = {"llama": 2, "qwen3moe": 2, "gemma3": 3, "qwen3next": 3}
-"""Files by name, and over how many devices they are split; with --all, all others that have layers for two."""
-
-FORMATS = ("quant-q4_0", "quant-mxfp4", "quant-nvfp4")
-"""Of the small models that differ by a format only, those that are split."""
-
-NAMES = sorted(path.stem for path in TINY.glob("*.gguf") if "quant-" not in path.stem or path.stem in FORMATS)
-OTHERS = [
-    pytest.param(name, 2, marks=pytest.mark.with_all)
-    for name in NAMES
-    if name not in {*FILES, *FORMATS, "gemma4-ple"}  # later layers of that one read the cache of the first
-]
-
-N_CTX = 128
-
-
-def config_of(name: str) -> EngineConfig:
-    """A small model's file, for the engine."""
-    path = TINY / f"{name}.gguf"
-    if not path.exists():
-        pytest.skip("needs the small models beside the checkout")
-    file = ModelFile.open(path)
-    return EngineConfig(path, file.tensors, model_spec(file.metadata, file.tensors), N_CTX)
-
-
-@contextmanager
-def program(
-    device: Device, config: EngineConfig, n_devices: int, mode: str = "layer", cached: str = "f16"
-) -> Iterator[Program | ProgramGroup]:
-    names = (str(device.info.index),) * n_devices
-    options = PlanOptions(n_parallel=2, devices=names, split_mode=mode, type_k=cached, type_v=cached)
-    with closing(opened(replace(config, options=options), lambda n_bytes: None, LoadTimes())) as made:
-        yield made.program
-
-
-def answers(program: Program | ProgramGroup, n_vocab: int) -> list[list[np.ndarray] | list[int]]:
-    """Logits of a prompt in two chunks, tokens of two sequences side by side, logits of a narrow step."""
-    tokens = np.random.default_rng(1).integers(0, n_vocab, 70).tolist()
-    window = program.window
-    first = list(range(4))
-    places = [(first, first), (list(range(4, 8)), list(range(4, 8)))]
-    if window:  # blocks of the window are fewer
-        n = program.plan.n_window_blocks // 2
-        places = [(all_blocks, [n * i + j % n for j in range(4)]) for i, (all_blocks, _) in enumerate(places)]
-    slots = [0, 1] if program.states else [None, None]
-
-    def part(sequence: int, tokens: list[int | None], position: int, results: tuple[Result, ...], slot: int) -> Part:
-        blocks, window_blocks = places[sequence]
-        n = -(-(position + len(tokens)) // 32)
-        before = None if position == 0 or slots[0] is None else 2 * sequence + (slot + 1) % 2
-        stored = {} if slots[0] is None else {len(tokens) - 1: 2 * sequence + slot % 2}
-        return Part(sequence, tokens, position, blocks[:n], window_blocks[:n], before, stored, results)
-
-    found: list[list[np.ndarray] | list[int]] = []
-    for sequence, length in enumerate((66, 9)):
-        program.submit([part(sequence, tokens[:5], 0, (), 0)], is_prompt=True)
-        step = program.submit([part(sequence, tokens[5:length], 5, LOGITS, 1)], is_prompt=True)
-        found.append([program.logits(step)])
-    drawn = (Result(Draw(40, 2**32 - 1, 0, 1.0, 2**31 + 12345)),)
-    steps = [program.submit([part(0, tokens[66:67], 66, LIKELIEST, 2), part(1, tokens[9:10], 9, drawn, 2)])]
-    for i in range(1, 3):  # which run ahead
-        chosen = [part(0, [None], 66 + i, LIKELIEST, 2 + i), part(1, [None], 9 + i, drawn, 2 + i)]
-        steps.append(program.submit(chosen))
-    found += [program.tokens(step) for step in steps]
-    found.append(program.tokens(program.submit([part(0, [None], 69, LIKELIEST, 5)])))
-    step = program.submit([part(1, tokens[12:13], 12, LOGITS, 5)])
-    return [*found, [program.logits(step)]]
-
-
-@pytest.mark.parametrize(("name", "n_devices"), [*FILES.items(), *OTHERS])
-def test_layers_on_several_devices_give_what_one_device_gives(device: Device, name: str, n_devices: int) -> None:
-    config = config_of(name)
-    with program(device, config, 1) as one:
-        wanted = answers(one, config.spec.n_vocab)
-    with program(device, config, n_devices) as several:
-        assert isinstance(several, ProgramGroup) and len(several.ranks) == n_devices
-        found = answers(several, config.spec.n_vocab)
-    for a, b in zip(found, wanted, strict=True):
-        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)), "the same kernels run in the same order"
 
 
 def test_embeddings_for_each_layer_are_computed_on_each_device(device: Device, tmp_path: Path) -> None:

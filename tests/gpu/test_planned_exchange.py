@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from model_specs import TINY_SPEC
 from random_model import engine_config, write_random_model
-from test_layer_split import N_CTX, program
+from split_models import N_CTX, program
 
 from vkllm.engine.requests import EngineConfig
 from vkllm.errors import OutOfDeviceMemory

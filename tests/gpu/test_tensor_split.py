@@ -13,7 +13,7 @@ import pytest
 from kernel_case import nmse
 from model_specs import LAYER, STATE, TINY_SPEC, of_layers
 from random_model import engine_config, write_random_model
-from test_layer_split import N_CTX, NAMES, answers, config_of, program
+from split_models import N_CTX, check_tensors, program
 from tunings import with_decode
 
 from vkllm.engine import opening
@@ -24,29 +24,11 @@ from vkllm.gpu.program import program as program_module
 from vkllm.gpu.program.cached_blocks import CachedBlocks, CachePlace
 from vkllm.gpu.program.choices import tuning
 from vkllm.gpu.program.exchange import Exchange
-from vkllm.gpu.program.group import ProgramGroup
 from vkllm.gpu.program.step import LIKELIEST, Part, Result
 from vkllm.model.mixers import DeltaNet, Mamba2, ShortConvolution
 from vkllm.model.spec import ModelSpec
 
 pytestmark = pytest.mark.gpu
-
-FILES = {"llama": 4, "qwen3moe": 2, "gemma3": 2, "qwen3next": 2, "granitehybrid": 2}
-"""Files by name, and over how many devices they are split; all others with --all, over two, three or four. Each device
-compiles its own kernels while the others wait for it."""
-OTHERS = [
-    pytest.param("qwen3moe", 3, marks=pytest.mark.with_all),
-    *(pytest.param(name, 2 + i % 3, marks=pytest.mark.with_all) for i, name in enumerate(NAMES) if name not in FILES),
-]
-
-BOUND = 1e-7
-"""Sums over ranks are rounded in another order than sums over columns, and keys and values to float16 after that."""
-
-WIDE_BOUND = 5e-7
-"""In the wide step that comes first, what ranks hand over is rounded to 2^-14 of the largest of eight numbers."""
-
-Q8_0_BOUND = 1e-4
-"""The least difference changes which of 255 values a number is rounded to."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,39 +37,13 @@ def _needs_shared_memory(device: Device) -> None:
         pytest.skip("the driver imports no memory")
 
 
-def check(device: Device, config: EngineConfig, n_devices: int, cached: str = "f16") -> None:
-    """Compares what several devices make of a model with what one does; all of them hold less than one."""
-    n_vocab = config.spec.n_vocab
-    with program(device, config, 1, cached=cached) as one:
-        wanted, n_bytes = answers(one, n_vocab), one.plan.weights_bytes
-    with program(device, config, n_devices, "tensor", cached) as several:
-        assert isinstance(several, ProgramGroup) and several.n_in_turn == 1
-        assert all(rank.plan.weights_bytes < n_bytes and rank._n_sums > 0 for rank in several.ranks)
-        found = answers(several, n_vocab)
-        assert several.heads == several.ranks[: n_devices if n_vocab > 32 else 1]
-    assert len(several.ranks) == n_devices
-    for step, (a, b) in enumerate(zip(found, wanted, strict=True)):
-        bound = Q8_0_BOUND if cached == "q8_0" else BOUND if step else WIDE_BOUND
-        for x, y in zip(a, b, strict=True):
-            assert x == y if isinstance(x, int) else nmse(x, y) < bound
-
-
-@pytest.mark.parametrize(("name", "n_devices"), [*FILES.items(), *OTHERS])
-def test_several_devices_give_what_one_device_gives(
-    device: Device, name: str, n_devices: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of three or four devices, with all sums in two phases."""
-    monkeypatch.setattr(opening, "Exchange", partial(Exchange, saved_fours=0 if n_devices > 2 else 10**9))
-    check(device, config_of(name), n_devices)
-
-
 def test_sums_are_links_of_a_chain(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choices = with_decode(tuning(device.info), is_chained=True)
     monkeypatch.setattr(program_module, "tuning", lambda info: choices)
     spec = of_layers(LAYER, replace(STATE, mixer=Mamba2(4, 16, 16, 1, 4)))  # whose squares are a sum outside the chain
     quantized = {"attn_output": "Q8_0", "ssm_out": "Q8_0", "ffn_down": "Q4_0"}
     config = engine_config(write_random_model(tmp_path / "model.gguf", spec, quantized), spec, N_CTX)
-    check(device, config, 2)
+    check_tensors(device, config, 2)
     with program(device, config, 2, "tensor") as several:
         rank = several.ranks[0]
         sums = [d for d in rank.dispatches(1) if d.kernel.name == "all_reduce"]
@@ -102,7 +58,8 @@ def test_sums_are_links_of_a_chain(device: Device, tmp_path: Path, monkeypatch: 
 def test_a_vocabulary_too_small_to_divide_is_whole_on_every_device(device: Device, tmp_path: Path) -> None:
     """With a cache of eight bits."""
     spec = of_layers(LAYER, n_vocab=30)
-    check(device, engine_config(write_random_model(tmp_path / "model.gguf", spec, {}), spec, N_CTX), 2, "q8_0")
+    config = engine_config(write_random_model(tmp_path / "model.gguf", spec, {}), spec, N_CTX)
+    check_tensors(device, config, 2, cached="q8_0")
 
 
 @pytest.fixture
