@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import threading
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +21,9 @@ from vkllm.engine.constraint import Constraint
 from vkllm.engine.events import EngineStats, Failed, Finished, PromptProgress, Scores, StateAnswer, Token
 from vkllm.engine.requests import Request, StateQuery
 from vkllm.engine.scheduler import MOST_ROWS
+from vkllm.engine.speculation.drafter import Speculation
 from vkllm.errors import DeadlineExceeded, InvalidParameter, QueueFull
-from vkllm.gpu.program.step import Part
+from vkllm.gpu.program.step import WIDTHS, Part
 
 PLAIN = Fake()
 MODELS = {
@@ -362,3 +365,28 @@ def test_hundreds_wait_without_taking_time() -> None:
     with work_below(2):
         session.run()
     session.check_nothing_is_lost()
+
+
+def test_memory_does_not_grow_with_the_number_of_requests() -> None:
+    """Once the cache and the texts that drafts come from are as large as they may be."""
+    session = Session(PLAIN, speculation=Speculation(WIDTHS))
+    sizes: list[int] = []
+    tracemalloc.start()
+    try:
+        for round_ in range(6):
+            rng = np.random.default_rng(1)
+            for i in range(100 * round_, 100 * (round_ + 1)):
+                session.submit(
+                    request(i, ids(i, int(rng.integers(1, 60))), int(rng.integers(1, 12)), origin=f"{i % 7}")
+                )
+                session.step()
+                if rng.random() < 0.25:
+                    session.batching.cancel(i)
+            session.run()
+            session.events.clear()
+            session.program.steps.clear()
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert max(sizes) < 1.02 * sizes[0]
