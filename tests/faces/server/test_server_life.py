@@ -221,3 +221,14 @@ def test_sigterm_ends_in_time_and_says_so_to_who_waits(tiny_gguf: Path, tmp_path
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+def test_threads_that_compute_let_the_loop_go_on_soon(tiny_gguf: Path) -> None:
+    """Python's 5 ms for each of them are too long for `/health`, where several tokenize."""
+    before_s = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.005)
+        with serving(single(tiny_gguf)):
+            assert sys.getswitchinterval() < 0.001
+    finally:
+        sys.setswitchinterval(before_s)

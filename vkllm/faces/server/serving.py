@@ -11,6 +11,7 @@ import json
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,9 @@ _KEEP_ALIVE_S = 30
 _BACKLOG = 512
 _SEND_BYTES = 256 * 1024
 """What the system may hold of an answer for a client that does not read it; it would take some megabytes."""
+_SWITCH_S = 0.0005
+"""How long a thread that renders templates or tokenizes keeps the loop waiting: Python's 5 ms add up to more than the
+100 ms in which `/health` is to answer, where several do."""
 _CLOSE_S = 0.6
 """How long all may take that comes after the last answer."""
 
@@ -61,6 +65,7 @@ def serve(
 async def _serve(
     models: Models, settings: ServerSettings, sockets: list[socket.socket], on_listening: OnListening
 ) -> None:
+    sys.setswitchinterval(_SWITCH_S)
     asyncio.get_running_loop().set_default_executor(_Threads())
     app = create_app(models, settings)
     config = uvicorn.Config(
