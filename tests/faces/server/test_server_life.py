@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -223,12 +224,14 @@ def test_sigterm_ends_in_time_and_says_so_to_who_waits(tiny_gguf: Path, tmp_path
         process.stderr.close()
 
 
-def test_threads_that_compute_let_the_loop_go_on_soon(tiny_gguf: Path) -> None:
-    """Python's 5 ms for each of them are too long for `/health`, where several tokenize."""
+def test_neither_threads_that_compute_nor_collections_of_garbage_hold_the_loop_up(tiny_gguf: Path) -> None:
+    """Python's 5 ms for each thread and its 0.1 s for all objects are too long for `/health`."""
     before_s = sys.getswitchinterval()
     try:
         sys.setswitchinterval(0.005)
         with serving(single(tiny_gguf)):
             assert sys.getswitchinterval() < 0.001
+            assert gc.get_freeze_count() > len(gc.get_objects()), "what stays is passed over"
+        assert gc.get_freeze_count() == 0
     finally:
         sys.setswitchinterval(before_s)

@@ -321,7 +321,7 @@ class Models:
 
     def _change(self, model: ServedModel, status: Status) -> None:
         model.status = status
-        for tell in self.on_change:
+        for tell in [*self.on_change]:  # one may be there for the first change only
             tell(model)
 
 
