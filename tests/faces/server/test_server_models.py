@@ -164,6 +164,12 @@ async def test_a_larger_context_loads_a_model_again(folder: Path) -> None:
         assert told[2:] == [("a", "unloaded"), ("a", "loading"), ("a", "loaded")]
 
 
+async def test_a_context_for_all_models_is_no_longer_than_each_was_trained_for(folder: Path) -> None:
+    for n_ctx, found in ((10_000, 256), (64, 64)):
+        async with models_of(folder, options={"n_ctx": n_ctx}) as (models, _):
+            assert (await used(models, "a")).llm.llm.n_ctx == found
+
+
 async def test_names_paths_and_what_is_no_name(folder: Path) -> None:
     async with models_of(folder) as (models, _):
         for name in ("deep/c", "deep/c.gguf", "c", str(folder / "deep/c.gguf")):

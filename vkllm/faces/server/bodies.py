@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from vkllm.errors import InvalidParameter
 from vkllm.faces.server.errors import HttpError
+from vkllm.faces.server.habits import as_meant
 from vkllm.faces.server.settings import ServerSettings
 from vkllm.parameters import whole_number
 
@@ -85,7 +86,8 @@ async def body_of(request: Request) -> dict[str, Any]:
     except TimeoutError:
         raise HttpError(408, f"the request's body did not come within {read_s:.0f} s", is_final=True) from None
     body = b"".join(chunks)
-    return await asyncio.to_thread(json_object, body) if len(body) > _IN_THREAD_BYTES else json_object(body)
+    found = await asyncio.to_thread(json_object, body) if len(body) > _IN_THREAD_BYTES else json_object(body)
+    return as_meant(found)
 
 
 def json_object(body: bytes) -> dict[str, Any]:

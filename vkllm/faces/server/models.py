@@ -98,7 +98,8 @@ class Models:
     """All models of a server. For one event loop.
 
     only: the model to serve, whatever name a request gives, as llama-server does; without it any model on this machine
-    is served by its name. aliases: other names of `only`, the first of which answers give. options: of `AsyncLLM`.
+    is served by its name. aliases: other names of `only`, the first of which answers give. options: of `AsyncLLM`;
+    the context is no longer than a model was trained for where there are several models.
     sleep_s: after how long without requests a model is unloaded. queue: requests that may wait for a model.
     most: models that may be loaded at a time; None is as many as fit. loads_on_request: whether a request for a model
     loads it; else only `load` does. on_change: called when a model's status changes.
@@ -268,8 +269,10 @@ class Models:
             async with self._loads:
                 _check_wanted(model)
                 options: dict[str, Any] = {**self.options}
-                if n_ctx is not None and options.get("n_ctx") is None:
-                    options["n_ctx"] = await asyncio.to_thread(_possible_context, model, n_ctx)
+                if options.get("n_ctx") is None:
+                    options["n_ctx"] = n_ctx
+                if options["n_ctx"] and (n_ctx is not None or not self.is_single):
+                    options["n_ctx"] = await asyncio.to_thread(_possible_context, model, options["n_ctx"])
                 if model._llm is not None:
                     await self._until(lambda: model.n_users <= 1)
                     await self.unload(model)
