@@ -184,11 +184,19 @@ def test_response_formats_become_schemas(fake_llm: MakeLLM, monkeypatch: pytest.
         None,
         {"type": "text"},
         {"type": "json_object"},
+        {"type": "json_object", "schema": None},
         {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}},
     ):
         llm.chat.completions.create(messages=HI, response_format=response_format, max_tokens=1)
-    assert seen == [None, None, {"type": "object"}, schema]
-    for response_format in ({"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}}, "x"):
+    assert seen == [None, None, {"type": "object"}, {"type": "object"}, schema]
+    no_schemas = ({}, {"schema": None})
+    wrong = (
+        {"type": "xml"},
+        {"type": "json_schema"},
+        "x",
+        *({"type": "json_schema", "json_schema": s} for s in no_schemas),
+    )
+    for response_format in wrong:
         with pytest.raises(InvalidParameter, match="response_format must be"):
             llm.chat.completions.create(messages=HI, response_format=response_format)
 

@@ -223,11 +223,11 @@ def schema_of(response_format: Any) -> Any:
     match response_format:
         case None | {"type": "text"}:
             return None
-        case {"type": "json_object", "schema": schema}:  # as llama.cpp's server has it
+        case {"type": "json_object", "schema": schema} if schema is not None:  # as llama.cpp's server has it
             return schema
         case {"type": "json_object"}:
             return _ANY_OBJECT
-        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+        case {"type": "json_schema", "json_schema": {"schema": schema}} if schema is not None:
             return schema
     raise InvalidParameter(
         'response_format must be {"type": "text"}, {"type": "json_object"} or '
