@@ -54,6 +54,11 @@ def test_a_message_is_answered(client: anthropic.Anthropic) -> None:
     )
 
 
+def test_models_are_listed_as_anthropics_clients_read_them(client: anthropic.Anthropic) -> None:
+    (model,) = client.models.list()
+    assert (model.id, model.type, model.display_name, model.created_at.tzname()) == ("tiny", "model", "tiny", "UTC")
+
+
 def test_tokens_are_counted_as_they_are_used(client: anthropic.Anthropic) -> None:
     counted = client.messages.count_tokens(model="claude", messages=HI)
     assert counted.input_tokens == 21

@@ -73,6 +73,9 @@ def test_a_streamed_response_has_openais_events(client: openai.OpenAI) -> None:
 def test_a_cut_response_is_incomplete(client: openai.OpenAI) -> None:
     made = client.responses.create(model="m", input="Hello", max_output_tokens=2)
     assert made.status == "incomplete" and made.output_text == "He"
+    *_, done, last = client.responses.create(model="m", input="Hello", max_output_tokens=2, stream=True)
+    assert done.type == "response.output_item.done" and done.item.status == "incomplete"  # type: ignore[union-attr]
+    assert last.type == "response.incomplete"
     assert made.incomplete_details is not None and made.incomplete_details.reason == "max_output_tokens"
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import fake_engine as fake
 import pytest
 from served import Served, serving, single
+from tiny_gguf import write_tiny_gguf
 
 from vkllm.errors import VkllmError
 from vkllm.faces.server.settings import ServerSettings
@@ -148,6 +149,28 @@ def test_an_engine_that_hangs_does_not_keep_the_server(
     assert client.recv(4096).startswith(b"HTTP/1.1 503 ")
     client.close()
     assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "head"),
+    [
+        ("/v1/messages", {"messages": [], "max_tokens": 3}, b"event: message_start"),
+        ("/v1/responses", {"input": []}, b"event: response.created"),
+    ],
+)
+def test_a_stream_begins_before_its_prompt_is_read(
+    tmp_path: Path, fake_engines: None, path: str, body: dict[str, object], head: bytes
+) -> None:
+    model = write_tiny_gguf(tmp_path / "echo.gguf", template="{{ messages[-1].content }}")
+    turns = [{"role": "user", "content": chr(fake.HANG)}]  # no token ever comes
+    with serving(single(model), ServerSettings(port=0, has_metrics=True)) as server:
+        asked = {name: value if value else turns for name, value in body.items()}
+        client, received = send(server, path, {**asked, "stream": True}), b""
+        while head not in received:
+            received += (more := client.recv(4096))
+            assert more, received
+        assert b"vkllm_first_token_seconds_count 0" in server.request("GET", "/metrics")[2]
+    client.close()
 
 
 def test_metrics_count_what_was_answered(tiny_gguf: Path, fake_engines: None) -> None:

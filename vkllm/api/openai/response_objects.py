@@ -87,11 +87,10 @@ class ResponseAnswer:
 
     def finish(self, generation: Generation) -> list[Event]:
         """The end of the answer."""
-        events = self._close()
+        kind = "incomplete" if generation.finish_reason == "length" else "completed"
+        events = self._close(kind)
         if not self._items:  # an empty answer is a message all the same
-            events += [*self._grow("message", "", Piece("")), *self._close()]
-        is_cut = generation.finish_reason == "length"
-        kind = "incomplete" if is_cut else "completed"
+            events += [*self._grow("message", "", Piece("")), *self._close(kind)]
         return [*events, self._event(f"response.{kind}", response=self.whole(generation))]
 
     def whole(self, generation: Generation) -> dict[str, Any]:
@@ -170,7 +169,7 @@ class ResponseAnswer:
         item["content"] = [part]
         self._open = item
 
-    def _close(self) -> list[Event]:
+    def _close(self, status: str = "completed") -> list[Event]:
         """Ends the open item, if there is one."""
         item, self._open = self._open, None
         if item is None:
@@ -182,7 +181,7 @@ class ResponseAnswer:
         else:
             events = [self._event("response.output_text.done", **what, text=part["text"], logprobs=part["logprobs"])]
         events.append(self._event("response.content_part.done", **what, part=part))
-        item["status"] = "completed"
+        item["status"] = status
         events.append(self._event("response.output_item.done", output_index=len(self._items), item=item))
         self._items.append(item)
         return events

@@ -100,7 +100,7 @@ class Streamed(Response):
 
     pieces: what is sent; it is closed when the client hangs up, which cancels what it waits for. dialect: of errors.
     ping: what is sent while there is nothing else, if anything. ping_s: how often, if the request says so; infinite is
-    never. on_error: an error in the middle, as a piece.
+    never. on_error: an error in the middle, as a piece. has_head: whether the first piece comes before any token.
     """
 
     def __init__(
@@ -112,6 +112,7 @@ class Streamed(Response):
         on_error: Callable[[Mapping[str, Any]], bytes],
         ping: bytes | None = None,
         ping_s: float | None = None,
+        has_head: bool = False,
         media_type: str = "text/event-stream",
     ) -> None:
         super().__init__(
@@ -122,6 +123,7 @@ class Streamed(Response):
         self._dialect = dialect
         self._on_error = on_error
         self._ping = ping
+        self._has_head = has_head
         self._settings = request.app.state.settings
         self._ping_s = self._settings.ping_s if ping_s is None else None if ping_s == math.inf else ping_s
         self._closing: asyncio.Event = request.app.state.closing
@@ -130,7 +132,7 @@ class Streamed(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the pieces."""
         self._scope = scope
-        self._has_begun = has_piece = False
+        self._has_begun, n_pieces = False, 0
         leaving = asyncio.ensure_future(_hung_up(receive))
         closing = asyncio.ensure_future(self._closing.wait())
         step = asyncio.ensure_future(anext(self._pieces, None))
@@ -145,9 +147,9 @@ class Streamed(Response):
                     if (piece := step.result()) is None:
                         break
                     step = asyncio.ensure_future(anext(self._pieces, None))
-                    if not has_piece and scope["method"] == "POST":
+                    if n_pieces == self._has_head and scope["method"] == "POST":
                         self._first_s.add(time.perf_counter() - scope["vkllm.started"])
-                    has_piece = True
+                    n_pieces += 1
                     await self._send(send, piece)
                 elif self._ping is not None:
                     await self._send(send, self._ping)

@@ -29,7 +29,12 @@ async def messages(request: Request) -> Response:
     if not is_stream(body):
         return Json(await answered(request, _message(models, name, asked)))
     return Streamed(
-        request, _events(models, name, asked), dialect="anthropic", on_error=_error_event, ping=_on_the_wire(PING)
+        request,
+        _events(models, name, asked),
+        dialect="anthropic",
+        on_error=_error_event,
+        ping=_on_the_wire(PING),
+        has_head=True,
     )
 
 
@@ -49,8 +54,7 @@ async def _message(models: Models, name: str | None, asked: ChatRequest) -> Even
 async def _events(models: Models, name: str | None, asked: ChatRequest) -> AsyncGenerator[bytes]:
     async with models.use(name) as model, asked.stream(model.llm) as stream:
         answer = MessageAnswer(model.name, asked.options.get("max_tokens"))
-        for each in answer.begin(len((await request_of(stream)).prompt_token_ids)):
-            yield _on_the_wire(each)
+        yield b"".join(map(_on_the_wire, answer.begin(len((await request_of(stream)).prompt_token_ids))))
         joining([stream])
         async for piece in stream:
             for each in answer.push(piece):

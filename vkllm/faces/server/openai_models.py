@@ -1,4 +1,4 @@
-"""`/v1/models`: which models there are, for clients of OpenAI's API, of llama.cpp's server and for Zed.
+"""`/v1/models`: which models there are, for clients of OpenAI's and Anthropic's API, of llama.cpp's server and for Zed.
 
 It knows the shape of the list; models are `models.py`'s.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -30,6 +31,9 @@ async def list_models(request: Request) -> Response:
             "object": "list",
             "data": await asyncio.to_thread(lambda: [described(model, tags) for model in found]),
             "models": [{"name": model.name, "model": model.name, "type": "model"} for model in found],
+            "has_more": False,  # as Anthropic's clients read it
+            "first_id": found[0].name if found else None,
+            "last_id": found[-1].name if found else None,
         }
     )
 
@@ -49,7 +53,10 @@ def described(model: ServedModel, tags: Sequence[str] = ()) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "id": model.name,
         "object": "model",
+        "type": "model",  # this, the name to show and the date are what Anthropic's clients read
+        "display_name": model.name,
         "created": model.created_s,
+        "created_at": datetime.fromtimestamp(model.created_s, UTC).isoformat(timespec="seconds"),
         "owned_by": "vkllm",
         "aliases": sorted({model.name, *model.aliases}),
         "tags": sorted(set(tags)),

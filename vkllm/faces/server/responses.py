@@ -6,14 +6,13 @@ It knows HTTP and the order of events; what they hold is `vkllm.api.openai`'s.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from vkllm.api.answer import Piece
 from vkllm.api.async_llm import opening
 from vkllm.api.async_stream import AsyncStream, joining, request_of, telling_progress
 from vkllm.api.llama_cpp.answers import RunningTimes, progress_fields, timings
@@ -22,7 +21,6 @@ from vkllm.api.openai.response_requests import ResponseRequest, response_request
 from vkllm.faces.server.answers import Json, Streamed, answered, event
 from vkllm.faces.server.bodies import body_of, ping_s, text_in, truth_in
 from vkllm.faces.server.errors import HttpError
-from vkllm.faces.server.merged import merged
 from vkllm.faces.server.models import Models
 
 _PING = b": ping\n\n"
@@ -36,7 +34,9 @@ async def responses(request: Request) -> Response:
     tells, times = truth_in(body, "return_progress"), truth_in(body, "timings_per_token")
     if truth_in(body, "stream"):
         pieces = _events(models, name, asked, tells_progress=tells, tells_times=times)
-        return Streamed(request, pieces, dialect="openai", on_error=_failed, ping=_PING, ping_s=ping_s(body))
+        return Streamed(
+            request, pieces, dialect="openai", on_error=_failed, ping=_PING, ping_s=ping_s(body), has_head=True
+        )
     return Json(await answered(request, _whole(models, name, asked)))
 
 
@@ -79,24 +79,26 @@ async def _events(
         if tells_progress:
             telling_progress([stream])
         joining([stream], joins=not tells_times)
-        has_begun, times, start_s = False, None, time.monotonic()
-        async for _, piece in merged([stream]):
-            events = [] if has_begun else made.begin()
-            has_begun = True
-            if isinstance(piece, Piece):
-                added = made.push(piece)
+        start_s = time.monotonic()
+        async with stream:
+            times = RunningTimes(len((await request_of(stream)).prompt_token_ids), start_s)
+            yield _on_the_wire(made.begin())  # before the prompt is read: clients give up where no event comes for long
+            async for piece in stream:
+                events = made.push(piece)
                 if tells_times:
-                    n_prompt = len((await request_of(stream)).prompt_token_ids)
-                    times = times or RunningTimes(n_prompt, start_s)
                     told = {"timings": times.after(piece)}
-                    added = [each | told if each["type"] == "response.output_text.delta" else each for each in added]
-                events += added
+                    events = [each | told if each["type"] == "response.output_text.delta" else each for each in events]
                 if piece.progress is not None:
                     events.append(made.progress(progress_fields(piece.progress)))
-            else:
-                events += made.finish(piece)
-                events[-1]["timings"] = timings(piece.stats)
-            yield b"".join(event(each, each["type"]) for each in events)
+                yield _on_the_wire(events)
+            generation = await stream.result()
+            events = made.finish(generation)
+            events[-1]["timings"] = timings(generation.stats)
+            yield _on_the_wire(events)
+
+
+def _on_the_wire(events: Sequence[Mapping[str, Any]]) -> bytes:
+    return b"".join(event(each, each["type"]) for each in events)
 
 
 def _failed(body: Mapping[str, Any]) -> bytes:
