@@ -11,7 +11,7 @@ from tiny_gguf import write_tiny_gguf
 
 from vkllm.formats.gguf import ModelFile
 from vkllm.text.chat import ChatTemplate
-from vkllm.text.long_chat import n_tokens_of_system, shortened_chat
+from vkllm.text.long_chat import latest_messages, n_tokens_of_system, shortened_chat
 from vkllm.text.tokenizer import Tokenizer
 
 CHATML = (
@@ -133,3 +133,12 @@ def test_a_call_and_what_it_gave_go_together(tokenizer: Tokenizer) -> None:
     text = shortened(tokenizer, CHATML, messages[:-1], 420)
     first = text.removeprefix("<|im_start|>")
     assert first.startswith("user\nQuestion") and not first.startswith("user\nQuestion 0")
+
+
+def test_of_more_messages_than_the_context_has_tokens_the_latest_turns_stay() -> None:
+    messages = talk(100)
+    assert latest_messages(messages, 200) is messages
+    kept = latest_messages(messages, 50)  # the first of the last 50 is an answer
+    assert kept == [SYSTEM, *messages[-49:]] and kept[1]["role"] == "user"
+    answers = [{"role": "assistant", "content": "x"}] * 9
+    assert latest_messages(answers, 5) is answers

@@ -23,7 +23,7 @@ from vkllm.text.answers.parser import AnswerParser
 from vkllm.text.answers.tool_choice import FREE, ToolChoice
 from vkllm.text.answers.tools import Tools
 from vkllm.text.chat import ChatTemplate
-from vkllm.text.long_chat import n_tokens_of_system, shortened_chat
+from vkllm.text.long_chat import latest_messages, n_tokens_of_system, shortened_chat
 from vkllm.text.messages import plain_messages, plain_tools
 from vkllm.text.tokenizer import Tokenizer
 
@@ -94,7 +94,8 @@ class Prompts:
         self, prompt: str | Sequence[int], params: SamplingParams | None, options: SamplingOptions
     ) -> AnswerText:
         """The request to continue a prompt, in an answer that is still empty. Errors as in `LLM.generate`."""
-        self._check_length(len(prompt) if isinstance(prompt, Sized) else 0, is_text=isinstance(prompt, str))
+        unit = "character" if isinstance(prompt, str) else "token"
+        self._check_length(len(prompt) if isinstance(prompt, Sized) else 0, unit)
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.checked_tokens(prompt)
         n_keep = int(token_ids[:1] == [self.tokenizer.bos_id])
         origin = checked_origin(options.get("origin"))
@@ -116,8 +117,11 @@ class Prompts:
         """
         params = self._params(params, options)
         messages = plain_messages(messages)
-        if not params.context_shift:
-            self._check_length(sum(len(message["content"]) for message in messages), is_text=True)
+        if params.context_shift:
+            messages = latest_messages(messages, self.n_ctx)
+        else:
+            self._check_length(sum(len(message["content"]) for message in messages), "character")
+            self._check_length(len(messages), "message")  # each is a token at least
         if not messages:
             raise InvalidParameter(
                 'messages is empty; give at least one message, such as {"role": "user", "content": "Hello"}'
@@ -181,7 +185,7 @@ class Prompts:
         for place, text in enumerate(texts):
             what = "the text" if len(texts) == 1 else f"text {place} of {len(texts)}"
             if isinstance(text, str):
-                self._check_length(len(text), is_text=True)
+                self._check_length(len(text), "character")
             token_ids = self.tokenizer.encode(text) if isinstance(text, str) else self.checked_tokens(text)
             if len(text) == 0 or not token_ids:
                 raise InvalidParameter(f"{what} is empty and has no embedding; give at least one token of it")
@@ -295,10 +299,10 @@ class Prompts:
             parser = AnswerParser(form, tools, is_thinking=is_thinking)
         return AnswerText(request, detokenizer, self.tokenizer.token_text, parser, most_calls=choice.most)
 
-    def _check_length(self, n: int, *, is_text: bool) -> None:
-        """Raises ContextOverflow for so many characters or tokens that they cannot fit, before work on them."""
-        if n > (most := self.n_ctx * (self._longest if is_text else 1)):
-            unit = "character" if is_text else "token"
+    def _check_length(self, n: int, unit: str) -> None:
+        """Raises ContextOverflow for so many characters, tokens or messages that they cannot fit, before work on
+        them."""
+        if n > (most := self.n_ctx * (self._longest if unit == "character" else 1)):
             raise ContextOverflow(
                 f"the prompt has {counted(n, unit)}, but a context of {self.n_ctx} tokens holds at most {most}; "
                 f"shorten the prompt or ask for a larger context (the model's limit is {self._n_ctx_train})",

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from vkllm.text.chat import ChatTemplate
 
 
+def latest_messages(messages: Messages, n_ctx: int) -> Messages:
+    """The system's messages and the latest turns of a conversation of more messages than the context has tokens.
+
+    What is dropped could not stay in any case, and rendering it takes time.
+    """
+    users = (i for i in range(len(messages) - n_ctx, len(messages)) if messages[i].get("role") == "user")
+    if len(messages) <= n_ctx or (first := next(users, None)) is None:
+        return messages
+    return [m for i, m in enumerate(messages) if i >= first or m.get("role") in SYSTEM_ROLES]
+
+
 def n_tokens_of_system(
     template: ChatTemplate,
     messages: Messages,
