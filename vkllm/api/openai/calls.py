@@ -177,7 +177,7 @@ class TextCall(Call[Completion, Completion]):
         super().__init__(prompts, "cmpl", given, is_stream=is_stream)
         sampling = sampling_options(given) | {"logprobs": given.get("logprobs")}
         self._echoes = truth("echo", given.get("echo", False))
-        if self._echoes and sampling["logprobs"] not in (None, False):
+        if self._echoes and not (sampling["logprobs"] is None or sampling["logprobs"] is False):  # 0 asks for some
             raise InvalidParameter("echo has no logprobs of the prompt; leave one of them out, or use llm.score")
         for each in as_batch(prompt)[0]:
             for choice in range(self.n_choices):
