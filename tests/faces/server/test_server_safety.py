@@ -223,6 +223,15 @@ def test_hostile_parameters_are_refused_quickly(
         assert status == 400 and problem in body["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "n"), [("/v1/completions", "n"), ("/completion", "n_cmpl"), ("/completion", "n"), ("/completion", "")]
+)
+def test_one_request_cannot_ask_for_answers_without_end(served: Served, path: str, n: str) -> None:
+    asked = {"prompt": ["a"] * (17 if n else 2049), "max_tokens": 1, **({n: 128} if n else {})}
+    status, _, body = served.request("POST", path, asked)
+    assert status == 400 and "prompt must be at most" in body["error"]["message"]
+
+
 def test_large_bodies_are_refused_before_they_are_read(guarded: Served) -> None:
     with socket.create_connection((guarded.host, guarded.port)) as client:
         client.sendall(

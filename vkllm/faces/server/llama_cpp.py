@@ -26,7 +26,7 @@ from vkllm.faces.server.answers import Json, Streamed, answered, event
 from vkllm.faces.server.bodies import body_of, ping_s, text_in, truth_in
 from vkllm.faces.server.errors import HttpError
 from vkllm.faces.server.merged import merged
-from vkllm.faces.server.models import Models, ServedModel
+from vkllm.faces.server.models import Models, ServedModel, check_answers
 
 _PING = b": ping\n\n"
 MakeRequest = Callable[[ServedModel], CompletionRequest]
@@ -36,6 +36,7 @@ async def completion(request: Request) -> Response:
     """Continues texts."""
     body = await body_of(request)
     asked = completion_request(body)
+    check_answers(len(asked.prompts), asked.n)
     return await _respond(request, body, lambda model: asked)
 
 

@@ -18,7 +18,7 @@ from vkllm.api.async_llm import AsyncLLM
 from vkllm.api.file_facts import file_facts
 from vkllm.api.loading import LoadOptions
 from vkllm.engine.events import EngineStats
-from vkllm.errors import ModelNotFound, QueueFull, VkllmError
+from vkllm.errors import InvalidParameter, ModelNotFound, QueueFull, VkllmError
 from vkllm.faces.server.errors import HttpError
 from vkllm.faces.server.fitting import Fitting
 from vkllm.faces.server.names import Known, KnownModels
@@ -32,6 +32,15 @@ Status = Literal["unloaded", "loading", "loaded", "sleeping", "failed"]
 DEFAULT_QUEUE = 512
 MOST_OF_ONE = 2048
 """Sequences of one request that may wait: a list of texts is one request here, and as many as it has for the engine."""
+
+
+def check_answers(n_prompts: int, n: int) -> None:
+    """Raises InvalidParameter for more answers than one request may ask for. n: answers to each prompt."""
+    if n_prompts * n > MOST_OF_ONE:
+        raise InvalidParameter(
+            f"prompt must be at most {MOST_OF_ONE // n} texts where each has {n} answers, not {n_prompts}; send the rest "
+            "in other requests"
+        )
 
 
 def sum_of(one: EngineStats, other: EngineStats) -> EngineStats:

@@ -23,13 +23,13 @@ from vkllm.api.llama_cpp.answers import RunningTimes, progress_fields, timings
 from vkllm.api.llama_cpp.fields import openai_fields, thinking_variables, thinks_in_content
 from vkllm.api.llama_cpp.requests import biases
 from vkllm.api.openai.calls import Call, ChatCall, TextCall
-from vkllm.api.openai.options import ChatCompletionOptions, TextOptions, TransportOptions
-from vkllm.api.prompts import Prompts
+from vkllm.api.openai.options import ChatCompletionOptions, TextOptions, TransportOptions, n_choices
+from vkllm.api.prompts import Prompts, as_batch
 from vkllm.errors import InvalidParameter
 from vkllm.faces.server.answers import Json, Streamed, answered, event
 from vkllm.faces.server.bodies import body_of, ping_s, text_in, truth_in
 from vkllm.faces.server.merged import merged
-from vkllm.faces.server.models import Models, ServedModel
+from vkllm.faces.server.models import Models, ServedModel, check_answers
 from vkllm.faces.server.openai_objects import TextChunks, as_sent, prompt_of
 from vkllm.faces.thoughts import KeptText, kept_text
 
@@ -72,6 +72,7 @@ async def completions(request: Request) -> Response:
     if prompt is None or prompt == []:
         raise InvalidParameter("prompt must be a text, a list of token ids, or a list of these")
     options: Any = known(openai_fields(body, is_chat=False), TextOptions)
+    check_answers(len(as_batch(prompt)[0]), n_choices(options))
 
     def make_call(prompts: Prompts) -> TextCall:
         return TextCall(prompts, prompt, _with_biases(options, prompts), is_stream=is_stream)
