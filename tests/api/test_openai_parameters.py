@@ -165,8 +165,10 @@ def test_echo_puts_the_prompt_before_each_answer_streamed_or_not(llm: LLM) -> No
     assert [choice.text for choice in made.choices] == ["Xabab", "Xcdcd"]
     chunks = list(llm.completions.create(prompt="Xab", echo=True, max_tokens=2, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == "Xabab"
-    with pytest.raises(InvalidParameter, match="echo has no logprobs of the prompt"):
-        llm.completions.create(prompt="Xab", echo=True, logprobs=1)
+    for logprobs in (0, 1, True):
+        with pytest.raises(InvalidParameter, match="echo has no logprobs of the prompt"):
+            llm.completions.create(prompt="Xab", echo=True, logprobs=logprobs)
+    assert llm.completions.create(prompt="Xab", echo=True, logprobs=False, max_tokens=2).choices[0].text == "Xabab"
 
 
 def test_tools_are_told_unless_none_shall_be_called(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

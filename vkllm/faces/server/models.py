@@ -38,8 +38,8 @@ def check_answers(n_prompts: int, n: int) -> None:
     """Raises InvalidParameter for more answers than one request may ask for. n: answers to each prompt."""
     if n_prompts * n > MOST_OF_ONE:
         raise InvalidParameter(
-            f"prompt must be at most {MOST_OF_ONE // n} texts where each has {n} answers, not {n_prompts}; send the rest "
-            "in other requests"
+            f"prompt must be at most {MOST_OF_ONE // n} texts where each has {n} answers, not {n_prompts}; send the "
+            "rest in other requests"
         )
 
 
