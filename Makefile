@@ -19,10 +19,9 @@ test: ## linters, types and all tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	@$(BIN)/python -c 'from vkllm.store import find_model; print("default model:", find_model("smollm2"))'
-	@# mypy takes one core for half a minute, beside the tests no time of its own; these wait a quarter of theirs
-	@# for clients, processes and devices, so two cores have room for three at once
+	@# mypy takes one core for half a minute, beside the tests no time of its own
 	$(BIN)/mypy & types=$$!; \
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
 	wait $$types && exit $$tests
 
 setup: ## system packages, .venv, Kompute, the Vulkan layer, vkllm
