@@ -97,8 +97,8 @@ async def test_a_chat_of_200_messages_is_there_at_once_and_grows_upwards(
         assert len(scene.views) == 8 and scene.texts[-1].startswith("message 199")
         await assert_keys_are_answered(scene)
         scene.chat.conversation.scroll_to(y=0, animate=False)
-        await scene.until(lambda: len(scene.views) == 16)
-        assert "question 192" in scene.shown  # what was at the top before is still there
+        await scene.until(lambda: len(scene.views) == 16 and not scene.chat.conversation._is_adding)
+        await scene.until(lambda: "question 192" in scene.shown)  # what was at the top before is still there
         scene.views[0].focus()
         await scene.press("up", "k")
         await scene.until(lambda: len(scene.views) > 16)
