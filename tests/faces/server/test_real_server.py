@@ -1,4 +1,5 @@
-"""The command `vkllm serve` with the real engine, asked by the packages of OpenAI, Anthropic, ollama and LangChain.
+"""The command `vkllm serve` with the real engine, asked by the packages of OpenAI, Anthropic, ollama and LangChain, and
+by Simon Willison's llm.
 
 All tests ask one server. A greedy answer is known once it was given, so other clients and other ways to ask are
 compared with it.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -173,6 +175,28 @@ def test_langchain_gets_the_same_answer(server: Server, greeting: str) -> None:
     )
     answer = model.invoke([("user", "Say hi")])
     assert answer.content == greeting and answer.usage_metadata["output_tokens"] == 5
+
+
+def test_the_command_llm_gets_the_same_answer_whole_streamed_and_by_a_schema(
+    server: Server, greeting: str, tmp_path: Path
+) -> None:
+    """With an entry as docs/serve.md shows it."""
+    entry = f"- model_id: here\n  model_name: smollm2\n  api_base: {server.url}/v1\n  supports_schema: true\n"
+    (tmp_path / "extra-openai-models.yaml").write_text(entry)
+
+    def llm(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "any"}
+        command = [sys.executable, "-m", "llm", "-m", "here", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONG_S)
+
+    greedy = ["Say hi", "-o", "temperature", "0", "-o", "max_tokens"]
+    for options in (["--no-stream"], []):
+        done = llm(*greedy, "5", *options)
+        assert (done.returncode, done.stdout.strip()) == (0, greeting.strip()), done.stderr
+    done = llm(*greedy, "24", "--schema", json.dumps(FRUIT))
+    assert isinstance(json.loads(done.stdout)["ripe"], bool), done.stderr
+    done = llm("Say hi", "-o", "temperature", "9")
+    assert done.returncode and "temperature" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_json_schema_is_kept(client: OpenAI) -> None:
