@@ -13,7 +13,8 @@ import pytest
 from terminal import FAKE, REAL, Command, in_this_process
 
 from vkllm import LLM, InvalidParameter, RunStats
-from vkllm.faces.cli.bench import BenchOptions, Case, Setup, cases, layer_counts, measure, numbers, placements, setups
+from vkllm.faces.cli.bench import BenchOptions, Case, Setup, measure
+from vkllm.faces.cli.bench_options import cases, layer_counts, numbers, placements, setups
 
 # llama-bench's fields in its order, and ours.
 KEYS = [

@@ -139,16 +139,8 @@ def bench(
 
     Options that take several values take a list with commas, or are given several times.
     """
-    from vkllm.faces.cli.bench import (
-        BenchOptions,
-        Split,
-        cases,
-        layer_counts,
-        measure,
-        numbers,
-        placements,
-        setups,
-    )
+    from vkllm.faces.cli.bench import BenchOptions, Split, measure
+    from vkllm.faces.cli.bench_options import cases, layer_counts, numbers, placements, setups
     from vkllm.faces.cli.bench_output import FORMATS, markdown
 
     def values(given: list[str] | None, default: str) -> list[str]:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -186,6 +186,11 @@ def event(data: Any, name: str | None = None) -> bytes:
     """A server-sent event. data: JSON, or text that is sent as it is."""
     text = data.encode() if isinstance(data, str) else json_bytes(data)
     return (b"" if name is None else b"event: " + name.encode() + b"\n") + b"data: " + text + b"\n\n"
+
+
+def events(told: Iterable[Mapping[str, Any]]) -> bytes:
+    """Server-sent events that are named by their types, as OpenAI's responses and Anthropic's messages have them."""
+    return b"".join(event(each, each["type"]) for each in told)
 
 
 def line(data: Any) -> bytes:

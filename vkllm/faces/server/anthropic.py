@@ -16,7 +16,7 @@ from vkllm.api.anthropic.answers import PING, Event, MessageAnswer
 from vkllm.api.anthropic.requests import is_stream, message_request
 from vkllm.api.async_stream import joining, request_of
 from vkllm.api.chat_request import ChatRequest
-from vkllm.faces.server.answers import Json, Streamed, answered, event
+from vkllm.faces.server.answers import Json, Streamed, answered, event, events
 from vkllm.faces.server.bodies import body_of, text_in
 from vkllm.faces.server.models import Models
 
@@ -33,7 +33,7 @@ async def messages(request: Request) -> Response:
         _events(models, name, asked),
         dialect="anthropic",
         on_error=_error_event,
-        ping=_on_the_wire(PING),
+        ping=events([PING]),
         has_head=True,
     )
 
@@ -54,22 +54,17 @@ async def _message(models: Models, name: str | None, asked: ChatRequest) -> Even
 async def _events(models: Models, name: str | None, asked: ChatRequest) -> AsyncGenerator[bytes]:
     async with models.use(name) as model, asked.stream(model.llm) as stream:
         answer = MessageAnswer(model.name, asked.options.get("max_tokens"))
-        yield b"".join(map(_on_the_wire, answer.begin(len((await request_of(stream)).prompt_token_ids))))
+        yield events(answer.begin(len((await request_of(stream)).prompt_token_ids)))
         joining([stream])
         async for piece in stream:
-            for each in answer.push(piece):
-                yield _on_the_wire(each)
-        for each in answer.end(await stream.result()):
-            yield _on_the_wire(each)
+            if told := answer.push(piece):
+                yield events(told)
+        yield events(answer.end(await stream.result()))
 
 
 async def _count(models: Models, name: str | None, asked: ChatRequest) -> Event:
     async with models.use(name) as model:
         return {"input_tokens": await asked.n_tokens(model.llm)}
-
-
-def _on_the_wire(told: Event) -> bytes:
-    return event(told, told["type"])
 
 
 def _error_event(body: Mapping[str, Any]) -> bytes:

@@ -6,7 +6,7 @@ It knows HTTP and the order of events; what they hold is `vkllm.api.openai`'s.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -18,7 +18,7 @@ from vkllm.api.async_stream import AsyncStream, joining, request_of, telling_pro
 from vkllm.api.llama_cpp.answers import RunningTimes, progress_fields, timings
 from vkllm.api.openai.response_objects import ResponseAnswer
 from vkllm.api.openai.response_requests import ResponseRequest, response_request
-from vkllm.faces.server.answers import Json, Streamed, answered, event
+from vkllm.faces.server.answers import Json, Streamed, answered, event, events
 from vkllm.faces.server.bodies import body_of, ping_s, text_in, truth_in
 from vkllm.faces.server.errors import HttpError
 from vkllm.faces.server.models import Models
@@ -82,23 +82,19 @@ async def _events(
         start_s = time.monotonic()
         async with stream:
             times = RunningTimes(len((await request_of(stream)).prompt_token_ids), start_s)
-            yield _on_the_wire(made.begin())  # before the prompt is read: clients give up where no event comes for long
+            yield events(made.begin())  # before the prompt is read: clients give up where no event comes for long
             async for piece in stream:
-                events = made.push(piece)
+                added = made.push(piece)
                 if tells_times:
                     told = {"timings": times.after(piece)}
-                    events = [each | told if each["type"] == "response.output_text.delta" else each for each in events]
+                    added = [each | told if each["type"] == "response.output_text.delta" else each for each in added]
                 if piece.progress is not None:
-                    events.append(made.progress(progress_fields(piece.progress)))
-                yield _on_the_wire(events)
+                    added.append(made.progress(progress_fields(piece.progress)))
+                yield events(added)
             generation = await stream.result()
-            events = made.finish(generation)
-            events[-1]["timings"] = timings(generation.stats)
-            yield _on_the_wire(events)
-
-
-def _on_the_wire(events: Sequence[Mapping[str, Any]]) -> bytes:
-    return b"".join(event(each, each["type"]) for each in events)
+            end = made.finish(generation)
+            end[-1]["timings"] = timings(generation.stats)
+            yield events(end)
 
 
 def _failed(body: Mapping[str, Any]) -> bytes:
